@@ -1,0 +1,27 @@
+# Every target is a command a person can run; CI runs the same ones.
+PYTHON ?= python
+WORKERS ?= 2
+
+.PHONY: install check test test-all demo build
+
+install:
+	$(PYTHON) -m pip install --quiet --editable ".[dev]"
+
+check:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+	$(PYTHON) -m codespell_lib src tests examples docs README.md CHANGELOG.md
+	lint-imports
+
+test:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not slow and not gpu and not browser"
+
+test-all:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser"
+
+demo:
+	$(PYTHON) examples/train_cuhk.py
+
+build:
+	$(PYTHON) -m build
