@@ -1,0 +1,1 @@
+"""The only room that touches open_clip's insides: finds towers, injects prompts, loads models."""

@@ -1,0 +1,130 @@
+"""What grows and shrinks with the sequence, as pure functions."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def insert_tokens(sequence: Tensor, tokens: Tensor, *, slot: int, axis: int) -> Tensor:
+    """Insert the same P tokens into every sequence of a batch.
+
+    Args:
+        sequence: The batch.
+        tokens: What to insert; cast to the sequence's dtype.
+        slot: Position of the first inserted token.
+        axis: 1 if the batch comes first, 0 if the sequence does.
+
+    Shape:
+        - sequence: (B, L, D) for `axis=1`, (L, B, D) for `axis=0`
+        - tokens: (P, D)
+        - returns: the same with L + P
+    """
+    batch = sequence.shape[1 - axis]
+    inserted = tokens.to(sequence.dtype).unsqueeze(1 - axis)
+    inserted = inserted.expand(batch, -1, -1) if axis == 1 else inserted.expand(-1, batch, -1)
+    before = sequence.narrow(axis, 0, slot)
+    after = sequence.narrow(axis, slot, sequence.shape[axis] - slot)
+    return torch.cat([before, inserted, after], dim=axis)
+
+
+def remove_tokens(sequence: Tensor, *, slot: int, count: int, axis: int) -> Tensor:
+    """Take `count` tokens at `slot` out again; the inverse of `insert_tokens`.
+
+    Shape:
+        - sequence: (B, L + P, D) for `axis=1`, (L + P, B, D) for `axis=0`
+        - returns: the same with L
+    """
+    before = sequence.narrow(axis, 0, slot)
+    rest = slot + count
+    return torch.cat([before, sequence.narrow(axis, rest, sequence.shape[axis] - rest)], dim=axis)
+
+
+def grow_mask(mask: Tensor | None, *, length: int, slot: int, count: int, causal: bool) -> Tensor | None:
+    """Grow an attention mask by `count` positions at `slot`.
+
+    A new position sees, and is seen by, what the position before the slot does; in a causal tower the triangle
+    is then drawn again, so later tokens see the prompts and earlier ones do not.
+
+    Args:
+        mask: Additive (`-inf` is hidden) or boolean, or `None`.
+        length: L, the sequence's length without the new positions.
+        slot: First new position.
+        count: P, number of new positions.
+        causal: Whether a token may only look back.
+
+    Shape:
+        - mask: (..., L) or (..., L, L); one already of another size is returned as it is
+        - returns: (..., L + P) or (..., L + P, L + P)
+    """
+    if mask is None or count == 0 or mask.shape[-1] != length:
+        return mask
+    source = torch.arange(length, device=mask.device)
+    neighbour = source.new_full((count,), max(slot - 1, 0))
+    source = torch.cat([source[:slot], neighbour, source[slot:]])
+    mask = mask.index_select(-1, source)
+    if mask.ndim >= 2 and mask.shape[-2] == length:
+        mask = mask.index_select(-2, source)
+        if causal:
+            hidden = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
+            mask = mask.masked_fill(hidden, False if mask.dtype == torch.bool else float("-inf"))
+    return mask
+
+
+def crop_mask(mask: Tensor | None, *, length: int) -> Tensor | None:
+    """Keep the first `length` positions of an attention mask, (..., L) or (..., L, L)."""
+    if mask is None or mask.shape[-1] <= length:
+        return mask
+    if mask.ndim >= 2 and mask.shape[-2] == mask.shape[-1]:
+        mask = mask[..., :length, :]
+    return mask[..., :length]
+
+
+def shift_positions(sequence: Tensor, positions: Tensor, *, slot: int, count: int, axis: int) -> Tensor:
+    """Move the tokens from `slot` on by `count` places in the tower's own position embedding.
+
+    Positions past the end of the table keep its last row.
+
+    Shape:
+        - sequence: (B, L, D) for `axis=1`, (L, B, D) for `axis=0`, with the positions already added
+        - positions: (L, D)
+        - returns: as `sequence`
+    """
+    here = torch.arange(slot, sequence.shape[axis], device=sequence.device)
+    there = (here + count).clamp(max=positions.shape[0] - 1)
+    change = (positions[there] - positions[here]).to(sequence.dtype).unsqueeze(1 - axis)
+    kept = sequence.narrow(axis, 0, slot)
+    moved = sequence.narrow(axis, slot, sequence.shape[axis] - slot) + change
+    return torch.cat([kept, moved], dim=axis)
+
+
+def sample_grid_positions(positions: Tensor, *, grid: tuple[int, int], count: int) -> Tensor:
+    """Take `count` position embeddings from a grid, evenly along its rows.
+
+    Args:
+        positions: Position embedding whose last `rows * columns` entries are the grid's.
+        grid: (rows, columns).
+        count: How many to take.
+
+    Shape:
+        - positions: (L, D)
+        - returns: (count, D)
+    """
+    patches = rearrange(positions[-grid[0] * grid[1] :], "l d -> 1 d l")
+    return rearrange(F.interpolate(patches, size=count, mode="linear", align_corners=False), "1 d p -> p d")
+
+
+def resize_grid(positions: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Resize a position grid from one (rows, columns) to another, leaving class tokens alone.
+
+    Shape:
+        - positions: (prefix + rows * columns, D)
+        - returns: (prefix + target rows * target columns, D)
+    """
+    if source == target:
+        return positions
+    prefix = positions.shape[0] - source[0] * source[1]
+    patches = rearrange(positions[prefix:].float(), "(h w) d -> 1 d h w", h=source[0])
+    patches = F.interpolate(patches, size=target, mode="bicubic", antialias=True, align_corners=False)
+    resized = rearrange(patches, "1 d h w -> (h w) d").to(positions.dtype)
+    return torch.cat([positions[:prefix], resized])

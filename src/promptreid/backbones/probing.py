@@ -1,0 +1,72 @@
+"""What the blocks of a bare tower see: the starting point of prompts that leave the features almost as they were."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptreid.backbones.text import vocabulary_size_of
+from promptreid.backbones.towers import TokenTower
+from promptreid.backbones.vision import image_size_of
+
+_PROBES = 8
+_CAPTION_TOKENS = 24
+
+
+def mean_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, spans: int) -> Tensor:
+    """Each block's own mean input, over `spans` equal stretches of the sequence after the slot.
+
+    Args:
+        clip: The bare model; it is run in eval mode and put back.
+        tower: One of its towers.
+        run: Sends a batch through that tower.
+        spans: P, into how many stretches the sequence is divided.
+
+    Shape:
+        - returns: (blocks, P, D) float32
+    """
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sequence: Tensor = args[0] if args else next(iter(kwargs.values()))
+        sequence = sequence.transpose(0, 1) if tower.sequence_axis == 1 else sequence
+        stretches = sequence[tower.slot :].float().tensor_split(spans)
+        seen.append(torch.stack([stretch.mean(dim=(0, 1)) for stretch in stretches]))
+
+    modes = {module: module.training for module in clip.modules()}
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in tower.blocks]
+    clip.eval()
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return torch.stack(seen)
+
+
+def probe_images(clip: nn.Module) -> Tensor:
+    """A few smooth random pictures, normalised, of the size that `clip` takes: (B, 3, H, W)."""
+    parameter = next(clip.parameters())
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(_PROBES, 3, 6, 4, generator=generator)
+    images = F.interpolate(coarse, size=image_size_of(clip), mode="bilinear", align_corners=False)
+    return images.to(parameter.device, parameter.dtype)
+
+
+def probe_tokens(clip: nn.Module, length: int) -> Tensor:
+    """A few sequences of common token ids between the start and end tokens: (B, L) int64."""
+    vocabulary = vocabulary_size_of(clip)
+    generator = torch.Generator().manual_seed(0)
+    words = min(_CAPTION_TOKENS, length - 2)
+    # Byte-pair vocabularies number frequent words first; the last two ids are the start and end tokens.
+    common = max(2, min(vocabulary - 2, 8192))
+    tokens = torch.zeros(_PROBES, length, dtype=torch.int64)
+    tokens[:, 1 : 1 + words] = torch.randint(1, common, (_PROBES, words), generator=generator)
+    tokens[:, 0] = vocabulary - 2
+    tokens[:, 1 + words] = vocabulary - 1
+    return tokens.to(next(clip.parameters()).device)

@@ -1,0 +1,1 @@
+"""Prompted encoders: one tower each, or both as a `PromptedCLIP`."""

@@ -1,0 +1,51 @@
+"""Small open_clip models that every room's tests share; nothing is downloaded."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": [32, 16], "layers": 3, "width": 32, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 512, "width": 24, "heads": 3, "layers": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def model_cfg() -> dict:
+    return copy.deepcopy(CONFIG)
+
+
+@pytest.fixture
+def clip(model_cfg: dict) -> torch.nn.Module:
+    """An open_clip CLIP of three narrow blocks a tower, with random weights, in eval mode."""
+    from open_clip.model import CLIP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = CLIP(**model_cfg)
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(5, 3, 32, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Five captions of 4 to 12 tokens between start (510) and end (511), padded with 0."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.zeros(5, 24, dtype=torch.int64)
+    for row, words in enumerate((4, 12, 7, 9, 5)):
+        tokens[row, 0] = 510
+        tokens[row, 1 : 1 + words] = torch.randint(1, 500, (words,), generator=generator)
+        tokens[row, 1 + words] = 511
+    return tokens
