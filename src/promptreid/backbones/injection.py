@@ -114,7 +114,7 @@ class PromptInjection:
 
     def _refuse_occupied(self) -> None:
         for module in (self.tower.container, *self.tower.blocks):
-            kinds = {type(hook) for hook in module._forward_pre_hooks.values()}
+            kinds = {type(hook) for hook in module._forward_pre_hooks.values()}  # pyright: ignore[reportPrivateUsage]
             if kinds & {TrimSequence, InsertPrompts}:
                 raise AttachmentError(
                     f"this {self.tower.kind} already carries prompts, and two sets would stack. Call .detach() on "

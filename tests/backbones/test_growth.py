@@ -1,0 +1,81 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptreid.backbones.growth import (
+    crop_mask,
+    grow_mask,
+    insert_tokens,
+    remove_tokens,
+    resize_grid,
+    sample_grid_positions,
+    shift_positions,
+)
+
+
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 1), st.data())
+def test_insert_then_remove_any_slot_gives_the_sequence_back(length, count, axis, data):
+    slot = data.draw(st.integers(0, length))
+    sequence = torch.randn((3, length, 2) if axis == 1 else (length, 3, 2))
+    longer = insert_tokens(sequence, torch.randn(count, 2), slot=slot, axis=axis)
+    assert longer.shape[axis] == length + count
+    assert torch.equal(remove_tokens(longer, slot=slot, count=count, axis=axis), sequence)
+
+
+def test_insert_tokens_puts_every_token_at_the_slot_of_every_sequence():
+    sequence = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
+    longer = insert_tokens(sequence, torch.tensor([[7.0], [8.0]]), slot=1, axis=1)
+    assert longer[..., 0].tolist() == [[1, 7, 8, 2], [3, 7, 8, 4]]
+
+
+def test_grow_mask_causal_lets_later_tokens_see_prompts_and_the_start_not():
+    causal = torch.full((3, 3), float("-inf")).triu(1)
+    grown = grow_mask(causal, length=3, slot=1, count=2, causal=True)
+    assert grown is not None
+    # start, p1, p2, word, end: the plain triangle of five.
+    assert torch.equal(grown, torch.full((5, 5), float("-inf")).triu(1))
+
+
+def test_grow_mask_padding_of_keys_copies_the_start_token():
+    visible = torch.tensor([[True, True, False]])
+    grown = grow_mask(visible, length=3, slot=1, count=2, causal=False)
+    assert grown is not None
+    assert grown.tolist() == [[True, True, True, True, False]]
+
+
+def test_grow_mask_already_grown_or_absent_is_left_alone():
+    mask = torch.zeros(5, 5)
+    assert grow_mask(mask, length=3, slot=1, count=2, causal=True) is mask
+    assert grow_mask(None, length=3, slot=1, count=2, causal=True) is None
+
+
+def test_crop_mask_keeps_the_first_positions():
+    mask = torch.arange(9.0).reshape(3, 3)
+    cropped = crop_mask(mask, length=2)
+    assert cropped is not None
+    assert cropped.tolist() == [[0, 1], [3, 4]]
+    assert crop_mask(None, length=2) is None
+
+
+def test_shift_positions_moves_the_caption_and_keeps_the_last_row_past_the_end():
+    positions = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    sequence = positions[None].clone()  # embeddings of zero, positions added
+    moved = shift_positions(sequence, positions, slot=1, count=1, axis=1)
+    # start keeps 0; 1 -> 2, 2 -> 4, and the last stays at the table's end.
+    assert moved[0, :, 0].tolist() == [0, 2, 4, 4]
+    assert torch.equal(shift_positions(sequence.transpose(0, 1), positions, slot=1, count=1, axis=0)[:, 0], moved[0])
+
+
+def test_sample_grid_positions_one_prompt_takes_the_middle():
+    positions = torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]])  # class token, then a 2 x 2 grid
+    # One sample of four sits between the second and the third: (2 + 4) / 2.
+    assert sample_grid_positions(positions, grid=(2, 2), count=1).tolist() == [[3.0]]
+
+
+def test_resize_grid_keeps_the_class_token_and_a_constant_grid():
+    positions = torch.cat([torch.tensor([[5.0]]), torch.full((4, 1), 2.0)])
+    resized = resize_grid(positions, source=(2, 2), target=(6, 3))
+    assert resized.shape == (19, 1)
+    assert resized[0].item() == 5.0
+    torch.testing.assert_close(resized[1:], torch.full((18, 1), 2.0))
+    assert resize_grid(positions, source=(2, 2), target=(2, 2)) is positions
