@@ -1,0 +1,1 @@
+"""Data sets: annotation files, records, pictures, transforms and samplers."""
