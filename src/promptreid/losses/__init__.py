@@ -1,0 +1,1 @@
+"""What training minimises: pure functions, and modules that keep their settings."""

@@ -1,0 +1,120 @@
+"""InfoNCE against hand-worked values and a loop in plain Python."""
+
+import math
+
+import pytest
+import torch
+
+from promptreid.losses.contrastive import ContrastiveLoss
+
+
+def slow_loss(
+    images: torch.Tensor, texts: torch.Tensor, *, temperature: float, ids: list[int], same_person: str
+) -> float:
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    def one_way(queries: list[list[float]], gallery: list[list[float]]) -> float:
+        total = 0.0
+        for i, query in enumerate(queries):
+            score = [math.exp(cosine(query, item) / temperature) for item in gallery]
+            mates = [j for j in range(len(ids)) if ids[j] == ids[i]]
+            positives = mates if same_person == "positive" else [i]
+            left_out = set(mates) - {i} if same_person == "ignored" else set()
+            whole = sum(value for j, value in enumerate(score) if j not in left_out)
+            total -= sum(math.log(score[j] / whole) for j in positives) / len(positives)
+        return total / len(queries)
+
+    return (one_way(images.tolist(), texts.tolist()) + one_way(texts.tolist(), images.tolist())) / 2
+
+
+def test_contrastive_loss_two_pairs_matches_hand_worked_value() -> None:
+    # Images along x and y, three and two long; captions along x and at 45 degrees. Cosines:
+    #        t0       t1
+    # i0      1     0.7071          temperature 0.5, so logits are twice these: [[2, 1.4142], [0, 1.4142]]
+    # i1      0     0.7071
+    # image to text: log(1 + e^(1.4142-2)) = log 1.556668 = 0.442548;  log(1 + e^(0-1.4142)) = log 1.243117 = 0.217622
+    # text to image: log(1 + e^(0-2)) = log 1.135335 = 0.126928;       log(1 + e^0) = log 2 = 0.693147
+    # loss = ((0.442548 + 0.217622) / 2 + (0.126928 + 0.693147) / 2) / 2 = (0.330085 + 0.410038) / 2 = 0.370061
+    images = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    texts = torch.tensor([[0.5, 0.0], [4.0, 4.0]])
+    assert ContrastiveLoss(0.5)(images, texts).item() == pytest.approx(0.370061, abs=1e-5)
+
+
+@pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
+def test_contrastive_loss_random_batch_matches_slow_reference(same_person: str) -> None:
+    images, texts = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    ids = [0, 1, 0, 2, 1, 0]
+    fast = ContrastiveLoss(0.1, same_person=same_person)(images, texts, torch.tensor(ids)).item()
+    slow = slow_loss(images, texts, temperature=0.1, ids=ids, same_person=same_person)
+    assert fast == pytest.approx(slow, rel=1e-12)
+
+
+@pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
+def test_contrastive_loss_random_batch_has_right_gradients(same_person: str) -> None:
+    images = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    texts = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    loss = ContrastiveLoss(0.3, same_person=same_person)
+    ids = torch.tensor([0, 1, 0, 2])
+    assert torch.autograd.gradcheck(lambda a, b: loss(a, b, ids), (images, texts))
+
+
+def test_contrastive_loss_other_persons_only_is_the_same_whatever_same_person_says() -> None:
+    images, texts, ids = torch.randn(4, 8), torch.randn(4, 8), torch.arange(4)
+    plain = ContrastiveLoss()(images, texts)
+    torch.testing.assert_close(ContrastiveLoss(same_person="positive")(images, texts, ids), plain)
+    torch.testing.assert_close(ContrastiveLoss(same_person="ignored")(images, texts, ids), plain)
+
+
+@pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
+@pytest.mark.parametrize("features", ["one pair", "zero", "huge", "one person"])
+def test_contrastive_loss_degenerate_batch_is_finite_with_finite_gradients(same_person: str, features: str) -> None:
+    images = {
+        "one pair": torch.randn(1, 4),
+        "zero": torch.zeros(3, 4),
+        "huge": torch.randn(3, 4) * 1e30,
+        "one person": torch.randn(3, 4),
+    }[features].requires_grad_()
+    ids = torch.zeros(len(images), dtype=torch.int64)
+    loss = ContrastiveLoss(same_person=same_person)(images, torch.randn(len(images), 4), ids)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert images.grad is not None
+    assert torch.isfinite(images.grad).all()
+    if features == "one pair":
+        assert loss.item() == 0
+
+
+def test_contrastive_loss_half_precision_under_autocast_is_worked_out_in_float32() -> None:
+    images, texts = torch.randn(8, 16), torch.randn(8, 16)
+    expected = ContrastiveLoss()(images.bfloat16().float(), texts.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ContrastiveLoss()(images.bfloat16(), texts.bfloat16())
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"), [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((3,), (3,)), ((0, 3), (0, 3)), ((1, 2, 3), (1, 2, 3))]
+)
+def test_contrastive_loss_wrong_shapes_are_refused(images: tuple[int, ...], texts: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected the same \\(batch, dim\\)"):
+        ContrastiveLoss()(torch.zeros(images), torch.zeros(texts))
+
+
+def test_contrastive_loss_wrong_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"person_ids have shape \(3,\), expected \(2,\)"):
+        ContrastiveLoss()(torch.eye(2), torch.eye(2), torch.arange(3))
+    with pytest.raises(ValueError, match='same_person="ignored" needs person_ids'):
+        ContrastiveLoss(same_person="ignored")(torch.eye(2), torch.eye(2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_contrastive_loss_temperature_not_positive_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="expected a positive number"):
+        ContrastiveLoss(temperature)
+
+
+def test_contrastive_loss_unknown_same_person_is_refused() -> None:
+    with pytest.raises(ValueError, match="same_person is 'friend'"):
+        ContrastiveLoss(same_person="friend")
