@@ -1,0 +1,72 @@
+"""The two stages of Prompt Decoupling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.prompts import PromptConfig
+from promptreid.training.schedule import TwoStageSchedule
+
+
+def test_two_stage_schedule_default_is_domain_then_task_adaptation(model: PromptedCLIP) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3, stage_one_epochs=2, stage_two_epochs=4, identity_weight=0.5)
+    assert isinstance(schedule, Sequence)
+    assert [stage.name for stage in schedule] == ["domain_adaptation", "task_adaptation"]
+    assert [stage.trains for stage in schedule] == [("prompts",), ("encoders",)]
+    assert [list(stage.loss_modules) for stage in schedule] == [["contrastive"], ["contrastive", "identity"]]
+    assert [stage.epochs for stage in schedule] == [2, 4]
+    assert schedule[1].weights == {"contrastive": 1.0, "identity": 0.5}
+    assert schedule[1].loss_modules["identity"].classifier.weight.shape == (3, model.embed_dim)
+    assert schedule[1:] == [schedule[1]]
+
+
+def test_two_stage_schedule_identity_head_stays_out_of_the_model(model: PromptedCLIP) -> None:
+    before = set(model.state_dict())
+    TwoStageSchedule(model, num_identities=3)
+    assert set(model.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"stage_one_epochs": 0}, ["task_adaptation"]),
+        ({"stage_two_epochs": 0}, ["domain_adaptation"]),
+    ],
+)
+def test_two_stage_schedule_zero_epochs_leaves_a_stage_out(
+    model: PromptedCLIP, settings: dict[str, Any], names: list[str]
+) -> None:
+    assert [stage.name for stage in TwoStageSchedule(model, num_identities=3, **settings)] == names
+
+
+def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: PromptedCLIP) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3, identity_weight=0)
+    assert list(schedule[1].loss_modules) == ["contrastive"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage_one_epochs": 0, "stage_two_epochs": 0}, "nothing to train"),
+        ({"stage_one_epochs": -1}, "nothing to train"),
+        ({"num_identities": 1}, "at least 2"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"identity_weight": -1.0}, "identity of stage"),
+        ({"warmup_share": 1.0}, "warmup_share"),
+    ],
+)
+def test_two_stage_schedule_wrong_setting_is_refused(
+    model: PromptedCLIP, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwoStageSchedule(model, **({"num_identities": 3} | settings))
+
+
+def test_two_stage_schedule_bare_towers_cannot_have_stage_one(clip: torch.nn.Module) -> None:
+    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
+    with pytest.raises(ValueError, match="nothing to train"):
+        TwoStageSchedule(model, num_identities=3)
+    assert len(TwoStageSchedule(model, num_identities=3, stage_one_epochs=0)) == 1

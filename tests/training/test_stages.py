@@ -1,0 +1,185 @@
+"""A stage in a plain loop: only what should train changes, at the rates it says."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.prompts import PromptConfig
+from promptreid.training.stages import Stage, rate_factor
+
+PROMPTS = {"vision.prompts.tokens", "text.prompts.tokens"}
+
+
+def make_stage(model: PromptedCLIP, **settings: Any) -> Stage:
+    return Stage("test", model, **({"trains": ["prompts"], "losses": {"contrastive": ContrastiveLoss()}} | settings))
+
+
+def train(stage: Stage, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor, *, steps: int) -> None:
+    """The plain loop of the documentation."""
+    stage.prepare()
+    optimizer = stage.optimizer()
+    scheduler = stage.scheduler(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = stage.model(images, tokens)
+        stage.losses(out["image_features"], out["text_features"], person_ids)["total"].backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("trains", "expected"),
+    [
+        (["prompts"], PROMPTS),
+        (["image_prompts"], {"vision.prompts.tokens"}),
+        (["text_prompts"], {"text.prompts.tokens"}),
+    ],
+)
+def test_stage_training_prompts_leaves_every_other_byte_as_it_was(
+    model: PromptedCLIP,
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+    person_ids: torch.Tensor,
+    trains: list[str],
+    expected: set[str],
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    train(make_stage(model, trains=trains), images, tokens, person_ids, steps=3)
+    assert changed(before, model.state_dict()) == expected
+    assert all(parameter.grad is None for parameter in model.encoder_parameters())
+
+
+def test_stage_training_encoders_changes_all_of_them_and_no_prompt(
+    model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor
+) -> None:
+    stage = make_stage(
+        model,
+        trains=["encoders"],
+        losses={"contrastive": ContrastiveLoss(), "identity": CrossModalIDLoss(3, 32)},
+        weight_decay=0.1,
+    )
+    before, head = copy.deepcopy(model.state_dict()), copy.deepcopy(stage.loss_modules.state_dict())
+    train(stage, images, tokens, person_ids, steps=3)
+    frozen = PROMPTS | {"clip.logit_scale", "clip.attn_mask"}
+    assert changed(before, model.state_dict()) == set(before) - frozen
+    assert changed(head, stage.loss_modules.state_dict()) == set(head)
+    assert all(parameter.grad is None for parameter in model.prompt_parameters())
+
+
+def test_stage_prepare_sets_gradients_and_modes_of_just_what_trains(model: PromptedCLIP) -> None:
+    model.train().requires_grad_(True)
+    make_stage(model).prepare()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == PROMPTS
+    assert not any(module.training for module in model.clip.modules())
+    assert model.vision.prompts.training
+    make_stage(model, trains=["encoders"]).prepare()
+    assert not any(parameter.requires_grad for parameter in model.prompt_parameters())
+    assert not model.clip.logit_scale.requires_grad
+    assert model.clip.visual.training
+    assert not model.vision.prompts.training
+
+
+def test_stage_gradients_of_encoders_reach_every_trainable_parameter(
+    model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor
+) -> None:
+    # A parameter without a gradient is what DistributedDataParallel refuses.
+    stage = make_stage(model, trains=["encoders"])
+    stage.prepare()
+    out = model(images, tokens)
+    stage.losses(out["image_features"], out["text_features"], person_ids)["total"].backward()
+    missing = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    assert missing == []
+
+
+def test_stage_losses_total_is_the_weighted_sum(model: PromptedCLIP, person_ids: torch.Tensor) -> None:
+    stage = make_stage(
+        model,
+        losses={"contrastive": ContrastiveLoss(), "identity": CrossModalIDLoss(3, 32)},
+        weights={"identity": 0.25},
+    )
+    losses = stage.losses(torch.randn(5, 32), torch.randn(5, 32), person_ids)
+    assert set(losses) == {"contrastive", "identity", "total"}
+    torch.testing.assert_close(losses["total"], losses["contrastive"] + 0.25 * losses["identity"])
+
+
+def test_stage_optimizer_splits_decay_and_raises_new_modules_rate(model: PromptedCLIP) -> None:
+    head = CrossModalIDLoss(3, 32)
+    stage = make_stage(model, trains=["encoders"], losses={"identity": head}, learning_rate=1e-3, weight_decay=0.1)
+    groups = stage.optimizer().param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+        (5e-3, 0.1),
+        (5e-3, 0.0),
+    ]
+    assert groups[2]["params"] == [head.classifier.weight]
+    assert groups[3]["params"] == [head.classifier.bias]
+    assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+    assert all(parameter.ndim <= 1 for parameter in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(stage.parameters())
+
+
+def test_rate_factor_follows_warmup_then_cosine() -> None:
+    # 4 warm-up steps: 0.1 + 0.9 * 2/4 = 0.55 at step 2; half-way down the cosine, at 4 + 8/2, (1 + cos 90°)/2 = 0.5.
+    values = [rate_factor(step, total=12, warmup=4) for step in (0, 2, 4, 8, 12)]
+    assert values == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0])
+    assert rate_factor(0, total=12, warmup=0) == 1.0
+    assert rate_factor(99, total=12, warmup=4) == pytest.approx(0.0)
+
+
+def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP) -> None:
+    stage = make_stage(model, epochs=2, learning_rate=1.0, warmup_epochs=1)
+    optimizer = stage.optimizer()
+    scheduler = stage.scheduler(optimizer, 2)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1, 0.55, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trains": []}, "nothing to train"),
+        ({"trains": ["prompt"]}, r"trains \['prompt'\], expected some of"),
+        ({"losses": {}}, "expected at least one"),
+        ({"losses": {"total": ContrastiveLoss()}}, "none called total"),
+        ({"weights": {"contrastve": 1.0}}, "weights for"),
+        ({"weights": {"contrastive": -1.0}}, "contrastive of stage 'test' is -1.0, expected a number of at least 0"),
+        ({"epochs": 0}, "expected at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate of stage 'test' is 0.0, expected a number above 0"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"max_norm": 0.0}, "max_norm"),
+        ({"warmup_epochs": 1}, "less than its 1 epochs"),
+    ],
+)
+def test_stage_wrong_setting_is_refused(model: PromptedCLIP, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_stage(model, **settings)
+
+
+def test_stage_training_prompts_of_length_zero_is_refused(clip: torch.nn.Module) -> None:
+    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
+    with pytest.raises(ValueError, match="give prompts a length of at least 1"):
+        make_stage(model)
+
+
+def test_stage_training_the_head_alone_is_allowed(model: PromptedCLIP) -> None:
+    stage = make_stage(model, trains=[], losses={"identity": CrossModalIDLoss(3, 32)})
+    stage.prepare()
+    assert len(stage.parameters()) == 2
+    assert not any(parameter.requires_grad for parameter in model.parameters())
