@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def draw_pairs(count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), captions
 
 
-def batches(lengths: torch.Tensor, batch_size: int, generator: torch.Generator):
+def batches(lengths: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Batches for ever; each holds captions of similar length, so that short ones are cheap."""
     while True:
         order = torch.randperm(len(lengths), generator=generator)
