@@ -59,47 +59,43 @@ def encode_text(clip: torch.nn.Module, tokens: torch.Tensor, length: int) -> tor
     return F.normalize(pooled @ clip.text_projection, dim=-1)
 
 
-def main() -> None:
-    """Draw, train, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=24_000)
-    parser.add_argument("--steps", type=int, default=750)
-    parser.add_argument("--batch-size", type=int, default=192)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    settings = parser.parse_args()
-    torch.manual_seed(settings.seed)
+def rate(step: int, steps: int) -> float:
+    """Factor of the learning rate: 100 steps of warm-up, then a cosine down to 2 %."""
+    warm = min(1.0, (step + 1) / 100)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-    pictures, captions = draw_pairs(settings.pairs, settings.seed)
-    tokens = open_clip.SimpleTokenizer()(captions)
-    lengths = tokens.argmax(-1) + 1
-    open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
-    clip = open_clip.create_model("promptreid-tiny")
+
+def make_optimizer(clip: torch.nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW as CLIP's: biases, norms and the temperature do not decay."""
     decay = [parameter for parameter in clip.parameters() if parameter.ndim >= 2]
     rest = [parameter for parameter in clip.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
-    def rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / 100)
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    curve: list[tuple[int, float]] = []
-    started = time.perf_counter()
+def contrastive_loss(clip: torch.nn.Module, pictures: torch.Tensor, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """CLIP's symmetric loss of one batch."""
+    images = (pictures.float() / 255 - MEAN) / STD
+    image_features = F.normalize(clip.encode_image(images), dim=-1)
+    text_features = encode_text(clip, tokens, length)
+    logits = clip.logit_scale.exp() * image_features @ text_features.T
+    target = torch.arange(len(pictures))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train(
+    clip: torch.nn.Module, pictures: torch.Tensor, tokens: torch.Tensor, settings: argparse.Namespace
+) -> list[tuple[int, float]]:
+    """Train in place; returns (step, loss) of every fiftieth step and the last."""
+    lengths = tokens.argmax(-1) + 1
+    optimizer = make_optimizer(clip, settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
     stream = batches(lengths, settings.batch_size, torch.Generator().manual_seed(settings.seed))
+    curve: list[tuple[int, float]] = []
     bar = trange(settings.steps, desc="pretraining")
     for step in bar:
         chosen = next(stream)
-        images = (pictures[chosen].float() / 255 - MEAN) / STD
-        image_features = F.normalize(clip.encode_image(images), dim=-1)
-        text_features = encode_text(clip, tokens[chosen], int(lengths[chosen].max()))
-        logits = clip.logit_scale.exp() * image_features @ text_features.T
-        target = torch.arange(len(chosen))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = contrastive_loss(clip, pictures[chosen], tokens[chosen], int(lengths[chosen].max()))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -110,15 +106,42 @@ def main() -> None:
         if step % 50 == 0 or step == settings.steps - 1:
             curve.append((step, round(loss.item(), 4)))
             bar.set_postfix(loss=f"{loss.item():.3f}")
+    return curve
 
+
+def parse_settings() -> argparse.Namespace:
+    """Read the command line; refuse what would never yield a batch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=24_000)
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--batch-size", type=int, default=192)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
+    settings = parser.parse_args()
+    if not 1 <= settings.batch_size <= settings.pairs:
+        parser.error(f"--batch-size is {settings.batch_size}, expected 1 to --pairs ({settings.pairs})")
+    return settings
+
+
+def main() -> None:
+    """Draw, train, save."""
+    settings = parse_settings()
+    output: Path = settings.output
+    output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    pictures, captions = draw_pairs(settings.pairs, settings.seed)
+    open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
+    clip = open_clip.create_model("promptreid-tiny")
+    started = time.perf_counter()
+    curve = train(clip, pictures, open_clip.SimpleTokenizer()(captions), settings)
     save_file(
         {key: value.half().contiguous() for key, value in clip.state_dict().items()},
-        FOLDER / "promptreid-tiny.safetensors",
+        output / "promptreid-tiny.safetensors",
     )
-    digest = hashlib.sha256(pictures.numpy().tobytes() + "\n".join(captions).encode()).hexdigest()
     report = {
-        "settings": vars(settings),
-        "data_sha256": digest,
+        "settings": {key: value for key, value in vars(settings).items() if key != "output"},
+        "data_sha256": hashlib.sha256(pictures.numpy().tobytes() + "\n".join(captions).encode()).hexdigest(),
         "seconds": round(time.perf_counter() - started),
         "versions": {
             "python": platform.python_version(),
@@ -127,7 +150,7 @@ def main() -> None:
         },
         "loss_curve": curve,
     }
-    (FOLDER / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

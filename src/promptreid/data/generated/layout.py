@@ -22,7 +22,7 @@ _STAMP = "generated.json"
 def write_generated(
     root: str | Path,
     *,
-    num_identities: tuple[int, int, int] = (400, 60, 200),
+    num_identities: tuple[int, int, int] = (300, 60, 200),
     images_per_identity: int = 4,
     seed: int = 0,
     progress: bool = True,
@@ -30,7 +30,8 @@ def write_generated(
     """Write drawn pedestrians with captions to `root`, laid out as CUHK-PEDES is.
 
     The pictures are drawings, not photographs, and no figure measured on them says anything about CUHK-PEDES. A
-    complete set written by the same arguments is used again; a killed run leaves nothing behind.
+    complete set written by the same arguments is used again. Everything is written to a hidden folder beside `root`
+    first and renamed at the end, so `root` never holds half a data set.
 
     Args:
         root: Folder to write: `imgs/<camera>/*.jpg`, `reid_raw.json`.
@@ -43,14 +44,11 @@ def write_generated(
         `root` as a `Path`.
 
     Raises:
-        DatasetError: `root` holds something else.
-        ValueError: A count is not positive.
+        DatasetError: `root` holds something else, or a generated set that has lost files.
+        ValueError: A count is not positive, there are not three of them, or the seed is negative.
     """
     root = Path(root)
-    if min(num_identities) < 1 or images_per_identity < 1:
-        raise ValueError(
-            f"num_identities is {num_identities} and images_per_identity {images_per_identity}; each must be at least 1"
-        )
+    _check_arguments(num_identities, images_per_identity, seed)
     wanted: dict[str, Any] = {
         "generator_version": GENERATOR_VERSION,
         "num_identities": list(num_identities),
@@ -73,6 +71,16 @@ def write_generated(
     return root
 
 
+def _check_arguments(num_identities: tuple[int, int, int], images_per_identity: int, seed: int) -> None:
+    if len(num_identities) != 3 or min(num_identities) < 1 or images_per_identity < 1:
+        raise ValueError(
+            f"num_identities is {num_identities} and images_per_identity {images_per_identity}; expected three counts "
+            "(train, val, test) and one, each at least 1"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected 0 or more")
+
+
 def _holds(root: Path, wanted: dict[str, Any]) -> bool:
     """Whether `root` is already this data set; anything else there is refused."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
@@ -83,12 +91,28 @@ def _holds(root: Path, wanted: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         found = None
     if found == wanted:
+        _check_complete(root)
         return True
     raise DatasetError(
         f"{root} already holds "
         + ("something that is not a generated data set" if found is None else f"a data set generated with {found}")
         + f"; choose another folder, or delete it to write one with {wanted}"
     )
+
+
+def _check_complete(root: Path) -> None:
+    """Refuse a set whose files were deleted after it was written."""
+    annotation = root / "reid_raw.json"
+    paths = [annotation]
+    if annotation.is_file():
+        records = json.loads(annotation.read_text(encoding="utf-8"))
+        paths = [root / "imgs" / record["file_path"] for record in records]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DatasetError(
+            f"the generated data set in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
+            "delete the folder to write it again"
+        )
 
 
 def _write_images(
