@@ -1,10 +1,14 @@
 """A small prompted model and a batch for it."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.prompts import PromptConfig
+from promptreid.training.schedule import TwoStageSchedule
 
 
 @pytest.fixture
@@ -15,3 +19,48 @@ def model(clip: torch.nn.Module) -> PromptedCLIP:
 @pytest.fixture
 def person_ids() -> torch.Tensor:
     return torch.tensor([0, 1, 2, 0, 1])
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Ten persons' random pictures and captions, augmented from all three generators and, if asked, broken."""
+
+    def __init__(self, length: int = 10, *, broken: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.images = torch.randn(length, 3, 32, 16, generator=generator)
+        self.tokens = torch.zeros(length, 24, dtype=torch.int64)
+        self.tokens[:, 0], self.tokens[:, 7] = 510, 511
+        self.tokens[:, 1:7] = torch.randint(1, 500, (length, 6), generator=generator)
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        noise = torch.randn(3, 32, 16) + random.random() + np.random.rand()
+        image = self.images[index] + 0.1 * noise
+        if index == self.broken:
+            image = image * torch.nan
+        return {"images": image, "tokens": self.tokens[index], "person_ids": torch.tensor(index % 5)}
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    return Pairs()
+
+
+@pytest.fixture
+def broken_pairs() -> Pairs:
+    return Pairs(broken=3)
+
+
+@pytest.fixture
+def schedule(model: PromptedCLIP) -> TwoStageSchedule:
+    """Two epochs of each stage, at rates that change much."""
+    return TwoStageSchedule(
+        model,
+        num_identities=5,
+        stage_one_epochs=2,
+        stage_two_epochs=2,
+        stage_one_learning_rate=1e-2,
+        stage_two_learning_rate=1e-3,
+    )

@@ -1,0 +1,53 @@
+"""A run killed with SIGKILL and started again ends bit for bit as an unbroken one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+DRIVER = Path(__file__).with_name("killed_run.py")
+
+
+def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], list[dict[str, Any]]]:
+    path = max((folder / "checkpoints").iterdir())
+    tensors = {name: value.numpy().tobytes() for name, value in load_file(path / "state.safetensors").items()}
+    state = json.loads((path / "state.json").read_text())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for entry in [*log, *state["position"]["history"], state["position"]["best"]]:
+        del entry["seconds"]
+    return tensors, state, log
+
+
+def run_and_compare(folder: Path, *, kills: int, seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(folder), str(kills), str(seed)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"whole=0 killed={kills} final=0", done.stdout + done.stderr
+    whole, killed = last_checkpoint(folder / "whole"), last_checkpoint(folder / "killed")
+    assert whole == killed
+    assert len(killed[2]) == 6
+    best = [(folder / name / "best.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_trainer_killed_three_times_ends_with_the_same_bits(tmp_path: Path) -> None:
+    run_and_compare(tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_trainer_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:
+    run_and_compare(tmp_path, kills=4, seed=seed)

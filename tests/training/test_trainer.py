@@ -1,0 +1,285 @@
+"""The training loop on a tiny model: what it changes, what it writes, what it refuses."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.errors import CheckpointError, MissingExtraError
+from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.trainer import Trainer
+
+PROMPTS = ["vision.prompts.tokens", "text.prompts.tokens"]
+
+
+@pytest.fixture
+def make(model: PromptedCLIP, schedule: TwoStageSchedule, pairs: Any, tmp_path: Path) -> Any:
+    def build(**settings: Any) -> Trainer:
+        defaults = {
+            "stages": schedule,
+            "train_data": pairs,
+            "batch_size": 4,
+            "output_dir": tmp_path / "run",
+            "device": "cpu",
+            "progress": False,
+        }
+        return Trainer(model, **(defaults | settings))
+
+    return build
+
+
+def test_trainer_two_stages_freeze_what_they_should(make: Any, model: PromptedCLIP) -> None:
+    states = [copy.deepcopy(model.state_dict())]
+    make(evaluate=lambda model: states.append(copy.deepcopy(model.state_dict())) or {}).fit()
+    assert len(states) == 3
+    for name in states[0]:
+        first, second, third = (state[name] for state in states)
+        assert torch.equal(first, second) == (name not in PROMPTS), name
+        if name in (*PROMPTS, "clip.logit_scale"):
+            assert torch.equal(second, third), name
+    assert not torch.equal(states[1]["clip.visual.proj"], states[2]["clip.visual.proj"])
+
+
+def test_trainer_history_and_log_hold_an_entry_an_epoch(make: Any, tmp_path: Path) -> None:
+    history = make(evaluate=lambda _: {"rank1": 0.5}).fit()
+    assert [(entry["stage"], entry["epoch"], entry["step"]) for entry in history] == [
+        ("domain_adaptation", 1, 2),
+        ("domain_adaptation", 2, 4),
+        ("task_adaptation", 1, 6),
+        ("task_adaptation", 2, 8),
+    ]
+    assert [set(entry["losses"]) for entry in history][1:3] == [
+        {"contrastive", "total"},
+        {"contrastive", "identity", "total"},
+    ]
+    assert ["scores" in entry for entry in history] == [False, True, False, True]
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
+
+
+def test_trainer_overfits_a_few_pairs(make: Any, model: PromptedCLIP, pairs: Any) -> None:
+    schedule = TwoStageSchedule(
+        model,
+        num_identities=5,
+        stage_one_epochs=2,
+        stage_two_epochs=40,
+        stage_two_learning_rate=3e-3,
+        temperature=0.1,
+    )
+    make(stages=schedule, batch_size=10).fit()
+    images, texts = model.encode_image(pairs.images, normalize=True), model.encode_text(pairs.tokens, normalize=True)
+    assert (texts @ images.T).argmax(dim=1).tolist() == list(range(10))
+
+
+def test_trainer_same_seed_gives_the_same_bits_whatever_the_workers(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path
+) -> None:
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    make().fit()
+    first = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    torch.rand(17)
+    make(output_dir=tmp_path / "again", num_workers=1).fit()
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_evaluation_that_draws_numbers_changes_nothing(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path
+) -> None:
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    make().fit()
+    first, after = copy.deepcopy(model.state_dict()), torch.rand(1)
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    make(output_dir=tmp_path / "again", evaluate=lambda _: {"x": torch.rand(3).sum()}, evaluate_every_epoch=True).fit()
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_trainer_finished_run_started_again_trains_no_more(make: Any, model: PromptedCLIP) -> None:
+    history = make().fit()
+    state = copy.deepcopy(model.state_dict())
+    again = make()
+    torch.nn.init.normal_(model.clip.visual.proj)
+    assert again.fit() == history
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3, 5], [4, 6, 7]])
+def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, stops: list[int], tmp_path: Path
+) -> None:
+    def settings(folder: str) -> dict[str, Any]:
+        return {
+            "output_dir": tmp_path / folder,
+            "evaluate": lambda model: {"mAP": float(model.clip.visual.proj.sum())},
+            "best_metric": "mAP",
+            "checkpoint_every_steps": 1,
+        }
+
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.2)  # so that the generators' states matter
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    whole = make(**settings("whole"))
+    whole.fit()
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    for stop in [*stops, None]:
+        trainer = make(**settings("broken"))
+        step = trainer._step
+
+        def stopping(*args: Any, trainer: Any = trainer, step: Any = step, stop: int | None = stop) -> None:
+            if trainer._state.step == stop:
+                raise Killed
+            step(*args)
+
+        trainer._step = stopping
+        if stop is None:
+            trainer.fit()
+        else:
+            with pytest.raises(Killed):
+                trainer.fit()
+            torch.rand(3)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    drop = ("seconds",)
+    assert [{k: v for k, v in entry.items() if k not in drop} for entry in trainer.history] == [
+        {k: v for k, v in entry.items() if k not in drop} for entry in whole.history
+    ]
+    assert trainer.best["scores"] == whole.best["scores"]
+
+
+def test_trainer_best_weights_are_those_of_the_highest_score(make: Any, model: PromptedCLIP) -> None:
+    scores, states = iter([0.2, 0.9, 0.5, 0.9]), []
+
+    def evaluate(model: PromptedCLIP) -> dict[str, float]:
+        states.append(copy.deepcopy(model.state_dict()))
+        return {"mAP": next(scores)}
+
+    trainer = make(evaluate=evaluate, evaluate_every_epoch=True, best_metric="mAP")
+    trainer.fit()
+    assert trainer.best["step"] == 4  # the first of equals
+    trainer.load_best()
+    assert all(torch.equal(value, states[1][name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_best_metric_not_returned_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"best_metric is 'mAP', but evaluate returned \['rank1'\]"):
+        make(evaluate=lambda _: {"rank1": 1.0}, best_metric="mAP").fit()
+
+
+def test_trainer_load_best_without_scores_is_refused(make: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"best\.safetensors"):
+        make().load_best()
+
+
+def test_trainer_non_finite_loss_stops_with_step_and_checkpoint(make: Any, broken_pairs: Any) -> None:
+    with pytest.raises(FloatingPointError, match=r"step [01] \(stage domain_adaptation, epoch 1.*no checkpoint yet"):
+        make(train_data=broken_pairs, batch_size=5).fit()
+
+
+def test_trainer_non_finite_loss_leaves_the_weights_before_it(make: Any, broken_pairs: Any, model: Any) -> None:
+    with pytest.raises(FloatingPointError):
+        make(train_data=broken_pairs, batch_size=10).fit()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_trainer_shows_a_bar_an_epoch_with_loss(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    make(progress=True).fit()
+    shown = capsys.readouterr().err
+    assert "domain_adaptation 1/2" in shown
+    assert "task_adaptation 2/2: 100%" in shown
+    assert "loss=" in shown
+
+
+def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    try:
+        history = make(mixed_precision="bf16").fit()
+    finally:
+        AcceleratorState._reset_state()
+    assert history[-1]["losses"]["total"] > 0
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 11}, "give 1 to 10"),
+        ({"stages": []}, "at least one Stage"),
+        ({"seed": -1}, "seed is -1"),
+        ({"best_metric": "mAP"}, "needs evaluate"),
+        ({"checkpoint_every_steps": 0}, "expected at least 1"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'"),
+        ({"mixed_precision": "fp16"}, "needs a GPU"),
+        ({"device": "cuda:99"}, "torch sees"),
+    ],
+)
+def test_trainer_wrong_setting_is_refused(make: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_trainer_stage_of_another_model_is_refused(make: Any, model: PromptedCLIP) -> None:
+    other = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="made for the model given here"):
+        make(stages=TwoStageSchedule(other, num_identities=5))
+
+
+def test_trainer_folder_of_another_run_is_refused(make: Any, model: PromptedCLIP) -> None:
+    make().fit()
+    with pytest.raises(CheckpointError, match=r"step-000000008 belongs to another run: batch_size was 4, is 5"):
+        make(batch_size=5)
+    with pytest.raises(CheckpointError, match=r"stages\.0\.epochs was 2, is 30"):
+        make(stages=TwoStageSchedule(model, num_identities=5))
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        make(resume=False)
+
+
+def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) -> None:
+    from promptreid.prompts import PromptConfig
+
+    make().fit()
+    clip = copy.deepcopy(clip)
+    for encoder in (clip,):
+        for module in encoder.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+    other = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2))
+    schedule = TwoStageSchedule(
+        other,
+        num_identities=5,
+        stage_one_epochs=2,
+        stage_two_epochs=2,
+        stage_one_learning_rate=1e-2,
+        stage_two_learning_rate=1e-3,
+    )
+    trainer = make()
+    trainer.model, trainer.stages = other, list(schedule)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        trainer.fit()
+
+
+def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(make: Any, tmp_path: Path) -> None:
+    make().fit()
+    path = tmp_path / "run" / "checkpoints" / "step-000000008" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to go on from step-000000006"):
+        make().fit()
+
+
+def test_trainer_without_accelerate_says_what_to_install(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[train\]"'):
+        make()
