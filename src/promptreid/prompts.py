@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from promptreid.backbones.growth import sample_grid_positions
 from promptreid.backbones.towers import TokenTower
 
-Initialization = Literal["mean_state", "normal"]
+Initialization = Literal["start_state", "mean_state", "normal"]
+INITIALIZATIONS: tuple[str, ...] = ("start_state", "mean_state", "normal")
+_NORMAL_STD = 0.02
+# Equal prompts would be given equal gradients and stay equal; this share of noise tells them apart.
+_NOISE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,10 @@ class PromptConfig:
         text_depth: Number of first blocks that own prompts; the last ones' propagate on. `None`: every block.
         vision_depth: The same for images.
         position_embedding: Add the tower's own position embedding to prompts (the paper's ablation).
-        initialization: `"mean_state"`, each block's own mean hidden state, which leaves the features nearly
-            as they were; or `"normal"`, N(0, 0.02).
+        text_initialization: `"start_state"`, each block's own hidden state of the start token with a little noise;
+            `"mean_state"`, each block's own mean hidden state; or `"normal"`, N(0, 0.02).
+        vision_initialization: The same for images. The defaults are those that change the features of the bare
+            model least, as `benchmarks/prompt_initialization.py` measures.
 
     Raises:
         ValueError: A length is negative, a depth is below 1, or the initialisation is unknown.
@@ -39,7 +45,8 @@ class PromptConfig:
     text_depth: int | None = None
     vision_depth: int | None = None
     position_embedding: bool = False
-    initialization: Initialization = "mean_state"
+    text_initialization: Initialization = "start_state"
+    vision_initialization: Initialization = "normal"
 
     def __post_init__(self) -> None:
         for name in ("text_length", "vision_length"):
@@ -47,8 +54,9 @@ class PromptConfig:
         for name in ("text_depth", "vision_depth"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1)
-        if self.initialization not in ("mean_state", "normal"):
-            raise ValueError(f'initialization is {self.initialization!r}, expected "mean_state" or "normal"')
+        for name in ("text_initialization", "vision_initialization"):
+            if getattr(self, name) not in INITIALIZATIONS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(INITIALIZATIONS)}")
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:
@@ -107,13 +115,16 @@ class Prompts(nn.Module):
         """Whether the caption moves on in the position table to make room for the prompts."""
         return self.position_embedding and self.tower.grid is None and self.length > 0
 
-    def start(self, states: Tensor | None) -> None:
-        """Set the prompts to hidden states (blocks, P, D), or draw them from N(0, 0.02) if `None`."""
+    def start(self, states: Tensor | None = None, *, noise: bool = False) -> None:
+        """Set the prompts to hidden states (blocks, P, D), with `noise` if they are all alike; or draw them."""
         with torch.no_grad():
             if states is None:
-                self.tokens.normal_(std=0.02)
-            else:
-                self.tokens.copy_(states[: self.depth])
+                self.tokens.normal_(std=_NORMAL_STD)
+                return
+            own = states[: self.depth].to(self.tokens)
+            if noise:
+                own = own + _NOISE_SHARE * own.std(dim=-1, keepdim=True) * torch.randn_like(own)
+            self.tokens.copy_(own)
 
     def layer(self, index: int) -> Tensor:
         """Prompts of block `index`, (P, D) float32."""

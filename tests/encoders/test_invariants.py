@@ -92,7 +92,7 @@ def test_detach_leaves_no_trace(clip, images):
 def test_features_any_depth_equal_the_written_out_forward(clip, images, tokens, length, depth, sequence_first):
     bare = copy.deepcopy(clip)
     config = PromptConfig(
-        text_length=length, vision_length=length, text_depth=depth, vision_depth=depth, initialization="normal"
+        text_length=length, vision_length=length, text_depth=depth, vision_depth=depth, text_initialization="normal"
     )
     model = PromptedCLIP(clip, config, sequence_first=sequence_first)
     expected = reference_image_features(bare, images, model.vision.prompts.tokens)

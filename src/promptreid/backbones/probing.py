@@ -15,25 +15,44 @@ _PROBES = 8
 _CAPTION_TOKENS = 24
 
 
-def mean_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, spans: int) -> Tensor:
-    """Each block's own mean input, over `spans` equal stretches of the sequence after the slot.
+def mean_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
+    """Each block's own mean input, over `count` equal stretches of the sequence after the slot.
 
     Args:
         clip: The bare model; it is run in eval mode and put back.
         tower: One of its towers.
         run: Sends a batch through that tower.
-        spans: P, into how many stretches the sequence is divided.
+        count: P, into how many stretches the sequence is divided.
 
     Shape:
         - returns: (blocks, P, D) float32
     """
+    inputs = _block_inputs(clip, tower, run)
+    stretches = [sequence[tower.slot :].tensor_split(count) for sequence in inputs]
+    return torch.stack([torch.stack([part.mean(dim=(0, 1)) for part in parts]) for parts in stretches])
+
+
+def start_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
+    """Each block's own mean input at the position before the slot, `count` times.
+
+    In a causal text tower that is the start token, on which later tokens rest the attention they have no use for:
+    more of it changes what they compute least.
+
+    Shape:
+        - returns: (blocks, P, D) float32
+    """
+    inputs = _block_inputs(clip, tower, run)
+    states = torch.stack([sequence[max(tower.slot - 1, 0)].mean(dim=0) for sequence in inputs])
+    return states.unsqueeze(1).repeat(1, count, 1)
+
+
+def _block_inputs(clip: nn.Module, tower: TokenTower, run: Callable[[], Any]) -> list[Tensor]:
+    """What every block is given, each (L, B, D) float32."""
     seen: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sequence: Tensor = args[0] if args else next(iter(kwargs.values()))
-        sequence = sequence.transpose(0, 1) if tower.sequence_axis == 1 else sequence
-        stretches = sequence[tower.slot :].float().tensor_split(spans)
-        seen.append(torch.stack([stretch.mean(dim=(0, 1)) for stretch in stretches]))
+        seen.append((sequence.transpose(0, 1) if tower.sequence_axis == 1 else sequence).float())
 
     modes = {module: module.training for module in clip.modules()}
     handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in tower.blocks]
@@ -46,7 +65,7 @@ def mean_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, s
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return torch.stack(seen)
+    return seen
 
 
 def probe_images(clip: nn.Module) -> Tensor:

@@ -24,8 +24,8 @@ def find_text_tower(clip: nn.Module) -> TokenTower:
     """
     text: Any = clip if isinstance(clip, CLIP) else getattr(clip, "text", None)
     pool_type = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
-    known = isinstance(text, CLIP | TextTransformer)
-    if known and getattr(text, "cls_emb", None) is None:
+    known = text.__class__ in (CLIP, TextTransformer) and getattr(text, "cls_emb", None) is None
+    if known:
         causal = text.attn_mask is not None
         return TokenTower(
             kind=f"open_clip.{type(text).__name__}",

@@ -76,7 +76,7 @@ class PromptedCLIP(nn.Module):
             config.vision_length,
             depth=config.vision_depth,
             position_embedding=config.position_embedding,
-            initialization=config.initialization,
+            initialization=config.vision_initialization,
             sequence_first=sequence_first,
         )
         try:
@@ -85,7 +85,7 @@ class PromptedCLIP(nn.Module):
                 config.text_length,
                 depth=config.text_depth,
                 position_embedding=config.position_embedding,
-                initialization=config.initialization,
+                initialization=config.text_initialization,
                 sequence_first=sequence_first,
                 trim=trim,
             )

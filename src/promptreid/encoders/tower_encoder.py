@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from promptreid.backbones.injection import PromptInjection
-from promptreid.backbones.probing import mean_states
+from promptreid.backbones.probing import mean_states, start_states
 from promptreid.backbones.towers import TokenTower
 from promptreid.prompts import Initialization, Prompts
 
@@ -38,9 +38,19 @@ class PromptCarrier(nn.Module):
         self._base = (clip,)  # a tuple hides the module from registration
         self.prompts = prompts.to(next(clip.parameters()).device)
         self.injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
+        if prompts.length:
+            self._start(initialization, probe)
+
+    def _start(self, initialization: Initialization, probe: Callable[[], Any]) -> None:
+        if initialization == "normal":
+            self.prompts.start()
+            return
+        tower, count = self.injection.tower, self.prompts.length
         with self.injection.disabled():
-            from_states = initialization == "mean_state" and prompts.length > 0
-            prompts.start(mean_states(clip, tower, probe, spans=prompts.length) if from_states else None)
+            if initialization == "mean_state":
+                self.prompts.start(mean_states(self.clip, tower, probe, count=count))
+            else:
+                self.prompts.start(start_states(self.clip, tower, probe, count=count), noise=True)
 
     @property
     def clip(self) -> nn.Module:
