@@ -1,0 +1,59 @@
+"""Two processes with half a batch each do what one does with the whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from promptreid.training.gather import gather_batch
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def test_gather_batch_one_process_gives_the_very_tensors() -> None:
+    features, ids = torch.randn(3, 2, requires_grad=True), torch.arange(3)
+    assert gather_batch(features, ids)[0] is features
+    assert gather_batch(features, ids)[1] is ids
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_gather_batch_two_processes_give_loss_and_gradients_of_one(runs: Path) -> None:
+    one = load_file(runs / "gradients1" / "rank0.safetensors")
+    for rank in range(2):
+        two = load_file(runs / "gradients2" / f"rank{rank}.safetensors")
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_trainer_two_processes_train_as_one_does(runs: Path) -> None:
+    one = load_file(runs / "train1" / "rank0.safetensors")
+    ranks = [load_file(runs / "train2" / f"rank{rank}.safetensors") for rank in range(2)]
+    for name, value in one.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_trainer_two_processes_broken_off_and_continued_end_with_the_same_bits(runs: Path) -> None:
+    for rank in range(2):
+        whole = load_file(runs / "whole" / f"rank{rank}.safetensors")
+        broken = load_file(runs / "broken" / f"rank{rank}.safetensors")
+        assert all(torch.equal(broken[name], value) for name, value in whole.items())
