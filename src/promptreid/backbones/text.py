@@ -24,7 +24,7 @@ def find_text_tower(clip: nn.Module) -> TokenTower:
     """
     text: Any = clip if isinstance(clip, CLIP) else getattr(clip, "text", None)
     pool_type = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
-    known = text.__class__ in (CLIP, TextTransformer) and getattr(text, "cls_emb", None) is None
+    known = issubclass(type(text), (CLIP, TextTransformer)) and getattr(text, "cls_emb", None) is None
     if known:
         causal = text.attn_mask is not None
         return TokenTower(
