@@ -9,46 +9,21 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from promptreid.data.samplers import EpochSampler
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.errors import CheckpointError
 from promptreid.training.acceleration import all_ranks, make_accelerator
-from promptreid.training.checkpoint import (
-    Checkpoint,
-    clear_unfinished,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    read_state,
-    save_checkpoint,
-    save_weights,
-    write_atomically,
-)
-from promptreid.training.gather import gather_batch
+from promptreid.training.checkpoint import Checkpoint, load_checkpoint
 from promptreid.training.randomness import SeededItems, preserved_randomness, random_state, set_random_state
-from promptreid.training.run_state import RunningStage, RunState, capture, check_settings, restore, restore_running
+from promptreid.training.run_folder import RunFolder
+from promptreid.training.run_state import RunningStage, RunState, capture, restore, restore_running
 from promptreid.training.stages import Stage
+from promptreid.training.training_step import TrainingStep, check_finite
 
 Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
-
-
-class TrainingStep(nn.Module):
-    """Encoders and losses as one module, so that one wrapper serves all parameters that train."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.model = stage.model
-        self.loss_modules = stage.loss_modules
-        self._losses = stage.losses
-
-    def forward(self, images: Tensor, tokens: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
-        """Losses of the whole batch, of which this process holds a share."""
-        out = self.model(images, tokens)
-        return self._losses(*gather_batch(out["image_features"], out["text_features"], person_ids))
 
 
 class Trainer:
@@ -62,7 +37,7 @@ class Trainer:
         stages: What to run, in order: a `TwoStageSchedule` or any sequence of `Stage`.
         train_data: Items with `"images"` (3, H, W), `"tokens"` (L,) and `"person_ids"` (), such as `CaptionedImages`.
         batch_size: Pairs a step, over all processes.
-        output_dir: Gets `log.jsonl` (a line an epoch) and `checkpoints/`.
+        output_dir: Gets `log.jsonl` (a line an epoch), `checkpoints/` and `best.safetensors`.
         seed: Of order, augmentation and dropout. Draw the model and the schedule under a seed of your own.
         device: For example `"cpu"` or `"cuda:1"`; the best there is if None.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
@@ -121,7 +96,7 @@ class Trainer:
             raise ValueError(f"seed is {seed}, expected at least 0")
         self.model = model
         self.stages = list(stages)
-        self.output_dir = Path(output_dir)
+        self.folder = RunFolder(output_dir)
         self.seed = seed
         self.evaluate = evaluate
         self.evaluate_every_epoch = evaluate_every_epoch
@@ -147,7 +122,7 @@ class Trainer:
             generator=torch.Generator(),  # else the loader draws from the generator that dropout draws from
         )
         self._state = RunState()
-        self._last = self._find_checkpoint(resume=resume)
+        self._last = self.folder.find(self._settings(), resume=resume)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -182,7 +157,7 @@ class Trainer:
         Raises:
             CheckpointError: There are none yet, or the file is damaged.
         """
-        load_weights(self.model, self.output_dir / "best.safetensors")
+        self.folder.load_best(self.model)
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None) -> None:
         stage.prepare()
@@ -233,24 +208,18 @@ class Trainer:
         # fp16 gradients overflow now and then: there the scaler skips the step by itself.
         watched = values if norm is None or running.scaler is not None else torch.cat([values, norm.float().view(1)])
         numbers = watched.tolist()  # the one time in a step that the CPU waits for the device
-        self._check_finite(dict(zip([*losses, "gradient norm"], numbers, strict=False)))
+        state = self._state
+        check_finite(
+            dict(zip([*losses, "gradient norm"], numbers, strict=False)),
+            where=f"step {state.step} (stage {running.stage.name}, epoch {state.epoch + 1}, batch {state.batch + 1})",
+            last_checkpoint=self._last,
+        )
         running.optimizer.step()
         if not self._accelerator.optimizer_step_was_skipped:
             running.scheduler.step()
         running.optimizer.zero_grad()
-        state = self._state
         state.sums = {name: state.sums.get(name, 0.0) + value for name, value in zip(losses, numbers, strict=False)}
         state.batch, state.step = state.batch + 1, state.step + 1
-
-    def _check_finite(self, numbers: dict[str, float]) -> None:
-        if not np.isfinite(list(numbers.values())).all():
-            state = self._state
-            last = "there is no checkpoint yet" if self._last is None else f"the last good checkpoint is {self._last}"
-            raise FloatingPointError(
-                f"step {state.step} (stage {self.stages[state.stage].name}, epoch {state.epoch + 1}, batch "
-                f"{state.batch + 1}) gave {numbers}; the weights are still those before it, and {last}. Lower the "
-                "learning rate, clip the gradient (max_norm), or use bf16 instead of fp16"
-            )
 
     def _end_epoch(self, running: RunningStage) -> None:
         state, stage = self._state, running.stage
@@ -287,7 +256,7 @@ class Trainer:
         if best is None or scores[self.best_metric] > best["scores"][self.best_metric]:
             self._state.best = entry
             if self._accelerator.is_main_process:
-                save_weights(self.model, self.output_dir / "best.safetensors")
+                self.folder.save_best(self.model)
 
     def _save(self, running: RunningStage | None) -> None:
         tensors, rest = random_state()
@@ -297,36 +266,15 @@ class Trainer:
             checkpoint.state |= {"settings": self._settings(), "random": [state for _, state in everyone]}
             for rank, (states, _) in enumerate(everyone):
                 checkpoint.add(f"random.{rank}", states)
-            self._last = save_checkpoint(checkpoint, self._folder, step=self._state.step)
-            self._write_log()
+            self._last = self.folder.save(checkpoint, self.history, step=self._state.step)
         self._accelerator.wait_for_everyone()
-
-    def _write_log(self) -> None:
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
-        write_atomically(self.output_dir / "log.jsonl", lines)
 
     def _load(self, path: Path) -> Checkpoint:
         checkpoint = load_checkpoint(path)
         self._state = restore(checkpoint, path, self.model, self.stages)
         if self._accelerator.is_main_process:
-            clear_unfinished(self._folder)
-            self._write_log()  # a kill may have come between the checkpoint and the log
+            self.folder.tidy(self.history)
         return checkpoint
-
-    def _find_checkpoint(self, *, resume: bool) -> Path | None:
-        found = list_checkpoints(self._folder)
-        if not found:
-            return None
-        if not resume:
-            raise CheckpointError(
-                f"output_dir {self.output_dir} holds a run already; give another folder, or resume=True to go on"
-            )
-        check_settings(read_state(found[-1])["settings"], self._settings(), found[-1])
-        return found[-1]
-
-    @property
-    def _folder(self) -> Path:
-        return self.output_dir / "checkpoints"
 
     def _settings(self) -> dict[str, Any]:
         settings = {
