@@ -1,5 +1,7 @@
 """Says what a picture shows, in sentences of varied order and length."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from promptreid.data.generated.person import Person
@@ -13,6 +15,7 @@ _UPPER_WORDS = {
     "hoodie": ("hoodie", "hooded sweatshirt"),
     "sweater": ("sweater", "pullover", "jumper"),
     "tank top": ("tank top", "sleeveless top"),
+    "top": ("top", "long sleeved top"),  # what is left of a shirt, hoodie or sweater whose neck is hidden
 }
 _LOWER_WORDS = {
     "trousers": ("trousers", "pants", "slacks"),
@@ -78,8 +81,20 @@ def visible_details(random: np.random.Generator, person: Person, view: str) -> l
     return [details[int(index)] for index in random.permutation(len(details))]
 
 
+def as_seen(person: Person, view: str) -> Person:
+    """`person` with kinds that this view does not tell apart put into the kind that it does show."""
+    if view == "back" and person.hat != "none":
+        person = replace(person, hat="hat")  # a cap's brim points away
+    # Collar, hood and plain neck are all that tells these three apart, and long hair falls over them.
+    neck_hidden = view != "front" and person.hair_length == "long"
+    if neck_hidden and person.upper_kind in ("shirt", "hoodie", "sweater"):
+        person = replace(person, upper_kind="top")
+    return person
+
+
 def describe(random: np.random.Generator, person: Person, view: str) -> str:
-    """A caption as an annotator might write it: some details left out, in some order, sometimes with a slip."""
+    """A caption as an annotator might write it: some details left out, in some order, sometimes in lower case."""
+    person = as_seen(person, view)
     build = _pick(random, _BUILD_WORDS[person.build]) if random.random() < 0.4 else ""
     subject = " ".join(filter(None, (build, _pick(random, _SUBJECTS[person.gender]))))
     upper, lower = article(upper_phrase(random, person)), lower_phrase(random, person)

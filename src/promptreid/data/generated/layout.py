@@ -15,7 +15,7 @@ from promptreid.data.generated.captions import describe
 from promptreid.data.generated.person import Person, draw_person
 from promptreid.errors import DatasetError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 _STAMP = "generated.json"
 
 

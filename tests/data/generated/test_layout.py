@@ -1,0 +1,149 @@
+"""write_generated: CUHK-PEDES' layout, the same bytes every time, nobody's files overwritten."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from promptreid.data.generated import layout, write_generated
+from promptreid.data.generated.camera import CAMERAS, IMAGE_SIZE
+from promptreid.errors import DatasetError
+
+SIZES = (5, 2, 3)
+
+
+def write(root: Path, *, seed: int = 0, num_identities: tuple[int, int, int] = SIZES) -> Path:
+    return write_generated(root, num_identities=num_identities, images_per_identity=3, seed=seed, progress=False)
+
+
+def contents(root: Path) -> dict[str, str]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def records_of(root: Path) -> list[dict]:
+    return json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
+
+
+def test_write_generated_twice_same_seed_is_byte_identical(tmp_path: Path) -> None:
+    assert contents(write(tmp_path / "a")) == contents(write(tmp_path / "b"))
+
+
+def test_write_generated_in_another_process_is_byte_identical(tmp_path: Path) -> None:
+    code = (
+        "from promptreid.data.generated import write_generated; import sys; "
+        f"write_generated(sys.argv[1], num_identities={SIZES}, images_per_identity=3, progress=False)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True)
+    assert contents(tmp_path / "a") == contents(write(tmp_path / "b"))
+
+
+def test_write_generated_other_seed_gives_other_pictures(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a"), write(tmp_path / "b", seed=1)
+    pictures = [{value for key, value in contents(root).items() if key.endswith(".jpg")} for root in (first, second)]
+    assert not pictures[0] & pictures[1]
+
+
+def test_records_have_the_keys_and_types_of_cuhk_pedes(tmp_path: Path) -> None:
+    records = records_of(write(tmp_path / "set"))
+    assert len(records) == sum(SIZES) * 3
+    for record in records:
+        assert sorted(record) == ["captions", "file_path", "id", "processed_tokens", "split"]
+        assert len(record["captions"]) == len(record["processed_tokens"]) == 2
+        assert all(isinstance(word, str) for tokens in record["processed_tokens"] for word in tokens)
+        assert record["file_path"].split("/")[0] in {camera.name for camera in CAMERAS}
+
+
+def test_splits_share_no_identity_and_ids_start_at_one(tmp_path: Path) -> None:
+    records = records_of(write(tmp_path / "set"))
+    ids = {
+        split: {record["id"] for record in records if record["split"] == split} for split in ("train", "val", "test")
+    }
+    assert [len(found) for found in ids.values()] == list(SIZES)
+    # Pairwise disjoint sets of 5, 2 and 3 that together are exactly 1 to 10.
+    assert set.union(*ids.values()) == set(range(1, 11))
+
+
+def test_every_file_on_disk_is_a_picture_with_a_record(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    on_disk = {str(path.relative_to(root / "imgs")) for path in (root / "imgs").rglob("*.jpg")}
+    assert on_disk == {record["file_path"] for record in records_of(root)}
+    for path in on_disk:
+        picture = Image.open(BytesIO((root / "imgs" / path).read_bytes()))
+        assert (picture.height, picture.width) == IMAGE_SIZE
+        assert np.asarray(picture).std() > 5
+
+
+def test_write_generated_complete_set_is_used_again_untouched(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    write(root)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_write_generated_into_an_empty_folder_fills_it(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert records_of(write(tmp_path / "set"))
+
+
+def test_write_generated_onto_foreign_files_refuses_and_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(DatasetError, match="already holds something that is not a generated data set"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_write_generated_onto_other_arguments_refuses_and_keeps_them(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    before = contents(root)
+    with pytest.raises(DatasetError, match=r"already holds a data set generated with .*'seed': 0"):
+        write(root, seed=1)
+    assert contents(root) == before
+
+
+def test_write_generated_set_that_lost_a_picture_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    next((root / "imgs").rglob("*.jpg")).unlink()
+    with pytest.raises(DatasetError, match="has lost 1 of its files"):
+        write(root)
+
+
+def test_write_generated_set_without_annotation_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    (root / "reid_raw.json").unlink()
+    with pytest.raises(DatasetError, match=r"such as .*reid_raw\.json"):
+        write(root)
+
+
+def test_write_generated_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def interrupt(*_: object) -> bytes:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return b""
+
+    monkeypatch.setattr(layout, "photograph", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "set")
+    assert len(calls) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_identities", [(0, 1, 1), (1, -1, 1), (1, 1)])
+def test_write_generated_bad_counts_raise(tmp_path: Path, num_identities: tuple) -> None:
+    with pytest.raises(ValueError, match="expected three counts"):
+        write(tmp_path / "set", num_identities=num_identities)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_generated_negative_seed_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seed is -1, expected 0 or more"):
+        write(tmp_path / "set", seed=-1)
