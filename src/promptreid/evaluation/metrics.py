@@ -95,13 +95,9 @@ def compute_metrics(
     scored = counts > 0
     left_out = int((~scored).sum())
     if left_out == len(query_ids):
-        raise ValueError(
-            "no query has an item of its person in the gallery; do query_ids and gallery_ids belong together?"
-        )
+        raise ValueError("no query has an item of its person in the gallery; do the ids belong together?")
     if left_out:
-        warnings.warn(
-            f"{left_out} of {len(query_ids)} queries have no item of their person and are left out", stacklevel=2
-        )
+        warnings.warn(f"{left_out} of {len(query_ids)} queries have no item of their person; left out", stacklevel=2)
     wanted = torch.tensor(list(ranks), device=place)
     totals = torch.zeros(len(wanted) + 2, dtype=torch.float64, device=place)
     for chosen in scored.nonzero().flatten().split(chunk_size):

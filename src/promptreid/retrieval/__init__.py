@@ -1,0 +1,1 @@
+"""Search: a gallery of your own pictures, and pictures of what was found."""
