@@ -92,6 +92,7 @@ def test_trainer_same_seed_gives_the_same_bits_whatever_the_workers(
 def test_trainer_evaluation_that_draws_numbers_changes_nothing(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path
 ) -> None:
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.2)  # so that going back to train mode matters
     start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
     make().fit()
     first, after = copy.deepcopy(model.state_dict()), torch.rand(1)
