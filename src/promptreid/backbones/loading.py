@@ -2,9 +2,11 @@
 
 import difflib
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +79,8 @@ def load_clip(
     _check_name(name)
     size = _check_image_size(name, image_size)
     if name == TINY_NAME and pretrained == TINY_TAG:
-        clip = open_clip.create_model(name, force_image_size=size, device="cpu")
+        with _without_random_weights_warning():
+            clip = open_clip.create_model(name, force_image_size=size)
         load_weights(clip, load_file(_TINY_FOLDER / f"{TINY_NAME}.safetensors"))
     else:
         clip = open_clip.create_model(
@@ -122,9 +125,8 @@ def load_clip_from_config(
     config = {"model_cfg": stored, "preprocess_cfg": dict(preprocess_cfg)}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-        clip = open_clip.create_model(
-            f"local-dir:{folder}", force_image_size=image_size, pretrained_text=False, load_weights=False
-        )
+        with _without_random_weights_warning():
+            clip = open_clip.create_model(f"local-dir:{folder}", force_image_size=image_size, pretrained_text=False)
     saved = stored["vision_cfg"]["image_size"]
     load_weights(clip, state_dict, saved_size=(saved, saved) if isinstance(saved, int) else tuple(saved))
     return _stamp(clip, source, stored).eval()
@@ -194,6 +196,21 @@ def preprocess_config(clip: nn.Module) -> dict[str, Any]:
 def load_tokenizer(source: ClipSource) -> Callable[..., Tensor]:
     """The tokenizer of an architecture; some of them are downloaded on first use."""
     return open_clip.get_tokenizer(source.name)
+
+
+@contextmanager
+def _without_random_weights_warning() -> Generator[None, None, None]:
+    """Keep open_clip from warning of random weights that are replaced a moment later."""
+    root = logging.getLogger()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("No pretrained weights loaded", "Local config loaded"))
+
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
 
 
 def _stamp(clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any]) -> nn.Module:
