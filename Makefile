@@ -11,7 +11,7 @@ check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
-	$(PYTHON) -m codespell_lib src tests examples docs README.md CHANGELOG.md
+	codespell
 	lint-imports
 
 test:

@@ -1,7 +1,7 @@
 """Prompt Decoupling from end to end: adapt a CLIP to text-to-image person re-identification.
 
     python examples/train_cuhk.py                                    # drawn pedestrians, a few minutes on a laptop
-    python examples/train_cuhk.py --data-root data/CUHK-PEDES --model ViT-B-16 --pretrained openai   # the paper's setting
+    python examples/train_cuhk.py --data-root DIR --model ViT-B-16 --pretrained openai   # CUHK-PEDES, the paper's setting
 
 Without --data-root it draws its own data set and adapts the small base that ships with promptreid: it shows that
 the method runs, and its scores say nothing about CUHK-PEDES.
@@ -17,8 +17,17 @@ from typing import Any
 
 import torch
 
-from promptreid import Gallery, PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
-from promptreid import load_prompts, save_prompts
+from promptreid import (
+    Gallery,
+    PromptConfig,
+    PromptedCLIP,
+    Trainer,
+    TwoStageSchedule,
+    evaluate,
+    load_clip,
+    load_prompts,
+    save_prompts,
+)
 from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
@@ -35,13 +44,14 @@ class Recipe:
     batch_size: int
     epochs: tuple[int, int]  # of stage 1 and of stage 2
     learning_rates: tuple[float, float]
-    identities: tuple[int, int, int] = (0, 0, 0)  # persons to draw for training, validation and test
+    identities: tuple[int, int, int]  # persons to draw for training, validation and test, without --data-root
 
 
 # The paper's rates and epochs are not known to us: these are our own choice, near those of CSKT and IRRA.
-PAPER = Recipe((384, 128), 64, (30, 60), (3e-4, 1e-5))
-DRAWN = Recipe((96, 48), 64, (4, 8), (5e-3, 3e-4), (400, 60, 200))
+PAPER = Recipe((384, 128), 64, (30, 60), (3e-4, 1e-5), (400, 60, 200))
+DRAWN = Recipe((96, 48), 64, (3, 6), (5e-3, 3e-4), (400, 60, 200))
 QUICK = Recipe((96, 48), 64, (1, 1), (5e-3, 3e-4), (100, 20, 40))
+METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, help="CUHK-PEDES' folder (reid_raw.json, imgs/); drawn if left out")
     parser.add_argument("--model", default="promptreid-tiny", help="any open_clip model name")
     parser.add_argument("--pretrained", help="open_clip tag, such as openai; left out: the small base's own weights")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the recipe's")
     parser.add_argument("--prompt-length", type=int, default=4, help="prompts a block, in both encoders")
     parser.add_argument("--output", type=Path, help="folder for everything written; default runs/<model>-seed<seed>")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,12 +84,11 @@ def claim_output(output: Path, settings: dict[str, Any]) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """The scores in percent, one row a model and direction."""
-    columns = ("rank1", "rank5", "rank10", "mAP", "mINP")
-    lines = [f"{'':<26}" + "".join(f"{name:>8}" for name in columns)]
+    lines = [f"{'':<26}" + "".join(f"{name:>8}" for name in METRICS)]
     for direction in ("text to image", "image to text"):
         for key in ("zero_shot", "stage_one", "stage_two"):
             scores = results[key] if direction == "text to image" else results[key]["image_to_text"]
-            cells = "".join(f"{100 * scores[name]:8.2f}" for name in columns)
+            cells = "".join(f"{100 * scores[name]:8.2f}" for name in METRICS)
             lines.append(f"{key.replace('_', ' '):<12}{direction:<14}{cells}")
     return "\n".join(lines)
 
@@ -90,26 +100,27 @@ def main() -> None:
     drawn = arguments.data_root is None
     recipe = QUICK if arguments.quick else DRAWN if arguments.model == "promptreid-tiny" else PAPER
     pretrained = arguments.pretrained or ("generated" if arguments.model == "promptreid-tiny" else None)
-    output = arguments.output or Path(
-        "runs", f"{arguments.model}-seed{arguments.seed}{'-quick' if arguments.quick else ''}"
-    )
+    image_size = tuple(arguments.image_size or recipe.image_size)
+    name = f"{arguments.model}-seed{arguments.seed}{'-quick' if arguments.quick else ''}"
+    output = arguments.output or Path("runs", name)
     settings = {
         "data": "generated" if drawn else str(arguments.data_root),
         "model": arguments.model,
         "pretrained": pretrained,
         "prompt_length": arguments.prompt_length,
         "seed": arguments.seed,
-        **json.loads(json.dumps(vars(recipe))),
+        **json.loads(json.dumps({**vars(recipe), "image_size": image_size})),
     }
 
     # Everything that can be wrong is found out before training starts.
     config = PromptConfig(text_length=arguments.prompt_length, vision_length=arguments.prompt_length)
     torch.manual_seed(arguments.seed)
-    clip = load_clip(arguments.model, pretrained=pretrained, image_size=recipe.image_size, device=arguments.device)
+    clip = load_clip(arguments.model, pretrained=pretrained, image_size=image_size, device=arguments.device)
     model = PromptedCLIP(clip, config)
-    identities = recipe.identities if max(recipe.identities) else DRAWN.identities
     claim_output(output, settings)
-    root = write_generated(output / "data", num_identities=identities, seed=arguments.seed) if drawn else arguments.data_root
+    root = arguments.data_root
+    if drawn:
+        root = write_generated(output / "data", num_identities=recipe.identities, seed=arguments.seed)
     data = load_cuhk_pedes(root)
     print(data.summary())
 
@@ -139,7 +150,7 @@ def main() -> None:
             num_workers=arguments.num_workers,
             evaluate=validation and (lambda model: evaluate(model, validation, progress=False).text_to_image.as_dict()),
             evaluate_every_epoch=True,
-            best_metric=validation and "rank1",
+            best_metric=validation and "mAP",
         )
         trainer.fit()
         if validation:  # the validation split chooses the epoch, the test split never does
@@ -150,7 +161,7 @@ def main() -> None:
     save_prompts(model, output / "model", overwrite=True)
     loaded = load_prompts(output / "model", device=arguments.device)
     again = evaluate(loaded, data.test).as_dict()
-    if any(abs(again[name] - results["stage_two"][name]) > 1e-6 for name in ("rank1", "rank5", "rank10", "mAP", "mINP")):
+    if any(abs(again[name] - results["stage_two"][name]) > 1e-6 for name in METRICS):
         raise RuntimeError(f"the saved model scores {again}, but it scored {results['stage_two']} before saving")
 
     step = max(1, len(encoded.captions) // 4)
@@ -161,11 +172,14 @@ def main() -> None:
     best = gallery.search(question, k=1)[0]
 
     seconds = round(time.perf_counter() - started, 1)
-    results |= {"settings": settings, "checkpoint_rule": "validation rank1" if validation else "last epoch"}
+    results |= {
+        "settings": settings,
+        "checkpoint_rule": "epoch with the best validation mAP" if validation else "last epoch",
+    }
     results |= {"test_images": len(data.test), "test_captions": data.test.num_captions, "seconds": seconds}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
-    print(f"saved and loaded again: the same scores. Best of {len(gallery)} pictures for “{question}”: {best.path}")
+    print(f"saved and loaded again: the same scores\nof {len(gallery)} pictures, “{question}” finds {best.path}")
     print(f"{seconds:.0f} s; results.json, ranking.png and model/ are in {output}")
 
 

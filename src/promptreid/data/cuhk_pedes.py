@@ -91,13 +91,20 @@ def _read_record(annotation: Path, images: Path, index: int, entry: Any) -> Imag
     pure = PurePosixPath(file_path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in file_path:
         raise refuse(f"file_path {file_path!r} leaves the folder imgs/")
+    fault = _caption_fault(captions)
+    if fault:
+        raise refuse(fault)
+    return ImageRecord(images / pure, person_id, tuple(captions), split)
+
+
+def _caption_fault(captions: Any) -> str | None:
+    """What is wrong with a record's captions, or `None`."""
     if not isinstance(captions, list) or not captions:
-        raise refuse("captions is not a list of sentences, or is empty")
-    sentences = cast("list[Any]", captions)
-    for place, caption in enumerate(sentences):
+        return "captions is not a list of sentences, or is empty"
+    for place, caption in enumerate(cast("list[Any]", captions)):
         if not isinstance(caption, str) or not caption.strip():
-            raise refuse(f"caption {place} is {caption!r}, expected a sentence")
-    return ImageRecord(images / pure, person_id, tuple(sentences), split)
+            return f"caption {place} is {caption!r}, expected a sentence"
+    return None
 
 
 def _check_images(images: Path, records: list[ImageRecord]) -> None:

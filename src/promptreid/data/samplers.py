@@ -40,9 +40,7 @@ class EpochSampler(Sampler[list[int]]):
         rank: int = 0,
     ) -> None:
         if batch_size < 1 or batch_size > length:
-            raise ValueError(
-                f"batch_size is {batch_size}, but the data set has {length} items; give 1 to {length}"
-            )
+            raise ValueError(f"batch_size is {batch_size}, but the data set has {length} items; give 1 to {length}")
         if batch_size % num_replicas:
             raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
         if not 0 <= rank < num_replicas:
