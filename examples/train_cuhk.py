@@ -1,7 +1,7 @@
 """Prompt Decoupling from end to end: adapt a CLIP to text-to-image person re-identification.
 
     python examples/train_cuhk.py                                    # drawn pedestrians, a few minutes on a laptop
-    python examples/train_cuhk.py --data-root DIR --model ViT-B-16 --pretrained openai   # CUHK-PEDES, the paper's setting
+    python examples/train_cuhk.py --data-root DIR --model ViT-B-16 --pretrained openai   # on CUHK-PEDES
 
 Without --data-root it draws its own data set and adapts the small base that ships with promptreid: it shows that
 the method runs, and its scores say nothing about CUHK-PEDES.
@@ -117,11 +117,11 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     clip = load_clip(arguments.model, pretrained=pretrained, image_size=image_size, device=arguments.device)
     model = PromptedCLIP(clip, config)
+    data = None if drawn else load_cuhk_pedes(arguments.data_root)
     claim_output(output, settings)
-    root = arguments.data_root
-    if drawn:
-        root = write_generated(output / "data", num_identities=recipe.identities, seed=arguments.seed)
-    data = load_cuhk_pedes(root)
+    if data is None:
+        drawings = write_generated(output / "data", num_identities=recipe.identities, seed=arguments.seed)
+        data = load_cuhk_pedes(drawings)
     print(data.summary())
 
     train_data = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
@@ -167,15 +167,13 @@ def main() -> None:
     step = max(1, len(encoded.captions) // 4)
     rankings = rank_captions(encoded, range(0, 4 * step, step)[: len(encoded.captions)])
     draw_ranking(output / "ranking.png", rankings, title="After stage 2: the ten best of the test images")
-    gallery = Gallery.build(loaded, data.root / "imgs")
+    gallery = Gallery.build(loaded, [record.path for record in data.test.records])
     question = rankings[0].caption
     best = gallery.search(question, k=1)[0]
 
     seconds = round(time.perf_counter() - started, 1)
-    results |= {
-        "settings": settings,
-        "checkpoint_rule": "epoch with the best validation mAP" if validation else "last epoch",
-    }
+    rule = "epoch with the best validation mAP" if validation else "last epoch"
+    results |= {"settings": settings, "checkpoint_rule": rule}
     results |= {"test_images": len(data.test), "test_captions": data.test.num_captions, "seconds": seconds}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(table(results))
