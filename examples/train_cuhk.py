@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="CUHK-PEDES' folder (reid_raw.json, imgs/); drawn if left out")
     parser.add_argument("--model", default="promptreid-tiny", help="any open_clip model name")
-    parser.add_argument("--pretrained", help="open_clip tag, such as openai; left out: the small base's own weights")
+    parser.add_argument("--pretrained", help='open_clip tag or weight file; "none" for random weights')
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the recipe's")
     parser.add_argument("--prompt-length", type=int, default=4, help="prompts a block, in both encoders")
     parser.add_argument("--output", type=Path, help="folder for everything written; default runs/<model>-seed<seed>")
@@ -67,19 +67,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load pictures")
     parser.add_argument("--quick", action="store_true", help="less data and one epoch a stage: under a minute")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("seed", "num_workers"):
+        if getattr(arguments, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected at least 0")
+    if arguments.model == "promptreid-tiny":
+        arguments.pretrained = arguments.pretrained or "generated"
+    elif arguments.pretrained is None:
+        parser.error(f'--model {arguments.model} needs --pretrained TAG, such as openai; "none" for random weights')
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {arguments.device} cannot be used here: {str(error).splitlines()[0]}")
+    return arguments
 
 
-def claim_output(output: Path, settings: dict[str, Any]) -> None:
-    """Take the output folder for this run, or go on with the same run; refuse another's."""
+def refuse_other_runs(output: Path, settings: dict[str, Any]) -> None:
+    """Allow a new or empty folder, and one that holds this very run, which is then gone on with."""
     stamp = output / "settings.json"
     if stamp.is_file():
         if json.loads(stamp.read_text(encoding="utf-8")) != settings:
             raise FileExistsError(f"{output} holds a run with other settings; give another --output, or delete it")
     elif output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} holds other files; give an empty or new folder as --output")
-    output.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file; give a folder as --output")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -99,7 +111,7 @@ def main() -> None:
     started = time.perf_counter()
     drawn = arguments.data_root is None
     recipe = QUICK if arguments.quick else DRAWN if arguments.model == "promptreid-tiny" else PAPER
-    pretrained = arguments.pretrained or ("generated" if arguments.model == "promptreid-tiny" else None)
+    pretrained = None if arguments.pretrained == "none" else arguments.pretrained
     image_size = tuple(arguments.image_size or recipe.image_size)
     name = f"{arguments.model}-seed{arguments.seed}{'-quick' if arguments.quick else ''}"
     output = arguments.output or Path("runs", name)
@@ -114,11 +126,14 @@ def main() -> None:
 
     # Everything that can be wrong is found out before training starts.
     config = PromptConfig(text_length=arguments.prompt_length, vision_length=arguments.prompt_length)
+    refuse_other_runs(output, settings)
+    data = None if drawn else load_cuhk_pedes(arguments.data_root)
     torch.manual_seed(arguments.seed)
     clip = load_clip(arguments.model, pretrained=pretrained, image_size=image_size, device=arguments.device)
     model = PromptedCLIP(clip, config)
-    data = None if drawn else load_cuhk_pedes(arguments.data_root)
-    claim_output(output, settings)
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if data is None:
         drawings = write_generated(output / "data", num_identities=recipe.identities, seed=arguments.seed)
         data = load_cuhk_pedes(drawings)

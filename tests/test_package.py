@@ -1,0 +1,50 @@
+"""What the package promises as a whole: its public names, its version, its weight on import."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import promptreid
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_public_names_are_those_of_the_design():
+    assert set(promptreid.__all__) - {"__version__"} == {
+        "ContrastiveLoss",
+        "CrossModalIDLoss",
+        "Gallery",
+        "PromptConfig",
+        "PromptedCLIP",
+        "PromptedTextEncoder",
+        "PromptedVisionEncoder",
+        "Stage",
+        "Trainer",
+        "TwoStageSchedule",
+        "evaluate",
+        "load_clip",
+        "load_prompts",
+        "save_prompts",
+    }
+    assert all(getattr(promptreid, name) is not None for name in promptreid.__all__)
+
+
+def test_every_public_name_has_a_docstring():
+    assert all((getattr(promptreid, name).__doc__ or "").strip() for name in promptreid.__all__)
+
+
+def test_changelog_newest_entry_equals_the_version():
+    newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == promptreid.__version__ == version("promptreid")
+
+
+def test_import_needs_no_extra():
+    extras = ("accelerate", "tensorboard", "matplotlib", "gradio", "onnx", "onnxruntime")
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in extras)
+    process = subprocess.run(
+        [sys.executable, "-c", f"import sys; {blocked}; import promptreid"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
