@@ -1,0 +1,96 @@
+"""Invariant 6 where several workers share a model: DistributedDataParallel, threads, train and eval switching."""
+
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from promptreid import PromptedCLIP, TwoStageSchedule
+
+
+@pytest.fixture
+def process_group(monkeypatch):
+    """A group of this process alone; DistributedDataParallel watches its parameters as in a group of many."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_ddp_trains_both_stages_without_unused_parameters(clip, images, tokens, process_group):
+    model = PromptedCLIP(clip)
+    person_ids = torch.tensor([0, 1, 2, 0, 1])
+    for stage in TwoStageSchedule(model, num_identities=3):
+        stage.prepare()
+        parallel = DistributedDataParallel(model)
+        optimizer = stage.optimizer()
+        before = [parameter.clone() for parameter in stage.parameters()]
+        # The second step is the one that fails if a parameter of the first never got its gradient.
+        for _ in range(3):
+            output = parallel(images, tokens)
+            stage.losses(output["image_features"], output["text_features"], person_ids)["total"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        changed = [not torch.equal(a, b) for a, b in zip(before, stage.parameters(), strict=True)]
+        assert all(changed)
+
+
+def test_threads_that_infer_side_by_side_get_what_one_gets(clip, images, tokens):
+    model = PromptedCLIP(clip)
+    with torch.no_grad():
+        expected = model.encode_image(images), model.encode_text(tokens)
+        with model.disabled():
+            bare = model.encode_image(images), model.encode_text(tokens)
+
+    def infer(number):
+        rows = slice(number % 5, None)  # captions of different length: each thread trims its own batch
+        with torch.no_grad():
+            if number % 3 == 0:
+                with model.disabled():
+                    return number, model.encode_image(images[rows]), model.encode_text(tokens[rows])
+            return number, model.encode_image(images[rows]), model.encode_text(tokens[rows])
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(infer, range(60)))
+    for number, image_features, text_features in results:
+        wanted = bare if number % 3 == 0 else expected
+        torch.testing.assert_close(image_features, wanted[0][number % 5 :], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(text_features, wanted[1][number % 5 :], rtol=1e-4, atol=1e-5)
+
+
+def test_train_and_eval_switching_gives_the_features_of_before(clip, images, tokens):
+    model = PromptedCLIP(clip).eval()
+    before = model.encode_image(images), model.encode_text(tokens)
+    model.train()
+    (model.encode_image(images).sum() + model.encode_text(tokens).sum()).backward()
+    model.eval()
+    torch.testing.assert_close(model.encode_image(images), before[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.encode_text(tokens), before[1], rtol=1e-5, atol=1e-6)
+
+
+def test_two_prompted_models_run_in_turn_keep_their_own_prompts(model_cfg, images, tokens):
+    from open_clip.model import CLIP
+
+    models = [PromptedCLIP(CLIP(**model_cfg).eval()) for _ in range(2)]
+    alone = [(model.encode_image(images), model.encode_text(tokens)) for model in models]
+    assert not torch.allclose(alone[0][0], alone[1][0])
+    for _ in range(2):
+        for model, (image_features, text_features) in zip(models, alone, strict=True):
+            assert torch.equal(model.encode_image(images), image_features)
+            assert torch.equal(model.encode_text(tokens), text_features)
+
+
+def test_text_encoder_compiles_and_gives_equal_features(clip, tokens):
+    model = PromptedCLIP(clip)
+    compiled = torch.compile(model.text, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
+    with model.disabled():
+        torch.testing.assert_close(compiled(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
