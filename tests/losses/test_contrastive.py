@@ -9,15 +9,22 @@ from promptreid.losses.contrastive import ContrastiveLoss
 
 
 def slow_loss(
-    images: torch.Tensor, texts: torch.Tensor, *, temperature: float, ids: list[int], same_person: str
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    *,
+    temperature: float,
+    ids: list[int],
+    same_person: str,
+    similarity: str = "cosine",
 ) -> float:
-    def cosine(a: list[float], b: list[float]) -> float:
-        return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    def compare(a: list[float], b: list[float]) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)) if similarity == "cosine" else dot
 
     def one_way(queries: list[list[float]], gallery: list[list[float]]) -> float:
         total = 0.0
         for i, query in enumerate(queries):
-            score = [math.exp(cosine(query, item) / temperature) for item in gallery]
+            score = [math.exp(compare(query, item) / temperature) for item in gallery]
             mates = [j for j in range(len(ids)) if ids[j] == ids[i]]
             positives = mates if same_person == "positive" else [i]
             left_out = set(mates) - {i} if same_person == "ignored" else set()
@@ -41,13 +48,32 @@ def test_contrastive_loss_two_pairs_matches_hand_worked_value() -> None:
     assert ContrastiveLoss(0.5)(images, texts).item() == pytest.approx(0.370061, abs=1e-5)
 
 
+def test_contrastive_loss_dot_product_matches_hand_worked_value() -> None:
+    # The same features: dot products [[1.5, 12], [0, 8]], over a temperature of 4: [[0.375, 3], [0, 2]].
+    # image to text: log(1 + e^(3-0.375)) = log(1 + 13.804574) = 2.694936;  log(1 + e^-2) = 0.126928
+    # text to image: log(1 + e^-0.375) = log 1.687289 = 0.523123;          log(1 + e^(3-2)) = log 3.718282 = 1.313262
+    # loss = ((2.694936 + 0.126928) / 2 + (0.523123 + 1.313262) / 2) / 2 = 1.164562
+    images = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    texts = torch.tensor([[0.5, 0.0], [4.0, 4.0]])
+    assert ContrastiveLoss(4.0, similarity="dot")(images, texts).item() == pytest.approx(1.164562, abs=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
-def test_contrastive_loss_random_batch_matches_slow_reference(same_person: str) -> None:
+def test_contrastive_loss_random_batch_matches_slow_reference(same_person: str, similarity: str) -> None:
     images, texts = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
     ids = [0, 1, 0, 2, 1, 0]
-    fast = ContrastiveLoss(0.1, same_person=same_person)(images, texts, torch.tensor(ids)).item()
-    slow = slow_loss(images, texts, temperature=0.1, ids=ids, same_person=same_person)
-    assert fast == pytest.approx(slow, rel=1e-12)
+    fast = ContrastiveLoss(0.1, same_person=same_person, similarity=similarity)(images, texts, torch.tensor(ids))
+    slow = slow_loss(images, texts, temperature=0.1, ids=ids, same_person=same_person, similarity=similarity)
+    assert fast.item() == pytest.approx(slow, rel=1e-12)
+
+
+def test_contrastive_loss_given_ids_does_not_count_the_same_person_as_negative() -> None:
+    # One person's two pairs, told apart by nothing: with them as negatives the loss would be log 2.
+    features, ids = torch.ones(2, 3), torch.tensor([5, 5])
+    assert ContrastiveLoss()(features, features, ids).item() == 0
+    assert ContrastiveLoss()(features, features).item() == pytest.approx(math.log(2))
+    assert ContrastiveLoss(same_person="negative")(features, features, ids).item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
@@ -66,9 +92,12 @@ def test_contrastive_loss_other_persons_only_is_the_same_whatever_same_person_sa
     torch.testing.assert_close(ContrastiveLoss(same_person="ignored")(images, texts, ids), plain)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("same_person", ["negative", "positive", "ignored"])
 @pytest.mark.parametrize("features", ["one pair", "zero", "huge", "one person"])
-def test_contrastive_loss_degenerate_batch_is_finite_with_finite_gradients(same_person: str, features: str) -> None:
+def test_contrastive_loss_degenerate_batch_is_finite_with_finite_gradients(
+    same_person: str, features: str, similarity: str
+) -> None:
     images = {
         "one pair": torch.randn(1, 4),
         "zero": torch.zeros(3, 4),
@@ -76,7 +105,8 @@ def test_contrastive_loss_degenerate_batch_is_finite_with_finite_gradients(same_
         "one person": torch.randn(3, 4),
     }[features].requires_grad_()
     ids = torch.zeros(len(images), dtype=torch.int64)
-    loss = ContrastiveLoss(same_person=same_person)(images, torch.randn(len(images), 4), ids)
+    texts = torch.randn(len(images), 4) * (1e30 if features == "huge" else 1)
+    loss = ContrastiveLoss(same_person=same_person, similarity=similarity)(images, texts, ids)
     loss.backward()
     assert torch.isfinite(loss)
     assert images.grad is not None
@@ -105,8 +135,6 @@ def test_contrastive_loss_wrong_shapes_are_refused(images: tuple[int, ...], text
 def test_contrastive_loss_wrong_ids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"person_ids have shape \(3,\), expected \(2,\)"):
         ContrastiveLoss()(torch.eye(2), torch.eye(2), torch.arange(3))
-    with pytest.raises(ValueError, match='same_person="ignored" needs person_ids'):
-        ContrastiveLoss(same_person="ignored")(torch.eye(2), torch.eye(2))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
@@ -118,3 +146,14 @@ def test_contrastive_loss_temperature_not_positive_is_refused(temperature: float
 def test_contrastive_loss_unknown_same_person_is_refused() -> None:
     with pytest.raises(ValueError, match="same_person is 'friend'"):
         ContrastiveLoss(same_person="friend")
+
+
+def test_contrastive_loss_unknown_similarity_is_refused() -> None:
+    with pytest.raises(ValueError, match="similarity is 'euclid'"):
+        ContrastiveLoss(similarity="euclid")
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_contrastive_loss_features_not_a_number_are_not_hidden(similarity: str) -> None:
+    features = torch.tensor([[math.nan, 0.0], [0.0, 1.0]])
+    assert torch.isnan(ContrastiveLoss(similarity=similarity)(features, torch.eye(2)))

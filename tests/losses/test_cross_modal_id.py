@@ -1,6 +1,7 @@
 """The identity loss against hand-worked values and a loop in plain Python."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,10 @@ import torch
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 
 
-def fixed_loss(**settings: float) -> CrossModalIDLoss:
+def fixed_loss(length: float = 1.0, **settings: Any) -> CrossModalIDLoss:
     loss = CrossModalIDLoss(2, 2, **settings)
     with torch.no_grad():
-        loss.classifier.weight.copy_(torch.eye(2))
-        loss.classifier.bias.zero_()
+        loss.classifier.weight.copy_(length * torch.eye(2))
     return loss
 
 
@@ -29,6 +29,85 @@ def test_cross_modal_id_loss_label_smoothing_matches_hand_worked_value() -> None
     # caption (0, 1): 0.9 * 1.313262 + 0.1 * 0.313262 = 1.213262. Mean 0.770095.
     loss = fixed_loss(label_smoothing=0.2)(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
     assert loss.item() == pytest.approx(0.770095, abs=1e-6)
+
+
+def test_cross_modal_id_loss_norm_softmax_ignores_the_weights_lengths() -> None:
+    # As above with weights of length 5: 0.720095 again.
+    loss = fixed_loss(5.0, classifier="norm_softmax")
+    value = loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    assert value.item() == pytest.approx(0.720095, abs=1e-6)
+    assert loss.classifier.bias is None
+
+
+def test_cross_modal_id_loss_cosine_classifier_matches_hand_worked_value() -> None:
+    # Image (3, 4): cosines (0.6, 0.8), times 2 (1.2, 1.6): log(1 + e^0.4) = log 2.491825 = 0.913015.
+    # Caption (0, 9): (0, 1), times 2 (0, 2): log(1 + e^2) = 2.126928. Person 0; mean 1.519972.
+    loss = fixed_loss(7.0, classifier="cosine", scale=2.0)
+    value = loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 9.0]]), torch.tensor([0]))
+    assert value.item() == pytest.approx(1.519972, abs=1e-6)
+
+
+def test_cross_modal_id_loss_projection_matches_hand_worked_value() -> None:
+    # Image (2, 0), caption (3, 4) of direction (0.6, 0.8). The image projected: 1.2 * (0.6, 0.8) = (0.72, 0.96);
+    # the caption on the image's direction (1, 0): (3, 0). Person 0, unit weights (CMPC):
+    # image: log(1 + e^0.24) = log 2.271249 = 0.820330;  caption: log(1 + e^-3) = 0.048587;  mean 0.434459
+    loss = fixed_loss(3.0, classifier="norm_softmax", cross_modal_projection=True)
+    value = loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([0]))
+    assert value.item() == pytest.approx(0.434459, abs=1e-6)
+
+
+def test_cross_modal_id_loss_cosine_with_projection_still_reaches_both_features() -> None:
+    # Cosines first: image (1, 0) on (0.6, 0.8) is (0.36, 0.48), so its length still says how well the pair agrees.
+    loss = fixed_loss(classifier="cosine", scale=1.0, cross_modal_projection=True)
+    images = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    texts = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    value = loss(images, texts, torch.tensor([0]))
+    expected = (math.log(1 + math.exp(0.12)) + math.log(1 + math.exp(-0.6))) / 2
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    value.backward()
+    assert images.grad.abs().sum() > 0
+    assert texts.grad.abs().sum() > 0
+
+
+VARIANTS = [(kind, projection) for kind in ("linear", "norm_softmax", "cosine") for projection in (False, True)]
+
+
+@pytest.mark.parametrize(("classifier", "projection"), VARIANTS)
+def test_cross_modal_id_loss_variants_match_slow_reference(classifier: str, projection: bool) -> None:
+    loss = CrossModalIDLoss(7, 5, classifier=classifier, scale=3.0, cross_modal_projection=projection).double()
+    torch.nn.init.normal_(loss.classifier.weight)
+    images, texts, ids = torch.randn(6, 5).double(), torch.randn(6, 5).double(), torch.randint(0, 7, (6,))
+
+    def unit(row: list[float]) -> list[float]:
+        return [x / math.sqrt(sum(y * y for y in row)) for x in row]
+
+    weight = [row if classifier == "linear" else unit(row) for row in loss.classifier.weight.tolist()]
+    total = 0.0
+    for own, other in ((images, texts), (texts, images)):
+        for row, partner, label in zip(own.tolist(), other.tolist(), ids.tolist(), strict=True):
+            features = unit(row) if classifier == "cosine" else row
+            if projection:
+                direction = unit(partner)
+                length = sum(x * z for x, z in zip(features, direction, strict=True))
+                features = [length * z for z in direction]
+            scores = [sum(w * x for w, x in zip(ws, features, strict=True)) for ws in weight]
+            scores = [3.0 * score if classifier == "cosine" else score for score in scores]
+            total += math.log(sum(math.exp(score) for score in scores)) - scores[label]
+    assert loss(images, texts, ids).item() == pytest.approx(total / 12, rel=1e-12)
+
+
+@pytest.mark.parametrize(("classifier", "projection"), VARIANTS)
+@pytest.mark.parametrize("features", [torch.zeros(4, 3), torch.randn(4, 3) * 1e30])
+def test_cross_modal_id_loss_variants_of_degenerate_batch_are_finite(
+    classifier: str, projection: bool, features: torch.Tensor
+) -> None:
+    loss = CrossModalIDLoss(4, 3, classifier=classifier, cross_modal_projection=projection)
+    images, texts = features.clone().requires_grad_(), torch.randn(4, 3, requires_grad=True)
+    value = loss(images, texts, torch.zeros(4, dtype=torch.int64))
+    value.backward()
+    assert torch.isfinite(value)
+    for gradient in (images.grad, texts.grad, loss.classifier.weight.grad):
+        assert torch.isfinite(gradient).all()
 
 
 def test_cross_modal_id_loss_random_batch_matches_slow_reference() -> None:
@@ -104,3 +183,12 @@ def test_cross_modal_id_loss_fewer_than_two_identities_are_refused(num_identitie
 def test_cross_modal_id_loss_smoothing_out_of_range_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match="label_smoothing"):
         CrossModalIDLoss(4, 8, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"classifier": "arc"}, "classifier is 'arc', expected one of linear"), ({"scale": 0.0}, "scale is 0.0")],
+)
+def test_cross_modal_id_loss_unknown_classifier_or_scale_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CrossModalIDLoss(4, 8, **settings)

@@ -54,7 +54,7 @@ def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: Prom
         ({"stage_one_epochs": -1}, "nothing to train"),
         ({"num_identities": 1}, "at least 2"),
         ({"temperature": 0.0}, "temperature"),
-        ({"identity_weight": -1.0}, "identity of stage"),
+        ({"identity_weight": -1.0}, "identity_weight is -1.0"),
         ({"warmup_share": 1.0}, "warmup_share"),
     ],
 )

@@ -131,6 +131,36 @@ def test_stage_optimizer_splits_decay_and_raises_new_modules_rate(model: Prompte
     assert sum(len(group["params"]) for group in groups) == len(stage.parameters())
 
 
+def test_stage_optimizer_is_the_algorithm_asked_for(model: PromptedCLIP) -> None:
+    stage = make_stage(model, algorithm="adam", betas=(0.5, 0.9), epsilon=1e-3)
+    optimizer = stage.optimizer()
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.defaults["betas"] == (0.5, 0.9)
+    assert optimizer.defaults["eps"] == 1e-3
+    assert type(make_stage(model).optimizer()) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("trains", ["prompts", "encoders", "norms"])
+def test_stage_frozen_batch_norm_keeps_its_statistics(
+    model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor, trains: str
+) -> None:
+    norm = torch.nn.BatchNorm2d(32)
+    model.clip.visual.conv1 = torch.nn.Sequential(model.clip.visual.conv1, norm)
+    before = copy.deepcopy(norm.state_dict())
+    train(make_stage(model, trains=[trains]), images, tokens, person_ids, steps=2)
+    kept = all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert kept == (trains == "prompts")
+
+
+def test_stage_frozen_dropout_drops_nothing(model: PromptedCLIP) -> None:
+    dropout = model.clip.visual.patch_dropout = torch.nn.Dropout(0.5)
+    for trains in ("prompts", "norms", "projections"):
+        make_stage(model, trains=[trains]).prepare()
+        assert not dropout.training
+    make_stage(model, trains=["encoders"]).prepare()
+    assert dropout.training
+
+
 def test_rate_factor_follows_warmup_then_cosine() -> None:
     # 4 warm-up steps: 0.1 + 0.9 * 2/4 = 0.55 at step 2; half-way down the cosine, at 4 + 8/2, (1 + cos 90°)/2 = 0.5.
     values = [rate_factor(step, total=12, warmup=4) for step in (0, 2, 4, 8, 12)]
@@ -165,6 +195,14 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"max_norm": 0.0}, "max_norm"),
         ({"warmup_epochs": 1}, "less than its 1 epochs"),
+        ({"warmup_epochs": -1}, "warmup_epochs of stage 'test' is -1, expected a number of at least 0"),
+        ({"epochs": 1.5}, "epochs of stage 'test' is 1.5"),
+        ({"algorithm": "sgd"}, "algorithm of stage 'test' is 'sgd'"),
+        ({"layer_decay": 1.5}, "layer_decay of at most 1"),
+        ({"layer_decay": 0.0}, "layer_decay of stage 'test' is 0.0, expected a number above 0"),
+        ({"betas": (0.9, 1.0)}, "betas below 1"),
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"prompt_learning_rate": -1.0}, "prompt_learning_rate"),
     ],
 )
 def test_stage_wrong_setting_is_refused(model: PromptedCLIP, settings: dict[str, Any], message: str) -> None:

@@ -6,31 +6,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SamePerson = Literal["negative", "positive", "ignored"]
+from promptreid.losses.features import at_least_float32, bounded, check_pairs, unit_length
+
+SamePerson = Literal["ignored", "positive", "negative"]
+Similarity = Literal["cosine", "dot"]
+
+
+def similarities(image_features: Tensor, text_features: Tensor, *, similarity: Similarity = "cosine") -> Tensor:
+    """Compare every image with every caption.
+
+    Args:
+        image_features: Not normalised.
+        text_features: Not normalised.
+        similarity: `"cosine"`, or `"dot"` for the dot product.
+
+    Shape:
+        - image_features, text_features: (B, E) floating point
+        - returns: (B, B), images along rows, at least float32
+    """
+    prepare = unit_length if similarity == "cosine" else bounded
+    return prepare(image_features) @ prepare(text_features).T
 
 
 def contrastive_loss(
     image_features: Tensor,
     text_features: Tensor,
     *,
-    temperature: float,
+    temperature: Tensor | float,
     person_ids: Tensor | None = None,
-    same_person: SamePerson = "positive",
+    same_person: SamePerson = "ignored",
+    similarity: Similarity = "cosine",
 ) -> Tensor:
-    r"""Symmetric image-text InfoNCE on cosine similarity.
+    r"""Symmetric image-text InfoNCE.
 
     .. math:: L = -\frac{1}{2B} \sum_i \Big[ \sum_j q_{ij} \log \frac{e^{s_{ij}/\tau}}{\sum_k e^{s_{ik}/\tau}}
               + \sum_j q_{ji} \log \frac{e^{s_{ji}/\tau}}{\sum_k e^{s_{ki}/\tau}} \Big]
 
-    with s the cosine similarity and q one for the own pair, or shared equally by all pairs of the same person.
+    with s the similarity and q one for the own pair, or shared equally by all pairs of the same person.
 
     Args:
         image_features: Not normalised.
         text_features: Not normalised; row i describes image i.
         temperature: Divides the similarities.
-        person_ids: Whose pairs they are; without them only the own pair is a positive.
-        same_person: What the other pairs of a person are where `person_ids` are given: `"positive"` shares the
-            target with them, `"ignored"` leaves them out of the sums over k, `"negative"` is as without ids.
+        person_ids: Whose pairs they are; without them only the own pair is known to be of the person.
+        same_person: What the other pairs of a person are where `person_ids` are given: `"ignored"` leaves them out
+            of the sums over k, `"positive"` shares the target with them, `"negative"` is as without ids.
+        similarity: Cosine, or the dot product.
 
     Shape:
         - image_features, text_features: (B, E) floating point
@@ -40,22 +61,103 @@ def contrastive_loss(
     Raises:
         ValueError: Shapes differ.
 
+    Example:
+        >>> import torch
+        >>> round(contrastive_loss(torch.eye(2), torch.eye(2), temperature=1.0).item(), 4)  # log(1 + 1/e)
+        0.3133
+
     Source:
         van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020, figure 3; shared
         targets as in Khosla et al. 2020, arXiv 2004.11362, equation 2.
     """
     check_pairs(image_features, text_features, person_ids)
-    logits = unit_length(image_features) @ unit_length(text_features).T / temperature
+    logits = similarities(image_features, text_features, similarity=similarity) / temperature
     target = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
     if person_ids is not None and same_person != "negative":
         same = person_ids[:, None] == person_ids[None, :]
         if same_person == "positive":
             target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)
         else:
-            # The lowest finite number, not -inf: 0 of the target times -inf would be NaN.
-            others = same & (target == 0)
-            logits = logits.masked_fill(others, torch.finfo(logits.dtype).min)
+            # A finite number, not -inf: 0 of the target times -inf would be NaN. Half of the lowest, so that taking
+            # the row's highest from it stays finite.
+            logits = logits.masked_fill(same & (target == 0), torch.finfo(logits.dtype).min / 2)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def sdm_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    temperature: Tensor | float,
+    person_ids: Tensor | None = None,
+    epsilon: float = 1e-8,
+) -> Tensor:
+    r"""Similarity distribution matching: how far the batch's softmax is from sharing out over the person's pairs.
+
+    .. math:: L = \frac{1}{B} \sum_i \Big[ \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij} + \epsilon}
+              + \sum_j p'_{ij} \log \frac{p'_{ij}}{q_{ij} + \epsilon} \Big]
+
+    with p the softmax of cosines over τ from image i to all captions, p' that from caption i to all images, and q
+    shared equally by all pairs of the same person.
+
+    Args:
+        image_features: Not normalised.
+        text_features: Not normalised; row i describes image i.
+        temperature: Divides the cosines.
+        person_ids: Whose pairs they are; without them only the own pair is a positive.
+        epsilon: Keeps the logarithm of q finite.
+
+    Shape:
+        - image_features, text_features: (B, E) floating point
+        - person_ids: (B,) integer
+        - returns: () of the features' precision, at least float32
+
+    Raises:
+        ValueError: Shapes differ.
+
+    Example:
+        >>> import torch
+        >>> one_person = torch.zeros(2, dtype=torch.int64)
+        >>> sdm_loss(torch.ones(2, 3), torch.ones(2, 3), temperature=1.0, person_ids=one_person).abs().item() < 1e-6
+        True
+
+    Source:
+        Jiang and Ye 2023, IRRA, arXiv 2303.12501, equations 5 to 7.
+    """
+    check_pairs(image_features, text_features, person_ids)
+    logits = similarities(image_features, text_features) / temperature
+    same = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if person_ids is not None:
+        same = person_ids[:, None] == person_ids[None, :]
+    log_target = (same / same.sum(dim=1, keepdim=True).to(logits.dtype) + epsilon).log()
+    total = logits.new_zeros(())
+    for scores in (logits, logits.T):
+        log_share = F.log_softmax(scores, dim=1)
+        total = total + (log_share.exp() * (log_share - log_target)).sum(dim=1).mean()
+    return total
+
+
+def project_on_partner(features: Tensor, partners: Tensor) -> Tensor:
+    r"""The part of each row that lies along its partner's direction, :math:`(x^\top \bar z)\, \bar z`.
+
+    Args:
+        features: x, what is projected.
+        partners: z, whose directions it is projected on.
+
+    Shape:
+        - features, partners: (B, E) floating point
+        - returns: (B, E), at least float32; zero where the partner is zero
+
+    Example:
+        >>> import torch
+        >>> project_on_partner(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]]))
+        tensor([[0., 2.]])
+
+    Source:
+        Zhang and Lu 2018, Deep Cross-Modal Projection Learning, ECCV 2018, section 3.2 (CMPC).
+    """
+    direction = unit_length(partners)
+    return (bounded(features) * direction).sum(dim=-1, keepdim=True) * direction
 
 
 def cross_modal_id_loss(
@@ -82,44 +184,3 @@ def cross_modal_id_loss(
     image_loss = F.cross_entropy(at_least_float32(image_logits), labels, label_smoothing=label_smoothing)
     text_loss = F.cross_entropy(at_least_float32(text_logits), labels, label_smoothing=label_smoothing)
     return (image_loss + text_loss) / 2
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Raise half precision to float32 and leave the rest."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def unit_length(features: Tensor) -> Tensor:
-    """Divide each row by its length; a row of zeros stays zero and passes no NaN."""
-    return F.normalize(at_least_float32(features), dim=-1, eps=1e-8)
-
-
-def check_pairs(image_features: Tensor, text_features: Tensor, person_ids: Tensor | None) -> None:
-    """Refuse features and identities that are not one batch.
-
-    Raises:
-        ValueError: Shapes differ, or the batch is empty.
-    """
-    if image_features.ndim != 2 or image_features.shape != text_features.shape or len(image_features) == 0:
-        raise ValueError(
-            f"image_features have shape {tuple(image_features.shape)} and text_features {tuple(text_features.shape)}; "
-            "expected the same (batch, dim) of both, at least one pair"
-        )
-    if person_ids is not None and person_ids.shape != image_features.shape[:1]:
-        raise ValueError(
-            f"person_ids have shape {tuple(person_ids.shape)}, expected ({len(image_features)},): one a pair"
-        )
-
-
-def check_labels(labels: Tensor, num_identities: int) -> None:
-    """Refuse labels that no output of the classifier stands for.
-
-    Raises:
-        ValueError: A label is below 0 or not below `num_identities`.
-    """
-    lowest, highest = int(labels.min()), int(labels.max())
-    if not 0 <= lowest <= highest < num_identities:
-        raise ValueError(
-            f"person_ids run from {lowest} to {highest}, expected labels from 0 to {num_identities - 1}; "
-            "ReIDSplit.labels maps an annotation's identities to labels"
-        )

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import overload
 
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.losses.contrastive import ContrastiveLoss
-from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.functional import SamePerson
+from promptreid.training.recipe import Recipe
 from promptreid.training.stages import Stage
 
 
@@ -23,6 +23,7 @@ class TwoStageSchedule(Sequence[Stage]):
         stage_one_learning_rate: Peak rate of the prompts.
         stage_two_learning_rate: Peak rate of the encoders.
         temperature: The contrastive loss's, fixed.
+        same_person: What the contrastive loss makes of other pairs of the same person in a batch.
         identity_weight: Weight of the identity loss in stage 2; 0 leaves it out.
         label_smoothing: The identity loss's.
         weight_decay: AdamW's, in stage 2.
@@ -52,52 +53,43 @@ class TwoStageSchedule(Sequence[Stage]):
         stage_one_learning_rate: float = 3e-4,
         stage_two_learning_rate: float = 1e-5,
         temperature: float = 0.02,
+        same_person: SamePerson = "ignored",
         identity_weight: float = 1.0,
         label_smoothing: float = 0.0,
         weight_decay: float = 0.01,
         warmup_share: float = 1 / 12,
         max_norm: float | None = 1.0,
     ) -> None:
-        if min(stage_one_epochs, stage_two_epochs) < 0 or stage_one_epochs == stage_two_epochs == 0:
-            raise ValueError(
-                f"stage_one_epochs is {stage_one_epochs} and stage_two_epochs {stage_two_epochs}: nothing to train; "
-                "give at least one epoch to at least one stage"
-            )
-        if not 0 <= warmup_share < 1:
-            raise ValueError(f"warmup_share is {warmup_share}, expected 0 <= warmup_share < 1")
-        identity = CrossModalIDLoss(num_identities, model.embed_dim, label_smoothing=label_smoothing)
-        self._stages: list[Stage] = []
-        if stage_one_epochs:
-            self._stages.append(
-                Stage(
-                    "domain_adaptation",
-                    model,
-                    trains=["prompts"],
-                    losses={"contrastive": ContrastiveLoss(temperature)},
-                    epochs=stage_one_epochs,
-                    learning_rate=stage_one_learning_rate,
-                    warmup_epochs=warmup_share * stage_one_epochs,
-                    max_norm=max_norm,
-                )
-            )
-        if stage_two_epochs:
-            losses = {"contrastive": ContrastiveLoss(temperature), "identity": identity}
-            if identity_weight == 0:
-                del losses["identity"]
-            self._stages.append(
-                Stage(
-                    "task_adaptation",
-                    model,
-                    trains=["encoders"],
-                    losses=losses,
-                    weights={"identity": identity_weight} if identity_weight else None,
-                    epochs=stage_two_epochs,
-                    learning_rate=stage_two_learning_rate,
-                    weight_decay=weight_decay,
-                    warmup_epochs=warmup_share * stage_two_epochs,
-                    max_norm=max_norm,
-                )
-            )
+        recipe = Recipe(
+            num_identities=num_identities,
+            stage_one_epochs=stage_one_epochs,
+            stage_two_epochs=stage_two_epochs,
+            stage_one_learning_rate=stage_one_learning_rate,
+            stage_two_learning_rate=stage_two_learning_rate,
+            temperature=temperature,
+            same_person=same_person,
+            identity_weight=identity_weight,
+            label_smoothing=label_smoothing,
+            weight_decay=weight_decay,
+            warmup_share=warmup_share,
+            max_norm=max_norm,
+        )
+        self._stages = _stages(model, recipe)
+
+    @classmethod
+    def from_recipe(cls, model: PromptedCLIP, recipe: Recipe) -> "TwoStageSchedule":
+        """The schedule of a recipe, which has more settings than fit above.
+
+        Example:
+            >>> from promptreid import PromptedCLIP, load_clip
+            >>> model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
+            >>> schedule = TwoStageSchedule.from_recipe(model, Recipe(num_identities=100, matching="sdm"))
+            >>> list(schedule[1].loss_modules)
+            ['sdm', 'identity']
+        """
+        schedule = cls.__new__(cls)
+        schedule._stages = _stages(model, recipe)
+        return schedule
 
     @overload
     def __getitem__(self, index: int) -> Stage: ...
@@ -110,3 +102,14 @@ class TwoStageSchedule(Sequence[Stage]):
 
     def __len__(self) -> int:
         return len(self._stages)
+
+
+def _stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    one, two = recipe.stage_one_epochs, recipe.stage_two_epochs
+    if min(one, two) < 0 or one == two == 0:
+        raise ValueError(
+            f"stage_one_epochs is {one} and stage_two_epochs {two}: nothing to train; give at least one epoch to at "
+            "least one stage"
+        )
+    stages = [recipe.domain_adaptation(model)] if one else []
+    return [*stages, recipe.task_adaptation(model)] if two else stages

@@ -5,12 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.encoders.clip import PromptedCLIP
+from promptreid.training.layer_depths import LayerDepths
+from promptreid.training.parameter_groups import parameter_groups
+from promptreid.training.parts import Part, part_modules, part_parameters, parts_parameters
 
-Part = Literal["prompts", "image_prompts", "text_prompts", "encoders"]
+Algorithm = Literal["adamw", "adam"]
+_ABOVE_ZERO = ("learning_rate", "prompt_learning_rate", "layer_decay", "epsilon")
+_NUMBERS = (*_ABOVE_ZERO, "weight_decay", "new_module_factor", "warmup_epochs", "epochs")
 
 
 class Stage:
@@ -19,15 +24,20 @@ class Stage:
     Args:
         name: Shown in progress bars and logs.
         model: The model to train.
-        trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`) and
-            `"encoders"`. May be empty where a loss has parameters of its own.
+        trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
+            (or of them `"norms"`, `"projections"`). May be empty where a loss has parameters of its own.
         losses: Modules by name, each called with image features, text features and person ids. Their parameters
             belong to the stage: they train with it, are kept in its checkpoints and are never published.
         weights: Weights of the losses by name; 1 where not given.
         epochs: Passes over the training data.
         learning_rate: Peak rate.
-        weight_decay: AdamW's, left out for biases, norms and everything else of one dimension.
+        prompt_learning_rate: Peak rate of prompts where it differs, as where they train beside encoders.
+        weight_decay: Left out for biases, norms and everything else of one dimension.
         new_module_factor: Times the rate for the losses' own parameters, which start from nothing.
+        layer_decay: Times the rate for each block further from the encoders' end; 1 for none.
+        algorithm: `"adamw"`, or `"adam"`, whose weight decay is an L2 penalty.
+        betas: The algorithm's two decay rates.
+        epsilon: The algorithm's smallest denominator.
         warmup_epochs: The rate rises linearly from a tenth over these, then falls to 0 along a cosine, by step.
         max_norm: Longest the gradient may be; None for no clipping.
 
@@ -60,8 +70,13 @@ class Stage:
         weights: Mapping[str, float] | None = None,
         epochs: int = 1,
         learning_rate: float = 1e-4,
+        prompt_learning_rate: float | None = None,
         weight_decay: float = 0.0,
         new_module_factor: float = 5.0,
+        layer_decay: float = 1.0,
+        algorithm: Algorithm = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
         warmup_epochs: float = 0.0,
         max_norm: float | None = 1.0,
     ) -> None:
@@ -72,12 +87,18 @@ class Stage:
         self.weights = dict.fromkeys(losses, 1.0) | dict(weights or {})
         self.epochs = epochs
         self.learning_rate = learning_rate
+        self.prompt_learning_rate = learning_rate if prompt_learning_rate is None else prompt_learning_rate
         self.weight_decay = weight_decay
         self.new_module_factor = new_module_factor
+        self.layer_decay = layer_decay
+        self.algorithm: Algorithm = algorithm
+        self.betas = betas
+        self.epsilon = epsilon
         self.warmup_epochs = warmup_epochs
         self.max_norm = max_norm
         self._check_names()
         self._check_numbers()
+        self._own = parts_parameters(model, self.trains)
         if not self.parameters():
             raise ValueError(
                 f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
@@ -85,33 +106,30 @@ class Stage:
             )
 
     def prepare(self) -> None:
-        """Let exactly this stage's parameters take gradients; what is frozen goes to eval mode, the rest to train."""
+        """Let exactly this stage's parameters take gradients; what is frozen goes to eval mode, the rest to train.
+
+        So frozen dropout drops nothing and frozen BatchNorm keeps its statistics.
+        """
         self.model.requires_grad_(False).eval()
-        for module in self._modules():
-            module.train()
+        for part in self.trains:
+            for module in part_modules(self.model, part):
+                module.train()
         self.loss_modules.to(next(self.model.parameters()).device).train()
         for parameter in self.parameters():
             parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains: the model's share, then the losses' own."""
-        return [parameter for _, parameter in self._named_model_parameters()] + list(self.loss_modules.parameters())
+        return [*self._own, *self.loss_modules.parameters()]
 
     def optimizer(self) -> Optimizer:
-        """AdamW over at most four groups: the model's and the losses' parameters, with and without weight decay.
+        """The optimiser, with one group for each rate with weight decay and one without.
 
         Call `prepare` first: it moves the losses to the model's device.
         """
-        model = [parameter for _, parameter in self._named_model_parameters()]
-        new = list(self.loss_modules.parameters())
-        groups: list[dict[str, Any]] = []
-        for parameters, factor in ((model, 1.0), (new, self.new_module_factor)):
-            for decays in (True, False):
-                chosen = [parameter for parameter in parameters if (parameter.ndim > 1) == decays]
-                decay = self.weight_decay if decays else 0.0
-                if chosen:
-                    groups.append({"params": chosen, "lr": self.learning_rate * factor, "weight_decay": decay})
-        return AdamW(groups, lr=self.learning_rate)
+        groups = parameter_groups(self._rates(), weight_decay=self.weight_decay)
+        algorithm = {"adamw": AdamW, "adam": Adam}[self.algorithm]
+        return algorithm(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
 
     def scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
         """Warm-up and cosine over the stage; call its `step` after every step of the optimiser."""
@@ -132,36 +150,27 @@ class Stage:
 
     def settings(self) -> dict[str, Any]:
         """What a run must have in common with a checkpoint to go on from it, as JSON holds it."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
         return {
             "name": self.name,
             "trains": list(self.trains),
             "losses": {name: repr(module) for name, module in self.loss_modules.items()},
             "weights": self.weights,
-            "epochs": self.epochs,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "new_module_factor": self.new_module_factor,
-            "warmup_epochs": self.warmup_epochs,
+            "algorithm": self.algorithm,
+            "betas": list(self.betas),
             "max_norm": self.max_norm,
+            **numbers,
         }
 
-    def _modules(self) -> Iterator[nn.Module]:
-        if "encoders" in self.trains:
-            yield self.model.clip
-        if {"prompts", "image_prompts"} & set(self.trains):
-            yield self.model.vision.prompts
-        if {"prompts", "text_prompts"} & set(self.trains):
-            yield self.model.text.prompts
-
-    def _named_model_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        # The model's own logit scale and bias have no part in our losses; left trainable they would never get a
-        # gradient, which DistributedDataParallel refuses.
-        return [
-            (name, parameter)
-            for module in self._modules()
-            for name, parameter in module.named_parameters()
-            if name not in ("logit_scale", "logit_bias") and parameter.numel() > 0
-        ]
+    def _rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        prompts = set(part_parameters(self.model, "prompts"))
+        depths = LayerDepths(self.model) if self.layer_decay != 1 else None
+        for parameter in self._own:
+            distance = None if depths is None else depths.distance_from_end(parameter)
+            rate = self.prompt_learning_rate if parameter in prompts else self.learning_rate
+            yield parameter, rate * self.layer_decay ** (distance or 0)
+        for parameter in self.loss_modules.parameters():
+            yield parameter, self.learning_rate * self.new_module_factor
 
     def _check_names(self) -> None:
         unknown = set(self.trains) - set(get_args(Part))
@@ -178,18 +187,24 @@ class Stage:
                 f"{sorted(self.loss_modules)}; give a weight only for a loss that is there"
             )
 
+        if self.algorithm not in get_args(Algorithm):
+            raise ValueError(f'algorithm of stage {self.name!r} is {self.algorithm!r}, expected "adamw" or "adam"')
+
     def _check_numbers(self) -> None:
-        at_least_zero = {"weight_decay": self.weight_decay, "new_module_factor": self.new_module_factor}
-        above_zero = {"learning_rate": self.learning_rate}
-        if self.max_norm is not None:
-            above_zero["max_norm"] = self.max_norm
-        for name, value in (at_least_zero | above_zero | self.weights).items():
-            if not (0 <= value < math.inf) or (value == 0 and name in above_zero):
-                wanted = "above 0" if name in above_zero else "of at least 0"
+        for name, value in ({name: getattr(self, name) for name in _NUMBERS} | self.weights).items():
+            if not 0 <= value < math.inf or (value == 0 and name in _ABOVE_ZERO):
+                wanted = "above 0" if name in _ABOVE_ZERO else "of at least 0"
                 raise ValueError(f"{name} of stage {self.name!r} is {value}, expected a number {wanted}")
-        if self.epochs < 1:
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm of stage {self.name!r} is {self.max_norm}, expected a number above 0, or None")
+        if self.layer_decay > 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"layer_decay of stage {self.name!r} is {self.layer_decay} and betas {self.betas}; expected a "
+                "layer_decay of at most 1 and betas below 1"
+            )
+        if self.epochs != int(self.epochs) or self.epochs < 1:
             raise ValueError(f"epochs of stage {self.name!r} is {self.epochs}, expected at least 1; or leave it out")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs of stage {self.name!r} is {self.warmup_epochs}, expected at least 0 and less than its "
                 f"{self.epochs} epochs"

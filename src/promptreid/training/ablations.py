@@ -1,0 +1,115 @@
+"""The paper's ablations, and one of ours, as lists of stages.
+
+Each takes a model and a `Recipe` and returns stages for `Trainer` or a loop of your own. What the model must carry
+is part of the ablation: prompts in both towers, in one, or in none; another model is refused with a ValueError that
+says which `PromptConfig` to make it with.
+
+Source: arXiv 2401.02173, the ablation of prompts and stages; the last of the list and the warm-up are ours.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.training.recipe import Recipe
+from promptreid.training.stages import Stage
+
+
+def two_stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """The method itself: prompts first, then the encoders."""
+    _check_prompts(model, "two_stages", "both")
+    return [recipe.domain_adaptation(model), recipe.task_adaptation(model)]
+
+
+def direct_fine_tuning(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """No prompts and one stage: domain and task adaptation at once."""
+    _check_prompts(model, "direct_fine_tuning", "none")
+    return [recipe.task_adaptation(model, name="direct_fine_tuning")]
+
+
+def direct_after_head_warm_up(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Direct fine-tuning once the identity head has learnt on frozen encoders, for as long as stage 1 takes.
+
+    It tells whether stage 1 helps only by letting stage 2 start later.
+
+    Raises:
+        ValueError: The model carries prompts, or the recipe has no identity loss.
+    """
+    _check_prompts(model, "direct_after_head_warm_up", "none")
+    if not recipe.identity_weight:
+        raise ValueError("direct_after_head_warm_up warms up the identity head, but identity_weight is 0")
+    identity = recipe.identity_loss(model)
+    head = Stage(
+        "head_warm_up",
+        model,
+        trains=[],
+        losses={"identity": identity},
+        epochs=recipe.stage_one_epochs,
+        learning_rate=recipe.stage_one_learning_rate,
+        warmup_epochs=recipe.warmup_share * recipe.stage_one_epochs,
+        max_norm=recipe.max_norm,
+    )
+    return [head, recipe.task_adaptation(model, identity=identity, name="direct_fine_tuning")]
+
+
+def prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Stage 1 alone."""
+    _check_prompts(model, "prompts_only", "both")
+    return [recipe.domain_adaptation(model)]
+
+
+def joint_one_stage(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Prompts and encoders together in one stage, each at its own rate."""
+    _check_prompts(model, "joint_one_stage", "both")
+    return [recipe.task_adaptation(model, trains=["prompts", "encoders"], name="joint")]
+
+
+def prompts_in_both_stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Prompts go on training in stage 2 instead of being frozen."""
+    _check_prompts(model, "prompts_in_both_stages", "both")
+    return [recipe.domain_adaptation(model), recipe.task_adaptation(model, trains=["prompts", "encoders"])]
+
+
+def stage_two_without_identity(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """The matching loss alone in both stages."""
+    _check_prompts(model, "stage_two_without_identity", "both")
+    return [recipe.domain_adaptation(model), replace(recipe, identity_weight=0.0).task_adaptation(model)]
+
+
+def text_prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Two stages with prompts in the text encoder alone."""
+    _check_prompts(model, "text_prompts_only", "text")
+    return [recipe.domain_adaptation(model, trains=["text_prompts"]), recipe.task_adaptation(model)]
+
+
+def image_prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Two stages with prompts in the image encoder alone."""
+    _check_prompts(model, "image_prompts_only", "image")
+    return [recipe.domain_adaptation(model, trains=["image_prompts"]), recipe.task_adaptation(model)]
+
+
+def frozen_random_prompts(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Stage 2 alone, with prompts as they were drawn: more tokens, nothing learnt in them.
+
+    Make the model with `text_initialization="normal"` and `vision_initialization="normal"` for plainly random ones.
+    """
+    _check_prompts(model, "frozen_random_prompts", "both")
+    return [recipe.task_adaptation(model)]
+
+
+def norms_and_projections_first(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+    """Stage 1 tunes norms and projections instead of prompts: any few parameters, or prompts?"""
+    _check_prompts(model, "norms_and_projections_first", "none")
+    return [recipe.domain_adaptation(model, trains=["norms", "projections"]), recipe.task_adaptation(model)]
+
+
+def _check_prompts(model: PromptedCLIP, ablation: str, carried: Literal["both", "text", "image", "none"]) -> None:
+    wanted = {"text": carried in ("both", "text"), "image": carried in ("both", "image")}
+    lengths = {"text": model.config.text_length, "image": model.config.vision_length}
+    if any((lengths[tower] > 0) != wanted[tower] for tower in wanted):
+        text, image = (4 if wanted[tower] else 0 for tower in ("text", "image"))
+        raise ValueError(
+            f"{ablation} is of a model with prompts in {carried.replace('both', 'both towers')}, this one has "
+            f"{lengths['text']} for text and {lengths['image']} for images a block; make it with "
+            f"PromptedCLIP(clip, PromptConfig(text_length={text}, vision_length={image}))"
+        )
