@@ -22,14 +22,15 @@ def person_ids() -> torch.Tensor:
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Ten persons' random pictures and captions, augmented from all three generators and, if asked, broken."""
+    """Persons' random pictures and captions, augmented from all three generators and, if asked, broken."""
 
-    def __init__(self, length: int = 10, *, broken: int | None = None) -> None:
+    def __init__(self, length: int = 10, *, persons: int = 5, broken: int | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
         self.images = torch.randn(length, 3, 32, 16, generator=generator)
         self.tokens = torch.zeros(length, 24, dtype=torch.int64)
         self.tokens[:, 0], self.tokens[:, 7] = 510, 511
         self.tokens[:, 1:7] = torch.randint(1, 500, (length, 6), generator=generator)
+        self.person_ids = torch.arange(length) % persons
         self.broken = broken
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Pairs(torch.utils.data.Dataset):
         image = self.images[index] + 0.1 * noise
         if index == self.broken:
             image = image * torch.nan
-        return {"images": image, "tokens": self.tokens[index], "person_ids": torch.tensor(index % 5)}
+        return {"images": image, "tokens": self.tokens[index], "person_ids": self.person_ids[index]}
 
 
 @pytest.fixture
