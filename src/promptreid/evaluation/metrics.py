@@ -1,16 +1,34 @@
 """Exact retrieval metrics without sorting."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# Bytes that the similarities of one chunk of queries may take.
+from promptreid.evaluation.ranks import UNUSED, Positives, rank_positives
+
+# Bytes that one chunk of queries may take.
 _CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class QueryResults:
+    """How each query did, in the order of the queries; for error analysis.
+
+    Attributes:
+        first_rank: (Q,) int64, 1-based rank of the best right item; 0 for a query without one.
+        average_precision: (Q,) float64; NaN for a query without a right item.
+        inverse_negative_penalty: (Q,) float64, right items divided by the rank of the last; NaN without one.
+        num_positives: (Q,) int64, right items in the gallery.
+    """
+
+    first_rank: Tensor
+    average_precision: Tensor
+    inverse_negative_penalty: Tensor
+    num_positives: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +41,7 @@ class RetrievalMetrics:
         mINP: Mean inverse negative penalty: right items divided by the rank of the last of them.
         num_queries: Queries that were scored.
         num_without_positive: Queries left out because nothing in the gallery is theirs.
+        queries: Each query's own scores, if they were asked for.
     """
 
     rank: dict[int, float] = field(hash=False)
@@ -30,6 +49,7 @@ class RetrievalMetrics:
     mINP: float
     num_queries: int
     num_without_positive: int
+    queries: QueryResults | None = field(default=None, repr=False, compare=False)
 
     @property
     def rank1(self) -> float:
@@ -50,11 +70,13 @@ def compute_metrics(
     ranks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
     device: str | torch.device | None = None,
+    per_query: bool = False,
 ) -> RetrievalMetrics:
     """Rank a gallery for every query by cosine similarity and score the ranking.
 
     Nothing is sorted: a right item's rank is one plus the number of gallery items scored above it, where of two equal
-    scores the earlier gallery item counts as higher, as a stable descending sort has it.
+    scores the earlier gallery item counts as higher, as a stable descending sort has it. Similarities are computed in
+    float32 (in float64 if both features are) for one chunk of queries after the other.
 
     Args:
         query_features: Not normalised or normalised, no matter.
@@ -62,8 +84,9 @@ def compute_metrics(
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item.
         ranks: Which Rank-k to compute.
-        chunk_size: Queries at a time; `None` keeps a chunk's similarities within 64 MB.
+        chunk_size: Queries at a time; `None` keeps a chunk within 64 MB.
         device: Where to compute; `None` for where the query features are.
+        per_query: Return each query's own scores too.
 
     Shape:
         - query_features: (Q, E), gallery_features: (G, E), floating point
@@ -75,6 +98,7 @@ def compute_metrics(
     Raises:
         ValueError: Shapes do not fit, the gallery or the queries are empty, features are not finite, a rank is not
             positive, or no query has a right item.
+        TypeError: A rank or the chunk size is not an integer.
 
     Example:
         >>> import torch
@@ -85,109 +109,163 @@ def compute_metrics(
     Source:
         CMC and mAP: Zheng et al. 2015 (Market-1501). mINP: Ye et al. 2021, arXiv 2001.04193, equation 4.
     """
-    _check(query_features, gallery_features, query_ids, gallery_ids, ranks, chunk_size)
-    place = query_features.device if device is None else torch.device(device)
-    queries, gallery = _unit(query_features.to(place)), _unit(gallery_features.to(place))
-    query_ids, gallery_ids = query_ids.to(place), gallery_ids.to(place)
-    if chunk_size is None:
-        chunk_size = max(1, _CHUNK_BYTES // (4 * queries.element_size() * len(gallery)))
-    order, starts, counts = _positives(query_ids, gallery_ids)
-    scored = counts > 0
-    left_out = int((~scored).sum())
-    if left_out == len(query_ids):
-        raise ValueError("no query has an item of its person in the gallery; do the ids belong together?")
-    if left_out:
-        warnings.warn(f"{left_out} of {len(query_ids)} queries have no item of their person; left out", stacklevel=2)
-    wanted = torch.tensor(list(ranks), device=place)
-    totals = torch.zeros(len(wanted) + 2, dtype=torch.float64, device=place)
-    for chosen in scored.nonzero().flatten().split(chunk_size):
-        similarity = queries[chosen] @ gallery.T
-        positions, valid = _rank_positives(similarity, order, starts[chosen], counts[chosen])
-        totals += _sums(positions, valid, wanted)
-    means: list[float] = (totals / int(scored.sum())).tolist()
-    return RetrievalMetrics(
-        rank=dict(zip((int(k) for k in ranks), means, strict=False)),
-        mAP=means[-2],
-        mINP=means[-1],
-        num_queries=int(scored.sum()),
-        num_without_positive=left_out,
-    )
-
-
-def _positives(query_ids: Tensor, gallery_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gallery indices grouped by person, and for each query where its group starts and how long it is."""
-    grouped, order = gallery_ids.sort(stable=True)
-    starts = torch.searchsorted(grouped, query_ids)
-    ends = torch.searchsorted(grouped, query_ids, right=True)
-    return order, starts, ends - starts
-
-
-def _rank_positives(similarity: Tensor, order: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank of every right item, ascending, 1-based: (Q, M) int64, and which of the M places are used."""
-    most = int(counts.max())
-    places = torch.arange(most, device=similarity.device)
-    valid = places < counts[:, None]
-    columns = order[(starts[:, None] + places).clamp(max=len(order) - 1)]
-    scores = similarity.gather(1, columns)
-    indices = torch.arange(similarity.shape[1], device=similarity.device)
-    positions = torch.empty_like(columns)
-    for place in range(most):
-        score, column = scores[:, place, None], columns[:, place, None]
-        above = (similarity > score).sum(dim=1)
-        tied = similarity == score
-        # Ties are rare; looking at where they stand is needed only where a score occurs more than once.
-        before = (tied & (indices < column)).sum(dim=1) if bool((tied.sum(dim=1) > 1).any()) else 0
-        positions[:, place] = above + before + 1
-    unused = torch.iinfo(positions.dtype).max
-    return positions.masked_fill(~valid, unused).sort(dim=1).values, valid
-
-
-def _sums(positions: Tensor, valid: Tensor, ranks: Tensor) -> Tensor:
-    """Over the queries of a chunk, the sums of each Rank-k, of AP and of INP: float64."""
-    hits = torch.arange(1, positions.shape[1] + 1, device=positions.device)
-    precision = (hits / positions.double()).masked_fill(~valid, 0.0)
-    counts = valid.sum(dim=1)
-    average_precision = precision.sum(dim=1) / counts
-    last = positions.gather(1, (counts - 1)[:, None]).squeeze(1)
-    found = (positions[:, :1] <= ranks).double().sum(dim=0)
-    return torch.cat([found, torch.stack([average_precision.sum(), (counts / last.double()).sum()])])
-
-
-def _unit(features: Tensor) -> Tensor:
-    features = features if features.dtype == torch.float64 else features.float()
-    return F.normalize(features, dim=-1)
-
-
-def _check(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
-    ranks: Sequence[int],
-    chunk_size: int | None,
-) -> None:
-    for name, features, ids in (("query", query_features, query_ids), ("gallery", gallery_features, gallery_ids)):
-        if features.ndim != 2 or len(features) == 0 or not features.is_floating_point():
-            raise ValueError(
-                f"{name}_features have shape {tuple(features.shape)} and dtype {features.dtype}, expected floating "
-                "point (items, dim) with at least one item"
-            )
-        if ids.shape != features.shape[:1] or ids.is_floating_point():
-            raise ValueError(
-                f"{name}_ids have shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers ({len(features)},)"
-            )
-        if not bool(features.isfinite().all()):
-            bad = int((~features.isfinite().all(dim=1)).sum())
-            raise ValueError(f"{bad} of {len(features)} {name}_features hold NaN or infinity; did training diverge?")
+    _check_features("query", query_features, query_ids)
+    _check_features("gallery", gallery_features, gallery_ids)
     if query_features.shape[1] != gallery_features.shape[1]:
         raise ValueError(
             f"query_features have {query_features.shape[1]} dimensions and gallery_features "
             f"{gallery_features.shape[1]}; both must come from the same model"
         )
+    place = query_features.device if device is None else torch.device(device)
+    both_double = query_features.dtype == gallery_features.dtype == torch.float64
+    dtype = torch.float64 if both_double else torch.float32
+    queries, _ = _scaled(query_features.to(place, dtype))
+    gallery, lengths = _scaled(gallery_features.to(place, dtype))
+
+    def similarities(chosen: Tensor) -> Tensor:
+        # A query's own length changes nothing in its ranking. Dividing by the gallery's after the product keeps
+        # products of integers exact, so equal items tie whatever the chunk.
+        return (queries[chosen] @ gallery.T).div_(lengths)
+
+    return _score(
+        similarities,
+        Positives(query_ids.to(place), gallery_ids.to(place)),
+        ranks=ranks,
+        chunk_size=chunk_size,
+        element_size=queries.element_size(),
+        per_query=per_query,
+    )
+
+
+def score_similarity(
+    similarity: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    ranks: Sequence[int] = (1, 5, 10),
+    per_query: bool = False,
+) -> RetrievalMetrics:
+    """Score rankings by a matrix of similarities that is there already, such as a re-ranker's.
+
+    Args:
+        similarity: Higher is more alike.
+        query_ids: Person of each query.
+        gallery_ids: Person of each gallery item.
+        ranks: Which Rank-k to compute.
+        per_query: Return each query's own scores too.
+
+    Shape:
+        - similarity: (Q, G) floating point; query_ids: (Q,), gallery_ids: (G,) integer
+
+    Returns:
+        The metrics, as fractions; ties and the rest as in `compute_metrics`.
+
+    Raises:
+        ValueError: Shapes do not fit, a similarity is NaN, a rank is not positive, or no query has a right item.
+        TypeError: A rank is not an integer.
+
+    Example:
+        >>> import torch
+        >>> score_similarity(torch.tensor([[0.9, 0.1]]), torch.tensor([7]), torch.tensor([3, 7])).mAP
+        0.5
+    """
+    if similarity.ndim != 2 or similarity.numel() == 0 or not similarity.is_floating_point():
+        raise ValueError(
+            f"similarity has shape {tuple(similarity.shape)} and dtype {similarity.dtype}, expected floating point "
+            "(queries, gallery) with at least one of each"
+        )
+    _check_ids("query", query_ids, similarity.shape[0])
+    _check_ids("gallery", gallery_ids, similarity.shape[1])
+    if bool(similarity.isnan().any()):
+        raise ValueError(f"{int(similarity.isnan().sum())} similarities are NaN; were the features finite?")
+    return _score(
+        lambda chosen: similarity[chosen],
+        Positives(query_ids.to(similarity.device), gallery_ids.to(similarity.device)),
+        ranks=ranks,
+        chunk_size=None,
+        element_size=similarity.element_size(),
+        per_query=per_query,
+    )
+
+
+def _score(
+    similarities: Callable[[Tensor], Tensor],
+    positives: Positives,
+    *,
+    ranks: Sequence[int],
+    chunk_size: int | None,
+    element_size: int,
+    per_query: bool,
+) -> RetrievalMetrics:
     _check_positive("ranks", list(ranks) or [0])
     _check_positive("chunk_size", [1 if chunk_size is None else chunk_size])
+    queries = positives.grouped_queries()
+    total, scored = len(positives.counts), len(queries)
+    if scored == 0:
+        raise ValueError("no query has an item of its person in the gallery; do the ids belong together?")
+    if scored < total:
+        warnings.warn(f"{total - scored} of {total} queries have no item of their person; left out", stacklevel=3)
+    if chunk_size is None:
+        # A row of similarities, and four of the ranks of a query's right items.
+        row = element_size * len(positives.order) + 32 * int(positives.counts.max())
+        chunk_size = max(1, _CHUNK_BYTES // row)
+    first = torch.zeros(total, dtype=torch.int64, device=queries.device)
+    precision = torch.full((total,), torch.nan, dtype=torch.float64, device=queries.device)
+    penalty = precision.clone()
+    for chosen in queries.split(chunk_size):
+        found = rank_positives(similarities(chosen), positives, chosen)
+        first[chosen], precision[chosen], penalty[chosen] = _query_scores(found, positives.counts[chosen])
+    results = QueryResults(first.cpu(), precision.cpu(), penalty.cpu(), positives.counts.cpu())
+    has_positive = results.num_positives > 0
+    best = results.first_rank[has_positive]
+    return RetrievalMetrics(
+        rank={int(k): int((best <= k).sum()) / scored for k in ranks},
+        mAP=float(results.average_precision[has_positive].mean()),
+        mINP=float(results.inverse_negative_penalty[has_positive].mean()),
+        num_queries=scored,
+        num_without_positive=total - scored,
+        queries=results if per_query else None,
+    )
+
+
+def _query_scores(ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First rank, average precision and inverse negative penalty of each query, from (Q, M) ascending ranks."""
+    hits = torch.arange(1, ranks.shape[1] + 1, device=ranks.device)
+    precision = (hits / ranks.double()).masked_fill_(ranks == UNUSED, 0.0)
+    last = ranks.gather(1, (counts - 1)[:, None]).squeeze(1)
+    return ranks[:, 0], precision.sum(dim=1) / counts, counts / last.double()
+
+
+def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features times a power of two each, which loses nothing and keeps products finite, and their lengths."""
+    exponents = torch.frexp(features.abs().amax(dim=1, keepdim=True)).exponent
+    scaled = torch.ldexp(features, -exponents)
+    lengths = scaled.square().sum(dim=1).sqrt_()
+    return scaled, lengths.masked_fill_(lengths == 0, 1.0)
+
+
+def _check_features(name: str, features: Tensor, ids: Tensor) -> None:
+    if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
+        raise ValueError(
+            f"{name}_features have shape {tuple(features.shape)} and dtype {features.dtype}, expected floating "
+            "point (items, dim) with at least one item"
+        )
+    _check_ids(name, ids, len(features))
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite().all(dim=1)).sum())
+        raise ValueError(f"{bad} of {len(features)} {name}_features hold NaN or infinity; did training diverge?")
+
+
+def _check_ids(name: str, ids: Tensor, count: int) -> None:
+    if ids.shape != (count,) or ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+        raise ValueError(
+            f"{name}_ids have shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers ({count},)"
+        )
 
 
 def _check_positive(name: str, values: list[Any]) -> None:
-    if any(value < 1 for value in values):
-        raise ValueError(f"{name} is {values}, expected positive integers")
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}, expected positive integers")
+        if value < 1:
+            raise ValueError(f"{name} is {values}, expected positive integers")

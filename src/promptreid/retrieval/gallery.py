@@ -18,7 +18,7 @@ from promptreid.data.dataset import open_image
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.errors import CheckpointError, DatasetError
 from promptreid.files import write_bytes_atomically, write_tensors_atomically
-from promptreid.hub.fingerprint import fingerprint, same_fingerprint
+from promptreid.retrieval.identity import check_identity, model_identity
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FEATURES, _INDEX = "gallery.safetensors", "gallery.json"
@@ -157,7 +157,7 @@ class Gallery:
         write_tensors_atomically(folder / _FEATURES, {"features": self.features}, mode=0o600)
         index = {
             "format_version": _FORMAT_VERSION,
-            "model_fingerprint": fingerprint(self.model),
+            "model": model_identity(self.model),
             "paths": [str(path) for path in self.paths],
         }
         write_bytes_atomically(folder / _INDEX, json.dumps(index).encode(), mode=0o600)
@@ -178,14 +178,13 @@ class Gallery:
         try:
             index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
             features = load_file(folder / _FEATURES)["features"]
-            version, samples, names = (index[key] for key in ("format_version", "model_fingerprint", "paths"))
+            version, identity, names = (index[key] for key in ("format_version", "model", "paths"))
             paths = [Path(name) for name in cast("list[str]", names)]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds no readable gallery ({error}); build it again") from error
         if version != _FORMAT_VERSION:
             raise CheckpointError(f"{folder} has format version {version}, expected {_FORMAT_VERSION}; build it again")
-        if not same_fingerprint(cast("list[float]", samples), fingerprint(model)):
-            raise CheckpointError(f"{folder} was encoded by another model; load that one, or build the gallery again")
+        check_identity(identity, model, source=str(folder))
         return cls(model, paths, features)
 
     def _encode(self, query: Query | Tensor) -> Tensor:

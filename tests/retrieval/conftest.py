@@ -1,0 +1,20 @@
+"""The shipped small model and a drawn split; nothing is downloaded."""
+
+import pytest
+
+from promptreid import PromptConfig, PromptedCLIP, load_clip
+from promptreid.data.cuhk_pedes import load_cuhk_pedes
+from promptreid.data.generated import write_generated
+
+
+@pytest.fixture
+def model():
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+
+
+@pytest.fixture(scope="session")
+def split(tmp_path_factory):
+    """24 pictures of 6 persons, two captions each."""
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test

@@ -1,0 +1,71 @@
+"""Pictures of rankings."""
+
+import pytest
+import torch
+from PIL import Image
+
+from promptreid.errors import DatasetError
+from promptreid.evaluation.evaluate import EncodedSplit
+from promptreid.retrieval.ranking_picture import Ranking, draw_ranking, rank_captions
+
+
+@pytest.fixture
+def encoded(split):
+    """Features by hand: captions of person i point along axis i, and pictures too, but for the first two."""
+    persons = sorted({record.person_id for record in split.records})
+    axes = {person: torch.eye(len(persons))[place] for place, person in enumerate(persons)}
+    images = torch.stack([axes[record.person_id] for record in split.records])
+    captions = [(caption, record.person_id) for record in split.records for caption in record.captions]
+    return EncodedSplit(
+        split,
+        images,
+        torch.stack([axes[person] for _, person in captions]),
+        torch.tensor([record.person_id for record in split.records]),
+        torch.tensor([person for _, person in captions]),
+        [caption for caption, _ in captions],
+    )
+
+
+def test_rank_captions_gives_right_ones_first_and_marks_them(encoded):
+    first, last = rank_captions(encoded, [0, 47], k=6)
+    assert first.caption == encoded.captions[0]
+    assert list(first.right) == [True] * 4 + [False] * 2
+    assert list(first.paths[:4]) == [record.path for record in encoded.split.records[:4]]
+    assert list(last.paths[:4]) == [record.path for record in encoded.split.records[20:]]
+    assert list(first.scores) == [1.0] * 4 + [0.0] * 2
+
+
+def test_draw_ranking_writes_a_picture_that_grows_with_its_rows(encoded, tmp_path):
+    rankings = rank_captions(encoded, [0, 20], k=5)
+    with (
+        Image.open(draw_ranking(tmp_path / "one.png", rankings[:1])) as one,
+        Image.open(draw_ranking(tmp_path / "two.png", rankings, title="Two sentences")) as two,
+    ):
+        assert one.format == "PNG"
+        assert two.height > 1.8 * one.height
+        assert two.width == one.width
+
+
+def test_draw_ranking_frames_right_and_wrong_in_their_colours(split, tmp_path):
+    def colours(right):
+        path = tmp_path / "framed.png"
+        draw_ranking(path, [Ranking("a man", [split.records[0].path], [0.5], [right])])
+        with Image.open(path) as picture:
+            return {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+
+    green, red = (0, 158, 115), (213, 94, 0)
+    assert green in colours(True)
+    assert red not in colours(True)
+    assert red in colours(False)
+    assert green not in colours(False)
+
+
+def test_draw_ranking_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rankings is empty"):
+        draw_ranking(tmp_path / "none.png", [])
+
+
+def test_draw_ranking_of_a_missing_crop_leaves_no_file(tmp_path):
+    with pytest.raises(DatasetError, match=r"gone\.jpg"):
+        draw_ranking(tmp_path / "none.png", [Ranking("a man", [tmp_path / "gone.jpg"], [0.5], [True])])
+    assert not list(tmp_path.iterdir())
