@@ -2,7 +2,7 @@
 PYTHON ?= python
 WORKERS ?= 2
 
-.PHONY: install check test test-all demo build
+.PHONY: install check test test-all docs demo build lowest
 
 install:
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
@@ -19,6 +19,11 @@ test:
 
 test-all:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser"
+
+docs:
+	rm -rf docs/_build docs/api docs/drawn
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PYTHON) tools/check_links.py docs/_build/html
 
 demo:
 	$(PYTHON) examples/train_cuhk.py

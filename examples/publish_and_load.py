@@ -1,0 +1,33 @@
+"""Save what was learned, load it elsewhere, and see that nothing changed.
+
+python examples/publish_and_load.py                    # to a folder of this machine
+"""
+
+from pathlib import Path
+
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, save_prompts
+from promptreid.data.cuhk_pedes import load_cuhk_pedes
+from promptreid.data.generated import write_generated
+
+DATA = "runs/publish_and_load/data"
+OUTPUT = "runs/publish_and_load/model"
+MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or "ViT-B-16", "openai", (384, 128)
+
+
+def main() -> None:
+    """Write a folder of prompts and load it again."""
+    data = load_cuhk_pedes(write_generated(DATA, num_identities=(2, 2, 16), seed=0))
+    model = PromptedCLIP(load_clip(MODEL, pretrained=PRETRAINED, image_size=IMAGE_SIZE), PromptConfig())
+    ...  # train it, as examples/own_training_loop.py does
+
+    folder = save_prompts(model, OUTPUT, overwrite=True)
+    for path in sorted(Path(folder).iterdir()):
+        print(f"{path.stat().st_size:>10,} bytes  {path.name}")
+
+    loaded = load_prompts(folder)  # makes the open_clip model too, and checks that the prompts belong to it
+    before, after = evaluate(model, data.test), evaluate(loaded, data.test)
+    print(f"rank-1 before {before.text_to_image.rank1:.4f}, after {after.text_to_image.rank1:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Every Python block of the documentation runs, page by page, as a reader would type it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+WRITTEN_BY_THE_BUILD = {"_build", "api", "drawn"}
+FENCE = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```\s*$", flags=re.DOTALL | re.MULTILINE)
+
+
+def pages() -> list[Path]:
+    return [
+        path
+        for path in sorted(DOCS.rglob("*.md"))
+        if not WRITTEN_BY_THE_BUILD & set(path.relative_to(DOCS).parts) and path != DOCS / "benchmarks.md"
+    ]
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [match["text"] for match in found if match["language"].strip() in languages]
+
+
+PAGES_WITH_PYTHON = [page for page in pages() if blocks(page, "python")]
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """What a page may take for granted: `data/CUHK-PEDES`, in its layout, and a folder of `crops`."""
+    from promptreid.data.generated import write_generated
+
+    folder = tmp_path_factory.mktemp("reader")
+    write_generated(folder / "data" / "CUHK-PEDES", num_identities=(8, 4, 4), seed=0, progress=False)
+    crops = sorted((folder / "data" / "CUHK-PEDES" / "imgs").rglob("*.jpg"))[:12]
+    (folder / "crops").mkdir()
+    for path in crops:
+        shutil.copy(path, folder / "crops" / path.name)
+    return folder
+
+
+def test_there_are_pages_with_snippets():
+    assert {page.stem for page in PAGES_WITH_PYTHON} >= {"index", "quick_start", "concepts", "own_training_loop"}
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
+def test_snippets_of_a_page_run_one_after_another(page, drawn, tmp_path, monkeypatch):
+    folder = tmp_path / "reader"
+    shutil.copytree(drawn, folder)
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {"__name__": "snippet"}
+    for number, text in enumerate(blocks(page, "python"), start=1):
+        exec(compile(text, f"{page.relative_to(ROOT)}, snippet {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_every_block_has_a_language_that_is_checked_or_plain_text(page):
+    known = ("python", "console", "bash", "text", "json", "yaml", "csv", "jsonl", "pycon", "toml", "{")
+    found = [match["language"].strip() for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    assert not [language for language in found if not language.startswith(known)]
