@@ -1,31 +1,97 @@
 """Writes files so that a reader sees the old one or the new one, never half of it."""
 
+import errno
+import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+_BLOCK_BYTES = 2**20
 
 
 def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write beside `path`, flush to disk, and rename over it; `mode` is the file's permissions."""
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    """Write beside `path`, flush to disk, and rename over it; `mode` is the file's permissions.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; the file that was there is untouched.
+    """
+    _write(path, lambda scratch: scratch.write_bytes(content), mode=mode)
+
+
+def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o644) -> None:
+    """Write tensors as safetensors in the same way.
+
+    Tensors may share memory, as tied weights do, or be views of larger ones: each is written by itself.
+
+    Raises:
+        OSError: As `write_bytes_atomically`.
+    """
+    separate = separate_tensors(tensors)
+    _write(path, lambda scratch: save_file(separate, scratch), mode=mode)
+
+
+def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, none sharing memory with another; copied only where they have to be."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() > value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        separate[name] = value
+    return separate
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, write: Callable[[Path], object], *, mode: int) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name.lstrip('.')}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(scratch, mode)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        write(scratch)
+        _flush(scratch)
+        scratch.chmod(mode)
+        scratch.replace(path)
+        _flush(path.parent)
+    except BaseException as error:
+        scratch.unlink(missing_ok=True)
+        if _is_full(error):
+            raise OSError(
+                errno.ENOSPC, "no space left on the disk; free some and write again, what was there is untouched", name
+            ) from error
         raise
 
 
-def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o644) -> bytes:
-    """Write tensors as safetensors in the same way; returns the file's bytes."""
-    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    write_bytes_atomically(path, content, mode=mode)
-    return content
+def _is_full(error: BaseException) -> bool:
+    # safetensors reports the operating system's errors in words of its own.
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder to flush it
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no floating-point tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point())

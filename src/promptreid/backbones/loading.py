@@ -122,14 +122,27 @@ def load_clip_from_config(
         RuntimeError: The weights do not fit the configuration; missing and unexpected keys are listed.
     """
     stored = deepcopy(dict(model_cfg))
-    config = {"model_cfg": stored, "preprocess_cfg": dict(preprocess_cfg)}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
-        with _without_random_weights_warning():
-            clip = open_clip.create_model(f"local-dir:{folder}", force_image_size=image_size, pretrained_text=False)
+    clip = make_from_config(stored, preprocess_cfg=preprocess_cfg, image_size=image_size)
     saved = stored["vision_cfg"]["image_size"]
     load_weights(clip, state_dict, saved_size=(saved, saved) if isinstance(saved, int) else tuple(saved))
     return _stamp(clip, source, stored).eval()
+
+
+def make_from_config(
+    model_cfg: Mapping[str, Any],
+    *,
+    preprocess_cfg: Mapping[str, Any],
+    image_size: tuple[int, int] | None,
+    device: str = "cpu",
+) -> nn.Module:
+    """Make an open_clip model from its configuration, with random weights and without network."""
+    config = {"model_cfg": dict(model_cfg), "preprocess_cfg": dict(preprocess_cfg)}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+        with _without_random_weights_warning():
+            return open_clip.create_model(
+                f"local-dir:{folder}", force_image_size=image_size, pretrained_text=False, device=device
+            )
 
 
 def load_weights(

@@ -14,7 +14,7 @@ from promptreid.data.transforms import eval_transform, train_transform
 from promptreid.encoders.text import PromptedTextEncoder
 from promptreid.encoders.vision import PromptedVisionEncoder
 from promptreid.errors import CheckpointError
-from promptreid.hub.fingerprint import fingerprint
+from promptreid.hub.fingerprint import fingerprint, weight_samples
 from promptreid.prompts import PromptConfig
 
 
@@ -31,13 +31,15 @@ class PromptedCLIP(nn.Module):
         source: Where the model came from; known already if it is from `load_clip`.
         sequence_first: Keep frozen attention fast (values change by rounding only).
         trim: Cut captions to the longest of a batch where that is exact.
+        initialize: Start the prompts; `False` leaves them zero, for a loader that sets them.
 
     Attributes:
         clip: The open_clip model.
         vision: The image encoder, a `PromptedVisionEncoder`.
         text: The text encoder, a `PromptedTextEncoder`.
         config: The configuration.
-        base_fingerprint: Samples of the open_clip model's weights when it was wrapped.
+        base_fingerprint: Samples of the base's weights, that is of the open_clip model's when it was first wrapped.
+        base_samples: Some weights of each tensor as they were then; `None` if the encoders are fine-tuned ones.
 
     Shape:
         - images: (B, 3, H, W) floating point; tokens: (B, L) int64
@@ -65,18 +67,20 @@ class PromptedCLIP(nn.Module):
         source: ClipSource | None = None,
         sequence_first: bool = True,
         trim: bool = True,
+        initialize: bool = True,
     ) -> None:
         super().__init__()
         config = PromptConfig() if config is None else config
         self.config = config
         self.source = source_of(clip) if source is None else source
         self.base_fingerprint = fingerprint(clip)
+        self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
         self.vision = PromptedVisionEncoder(
             clip,
             config.vision_length,
             depth=config.vision_depth,
             position_embedding=config.position_embedding,
-            initialization=config.vision_initialization,
+            initialization=config.vision_initialization if initialize else None,
             sequence_first=sequence_first,
         )
         try:
@@ -85,7 +89,7 @@ class PromptedCLIP(nn.Module):
                 config.text_length,
                 depth=config.text_depth,
                 position_embedding=config.position_embedding,
-                initialization=config.text_initialization,
+                initialization=config.text_initialization if initialize else None,
                 sequence_first=sequence_first,
                 trim=trim,
             )

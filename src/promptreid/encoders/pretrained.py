@@ -6,33 +6,34 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from promptreid.backbones.loading import (
-    ClipSource,
-    load_clip,
-    load_clip_from_config,
-    model_config,
-    preprocess_config,
-)
+from promptreid.backbones.catalog import uses_quick_gelu
+from promptreid.backbones.loading import model_config, preprocess_config
 from promptreid.encoders.clip import PromptedCLIP
+from promptreid.encoders.matching import check_clip, make_clip, source_in
 from promptreid.errors import CheckpointError
-from promptreid.hub.fingerprint import fingerprint, same_fingerprint
+from promptreid.files import is_finite
+from promptreid.hub.fingerprint import fingerprint, weights_changed
 from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.manifest_values import ENCODERS
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, read_prompt_files, write_prompt_files
 from promptreid.version import __version__
+
+Encoders = Literal["auto", "always"]
 
 
 def save_prompts(
     model: PromptedCLIP,
     directory: str | Path,
     *,
-    encoders: Literal["auto", "always"] = "auto",
+    encoders: Encoders = "auto",
     overwrite: bool = False,
 ) -> Path:
     """Save a model's prompts, and its encoders where they are no longer the base's.
 
     After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some kilobytes. After stage 2 the
     encoders have changed, and prompts alone would be useless on the base: the weights then come along as open_clip's
-    own `open_clip_model.safetensors` and `open_clip_config.json`.
+    own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an older one
+    leaves the older or the newer one; other files in the folder are not touched.
 
     Args:
         model: What to save.
@@ -45,37 +46,37 @@ def save_prompts(
 
     Raises:
         FileExistsError: The folder holds prompts already.
-        ValueError: It is not known where the open_clip model came from, or `encoders` is unknown.
+        NotADirectoryError: `directory` is a file.
+        OSError: The disk is full, or the folder cannot be written.
+        TypeError: `model` is no `PromptedCLIP`.
+        ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
+            `encoders` is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> from promptreid import PromptedCLIP, load_clip, load_prompts
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> folder = save_prompts(PromptedCLIP(clip), tempfile.mkdtemp())
+        >>> sorted(path.name for path in folder.glob("[!.]*"))
+        ['prompt_config.json', 'prompts.safetensors']
+        >>> load_prompts(folder).image_size
+        (96, 48)
     """
     directory = Path(directory)
-    if encoders not in ("auto", "always"):
-        raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
-    if model.source is None:
-        raise ValueError(
-            "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
-            "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
-        )
+    _check_saveable(model, encoders)
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
     if (directory / MANIFEST).exists() and not overwrite:
         raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
-    now = fingerprint(model.clip)
-    changed = now != model.base_fingerprint or model.source.pretrained is None
-    manifest = PromptManifest(
-        model_name=model.source.name,
-        pretrained=model.source.pretrained,
-        image_size=model.image_size,
-        prompts=model.config,
-        text_shape=_shape(model.text.prompts.tokens),
-        vision_shape=_shape(model.vision.prompts.tokens),
-        base_fingerprint=model.base_fingerprint,
-        encoders_fingerprint=now,
-        sha256={},
-        library_version=__version__,
-    )
-    weights = model.clip.state_dict() if changed or encoders == "always" else None
+    manifest = _describe(model)
+    tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
+    weights = model.clip.state_dict() if encoders == "always" or _encoders_changed(model) else None
     config: dict[str, Any] | None = None
     if weights is not None:
         config = {"model_cfg": model_config(model.clip), "preprocess_cfg": preprocess_config(model.clip)}
-    write_prompt_files(directory, manifest, model.prompt_state_dict(), encoders=weights, open_clip_config=config)
+    if not is_finite({**tensors, **(weights or {})}):
+        raise ValueError("the model holds NaN or infinity; training diverged, so nothing was saved")
+    write_prompt_files(directory, manifest, tensors, encoders=weights, open_clip_config=config)
     return directory
 
 
@@ -83,82 +84,108 @@ def load_prompts(
     directory: str | Path,
     *,
     model: nn.Module | None = None,
+    trust_base: bool = False,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PromptedCLIP:
     """Load a model that `save_prompts` wrote; its scores equal the saver's.
+
+    Prompts belong to the weights, the activation and the image size they were trained with, and a `model` that
+    differs in any of them is refused. To use them at another image size all the same, at other scores, set them
+    yourself: `PromptedCLIP(clip, saved.config).load_prompt_state_dict(saved.prompt_state_dict())`.
 
     Args:
         directory: The folder.
         model: A bare open_clip model to put the prompts into; `None` makes the right one, from the folder's own
             weights if it has them, else from the base's pretrained tag.
+        trust_base: Make the base even if open_clip does not list its architecture or weights: a file on your disk,
+            say. The folder of somebody you do not know could then make open_clip load what it likes.
         device: Where the model is put; `None` leaves it on the CPU, or where `model` is.
+        dtype: Precision of the encoders; prompts stay float32, as in training.
 
     Returns:
         The prompted model, in eval mode.
 
     Raises:
-        CheckpointError: A file is missing or corrupt, or the prompts do not belong to `model`; says what differs.
+        CheckpointError: A file is missing or corrupt, the base is not one that open_clip lists, or the prompts do
+            not belong to `model`; says what differs.
+        AttachmentError: `model` carries prompts already.
         FileNotFoundError: There is no such folder.
+        TypeError: `model` is no open_clip model, or `dtype` is not floating point.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.bfloat16")
+    if isinstance(model, PromptedCLIP):
+        raise TypeError("model is a PromptedCLIP already; pass the open_clip model that model.detach() returns")
     folder = Path(directory)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; this version loads local folders, so download a Hub repository first "
             "with huggingface_hub.snapshot_download(repo_id) and give the folder it returns"
         )
-    files = read_prompt_files(folder)
-    clip = _make_clip(files) if model is None else _check_clip(files, model)
-    prompted = PromptedCLIP(clip, files.manifest.prompts, source=_source(files.manifest))
+    files = read_prompt_files(folder, with_encoders=model is None)
+    if model is None:
+        clip = make_clip(files, trust_base=trust_base)
+    else:
+        check_clip(files, model)
+        clip = model
+    prompted = _wrap(clip, files)
+    if dtype is not None:
+        prompted.clip.to(dtype)
+    prompted = prompted if device is None else prompted.to(device)
+    return prompted.eval()
+
+
+def _wrap(clip: nn.Module, files: PromptFiles) -> PromptedCLIP:
+    manifest = files.manifest
+    prompted = PromptedCLIP(clip, manifest.prompts, source=source_in(manifest), initialize=False)
     try:
         prompted.load_prompt_state_dict(files.tensors)
     except CheckpointError:
         prompted.detach()
         raise
-    prompted.base_fingerprint = files.manifest.base_fingerprint
-    prompted = prompted if device is None else prompted.to(device)
-    return prompted.eval()
+    if ENCODERS in manifest.sha256:
+        prompted.base_fingerprint = manifest.base_fingerprint
+        prompted.base_samples = None
+    return prompted
 
 
-def _shape(tokens: torch.Tensor) -> tuple[int, int, int]:
-    blocks, prompts, width = tokens.shape
-    return blocks, prompts, width
-
-
-def _source(manifest: PromptManifest) -> ClipSource:
-    return ClipSource(manifest.model_name, manifest.pretrained, manifest.image_size)
-
-
-def _make_clip(files: PromptFiles) -> nn.Module:
-    manifest = files.manifest
-    if files.encoders is None or files.open_clip_config is None:
-        clip = load_clip(manifest.model_name, pretrained=manifest.pretrained, image_size=manifest.image_size)
-        if not same_fingerprint(fingerprint(clip), manifest.base_fingerprint):
-            raise CheckpointError(
-                f"the weights of {manifest.model_name} tagged {manifest.pretrained!r} are not those that the prompts "
-                "were trained with; did the tag change, or is it a file that was replaced?"
-            )
-        return clip
-    try:
-        return load_clip_from_config(
-            files.open_clip_config["model_cfg"],
-            files.encoders,
-            image_size=manifest.image_size,
-            preprocess_cfg=files.open_clip_config["preprocess_cfg"],
-            source=_source(manifest),
+def _check_saveable(model: PromptedCLIP, encoders: str) -> None:
+    if not isinstance(model, PromptedCLIP):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP; wrap it: PromptedCLIP(clip)")
+    if encoders not in ("auto", "always"):
+        raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
+    if model.source is None:
+        raise ValueError(
+            "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
+            "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
         )
-    except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"the saved encoders do not fit their open_clip_config.json: {error}") from error
-
-
-def _check_clip(files: PromptFiles, clip: nn.Module) -> nn.Module:
-    if isinstance(clip, PromptedCLIP):
-        raise CheckpointError("model is a PromptedCLIP already; pass the open_clip model that model.detach() returns")
-    if not same_fingerprint(fingerprint(clip), files.manifest.encoders_fingerprint):
-        changed = not same_fingerprint(files.manifest.base_fingerprint, files.manifest.encoders_fingerprint)
-        raise CheckpointError(
-            f"these prompts were trained with other weights: {files.manifest.model_name} "
-            f"tagged {files.manifest.pretrained!r}"
-            + (", fine-tuned after that" if changed else "")
-            + ". Leave model out to load the right one"
+    gained = sorted(model.clip.state_dict().keys() - (model.base_samples or model.clip.state_dict()).keys())
+    if gained:
+        raise ValueError(
+            f"the open_clip model has gained {', '.join(gained[:5])} since it was wrapped, and open_clip could not "
+            "load what would be saved; take them out first"
         )
-    return clip
+
+
+def _encoders_changed(model: PromptedCLIP) -> bool:
+    if model.source is None or model.source.pretrained is None or model.base_samples is None:
+        return True
+    return weights_changed(model.base_samples, model.clip)
+
+
+def _describe(model: PromptedCLIP) -> PromptManifest:
+    if model.source is None:
+        raise ValueError("it is not known which open_clip model this is")
+    return PromptManifest(
+        model_name=model.source.name,
+        pretrained=model.source.pretrained,
+        image_size=model.image_size,
+        quick_gelu=uses_quick_gelu(model.clip),
+        prompts=model.config,
+        shapes={name: tuple(value.shape) for name, value in model.prompt_state_dict().items()},
+        base_fingerprint=model.base_fingerprint,
+        encoders_fingerprint=fingerprint(model.clip) if _encoders_changed(model) else model.base_fingerprint,
+        sha256={},
+        library_version=__version__,
+    )

@@ -21,7 +21,7 @@ class PromptedTextEncoder(PromptCarrier):
         length: P, prompts a block; 0 gives the bare encoder.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Give prompts the tower's positions 1…P and move the caption on by P.
-        initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`.
+        initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
         trim: Cut batches to their longest caption in towers where no feature can depend on what follows it.
 
@@ -54,7 +54,7 @@ class PromptedTextEncoder(PromptCarrier):
         *,
         depth: int | None = None,
         position_embedding: bool = False,
-        initialization: Initialization = "start_state",
+        initialization: Initialization | None = "start_state",
         sequence_first: bool = True,
         trim: bool = True,
     ) -> None:

@@ -20,7 +20,7 @@ class PromptCarrier(nn.Module):
         tower: The tower that carries the prompts.
         prompts: The prompts.
         probe: Sends a few inputs through the bare tower, for the initialisation from hidden states.
-        initialization: How prompts start.
+        initialization: How prompts start; `None` leaves them zero, for a loader that sets them.
         sequence_first: Run the blocks sequence-first where that keeps frozen weights fast.
     """
 
@@ -31,14 +31,14 @@ class PromptCarrier(nn.Module):
         prompts: Prompts,
         *,
         probe: Callable[[], Any],
-        initialization: Initialization,
+        initialization: Initialization | None,
         sequence_first: bool,
     ) -> None:
         super().__init__()
         self._base = (clip,)  # a tuple hides the module from registration
         self.prompts = prompts.to(next(clip.parameters()).device)
         self.injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
-        if prompts.length:
+        if prompts.length and initialization is not None:
             self._start(initialization, probe)
 
     def _start(self, initialization: Initialization, probe: Callable[[], Any]) -> None:

@@ -20,7 +20,7 @@ class PromptedVisionEncoder(PromptCarrier):
         length: P, prompts a block; 0 gives the bare encoder.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Add positions interpolated from the tower's grid to the prompts.
-        initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`.
+        initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
 
     Shape:
@@ -51,7 +51,7 @@ class PromptedVisionEncoder(PromptCarrier):
         *,
         depth: int | None = None,
         position_embedding: bool = False,
-        initialization: Initialization = "normal",
+        initialization: Initialization | None = "normal",
         sequence_first: bool = True,
     ) -> None:
         tower = find_vision_tower(clip)

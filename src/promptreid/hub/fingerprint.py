@@ -1,46 +1,56 @@
-"""A short fingerprint that tells whether prompts belong to a model."""
+"""Short samples of a model's weights: do prompts belong to it, and was it trained since?"""
 
+import base64
+import binascii
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLES = 256
+_SAMPLES_PER_TENSOR = 64
 # Resized with the image, so the same base at another size has others.
 _POSITION_GRIDS = ("visual.positional_embedding", "visual.trunk.pos_embed", "visual.attnpool.positional_embedding")
 
 
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
-    """Sample 256 weights at fixed places.
+    """Sample up to 256 weights at fixed places.
 
-    Samples are spread evenly over the concatenation of all floating-point weights in the order of their names, so
-    every large tensor is represented. Position grids of images are left out.
+    Half of them are spread evenly over the concatenation of all floating-point weights in the order of their names,
+    so every large tensor is represented; the other half over the tensors, one each, so that the many small ones are.
+    Position grids of images are left out.
 
     Args:
         module: A model.
 
     Returns:
-        256 values as float32; fewer if the model has fewer weights.
+        The values as float32; fewer than 256 if the model has few weights or tensors.
     """
     state = {
         name: value
         for name, value in sorted(module.state_dict().items())
-        if value.is_floating_point() and not name.endswith(_POSITION_GRIDS)
+        if value.is_floating_point() and value.numel() and not name.endswith(_POSITION_GRIDS)
     }
-    total = sum(value.numel() for value in state.values())
-    count = min(SAMPLES, total)
-    places = [(2 * index + 1) * total // (2 * count) for index in range(count)]
+    sizes = [value.numel() for value in state.values()]
+    starts = list(accumulate(sizes, initial=0))
+    places = _spread(sum(sizes)) + [starts[index] + sizes[index] // 2 for index in _spread(len(sizes))]
+    places.sort()
     values: list[float] = []
-    begin = 0
-    for value in state.values():
-        end = begin + value.numel()
-        inside = [place - begin for place in places if begin <= place < end]
+    for begin, value in zip(starts, state.values(), strict=False):
+        inside = places[bisect_left(places, begin) : bisect_left(places, begin + value.numel())]
         if inside:
-            chosen = value.detach().reshape(-1)[torch.tensor(inside, device=value.device)]
-            values += [float(number) for number in chosen.float().cpu().tolist()]
-        begin = end
+            chosen = torch.tensor(inside, device=value.device) - begin
+            values += value.detach().reshape(-1)[chosen].float().cpu().tolist()
     return tuple(values)
+
+
+def _spread(total: int) -> list[int]:
+    """Up to 128 of the first `total` integers, evenly spread."""
+    count = min(SAMPLES // 2, total)
+    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
 
 
 def same_fingerprint(one: Sequence[float], other: Sequence[float], *, relative: float = 1e-2) -> bool:
@@ -60,3 +70,63 @@ def same_fingerprint(one: Sequence[float], other: Sequence[float], *, relative: 
         return True
     scale = math.sqrt(sum(value * value for value in one) / len(one))
     return all(abs(a - b) <= relative * max(abs(a), abs(b), scale * relative) for a, b in zip(one, other, strict=True))
+
+
+def nearer(values: Sequence[float], one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a fingerprint is nearer to `one` than to `other`, which fine-tuning may have moved little from it."""
+    first, second = (sum((a - b) ** 2 for a, b in zip(values, each, strict=True)) for each in (one, other))
+    return first < second
+
+
+def pack_fingerprint(values: Sequence[float], *, exact: bool) -> str:
+    """A fingerprint as text: float32 in base64, or half as long as bfloat16, which errs by 0.4 % at most."""
+    floats = torch.tensor(values, dtype=torch.float32)
+    # Through integers, because numpy, by which tensors go to bytes, knows no bfloat16.
+    numbers = (floats.view(torch.int32) if exact else floats.to(torch.bfloat16).view(torch.int16)).tolist()
+    size = 4 if exact else 2
+    content = b"".join(number.to_bytes(size, "little", signed=True) for number in numbers)
+    return f"{'f32' if exact else 'bf16'}:{base64.b64encode(content).decode()}"
+
+
+def unpack_fingerprint(text: str) -> tuple[float, ...]:
+    """What `pack_fingerprint` packed.
+
+    Raises:
+        ValueError: The text is not that of up to 256 finite numbers.
+    """
+    kind, _, encoded = text.partition(":")
+    size, whole, real = {
+        "f32": (4, torch.int32, torch.float32),
+        "bf16": (2, torch.int16, torch.bfloat16),
+    }.get(kind, (0, torch.int16, torch.bfloat16))
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"a fingerprint is not base64 ({error})") from error
+    if not size or len(content) % size or not 0 < len(content) <= SAMPLES * size:
+        raise ValueError(f"a fingerprint starts {text[:8]!r} and has {len(content)} bytes, expected up to 256 numbers")
+    numbers = [int.from_bytes(content[at : at + size], "little", signed=True) for at in range(0, len(content), size)]
+    values = torch.tensor(numbers, dtype=whole).view(real).float()
+    if not bool(values.isfinite().all()):
+        raise ValueError("a fingerprint holds something that is no finite number")
+    return tuple(values.tolist())
+
+
+def weight_samples(module: nn.Module) -> dict[str, Tensor]:
+    """Keep some weights of every tensor, to tell later with `weights_changed` whether any was trained."""
+    return {name: _sample(value) for name, value in module.state_dict().items()}
+
+
+def weights_changed(before: Mapping[str, Tensor], module: nn.Module) -> bool:
+    """Whether a tensor of `module` is not what it was, other than by being kept in another precision."""
+    now = module.state_dict()
+    if before.keys() != now.keys():
+        return True
+    samples = {name: _sample(value) for name, value in now.items()}
+    return any(not torch.equal(before[name].to(value.dtype), value) for name, value in samples.items())
+
+
+def _sample(value: Tensor) -> Tensor:
+    flat = value.detach().reshape(-1)
+    # A copy: a view would change with the weights, and would keep all of them alive.
+    return flat[:: max(1, -(-flat.numel() // _SAMPLES_PER_TENSOR))].cpu().clone()

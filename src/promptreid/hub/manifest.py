@@ -1,16 +1,20 @@
 """What `prompt_config.json` says: which model a file of prompts belongs to."""
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 from promptreid.errors import CheckpointError
+from promptreid.hub.fingerprint import pack_fingerprint, unpack_fingerprint
+from promptreid.hub.manifest_values import digests, integers, prompt_config, shapes, text, truth
 from promptreid.prompts import PromptConfig
 
 FORMAT_VERSION = 1
-_MAX_JSON_BYTES = 2**20
-_LIMITS = {"text_length": 4096, "vision_length": 65536, "text_depth": 1024, "vision_depth": 1024}
+MAX_MANIFEST_BYTES = 2**16
+# From each older version to the next: what was then a file of that version is one of the next afterwards.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -19,33 +23,37 @@ class PromptManifest:
 
     Attributes:
         model_name: open_clip's name of the architecture.
-        pretrained: open_clip's tag of the base's weights, or `None` for random ones.
+        pretrained: open_clip's tag of the base's weights, or a file's path; `None` for random ones.
         image_size: (height, width) in pixels.
+        quick_gelu: Whether the model computes QuickGELU.
         prompts: How the prompts are set up.
-        text_shape: (blocks, prompts, width) of the text prompts.
-        vision_shape: The same for images.
+        shapes: Shape of each tensor of prompts, by its name.
         base_fingerprint: Samples of the base's weights.
         encoders_fingerprint: Samples of the weights that the prompts were saved with.
-        sha256: Digest of each weight file, by its name.
+        sha256: Digest of each file, by its name.
         library_version: promptreid's version that wrote it.
-        format_version: Version of this format.
     """
 
     model_name: str
     pretrained: str | None
     image_size: tuple[int, int]
+    quick_gelu: bool
     prompts: PromptConfig
-    text_shape: tuple[int, int, int]
-    vision_shape: tuple[int, int, int]
+    shapes: Mapping[str, tuple[int, ...]]
     base_fingerprint: tuple[float, ...]
     encoders_fingerprint: tuple[float, ...]
     sha256: Mapping[str, str]
     library_version: str
-    format_version: int = field(default=FORMAT_VERSION)
 
     def to_json(self) -> str:
-        """The text of `prompt_config.json`."""
-        return json.dumps(asdict(self), separators=(",", ":")) + "\n"
+        """The text of `prompt_config.json`, in the newest format."""
+        values = {"format_version": FORMAT_VERSION, **asdict(self)}
+        same = self.encoders_fingerprint == self.base_fingerprint
+        # Beside fine-tuned weights the few bytes do not matter, and they differ little from the base's.
+        values["base_fingerprint"] = pack_fingerprint(self.base_fingerprint, exact=not same)
+        values["encoders_fingerprint"] = None if same else pack_fingerprint(self.encoders_fingerprint, exact=True)
+        values["checksum"] = _checksum(values)
+        return json.dumps(values, separators=(",", ":")) + "\n"
 
 
 def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
@@ -56,107 +64,90 @@ def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
         source: Its name, for errors.
 
     Raises:
-        CheckpointError: It is not JSON, of a newer format, or a key is missing, unknown or out of bounds.
+        CheckpointError: It is not JSON, of a newer format, damaged, or a key is missing, unknown or out of bounds.
     """
-    if len(content) > _MAX_JSON_BYTES:
+    if len(content) > MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{source} has {len(content)} bytes; a prompt configuration has a few thousand at most")
-    try:
-        entries = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is not valid JSON ({error}); copy or download the folder again") from error
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{source} holds {type(entries).__name__}, expected an object")
-    values = cast("dict[str, Any]", entries)
-    _check_version(values.get("format_version"), source)
-    known = {item.name for item in fields(PromptManifest)}
-    _check_keys(values.keys(), known, source)
+    values = parse_object(content, source=source)
+    version = _check_version(values.get("format_version"), source)
+    if values.pop("checksum", None) != _checksum(values):
+        raise CheckpointError(
+            f"{source} is damaged or was changed by hand: its checksum is not that of its content; "
+            "copy or download it again, or save the prompts again"
+        )
+    for older in range(version, FORMAT_VERSION):
+        values = MIGRATIONS[older](values)
+    _check_keys(values.keys(), {"format_version", *(item.name for item in fields(PromptManifest))}, source)
     try:
         return _build(values)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: {error}; the file is damaged; save the prompts again") from error
+        raise CheckpointError(f"{source}: {error}; save the prompts again") from error
 
 
-def _check_version(version: object, source: str) -> None:
+def parse_object(content: bytes, *, source: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: It is not JSON, or not an object.
+    """
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise CheckpointError(f"{source} is not valid JSON ({reason}); copy or download the folder again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{source} holds {type(entries).__name__}, expected an object; save the prompts again")
+    return cast("dict[str, Any]", entries)
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the values whatever their order and spacing: a flipped bit must not change where prompts go."""
+    try:
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    except (RecursionError, ValueError):
+        return ""
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_version(version: object, source: str) -> int:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{source}: format_version is {version!r}, expected {FORMAT_VERSION}; is it ours?")
+        raise CheckpointError(
+            f"{source}: format_version is {str(version)[:60]!r}, expected 1 to {FORMAT_VERSION}; "
+            "give a folder that save_prompts wrote"
+        )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{source} has format version {version}, this library reads up to {FORMAT_VERSION}; "
             "pip install --upgrade promptreid"
         )
+    return version
 
 
 def _check_keys(found: Any, known: set[str], source: str) -> None:
     missing, unknown = sorted(known - set(found)), sorted(set(found) - known)
     if missing or unknown:
         raise CheckpointError(
-            f"{source}: missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; "
+            f"{source}: missing keys {missing or 'none'}, unknown keys {str(unknown)[:200] if unknown else 'none'}; "
             "pip install --upgrade promptreid if a newer version wrote it, else save the prompts again"
         )
 
 
 def _build(values: dict[str, Any]) -> PromptManifest:
-    settings = values["prompts"]
-    if not isinstance(settings, dict):
-        raise TypeError(f"prompts is {settings!r}, expected an object")
-    unknown = sorted(set(cast("dict[str, Any]", settings)) - {item.name for item in fields(PromptConfig)})
-    if unknown:
-        raise ValueError(f"prompts has unknown keys {unknown}; pip install --upgrade promptreid")
-    for name, limit in _LIMITS.items():
-        value = cast("dict[str, Any]", settings).get(name)
-        if isinstance(value, int) and value > limit:
-            raise ValueError(f"{name} is {value}, more than {limit}")
-    if not isinstance(cast("dict[str, Any]", settings).get("position_embedding", False), bool):
-        raise TypeError("position_embedding is not true or false")
+    base = unpack_fingerprint(text(values, "base_fingerprint", longest=2048))
+    own = values["encoders_fingerprint"]
+    encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2048))
+    if len(base) != len(encoders):
+        raise ValueError(f"its fingerprints have {len(base)} and {len(encoders)} samples")
+    height, width = integers(values, "image_size", counts=(2,), lowest=1)
     return PromptManifest(
-        model_name=_text(values, "model_name"),
-        pretrained=None if values["pretrained"] is None else _text(values, "pretrained"),
-        image_size=cast("tuple[int, int]", _integers(values, "image_size", 2, lowest=1, highest=65536)),
-        prompts=PromptConfig(**cast("dict[str, Any]", settings)),
-        text_shape=cast("tuple[int, int, int]", _integers(values, "text_shape", 3, lowest=0, highest=65536)),
-        vision_shape=cast("tuple[int, int, int]", _integers(values, "vision_shape", 3, lowest=0, highest=65536)),
-        base_fingerprint=_samples(values, "base_fingerprint"),
-        encoders_fingerprint=_samples(values, "encoders_fingerprint"),
-        sha256=_digests(values["sha256"]),
-        library_version=_text(values, "library_version"),
-        format_version=values["format_version"],
+        model_name=text(values, "model_name"),
+        pretrained=None if values["pretrained"] is None else text(values, "pretrained"),
+        image_size=(height, width),
+        quick_gelu=truth(values, "quick_gelu"),
+        prompts=prompt_config(values["prompts"]),
+        shapes=shapes(values["shapes"]),
+        base_fingerprint=base,
+        encoders_fingerprint=encoders,
+        sha256=digests(values["sha256"]),
+        library_version=text(values, "library_version"),
     )
-
-
-def _text(values: dict[str, Any], name: str) -> str:
-    value = values[name]
-    if not isinstance(value, str) or not value or len(value) > 512 or not value.isprintable():
-        raise TypeError(f"{name} is {str(value)[:60]!r}, expected a short line of text")
-    return value
-
-
-def _integers(values: dict[str, Any], name: str, count: int, *, lowest: int, highest: int) -> tuple[int, ...]:
-    value = values[name]
-    if not isinstance(value, list) or len(cast("list[Any]", value)) != count:
-        raise TypeError(f"{name} is {str(value)[:60]!r}, expected {count} integers")
-    numbers = cast("list[Any]", value)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= highest for n in numbers):
-        raise ValueError(f"{name} is {str(numbers)[:60]}, expected {count} integers from {lowest} to {highest}")
-    return tuple(numbers)
-
-
-def _samples(values: dict[str, Any], name: str) -> tuple[float, ...]:
-    value = values[name]
-    if not isinstance(value, list) or not 0 < len(cast("list[Any]", value)) <= 4096:
-        raise TypeError(f"{name} is not a list of samples")
-    numbers = cast("list[Any]", value)
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers):
-        raise ValueError(f"{name} holds something that is no finite number")
-    return tuple(float(n) for n in numbers)
-
-
-def _digests(value: Any) -> dict[str, str]:
-    entries = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    names = {"prompts.safetensors", "open_clip_model.safetensors"}
-    fits = "prompts.safetensors" in entries and entries.keys() <= names
-    if not fits or not all(
-        isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-        for digest in entries.values()
-    ):
-        raise ValueError("sha256 does not hold one digest for each weight file")
-    return dict(entries)

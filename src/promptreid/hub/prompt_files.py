@@ -1,27 +1,49 @@
-"""Writes and reads a folder of prompts: safetensors and JSON, never a pickle."""
+"""Writes and reads a folder of prompts: safetensors and JSON, never a pickle.
 
-import hashlib
+A save over an older one must leave either of the two behind, whenever it is killed. So new files are first written
+beside the old ones, under names that end in their digests; replacing `prompt_config.json`, which holds the digests,
+is the moment from which the new ones count; only then do they take their own names. A reader looks for a file under
+the name with the digest first.
+"""
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
-from promptreid.files import write_bytes_atomically, write_tensors_atomically
-from promptreid.hub.manifest import PromptManifest, parse_manifest
+from promptreid.files import file_digest, write_bytes_atomically, write_tensors_atomically
+from promptreid.hub.manifest import MAX_MANIFEST_BYTES, PromptManifest, parse_manifest, parse_object
+from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS
+from promptreid.hub.tensor_files import read_bytes, read_shapes, read_small_tensors
 
 MANIFEST = "prompt_config.json"
-PROMPTS = "prompts.safetensors"
-ENCODERS = "open_clip_model.safetensors"
-ENCODERS_CONFIG = "open_clip_config.json"
-_MAX_CONFIG_BYTES = 2**20
-# safetensors' own header and its padding, for a file that holds two tensors.
-_HEADER_BYTES = 4096
+FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
+MAX_CONFIG_BYTES = 2**20
+# safetensors' own header and its padding, for a file that holds the prompts of two towers.
+HEADER_BYTES = 4096
+_LOCK = ".prompts.lock"
+_LOCK_SECONDS = 300
+_READS = 3
+
+
+@dataclass(frozen=True)
+class SavedEncoders:
+    """Fine-tuned weights in a folder, not read yet.
+
+    Attributes:
+        path: The safetensors file; its digest is right.
+        shapes: Name and shape of every tensor, from its header.
+        open_clip_config: open_clip's configuration of the model.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    open_clip_config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,19 +53,12 @@ class PromptFiles:
     Attributes:
         manifest: Which model the prompts belong to.
         tensors: The prompts by name.
-        encoders: The fine-tuned weights, or `None` where the base's own are meant.
-        open_clip_config: open_clip's configuration of the fine-tuned model, or `None`.
+        encoders: The fine-tuned weights, or `None` where the base's own are meant or they were not asked for.
     """
 
     manifest: PromptManifest
     tensors: Mapping[str, Tensor]
-    encoders: Mapping[str, Tensor] | None
-    open_clip_config: Mapping[str, Any] | None
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
+    encoders: SavedEncoders | None
 
 
 def write_prompt_files(
@@ -54,7 +69,7 @@ def write_prompt_files(
     encoders: Mapping[str, Tensor] | None = None,
     open_clip_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder of prompts; the manifest comes last, so a folder without one is not complete.
+    """Write a folder of prompts over an older one; killed at any moment, it leaves the old or the new one.
 
     Args:
         directory: The folder; made if it is not there.
@@ -62,72 +77,110 @@ def write_prompt_files(
         tensors: The prompts by name.
         encoders: Fine-tuned weights to go with them.
         open_clip_config: open_clip's configuration of the fine-tuned model.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MANIFEST).unlink(missing_ok=True)
-    digests = {PROMPTS: digest(write_tensors_atomically(directory / PROMPTS, tensors))}
-    for stale in (ENCODERS, ENCODERS_CONFIG):
-        (directory / stale).unlink(missing_ok=True)
-    if encoders is not None:
-        digests[ENCODERS] = digest(write_tensors_atomically(directory / ENCODERS, encoders))
-        text = json.dumps(open_clip_config, indent=2) + "\n"
-        write_bytes_atomically(directory / ENCODERS_CONFIG, text.encode())
-    complete = replace(manifest, sha256=digests)
-    write_bytes_atomically(directory / MANIFEST, complete.to_json().encode())
+    with WeakFileLock(directory / _LOCK, timeout=_LOCK_SECONDS):
+        digests = {PROMPTS: _stage_tensors(directory, PROMPTS, tensors)}
+        if encoders is not None:
+            digests[ENCODERS] = _stage_tensors(directory, ENCODERS, encoders)
+            digests[ENCODERS_CONFIG] = _stage_json(directory, ENCODERS_CONFIG, open_clip_config or {})
+        complete = replace(manifest, sha256=digests)
+        write_bytes_atomically(directory / MANIFEST, complete.to_json().encode())
+        _settle(directory, digests)
 
 
-def read_prompt_files(directory: Path) -> PromptFiles:
+def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptFiles:
     """Read a folder of prompts, checking every file before it is used.
+
+    Args:
+        directory: The folder.
+        with_encoders: Also look at fine-tuned weights, if there are any.
 
     Raises:
         CheckpointError: A file is missing, corrupt, foreign or newer than this library.
     """
+    seen = _look(directory)
+    for _ in range(_READS - 1):
+        try:
+            return _read(*seen, with_encoders=with_encoders)
+        except (CheckpointError, FileNotFoundError):
+            # If somebody saved over it meanwhile, what was read is half of each, and worth another look.
+            now = _look(directory)
+            if now == seen:
+                raise
+            seen = now
+    return _read(*seen, with_encoders=with_encoders)
+
+
+def _look(directory: Path) -> tuple[PromptManifest, dict[str, Path]]:
     path = directory / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{directory} has no {MANIFEST}; it is not a folder of prompts, or saving was cut short")
-    manifest = parse_manifest(_read(path, limit=2**20), source=str(path))
-    shapes = {"vision.prompts.tokens": manifest.vision_shape, "text.prompts.tokens": manifest.text_shape}
-    expected = sum(4 * shape[0] * shape[1] * shape[2] for shape in shapes.values())
-    content = _read(directory / PROMPTS, limit=expected + _HEADER_BYTES)
-    tensors = _parse(directory / PROMPTS, content, manifest.sha256[PROMPTS])
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != shapes:
         raise CheckpointError(
-            f"{directory / PROMPTS} holds {found}, but {MANIFEST} says {shapes}; save the prompts again"
+            f"{directory} has no {MANIFEST}; give a folder that save_prompts wrote, or save the prompts again"
         )
-    for name, value in tensors.items():
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise CheckpointError(f"{directory / PROMPTS}: {name} is not finite floating point; save the prompts again")
-    if ENCODERS not in manifest.sha256:
-        return PromptFiles(manifest, tensors, None, None)
-    encoders = _parse(directory / ENCODERS, _read(directory / ENCODERS), manifest.sha256[ENCODERS])
-    return PromptFiles(manifest, tensors, encoders, _read_open_clip_config(directory / ENCODERS_CONFIG))
+    manifest = parse_manifest(read_bytes(path, limit=MAX_MANIFEST_BYTES), source=str(path))
+    return manifest, {name: find_file(directory, name, digest) for name, digest in manifest.sha256.items()}
 
 
-def _read(path: Path, *, limit: int | None = None) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
-    size = path.stat().st_size
-    if limit is not None and size > limit:
-        raise CheckpointError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
-    return path.read_bytes()
+def _read(manifest: PromptManifest, places: Mapping[str, Path], *, with_encoders: bool) -> PromptFiles:
+    tensors = read_small_tensors(
+        places[PROMPTS], digest=manifest.sha256[PROMPTS], shapes=manifest.shapes, header_bytes=HEADER_BYTES
+    )
+    if ENCODERS not in places or not with_encoders:
+        return PromptFiles(manifest, tensors, None)
+    config = _read_open_clip_config(places[ENCODERS_CONFIG], manifest.sha256[ENCODERS_CONFIG])
+    shapes = read_shapes(places[ENCODERS], digest=manifest.sha256[ENCODERS])
+    return PromptFiles(manifest, tensors, SavedEncoders(places[ENCODERS], shapes, config))
 
 
-def _parse(path: Path, content: bytes, expected: str) -> dict[str, Tensor]:
-    if digest(content) != expected:
-        raise CheckpointError(f"{path} is corrupt (its SHA-256 is not {MANIFEST}'s); copy or download it again")
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file ({error}); save the prompts again") from error
+def find_file(directory: Path, name: str, digest: str) -> Path:
+    """Where a file of a folder is: under its own name, or still under the one that a killed save gave it."""
+    staged = _staged(directory, name, digest)
+    return staged if staged.is_file() else directory / name
 
 
-def _read_open_clip_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(_read(path, limit=_MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); save the prompts again") from error
-    entries = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
-    if not isinstance(entries.get("model_cfg"), dict) or not isinstance(entries.get("preprocess_cfg"), dict):
+def _staged(directory: Path, name: str, digest: str) -> Path:
+    return directory / f".{name}-{digest}"
+
+
+def _stage_tensors(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> str:
+    unnamed = directory / f".{name}-new"
+    write_tensors_atomically(unnamed, tensors)
+    digest = file_digest(unnamed)
+    unnamed.replace(_staged(directory, name, digest))
+    return digest
+
+
+def _stage_json(directory: Path, name: str, entries: Mapping[str, Any]) -> str:
+    unnamed = directory / f".{name}-new"
+    write_bytes_atomically(unnamed, (json.dumps(entries, indent=2) + "\n").encode())
+    digest = file_digest(unnamed)
+    unnamed.replace(_staged(directory, name, digest))
+    return digest
+
+
+def _settle(directory: Path, digests: Mapping[str, str]) -> None:
+    """Give the files that count their own names, and clear what older and killed saves left."""
+    for name, digest in digests.items():
+        _staged(directory, name, digest).replace(directory / name)
+    for name in FILES:
+        if name not in digests and name != MANIFEST:
+            (directory / name).unlink(missing_ok=True)
+        for left in directory.glob(f".{name}-*"):
+            left.unlink(missing_ok=True)
+
+
+def _read_open_clip_config(path: Path, digest: str) -> dict[str, Any]:
+    content = read_bytes(path, limit=MAX_CONFIG_BYTES)
+    if file_digest(path) != digest:
+        raise CheckpointError(
+            f"{path} is corrupt: its SHA-256 is not the one that {MANIFEST} says; copy or download it again"
+        )
+    config = parse_object(content, source=str(path))
+    parts = [cast("object", config.get(name)) for name in ("model_cfg", "preprocess_cfg")]
+    if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path} has no model_cfg and preprocess_cfg; save the prompts again")
-    return entries
+    return config

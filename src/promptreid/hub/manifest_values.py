@@ -1,0 +1,95 @@
+"""Checks the values of a `prompt_config.json` that somebody else wrote, one kind a function."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from promptreid.prompts import PromptConfig
+
+# The files that a digest can be of; only the first is always there.
+PROMPTS = "prompts.safetensors"
+ENCODERS = "open_clip_model.safetensors"
+ENCODERS_CONFIG = "open_clip_config.json"
+
+_LONGEST_SIDE = 65536
+_MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
+_MOST_TENSORS = 16
+_LIMITS = {"text_length": 4096, "vision_length": _LONGEST_SIDE, "text_depth": 1024, "vision_depth": 1024}
+_TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[a-z_.]{1,64}")
+
+
+def text(values: Mapping[str, Any], name: str, *, longest: int = 512) -> str:
+    """A short line."""
+    value = values[name]
+    if not isinstance(value, str) or not value or len(value) > longest or not value.isprintable():
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected a short line of text")
+    return value
+
+
+def truth(values: Mapping[str, Any], name: str) -> bool:
+    """True or false."""
+    value = values[name]
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected true or false")
+    return value
+
+
+def integers(values: Mapping[str, Any], name: str, *, counts: tuple[int, ...], lowest: int) -> tuple[int, ...]:
+    """A list of integers, as many as one of `counts`."""
+    value = values[name]
+    if not isinstance(value, list) or len(cast("list[Any]", value)) not in counts:
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected {' or '.join(map(str, counts))} integers")
+    numbers = cast("list[Any]", value)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= _LONGEST_SIDE for n in numbers):
+        raise ValueError(f"{name} is {str(numbers)[:60]}, expected integers from {lowest} to {_LONGEST_SIDE}")
+    return tuple(numbers)
+
+
+def prompt_config(value: Any) -> PromptConfig:
+    """How prompts are set up."""
+    if not isinstance(value, dict):
+        raise TypeError(f"prompts is {str(value)[:60]!r}, expected an object")
+    settings = cast("dict[str, Any]", value)
+    unknown = sorted(settings.keys() - {item.name for item in fields(PromptConfig)})
+    if unknown:
+        raise ValueError(f"prompts has unknown keys {str(unknown)[:200]}; pip install --upgrade promptreid")
+    for name, limit in _LIMITS.items():
+        number = settings.get(name)
+        if isinstance(number, int) and number > limit:
+            raise ValueError(f"{name} is {str(number)[:60]}, more than {limit}")
+    if not isinstance(settings.get("position_embedding", False), bool):
+        raise TypeError("position_embedding is not true or false")
+    return PromptConfig(**settings)
+
+
+def shapes(value: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of prompts."""
+    if not isinstance(value, dict) or not 0 < len(cast("dict[str, Any]", value)) <= _MOST_TENSORS:
+        raise TypeError(f"shapes is {str(value)[:60]!r}, expected the shapes of 1 to {_MOST_TENSORS} tensors")
+    found = {name: integers(value, name, counts=(1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
+    strange = [name for name in found if not _TENSOR_NAME.fullmatch(name)]
+    if strange:
+        raise ValueError(f"shapes names {str(strange)[:200]}, which are no prompts")
+    elements = 0
+    for shape in found.values():
+        count = 1
+        for side in shape:
+            count *= side
+        elements += count
+    if elements > _MOST_ELEMENTS:
+        raise ValueError(f"shapes has {elements} numbers, expected at most {_MOST_ELEMENTS}")
+    return found
+
+
+def digests(value: Any) -> dict[str, str]:
+    """SHA-256 of each file."""
+    entries = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    with_encoders = {PROMPTS, ENCODERS, ENCODERS_CONFIG}
+    if entries.keys() not in ({PROMPTS}, with_encoders) or not all(
+        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in entries.values()
+    ):
+        raise ValueError(
+            f"sha256 does not hold one digest for {PROMPTS}, or for each of {', '.join(sorted(with_encoders))}"
+        )
+    return dict(entries)

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptreid import PromptConfig
+from promptreid.errors import CheckpointError
+from promptreid.hub import manifest as manifest_module
+from promptreid.hub.manifest import FORMAT_VERSION, parse_manifest
+
+
+def edited(manifest, **changes) -> bytes:
+    """The file with some values changed, and a checksum that fits them; `...` takes a key out."""
+    values = json.loads(manifest.to_json())
+    values.update(changes)
+    values = {name: value for name, value in values.items() if value is not ...}
+    values.pop("checksum")
+    values["checksum"] = manifest_module._checksum(values)
+    return json.dumps(values).encode()
+
+
+def test_manifest_round_trips(make_manifest):
+    manifest = make_manifest(
+        prompts=PromptConfig(text_length=2, vision_depth=3, position_embedding=True),
+        pretrained=None,
+        encoders_fingerprint=(0.5, -0.2501, 1.0),
+        base_fingerprint=(0.5, -0.25, 1.0),
+        sha256={
+            name: "a" * 64 for name in ("prompts.safetensors", "open_clip_model.safetensors", "open_clip_config.json")
+        },
+    )
+    read = parse_manifest(manifest.to_json().encode(), source="f")
+    assert read.prompts == manifest.prompts
+    assert read.shapes == manifest.shapes
+    assert read.sha256 == manifest.sha256
+    assert read.pretrained is None
+    assert read.encoders_fingerprint == pytest.approx(manifest.encoders_fingerprint, abs=1e-6)
+    assert read.encoders_fingerprint != read.base_fingerprint
+
+
+def test_manifest_of_a_base_as_it_was_keeps_one_fingerprint(make_manifest):
+    values = json.loads(make_manifest().to_json())
+    assert values["encoders_fingerprint"] is None
+    read = parse_manifest(make_manifest().to_json().encode(), source="f")
+    assert read.encoders_fingerprint == read.base_fingerprint
+
+
+def test_spacing_and_order_do_not_matter(make_manifest):
+    values = json.loads(make_manifest().to_json())
+    turned = json.dumps(dict(reversed(values.items())), indent=3).encode()
+    assert parse_manifest(turned, source="f") == parse_manifest(make_manifest().to_json().encode(), source="f")
+
+
+def test_value_changed_by_hand_is_refused(make_manifest):
+    content = make_manifest().to_json().replace("[384,128]", "[385,128]").encode()
+    with pytest.raises(CheckpointError, match=r"f\.json is damaged or was changed by hand: its checksum"):
+        parse_manifest(content, source="f.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 50_000, "not valid JSON"),
+        (b'{"a":' * 12_000, "not valid JSON"),
+        (b"9" * 60_000, "not valid JSON|holds int"),
+        (b"[1]", "holds list, expected an object"),
+        (b"null", "holds NoneType"),
+        (b"{}", "format_version is 'None', expected 1 to 1"),
+        (b'{"format_version": true}', "format_version is 'True'"),
+        (b'{"format_version": 0}', "format_version is '0'"),
+        (b'{"format_version": 1}', "checksum"),
+        (b'{"format_version": 2}', "format version 2, this library reads up to 1; pip install --upgrade promptreid"),
+        (b" " * 70_000, "70000 bytes"),
+    ],
+)
+def test_file_that_is_no_manifest_is_refused(content, words):
+    with pytest.raises(CheckpointError, match=words):
+        parse_manifest(content, source="f")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_name": ...}, r"missing keys \['model_name'\], unknown keys none"),
+        ({"pickle": 1}, r"unknown keys \['pickle'\]; pip install --upgrade"),
+        ({"model_name": ""}, "model_name is ''"),
+        ({"model_name": "a\nb"}, "expected a short line"),
+        ({"model_name": "\ud800"}, "expected a short line"),
+        ({"model_name": "x" * 600}, "expected a short line"),
+        ({"pretrained": 3}, "pretrained is '3'"),
+        ({"quick_gelu": 1}, "quick_gelu is '1', expected true or false"),
+        ({"image_size": [1, 2, 3]}, "image_size is"),
+        ({"image_size": [0, 2]}, "expected integers from 1 to 65536"),
+        ({"image_size": [10**9, 2]}, "expected integers from 1 to 65536"),
+        ({"image_size": [True, 2]}, "expected integers"),
+        ({"image_size": 5}, "image_size is '5'"),
+        ({"prompts": 5}, "prompts is '5'"),
+        ({"prompts": {"depth": 1}}, r"unknown keys \['depth'\]; pip install --upgrade"),
+        ({"prompts": {"text_length": -1}}, "text_length is -1"),
+        ({"prompts": {"text_length": 10**9}}, "text_length is 1000000000, more than 4096"),
+        ({"prompts": {"text_length": 2.5}}, "text_length is 2.5"),
+        ({"prompts": {"text_initialization": ["normal"]}}, "expected one of"),
+        ({"prompts": {"position_embedding": 1}}, "position_embedding is not true or false"),
+        ({"shapes": []}, "shapes is"),
+        ({"shapes": {}}, "shapes is"),
+        ({"shapes": {f"text.prompts.{'a' * n}": [1] for n in range(1, 18)}}, "1 to 16 tensors"),
+        ({"shapes": {"clip.visual.proj": [1]}}, "which are no prompts"),
+        ({"shapes": {"text.prompts.tokens": [65536, 65536]}}, "4294967296 numbers"),
+        ({"shapes": {"text.prompts.tokens": [-1, 2, 3]}}, "expected integers from 0"),
+        ({"shapes": {"text.prompts.tokens": [1, 2, 3, 4, 5]}}, "expected 1 or 2 or 3 or 4 integers"),
+        ({"base_fingerprint": "f32:AAA"}, "a fingerprint"),
+        ({"base_fingerprint": [1.0]}, "base_fingerprint is"),
+        ({"encoders_fingerprint": "f32:AACAPw=="}, "fingerprints have 3 and 1 samples"),
+        ({"sha256": {}}, "does not hold one digest"),
+        ({"sha256": {"prompts.safetensors": "../x"}}, "does not hold one digest"),
+        ({"sha256": {"prompts.safetensors": "a" * 64, "../../evil.pkl": "a" * 64}}, "does not hold one digest"),
+        ({"sha256": {"prompts.safetensors": "a" * 64, "open_clip_model.safetensors": "a" * 64}}, "does not hold"),
+        ({"library_version": None}, "library_version is 'None'"),
+    ],
+)
+def test_value_out_of_bounds_is_refused(make_manifest, changes, words):
+    with pytest.raises(CheckpointError, match=words):
+        parse_manifest(edited(make_manifest(), **changes), source="f")
+
+
+def test_older_format_is_migrated_step_by_step(make_manifest, monkeypatch):
+    old = edited(make_manifest(), quick_gelu=..., activation="QuickGELU")
+
+    def to_two(values):
+        values["gelu"] = values.pop("activation")
+        return values
+
+    def to_three(values):
+        values["quick_gelu"] = values.pop("gelu") == "QuickGELU"
+        return values
+
+    monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(manifest_module, "MIGRATIONS", {1: to_two, 2: to_three})
+    assert parse_manifest(old, source="f").quick_gelu
+    assert json.loads(make_manifest().to_json())["format_version"] == 3
+
+
+def test_every_older_format_has_a_migration():
+    assert sorted(manifest_module.MIGRATIONS) == list(range(1, FORMAT_VERSION))
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_any_json_is_refused(value):
+    with pytest.raises(CheckpointError):
+        parse_manifest(json.dumps(value).encode(), source="f")

@@ -1,0 +1,91 @@
+import errno
+import hashlib
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from promptreid import files
+from promptreid.files import file_digest, is_finite, write_bytes_atomically, write_tensors_atomically
+
+
+def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_bytes_atomically(path, b"old")
+    write_bytes_atomically(path, b"new", mode=0o600)
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_bytes_atomically(path, b"old")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_explained(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left on the disk; free some and write again") as caught:
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_that_safetensors_reports_is_explained(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(OSError, match="free some and write again"):
+        write_tensors_atomically(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+
+
+def test_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_bytes_atomically(tmp_path / "no" / "a.json", b"")
+
+
+def test_tensors_that_share_memory_are_written_each_by_itself(tmp_path):
+    table = torch.randn(4, 6)
+    tied = {"a": table, "b": table, "row": table[1], "column": table[:, 2], "turned": table.T, "none": table[:0]}
+    write_tensors_atomically(tmp_path / "t.safetensors", tied)
+    read = load_file(tmp_path / "t.safetensors")
+    assert read.keys() == tied.keys()
+    assert all(torch.equal(read[name], value) for name, value in tied.items())
+    assert (tmp_path / "t.safetensors").stat().st_size < 4 * (3 * 24 + 6 + 4) + 600
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_keep_their_dtype(tmp_path, dtype):
+    value = torch.arange(6).reshape(2, 3).to(dtype)
+    write_tensors_atomically(tmp_path / "t.safetensors", {"a": value.requires_grad_(dtype.is_floating_point)})
+    read = load_file(tmp_path / "t.safetensors")["a"]
+    assert read.dtype == dtype
+    assert torch.equal(read, value)
+
+
+def test_digest_is_sha256_across_blocks(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert len(content) > files._BLOCK_BYTES
+    assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_is_finite_finds_nan_and_infinity_and_ignores_integers():
+    fine = {"a": torch.ones(2), "b": torch.tensor([3])}
+    assert is_finite(fine)
+    assert not is_finite({**fine, "c": torch.tensor([1.0, float("nan")])})
+    assert not is_finite({**fine, "c": torch.tensor([float("inf")], dtype=torch.float16)})
