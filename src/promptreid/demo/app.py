@@ -1,0 +1,218 @@
+"""Starts the page."""
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from promptreid.backbones.loading import TINY_NAME, TINY_TAG, load_clip
+from promptreid.demo.crops import drawn_crops, folder_crops
+from promptreid.demo.desk import Desk
+from promptreid.demo.extra import require_gradio
+from promptreid.demo.finder import Finder
+from promptreid.demo.gatekeeper import LOOPBACK, Gatekeeper
+from promptreid.demo.layout import TITLE, lay_out
+from promptreid.demo.uploads import MAX_BYTES
+from promptreid.demo.versions import compare
+from promptreid.demo.wiring import wire
+from promptreid.encoders.clip import PromptedCLIP
+
+_STYLE = Path(__file__).with_name("style.css")
+_KEPT_SECONDS = 24 * 3600
+_MOST_WAITING = 64
+_FONTS = ["system-ui", "sans-serif"]
+_log = logging.getLogger(__name__)
+_page_lock = threading.Lock()
+
+
+class RunningDemo:
+    """A page that is being served; close it, or use it in a `with` statement.
+
+    Attributes:
+        url: Where it is.
+    """
+
+    def __init__(self, url: str, held: ExitStack) -> None:
+        self.url = url
+        self._held = held
+
+    def close(self) -> None:
+        """Stop serving, and delete the drawn gallery and every copy that was made of a picture for the browser."""
+        self._held.close()
+
+    def __enter__(self) -> "RunningDemo":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def start(
+    gallery: str | Path | None = None,
+    *,
+    model: PromptedCLIP | None = None,
+    host: str = LOOPBACK[0],
+    port: int | None = None,
+    open_browser: bool = False,
+    progress: bool = True,
+) -> RunningDemo:
+    """Serve the page in the background.
+
+    It never serves a file: the browser gets copies of the pictures that are shown, made small, from a folder that
+    only this user can read and that `close` deletes. Nothing is sent to anyone else.
+
+    Args:
+        gallery: A folder of crops to search, offered beside the drawn pedestrians.
+        model: What `load_prompts` returns; `None` for the small base and prompts that ship with the package.
+        host: Address to listen on. At the default only this computer reaches the page; at `"0.0.0.0"` everyone who
+            reaches this computer can search the gallery and see its pictures.
+        port: `None` for the first free one from 7860.
+        open_browser: Open the page in the browser.
+        progress: Show progress bars while galleries are encoded.
+
+    Returns:
+        The page.
+
+    Raises:
+        MissingExtraError: gradio is not installed.
+        DatasetError: The folder is missing, or has no readable picture.
+        OSError: The port is taken.
+        RuntimeError: This process serves a page already.
+
+    Example:
+        >>> with start("crops/") as page:  # doctest: +SKIP
+        ...     print(page.url)
+    """
+    gr = require_gradio()
+    offered = [] if gallery is None else [folder_crops(gallery)]
+    with ExitStack() as held:
+        held.enter_context(_only_page())
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="promptreid-demo-"))).resolve()
+        versions = compare(_shipped_model() if model is None else model)
+        offered.append(drawn_crops(scratch / "drawn"))
+        desk = Desk([Finder(crops, versions, progress=progress) for crops in offered])
+        shown = held.enter_context(_gradio_folder(scratch / "shown"))
+        page = _serve(gr, desk, shown, host, port, open_browser)
+        held.callback(page.close, verbose=False)
+        return RunningDemo(page.local_url, held.pop_all())
+
+
+def launch(
+    gallery: str | Path | None = None,
+    *,
+    model: PromptedCLIP | None = None,
+    host: str = LOOPBACK[0],
+    port: int | None = None,
+    open_browser: bool = False,
+) -> None:
+    """Serve the page until Ctrl-C or a termination signal; says where it is on standard output.
+
+    Args:
+        gallery: As `start` takes it.
+        model: As `start` takes it.
+        host: As `start` takes it.
+        port: As `start` takes it.
+        open_browser: As `start` takes it.
+
+    Raises:
+        MissingExtraError: gradio is not installed.
+        DatasetError: The folder is missing, or has no readable picture.
+        OSError: The port is taken.
+
+    Example:
+        >>> launch("crops/")  # doctest: +SKIP
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    with start(gallery, model=model, host=host, port=port, open_browser=open_browser) as page:
+        if host not in LOOPBACK:
+            _log.warning("everyone who reaches this computer at port %s can search this gallery", page.url)
+        sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """End as Ctrl-C does, so that the copies of pictures are deleted."""
+    raise KeyboardInterrupt
+
+
+def _shipped_model() -> PromptedCLIP:
+    return PromptedCLIP(load_clip(TINY_NAME, pretrained=TINY_TAG, image_size=(96, 48)))
+
+
+@contextmanager
+def _only_page() -> Generator[None, None, None]:
+    """Refuse a second page in one process: gradio knows one folder for its copies only."""
+    if not _page_lock.acquire(blocking=False):
+        raise RuntimeError("this process serves a demo already; close it first, or start the second in its own process")
+    try:
+        yield
+    finally:
+        _page_lock.release()
+
+
+@contextmanager
+def _gradio_folder(folder: Path) -> Generator[Path, None, None]:
+    """Let gradio put its copies into `folder`, and overrule settings that would open other folders to the browser."""
+    folder.mkdir(mode=0o700)
+    before = {name: os.environ.pop(name, None) for name in ("GRADIO_TEMP_DIR", "GRADIO_ALLOWED_PATHS")}
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    try:
+        yield folder
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
+    """Make the page and answer from a thread of its own; gradio's page."""
+    private = host in LOOPBACK
+    guard: Any = importlib.import_module("starlette.middleware").Middleware(Gatekeeper, shown=shown, private=private)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, _KEPT_SECONDS)) as page:
+        inputs, results = lay_out(gr, desk, private=private)
+        wire(gr, desk, page, inputs, results)
+    page.queue(max_size=_MOST_WAITING)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        share=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        max_file_size=MAX_BYTES,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        footer_links=[],
+        theme=_theme(gr),
+        css=_STYLE.read_text(encoding="utf-8"),
+        app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    return page
+
+
+def _theme(gr: Any) -> Any:
+    """Plain, of fonts that every system has, and with grey text dark enough to read."""
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=["monospace"]).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )

@@ -1,0 +1,122 @@
+"""A small gallery on the shipped base, shared by every test of the room, and a page served by its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from promptreid import PromptConfig, PromptedCLIP, load_clip
+from promptreid.demo.crops import Crops
+from promptreid.demo.desk import Desk
+from promptreid.demo.finder import Finder
+from promptreid.demo.versions import compare
+
+COLOURS = {"red": (190, 36, 40), "green": (44, 124, 66), "blue": (40, 74, 170), "yellow": (226, 190, 50)}
+
+
+def paint(path: Path, colour: tuple[int, int, int]) -> Path:
+    """A crop that is all one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (24, 48), colour).save(path)
+    return path
+
+
+@pytest.fixture(scope="session", name="paint")
+def paint_fixture() -> Callable[[Path, tuple[int, int, int]], Path]:
+    return paint
+
+
+@pytest.fixture(scope="session")
+def model() -> PromptedCLIP:
+    torch.manual_seed(0)
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2, text_initialization="normal")).eval()
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """Eight crops of four colours from two cameras; persons 1 to 4 are the colours in order."""
+    root = tmp_path_factory.mktemp("colours")
+    paths = [paint(root / camera / f"{name}.png", rgb) for camera in ("hall", "yard") for name, rgb in COLOURS.items()]
+    cameras = tuple(path.parent.name for path in paths)
+    captions = {f"A person in {name} clothes.": number for number, name in enumerate(COLOURS, start=1)}
+    return Crops("colours", root, tuple(paths), cameras, (1, 2, 3, 4) * 2, captions, "Plain <colours>.")
+
+
+@pytest.fixture(scope="session")
+def finder(model: PromptedCLIP, crops: Crops) -> Finder:
+    return Finder(crops, compare(model), progress=False)
+
+
+@pytest.fixture(scope="session")
+def desk(finder: Finder) -> Desk:
+    return Desk([finder])
+
+
+class Served:
+    """A page in a process of its own."""
+
+    def __init__(self, scratch: Path, *arguments: str) -> None:
+        code = "import sys; from promptreid.demo.app import launch; launch(*sys.argv[1:])"
+        self.scratch = scratch
+        self._errors = (scratch.parent / f"{scratch.name}.log").open("w", encoding="utf-8")
+        environment = {**os.environ, "TMPDIR": str(scratch), "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "http://127.0.0.1:" in line, f"the page did not start: {line!r}"
+        self.url = line.split(" at ")[1].split(" ")[0]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._errors.close()
+
+    @property
+    def errors(self) -> str:
+        """What the process wrote to standard error."""
+        return Path(self._errors.name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops whose names are markup, beside files that are none of the page's business."""
+    folder = tmp_path_factory.mktemp("gallery") / "<u>mine"
+    for name, colour in COLOURS.items():
+        paint(folder / "<b>hall" / f"<img src=x onerror=alert(1)>{name}.png", colour)
+        paint(folder / "yard" / f"{name}.png", colour)
+    (folder / "secret.txt").write_text("secret", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_page(hostile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page with a folder of crops beside the drawn gallery."""
+    pytest.importorskip("gradio")
+    served = Served(tmp_path_factory.mktemp("scratch"), str(hostile_folder))
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="session")
+def drawn_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page as it opens when nothing is given."""
+    pytest.importorskip("gradio")
+    served = Served(tmp_path_factory.mktemp("scratch"))
+    yield served
+    served.stop()
