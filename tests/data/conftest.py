@@ -49,6 +49,7 @@ def write_cuhk(tmp_path: Path) -> Callable[[Any], Path]:
         root = tmp_path / "CUHK-PEDES"
         (root / "imgs").mkdir(parents=True)
         (root / "reid_raw.json").write_text(json.dumps(content), encoding="utf-8")
+        (root / "generated.json").write_text("{}", encoding="utf-8")  # so that no published counts are expected
         for number, entry in enumerate(content if isinstance(content, list) else []):
             name = entry.get("file_path") if isinstance(entry, dict) else None
             if isinstance(name, str) and re.fullmatch(r"cam_[ab]/\d+\.png", name):
@@ -70,3 +71,32 @@ def count_words(captions: list[str]) -> torch.Tensor:
 @pytest.fixture
 def tokenizer() -> Callable[[list[str]], torch.Tensor]:
     return count_words
+
+
+BENCHMARK_FILES = {
+    "CUHK-PEDES": ("reid_raw.json", "file_path"),
+    "ICFG-PEDES": ("ICFG-PEDES.json", "file_path"),
+    "RSTPReid": ("data_captions.json", "img_path"),
+}
+
+
+@pytest.fixture
+def write_benchmark(tmp_path: Path) -> Callable[..., Path]:
+    """Writes one of the three layouts with four persons, two images each, from 0 upwards; returns the folder."""
+
+    def write(name: str, *, annotation: str | None = None, root: Path | None = None, stamp: bool = True) -> Path:
+        usual, key = BENCHMARK_FILES[name]
+        root = root or tmp_path / name
+        entries: list[Entry] = []
+        splits = ("train", "train", "test", "test") if name == "ICFG-PEDES" else ("train", "train", "val", "test")
+        for number in range(8):
+            path = f"{splits[number // 2]}/{number}.jpg" if name == "ICFG-PEDES" else f"{number}.jpg"
+            captions = [f"caption {number}"] * (1 if name == "ICFG-PEDES" else 2)
+            entries.append({"split": splits[number // 2], "captions": captions, key: path, "id": number // 2})
+            draw_picture(root / "imgs" / path, seed=number)
+        (root / (annotation or usual)).write_text(json.dumps(entries), encoding="utf-8")
+        if stamp:
+            (root / "generated.json").write_text("{}", encoding="utf-8")
+        return root
+
+    return write

@@ -45,7 +45,9 @@ def test_load_cuhk_pedes_file_for_folder_raises(tmp_path: Path) -> None:
 
 def test_load_cuhk_pedes_folder_without_annotation_names_what_it_found(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DatasetError, match=r"has no reid_raw\.json \(found: holiday\.jpg\)\. Give CUHK-PEDES' folder"):
+    with pytest.raises(
+        DatasetError, match=r"has no reid_raw\.json \(found: holiday\.jpg\)\. Give the folder of CUHK-PEDES"
+    ):
         load_cuhk_pedes(tmp_path)
 
 
@@ -79,6 +81,14 @@ def test_load_cuhk_pedes_one_missing_image_is_named(write_cuhk: Write, entries: 
     (root / "imgs" / "cam_b" / "0003.png").unlink()
     message = r"1 of 10 images are missing .*cam_b: 1\); first: cam_b/0003\.png\. Unpack every archive"
     with pytest.raises(DatasetError, match=message):
+        load_cuhk_pedes(root)
+
+
+def test_load_cuhk_pedes_missing_image_and_shared_person_counts_both(write_cuhk: Write, entries: list[dict]) -> None:
+    entries[8]["id"] = 3
+    root = write_cuhk(entries)
+    (root / "imgs" / "cam_b" / "0003.png").unlink()
+    with pytest.raises(DatasetError, match=r"person 3 is in the train and the test split.*\(and 1 more errors;"):
         load_cuhk_pedes(root)
 
 

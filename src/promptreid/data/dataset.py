@@ -4,28 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptreid.data.pictures import open_image
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import DatasetError
+
+__all__ = ["CaptionedImages", "CaptionsOnly", "ImagesOnly", "open_image"]
 
 Transform = Callable[[Any], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
-
-
-def open_image(path: Any) -> Image.Image:
-    """Open a picture as RGB, turned as its EXIF data says.
-
-    Raises:
-        DatasetError: It cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"cannot read the image {path} ({error}); copy it again, or take its record out") from error
 
 
 class CaptionedImages(Dataset[dict[str, Tensor]]):

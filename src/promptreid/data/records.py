@@ -1,14 +1,17 @@
 """What a data set is made of: images with captions and identities, in splits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from promptreid.data.counts import PublishedCounts, SplitCounts, count_line
 from promptreid.errors import DatasetError
 
+SPLITS = ("train", "val", "test")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One picture of a person.
 
@@ -56,6 +59,15 @@ class ReIDSplit:
         """Number of captions over all images."""
         return sum(len(record.captions) for record in self.records)
 
+    @property
+    def counts(self) -> SplitCounts:
+        """Persons, images and captions."""
+        return SplitCounts(self.num_identities, len(self), self.num_captions)
+
+    def without(self, paths: Collection[Path]) -> "ReIDSplit":
+        """The same split with some images left out."""
+        return ReIDSplit(self.name, tuple(record for record in self.records if record.path not in paths))
+
 
 @dataclass(frozen=True)
 class ReIDDataset:
@@ -67,6 +79,7 @@ class ReIDDataset:
         train: Images to learn from.
         val: Images that choose the checkpoint, or `None` where the data set has none.
         test: Images of persons that are in no other split.
+        published: The counts its authors publish, or `None` where there are none to hold it against.
     """
 
     name: str
@@ -74,6 +87,7 @@ class ReIDDataset:
     train: ReIDSplit
     val: ReIDSplit | None
     test: ReIDSplit
+    published: PublishedCounts | None = field(default=None, repr=False)
 
     @property
     def splits(self) -> tuple[ReIDSplit, ...]:
@@ -81,32 +95,45 @@ class ReIDDataset:
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
 
     def summary(self) -> str:
-        """One line that counts persons, images and captions of every split."""
-        counts = (
-            f"{split.name} {split.num_identities:,} persons, {len(split):,} images, {split.num_captions:,} captions"
-            for split in self.splits
-        )
-        return f"{self.name}: {'; '.join(counts)}"
+        """One line that counts persons, images and captions of every split, against the published counts."""
+        return count_line(self.name, {split.name: split.counts for split in self.splits}, self.published)
 
 
-def split_records(name: str, root: Path, records: Sequence[ImageRecord]) -> ReIDDataset:
+def split_records(
+    name: str,
+    root: Path,
+    records: Sequence[ImageRecord],
+    *,
+    required: Sequence[str] = ("train", "test"),
+    published: PublishedCounts | None = None,
+) -> ReIDDataset:
     """Sort records into splits.
 
+    Args:
+        name: The data set's name.
+        root: Its folder.
+        records: Its images.
+        required: Splits that must not be empty.
+        published: The counts to hold it against.
+
     Raises:
-        DatasetError: The training or test split is empty, or a person is in two splits.
+        DatasetError: A required split is empty, or a person is in two splits.
     """
-    by_split = {
-        split: tuple(record for record in records if record.split == split) for split in ("train", "val", "test")
-    }
-    for split in ("train", "test"):
+    by_split = {split: tuple(record for record in records if record.split == split) for split in SPLITS}
+    for split in required:
         if not by_split[split]:
             raise DatasetError(f'{root}: no record has split "{split}"; is the annotation file complete?')
     owner: dict[int, str] = {}
     for record in records:
         if owner.setdefault(record.person_id, record.split) != record.split:
-            raise DatasetError(
-                f"{root}: person {record.person_id} is in the {owner[record.person_id]} and the {record.split} split; "
-                "the splits must have no person in common, or the scores mean nothing"
-            )
-    val = ReIDSplit("val", by_split["val"]) if by_split["val"] else None
-    return ReIDDataset(name, root, ReIDSplit("train", by_split["train"]), val, ReIDSplit("test", by_split["test"]))
+            raise DatasetError(f"{root}: {shared_person(record.person_id, owner[record.person_id], record.split)}")
+    train, val, test = (ReIDSplit(split, by_split[split]) for split in SPLITS)
+    return ReIDDataset(name, root, train, val if len(val) else None, test, published)
+
+
+def shared_person(person_id: int, first: str, second: str) -> str:
+    """What is wrong when a person is in two splits."""
+    return (
+        f"person {person_id} is in the {first} and the {second} split; "
+        "the splits must have no person in common, or the scores mean nothing"
+    )

@@ -1,0 +1,138 @@
+"""What a check of a data set finds."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+
+# Kind of problem: whether it stops training, and what a report calls it.
+KINDS: dict[str, tuple[Severity, str]] = {
+    "record": ("error", "malformed records"),
+    "caption": ("error", "captions that are empty or not text"),
+    "path": ("error", "paths that leave the image folder"),
+    "split": ("error", "splits that are empty or share a person"),
+    "conflict": ("error", "images that are given to two persons or two splits"),
+    "missing": ("error", "images missing"),
+    "empty file": ("error", "image files of zero bytes"),
+    "unreadable": ("error", "images that cannot be read"),
+    "truncated": ("error", "truncated images"),
+    "oversized": ("error", "absurdly large images"),
+    "duplicate": ("warning", "duplicate records"),
+    "same picture": ("warning", "pictures of which there are copies under another person or split"),
+    "tiny": ("warning", "images of a few pixels"),
+    "extension": ("warning", "images of another format than their name says"),
+    "animated": ("warning", "animated images, of which the first frame is used"),
+    "long caption": ("warning", "captions longer than the context, which are cut"),
+    "counts": ("warning", "counts that differ from the published ones"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        kind: One of `KINDS`, such as `"missing"`.
+        message: What is wrong, with the annotation file, the record and the value.
+        record: The record's index in the annotation (line number in CSV and JSONL), or `None`.
+        path: The image below the image folder, or `None`.
+    """
+
+    kind: str
+    message: str
+    record: int | None = None
+    path: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        """`"error"` stops training, `"warning"` does not."""
+        return KINDS[self.kind][0]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything that `check_dataset` found.
+
+    Attributes:
+        name: The data set's usual name.
+        root: Its folder.
+        annotation: Its annotation file.
+        summary: One line: what was found in each split, and what was expected.
+        problems: All problems, errors first, those of one kind together.
+        num_records: Records in the annotation, malformed ones included.
+        num_captions: Captions of well-formed records.
+        num_images_opened: Images that were opened.
+        longest_caption: Tokens of the longest caption, start and end included, if a tokenizer was given.
+        context_length: Tokens that the tokenizer has room for, if one was given.
+    """
+
+    name: str
+    root: Path
+    annotation: Path
+    summary: str
+    problems: tuple[Problem, ...] = field(repr=False)
+    num_records: int
+    num_captions: int
+    num_images_opened: int
+    longest_caption: int | None = None
+    context_length: int | None = None
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that stop training."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that do not."""
+        return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    @property
+    def ok(self) -> bool:
+        """Whether a model can be trained on it: there is no error."""
+        return not self.errors
+
+    def lines(self, *, limit: int = 10) -> list[str]:
+        """The report as text.
+
+        Args:
+            limit: How many problems of each kind are named; the others are counted.
+
+        Returns:
+            The summary, a heading and messages for each kind of problem, and the verdict.
+        """
+        lines = [self.summary]
+        for kind, (severity, title) in KINDS.items():
+            found = [problem for problem in self.problems if problem.kind == kind]
+            if not found:
+                continue
+            lines.append(f"{severity}: {len(found):,} {title}{_by_folder(found) if kind == 'missing' else ''}")
+            lines += [f"  {problem.message}" for problem in found[:limit]]
+            if len(found) > limit:
+                lines.append(f"  and {len(found) - limit:,} more")
+        if self.longest_caption is not None:
+            lines.append(f"longest caption: {self.longest_caption} tokens; the context has {self.context_length}")
+        opened = f"{self.num_images_opened:,} images opened" if self.num_images_opened else "images not opened"
+        verdict = f"{len(self.errors):,} errors, {len(self.warnings):,} warnings"
+        lines.append(f"{'ready' if self.ok else 'not ready'} for training: {verdict} ({opened})")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values that JSON can hold."""
+        values = {**asdict(self), "root": str(self.root), "annotation": str(self.annotation), "ok": self.ok}
+        values["problems"] = [{"severity": problem.severity, **asdict(problem)} for problem in self.problems]
+        return values
+
+
+def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Problems by kind, in the order of `KINDS`, and within a kind as they were found."""
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return tuple(sorted(problems, key=lambda problem: order[problem.kind]))
+
+
+def _by_folder(missing: Iterable[Problem]) -> str:
+    folders = Counter(str(PurePosixPath(problem.path or "").parent) for problem in missing)
+    return f" ({', '.join(f'{folder}: {count:,}' for folder, count in sorted(folders.items()))})"

@@ -1,0 +1,232 @@
+"""load_folder: your own pictures with a CSV or JSONL table."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from promptreid.data.check import check_dataset
+from promptreid.data.folder import load_folder
+from promptreid.errors import DatasetError
+
+HEADER = "image,caption,person_id,split\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg", "deep/c.jpg"):
+        path = tmp_path / "crops" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32)).save(path)
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def write_csv(folder: Path) -> Callable[[str], Path]:
+    def write(rows: str, *, header: str = HEADER) -> Path:
+        (folder / "people.csv").write_text(header + rows, encoding="utf-8")
+        return folder
+
+    return write
+
+
+def test_load_folder_csv_merges_the_captions_of_an_image(write_csv: Callable[..., Path]) -> None:
+    root = write_csv(
+        'a.jpg,"a man, tall",7,train\nb.jpg,a woman,5,test\na.jpg,he has a bag,7,train\ndeep/c.jpg,a boy,9,val\n'
+    )
+    dataset = load_folder(root)
+    assert dataset.name == "crops"
+    assert [(record.path, record.person_id, record.captions) for record in dataset.train.records] == [
+        (root / "a.jpg", 7, ("a man, tall", "he has a bag"))
+    ]
+    assert dataset.val is not None
+    assert dataset.val.records[0].path == root / "deep" / "c.jpg"
+    assert dataset.summary() == (
+        "crops: train 1 persons, 1 images, 2 captions; val 1 persons, 1 images, 1 captions; "
+        "test 1 persons, 1 images, 1 captions"
+    )
+
+
+def test_load_folder_jsonl_gives_the_same_as_csv(folder: Path, write_csv: Callable[..., Path]) -> None:
+    rows = [("a.jpg", "a man", 7, "train"), ("b.jpg", 'a "woman"', 5, "test")]
+    keys = ("image", "caption", "person_id", "split")
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
+    (folder / "people.jsonl").write_text("\n".join([lines[0], "", lines[1]]) + "\n", encoding="utf-8")
+    from_json = load_folder(folder, table="people.jsonl")
+    write_csv('a.jpg,a man,7,train\nb.jpg,"a ""woman""",5,test\n')
+    assert load_folder(folder, table=folder / "people.csv") == from_json
+
+
+def test_load_folder_column_order_and_more_columns_do_not_matter(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("test,x,3,a man,a.jpg\n", header="split,note,person_id,caption,image\n")
+    assert load_folder(root).test.records[0].captions == ("a man",)
+
+
+def test_load_folder_byte_order_mark_of_spreadsheets_is_no_letter(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test\n", header="\ufeff" + HEADER)
+    assert len(load_folder(root).test) == 1
+
+
+def test_load_folder_persons_by_name_are_numbered_alphabetically(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,zoe,test\nb.jpg,a man,anna,test\ndeep/c.jpg,a man,7,test\n")
+    # "7" < "anna" < "zoe"
+    assert [record.person_id for record in load_folder(root).test.records] == [2, 1, 0]
+
+
+def test_load_folder_leading_zeros_are_the_same_number(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,0007,test\nb.jpg,a man,7,test\n")
+    assert {record.person_id for record in load_folder(root).test.records} == {7}
+
+
+def test_load_folder_test_rows_alone_give_an_empty_training_split(write_csv: Callable[..., Path]) -> None:
+    dataset = load_folder(write_csv("a.jpg,a man,3,test\n"))
+    assert (len(dataset.train), dataset.val, len(dataset.test)) == (0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a.jpg,,3,test", "line 2: caption is '', expected a sentence"),
+        ("a.jpg,  ,3,test", "line 2: caption is '  '"),
+        ("a.jpg,a man,3,tests", "line 2: split is 'tests', expected one of train, val, test"),
+        ("a.jpg,a man,,test", "line 2: person_id is '', expected a number or a name"),
+        (",a man,3,test", "line 2: image is '', expected a path below crops/"),
+        ("../a.jpg,a man,3,test", "line 2: image '../a.jpg' leaves the folder crops/"),
+        ("/a.jpg,a man,3,test", "line 2: image '/a.jpg' leaves the folder crops/"),
+        ("C:\\a.jpg,a man,3,test", "leaves the folder crops/"),
+        ("..\\a.jpg,a man,3,test", "leaves the folder crops/"),
+        ("a.jpg,a man,3", "line 2: has no split"),
+        ("a.jpg,a man, tall,3,test", "line 2: has 1 values too many; quote captions that have commas"),
+        ('a.jpg,"a man,3,test', "line 2: not valid CSV (unexpected end of data)"),
+        ("z.jpg,a man,3,test", "1 of 1 images are missing below"),
+    ],
+)
+def test_load_folder_bad_row_names_line_and_value(write_csv: Callable[..., Path], row: str, words: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape(words)):
+        load_folder(write_csv(row + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 1: is not valid JSON ("),
+        ("3", "line 1: is int, expected an object with image, caption, person_id, split"),
+        ('{"image": "a.jpg"}', "line 1: has no caption, person_id, split"),
+        ('{"image": "a.jpg", "caption": 3, "person_id": 1, "split": "test"}', "caption is 3, expected a sentence"),
+        ('{"image": "a.jpg", "caption": "a", "person_id": 1.5, "split": "test"}', "person_id is 1.5, expected a numb"),
+        ('{"image": "a.jpg", "caption": "\\ud800", "person_id": 1, "split": "test"}', "holds half of a character"),
+        ('{"image": "\\ud800", "caption": "a", "person_id": 1, "split": "test"}', "which cannot be a file's name"),
+    ],
+)
+def test_load_folder_bad_json_line_names_line_and_value(folder: Path, line: str, words: str) -> None:
+    (folder / "people.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=re.escape(words)):
+        load_folder(folder)
+
+
+def test_load_folder_image_of_two_persons_raises(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test\na.jpg,a woman,4,test\n")
+    with pytest.raises(DatasetError, match=r"line 3: image 'a\.jpg' is in line 2 already, as person 3 and here as 4"):
+        load_folder(root)
+
+
+def test_load_folder_image_in_two_splits_raises(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test\na.jpg,a woman,3,train\n")
+    with pytest.raises(
+        DatasetError, match=r"line 3: image 'a.jpg' is in line 2 already, in split test and here in tra"
+    ):
+        load_folder(root)
+
+
+def test_check_dataset_own_folder_finds_repeated_rows(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test\na.jpg,a man,3,test\n")
+    report = check_dataset(root, progress=False)
+    assert [problem.kind for problem in report.problems] == ["duplicate"]
+    assert "line 3: image 'a.jpg' has this very caption" in report.problems[0].message
+    assert load_folder(root).test.num_captions == 1
+
+
+def test_load_folder_semicolons_are_explained(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg;a man;3;test\n", header="image;caption;person_id;split\n")
+    with pytest.raises(DatasetError, match=r"line 1: the header is .* has no image, .*separate columns by commas"):
+        load_folder(root)
+
+
+@pytest.mark.parametrize(("content", "words"), [("", "the header is missing"), (HEADER, "has no rows")])
+def test_load_folder_empty_table_raises(folder: Path, content: str, words: str) -> None:
+    (folder / "people.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DatasetError, match=words):
+        load_folder(folder)
+
+
+def test_load_folder_not_utf8_raises(folder: Path) -> None:
+    (folder / "people.csv").write_bytes((HEADER + "a.jpg,a señor,3,test\n").encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"people\.csv is not UTF-8 text .*save it as UTF-8"):
+        load_folder(folder)
+
+
+def test_load_folder_no_table_says_what_is_expected(folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has no \.csv or \.jsonl file \(found: a\.jpg, b\.jpg, deep\); write a"):
+        load_folder(folder)
+
+
+def test_load_folder_two_tables_must_be_told_apart(folder: Path) -> None:
+    for name in ("one.csv", "two.jsonl"):
+        (folder / name).touch()
+    with pytest.raises(DatasetError, match=r"has 2 tables \(one\.csv, two\.jsonl\); name one of them"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("table", ["gone.csv", "a.jpg"])
+def test_load_folder_named_table_that_is_none_raises(folder: Path, table: str) -> None:
+    with pytest.raises(DatasetError, match=r"there is no table .*give a \.csv or \.jsonl file with image, caption"):
+        load_folder(folder, table=table)
+
+
+def test_load_folder_no_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give the folder of pictures"):
+        load_folder(tmp_path / "nowhere")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.text(max_size=80) | st.text("a.jpg,\"\n\r\0\\/;' 3testrain", max_size=80),
+    name=st.sampled_from(["t.csv", "t.jsonl"]),
+)
+def test_load_folder_any_text_loads_or_is_refused_with_our_error(folder: Path, content: str, name: str) -> None:
+    (folder / "t.csv").unlink(missing_ok=True)
+    (folder / "t.jsonl").unlink(missing_ok=True)
+    text = (HEADER + content) if name == "t.csv" else content
+    (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        load_folder(folder)
+    except DatasetError as error:
+        str(error).encode()  # the message can be printed
+    else:
+        assert load_folder(folder).splits
+
+
+PATHS = st.text(max_size=20) | st.lists(
+    st.sampled_from(["..", ".", "/", "a.jpg", "deep", "c.jpg", "\\", "C:", "\0", "\ud800", "~", "x" * 300, "\n", " "]),
+    max_size=5,
+).map("/".join)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=PATHS)
+def test_load_folder_any_path_stays_inside_or_is_refused(folder: Path, path: Any) -> None:
+    row = {"image": path, "caption": "a man", "person_id": 1, "split": "test"}
+    (folder / "t.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    try:
+        (record,) = load_folder(folder).test.records
+    except DatasetError as error:
+        str(error).encode()
+    else:
+        assert record.path.resolve().is_relative_to(folder.resolve())
+        assert record.path.is_file()
