@@ -51,8 +51,20 @@ def run(folder: Path) -> None:
         evaluate=lambda model: {"mAP": float(model.clip.visual.proj.sum())},
         best_metric="mAP",
         checkpoint_every_steps=2,
+        trackers=(),
     )
     trainer.fit()
+
+
+def slow_disk() -> None:
+    """Let every flush take some milliseconds, so that a kill can fall between any two of a checkpoint's writes."""
+    flush = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.005)
+        flush(descriptor)
+
+    os.fsync = slow
 
 
 def start(folder: Path) -> int:
@@ -60,6 +72,7 @@ def start(folder: Path) -> int:
     if pid == 0:
         status = 1
         try:
+            slow_disk()
             run(folder)
             status = 0
         finally:
@@ -67,13 +80,21 @@ def start(folder: Path) -> int:
     return pid
 
 
-def kill_later(pid: int, folder: Path, delay: float) -> bool:
-    """SIGKILL after one more checkpoint and a moment; False if the run had ended by itself."""
-    known = list_checkpoints(folder / "checkpoints")
-    while list_checkpoints(folder / "checkpoints") == known:
+def checkpoints(folder: Path) -> list[Path]:
+    return list_checkpoints(folder / "checkpoints")
+
+
+def unfinished(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("unfinished-*"))
+
+
+def kill(pid: int, folder: Path, *, while_writing: bool, delay: float) -> bool:
+    """SIGKILL a moment after one more checkpoint stands, or after the next one was begun; False if the run ended."""
+    known = checkpoints(folder)
+    while checkpoints(folder) == known or (while_writing and not unfinished(folder)):
         if os.waitpid(pid, os.WNOHANG)[0]:
             return False
-        time.sleep(0.001)
+        time.sleep(0.0005)
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
@@ -82,9 +103,16 @@ def kill_later(pid: int, folder: Path, delay: float) -> bool:
 def main(folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     whole = os.waitpid(start(folder / "whole"), 0)[1]
-    killed = sum(kill_later(start(folder / "killed"), folder / "killed", draw.random() * 0.06) for _ in range(kills))
+    killed = writing = 0
+    for count in range(kills):
+        pid = start(folder / "killed")
+        while_writing = count % 2 == 0
+        delay = draw.random() * (0.02 if while_writing else 0.06)
+        killed += kill(pid, folder / "killed", while_writing=while_writing, delay=delay)
+        writing += unfinished(folder / "killed")
     final = os.waitpid(start(folder / "killed"), 0)[1]
     print(f"whole={whole} killed={killed} final={final}")
+    print(f"while writing={writing}")
 
 
 if __name__ == "__main__":

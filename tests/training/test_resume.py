@@ -17,7 +17,11 @@ def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], lis
     path = max((folder / "checkpoints").iterdir())
     tensors = {name: value.numpy().tobytes() for name, value in load_file(path / "state.safetensors").items()}
     state = json.loads((path / "state.json").read_text())
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for name in ("log.jsonl", "steps.jsonl")
+        for line in (folder / name).read_text().splitlines()
+    ]
     for entry in [*log, *state["position"]["history"], state["position"]["best"]]:
         del entry["seconds"]
     return tensors, state, log
@@ -33,10 +37,13 @@ def run_and_compare(folder: Path, *, kills: int, seed: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"whole=0 killed={kills} final=0", done.stdout + done.stderr
+    told, writing = done.stdout.splitlines()
+    assert told == f"whole=0 killed={kills} final=0", done.stdout + done.stderr
+    assert int(writing.removeprefix("while writing=")) >= 1
     whole, killed = last_checkpoint(folder / "whole"), last_checkpoint(folder / "killed")
     assert whole == killed
-    assert len(killed[2]) == 6
+    assert len(killed[2]) == 6 + 18
+    assert not list((folder / "killed" / "checkpoints").glob("unfinished-*"))
     best = [(folder / name / "best.safetensors").read_bytes() for name in ("whole", "killed")]
     assert best[0] == best[1]
 

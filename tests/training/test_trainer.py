@@ -2,7 +2,10 @@
 
 import copy
 import json
+import math
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.errors import CheckpointError, MissingExtraError
+from promptreid.training.running_stage import RunningStage
 from promptreid.training.schedule import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
@@ -21,14 +25,16 @@ PROMPTS = ["vision.prompts.tokens", "text.prompts.tokens"]
 def make(model: PromptedCLIP, schedule: TwoStageSchedule, pairs: Any, tmp_path: Path) -> Any:
     def build(**settings: Any) -> Trainer:
         defaults = {
+            "model": model,
             "stages": schedule,
             "train_data": pairs,
             "batch_size": 4,
             "output_dir": tmp_path / "run",
             "device": "cpu",
             "progress": False,
+            "trackers": (),
         }
-        return Trainer(model, **(defaults | settings))
+        return Trainer(**(defaults | settings))
 
     return build
 
@@ -121,8 +127,31 @@ def test_trainer_finished_run_started_again_trains_no_more(make: Any, model: Pro
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_seconds(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
 class Killed(Exception):
     pass
+
+
+@contextmanager
+def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
+    """Break the run off when it is about to do step `stop`."""
+    step = RunningStage.step
+
+    def stopping(self: RunningStage, *args: Any, **settings: Any) -> Any:
+        if trainer._run.state.step == stop:
+            raise Killed
+        return step(self, *args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunningStage, "step", stopping)
+        yield
 
 
 @pytest.mark.parametrize("stops", [[1], [2], [3, 5], [4, 6, 7]])
@@ -144,42 +173,66 @@ def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
     expected = copy.deepcopy(model.state_dict())
     model.load_state_dict(start[0])
     schedule[1].loss_modules.load_state_dict(start[1])
-    for stop in [*stops, None]:
+    for stop in stops:
         trainer = make(**settings("broken"))
-        step = trainer._step
-
-        def stopping(*args: Any, trainer: Any = trainer, step: Any = step, stop: int | None = stop) -> None:
-            if trainer._state.step == stop:
-                raise Killed
-            step(*args)
-
-        trainer._step = stopping
-        if stop is None:
+        with stopped_at(trainer, stop), pytest.raises(Killed):
             trainer.fit()
-        else:
-            with pytest.raises(Killed):
-                trainer.fit()
-            torch.rand(3)
+        torch.rand(3)
+    trainer = make(**settings("broken"))
+    trainer.fit()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    drop = ("seconds",)
-    assert [{k: v for k, v in entry.items() if k not in drop} for entry in trainer.history] == [
-        {k: v for k, v in entry.items() if k not in drop} for entry in whole.history
-    ]
+    assert without_seconds(trainer.history) == without_seconds(whole.history)
+    for name in ("log.jsonl", "steps.jsonl"):
+        lines = [read_lines(tmp_path / folder / name) for folder in ("whole", "broken")]
+        assert without_seconds(lines[0]) == without_seconds(lines[1])
     assert trainer.best["scores"] == whole.best["scores"]
 
 
-def test_trainer_best_weights_are_those_of_the_highest_score(make: Any, model: PromptedCLIP) -> None:
-    scores, states = iter([0.2, 0.9, 0.5, 0.9]), []
+def test_trainer_stages_end_with_their_best_weights(make: Any, model: PromptedCLIP) -> None:
+    scores, states = iter([0.9, 0.2, 0.5, 0.5]), []
 
     def evaluate(model: PromptedCLIP) -> dict[str, float]:
         states.append(copy.deepcopy(model.state_dict()))
         return {"mAP": next(scores)}
 
     trainer = make(evaluate=evaluate, evaluate_every_epoch=True, best_metric="mAP")
-    trainer.fit()
-    assert trainer.best["step"] == 4  # the first of equals
+    history = trainer.fit()
+    # Stage 1 ends with epoch 1: the prompts stage 2 saw, in both its epochs, are those of epoch 1.
+    assert not torch.equal(states[1][PROMPTS[0]], states[0][PROMPTS[0]])
+    assert torch.equal(states[2][PROMPTS[0]], states[0][PROMPTS[0]])
+    # Stage 2 ends with the first of equals.
+    assert trainer.best["step"] == 6
+    assert all(torch.equal(value, states[2][name]) for name, value in model.state_dict().items())
+    assert [entry.get("chosen") for entry in history] == [
+        None,
+        {"rule": "highest mAP", "epoch": 1, "step": 2, "mAP": 0.9},
+        None,
+        {"rule": "highest mAP", "epoch": 1, "step": 6, "mAP": 0.5},
+    ]
+    torch.nn.init.zeros_(model.clip.visual.proj)
     trainer.load_best()
+    assert all(torch.equal(value, states[2][name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_without_validation_ends_with_the_last_epoch_and_says_so(make: Any, model: PromptedCLIP) -> None:
+    states: list[Any] = []
+    history = make(evaluate=lambda model: states.append(copy.deepcopy(model.state_dict())) or {}).fit()
     assert all(torch.equal(value, states[1][name]) for name, value in model.state_dict().items())
+    assert [entry["chosen"] for entry in history if "chosen" in entry] == [
+        {"rule": "last epoch", "epoch": 2, "step": 4},
+        {"rule": "last epoch", "epoch": 2, "step": 8},
+    ]
+
+
+def test_trainer_says_which_weights_a_stage_ends_with(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="promptreid.training"):
+        make().fit()
+    assert caplog.messages[0] == "stage domain_adaptation ends with the weights of epoch 2 (last epoch)"
+
+
+def test_trainer_score_not_a_number_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match="evaluate returned mAP=nan"):
+        make(evaluate=lambda _: {"mAP": math.nan}, best_metric="mAP").fit()
 
 
 def test_trainer_best_metric_not_returned_is_refused(make: Any) -> None:
@@ -208,7 +261,9 @@ def test_trainer_shows_a_bar_an_epoch_with_loss(make: Any, capsys: pytest.Captur
     shown = capsys.readouterr().err
     assert "domain_adaptation 1/2" in shown
     assert "task_adaptation 2/2: 100%" in shown
-    assert "loss=" in shown
+    assert "contrastive=" in shown
+    assert "identity=" in shown
+    assert "run_left=00:00]" in shown.splitlines()[-1]
 
 
 def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP) -> None:
@@ -234,6 +289,10 @@ def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP)
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'"),
         ({"mixed_precision": "fp16"}, "needs a GPU"),
         ({"device": "cuda:99"}, "torch sees"),
+        ({"chunk_size": 0}, "chunk_size is 0, expected at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"trackers": ["tensorbored"]}, "trackers has 'tensorbored', expected some of"),
     ],
 )
 def test_trainer_wrong_setting_is_refused(make: Any, settings: dict[str, Any], message: str) -> None:
@@ -275,10 +334,8 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) ->
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
-    trainer = make()
-    trainer.model, trainer.stages = other, list(schedule)
     with pytest.raises(CheckpointError, match="is of another model"):
-        trainer.fit()
+        make(model=other, stages=schedule).fit()
 
 
 def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(make: Any, tmp_path: Path) -> None:

@@ -5,79 +5,108 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import default_collate
 
+from promptreid.data.samplers import EpochSampler
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.sdm import SDMLoss
 from promptreid.prompts import PromptConfig
-from promptreid.training.gather import gather_batch
+from promptreid.training.acceleration import make_accelerator
+from promptreid.training.randomness import SeededItems
+from promptreid.training.running_stage import RunningStage
 from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.stages import Stage
 from promptreid.training.trainer import Trainer
 
-
-class Towers(nn.Module):
-    """Two non-linear towers and every loss of ours, in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.text = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.identity = CrossModalIDLoss(3, 5)
-        nn.init.normal_(self.identity.classifier.weight)
-
-    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
-        images, texts, person_ids = gather_batch(self.image(images), self.text(texts), person_ids)
-        total = self.identity(images, texts, person_ids)
-        for same_person in ("negative", "positive", "ignored"):
-            total = total + ContrastiveLoss(0.1, same_person=same_person)(images, texts, person_ids)
-        return total
+SAMPLERS: dict[str, Callable[..., Any]] = {"epoch": partial(EpochSampler, 12)}
+CASES = {
+    f"{str(dtype).removeprefix('torch.')}-{chunk or 'plain'}-{sampler}": (dtype, chunk, sampler)
+    for dtype in (torch.float64, torch.float32)
+    for chunk in (None, 3)
+    for sampler in SAMPLERS
+}
 
 
-def save_gradients(path: Path) -> None:
+def small_clip(*, patch_dropout: float = 0.0) -> CLIP:
     torch.manual_seed(0)
-    towers = Towers().double()
-    images, texts, ids = torch.randn(8, 6).double(), torch.randn(8, 4).double(), torch.randint(0, 3, (8,))
-    module: nn.Module = towers
-    rank, world = 0, 1
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-        rank, world = dist.get_rank(), dist.get_world_size()
-        module = DistributedDataParallel(towers)
-    loss = module(images[rank::world], texts[rank::world], ids[rank::world])
-    loss.backward()
-    gradients = {name: parameter.grad for name, parameter in towers.named_parameters()}
-    save_file(gradients | {"loss": loss.detach()}, path / f"rank{rank}.safetensors")
+    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CLIP(embed_dim=32, vision_cfg=vision | {"patch_dropout": patch_dropout}, text_cfg=text)
 
 
 class Noise(torch.utils.data.Dataset):
+    def __init__(self) -> None:
+        self.person_ids = torch.arange(12) % 4
+
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens = torch.zeros(16, dtype=torch.int64)
         tokens[0], tokens[1], tokens[2] = 62, 1 + index, 63
-        return {"images": torch.randn(3, 16, 16), "tokens": tokens, "person_ids": torch.tensor(index % 4)}
+        return {"images": torch.randn(3, 16, 16), "tokens": tokens, "person_ids": self.person_ids[index]}
+
+
+def every_loss() -> dict[str, nn.Module]:
+    losses: dict[str, nn.Module] = {
+        same_person: ContrastiveLoss(0.1, same_person=same_person)
+        for same_person in ("negative", "positive", "ignored")
+    }
+    losses["learnt"] = ContrastiveLoss(0.1, learnable_temperature=True)
+    losses["sdm"] = SDMLoss(0.1)
+    losses["identity"] = CrossModalIDLoss(4, 32)
+    losses["cmpc"] = CrossModalIDLoss(4, 32, classifier="norm_softmax", cross_modal_projection=True)
+    return losses
+
+
+def save_gradients(path: Path, case: str) -> None:
+    """Gradients of everything that can train and every loss, of one batch of eight or this process's share of it."""
+    dtype, chunk, sampler = CASES[case]
+    accelerator = make_accelerator("cpu", "no")
+    model = PromptedCLIP(small_clip(), PromptConfig(text_length=2, vision_length=2)).to(dtype)
+    stage = Stage("all", model, trains=["prompts", "encoders"], losses=every_loss())
+    stage.loss_modules.to(dtype)
+    running = RunningStage(stage, accelerator, steps_per_epoch=1, chunk_size=chunk)
+    items = SeededItems(Noise(), seed=0)
+    batches = SAMPLERS[sampler](
+        batch_size=8, seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index
+    )
+    batch = default_collate(items.__getitems__(next(iter(batches))))
+    batch["images"] = batch["images"].to(dtype)
+    losses = running._backward(batch)
+    named = {**dict(model.named_parameters()), **dict(stage.loss_modules.named_parameters(prefix="losses"))}
+    found = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+    found |= {f"loss {name}": value.detach() for name, value in losses.items()}
+    path.mkdir(exist_ok=True)
+    save_file(found, path / f"{case}-rank{accelerator.process_index}.safetensors")
+
+
+def save_all_gradients(path: Path) -> None:
+    for case in CASES:
+        save_gradients(path, case)
 
 
 class Stop(Exception):
     pass
 
 
-def train(path: Path, *, patch_dropout: float = 0.0, stop_at_step: int | None = None) -> None:
-    torch.manual_seed(0)
-    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
-    text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clip = CLIP(embed_dim=32, vision_cfg=vision | {"patch_dropout": patch_dropout}, text_cfg=text)
+def train(
+    path: Path, *, patch_dropout: float = 0.0, stop_at_step: int | None = None, chunk_size: int | None = None
+) -> None:
+    clip = small_clip(patch_dropout=patch_dropout)
     model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
     stages = TwoStageSchedule(model, num_identities=4, stage_one_epochs=1, stage_two_epochs=2)
     trainer = Trainer(
@@ -89,15 +118,17 @@ def train(path: Path, *, patch_dropout: float = 0.0, stop_at_step: int | None = 
         device="cpu",
         progress=False,
         checkpoint_every_steps=2,
+        chunk_size=chunk_size,
+        trackers=(),
     )
-    step = trainer._step
+    step = RunningStage.step
 
-    def stopping(*args: object) -> None:
-        if trainer._state.step == stop_at_step:
+    def stopping(self: RunningStage, *args: Any, **settings: Any) -> Any:
+        if trainer._run.state.step == stop_at_step:
             raise Stop
-        step(*args)
+        return step(self, *args, **settings)
 
-    trainer._step = stopping
+    RunningStage.step = stopping
     try:
         trainer.fit()
     except Stop:
@@ -139,13 +170,13 @@ def in_two(path: Path, task: Callable[[], None]) -> list[int]:
 
 def main(folder: Path) -> None:
     codes = [
-        in_one(folder / "gradients1", lambda: save_gradients(folder / "gradients1")),
-        in_two(folder / "gradients2", lambda: save_gradients(folder / "gradients2")),
+        in_one(folder / "gradients1", lambda: save_all_gradients(folder / "gradients1")),
+        in_two(folder / "gradients2", lambda: save_all_gradients(folder / "gradients2")),
         in_one(folder / "train1", lambda: train(folder / "train1")),
         in_two(folder / "train2", lambda: train(folder / "train2")),
-        in_two(folder / "whole", lambda: train(folder / "whole", patch_dropout=0.25)),
-        in_two(folder / "broken", lambda: train(folder / "broken", patch_dropout=0.25, stop_at_step=5)),
-        in_two(folder / "broken", lambda: train(folder / "broken", patch_dropout=0.25)),
+        in_two(folder / "whole", lambda: train(folder / "whole", patch_dropout=0.25, chunk_size=1)),
+        in_two(folder / "broken", lambda: train(folder / "broken", patch_dropout=0.25, stop_at_step=5, chunk_size=1)),
+        in_two(folder / "broken", lambda: train(folder / "broken", patch_dropout=0.25, chunk_size=1)),
     ]
     print(codes)
     sys.exit(any(code for pair in codes for code in pair))

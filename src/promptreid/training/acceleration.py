@@ -1,11 +1,14 @@
 """What accelerate does for the trainer: devices, precision and processes."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from promptreid.errors import MissingExtraError
+from promptreid.training.run_log import check_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -13,8 +16,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def make_accelerator(device: str | torch.device | None, mixed_precision: str) -> "Accelerator":
-    """An accelerator on a device, or on the best there is.
+def make_accelerator(
+    device: str | torch.device | None, mixed_precision: str, *, trackers: Sequence[Any] = (), folder: Path | None = None
+) -> "Accelerator":
+    """An accelerator on a device, or on the best there is, with trackers that write into a folder.
 
     Raises:
         MissingExtraError: accelerate is not installed.
@@ -35,7 +40,13 @@ def make_accelerator(device: str | torch.device | None, mixed_precision: str) ->
     half_on_cpu = ValueError('mixed_precision="fp16" needs a GPU; use "bf16" or "no" on the CPU')
     if mixed_precision == "fp16" and cpu:
         raise half_on_cpu
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    check_trackers(trackers)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision,
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else folder / "trackers",
+    )
     if wanted is not None and accelerator.device.type != wanted.type:
         raise ValueError(
             f"device is {str(wanted)!r}, but accelerate is set to {accelerator.device.type} in this process already; "
@@ -43,7 +54,17 @@ def make_accelerator(device: str | torch.device | None, mixed_precision: str) ->
         )
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise half_on_cpu
+    if mixed_precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f'mixed_precision="bf16" is not supported by {torch.cuda.get_device_name(accelerator.device)}; use "fp16" '
+            'or "no"'
+        )
     return accelerator
+
+
+def first_rank(value: Item) -> Item:
+    """The first process's value, in every process."""
+    return all_ranks(value)[0]
 
 
 def all_ranks(value: Item) -> list[Item]:

@@ -62,14 +62,21 @@ class SeededItems(Dataset[dict[str, Tensor]]):
         return len(cast(Sized, self.dataset))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        """Items of a batch; DataLoader asks for them like this, and the generators are put back once, not each time."""
         torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
         try:
-            self._seed(index)
-            return self.dataset[index]
+            return [self._draw(index) for index in indices]
         finally:
             torch.set_rng_state(torch_state)
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+    def _draw(self, index: int) -> dict[str, Tensor]:
+        self._seed(index)
+        return self.dataset[index]
 
     def _seed(self, index: int) -> None:
         # SeedSequence mixes the three numbers, so neighbours share nothing. Only the CPU's generator of torch is

@@ -26,10 +26,12 @@ class RunFolder:
 
     Args:
         path: The folder; made when something is first written.
+        keep: How many of the last checkpoints are kept.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep: int = 2) -> None:
         self.path = Path(path)
+        self.keep = keep
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best.safetensors"
 
@@ -51,7 +53,7 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint, history: Sequence[dict[str, Any]], *, step: int) -> Path:
         """Write a checkpoint, then the log."""
-        path = save_checkpoint(checkpoint, self.checkpoints, step=step)
+        path = save_checkpoint(checkpoint, self.checkpoints, step=step, keep=self.keep)
         self.write_log(history)
         return path
 

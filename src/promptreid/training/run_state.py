@@ -1,16 +1,16 @@
 """Where a run stands, and how it goes into a checkpoint and comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.errors import CheckpointError
 from promptreid.training.checkpoint import Checkpoint
+from promptreid.training.running_stage import RunningStage
 from promptreid.training.stages import Stage
 
 
@@ -26,7 +26,7 @@ class RunState:
         sums: Losses of this epoch's batches so far, summed by name.
         seconds: Spent on this epoch so far.
         history: One entry an epoch; the lines of the log.
-        best: The entry with the best score so far.
+        best: The entry with the best score of this stage so far.
     """
 
     stage: int = 0
@@ -43,6 +43,16 @@ class RunState:
         """Whether the stage has not begun, so that its optimiser has no state yet."""
         return self.epoch == self.batch == 0
 
+    def end_step(self, losses: Mapping[str, float], *, seconds: float) -> None:
+        """Add one step's losses to the epoch's."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
+        self.batch, self.step, self.seconds = self.batch + 1, self.step + 1, self.seconds + seconds
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The epoch's mean losses so far."""
+        return {name: value / self.batch for name, value in self.sums.items()}
+
     def end_epoch(self, entry: dict[str, Any], *, epochs: int) -> None:
         """Keep the epoch's entry and go to the next epoch, or the next stage after the last."""
         self.history.append(entry)
@@ -50,17 +60,6 @@ class RunState:
         self.epoch += 1
         if self.epoch == epochs:
             self.stage, self.epoch = self.stage + 1, 0
-
-
-@dataclass
-class RunningStage:
-    """What a stage needs while it runs, beside the stage itself."""
-
-    stage: Stage
-    module: nn.Module
-    optimizer: Any  # accelerate's wrapper, which has no type of its own for torch's optimiser
-    scheduler: LambdaLR
-    scaler: Any  # accelerate's gradient scaler for fp16, else None
 
 
 def capture(model: nn.Module, stages: Sequence[Stage], state: RunState, running: RunningStage | None) -> Checkpoint:

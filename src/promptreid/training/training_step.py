@@ -1,8 +1,10 @@
 """What one step computes and what it must not give."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from promptreid.training.gather import gather_batch
@@ -14,22 +16,56 @@ class TrainingStep(nn.Module):
 
     Args:
         stage: Whose model and losses they are.
+        compile: Let torch.compile make the encoders' code.
 
     Shape:
         - images: (B / W, 3, H, W); tokens: (B / W, L); person_ids: (B / W,): the share of one of W processes
         - returns: losses of the whole batch, () each
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, compile: bool = False) -> None:
         super().__init__()
         self.model = stage.model
         self.loss_modules = stage.loss_modules
         self._losses = stage.losses
+        # In a tuple, so that the compiled module is not registered beside the model itself.
+        self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
 
-    def forward(self, images: Tensor, tokens: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
-        """Losses by name, with `"total"`."""
-        out = self.model(images, tokens)
-        return self._losses(*gather_batch(out["image_features"], out["text_features"], person_ids))
+    def forward(
+        self, images: Tensor, tokens: Tensor, person_ids: Tensor, *, gradients: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Losses by name, with `"total"`.
+
+        With `gradients` of the image and the text features, `"total"` is a number whose gradient is what those
+        features pass on, and there are no losses.
+        """
+        features = self.encode(images, tokens)
+        if gradients is None:
+            return self.whole_batch_losses(*features, person_ids)
+        total = sum(
+            (
+                (values.to(gradient.dtype) * gradient).sum()
+                for values, gradient in zip(features, gradients, strict=True)
+            ),
+            start=self._nothing(),
+        )
+        return {"total": total}
+
+    def encode(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and text features of this process's share."""
+        out = self._encoders[0](images, tokens)
+        return out["image_features"], out["text_features"]
+
+    def whole_batch_losses(
+        self, image_features: Tensor, text_features: Tensor, person_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of features that are there already."""
+        return self._losses(*gather_batch(image_features, text_features, person_ids))
+
+    def _nothing(self) -> Tensor:
+        # Zero, made of the losses' parameters: DistributedDataParallel waits until each has taken part.
+        zero = torch.zeros((), device=next(self.model.parameters()).device)
+        return sum((0.0 * parameter.sum() for parameter in self.loss_modules.parameters()), start=zero)
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:

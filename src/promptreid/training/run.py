@@ -1,0 +1,110 @@
+"""A run on disk and in memory: where it stands, and its checkpoints."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.training.acceleration import all_ranks
+from promptreid.training.checkpoint import Checkpoint, load_checkpoint
+from promptreid.training.randomness import random_state, set_random_state
+from promptreid.training.run_folder import RunFolder
+from promptreid.training.run_state import RunState, capture, restore, restore_running
+from promptreid.training.running_stage import RunningStage
+from promptreid.training.stages import Stage
+
+
+class Run:
+    """Model, stages and position of a run, to save and to go on from.
+
+    Args:
+        model: The model.
+        stages: The stages.
+        folder: Where checkpoints are.
+        accelerator: accelerate's `Accelerator`.
+        settings: What a checkpoint must agree with.
+        resume: Whether a folder that holds a run may be gone on from.
+
+    Attributes:
+        state: Where the run stands.
+        last: The last checkpoint, or None.
+
+    Raises:
+        CheckpointError: The folder holds another run.
+    """
+
+    def __init__(
+        self,
+        model: PromptedCLIP,
+        stages: list[Stage],
+        *,
+        folder: RunFolder,
+        accelerator: Any,
+        settings: dict[str, Any],
+        resume: bool,
+    ) -> None:
+        self.model = model
+        self.stages = stages
+        self.folder = folder
+        self.state = RunState()
+        self.last: Path | None = folder.find(settings, resume=resume)
+        self._accelerator = accelerator
+        self._settings = settings
+        self._pending: Checkpoint | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self._accelerator.is_main_process
+
+    def begin(self, *, seed: int) -> None:
+        """Load the last checkpoint if there is one, else seed the generators."""
+        if self.last is not None:
+            self._pending = load_checkpoint(self.last)
+            self.state = restore(self._pending, self.last, self.model, self.stages)
+            if self.is_main:
+                self.folder.tidy(self.state.history)
+        self.model.to(self._accelerator.device)
+        if self._pending is None:
+            # Dropout differs between processes; everything that must not differ is seeded elsewhere.
+            seed += self._accelerator.process_index
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+
+    def go_on(self, running: RunningStage) -> None:
+        """Set optimiser, schedule and generators of the first stage after `begin` to where they stood."""
+        checkpoint, self._pending = self._pending, None
+        if checkpoint is None:
+            return
+        if not self.state.between_stages:
+            restore_running(checkpoint, running)
+        rank = self._accelerator.process_index
+        set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+
+    def save(self, running: RunningStage | None) -> None:
+        """Write a checkpoint; `running` is None between stages."""
+        everyone: list[tuple[dict[str, Tensor], dict[str, Any]]] = all_ranks(random_state())
+        if self.is_main:
+            checkpoint = capture(self.model, self.stages, self.state, running)
+            checkpoint.state |= {"settings": self._settings, "random": [state for _, state in everyone]}
+            for rank, (states, _) in enumerate(everyone):
+                checkpoint.add(f"random.{rank}", states)
+            self.last = self.folder.save(checkpoint, self.state.history, step=self.state.step)
+        self._accelerator.wait_for_everyone()
+
+    def keep_best(self, entry: dict[str, Any]) -> None:
+        """Keep the weights as this stage's best so far."""
+        self.state.best = entry
+        if self.is_main:
+            self.folder.save_best(self.model)
+
+    def choose_best(self) -> None:
+        """Go on with this stage's best weights, if they are not the last ones anyway."""
+        self._accelerator.wait_for_everyone()
+        if self.state.best is not None and self.state.best["step"] != self.state.step:
+            self.folder.load_best(self.model)
