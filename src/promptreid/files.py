@@ -64,10 +64,10 @@ def _write(path: Path, write: Callable[[Path], object], *, mode: int) -> None:
     scratch = Path(name)
     try:
         write(scratch)
-        _flush(scratch)
+        flush(scratch)
         scratch.chmod(mode)
         scratch.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
         if _is_full(error):
@@ -82,7 +82,8 @@ def _is_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder to flush it
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -45,7 +45,7 @@ def test_save_checkpoint_same_step_again_replaces_it(checkpoint: Checkpoint, tmp
     assert load_checkpoint(save_checkpoint(checkpoint, tmp_path, step=1)).state["rate"] == 0.2
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sha256", "_flush"])
+@pytest.mark.parametrize("where", ["write_tensors_atomically", "file_digest", "write_bytes_atomically"])
 def test_save_checkpoint_broken_off_leaves_the_one_before(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

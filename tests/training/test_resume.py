@@ -18,9 +18,7 @@ def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], lis
     tensors = {name: value.numpy().tobytes() for name, value in load_file(path / "state.safetensors").items()}
     state = json.loads((path / "state.json").read_text())
     log = [
-        json.loads(line)
-        for name in ("log.jsonl", "steps.jsonl")
-        for line in (folder / name).read_text().splitlines()
+        json.loads(line) for name in ("log.jsonl", "steps.jsonl") for line in (folder / name).read_text().splitlines()
     ]
     for entry in [*log, *state["position"]["history"], state["position"]["best"]]:
         del entry["seconds"]

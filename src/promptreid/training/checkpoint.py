@@ -1,8 +1,6 @@
 """Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from promptreid.errors import CheckpointError
+from promptreid.files import file_digest, flush, write_bytes_atomically, write_tensors_atomically
 
 FORMAT = "promptreid-training"
 VERSION = 1
@@ -28,9 +27,8 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def add(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep copies of tensors under `prefix.name`."""
-        # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-        self.tensors |= {f"{prefix}.{name}": value.detach().cpu().clone() for name, value in tensors.items()}
+        """Keep tensors under `prefix.name`; they are not copied, so save them before they change."""
+        self.tensors |= {f"{prefix}.{name}": value.detach() for name, value in tensors.items()}
 
     def take(self, prefix: str) -> dict[str, Tensor]:
         """The tensors kept under a prefix, by their names without it."""
@@ -54,15 +52,13 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     target = folder / f"step-{step:09d}"
     unfinished = folder / f"unfinished-{target.name}"
     unfinished.mkdir()
-    save_file(checkpoint.tensors, unfinished / TENSORS, metadata={"format": FORMAT})
-    state = {"format": FORMAT, "version": VERSION, "sha256": _sha256(unfinished / TENSORS), **checkpoint.state}
-    (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
-    for path in (unfinished / TENSORS, unfinished / STATE, unfinished):
-        _flush(path)
+    write_tensors_atomically(unfinished / TENSORS, checkpoint.tensors)
+    state = {"format": FORMAT, "version": VERSION, "sha256": file_digest(unfinished / TENSORS), **checkpoint.state}
+    write_bytes_atomically(unfinished / STATE, json.dumps(state).encode())
     if target.exists():
         _remove(target)
     unfinished.rename(target)
-    _flush(folder)
+    flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
         _remove(old)
     return target
@@ -93,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     state = read_state(path)
     try:
-        if _sha256(path / TENSORS) != state.get("sha256"):
+        if file_digest(path / TENSORS) != state.get("sha256"):
             raise _refusal(path, f"{TENSORS} is truncated or damaged: its SHA-256 is not the one {STATE} holds")
         return Checkpoint(load_file(path / TENSORS), state)
     except (OSError, SafetensorError) as error:
@@ -103,10 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's whole state to one safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    save_file({name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, unfinished)
-    _flush(unfinished)
-    unfinished.replace(path)
+    write_tensors_atomically(path, model.state_dict())
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -129,14 +122,6 @@ def clear_unfinished(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Replace a text file's content, whole or not at all."""
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    unfinished.write_text(content, encoding="utf-8")
-    _flush(unfinished)
-    unfinished.replace(path)
-
-
 def _refusal(path: Path, reason: str) -> CheckpointError:
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
     mend = f"delete it to go on from {others[-1]}" if others else "delete it to start over, or give another output_dir"
@@ -148,21 +133,3 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f"unfinished-{path.name}-old")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder to flush it
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from promptreid.errors import CheckpointError
+from promptreid.files import write_bytes_atomically
 from promptreid.training.checkpoint import (
     Checkpoint,
     clear_unfinished,
@@ -16,7 +17,6 @@ from promptreid.training.checkpoint import (
     read_state,
     save_checkpoint,
     save_weights,
-    write_atomically,
 )
 from promptreid.training.run_state import check_settings
 
@@ -59,11 +59,15 @@ class RunFolder:
 
     def write_log(self, history: Sequence[dict[str, Any]]) -> None:
         """Write one line an entry."""
-        write_atomically(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+        content = "".join(json.dumps(entry) + "\n" for entry in history)
+        write_bytes_atomically(self.path / "log.jsonl", content.encode())
 
     def tidy(self, history: Sequence[dict[str, Any]]) -> None:
         """Mend what a kill left behind: unfinished files, and a log without its last line."""
         clear_unfinished(self.checkpoints)
+        for name in ("best.safetensors", "log.jsonl", "steps.jsonl"):
+            for scratch in self.path.glob(f".{name}-*"):
+                scratch.unlink()
         self.write_log(history)
 
     def save_best(self, model: nn.Module) -> None:
