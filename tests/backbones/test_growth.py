@@ -3,9 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptreid.backbones.growth import (
-    crop_mask,
+    grow_bias,
     grow_mask,
+    grow_rotary,
     insert_tokens,
+    keep_positions,
+    mask_before_end,
     remove_tokens,
     resize_grid,
     sample_grid_positions,
@@ -49,12 +52,44 @@ def test_grow_mask_already_grown_or_absent_is_left_alone():
     assert grow_mask(None, length=3, slot=1, count=2, causal=True) is None
 
 
-def test_crop_mask_keeps_the_first_positions():
+def test_grow_bias_gives_new_positions_none():
+    bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    grown = grow_bias(bias, length=2, slot=1, count=1)
+    assert grown is not None
+    assert grown.tolist() == [[1, 0, 2], [0, 0, 0], [3, 0, 4]]
+    assert grow_bias(grown, length=2, slot=1, count=1) is grown
+    assert grow_bias(None, length=2, slot=1, count=1) is None
+
+
+def test_grow_rotary_leaves_new_positions_unturned():
+    table = torch.tensor([[0.5, 0.6, 0.7, 0.8]])  # two sines, two cosines
+    grown = grow_rotary(table, length=1, slot=0, count=2)
+    assert grown is not None
+    torch.testing.assert_close(grown, torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0.5, 0.6, 0.7, 0.8]]))
+    assert grow_rotary(grown, length=1, slot=0, count=2) is grown
+
+
+def test_keep_positions_cuts_both_sides_of_a_square_mask():
     mask = torch.arange(9.0).reshape(3, 3)
-    cropped = crop_mask(mask, length=2)
-    assert cropped is not None
-    assert cropped.tolist() == [[0, 1], [3, 4]]
-    assert crop_mask(None, length=2) is None
+    kept = keep_positions(mask, torch.tensor([0, 2]), length=3)
+    assert kept is not None
+    assert kept.tolist() == [[0, 2], [6, 8]]
+    keys = keep_positions(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([0, 2]), length=3)
+    assert keys is not None
+    assert keys.tolist() == [[1, 3]]
+    assert keep_positions(None, torch.tensor([0]), length=3) is None
+
+
+def test_mask_before_end_shows_prompts_to_the_end_and_what_follows():
+    # start, p, word, end, padding: p stands second but acts as if between word and end.
+    visible = mask_before_end(torch.tensor([2]), length=4, slot=1, count=1)[0] == 0
+    assert visible.int().tolist() == [
+        [1, 0, 0, 0, 0],  # the start sees itself
+        [1, 1, 1, 0, 0],  # the prompt sees start, itself, word
+        [1, 0, 1, 0, 0],  # the word does not see the prompt
+        [1, 1, 1, 1, 0],  # the end sees all before it
+        [1, 1, 1, 1, 1],
+    ]
 
 
 def test_shift_positions_moves_the_caption_and_keeps_the_last_row_past_the_end():

@@ -134,7 +134,7 @@ def test_grid_turned_on_its_side_is_resized_and_not_taken_as_it_is(tiny):
 def test_weights_of_another_stated_size_are_refused(tiny):
     with pytest.raises(RuntimeError, match="holds 72 patches, which is not the 8 x 8 grid expected"):
         load_weights(tiny, tiny.state_dict(), saved_size=(64, 64))
-    with pytest.raises(RuntimeError, match="another image size than stated"):
+    with pytest.raises(RuntimeError, match="saved for images that are not square: state their size"):
         load_weights(tiny, tiny.state_dict())
 
 

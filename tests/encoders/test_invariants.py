@@ -209,7 +209,7 @@ def test_trimming_shortens_what_the_blocks_see(clip, tokens):
 
 def test_trimming_is_never_done_where_it_is_not_exact(clip):
     clip.text_pool_type = "last"
-    assert not PromptedTextEncoder(clip).injection.tower.exact_trim
+    assert PromptedTextEncoder(clip).tower.trim == "never"
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")

@@ -71,13 +71,72 @@ def grow_mask(mask: Tensor | None, *, length: int, slot: int, count: int, causal
     return mask
 
 
-def crop_mask(mask: Tensor | None, *, length: int) -> Tensor | None:
-    """Keep the first `length` positions of an attention mask, (..., L) or (..., L, L)."""
-    if mask is None or mask.shape[-1] <= length:
+def grow_bias(bias: Tensor | None, *, length: int, slot: int, count: int) -> Tensor | None:
+    """Grow an additive bias by `count` positions at `slot`, which get none.
+
+    Shape:
+        - bias: (..., L) or (..., L, L); one already of another size is returned as it is
+        - returns: (..., L + P) or (..., L + P, L + P)
+    """
+    if bias is None or count == 0 or bias.shape[-1] != length:
+        return bias
+    square = bias.ndim >= 2 and bias.shape[-2] == length
+    bias = torch.cat([bias[..., :slot], bias.new_zeros(*bias.shape[:-1], count), bias[..., slot:]], dim=-1)
+    if square:
+        empty = bias.new_zeros(*bias.shape[:-2], count, bias.shape[-1])
+        bias = torch.cat([bias[..., :slot, :], empty, bias[..., slot:, :]], dim=-2)
+    return bias
+
+
+def grow_rotary(table: Tensor | None, *, length: int, slot: int, count: int) -> Tensor | None:
+    """Grow a rotary table, sines beside cosines, by `count` positions at `slot` that are not turned.
+
+    Shape:
+        - table: (..., L, 2 R); one already of another size is returned as it is
+        - returns: (..., L + P, 2 R)
+    """
+    if table is None or count == 0 or table.shape[-2] != length:
+        return table
+    half = table.shape[-1] // 2
+    still = torch.cat([table.new_zeros(half), table.new_ones(half)])
+    still = still.expand(*table.shape[:-2], count, 2 * half)
+    return torch.cat([table[..., :slot, :], still, table[..., slot:, :]], dim=-2)
+
+
+def keep_positions(mask: Tensor | None, index: Tensor, *, length: int) -> Tensor | None:
+    """Keep the positions `index` of an attention mask over `length` of them.
+
+    Shape:
+        - mask: (..., L) or (..., L, L); index: (K,) int64
+        - returns: (..., K) or (..., K, K)
+    """
+    if mask is None or mask.shape[-1] != length:
         return mask
-    if mask.ndim >= 2 and mask.shape[-2] == mask.shape[-1]:
-        mask = mask[..., :length, :]
-    return mask[..., :length]
+    if mask.ndim >= 2 and mask.shape[-2] == length:
+        mask = mask.index_select(-2, index)
+    return mask.index_select(-1, index)
+
+
+def mask_before_end(ends: Tensor, *, length: int, slot: int, count: int) -> Tensor:
+    """A causal mask in which `count` tokens that stand at `slot` act as if they stood right before each end.
+
+    Args:
+        ends: Position of the end token of each caption, without the new tokens.
+        length: L, the sequence's length without the new tokens.
+        slot: Where the new tokens stand.
+        count: P, how many there are.
+
+    Shape:
+        - ends: (B,) int64
+        - returns: (B, L + P, L + P) float32, `-inf` is hidden
+    """
+    own = torch.arange(length, device=ends.device).expand(len(ends), -1)
+    end = ends.unsqueeze(1)
+    own = own + count * (own >= end)
+    new = end + torch.arange(count, device=ends.device)
+    rank = torch.cat([own[:, :slot], new, own[:, slot:]], dim=1)
+    hidden = rank.unsqueeze(1) > rank.unsqueeze(2)
+    return torch.zeros(hidden.shape, device=ends.device).masked_fill(hidden, float("-inf"))
 
 
 def shift_positions(sequence: Tensor, positions: Tensor, *, slot: int, count: int, axis: int) -> Tensor:

@@ -7,23 +7,25 @@ and nothing is kept from block to block, so pooling, position embedding and chec
 """
 
 import inspect
-import itertools
 from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from promptreid.backbones.growth import crop_mask, grow_mask, insert_tokens, remove_tokens, shift_positions
+from promptreid.backbones.captions import HidePromptsBeforeEnd, NoteCaptionEnds, TrimSequence
+from promptreid.backbones.growth import (
+    grow_bias,
+    grow_mask,
+    grow_rotary,
+    insert_tokens,
+    remove_tokens,
+    shift_positions,
+)
 from promptreid.backbones.layout import runs_slow_when_frozen, set_sequence_first
-from promptreid.backbones.towers import TokenTower
+from promptreid.backbones.switch import Switch
+from promptreid.backbones.towers import TextTower, TokenTower, refuse_compiled
 from promptreid.errors import AttachmentError
-
-# Context variables, not attributes: each thread that infers has its own.
-_bare: ContextVar[frozenset[int]] = ContextVar("promptreid_bare", default=frozenset())
-_trimmed_lengths: ContextVar[tuple[tuple[int, int], ...]] = ContextVar("promptreid_trimmed_lengths", default=())
-_keys = itertools.count()
 
 
 class PromptTokens(Protocol):
@@ -31,6 +33,7 @@ class PromptTokens(Protocol):
 
     length: int
     depth: int
+    before_end: bool
 
     @property
     def shifts_captions(self) -> bool:
@@ -51,131 +54,94 @@ class PromptInjection:
         sequence_first: Run the blocks as (L, B, D) where that keeps frozen weights fast; `detach` undoes it.
 
     Raises:
-        AttachmentError: The tower already carries prompts, is compiled, or is TorchScript.
+        AttachmentError: The tower already carries prompts, or is compiled.
     """
 
     def __init__(self, tower: TokenTower, prompts: PromptTokens, *, sequence_first: bool = True) -> None:
         self.tower = tower
         self.prompts = prompts
-        self.key = next(_keys)
+        self.switch = Switch()
         self._handles: list[Any] = []
         self._sequence_first = sequence_first and runs_slow_when_frozen(tower)
         self._refuse_occupied()
         self._attach()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give a deep copy a key of its own, so that disabling one does not disable the other."""
-        self.__dict__.update(state)
-        self.key = next(_keys)
 
     @property
     def attached(self) -> bool:
         """Whether the hooks are in place."""
         return bool(self._handles)
 
-    @property
-    def enabled(self) -> bool:
-        """Whether prompts go in, in the calling thread."""
-        return self.key not in _bare.get()
-
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
         """Run the tower bare inside the block, in the calling thread alone."""
-        token = _bare.set(_bare.get() | {self.key})
-        try:
+        with self.switch.off():
             yield
-        finally:
-            _bare.reset(token)
-
-    @contextmanager
-    def trimmed(self, length: int) -> Generator[None, None, None]:
-        """Let the tower see only the first `length` positions inside the block, in the calling thread alone."""
-        token = _trimmed_lengths.set((*_trimmed_lengths.get(), (self.key, length)))
-        try:
-            yield
-        finally:
-            _trimmed_lengths.reset(token)
-
-    @property
-    def trimmed_length(self) -> int | None:
-        """The length set by `trimmed`, or `None`."""
-        for key, length in reversed(_trimmed_lengths.get()):
-            if key == self.key:
-                return length
-        return None
 
     def detach(self) -> None:
         """Take every hook out and restore the tower's layout."""
         for handle in self._handles:
             handle.remove()
-        if self._handles and self._sequence_first:
-            set_sequence_first(self.tower, enable=False)
+        if self._handles:
+            for bias in self.tower.relative_biases:
+                bias.__dict__.pop("get_bias", None)
+            if self._sequence_first:
+                set_sequence_first(self.tower, enable=False)
         self._handles = []
 
     def _refuse_occupied(self) -> None:
-        for module in (self.tower.container, *self.tower.blocks):
-            kinds = {type(hook) for hook in module._forward_pre_hooks.values()}  # pyright: ignore[reportPrivateUsage]
-            if kinds & {TrimSequence, InsertPrompts}:
+        refuse_compiled(self.tower.container, *self.tower.blocks)
+        for block in self.tower.blocks:
+            kinds = {type(hook) for hook in block._forward_pre_hooks.values()}  # pyright: ignore[reportPrivateUsage]
+            if InsertPrompts in kinds:
                 raise AttachmentError(
                     f"this {self.tower.kind} already carries prompts, and two sets would stack. Call .detach() on "
                     "the first wrapper, or make the second from copy.deepcopy(clip)."
-                )
-            if getattr(module, "_compiled_call_impl", None) is not None:
-                raise AttachmentError(
-                    f"this {self.tower.kind} was compiled before prompts were attached, and compiled code ignores "
-                    "them. Attach first, then call torch.compile on the wrapped model."
                 )
 
     def _attach(self) -> None:
         if self._sequence_first:
             set_sequence_first(self.tower, enable=True)
-        door = TrimSequence(self)
-        self._handles.append(self.tower.container.register_forward_pre_hook(door, with_kwargs=True))
+        if isinstance(self.tower, TextTower) and self.tower.trim in ("end", "class_at_end"):
+            self._hook(self.tower.container, TrimSequence(self.switch, self.tower))
+        if self.prompts.before_end and self.prompts.length:
+            self._attach_before_end()
         last = len(self.tower.blocks) - 1
         for index, block in enumerate(self.tower.blocks):
-            insert = InsertPrompts(self, index, block)
-            self._handles.append(block.register_forward_pre_hook(insert, with_kwargs=True))
+            self._hook(block, InsertPrompts(self, index, block))
             if index == last or index + 1 < self.prompts.depth:
                 self._handles.append(block.register_forward_hook(RemovePrompts(self)))
+        for bias in self.tower.relative_biases if self.prompts.length else ():
+            bias.__dict__["get_bias"] = GrownBias(self, bias)
 
+    def _attach_before_end(self) -> None:
+        tower: Any = self.tower
+        note = NoteCaptionEnds(self.switch, tower)
+        self._handles.append(tower.embedding.register_forward_pre_hook(note))
+        heads = int(tower.blocks[0].attn.num_heads)
+        self._hook(tower.container, HidePromptsBeforeEnd(self.switch, tower, count=self.prompts.length, heads=heads))
 
-class TrimSequence:
-    """Forward pre-hook of the blocks' container: cuts the batch to its longest caption.
-
-    It stands at the container and not at the first block, so that a block recomputed by gradient checkpointing is
-    given the trimmed sequence again.
-    """
-
-    def __init__(self, injection: PromptInjection) -> None:
-        self.injection = injection
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return the container's arguments, cut."""
-        length = self.injection.trimmed_length
-        if length is None or length >= args[0].shape[1]:
-            return None
-        cut = {name: crop_mask(value, length=length) for name, value in kwargs.items()}
-        return (args[0][:, :length], *(crop_mask(value, length=length) for value in args[1:])), cut
+    def _hook(self, module: nn.Module, hook: Any) -> None:
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 class InsertPrompts:
-    """Forward pre-hook of one block: inserts that block's prompts and grows the masks."""
+    """Forward pre-hook of one block: inserts that block's prompts and grows what goes with the sequence."""
 
     def __init__(self, injection: PromptInjection, index: int, block: nn.Module) -> None:
         self.injection = injection
         self.index = index
         names = list(inspect.signature(block.forward).parameters)
+        tower = injection.tower
+        growing = (*tower.mask_arguments, *tower.bias_arguments, *tower.rotary_arguments)
         self.sequence_name = names[0]
-        self.mask_places = {name: names.index(name) for name in injection.tower.mask_arguments if name in names}
+        self.places = {name: names.index(name) for name in growing if name in names}
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return the block's arguments with prompts in them."""
         prompts = self.injection.prompts
-        if prompts.length == 0 or not self.injection.enabled:
+        if prompts.length == 0 or not self.injection.switch.on:
             return None
         positional, named = list(args), dict(kwargs)
         holder: Any = positional if positional else named
@@ -184,11 +150,11 @@ class InsertPrompts:
         if self.index < prompts.depth:
             holder[first] = sequence = self._insert(sequence)
         length = sequence.shape[self.injection.tower.sequence_axis] - prompts.length
-        for name, place in self.mask_places.items():
+        for name, place in self.places.items():
             if name in named:
-                named[name] = self._grow(named[name], length)
+                named[name] = self._grow(name, named[name], length)
             elif place < len(positional):
-                positional[place] = self._grow(positional[place], length)
+                positional[place] = self._grow(name, positional[place], length)
         return tuple(positional), named
 
     def _insert(self, sequence: Tensor) -> Tensor:
@@ -198,10 +164,19 @@ class InsertPrompts:
             sequence = shift_positions(sequence, tower.positions, slot=tower.slot, count=prompts.length, axis=axis)
         return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)
 
-    def _grow(self, mask: Tensor | None, length: int) -> Tensor | None:
-        tower = self.injection.tower
-        count = self.injection.prompts.length
-        return grow_mask(mask, length=length, slot=tower.slot, count=count, causal=tower.causal)
+    def _grow(self, name: str, value: Tensor | None, length: int) -> Tensor | None:
+        tower, prompts = self.injection.tower, self.injection.prompts
+        count = prompts.length
+        if name in tower.rotary_arguments:
+            return grow_rotary(value, length=length - tower.prefix, slot=tower.slot - tower.prefix, count=count)
+        if name in tower.bias_arguments:
+            return grow_bias(value, length=length, slot=tower.slot, count=count)
+        if prompts.before_end and (value is None or value.shape[-1] != length + count):
+            raise AttachmentError(
+                'prompts with slot="before_end" need the mask that the whole text tower makes; forward_intermediates '
+                'and single blocks go past it. Use encode_text, or slot="after_start".'
+            )
+        return grow_mask(value, length=length, slot=tower.slot, count=count, causal=tower.causal)
 
 
 class RemovePrompts:
@@ -210,10 +185,34 @@ class RemovePrompts:
     def __init__(self, injection: PromptInjection) -> None:
         self.injection = injection
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Return the block's output without prompts."""
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return the block's output without prompts; of a tuple, the first element is the sequence."""
         count = self.injection.prompts.length
-        if count == 0 or not self.injection.enabled:
+        if count == 0 or not self.injection.switch.on:
             return None
         tower = self.injection.tower
+        if isinstance(output, tuple):
+            sequence = remove_tokens(output[0], slot=tower.slot, count=count, axis=tower.sequence_axis)
+            return (sequence, *output[1:])
         return remove_tokens(output, slot=tower.slot, count=count, axis=tower.sequence_axis)
+
+
+class GrownBias:
+    """Stands in for the `get_bias` of a relative position bias: the same, with room for the prompts.
+
+    The bias is made inside the block, where no hook reaches it.
+    """
+
+    def __init__(self, injection: PromptInjection, bias: nn.Module) -> None:
+        self.injection = injection
+        self.bias = bias
+
+    def __call__(self) -> Tensor:
+        """The bias between all positions, (1, heads, L + P, L + P)."""
+        kind: Any = type(self.bias)
+        value: Tensor = kind.get_bias(self.bias)
+        tower, count = self.injection.tower, self.injection.prompts.length
+        if not self.injection.switch.on:
+            return value
+        grown = grow_bias(value, length=value.shape[-1], slot=tower.slot, count=count)
+        return value if grown is None else grown

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptreid.backbones.text import vocabulary_size_of
-from promptreid.backbones.towers import TokenTower
-from promptreid.backbones.vision import image_size_of
+from promptreid.backbones.towers import TextTower, TokenTower
+from promptreid.backbones.vision import image_dtype_of, image_size_of
 
 _PROBES = 8
 _CAPTION_TOKENS = 24
@@ -70,22 +69,21 @@ def _block_inputs(clip: nn.Module, tower: TokenTower, run: Callable[[], Any]) ->
 
 def probe_images(clip: nn.Module) -> Tensor:
     """A few smooth random pictures, normalised, of the size that `clip` takes: (B, 3, H, W)."""
-    parameter = next(clip.parameters())
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(_PROBES, 3, 6, 4, generator=generator)
     images = F.interpolate(coarse, size=image_size_of(clip), mode="bilinear", align_corners=False)
-    return images.to(parameter.device, parameter.dtype)
+    return images.to(next(clip.parameters()).device, image_dtype_of(clip))
 
 
-def probe_tokens(clip: nn.Module, length: int) -> Tensor:
+def probe_tokens(tower: TextTower) -> Tensor:
     """A few sequences of common token ids between the start and end tokens: (B, L) int64."""
-    vocabulary = vocabulary_size_of(clip)
     generator = torch.Generator().manual_seed(0)
+    length = tower.length if tower.shortest_too else tower.context_length
     words = min(_CAPTION_TOKENS, length - 2)
-    # Byte-pair vocabularies number frequent words first; the last two ids are the start and end tokens.
-    common = max(2, min(vocabulary - 2, 8192))
-    tokens = torch.zeros(_PROBES, length, dtype=torch.int64)
+    # Byte-pair vocabularies number frequent words first; open_clip's own ends with the start and the end token.
+    common = max(2, min(tower.vocabulary - 2, 8192))
+    tokens = torch.full((_PROBES, length), tower.pad_id, dtype=torch.int64)
     tokens[:, 1 : 1 + words] = torch.randint(1, common, (_PROBES, words), generator=generator)
-    tokens[:, 0] = vocabulary - 2
-    tokens[:, 1 + words] = vocabulary - 1
-    return tokens.to(next(clip.parameters()).device)
+    tokens[:, 0] = tower.vocabulary - 2
+    tokens[:, 1 + words] = tower.vocabulary - 1 if tower.end_id is None else tower.end_id
+    return tokens.to(next(tower.container.parameters()).device)

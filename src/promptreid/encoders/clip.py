@@ -81,6 +81,7 @@ class PromptedCLIP(nn.Module):
             depth=config.vision_depth,
             position_embedding=config.position_embedding,
             initialization=config.vision_initialization if initialize else None,
+            place=config.vision_place,
             sequence_first=sequence_first,
         )
         try:
@@ -90,6 +91,7 @@ class PromptedCLIP(nn.Module):
                 depth=config.text_depth,
                 position_embedding=config.position_embedding,
                 initialization=config.text_initialization if initialize else None,
+                slot=config.text_slot,
                 sequence_first=sequence_first,
                 trim=trim,
             )
@@ -116,7 +118,7 @@ class PromptedCLIP(nn.Module):
     @property
     def context_length(self) -> int:
         """L, tokens a caption has room for."""
-        return self.text.injection.tower.length
+        return self.text.context_length
 
     @property
     def embed_dim(self) -> int:

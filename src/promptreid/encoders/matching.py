@@ -18,7 +18,7 @@ from promptreid.backbones.catalog import (
 )
 from promptreid.backbones.loading import ClipSource, load_clip, load_clip_from_config, source_of
 from promptreid.backbones.text import find_text_tower
-from promptreid.backbones.towers import TokenTower
+from promptreid.backbones.towers import PixelTower, TokenTower
 from promptreid.backbones.vision import find_vision_tower, image_size_of
 from promptreid.errors import CheckpointError, UnsupportedTowerError
 from promptreid.hub.fingerprint import fingerprint, nearer, same_fingerprint
@@ -158,7 +158,7 @@ def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
 
 
 def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
-    finders: tuple[tuple[str, Callable[[nn.Module], TokenTower]], ...] = (
+    finders: tuple[tuple[str, Callable[[nn.Module], TokenTower | PixelTower]], ...] = (
         ("vision", find_vision_tower),
         ("text", find_text_tower),
     )
@@ -169,6 +169,8 @@ def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
             tower = find(clip)
         except UnsupportedTowerError:
             continue
+        if isinstance(tower, PixelTower):
+            continue  # its prompts fit or not by their shape alone
         if len(shape) == 3 and shape[2] != tower.width:
             differences.append(f"their {name} width is {shape[2]}, this has {tower.width}")
         if len(shape) == 3 and shape[0] > len(tower.blocks):

@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from promptreid.backbones.attention_pool import AttentionPoolInjection
+from promptreid.backbones.border import BorderInjection
 from promptreid.backbones.injection import PromptInjection
 from promptreid.backbones.probing import mean_states, start_states
-from promptreid.backbones.towers import TokenTower
-from promptreid.prompts import Initialization, Prompts
+from promptreid.prompts import BorderPrompts, Initialization, PoolPrompts, Prompts
+
+Injection = PromptInjection | BorderInjection | AttentionPoolInjection
 
 
 class PromptCarrier(nn.Module):
@@ -17,40 +20,15 @@ class PromptCarrier(nn.Module):
 
     Args:
         clip: The open_clip model; referred to, not registered, so its parameters are not listed here.
-        tower: The tower that carries the prompts.
+        injection: What carries the prompts into the tower.
         prompts: The prompts.
-        probe: Sends a few inputs through the bare tower, for the initialisation from hidden states.
-        initialization: How prompts start; `None` leaves them zero, for a loader that sets them.
-        sequence_first: Run the blocks sequence-first where that keeps frozen weights fast.
     """
 
-    def __init__(
-        self,
-        clip: nn.Module,
-        tower: TokenTower,
-        prompts: Prompts,
-        *,
-        probe: Callable[[], Any],
-        initialization: Initialization | None,
-        sequence_first: bool,
-    ) -> None:
+    def __init__(self, clip: nn.Module, injection: Injection, prompts: Prompts | BorderPrompts | PoolPrompts) -> None:
         super().__init__()
         self._base = (clip,)  # a tuple hides the module from registration
         self.prompts = prompts.to(next(clip.parameters()).device)
-        self.injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
-        if prompts.length and initialization is not None:
-            self._start(initialization, probe)
-
-    def _start(self, initialization: Initialization, probe: Callable[[], Any]) -> None:
-        if initialization == "normal":
-            self.prompts.start()
-            return
-        tower, count = self.injection.tower, self.prompts.length
-        with self.injection.disabled():
-            if initialization == "mean_state":
-                self.prompts.start(mean_states(self.clip, tower, probe, count=count))
-            else:
-                self.prompts.start(start_states(self.clip, tower, probe, count=count), noise=True)
+        self.injection = injection
 
     @property
     def clip(self) -> nn.Module:
@@ -65,7 +43,7 @@ class PromptCarrier(nn.Module):
     @property
     def width(self) -> int:
         """D, the size of one prompt."""
-        return self.injection.tower.width
+        return self.prompts.tokens.shape[2]
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
@@ -82,3 +60,32 @@ class PromptCarrier(nn.Module):
         """Name the tower in `print(model)`."""
         shape: Tensor = self.prompts.tokens
         return f"{self.kind}, {shape.shape[1]} prompts of width {shape.shape[2]} in {shape.shape[0]} blocks"
+
+
+def start_prompts(
+    clip: nn.Module,
+    injection: PromptInjection,
+    prompts: Prompts,
+    *,
+    probe: Callable[[], Any],
+    initialization: Initialization | None,
+) -> None:
+    """Give prompts their first values.
+
+    Args:
+        clip: The open_clip model.
+        injection: The injection that carries them.
+        prompts: The prompts.
+        probe: Sends a few inputs through the bare tower, for the initialisation from hidden states.
+        initialization: How prompts start; `None` leaves them zero, for a loader that sets them.
+    """
+    if prompts.length == 0 or initialization is None:
+        return
+    if initialization == "normal":
+        prompts.start()
+        return
+    with injection.disabled():
+        if initialization == "mean_state":
+            prompts.start(mean_states(clip, injection.tower, probe, count=prompts.length))
+        else:
+            prompts.start(start_states(clip, injection.tower, probe, count=prompts.length), noise=True)

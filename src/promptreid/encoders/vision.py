@@ -1,26 +1,48 @@
 """The image encoder with prompts."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
+from promptreid.backbones.attention_pool import AttentionPoolInjection
+from promptreid.backbones.border import BorderInjection
+from promptreid.backbones.injection import PromptInjection
 from promptreid.backbones.probing import probe_images
+from promptreid.backbones.towers import PixelTower, TokenTower
 from promptreid.backbones.vision import find_vision_tower, image_size_of
-from promptreid.encoders.tower_encoder import PromptCarrier
-from promptreid.prompts import Initialization, Prompts
+from promptreid.encoders.tower_encoder import Injection, PromptCarrier, start_prompts
+from promptreid.prompts import (
+    VISION_PLACES,
+    BorderPrompts,
+    Initialization,
+    PoolPrompts,
+    Prompts,
+    VisionPlace,
+    check_choice,
+)
+
+# Normalised images stay within about -3 to 3; raw pixels of 0 to 255 are far beyond.
+_LARGEST_VALUE = 50.0
 
 
 class PromptedVisionEncoder(PromptCarrier):
     """The image encoder of an open_clip model with learnable prompts in its blocks.
 
     Block i works on `[class, P_i, patches]`; what it makes of the prompts is dropped and block i+1 gets its own
-    (VPT-deep). Use it alone in your own loop, or through `PromptedCLIP` with both encoders.
+    (VPT-deep). Towers without a token sequence (ResNet, ConvNeXt, FastViT, Swin) get learnable pixels around the
+    border of the image instead; `kind` tells which tower it is. Use it alone in your own loop, or through
+    `PromptedCLIP` with both encoders.
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_image` is prompted.
-        length: P, prompts a block; 0 gives the bare encoder.
+        length: P, prompts a block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Add positions interpolated from the tower's grid to the prompts.
-        initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero.
+        initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero. A
+            border starts at zero.
+        place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
 
     Shape:
@@ -29,8 +51,9 @@ class PromptedVisionEncoder(PromptCarrier):
 
     Raises:
         UnsupportedTowerError: The image tower is of a kind that prompts cannot be put into.
-        AttachmentError: The tower already carries prompts, or was compiled.
-        ValueError: `length` or `depth` do not fit the tower; images of the wrong shape.
+        AttachmentError: The tower already carries prompts, was compiled, or is TorchScript.
+        ValueError: `length`, `depth` or another option do not fit the tower; images of the wrong shape, or not
+            normalised.
         TypeError: Images that are not floating point.
 
     Example:
@@ -52,17 +75,34 @@ class PromptedVisionEncoder(PromptCarrier):
         depth: int | None = None,
         position_embedding: bool = False,
         initialization: Initialization | None = "normal",
+        place: VisionPlace = "auto",
         sequence_first: bool = True,
     ) -> None:
+        check_choice("place", place, VISION_PLACES)
         tower = find_vision_tower(clip)
-        super().__init__(
-            clip,
-            tower,
-            Prompts(tower, length, depth=depth, position_embedding=position_embedding),
-            probe=lambda: clip.encode_image(probe_images(clip)),  # pyright: ignore[reportCallIssue]
-            initialization=initialization,
-            sequence_first=sequence_first,
-        )
+        if isinstance(tower, PixelTower) or place == "attention_pool":
+            _refuse_block_options(tower, depth, position_embedding, initialization)
+            prompts, injection = _beside_blocks(tower, length, place)
+        else:
+            prompts = Prompts(tower, length, depth=depth, position_embedding=position_embedding)
+            injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
+        super().__init__(clip, injection, prompts)
+        if isinstance(injection, PromptInjection) and isinstance(prompts, Prompts):
+            self._start(injection, prompts, initialization)
+
+    def _start(self, injection: PromptInjection, prompts: Prompts, initialization: Initialization | None) -> None:
+        encode: Any = self.clip.encode_image
+        try:
+            start_prompts(
+                self.clip,
+                injection,
+                prompts,
+                probe=lambda: encode(probe_images(self.clip)),
+                initialization=initialization,
+            )
+        except Exception:
+            self.detach()
+            raise
 
     def forward(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Encode a batch of images."""
@@ -81,3 +121,43 @@ class PromptedVisionEncoder(PromptCarrier):
             raise TypeError(
                 f"images have dtype {images.dtype}, expected floating point, normalised as model.eval_transform does"
             )
+        # Looking at values would wait for the GPU at every step, and cannot be traced.
+        if images.device.type == "cpu" and images.numel() and not torch.compiler.is_compiling():
+            largest = float(images.detach().abs().amax())
+            if largest > _LARGEST_VALUE:
+                raise ValueError(
+                    f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
+                    "them; are these pixels of 0 to 255?"
+                )
+
+
+def _beside_blocks(
+    tower: TokenTower | PixelTower, length: int, place: VisionPlace
+) -> tuple[BorderPrompts | PoolPrompts, Injection]:
+    """Prompts that are not in blocks of tokens, and what carries them."""
+    if not isinstance(tower, PixelTower) or (place == "attention_pool" and tower.attention_pool is None):
+        raise ValueError(
+            f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
+            'RN101, …). Leave place at "auto"'
+        )
+    if tower.attention_pool is not None and place == "attention_pool":
+        pool = PoolPrompts(tower, length)
+        return pool, AttentionPoolInjection(tower, pool)
+    border = BorderPrompts(tower, length)
+    return border, BorderInjection(tower, border)
+
+
+def _refuse_block_options(
+    tower: TokenTower | PixelTower, depth: int | None, position_embedding: bool, initialization: str | None
+) -> None:
+    given = {
+        "depth": depth if depth != 1 else None,
+        "position_embedding": position_embedding or None,
+        "initialization": None if initialization == "normal" else initialization,
+    }
+    wrong = [f"{name} is {value!r}" for name, value in given.items() if value is not None]
+    if wrong:
+        raise ValueError(
+            f"{' and '.join(wrong)}, but prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on "
+            "the image's border, or tokens in the attention pool of a ModifiedResNet. Leave these options out"
+        )

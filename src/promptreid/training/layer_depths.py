@@ -26,7 +26,7 @@ class LayerDepths:
 
     def __init__(self, model: PromptedCLIP) -> None:
         self._distances: dict[nn.Parameter, int] = {}
-        inputs = (probe_images(model.clip)[:1], probe_tokens(model.clip, model.context_length)[:1])
+        inputs = (probe_images(model.clip)[:1], probe_tokens(model.text.tower)[:1])
         with _every_parameter_differentiable(model.clip), model.disabled():
             for carrier, encode, values in zip(
                 (model.vision, model.text), (model.encode_image, model.encode_text), inputs, strict=True
