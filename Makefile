@@ -30,3 +30,6 @@ demo:
 
 build:
 	$(PYTHON) -m build
+
+lowest:
+	$(PYTHON) tools/lowest_versions.py

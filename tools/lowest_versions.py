@@ -1,0 +1,60 @@
+"""Runs the tests on the lowest versions that pyproject.toml allows: `python tools/lowest_versions.py`, or `make lowest`.
+
+It makes `.venv-lowest`, installs every dependency of the core and of `train` and `viz` at exactly its lower bound, and
+starts the quick tests there. The first time it downloads about 3 GB: an old torch comes with CUDA. `--list` only prints
+what would be installed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / ".venv-lowest"
+# torchvision is open_clip's requirement, not ours, and each release fits one torch only.
+TORCHVISION = {"2.4": "0.19.0", "2.5": "0.20.0", "2.6": "0.21.0", "2.7": "0.22.0", "2.8": "0.23.0"}
+TOOLS = ["pytest==8.2.0", "pytest-timeout", "pytest-xdist", "hypothesis", "pyyaml"]
+# Linters, type checkers, documentation and what wraps up the package are not part of what is supported.
+LEFT_OUT = ["tests/docs", "tests/packaging", "tests/demo"]
+
+
+def lowest(requirement: str) -> str:
+    """`name>=1.2,<5` as `name==1.2`."""
+    match = re.match(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
+    if match is None:
+        sys.exit(f"{requirement!r} states no lower bound; give every dependency one in pyproject.toml")
+    return f"{match[1]}=={match[2]}"
+
+
+def requirements() -> list[str]:
+    """Every dependency at its lower bound, and the torchvision that goes with that torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    found = [lowest(line) for line in [*project["dependencies"], *extras["train"], *extras["viz"]]]
+    torch = next(line.split("==")[1] for line in found if line.startswith("torch=="))
+    minor = ".".join(torch.split(".")[:2])
+    # matplotlib's and torch's wheels of that time were built for numpy 1.
+    return [*found, f"torchvision=={TORCHVISION[minor]}", "numpy<2"]
+
+
+def main() -> None:
+    """Install and test."""
+    wanted = requirements()
+    if "--list" in sys.argv:
+        print("\n".join(wanted))
+        return
+    if not (FOLDER / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
+    python = str(FOLDER / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, *TOOLS], check=True)
+    ignored = [f"--ignore={path}" for path in LEFT_OUT]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not gpu and not browser", "tests", *ignored]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
