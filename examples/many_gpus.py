@@ -13,9 +13,9 @@ import torch
 from accelerate import PartialState
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip, save_prompts
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
+from promptreid.data.loading import load_dataset
 
 DATA = "runs/many_gpus/data"
 OUTPUT = "runs/many_gpus"
@@ -32,7 +32,7 @@ def main() -> None:
     """Train both stages; the first process writes."""
     state = PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():  # the others find the data that the first has drawn
-        data = load_cuhk_pedes(write_generated(DATA, num_identities=IDENTITIES, seed=SEED))
+        data = load_dataset(write_generated(DATA, num_identities=IDENTITIES, seed=SEED))
     torch.manual_seed(SEED)  # every process draws the same prompts
     model = PromptedCLIP(load_clip(MODEL, pretrained=PRETRAINED, image_size=IMAGE_SIZE), PromptConfig())
     trainer = Trainer(

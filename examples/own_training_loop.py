@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, evaluate, load_clip, save_prompts
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
+from promptreid.data.loading import load_dataset
 
 DATA = "runs/own_training_loop/data"
 OUTPUT = "runs/own_training_loop/model"
@@ -26,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def main() -> None:
     """Train both stages and save the model."""
     torch.manual_seed(0)
-    data = load_cuhk_pedes(write_generated(DATA, num_identities=IDENTITIES, seed=0))
+    data = load_dataset(write_generated(DATA, num_identities=IDENTITIES, seed=0))
     model = PromptedCLIP(load_clip(MODEL, pretrained=PRETRAINED, image_size=IMAGE_SIZE, device=DEVICE), PromptConfig())
     pairs = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
     batches = DataLoader(pairs, batch_size=BATCH_SIZE, shuffle=True, drop_last=True)

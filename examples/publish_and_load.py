@@ -6,8 +6,8 @@ python examples/publish_and_load.py                    # to a folder of this mac
 from pathlib import Path
 
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, save_prompts
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.generated import write_generated
+from promptreid.data.loading import load_dataset
 
 DATA = "runs/publish_and_load/data"
 OUTPUT = "runs/publish_and_load/model"
@@ -16,7 +16,7 @@ MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or "
 
 def main() -> None:
     """Write a folder of prompts and load it again."""
-    data = load_cuhk_pedes(write_generated(DATA, num_identities=(2, 2, 16), seed=0))
+    data = load_dataset(write_generated(DATA, num_identities=(2, 2, 16), seed=0))
     model = PromptedCLIP(load_clip(MODEL, pretrained=PRETRAINED, image_size=IMAGE_SIZE), PromptConfig())
     ...  # train it, as examples/own_training_loop.py does
 
