@@ -1,4 +1,4 @@
-"""Runs the tests on the lowest versions that pyproject.toml allows: `python tools/lowest_versions.py`, or `make lowest`.
+"""Runs the tests on the lowest versions that pyproject.toml allows: `make lowest`.
 
 It makes `.venv-lowest`, installs every dependency of the core and of `train` and `viz` at exactly its lower bound, and
 starts the quick tests there. The first time it downloads about 3 GB: an old torch comes with CUDA. `--list` only prints
@@ -9,8 +9,9 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-lowest"
