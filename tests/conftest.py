@@ -1,10 +1,19 @@
 """Small open_clip models that every room's tests share; nothing is downloaded."""
 
 import copy
+import os
+import socket
 import warnings
 
 import pytest
 import torch
+
+# huggingface_hub reads these when it is imported. Nobody listens on this port but the tests' own small Hub, and that
+# only in tests that ask for it: whatever else wants to download fails at once.
+HUB_SOCKET = socket.socket()
+HUB_SOCKET.bind(("127.0.0.1", 0))
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 CONFIG = {
     "embed_dim": 32,
@@ -49,3 +58,9 @@ def tokens() -> torch.Tensor:
         tokens[row, 1 : 1 + words] = torch.randint(1, 500, (words,), generator=generator)
         tokens[row, 1 + words] = 511
     return tokens
+
+
+@pytest.fixture(scope="session")
+def hub_socket() -> socket.socket:
+    """The port that huggingface_hub takes for the Hub's."""
+    return HUB_SOCKET

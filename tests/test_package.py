@@ -26,6 +26,7 @@ def test_public_names_are_those_of_the_design():
         "evaluate",
         "load_clip",
         "load_prompts",
+        "push_prompts",
         "save_prompts",
     }
     assert all(getattr(promptreid, name) is not None for name in promptreid.__all__)

@@ -3,6 +3,7 @@
 from promptreid.backbones.loading import load_clip
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.encoders.pretrained import load_prompts, save_prompts
+from promptreid.encoders.publishing import push_prompts
 from promptreid.encoders.text import PromptedTextEncoder
 from promptreid.encoders.vision import PromptedVisionEncoder
 from promptreid.evaluation.evaluate import evaluate
@@ -30,5 +31,6 @@ __all__ = [
     "evaluate",
     "load_clip",
     "load_prompts",
+    "push_prompts",
     "save_prompts",
 ]

@@ -21,5 +21,13 @@ class CheckpointError(PromptReidError, ValueError):
     """A file of prompts, weights or training state is corrupt, foreign or does not fit."""
 
 
+class CorruptFileError(CheckpointError):
+    """A file is not what its checksum says; getting it again may help."""
+
+
+class HubError(PromptReidError, OSError):
+    """The Hub cannot be reached, refuses, or does not have what was asked for."""
+
+
 class MissingExtraError(PromptReidError, ImportError):
     """An optional dependency is not installed; the message says which extra brings it."""

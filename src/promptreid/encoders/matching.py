@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from torch import nn
 
@@ -100,7 +99,7 @@ def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
             f"{encoders.path.parent} contradicts itself: open_clip_config.json states image_size {str(stated)[:60]}, "
             f"prompt_config.json {list(source.image_size)}; save the prompts again"
         )
-    _check_shapes(encoders, config["model_cfg"], source)
+    check_shapes(encoders, source.name)
     return load_clip_from_config(
         config["model_cfg"],
         read_weights(encoders.path),
@@ -110,9 +109,13 @@ def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
     )
 
 
-def _check_shapes(encoders: SavedEncoders, model_cfg: dict[str, Any], source: ClipSource) -> None:
-    """Hold the file's header against the architecture before any memory is taken for either."""
-    expected = weight_shapes(model_cfg)
+def check_shapes(encoders: SavedEncoders, name: str) -> None:
+    """Hold the header of a file of weights against its architecture, before any memory is taken for either.
+
+    Raises:
+        CheckpointError: The file lacks weights, has others, or has them in another shape.
+    """
+    expected = weight_shapes(encoders.open_clip_config["model_cfg"])
     if expected is None or expected == dict(encoders.shapes):
         return
     missing = sorted(expected.keys() - encoders.shapes.keys())
@@ -120,7 +123,7 @@ def _check_shapes(encoders: SavedEncoders, model_cfg: dict[str, Any], source: Cl
     both = sorted(expected.keys() & encoders.shapes.keys())
     shapes = [name for name in both if expected[name] != tuple(encoders.shapes[name])]
     raise CheckpointError(
-        f"{encoders.path} does not hold the weights of {source.name}: missing {_short(missing)}, "
+        f"{encoders.path} does not hold the weights of {name}: missing {_short(missing)}, "
         f"unexpected {_short(unexpected)}, of another shape {_short(shapes)}; save the prompts again"
     )
 

@@ -1,5 +1,7 @@
 """Saves a prompted model to a folder and makes it again from there."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from promptreid.encoders.clip import PromptedCLIP
 from promptreid.encoders.matching import check_clip, make_clip, source_in
 from promptreid.errors import CheckpointError
 from promptreid.files import is_finite
+from promptreid.hub.download import Repository, read_repository
 from promptreid.hub.fingerprint import fingerprint, weights_changed
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.manifest_values import ENCODERS
@@ -19,6 +22,7 @@ from promptreid.hub.prompt_files import MANIFEST, PromptFiles, read_prompt_files
 from promptreid.version import __version__
 
 Encoders = Literal["auto", "always"]
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def save_prompts(
@@ -81,25 +85,33 @@ def save_prompts(
 
 
 def load_prompts(
-    directory: str | Path,
+    repo_or_directory: str | Path,
     *,
     model: nn.Module | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
     trust_base: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> PromptedCLIP:
-    """Load a model that `save_prompts` wrote; its scores equal the saver's.
+    """Load a model that `save_prompts` or `push_prompts` wrote; its scores equal the saver's.
 
     Prompts belong to the weights, the activation and the image size they were trained with, and a `model` that
     differs in any of them is refused. To use them at another image size all the same, at other scores, set them
     yourself: `PromptedCLIP(clip, saved.config).load_prompt_state_dict(saved.prompt_state_dict())`.
 
     Args:
-        directory: The folder.
+        repo_or_directory: A folder, or else the id of a repository on the Hub.
         model: A bare open_clip model to put the prompts into; `None` makes the right one, from the folder's own
             weights if it has them, else from the base's pretrained tag.
+        revision: Branch, tag or commit of the repository; `None` for main.
+        token: Access token for it; `None` for the one that is logged in.
+        cache_dir: huggingface_hub's cache, and the folder for a base that is downloaded; `None` for their defaults.
+        local_files_only: Take the repository from the cache alone.
         trust_base: Make the base even if open_clip does not list its architecture or weights: a file on your disk,
-            say. The folder of somebody you do not know could then make open_clip load what it likes.
+            say. Somebody you do not know could then make open_clip load what they like.
         device: Where the model is put; `None` leaves it on the CPU, or where `model` is.
         dtype: Precision of the encoders; prompts stay float32, as in training.
 
@@ -109,23 +121,20 @@ def load_prompts(
     Raises:
         CheckpointError: A file is missing or corrupt, the base is not one that open_clip lists, or the prompts do
             not belong to `model`; says what differs.
+        HubError: The repository, its revision or a file is not there or may not be seen, or the Hub is not reached.
         AttachmentError: `model` carries prompts already.
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: There is no such folder, and it is no repository's id either.
         TypeError: `model` is no open_clip model, or `dtype` is not floating point.
+        ValueError: `revision` was given for a folder.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.bfloat16")
     if isinstance(model, PromptedCLIP):
         raise TypeError("model is a PromptedCLIP already; pass the open_clip model that model.detach() returns")
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}; this version loads local folders, so download a Hub repository first "
-            "with huggingface_hub.snapshot_download(repo_id) and give the folder it returns"
-        )
-    files = read_prompt_files(folder, with_encoders=model is None)
+    access = Access(revision, token, cache_dir, local_files_only)
+    files = read_prompts(repo_or_directory, access, with_encoders=model is None)
     if model is None:
-        clip = make_clip(files, trust_base=trust_base)
+        clip = make_clip(files, trust_base=trust_base, cache_dir=cache_dir)
     else:
         check_clip(files, model)
         clip = model
@@ -134,6 +143,38 @@ def load_prompts(
         prompted.clip.to(dtype)
     prompted = prompted if device is None else prompted.to(device)
     return prompted.eval()
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to get at a repository: what `load_prompts` takes for that."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+
+def read_prompts(repo_or_directory: str | Path, access: Access, *, with_encoders: bool) -> PromptFiles:
+    """Read prompts from a folder or a repository, without making a model.
+
+    Raises:
+        As `load_prompts`.
+    """
+    if not isinstance(repo_or_directory, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{repo_or_directory!r} is neither a folder nor the id of a Hub repository such as 'user/name'")
+    folder = Path(repo_or_directory)
+    if folder.is_dir():
+        if access.revision is not None:
+            raise ValueError(f"{folder} is a folder, which has no revision {access.revision!r}; leave revision out")
+        return read_prompt_files(folder, with_encoders=with_encoders)
+    if isinstance(repo_or_directory, Path) or folder.exists() or not _REPO_ID.fullmatch(repo_or_directory):
+        raise FileNotFoundError(
+            f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
+            "as 'user/name'"
+        )
+    repository = Repository(repo_or_directory, access.revision, access.token, access.cache_dir, access.local_files_only)
+    return read_repository(repository, with_encoders=with_encoders)
 
 
 def _wrap(clip: nn.Module, files: PromptFiles) -> PromptedCLIP:

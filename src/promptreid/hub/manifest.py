@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.hub.fingerprint import pack_fingerprint, unpack_fingerprint
 from promptreid.hub.manifest_values import digests, integers, prompt_config, shapes, text, truth
 from promptreid.prompts import PromptConfig
@@ -71,7 +71,7 @@ def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
     values = parse_object(content, source=source)
     version = _check_version(values.get("format_version"), source)
     if values.pop("checksum", None) != _checksum(values):
-        raise CheckpointError(
+        raise CorruptFileError(
             f"{source} is damaged or was changed by hand: its checksum is not that of its content; "
             "copy or download it again, or save the prompts again"
         )

@@ -7,6 +7,7 @@ the name with the digest first.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, write_bytes_atomically, write_tensors_atomically
 from promptreid.hub.manifest import MAX_MANIFEST_BYTES, PromptManifest, parse_manifest, parse_object
 from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS
-from promptreid.hub.tensor_files import read_bytes, read_shapes, read_small_tensors
+from promptreid.hub.tensor_files import check_digest, read_bytes, read_shapes, read_small_tensors
 
 MANIFEST = "prompt_config.json"
 FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
@@ -136,6 +137,11 @@ def _read(manifest: PromptManifest, places: Mapping[str, Path], *, with_encoders
     return PromptFiles(manifest, tensors, SavedEncoders(places[ENCODERS], shapes, config))
 
 
+def largest_prompts(manifest: PromptManifest) -> int:
+    """How many bytes `prompts.safetensors` may have."""
+    return 4 * sum(math.prod(shape) for shape in manifest.shapes.values()) + HEADER_BYTES
+
+
 def find_file(directory: Path, name: str, digest: str) -> Path:
     """Where a file of a folder is: under its own name, or still under the one that a killed save gave it."""
     staged = _staged(directory, name, digest)
@@ -175,10 +181,7 @@ def _settle(directory: Path, digests: Mapping[str, str]) -> None:
 
 def _read_open_clip_config(path: Path, digest: str) -> dict[str, Any]:
     content = read_bytes(path, limit=MAX_CONFIG_BYTES)
-    if file_digest(path) != digest:
-        raise CheckpointError(
-            f"{path} is corrupt: its SHA-256 is not the one that {MANIFEST} says; copy or download it again"
-        )
+    check_digest(path, digest)
     config = parse_object(content, source=str(path))
     parts = [cast("object", config.get(name)) for name in ("model_cfg", "preprocess_cfg")]
     if not all(isinstance(part, dict) for part in parts):

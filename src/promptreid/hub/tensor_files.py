@@ -1,5 +1,6 @@
 """Reads safetensors files that somebody else wrote: sizes and shapes first, tensors afterwards."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.files import file_digest, is_finite
 
 _LENGTH_BYTES = 8
@@ -29,11 +30,11 @@ def read_small_tensors(path: Path, *, digest: str, shapes: Shapes, header_bytes:
         header_bytes: How long the header may be.
 
     Raises:
-        CheckpointError: The file is missing, too long, corrupt, or holds anything else.
+        CheckpointError: The file is missing, too long, or holds anything else; `CorruptFileError` if damaged.
     """
-    most = 4 * sum(_count(shape) for shape in shapes.values()) + header_bytes
+    most = 4 * sum(math.prod(shape) for shape in shapes.values()) + header_bytes
     content = read_bytes(path, limit=most)
-    _check_digest(path, digest)
+    check_digest(path, digest)
     _check_header_length(path, len(content), content[:_LENGTH_BYTES], limit=header_bytes)
     try:
         tensors = load(content)
@@ -55,7 +56,7 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
         CheckpointError: The file is missing or corrupt, or holds something other than numbers.
     """
     check_file(path)
-    _check_digest(path, digest)
+    check_digest(path, digest)
     with path.open("rb") as stream:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
     try:
@@ -112,9 +113,14 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
 
 
-def _check_digest(path: Path, expected: str) -> None:
+def check_digest(path: Path, expected: str) -> None:
+    """Refuse a file whose SHA-256 is not `expected`.
+
+    Raises:
+        CorruptFileError: It is another.
+    """
     if file_digest(path) != expected:
-        raise CheckpointError(
+        raise CorruptFileError(
             f"{path} is corrupt: its SHA-256 is not the one that prompt_config.json says; copy or download it again"
         )
 
@@ -124,13 +130,6 @@ def _check_header_length(path: Path, size: int, prefix: bytes, *, limit: int) ->
     most = min(limit, size - _LENGTH_BYTES)
     if len(prefix) < _LENGTH_BYTES or length > most:
         raise _not_safetensors(path, f"its header says that it has {length} bytes, expected at most {max(most, 0)}")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _not_safetensors(path: Path, reason: object) -> CheckpointError:

@@ -1,0 +1,223 @@
+"""The model card of a published repository: what it is, how good it is, how to use it, and how not to."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any, cast
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from promptreid.hub.card_text import BODY, DATASET_TERMS, LOAD_ENCODERS, RESPONSIBLE_USE
+from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.manifest_values import ENCODERS
+
+_NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
+_TASK = "text-to-image person re-identification"
+# What tokens of the Hub and of the usual clouds look like.
+_SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
+
+Scores = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardDetails:
+    """What a model card says beside what the model itself knows; everything may be left out.
+
+    Attributes:
+        dataset: Its name, such as `"CUHK-PEDES"`.
+        split: The split that was scored.
+        checkpoint_rule: How the checkpoint was chosen, such as `"epoch with the best validation mAP"`.
+        seeds: The seeds that were run, one for each of the metrics.
+        training: Settings by name.
+        license: The Hub's identifier of a licence; `"other"` refers to the data set's terms.
+        bare_metrics: Scores of the encoders without prompts, as plain open_clip loads them.
+        notes: Anything else, as Markdown.
+
+    Raises:
+        TypeError: A value is of another type.
+    """
+
+    dataset: str | None = None
+    split: str = "test"
+    checkpoint_rule: str | None = None
+    seeds: Sequence[int] = ()
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    license: str = "other"
+    bare_metrics: Scores | None = None
+    notes: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "checkpoint_rule", "notes", "split", "license"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("split", "license")):
+                raise TypeError(f"{name} is {value!r}, expected text")
+        if not isinstance(self.training, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"training is {self.training!r}, expected settings by name")
+
+
+def make_card(
+    manifest: PromptManifest,
+    *,
+    repo_id: str,
+    base_model: str | None,
+    metrics: Scores | Sequence[Scores] | None = None,
+    details: CardDetails | None = None,
+) -> ModelCard:
+    """Write the card of a repository.
+
+    Args:
+        manifest: What is published.
+        repo_id: Where.
+        base_model: The Hub repository of the base, if there is one.
+        metrics: Scores by name as fractions, image to text nested under `"image_to_text"`; or one such a seed.
+        details: The rest.
+
+    Raises:
+        ValueError: A score is no fraction from 0 to 1, there are not as many as seeds, or a secret is in the text.
+        TypeError: Metrics are of another type.
+    """
+    details = CardDetails() if details is None else details
+    runs = _check_runs(metrics)
+    if runs and details.seeds and len(details.seeds) != len(runs):
+        raise ValueError(f"there are {len(runs)} metrics and {len(details.seeds)} seeds; give one for each seed")
+    data = ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        library_name="promptreid",
+        base_model=base_model,
+        pipeline_tag="feature-extraction",
+        tags=["open_clip", "clip", "prompt-learning", "person-re-identification", "text-to-image-retrieval"],
+        language="en",
+        datasets=None if details.dataset is None else [_slug(details.dataset)],
+        license=details.license,
+        license_name="dataset-terms" if details.license == "other" else None,
+        eval_results=_eval_results(runs, details) or None,
+    )
+    if base_model is not None:
+        data["base_model_relation"] = "finetune" if ENCODERS in manifest.sha256 else "adapter"
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}")
+    check_secrets(str(card))
+    return card
+
+
+def check_secrets(text: str, *, token: str | bool | None = None) -> None:
+    """Refuse text that holds a token.
+
+    Raises:
+        ValueError: It does; the token is not repeated.
+    """
+    if _SECRET.search(text) or (isinstance(token, str) and len(token) >= 8 and token in text):
+        raise ValueError("what would be published holds an access token; take it out of the settings or notes")
+
+
+def _check_runs(metrics: Scores | Sequence[Scores] | None) -> list[Scores]:
+    runs = [metrics] if isinstance(metrics, Mapping) else list(metrics or [])
+    for run in runs:
+        if not isinstance(run, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"metrics holds {type(run).__name__}, expected scores by name, as evaluate(...).as_dict()")
+        for name, value in _both_ways(run):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, expected a fraction from 0 to 1")
+    return runs
+
+
+def _both_ways(run: Scores) -> list[tuple[str, Any]]:
+    """Known scores of both directions, the second's named with a suffix."""
+    other = run.get("image_to_text")
+    back = cast("Scores", other) if isinstance(other, Mapping) else {}
+    return [(name, run[name]) for name in _NAMES if name in run] + [
+        (f"{name}, image to text", back[name]) for name in _NAMES if name in back
+    ]
+
+
+def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:
+    if not runs or details.dataset is None:
+        return []  # the Hub's form has no place for a score without a data set
+    return [
+        EvalResult(
+            task_type="text-to-image-retrieval",
+            task_name=_TASK,
+            dataset_type=_slug(details.dataset),
+            dataset_name=details.dataset,
+            dataset_split=details.split,
+            metric_type=name.replace(", ", "_").replace(" ", "_").lower(),
+            metric_name=_NAMES.get(name, name),
+            metric_value=round(100 * mean, 2),
+        )
+        for name, mean, _ in _summary(runs)
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
+def _summary(runs: list[Scores]) -> list[tuple[str, float, float | None]]:
+    """Name, mean and sample standard deviation of each score that every run has."""
+    rows = [dict(_both_ways(run)) for run in runs]
+    summary: list[tuple[str, float, float | None]] = []
+    for name in rows[0] if rows else ():
+        values = [float(row[name]) for row in rows if name in row]
+        if len(values) < len(rows):
+            continue
+        summary.append((name, fmean(values), stdev(values) if len(values) > 1 else None))
+    return summary
+
+
+def _body(manifest: PromptManifest, repo_id: str, runs: list[Scores], details: CardDetails) -> str:
+    tuned = ENCODERS in manifest.sha256
+    prompts = manifest.prompts
+    return BODY.format(
+        title=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        task=_TASK,
+        what="prompts and fine-tuned encoders" if tuned else "prompts",
+        base=_base_line(manifest),
+        image_size=f"{manifest.image_size[0]} × {manifest.image_size[1]} pixels (height × width)",
+        lengths=f"{prompts.text_length} a block in the text encoder, {prompts.vision_length} in the image encoder",
+        version=manifest.library_version,
+        load_encoders=LOAD_ENCODERS.format(repo_id=repo_id) if tuned else "",
+        metrics=_metrics_section(runs, details),
+        training=_training_section(details),
+        terms=DATASET_TERMS,
+        responsible_use=RESPONSIBLE_USE,
+        notes=f"\n{details.notes}\n" if details.notes else "",
+    )
+
+
+def _base_line(manifest: PromptManifest) -> str:
+    name = f"open_clip's `{_plain(manifest.model_name)}`"
+    return f"{name} with weights `{_plain(manifest.pretrained)}`" if manifest.pretrained else f"{name}, own weights"
+
+
+def _metrics_section(runs: list[Scores], details: CardDetails) -> str:
+    if not runs:
+        return "No scores were reported."
+    place = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed data set')}"
+    lines = [f"In percent, {place}.", "", "| score | mean | spread |", "|---|---|---|"]
+    for name, mean, spread in _summary(runs):
+        label = ", ".join([_NAMES.get(name.split(", ")[0], name), *name.split(", ")[1:]])
+        lines.append(f"| {label} | {100 * mean:.2f} | {'one run' if spread is None else f'{100 * spread:.2f}'} |")
+    seeds = ", ".join(map(str, details.seeds)) or "not stated"
+    lines += ["", f"Runs: {len(runs)}; seeds: {seeds}; spread is the standard deviation over runs."]
+    lines.append(f"Checkpoint: {_plain(details.checkpoint_rule or 'not stated how it was chosen')}.")
+    if details.bare_metrics is not None:
+        bare = ", ".join(f"{name} {100 * value:.2f}" for name, value in _both_ways(details.bare_metrics))
+        lines.append(f"The encoders without prompts, as plain open_clip loads them: {bare}.")
+    return "\n".join(lines)
+
+
+def _training_section(details: CardDetails) -> str:
+    if not details.training:
+        return "Settings were not reported."
+    rows = [
+        f"| {_plain(name)} | {_plain(json.dumps(value, default=str))} |" for name, value in details.training.items()
+    ]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break out of a table cell."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,277 @@
+"""Push with the real huggingface_hub client to the tests' own Hub, and load again from there."""
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+
+from promptreid import PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid.encoders.publishing import push_prompts
+from promptreid.errors import CheckpointError, HubError
+from promptreid.hub.card import CardDetails
+
+ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
+# huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+PROMPTS_ONLY = {"README.md", "prompt_config.json", "prompts.safetensors"}
+ALL_FILES = PROMPTS_ONLY | {"open_clip_model.safetensors", "open_clip_config.json"}
+
+
+def test_pushed_prompts_load_with_the_same_scores(hub, model, score):
+    url = push_prompts(model, "alice/prompts", token=ALICE)
+    repo = hub.repos["alice/prompts"]
+    assert url == f"{hub.url}/alice/prompts/commit/{repo.refs['refs/heads/main']}"
+    assert repo.private
+    assert set(repo.files()) == PROMPTS_ONLY
+    assert torch.equal(score(load_prompts("alice/prompts", token=ALICE)), score(model))
+
+
+def test_pushed_encoders_load_with_the_same_scores_and_in_plain_open_clip(hub, tuned, score):
+    push_prompts(tuned, "alice/tuned", token=ALICE, private=False)
+    assert set(hub.repos["alice/tuned"].files()) == ALL_FILES
+    assert torch.equal(score(load_prompts("alice/tuned")), score(tuned))
+    clip, _, _ = open_clip.create_model_and_transforms("hf-hub:alice/tuned")
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad(), tuned.disabled():
+        torch.testing.assert_close(clip.eval().encode_image(images), tuned.encode_image(images))
+
+
+def test_folder_is_pushed_as_it_is(hub, model, score, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    (folder / "person.jpg").write_bytes(b"a picture")
+    (folder / "labels.json").write_text("[1, 2]")
+    push_prompts(folder, "alice/m", token=ALICE)
+    push_prompts(str(folder), "alice/m", token=ALICE)
+    files = hub.repos["alice/m"].files()
+    assert set(files) == PROMPTS_ONLY
+    assert files["prompt_config.json"] == (folder / "prompt_config.json").read_bytes()
+
+
+def test_card_of_a_folder_is_kept(hub, model, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    (folder / "README.md").write_text("my own words")
+    push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].files()["README.md"] == b"my own words"
+    with pytest.raises(ValueError, match=r"README\.md is the card, so metrics and details would be lost"):
+        push_prompts(folder, "alice/m", token=ALICE, metrics={"rank1": 0.5})
+
+
+def test_save_killed_before_files_got_their_names_is_pushed_whole(hub, model, score, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    digest = json.loads((folder / "prompt_config.json").read_text())["sha256"]["prompts.safetensors"]
+    (folder / "prompts.safetensors").rename(folder / f".prompts.safetensors-{digest}")
+    push_prompts(folder, "alice/m", token=ALICE)
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
+
+
+def test_prompts_pushed_over_encoders_take_them_away(hub, model, tuned, score):
+    push_prompts(tuned, "alice/m", token=ALICE)
+    push_prompts(model, "alice/m", token=ALICE)
+    assert set(hub.repos["alice/m"].files()) == PROMPTS_ONLY
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
+
+
+def test_pushing_the_same_again_makes_no_new_commit(hub, model):
+    first = push_prompts(model, "alice/m", token=ALICE)
+    assert push_prompts(model, "alice/m", token=ALICE) == first
+
+
+def test_branch_is_made_and_main_is_left_alone(hub, model, tuned, score):
+    push_prompts(model, "alice/m", token=ALICE)
+    push_prompts(tuned, "alice/m", token=ALICE, revision="stage-two")
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE, revision="stage-two")), score(tuned))
+
+
+def test_pull_request_to_somebody_elses_repository(hub, model, tuned, score):
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    with pytest.raises(HubError, match="you have no right to do that there"):
+        push_prompts(tuned, "alice/m", token=BOB, private=False)
+    url = push_prompts(tuned, "alice/m", token=BOB, private=False, create_pr=True, commit_message="Tune it")
+    assert url.endswith("/alice/m/discussions/1")
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert torch.equal(score(load_prompts("alice/m", revision="refs/pr/1")), score(tuned))
+    assert hub.repos["alice/m"].find("refs/pr/1").title == "Tune it"
+
+
+def test_pull_request_to_no_repository_is_refused(hub, model):
+    with pytest.raises(HubError, match="no repository alice/no to open a pull request in"):
+        push_prompts(model, "alice/no", token=ALICE, create_pr=True)
+    assert hub.repos == {}
+
+
+def test_public_repository_is_refused_unless_asked_for(hub, model):
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    assert not hub.repos["alice/m"].private
+    before = dict(hub.repos["alice/m"].refs)
+    with pytest.raises(ValueError, match=r"alice/m is public, and private=True .*pass private=False to publish there"):
+        push_prompts(model, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].refs == before
+
+
+def test_private_repository_stays_private(hub, model):
+    push_prompts(model, "alice/m", token=ALICE)
+    with pytest.warns(UserWarning, match="alice/m is private and stays so"):
+        push_prompts(model, "alice/m", token=ALICE, private=False)
+    assert hub.repos["alice/m"].private
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "words"),
+    [
+        ("alice/m", "hf_wrongWrongWrong00", "the token is missing, wrong or expired"),
+        ("alice/m", None, "the token is missing, wrong or expired"),
+        ("carol/m", ALICE, "you have no right to do that there"),
+    ],
+)
+def test_who_may_not_push_is_told(hub, model, repo_id, token, words):
+    with pytest.raises(HubError, match=words):
+        push_prompts(model, repo_id, token=token)
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize("repo_id", ["", "a/b/c", "a b/c", "../x", "alice/" + "x" * 200, "-a/b", "a/b.git"])
+def test_repo_id_that_is_none_is_refused(hub, model, repo_id):
+    with pytest.raises(ValueError, match=r"is not the id of a Hub repository"):
+        push_prompts(model, repo_id, token=ALICE)
+    assert hub.log == []
+
+
+def test_arguments_of_other_types_are_refused(hub, model, tmp_path):
+    with pytest.raises(TypeError, match="private is 'no', expected True or False"):
+        push_prompts(model, "alice/m", private="no")
+    with pytest.raises(TypeError, match="create_pr is 1"):
+        push_prompts(model, "alice/m", create_pr=1)
+    with pytest.raises(TypeError, match="expected a PromptedCLIP"):
+        push_prompts(model.clip, "alice/m")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        push_prompts(tmp_path / "no", "alice/m")
+    with pytest.raises(CheckpointError, match=r"has no prompt_config\.json"):
+        push_prompts(tmp_path, "alice/m")
+    with pytest.raises(ValueError, match="rank1 is 75, expected a fraction"):
+        push_prompts(model, "alice/m", metrics={"rank1": 75})
+    assert hub.log == []
+
+
+def test_token_is_in_no_file_log_or_error(hub, model, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.5})
+    load_prompts("alice/m", token=ALICE)
+    assert all(ALICE.encode() not in content for content in hub.repos["alice/m"].files().values())
+    for place in ("carol/m", "alice/n"):
+        hub.faults = [] if place == "carol/m" else [lambda *_: 500]
+        with pytest.raises(HubError) as caught:
+            push_prompts(model, place, token=ALICE)
+        assert ALICE not in repr(caught.value) + str(caught.value.__cause__)
+    shown = capfd.readouterr()
+    assert ALICE not in caplog.text + shown.out + shown.err
+
+
+@pytest.mark.parametrize("secret", [ALICE, "hf_" + "A1b2" * 8, "ghp_" + "A1b2" * 8])
+def test_secret_in_the_card_is_refused_and_not_repeated(hub, model, secret):
+    with pytest.raises(ValueError, match="holds an access token") as caught:
+        push_prompts(model, "alice/m", token=ALICE, details=CardDetails(training={"command": f"run --token {secret}"}))
+    assert secret not in str(caught.value)
+    assert hub.repos == {}
+
+
+def test_only_weights_of_the_architecture_are_published(hub, tuned, tmp_path):
+    folder = save_prompts(tuned, tmp_path / "m")
+    from safetensors.torch import save_file
+
+    weights = load_tensors((folder / "open_clip_model.safetensors").read_bytes())
+    save_file({**weights, "identity_head.weight": torch.zeros(3, 2)}, folder / "open_clip_model.safetensors")
+    manifest = json.loads((folder / "prompt_config.json").read_text())
+    from promptreid.files import file_digest
+    from promptreid.hub.manifest import _checksum
+
+    manifest["sha256"]["open_clip_model.safetensors"] = file_digest(folder / "open_clip_model.safetensors")
+    del manifest["checksum"]
+    manifest["checksum"] = _checksum(manifest)
+    (folder / "prompt_config.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"unexpected identity_head\.weight"):
+        push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.log == []
+
+
+def test_base_from_a_file_is_published_with_its_weights_and_without_its_path(hub, tiny, tmp_path, score):
+    path = tmp_path / "secret-project.pt"
+    torch.save(load_clip("promptreid-tiny", pretrained="generated", image_size=(64, 64)).state_dict(), path)
+    model = PromptedCLIP(load_clip("promptreid-tiny", pretrained=str(path), image_size=(64, 64)))
+    with pytest.raises(ValueError, match=r'nobody else could make the base of these prompts; .*encoders="always"'):
+        push_prompts(model, "alice/m", token=ALICE)
+    push_prompts(model, "alice/m", token=ALICE, encoders="always")
+    files = hub.repos["alice/m"].files()
+    assert all(b"secret-project" not in content for content in files.values())
+    loaded = load_prompts("alice/m", token=ALICE)
+    assert torch.equal(loaded.clip.text_projection, model.clip.text_projection)
+
+
+def test_concurrent_pushes_leave_one_whole_push(hub, model, tuned, score, tmp_path):
+    folders = [save_prompts(model, tmp_path / "0"), save_prompts(tuned, tmp_path / "1")]
+    push_prompts(folders[0], "alice/m", token=ALICE)
+    errors: list[BaseException] = []
+
+    def push(folder: Path) -> None:
+        try:
+            for _ in range(3):
+                push_prompts(folder, "alice/m", token=ALICE)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=push, args=(folder,)) for folder in folders * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    found = score(load_prompts("alice/m", token=ALICE))
+    names = set(hub.repos["alice/m"].files())
+    assert (names == PROMPTS_ONLY and torch.equal(found, score(model))) or (
+        names == ALL_FILES and torch.equal(found, score(tuned))
+    )
+
+
+def test_conflict_at_each_attempt_is_an_error(hub, model, monkeypatch):
+    push_prompts(model, "alice/m", token=ALICE)
+    with torch.no_grad():
+        model.text.prompts.tokens.add_(1)
+    monkeypatch.setattr("promptreid.hub.upload._MOST_WAIT_SECONDS", 0.001)
+    hub.faults.append(lambda method, path: 412 if "/commit/" in path and method == "POST" else None)
+    with pytest.raises(HubError, match="somebody else keeps changing it"):
+        push_prompts(model, "alice/m", token=ALICE)
+
+
+@pytest.mark.parametrize("part", ["/api/models/alice/m", "/preupload/", "objects/batch", "/_lfs/", "/commit/main"])
+@pytest.mark.parametrize("fault", [503, "close"])
+def test_passing_fault_during_a_push_is_overcome(hub, model, score, part, fault, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    left = [2]
+
+    def fail(_: str, path: str) -> object:
+        if part in path and left[0]:
+            left[0] -= 1
+            return fault
+        return None
+
+    hub.faults.append(fail)
+    push_prompts(model, "alice/m", token=ALICE)
+    assert left == [0]
+    hub.faults.clear()
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
+
+
+@pytest.mark.parametrize("part", ["/preupload/", "objects/batch", "/_lfs/", "/commit/main"])
+def test_lasting_fault_during_a_push_leaves_the_repository_as_it_was(hub, model, tuned, score, part, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    push_prompts(model, "alice/m", token=ALICE)
+    hub.faults.append(lambda _, path: 500 if part in path else None)
+    with pytest.raises(HubError, match=r"HTTP status 500|cannot be reached"):
+        push_prompts(tuned, "alice/m", token=ALICE)
+    hub.faults.clear()
+    assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
