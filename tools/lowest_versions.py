@@ -16,7 +16,7 @@ import tomllib
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-lowest"
 # torchvision is open_clip's requirement, not ours, and each release fits one torch only.
-TORCHVISION = {"2.4": "0.19.0", "2.5": "0.20.0", "2.6": "0.21.0", "2.7": "0.22.0", "2.8": "0.23.0"}
+TORCHVISION = {"2.6": "0.21.0", "2.7": "0.22.0", "2.8": "0.23.0"}
 TOOLS = ["pytest==8.2.0", "pytest-timeout", "pytest-xdist", "hypothesis", "pyyaml"]
 # Linters, type checkers, documentation and what wraps up the package are not part of what is supported.
 LEFT_OUT = ["tests/docs", "tests/packaging", "tests/demo"]
