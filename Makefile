@@ -11,6 +11,7 @@ check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
+	$(PYTHON) -m pyright --verifytypes promptreid --ignoreexternal
 	codespell
 	lint-imports
 

@@ -128,11 +128,11 @@ class Prompts(nn.Module):
             )
         self.tower = tower
         self.length = length
-        self.depth = blocks if depth is None else depth
+        self.depth: int = blocks if depth is None else depth
         self.position_embedding = position_embedding
-        self.before_end = slot == "before_end"
+        self.before_end: bool = slot == "before_end"
         self._check_fit()
-        self.tokens = nn.Parameter(torch.zeros(self.depth, length, tower.width))
+        self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, length, tower.width))
 
     def _check_fit(self) -> None:
         kind = self.tower.kind
@@ -211,7 +211,7 @@ class BorderPrompts(nn.Module):
         self.length = length
         self.depth = 1
         self.register_buffer("places", border_places(tower.image_size, width=length), persistent=False)
-        self.tokens = nn.Parameter(torch.zeros(1, len(self.places), tower.channels))
+        self.tokens: nn.Parameter = nn.Parameter(torch.zeros(1, len(self.places), tower.channels))
 
 
 class PoolPrompts(nn.Module):
@@ -231,4 +231,6 @@ class PoolPrompts(nn.Module):
         pool: Any = tower.attention_pool
         self.length = length
         self.depth = 1
-        self.tokens = nn.Parameter(_NORMAL_STD * torch.randn(1, length, int(pool.positional_embedding.shape[1])))
+        self.tokens: nn.Parameter = nn.Parameter(
+            _NORMAL_STD * torch.randn(1, length, int(pool.positional_embedding.shape[1]))
+        )

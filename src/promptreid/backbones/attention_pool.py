@@ -39,7 +39,7 @@ class AttentionPoolInjection:
     def __init__(self, tower: PixelTower, prompts: PoolTokens) -> None:
         self.tower = tower
         self.prompts = prompts
-        self.switch = Switch()
+        self.switch: Switch = Switch()
         refuse_second_set(tower)
         pool: Any = tower.attention_pool
         self._handles: list[Any] = [pool.register_forward_hook(PoolWithPrompts(self))]

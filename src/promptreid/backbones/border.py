@@ -57,7 +57,7 @@ class BorderInjection:
     def __init__(self, tower: PixelTower, prompts: BorderPixels) -> None:
         self.tower = tower
         self.prompts = prompts
-        self.switch = Switch()
+        self.switch: Switch = Switch()
         refuse_second_set(tower)
         hook = AddBorder(self)
         self._handles: list[Any] = [tower.entrance.register_forward_pre_hook(hook)]

@@ -60,7 +60,7 @@ class PromptInjection:
     def __init__(self, tower: TokenTower, prompts: PromptTokens, *, sequence_first: bool = True) -> None:
         self.tower = tower
         self.prompts = prompts
-        self.switch = Switch()
+        self.switch: Switch = Switch()
         self._handles: list[Any] = []
         self._sequence_first = sequence_first and runs_slow_when_frozen(tower)
         self._refuse_occupied()
@@ -133,8 +133,8 @@ class InsertPrompts:
         names = list(inspect.signature(block.forward).parameters)
         tower = injection.tower
         growing = (*tower.mask_arguments, *tower.bias_arguments, *tower.rotary_arguments)
-        self.sequence_name = names[0]
-        self.places = {name: names.index(name) for name in growing if name in names}
+        self.sequence_name: str = names[0]
+        self.places: dict[str, int] = {name: names.index(name) for name in growing if name in names}
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -20,7 +20,7 @@ class Switch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a deep copy a key of its own, so that disabling one does not disable the other."""
         self.__dict__.update(state)
-        self.key = next(_keys)
+        self.key: int = next(_keys)
 
     @property
     def on(self) -> bool:

@@ -34,10 +34,10 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
     def __init__(self, split: ReIDSplit, *, transform: Transform, tokenizer: Tokenizer) -> None:
         self.split = split
         self.transform = transform
-        self.tokens = tokenizer([caption for record in split.records for caption in record.captions])
+        self.tokens: Tensor = tokenizer([caption for record in split.records for caption in record.captions])
         counts = torch.tensor([len(record.captions) for record in split.records])
-        self.images = torch.arange(len(split)).repeat_interleave(counts)
-        self.person_ids = torch.tensor([split.labels[record.person_id] for record in split.records])
+        self.images: Tensor = torch.arange(len(split)).repeat_interleave(counts)
+        self.person_ids: Tensor = torch.tensor([split.labels[record.person_id] for record in split.records])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,7 +57,7 @@ class ImagesOnly(Dataset[Tensor]):
     def __init__(self, split: ReIDSplit, *, transform: Transform) -> None:
         self.split = split
         self.transform = transform
-        self.person_ids = torch.tensor([record.person_id for record in split.records])
+        self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records])
 
     def __len__(self) -> int:
         return len(self.split)
@@ -70,9 +70,9 @@ class CaptionsOnly(Dataset[Tensor]):
     """Every caption of a split once, (L,) int64; `person_ids` (captions,) int64 holds the annotation's numbers."""
 
     def __init__(self, split: ReIDSplit, *, tokenizer: Tokenizer) -> None:
-        self.captions = [caption for record in split.records for caption in record.captions]
-        self.tokens = tokenizer(self.captions)
-        self.person_ids = torch.tensor([record.person_id for record in split.records for _ in record.captions])
+        self.captions: list[str] = [caption for record in split.records for caption in record.captions]
+        self.tokens: Tensor = tokenizer(self.captions)
+        self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records for _ in record.captions])
 
     def __len__(self) -> int:
         return len(self.captions)

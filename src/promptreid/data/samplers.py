@@ -52,8 +52,8 @@ class EpochSampler(Sampler[list[int]]):
         self.drop_last = drop_last
         self.num_replicas = num_replicas
         self.rank = rank
-        self.epoch = 0
-        self.start = 0
+        self.epoch: int = 0
+        self.start: int = 0
 
     def __len__(self) -> int:
         """Batches a whole epoch."""

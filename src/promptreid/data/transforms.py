@@ -1,9 +1,10 @@
 """From a picture to the tensor that an encoder takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 _REFERENCE_HEIGHT = 384
@@ -11,7 +12,7 @@ _REFERENCE_HEIGHT = 384
 
 def train_transform(
     image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], flip: bool = True
-) -> v2.Compose:
+) -> Callable[[Any], Tensor]:
     """The field's augmentation: flip, pad and crop, random erasing.
 
     Padding is 10 pixels at a height of 384 and in proportion at others. Erased areas are 0 after normalisation,
@@ -42,7 +43,9 @@ def train_transform(
     )
 
 
-def eval_transform(image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> v2.Compose:
+def eval_transform(
+    image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Any], Tensor]:
     """Resize the whole picture, cutting nothing off a person, and normalise.
 
     Args:

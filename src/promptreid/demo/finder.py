@@ -43,7 +43,7 @@ class Finder:
 
     def __init__(self, crops: Crops, versions: Sequence[Version], *, progress: bool = True) -> None:
         self.crops = crops
-        self.versions = tuple(versions)
+        self.versions: tuple[Version, ...] = tuple(versions)
         self._places = {path: place for place, path in enumerate(crops.paths)}
         self._galleries: list[Gallery] = []
         for number, version in enumerate(versions):

@@ -72,10 +72,10 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         config = PromptConfig() if config is None else config
         self.config = config
-        self.source = source_of(clip) if source is None else source
-        self.base_fingerprint = fingerprint(clip)
+        self.source: ClipSource | None = source_of(clip) if source is None else source
+        self.base_fingerprint: tuple[float, ...] = fingerprint(clip)
         self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
-        self.vision = PromptedVisionEncoder(
+        self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
             clip,
             config.vision_length,
             depth=config.vision_depth,
@@ -85,7 +85,7 @@ class PromptedCLIP(nn.Module):
             sequence_first=sequence_first,
         )
         try:
-            self.text = PromptedTextEncoder(
+            self.text: PromptedTextEncoder = PromptedTextEncoder(
                 clip,
                 config.text_length,
                 depth=config.text_depth,

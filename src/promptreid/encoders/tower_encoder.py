@@ -27,7 +27,7 @@ class PromptCarrier(nn.Module):
     def __init__(self, clip: nn.Module, injection: Injection, prompts: Prompts | BorderPrompts | PoolPrompts) -> None:
         super().__init__()
         self._base = (clip,)  # a tuple hides the module from registration
-        self.prompts = prompts.to(next(clip.parameters()).device)
+        self.prompts: BorderPrompts | PoolPrompts | Prompts = prompts.to(next(clip.parameters()).device)
         self.injection = injection
 
     @property

@@ -29,10 +29,11 @@ class Positives:
     """
 
     def __init__(self, query_ids: Tensor, gallery_ids: Tensor) -> None:
-        grouped, self.order = gallery_ids.sort(stable=True)
-        self.starts = torch.searchsorted(grouped, query_ids.contiguous())
+        grouped, order = gallery_ids.sort(stable=True)
+        self.order: Tensor = order
+        self.starts: Tensor = torch.searchsorted(grouped, query_ids.contiguous())
         ends = torch.searchsorted(grouped, query_ids.contiguous(), right=True)
-        self.counts = ends - self.starts
+        self.counts: Tensor = ends - self.starts
 
     def grouped_queries(self) -> Tensor:
         """Indices of the queries that have a right item, those of one person next to each other."""

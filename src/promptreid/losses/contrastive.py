@@ -50,7 +50,7 @@ class ContrastiveLoss(nn.Module):
             raise ValueError(f'same_person is {same_person!r}, expected "ignored", "positive" or "negative"')
         if similarity not in get_args(Similarity):
             raise ValueError(f'similarity is {similarity!r}, expected "cosine" or "dot"')
-        self.temperature = Temperature(temperature, learnable=learnable_temperature)
+        self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
         self.same_person: SamePerson = same_person
         self.similarity: Similarity = similarity
 

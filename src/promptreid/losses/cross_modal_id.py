@@ -75,7 +75,7 @@ class CrossModalIDLoss(nn.Module):
         self.kind: Classifier = classifier
         self.scale = scale
         self.cross_modal_projection = cross_modal_projection
-        self.classifier = nn.Linear(embed_dim, num_identities, bias=classifier == "linear")
+        self.classifier: nn.Linear = nn.Linear(embed_dim, num_identities, bias=classifier == "linear")
         nn.init.normal_(self.classifier.weight, std=0.001)
         if classifier == "linear":
             nn.init.zeros_(self.classifier.bias)

@@ -42,7 +42,7 @@ class SDMLoss(nn.Module):
         super().__init__()
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon is {epsilon}, expected a small positive number such as 1e-8")
-        self.temperature = Temperature(temperature, learnable=learnable_temperature)
+        self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
         self.epsilon = epsilon
 
     def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor | None = None) -> Tensor:

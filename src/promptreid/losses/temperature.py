@@ -38,7 +38,7 @@ class Temperature(nn.Module):
                 "for example at 0.07"
             )
         self.value = value
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / value))) if learnable else None
+        self.logit_scale: nn.Parameter | None = nn.Parameter(torch.tensor(math.log(1 / value))) if learnable else None
 
     def forward(self) -> Tensor | float:
         """The number as it is now, () if it is learnt."""

@@ -70,7 +70,7 @@ class Gallery:
         if not bool(features.isfinite().all()):
             raise ValueError("features hold NaN or infinity; did the model diverge?")
         self.model = model
-        self.paths = tuple(paths)
+        self.paths: tuple[Path, ...] = tuple(paths)
         self.features = features
 
     def __len__(self) -> int:

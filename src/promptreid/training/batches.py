@@ -72,7 +72,7 @@ class Batches:
             self.sampler = make_sampler(**settings)
         if len(self.sampler) < 1:
             raise ValueError(f"the sampler makes no batch of {batch_size} from {len(cast(Sized, dataset))} items")
-        self.items = SeededItems(dataset, seed=seed)
+        self.items: SeededItems = SeededItems(dataset, seed=seed)
         _check_item(self.items[0])
         self._loader = DataLoader(
             self.items,

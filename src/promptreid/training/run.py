@@ -65,7 +65,7 @@ class Run:
         """Load the last checkpoint if there is one, else seed the generators."""
         if self.last is not None:
             self._pending = load_checkpoint(self.last)
-            self.state = restore(self._pending, self.last, self.model, self.stages)
+            self.state: RunState = restore(self._pending, self.last, self.model, self.stages)
             if self.is_main:
                 self.folder.tidy(self.state.history)
         self.model.to(self._accelerator.device)

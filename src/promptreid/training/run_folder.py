@@ -30,10 +30,10 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, *, keep: int = 2) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.keep = keep
-        self.checkpoints = self.path / "checkpoints"
-        self.best = self.path / "best.safetensors"
+        self.checkpoints: Path = self.path / "checkpoints"
+        self.best: Path = self.path / "best.safetensors"
 
     def find(self, settings: dict[str, Any], *, resume: bool) -> Path | None:
         """The checkpoint to go on from, if there is one.

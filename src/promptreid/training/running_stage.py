@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.features import check_labels
@@ -40,7 +41,7 @@ class RunningStage:
         self.stage = stage
         self.module: nn.Module = accelerator.prepare_model(step)
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
-        self.scheduler = stage.scheduler(optimizer, steps_per_epoch)
+        self.scheduler: LambdaLR = stage.scheduler(optimizer, steps_per_epoch)
         self.scaler: Any = accelerator.scaler
         self._accelerator = accelerator
         self._chunk_size = chunk_size

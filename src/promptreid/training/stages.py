@@ -82,12 +82,12 @@ class Stage:
     ) -> None:
         self.name = name
         self.model = model
-        self.trains = tuple(trains)
-        self.loss_modules = nn.ModuleDict(dict(losses))
-        self.weights = dict.fromkeys(losses, 1.0) | dict(weights or {})
+        self.trains: tuple[Part, ...] = tuple(trains)
+        self.loss_modules: nn.ModuleDict = nn.ModuleDict(dict(losses))
+        self.weights: dict[str, float] = dict.fromkeys(losses, 1.0) | dict(weights or {})
         self.epochs = epochs
         self.learning_rate = learning_rate
-        self.prompt_learning_rate = learning_rate if prompt_learning_rate is None else prompt_learning_rate
+        self.prompt_learning_rate: float = learning_rate if prompt_learning_rate is None else prompt_learning_rate
         self.weight_decay = weight_decay
         self.new_module_factor = new_module_factor
         self.layer_decay = layer_decay

@@ -112,7 +112,7 @@ class Trainer:
             1, chunk_size=chunk_size, checkpoint_every_steps=checkpoint_every_steps, keep_checkpoints=keep_checkpoints
         )
         check_training_data(train_data, stages)
-        self.folder = RunFolder(output_dir, keep=keep_checkpoints)
+        self.folder: RunFolder = RunFolder(output_dir, keep=keep_checkpoints)
         self.seed = seed
         self.checkpoint_every_steps = checkpoint_every_steps
         self.chunk_size = chunk_size

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from promptreid.encoders.clip import PromptedCLIP
 from promptreid.training.gather import gather_batch
 from promptreid.training.stages import Stage
 
@@ -25,8 +26,8 @@ class TrainingStep(nn.Module):
 
     def __init__(self, stage: Stage, *, compile: bool = False) -> None:
         super().__init__()
-        self.model = stage.model
-        self.loss_modules = stage.loss_modules
+        self.model: PromptedCLIP = stage.model
+        self.loss_modules: nn.ModuleDict = stage.loss_modules
         self._losses = stage.losses
         # In a tuple, so that the compiled module is not registered beside the model itself.
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
