@@ -1,9 +1,11 @@
 """Small open_clip models that every room's tests share; nothing is downloaded."""
 
 import copy
+import importlib.util
 import os
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +66,22 @@ def tokens() -> torch.Tensor:
 def hub_socket() -> socket.socket:
     """The port that huggingface_hub takes for the Hub's."""
     return HUB_SOCKET
+
+
+def load_zoo():
+    """The module tools/zoo.py: every architecture that open_clip names, shrunk."""
+    spec = importlib.util.spec_from_file_location("zoo", Path(__file__).parents[1] / "tools" / "zoo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def zoo():
+    return load_zoo()
+
+
+def pytest_generate_tests(metafunc):
+    """Give a test that asks for `any_name` every architecture that open_clip names."""
+    if "any_name" in metafunc.fixturenames:
+        metafunc.parametrize("any_name", load_zoo().names())

@@ -113,5 +113,5 @@ def refuse_second_set(tower: PixelTower) -> None:
     if any(getattr(hook, "injection", None) is not None for hook in hooks):
         raise AttachmentError(
             f"this {tower.kind} already carries prompts, and two sets would stack. Call .detach() on the first "
-            "wrapper, or make the second from copy.deepcopy(clip)."
+            "wrapper, or take copy.deepcopy(clip) of the bare model before wrapping."
         )

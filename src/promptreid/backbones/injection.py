@@ -95,7 +95,7 @@ class PromptInjection:
             if InsertPrompts in kinds:
                 raise AttachmentError(
                     f"this {self.tower.kind} already carries prompts, and two sets would stack. Call .detach() on "
-                    "the first wrapper, or make the second from copy.deepcopy(clip)."
+                    "the first wrapper, or take copy.deepcopy(clip) of the bare model before wrapping."
                 )
 
     def _attach(self) -> None:

@@ -122,7 +122,11 @@ class PromptedVisionEncoder(PromptCarrier):
                 f"images have dtype {images.dtype}, expected floating point, normalised as model.eval_transform does"
             )
         # Looking at values would wait for the GPU at every step, and cannot be traced.
-        if images.device.type == "cpu" and images.numel() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        if len(images) == 0:
+            raise ValueError("images hold no picture: the batch is empty, and open_clip's towers take at least one")
+        if images.device.type == "cpu":
             largest = float(images.detach().abs().amax())
             if largest > _LARGEST_VALUE:
                 raise ValueError(

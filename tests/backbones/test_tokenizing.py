@@ -1,0 +1,39 @@
+import pickle
+import warnings
+
+import pytest
+
+from promptreid import PromptedCLIP, load_clip
+
+
+@pytest.fixture
+def tokenizer():
+    return PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48))).tokenizer
+
+
+def test_captions_that_fit_are_open_clips_own_and_say_nothing(tokenizer):
+    import open_clip
+
+    captions = ["a man", "word " * 75]  # 75 words, start and end: exactly 77
+    assert tokenizer(captions).equal(open_clip.get_tokenizer("ViT-B-16")(captions))
+    assert tokenizer("a man").shape == (1, 77)
+
+
+@pytest.mark.parametrize("words", [76, 100, 400])
+def test_caption_that_is_too_long_is_cut_with_its_end_kept_and_said_once(tokenizer, words):
+    captions = ["a man", "word " * words, "word " * 75]
+    with pytest.warns(UserWarning, match=r"1 of 3 captions are longer than the 77 tokens .* for example 'word word"):
+        tokens = tokenizer(captions)
+    assert int(tokens[1, -1]) == 49407
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer(captions)
+
+
+def test_captions_that_are_no_text_are_refused(tokenizer):
+    with pytest.raises(TypeError, match="captions hold 3, expected text"):
+        tokenizer(["a man", 3])
+
+
+def test_tokenizer_goes_to_worker_processes(tokenizer):
+    assert pickle.loads(pickle.dumps(tokenizer))("a man").equal(tokenizer("a man"))

@@ -1,0 +1,67 @@
+"""Prompted encoders leave PyTorch: torch.export, and ONNX run by onnxruntime."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from promptreid import PromptConfig, PromptedCLIP, load_clip
+
+NAMES = ("ViT-B-16", "ViT-B-16-SigLIP")
+BATCHES = (1, 2, 5)
+
+
+def make(zoo, name):
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=(64, 32))
+    model = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2)).eval()
+    with torch.no_grad():
+        for prompts in model.prompt_parameters():
+            prompts.normal_()
+    return model
+
+
+def inputs(zoo, name, batch):
+    images = torch.randn(batch, 3, 64, 32, generator=torch.Generator().manual_seed(batch))
+    return {"vision": images, "text": zoo.tokens_for(name, batch=batch, seed=batch)}
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_program_gives_equal_features_for_any_batch(zoo, name, tower):
+    model = make(zoo, name)
+    encoder = getattr(model, tower)
+    batch = torch.export.Dim("batch", min=1, max=256)
+    program = torch.export.export(encoder, (inputs(zoo, name, 3)[tower],), dynamic_shapes=({0: batch},))
+    module = program.module()
+    for size in BATCHES:
+        given = inputs(zoo, name, size)[tower]
+        torch.testing.assert_close(module(given), encoder(given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_file_in_onnxruntime_gives_equal_features_for_any_batch(zoo, name, tower, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    model = make(zoo, name)
+    encoder = getattr(model, tower)
+    path = tmp_path / "encoder.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        torch.onnx.export(
+            encoder,
+            (inputs(zoo, name, 3)[tower],),
+            str(path),
+            input_names=["given"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=256)},),
+            dynamo=True,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for size in BATCHES:
+        given = inputs(zoo, name, size)[tower]
+        (features,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        np.testing.assert_allclose(features, encoder(given).detach().numpy(), rtol=1e-4, atol=1e-4)
