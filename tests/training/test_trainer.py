@@ -16,6 +16,7 @@ from promptreid.encoders.clip import PromptedCLIP
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.training.running_stage import RunningStage
 from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.stages import Stage
 from promptreid.training.trainer import Trainer
 
 PROMPTS = ["vision.prompts.tokens", "text.prompts.tokens"]
@@ -256,6 +257,86 @@ def test_trainer_non_finite_loss_leaves_the_weights_before_it(make: Any, broken_
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_trainer_gradient_not_finite_is_noticed_without_clipping(make: Any, model: PromptedCLIP) -> None:
+    class Spiky(torch.nn.Module):
+        def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+            return (images - images).abs().sqrt().sum()  # 0, with a gradient that is not a number
+
+    stage = Stage("spiky", model, trains=["prompts"], losses={"spiky": Spiky()}, max_norm=None)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match="'gradient norm': nan"):
+        make(stages=[stage]).fit()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_non_finite_loss_names_the_last_good_checkpoint(make: Any, model: PromptedCLIP) -> None:
+    class Late(torch.nn.Module):
+        calls = 0
+
+        def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return images.sum() * (math.inf if self.calls == 4 else 1)
+
+    stage = Stage("late", model, trains=["prompts"], losses={"late": Late()}, epochs=3)
+    with pytest.raises(FloatingPointError, match=r"step 3 .*the last good checkpoint is .*step-000000002"):
+        make(stages=[stage]).fit()
+
+
+def test_trainer_keeps_as_many_checkpoints_as_asked(make: Any, tmp_path: Path) -> None:
+    make(checkpoint_every_steps=1, keep_checkpoints=3).fit()
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == [f"step-00000000{step}" for step in (6, 7, 8)]
+
+
+def test_trainer_logs_a_line_a_step(make: Any, tmp_path: Path) -> None:
+    make().fit()
+    entries = read_lines(tmp_path / "run" / "steps.jsonl")
+    assert [entry["step"] for entry in entries] == list(range(1, 9))
+    assert set(entries[-1]["losses"]) == {"contrastive", "identity", "total"}
+    # Half a cosine over four steps of stage 1, no warm-up in so short a stage: cos 0, 45, 90, 135 degrees.
+    rates = [entry["learning_rate"] for entry in entries[:4]]
+    assert rates == pytest.approx([1e-2, 0.853553e-2, 0.5e-2, 0.146447e-2], rel=1e-5)
+    assert all(entry["gradient_norm"] > 0 for entry in entries)
+
+
+def final_state(make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, **settings: Any) -> dict[str, torch.Tensor]:
+    """Train from the same start and return what became of the model."""
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    make(**settings).fit()
+    final = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    return final
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chunk_size": 3},
+        {"gradient_checkpointing": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        {"gradient_checkpointing": True, "chunk_size": 1},
+    ],
+)
+def test_trainer_ways_to_save_memory_or_time_train_the_same(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    plain = final_state(make, model, schedule)
+    other = final_state(make, model, schedule, output_dir=tmp_path / "other", **settings)
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    assert not model.clip.transformer.grad_checkpointing
+
+
+def test_trainer_gradient_checkpointing_computes_blocks_again(make: Any, model: PromptedCLIP) -> None:
+    calls: list[int] = []
+    model.clip.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    make().fit()
+    plain = len(calls)
+    make(output_dir=make().folder.path.with_name("again"), gradient_checkpointing=True).fit()
+    assert len(calls) - plain == 2 * plain
+
+
 def test_trainer_shows_a_bar_an_epoch_with_loss(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
     make(progress=True).fit()
     shown = capsys.readouterr().err
@@ -292,6 +373,7 @@ def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP)
         ({"chunk_size": 0}, "chunk_size is 0, expected at least 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
+        ({"train_data": [{}] * 10}, "items of train_data lack images, tokens, person_ids"),
         ({"trackers": ["tensorbored"]}, "trackers has 'tensorbored', expected some of"),
     ],
 )

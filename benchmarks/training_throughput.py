@@ -1,0 +1,146 @@
+"""Images a second and peak memory of both stages on a GPU, against the usual way, as ratios.
+
+    python benchmarks/training_throughput.py                         # ViT-B-16, 384 x 128, batches of 64 and 256
+    python benchmarks/training_throughput.py --device cpu --model promptreid-tiny --batch-sizes 16 --steps 2
+
+"usual" is what the field's repositories do: the whole model in fp16 weights, all 77 tokens, fine-tuned directly. The
+variants take turns, so that a GPU's changing clock weighs on all of them alike. Writes
+benchmarks/results/training_throughput.json on a GPU, and nothing elsewhere.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
+from promptreid.training.acceleration import make_accelerator
+from promptreid.training.running_stage import RunningStage
+
+ROUNDS = 5
+RESULT = Path(__file__).parent / "results" / "training_throughput.json"
+WORDS = 30  # tokens of a caption; CUHK-PEDES' average about 23 words
+
+
+def batch_of(size: int, model: PromptedCLIP) -> dict[str, torch.Tensor]:
+    """Random pictures and captions."""
+    tokens = torch.zeros(size, model.context_length, dtype=torch.int64)
+    tokens[:, 0], tokens[:, WORDS + 1] = 49406, 49407
+    tokens[:, 1 : WORDS + 1] = torch.randint(1, 49000, (size, WORDS))
+    return {
+        "images": torch.randn(size, 3, *model.image_size),
+        "tokens": tokens,
+        "person_ids": torch.arange(size) % 100,
+    }
+
+
+def stage_step(arguments: argparse.Namespace, stage: int, size: int) -> Callable[[], Any]:
+    """A step of one of our stages, in bf16 on a GPU."""
+    clip = load_clip(arguments.model, image_size=tuple(arguments.image_size), device=arguments.device)
+    model = PromptedCLIP(clip, PromptConfig())
+    schedule = TwoStageSchedule(model, num_identities=11_003)
+    accelerator = make_accelerator(arguments.device, "bf16" if arguments.device == "cuda" else "no")
+    running = RunningStage(schedule[stage], accelerator, steps_per_epoch=1000)
+    batch = batch_of(size, model)
+    return lambda: running.step(batch, where="benchmark", last_checkpoint=None)
+
+
+def usual_step(arguments: argparse.Namespace, size: int) -> Callable[[], Any]:
+    """Direct fine-tuning with fp16 weights and every token, by hand."""
+    clip = load_clip(arguments.model, image_size=tuple(arguments.image_size), device=arguments.device)
+    half = arguments.device == "cuda"
+    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0), sequence_first=False, trim=False)
+    stage = TwoStageSchedule(model, num_identities=11_003, stage_one_epochs=0)[0]
+    stage.prepare()
+    if half:
+        model.half()
+    # Plain SGD moves fp16 weights without overflow; AdamW's second moment would not.
+    optimizer = torch.optim.SGD(stage.parameters(), lr=1e-5)
+    batch = {name: values.to(arguments.device) for name, values in batch_of(size, model).items()}
+    batch["images"] = batch["images"].half() if half else batch["images"]
+
+    def step() -> float:
+        out = model(batch["images"], batch["tokens"])
+        losses = stage.losses(out["image_features"], out["text_features"], batch["person_ids"])
+        losses["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return losses["total"].item()
+
+    return step
+
+
+def measure(make: Callable[[], Callable[[], Any]], steps: int, device: str) -> tuple[float, float]:
+    """Seconds a step and peak GiB of GPU memory."""
+    step = make()
+    step()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - begin) / steps
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    return seconds, peak
+
+
+def compare(arguments: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
+    """All variants by turns at one batch size."""
+    variants: dict[str, Callable[[], Callable[[], Any]]] = {
+        "usual": lambda: usual_step(arguments, size),
+        "stage_one": lambda: stage_step(arguments, 0, size),
+        "stage_two": lambda: stage_step(arguments, 1, size),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for _ in range(arguments.rounds):
+        for name, make in variants.items():
+            found[name].append(measure(make, arguments.steps, arguments.device))
+    medians = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in found.items()}
+    usual_seconds, usual_peak = medians["usual"]
+    return {
+        name: {
+            "images_per_second": round(size / seconds, 1),
+            "peak_gib": round(peak, 2),
+            "speed_ratio": round(usual_seconds / seconds, 3),
+            "memory_ratio": round(peak / usual_peak, 3),
+        }
+        for name, (seconds, peak) in medians.items()
+    }
+
+
+def main() -> None:
+    """Measure and print; write the result where it was measured on a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ViT-B-16")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[384, 128])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(1, "not run: torch sees no CUDA device; --device cpu tries the script out on a small model\n")
+    result = {
+        "settings": {name: value for name, value in vars(arguments).items()},
+        "by_batch_size": {str(size): compare(arguments, size) for size in arguments.batch_sizes},
+        "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "date": date.today().isoformat(),
+    }
+    print(json.dumps(result, indent=2))
+    if arguments.device == "cuda":
+        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The same run under several seeds: mean and spread instead of one lucky number."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+
+from promptreid.errors import CheckpointError
+from promptreid.files import write_bytes_atomically
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """Scores of one run a seed.
+
+    Attributes:
+        scores: Scores by name, by seed.
+
+    Example:
+        >>> found = SeedScores({0: {"rank1": 0.5}, 1: {"rank1": 0.7}})
+        >>> print(found.table())
+        rank1     60.00 ± 14.14  (2 seeds)
+    """
+
+    scores: Mapping[int, Mapping[str, float]]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Mean over the seeds, by name."""
+        return {name: statistics.fmean(values) for name, values in self._columns().items()}
+
+    @property
+    def std(self) -> dict[str, float]:
+        """Sample standard deviation over the seeds, by name; NaN for a single seed, which shows no spread."""
+        return {
+            name: statistics.stdev(values) if len(values) > 1 else math.nan for name, values in self._columns().items()
+        }
+
+    def table(self) -> str:
+        """One line a score, in percent."""
+        mean, std, count = self.mean, self.std, len(self.scores)
+        seeds = "1 seed" if count == 1 else f"{count} seeds"
+        width = max(map(len, mean))
+        return "\n".join(f"{name:<{width}}{100 * mean[name]:10.2f} ± {100 * std[name]:.2f}  ({seeds})" for name in mean)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON holds it; a spread that is not known is null."""
+        std = {name: None if math.isnan(value) else value for name, value in self.std.items()}
+        return {
+            "seeds": {str(seed): dict(scores) for seed, scores in self.scores.items()},
+            "mean": self.mean,
+            "std": std,
+        }
+
+    def _columns(self) -> dict[str, list[float]]:
+        names = list(next(iter(self.scores.values())))
+        return {name: [scores[name] for scores in self.scores.values()] for name in names}
+
+
+def run_seeds(
+    train: Callable[[int, Path], Mapping[str, float]], seeds: Sequence[int], *, output_dir: str | Path
+) -> SeedScores:
+    """Train once for each seed and sum the scores up.
+
+    A seed whose run has ended is not run again, and one that was broken off goes on if `train` gives its folder to a
+    `Trainer`: the same command goes on after a kill.
+
+    Args:
+        train: From a seed and the seed's folder to scores by name. Everything that is drawn (model, schedule, order)
+            has to be drawn from the seed.
+        seeds: The seeds.
+        output_dir: Gets `seed-<n>/scores.json` for each, and `seeds.json`.
+
+    Returns:
+        The scores, with mean and standard deviation.
+
+    Raises:
+        ValueError: No seeds, one twice or below 0, or runs that return different or non-finite scores.
+        CheckpointError: A file of scores is damaged.
+    """
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds are {list(seeds)}, expected at least one, each once and at least 0")
+    folder = Path(output_dir)
+    scores: dict[int, dict[str, float]] = {}
+    for seed in seeds:
+        path = folder / f"seed-{seed}" / "scores.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores[seed] = _read(path) if path.is_file() else _run(train, seed, path)
+        first = scores[seeds[0]]
+        if scores[seed].keys() != first.keys():
+            raise ValueError(
+                f"seed {seed} has the scores {sorted(scores[seed])}, seed {seeds[0]} has {sorted(first)}; give another "
+                "output_dir if the run has changed"
+            )
+    found = SeedScores(scores)
+    _write(folder / "seeds.json", found.as_dict())
+    return found
+
+
+def _run(train: Callable[[int, Path], Mapping[str, float]], seed: int, path: Path) -> dict[str, float]:
+    scores = {name: float(value) for name, value in train(seed, path.parent).items()}
+    if not scores or not all(map(math.isfinite, scores.values())):
+        raise ValueError(f"the run of seed {seed} returned {scores}, expected at least one score, all of them numbers")
+    _write(path, scores)
+    return scores
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in cast(dict[str, Any], scores).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"cannot read the scores {path}: {error}; delete it to run this seed again") from error
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        write_bytes_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

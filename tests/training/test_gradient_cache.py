@@ -1,0 +1,70 @@
+"""Gradient caching against the plain step; equality in two processes is in `test_gather.py`."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.training.acceleration import make_accelerator
+from promptreid.training.running_stage import RunningStage
+from promptreid.training.stages import Stage
+
+
+@pytest.fixture
+def batch(images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"images": images, "tokens": tokens, "person_ids": person_ids}
+
+
+def gradients(stage: Stage, batch: Any, *, chunk_size: int | None) -> dict[str, torch.Tensor]:
+    running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=chunk_size)
+    running.optimizer.zero_grad()
+    losses = running._backward(batch)
+    named = {**dict(stage.model.named_parameters()), **dict(stage.loss_modules.named_parameters())}
+    found = {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
+    return found | {name: value.detach() for name, value in losses.items()}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 4])
+@pytest.mark.parametrize("trains", [["prompts"], ["encoders"], ["text_prompts"], ["prompts", "encoders"], []])
+def test_gradient_cache_gives_losses_and_gradients_of_the_plain_step(
+    model: PromptedCLIP, batch: Any, trains: list[Any], chunk_size: int
+) -> None:
+    model.double()
+    batch["images"] = batch["images"].double()
+    losses = {"contrastive": ContrastiveLoss(0.1), "identity": CrossModalIDLoss(3, 32).double()}
+    stage = Stage("test", model, trains=trains, losses=losses)
+    plain = gradients(stage, batch, chunk_size=None)
+    cached = gradients(stage, batch, chunk_size=chunk_size)
+    assert cached.keys() == plain.keys()
+    assert "contrastive" in plain
+    for name, value in plain.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_gradient_cache_draws_the_same_dropout_in_both_passes(model: PromptedCLIP, batch: Any) -> None:
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.5)
+    stage = Stage("test", model, trains=["encoders"], losses={"contrastive": ContrastiveLoss(0.1)})
+    seen = []
+    stage.prepare()
+    model.clip.visual.register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
+    running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=2)
+    running._backward(batch)
+    assert len(seen) == 6
+    assert all(torch.equal(first, second) for first, second in zip(seen[:3], seen[3:], strict=True))
+    assert not torch.equal(seen[0], seen[1])
+    drawn = torch.rand(1)
+    assert not torch.equal(drawn, torch.rand(1))
+
+
+def test_gradient_cache_keeps_no_graph_of_more_than_a_chunk(model: PromptedCLIP, batch: Any) -> None:
+    stage = Stage("test", model, trains=["encoders"], losses={"contrastive": ContrastiveLoss(0.1)})
+    sizes = []
+    model.clip.visual.register_forward_hook(
+        lambda module, args, output: sizes.append((len(output), output.requires_grad))
+    )
+    running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=2)
+    running._backward(batch)
+    assert sizes == [(2, False), (2, False), (1, False), (2, True), (2, True), (1, True)]

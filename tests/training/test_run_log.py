@@ -1,0 +1,81 @@
+"""Lines a step, trackers, and what a run that goes on keeps of them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptreid.errors import MissingExtraError
+from promptreid.training.acceleration import make_accelerator
+from promptreid.training.run_log import RunLog, check_trackers
+
+
+def write(log: RunLog, *steps: int, norm: float = 1.0) -> None:
+    for step in steps:
+        log.write_step(step=step, losses={"total": 2.0 * step}, seconds=0.5, gradient_norm=norm, learning_rate=0.1)
+
+
+def read(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def test_run_log_writes_a_line_a_step_at_once(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run", make_accelerator("cpu", "no"), step=0)
+    write(log, 1, 2)
+    assert read(tmp_path / "run") == [  # before it is closed: a kill loses no line
+        {"step": step, "gradient_norm": 1.0, "learning_rate": 0.1, "losses": {"total": 2.0 * step}, "seconds": 0.5}
+        for step in (1, 2)
+    ]
+    log.close()
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 4, "los', "[]\n", "\x00\n"])
+def test_run_log_going_on_cuts_off_what_is_done_again(tmp_path: Path, tail: str) -> None:
+    log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=0)
+    write(log, 1, 2, 3)
+    log.close()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write(tail)
+    log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=2)
+    write(log, 3, 4)
+    log.close()
+    assert [entry["step"] for entry in read(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_run_log_of_a_new_run_starts_empty(tmp_path: Path) -> None:
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
+    RunLog(tmp_path, make_accelerator("cpu", "no"), step=0).close()
+    assert read(tmp_path) == []
+
+
+def test_run_log_number_that_json_does_not_know_is_null(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=0)
+    write(log, 1, norm=float("inf"))
+    log.close()
+    assert read(tmp_path)[0]["gradient_norm"] is None
+
+
+def test_run_log_tells_tensorboard_losses_and_scores(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, make_accelerator("cpu", "no", trackers=["tensorboard"], folder=tmp_path), step=0)
+    write(log, 1, 2)
+    log.write_epoch({"step": 2, "scores": {"mAP": 0.25}})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "trackers"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(1, 2.0), (2, 4.0)]
+    assert [(event.step, event.value) for event in events.Scalars("scores/mAP")] == [(2, 0.25)]
+    assert {"learning_rate", "gradient_norm"} <= set(events.Tags()["scalars"])
+
+
+def test_trackers_unknown_or_not_installed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="expected some of aim, "):
+        check_trackers(["tensorbord"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r'pip install tensorboard \(or "promptreid\[train\]"\)'):
+        check_trackers(["tensorboard"])
+    with pytest.raises(MissingExtraError, match="pip install wandb; or leave it out"):
+        check_trackers(["wandb"])

@@ -1,0 +1,67 @@
+"""Data that cannot be trained on is refused before anything is trained."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid.encoders.clip import PromptedCLIP
+from promptreid.training.batches import Batches
+from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.training_data import check_training_data
+
+
+def test_training_data_of_one_person_is_refused(model: PromptedCLIP) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3)
+    with pytest.raises(ValueError, match="train_data holds 1 identity; telling persons apart needs at least 2"):
+        check_training_data(SimpleNamespace(person_ids=torch.zeros(5, dtype=torch.int64)), schedule)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 3], [-1, 0, 1]])
+def test_training_data_with_labels_out_of_range_is_refused(model: PromptedCLIP, labels: list[int]) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3)
+    message = (
+        rf"loss 'identity' of stage 'task_adaptation', made for num_identities=3: .* from {labels[0]} to {labels[2]}"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_training_data(SimpleNamespace(person_ids=torch.tensor(labels)), schedule)
+
+
+def test_training_data_that_does_not_say_its_persons_is_let_through(model: PromptedCLIP) -> None:
+    check_training_data(SimpleNamespace(), TwoStageSchedule(model, num_identities=3))
+
+
+def test_batches_item_without_tokens_is_refused() -> None:
+    items: Any = [{"images": torch.zeros(3, 2, 2), "person_ids": torch.tensor(0)}] * 4
+    with pytest.raises(ValueError, match="items of train_data lack tokens; expected dictionaries"):
+        Batches(items, batch_size=2, seed=0)
+
+
+def test_batches_processes_that_do_not_divide_the_batch_are_refused(pairs: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size 5 is not divisible by the 2 processes"):
+        Batches(pairs, batch_size=5, seed=0, num_replicas=2)
+
+
+def test_batches_draw_with_the_sampler_that_is_asked_for(pairs: Any) -> None:
+    class Backwards:
+        def __init__(self, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
+            self.batch_size = batch_size
+            self.made_with = (seed, num_replicas, rank)
+            self.start = 0
+
+        def __len__(self) -> int:
+            return 10 // self.batch_size
+
+        def __iter__(self) -> Any:
+            order = list(range(10))[::-1]
+            return (order[i * self.batch_size :][: self.batch_size] for i in range(self.start, len(self)))
+
+        def set_position(self, *, epoch: int, batch: int = 0) -> None:
+            self.start = batch
+
+    batches = Batches(pairs, batch_size=5, seed=7, make_sampler=Backwards)
+    assert batches.sampler.made_with == (7, 1, 0)
+    (batch,) = batches.epoch(0, start=1)
+    assert torch.equal(batch["tokens"], pairs.tokens[[4, 3, 2, 1, 0]])
+    assert batches.settings() == {"batch_size": 5, "batches": 2, "items": 10, "sampler": "Backwards"}
