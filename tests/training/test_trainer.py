@@ -299,16 +299,6 @@ def test_trainer_logs_a_line_a_step(make: Any, tmp_path: Path) -> None:
     assert all(entry["gradient_norm"] > 0 for entry in entries)
 
 
-def final_state(make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, **settings: Any) -> dict[str, torch.Tensor]:
-    """Train from the same start and return what became of the model."""
-    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
-    make(**settings).fit()
-    final = copy.deepcopy(model.state_dict())
-    model.load_state_dict(start[0])
-    schedule[1].loss_modules.load_state_dict(start[1])
-    return final
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -321,19 +311,22 @@ def final_state(make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, **se
 def test_trainer_ways_to_save_memory_or_time_train_the_same(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    plain = final_state(make, model, schedule)
-    other = final_state(make, model, schedule, output_dir=tmp_path / "other", **settings)
-    for name, value in plain.items():
-        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    plain = make().fit()
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    other = make(output_dir=tmp_path / "other", **settings).fit()
+    for ours, theirs in zip(other, plain, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
     assert not model.clip.transformer.grad_checkpointing
 
 
-def test_trainer_gradient_checkpointing_computes_blocks_again(make: Any, model: PromptedCLIP) -> None:
+def test_trainer_gradient_checkpointing_computes_blocks_again(make: Any, model: PromptedCLIP, tmp_path: Path) -> None:
     calls: list[int] = []
-    model.clip.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    model.clip.transformer.resblocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     make().fit()
     plain = len(calls)
-    make(output_dir=make().folder.path.with_name("again"), gradient_checkpointing=True).fit()
+    make(output_dir=tmp_path / "again", gradient_checkpointing=True).fit()
     assert len(calls) - plain == 2 * plain
 
 
