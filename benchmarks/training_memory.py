@@ -25,9 +25,7 @@ from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, lo
 VARIANTS = {  # name: batch size, pairs encoded at a time
     "64": (64, None),
     "256": (256, None),
-    "1024": (1024, None),
     "1024 in chunks of 64": (1024, 64),
-    "1024 in chunks of 32": (1024, 32),
 }
 IMAGE_SIZE = (96, 48)
 RESULT = Path(__file__).parent / "results" / "training_memory.json"

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, load_clip
 from promptreid.training.stage_loop import StageLoop
 
-ROUNDS = 12
+ROUNDS = 8
 STEPS = 6  # a round and loop; the first of them is not counted
 BATCH_SIZE = 64
 IMAGE_SIZE = (96, 48)

@@ -45,8 +45,9 @@ def test_batches_processes_that_do_not_divide_the_batch_are_refused(pairs: Any) 
 
 def test_batches_draw_with_the_sampler_that_is_asked_for(pairs: Any) -> None:
     class Backwards:
-        def __init__(self, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
-            self.batch_size = batch_size
+        batch_size = 5
+
+        def __init__(self, *, seed: int, num_replicas: int, rank: int) -> None:
             self.made_with = (seed, num_replicas, rank)
             self.start = 0
 
@@ -60,6 +61,8 @@ def test_batches_draw_with_the_sampler_that_is_asked_for(pairs: Any) -> None:
         def set_position(self, *, epoch: int, batch: int = 0) -> None:
             self.start = batch
 
+    with pytest.raises(ValueError, match="batch_size is 4, but the sampler makes batches of 5"):
+        Batches(pairs, batch_size=4, seed=7, make_sampler=Backwards)
     batches = Batches(pairs, batch_size=5, seed=7, make_sampler=Backwards)
     assert batches.sampler.made_with == (7, 1, 0)
     (batch,) = batches.epoch(0, start=1)

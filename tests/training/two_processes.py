@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import default_collate
 
+from promptreid.data.identity_sampler import IdentitySampler
 from promptreid.data.samplers import EpochSampler
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
@@ -29,7 +30,10 @@ from promptreid.training.schedule import TwoStageSchedule
 from promptreid.training.stages import Stage
 from promptreid.training.trainer import Trainer
 
-SAMPLERS: dict[str, Callable[..., Any]] = {"epoch": partial(EpochSampler, 12)}
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "epoch": partial(EpochSampler, 12, batch_size=8),
+    "identity": partial(IdentitySampler, torch.arange(12) % 4, identities_per_batch=4, pairs_per_identity=2),
+}
 CASES = {
     f"{str(dtype).removeprefix('torch.')}-{chunk or 'plain'}-{sampler}": (dtype, chunk, sampler)
     for dtype in (torch.float64, torch.float32)
@@ -81,9 +85,7 @@ def save_gradients(path: Path, case: str) -> None:
     stage.loss_modules.to(dtype)
     running = RunningStage(stage, accelerator, steps_per_epoch=1, chunk_size=chunk)
     items = SeededItems(Noise(), seed=0)
-    batches = SAMPLERS[sampler](
-        batch_size=8, seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index
-    )
+    batches = SAMPLERS[sampler](seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index)
     batch = default_collate(items.__getitems__(next(iter(batches))))
     batch["images"] = batch["images"].to(dtype)
     losses = running._backward(batch)

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -42,8 +43,7 @@ class Batches:
         dataset: Items with `"images"`, `"tokens"` and `"person_ids"`.
         batch_size: Pairs a batch, over all processes.
         seed: Of order and augmentation.
-        make_sampler: Makes the sampler from `batch_size`, `seed`, `num_replicas` and `rank`; `EpochSampler` over all
-            items if None.
+        make_sampler: Makes the sampler from `seed`, `num_replicas` and `rank`; `EpochSampler` over all items if None.
         num_workers: Processes that load data.
         num_replicas: Processes that train.
         rank: This process's number.
@@ -65,13 +65,16 @@ class Batches:
         rank: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "num_replicas": num_replicas, "rank": rank}
-        if make_sampler is None:
-            self.sampler: BatchSampler = EpochSampler(len(cast(Sized, dataset)), **settings)
-        else:
-            self.sampler = make_sampler(**settings)
+        length = len(cast(Sized, dataset))
+        make = partial(EpochSampler, length, batch_size=batch_size) if make_sampler is None else make_sampler
+        self.sampler: BatchSampler = make(seed=seed, num_replicas=num_replicas, rank=rank)
+        if self.sampler.batch_size != batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but the sampler makes batches of {self.sampler.batch_size}; give both the "
+                "same"
+            )
         if len(self.sampler) < 1:
-            raise ValueError(f"the sampler makes no batch of {batch_size} from {len(cast(Sized, dataset))} items")
+            raise ValueError(f"the sampler makes no batch of {batch_size} from {length} items")
         self.items: SeededItems = SeededItems(dataset, seed=seed)
         _check_item(self.items[0])
         self._loader = DataLoader(

@@ -45,10 +45,10 @@ class Trainer:
         device: For example `"cpu"` or `"cuda:1"`; the best there is if None.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
         num_workers: Processes that load data; what they load does not depend on it.
-        make_sampler: Makes the batch sampler from `batch_size`, `seed`, `num_replicas` and `rank`, for example
-            `functools.partial` of a sampler with all its other settings; all pairs in random order if None.
-        chunk_size: Pairs that each process encodes at a time; a batch larger than that caches its gradients, which
-            takes about a third more time and no more memory than a chunk. The whole batch if None.
+        make_sampler: Makes the batch sampler from `seed`, `num_replicas` and `rank`, for example `functools.partial`
+            of `IdentitySampler` with its other settings; all pairs in random order if None.
+        chunk_size: Pairs that each process encodes at a time; of a batch larger than that each pair is encoded twice
+            and gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
         compile: Let torch.compile make the encoders' code.
         evaluate: From the model, in eval mode, to scores by name; called after each stage.
@@ -217,7 +217,6 @@ class Trainer:
             "seed": self.seed,
             "processes": self._accelerator.num_processes,
             "mixed_precision": self._accelerator.mixed_precision,
-            "chunk_size": self.chunk_size,
             "stages": [stage.settings() for stage in stages],
         }
         return json.loads(json.dumps(settings))
