@@ -70,8 +70,8 @@ class Batches:
         self.sampler: BatchSampler = make(seed=seed, num_replicas=num_replicas, rank=rank)
         if self.sampler.batch_size != batch_size:
             raise ValueError(
-                f"batch_size is {batch_size}, but the sampler makes batches of {self.sampler.batch_size}; give both the "
-                "same"
+                f"batch_size is {batch_size}, but the sampler makes batches of {self.sampler.batch_size}; give both "
+                "the same"
             )
         if len(self.sampler) < 1:
             raise ValueError(f"the sampler makes no batch of {batch_size} from {length} items")

@@ -46,7 +46,7 @@ class Trainer:
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
         num_workers: Processes that load data; what they load does not depend on it.
         make_sampler: Makes the batch sampler from `seed`, `num_replicas` and `rank`, for example `functools.partial`
-            of `IdentitySampler` with its other settings; all pairs in random order if None.
+            of a sampler with its other settings; all pairs in random order if None.
         chunk_size: Pairs that each process encodes at a time; of a batch larger than that each pair is encoded twice
             and gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
