@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         self.content = self.read_body()
         with self.hub.lock:
             self.hub.log.append((self.command, self.path, dict(self.headers)))
-            self.fault = next(filter(None, (fault(self.command, self.path) for fault in self.hub.faults)), None)
+        self.fault = next(filter(None, (fault(self.command, self.path) for fault in self.hub.faults)), None)
         try:
             if self.fault == "close":
                 self.close_connection = True

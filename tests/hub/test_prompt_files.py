@@ -110,11 +110,12 @@ def test_damaged_file_is_named(tuned, name, harm):
         read_prompt_files(tuned)
 
 
-def test_file_far_too_long_is_refused_unread(folder):
-    with (folder / "prompts.safetensors").open("r+b") as stream:
+@pytest.mark.parametrize("name", sorted(WITH_ENCODERS))
+def test_file_far_too_long_is_refused_unread(tuned, name):
+    with (tuned / name).open("r+b") as stream:
         stream.truncate(2**40)
     with pytest.raises(CheckpointError, match=r"has 1099511627776 bytes, expected at most"):
-        read_prompt_files(folder)
+        read_prompt_files(tuned)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from promptreid.backbones.loading import ClipSource, load_tokenizer, source_of
 from promptreid.backbones.vision import image_size_of, image_statistics_of
 from promptreid.data.transforms import eval_transform, train_transform
+from promptreid.encoders.sharing import FIRST_SET, PromptSet, Sharing
 from promptreid.encoders.text import PromptedTextEncoder
 from promptreid.encoders.vision import PromptedVisionEncoder
 from promptreid.errors import CheckpointError
@@ -18,7 +19,7 @@ from promptreid.hub.fingerprint import fingerprint, weight_samples
 from promptreid.prompts import PromptConfig
 
 
-class PromptedCLIP(nn.Module):
+class PromptedCLIP(Sharing, nn.Module):
     """An open_clip model with learnable prompts in its image and its text encoder.
 
     It owns the open_clip model (keys `clip.*`, exactly open_clip's own behind the prefix) and the prompts
@@ -37,7 +38,7 @@ class PromptedCLIP(nn.Module):
         clip: The open_clip model.
         vision: The image encoder, a `PromptedVisionEncoder`.
         text: The text encoder, a `PromptedTextEncoder`.
-        config: The configuration.
+        config: The configuration of the prompts in use.
         base_fingerprint: Samples of the base's weights, that is of the open_clip model's when it was first wrapped.
         base_samples: Some weights of each tensor as they were then; `None` if the encoders are fine-tuned ones.
 
@@ -71,10 +72,31 @@ class PromptedCLIP(nn.Module):
     ) -> None:
         super().__init__()
         config = PromptConfig() if config is None else config
-        self.config = config
         self.source: ClipSource | None = source_of(clip) if source is None else source
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip)
         self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
+        self._setup: dict[str, bool] = {"sequence_first": sequence_first, "trim": trim}
+        self._prompts_in_use = FIRST_SET
+        self._prompt_sets = {FIRST_SET: PromptSet(config, {})}
+        self._wrap(clip, config, initialize=initialize)
+        self.clip = clip
+
+    def attach(self, config: PromptConfig, *, initialize: bool = True) -> None:
+        """Take the prompts out and put others in, which are set up as `config` says.
+
+        Args:
+            config: Lengths, depths and initialisation.
+            initialize: Start them; `False` leaves them zero.
+
+        Raises:
+            ValueError: The configuration does not fit the towers; the open_clip model is bare then.
+        """
+        self.detach()
+        self._wrap(self.clip, config, initialize=initialize)
+        self.train(self.training)
+
+    def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
+        self.config = config
         self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
             clip,
             config.vision_length,
@@ -82,7 +104,7 @@ class PromptedCLIP(nn.Module):
             position_embedding=config.position_embedding,
             initialization=config.vision_initialization if initialize else None,
             place=config.vision_place,
-            sequence_first=sequence_first,
+            sequence_first=self._setup["sequence_first"],
         )
         try:
             self.text: PromptedTextEncoder = PromptedTextEncoder(
@@ -92,13 +114,11 @@ class PromptedCLIP(nn.Module):
                 position_embedding=config.position_embedding,
                 initialization=config.text_initialization if initialize else None,
                 slot=config.text_slot,
-                sequence_first=sequence_first,
-                trim=trim,
+                **self._setup,
             )
         except Exception:
             self.vision.detach()
             raise
-        self.clip = clip
 
     @property
     def image_size(self) -> tuple[int, int]:

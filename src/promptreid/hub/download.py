@@ -15,7 +15,7 @@ from promptreid.hub.hub_errors import TRANSPORT_ERRORS, call_hub, is_unreachable
 from promptreid.hub.manifest import MAX_MANIFEST_BYTES, PromptManifest, parse_manifest
 from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS
 from promptreid.hub.prompt_files import MANIFEST, MAX_CONFIG_BYTES, PromptFiles, largest_prompts, read_prompt_files
-from promptreid.hub.tensor_files import read_bytes
+from promptreid.hub.tensor_files import MAX_WEIGHTS_BYTES, read_bytes
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -155,10 +155,10 @@ def _check_sizes(repository: Repository, commit: str, manifest: PromptManifest, 
         found = HfApi(token=repository.token).get_paths_info(repository.repo_id, names, revision=commit)
         return [item for item in found if isinstance(item, RepoFile)]
 
-    limits = {PROMPTS: largest_prompts(manifest), ENCODERS_CONFIG: MAX_CONFIG_BYTES}
+    limits = {PROMPTS: largest_prompts(manifest), ENCODERS_CONFIG: MAX_CONFIG_BYTES, ENCODERS: MAX_WEIGHTS_BYTES}
     for item in call_hub(ask, repo_id=repository.repo_id, revision=commit):
-        limit = limits.get(item.path)
-        if limit is not None and item.size > limit:
+        limit = limits[item.path]
+        if item.size > limit:
             raise CheckpointError(
                 f"{item.path} of {repository.repo_id} has {item.size} bytes, expected at most {limit}; "
                 "it is none that promptreid wrote"

@@ -15,6 +15,8 @@ from promptreid.files import file_digest, is_finite
 _LENGTH_BYTES = 8
 # open_clip's largest model has some 1,500 tensors, whose header is 0.2 MB; safetensors itself would take 100 MB.
 _MAX_HEADER_BYTES = 2**22
+# open_clip's largest model has 5 billion weights.
+MAX_WEIGHTS_BYTES = 2**35
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,7 +57,7 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: The file is missing or corrupt, or holds something other than numbers.
     """
-    check_file(path)
+    check_size(path, limit=MAX_WEIGHTS_BYTES)
     check_digest(path, digest)
     with path.open("rb") as stream:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
@@ -96,21 +98,21 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     Raises:
         CheckpointError: It is missing, or longer.
     """
-    check_file(path)
-    size = path.stat().st_size
-    if size > limit:
-        raise CheckpointError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
+    check_size(path, limit=limit)
     return path.read_bytes()
 
 
-def check_file(path: Path) -> None:
-    """Refuse a missing file.
+def check_size(path: Path, *, limit: int) -> None:
+    """Refuse a file that is missing or too long.
 
     Raises:
-        CheckpointError: It is not there, or is no file.
+        CheckpointError: It is not there, is no file, or has more than `limit` bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
+    size = path.stat().st_size
+    if size > limit:
+        raise CheckpointError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
 
 
 def check_digest(path: Path, expected: str) -> None:

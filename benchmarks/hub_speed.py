@@ -1,0 +1,108 @@
+"""How long prompts take to load into a ViT-B/16, how large their files are, and what importing promptreid adds.
+
+    python benchmarks/hub_speed.py --output benchmarks/results/hub_speed.json
+
+Variants alternate within one run. Loading: a folder of prompts alone into a model that is there (8 rounds). Import:
+`import open_clip` and `import promptreid` in fresh processes, in turn (8 of each).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from promptreid import PromptConfig, PromptedCLIP, __version__, load_clip, load_prompts, save_prompts
+from promptreid.backbones.loading import ClipSource
+
+ROUNDS = 8
+MODEL, IMAGE_SIZE = "ViT-B-16", (384, 128)
+LENGTH = 4
+
+
+def import_seconds(statement: str) -> float:
+    """Time of an import in a fresh process, by its own clock."""
+    program = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def measure_imports() -> dict[str, float]:
+    """Median import times in milliseconds, and the median of the pairs' differences."""
+    pairs = [(import_seconds("import open_clip"), import_seconds("import promptreid")) for _ in range(ROUNDS)]
+    alone, ours = zip(*pairs, strict=True)
+    return {
+        "open_clip_ms": round(1000 * statistics.median(alone), 1),
+        "promptreid_ms": round(1000 * statistics.median(ours), 1),
+        "added_ms": round(1000 * statistics.median(b - a for a, b in pairs), 1),
+        "added_ms_of_the_fastest": round(1000 * (min(ours) - min(alone)), 1),
+    }
+
+
+def measure_loading(folder: Path) -> dict[str, float]:
+    """Milliseconds to load prompts into a model, and to make that model, for comparison."""
+    start = time.perf_counter()
+    clip = load_clip(MODEL, image_size=IMAGE_SIZE)
+    making = time.perf_counter() - start
+    # The weights are random, and stand for the tag's: what counts is their number.
+    model = PromptedCLIP(
+        clip,
+        PromptConfig(text_length=LENGTH, vision_length=LENGTH),
+        source=ClipSource(MODEL, "openai", IMAGE_SIZE),
+    )
+    save_prompts(model, folder)
+    bare = model.detach()
+    seconds: list[float] = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        loaded = load_prompts(folder, model=bare)
+        seconds.append(time.perf_counter() - start)
+        loaded.detach()
+    first, *rest = seconds
+    return {
+        "make_the_model_ms": round(1000 * making, 1),
+        "first_load_ms": round(1000 * first, 1),
+        "median_load_ms": round(1000 * statistics.median(rest), 1),
+        "fastest_load_ms": round(1000 * min(rest), 1),
+    }
+
+
+def measure_size(folder: Path) -> dict[str, int]:
+    """Bytes of the files, and how many of them are not tensors."""
+    files = {path.name: path.stat().st_size for path in sorted(folder.glob("prompt*"))}
+    tensors = 4 * LENGTH * 12 * (768 + 512)
+    total = sum(files.values())
+    return {**files, "tensor_bytes": tensors, "over_tensors_bytes": total - tensors}
+
+
+def main() -> None:
+    """Measure, print, and write the results where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "prompts"
+        results = {"loading": measure_loading(folder), "size": measure_size(folder), "import": measure_imports()}
+    results["run"] = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "promptreid": __version__,
+        "model": f"{MODEL} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {LENGTH} + {LENGTH} prompts in every block",
+    }
+    text = json.dumps(results, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

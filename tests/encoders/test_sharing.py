@@ -1,0 +1,145 @@
+"""Several sets of prompts on one base, and the methods that save, load and publish."""
+
+import copy
+
+import pytest
+import torch
+
+from promptreid import PromptConfig, PromptedCLIP, load_clip, save_prompts
+from promptreid.errors import CheckpointError
+
+_BASES: list[torch.nn.Module] = []
+
+
+@pytest.fixture
+def base() -> torch.nn.Module:
+    if not _BASES:
+        _BASES.append(load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16)))
+    return copy.deepcopy(_BASES[0])
+
+
+@pytest.fixture
+def model(base) -> PromptedCLIP:
+    return PromptedCLIP(base, PromptConfig(text_length=2, vision_length=2)).eval()
+
+
+@pytest.fixture
+def other(base) -> PromptedCLIP:
+    """Other prompts, of other lengths and depth, on a base of their own."""
+    return PromptedCLIP(copy.deepcopy(_BASES[0]), PromptConfig(text_length=3, vision_length=1, vision_depth=2)).eval()
+
+
+@torch.no_grad()
+def scores(model: PromptedCLIP) -> torch.Tensor:
+    images = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(5))
+    tokens = model.tokenizer(["a woman in a red coat", "a man"])
+    return model.encode_text(tokens, normalize=True) @ model.encode_image(images, normalize=True).T
+
+
+def test_set_that_is_used_scores_as_the_model_it_came_from(model, other, tmp_path):
+    first, second = scores(model), scores(other)
+    model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    assert model.prompt_sets == ("default", "other")
+    assert torch.equal(scores(model), first)
+    model.use("other")
+    assert model.prompts_in_use == "other"
+    assert model.config == other.config
+    assert torch.equal(scores(model), second)
+    model.use("default")
+    assert torch.equal(scores(model), first)
+
+
+def test_base_is_not_copied_and_is_bare_when_disabled(model, other, tmp_path):
+    parameters = [id(parameter) for parameter in model.encoder_parameters()]
+    with model.disabled():
+        bare = scores(model)
+    model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    model.use("other")
+    assert [id(parameter) for parameter in model.encoder_parameters()] == parameters
+    assert len(list(model.parameters())) == len(parameters) + 2
+    with model.disabled():
+        assert torch.equal(scores(model), bare)
+
+
+def test_what_was_learned_is_kept_over_a_switch(model, other, tmp_path):
+    model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    model.use("other")
+    with torch.no_grad():
+        model.text.prompts.tokens.add_(1)
+    learned = model.text.prompts.tokens.clone()
+    model.use("default")
+    model.use("other")
+    assert torch.equal(model.text.prompts.tokens, learned)
+
+
+def test_new_set_starts_at_first_use_and_can_be_trained(model):
+    model.add_prompts("new", PromptConfig(text_length=5, vision_length=1))
+    model.use("new")
+    assert model.text.prompts.tokens.shape == (4, 5, 128)
+    assert float(model.text.prompts.tokens.detach().abs().sum()) > 0
+    model.encode_text(model.tokenizer(["a man"])).sum().backward()
+    assert model.text.prompts.tokens.grad is not None
+
+
+def test_set_in_use_is_what_is_saved(model, other, tmp_path):
+    model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    model.use("other")
+    loaded = PromptedCLIP.from_pretrained(model.save_pretrained(tmp_path / "again"))
+    assert torch.equal(scores(loaded), scores(other))
+
+
+def test_training_mode_and_frozen_prompts_survive_a_switch(model):
+    model.train()
+    for parameter in model.prompt_parameters():
+        parameter.requires_grad_(False)
+    model.add_prompts("new", PromptConfig())
+    model.use("new")
+    assert model.text.training
+    assert not any(parameter.requires_grad for parameter in model.prompt_parameters())
+
+
+def test_deep_copy_switches_by_itself(model, other, tmp_path):
+    model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    twin = copy.deepcopy(model)
+    twin.use("other")
+    assert model.prompts_in_use == "default"
+    assert torch.equal(scores(twin), scores(other))
+    assert not torch.equal(scores(model), scores(other))
+
+
+def test_names_that_do_not_fit_are_refused(model):
+    for name in ("default", ""):
+        with pytest.raises(ValueError, match="are there already; the model holds default"):
+            model.add_prompts(name, PromptConfig())
+    with pytest.raises(KeyError, match="there are no prompts 'no'; the model holds default"):
+        model.use("no")
+
+
+def test_prompts_of_other_encoders_are_refused(model, other, tmp_path):
+    with torch.no_grad():
+        for parameter in other.clip.parameters():
+            parameter.add_(0.01)
+    with pytest.raises(CheckpointError, match="their weights are others, fine-tuned together with the prompts"):
+        model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+    assert model.prompt_sets == ("default",)
+
+
+def test_set_that_does_not_fit_leaves_the_one_before_in_use(model):
+    before = scores(model)
+    model.add_prompts("deep", PromptConfig(text_depth=50))
+    with pytest.raises(ValueError, match="depth is 50"):
+        model.use("deep")
+    assert model.prompts_in_use == "default"
+    assert torch.equal(scores(model), before)
+
+
+def test_compiled_model_follows_a_switch(model, other, tmp_path):
+    images = torch.randn(2, 3, 32, 16)
+    compiled = torch.compile(model.forward, backend="eager")
+    tokens = model.tokenizer(["a", "b"])
+    with torch.no_grad():
+        compiled(images, tokens)
+        model.add_prompts("other", save_prompts(other, tmp_path / "o"))
+        model.use("other")
+        expected = model.encode_image(images)
+        torch.testing.assert_close(compiled(images, tokens)["image_features"], expected)

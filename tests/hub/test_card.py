@@ -1,0 +1,144 @@
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from promptreid.hub.card import CardDetails, check_secrets, make_card
+
+RUNS = [
+    {"rank1": 0.70, "mAP": 0.60, "image_to_text": {"rank1": 0.80}},
+    {"rank1": 0.74, "mAP": 0.62, "image_to_text": {"rank1": 0.84}},
+]
+DETAILS = CardDetails(
+    dataset="CUHK-PEDES",
+    checkpoint_rule="epoch with the best validation mAP",
+    seeds=(0, 1),
+    training={"epochs": [30, 60], "note": "a | b\n<script>"},
+    bare_metrics={"rank1": 0.5},
+    notes="Thanks to nobody.",
+)
+# The Hub's own lists, as far as they concern us: https://huggingface.co/docs/hub/model-cards
+PIPELINES = {"feature-extraction", "zero-shot-image-classification", "image-feature-extraction"}
+LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "other", "unknown"}
+
+
+def make(manifest, **arguments):
+    base = arguments.pop("base_model", "timm/vit_base_patch16_clip_224.openai")
+    return make_card(manifest, repo_id="alice/prompts", base_model=base, **arguments)
+
+
+def test_card_round_trips_through_model_card(make_manifest, tmp_path):
+    card = make(make_manifest(), metrics=RUNS, details=DETAILS)
+    card.save(tmp_path / "README.md")
+    again = ModelCard.load(tmp_path / "README.md")
+    assert str(again) == str(card)
+    assert again.data.to_dict() == card.data.to_dict()
+    assert {(r.metric_type, r.metric_value) for r in again.data.eval_results} == {
+        ("rank1", 72.0),  # (70 + 74) / 2
+        ("map", 61.0),
+        ("rank1_image_to_text", 82.0),
+    }
+
+
+def test_model_index_round_trips_through_eval_result(make_manifest):
+    results = make(make_manifest(), metrics=RUNS[0], details=CardDetails(dataset="CUHK-PEDES")).data.eval_results
+    index = eval_results_to_model_index("prompts", results)
+    name, again = model_index_to_eval_results(index)
+    assert name == "prompts"
+    assert [r.metric_value for r in again] == [70.0, 60.0, 80.0]
+    assert {(r.dataset_type, r.dataset_name, r.dataset_split) for r in again} == {("cuhk-pedes", "CUHK-PEDES", "test")}
+
+
+def test_front_matter_has_what_the_hub_asks_for(make_manifest):
+    text = str(make(make_manifest(), metrics=RUNS[0], details=CardDetails(dataset="CUHK-PEDES")))
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["library_name"] == "promptreid"
+    assert front["base_model"] == "timm/vit_base_patch16_clip_224.openai"
+    assert front["base_model_relation"] == "adapter"
+    assert front["pipeline_tag"] in PIPELINES
+    assert front["license"] in LICENSES
+    assert front["license_name"] == "dataset-terms"
+    assert front["datasets"] == ["cuhk-pedes"]
+    assert {"open_clip", "person-re-identification"} <= set(front["tags"])
+    (entry,) = front["model-index"]
+    assert set(entry) == {"name", "results"}
+    assert all({"task", "dataset", "metrics"} <= set(result) for result in entry["results"])
+    assert ModelCardData(**{key.replace("-", "_"): value for key, value in front.items() if key != "model-index"})
+
+
+def test_card_of_fine_tuned_encoders_says_so(make_manifest):
+    digests = dict.fromkeys(("prompts.safetensors", "open_clip_model.safetensors", "open_clip_config.json"), "a" * 64)
+    card = make(make_manifest(sha256=digests))
+    assert card.data.to_dict()["base_model_relation"] == "finetune"
+    assert 'create_model_and_transforms("hf-hub:alice/prompts")' in card.text
+    assert "hf-hub" not in make(make_manifest()).text
+
+
+def test_body_states_scores_spread_rule_seeds_and_settings(make_manifest):
+    text = make(make_manifest(), metrics=RUNS, details=DETAILS).text
+    # The sample standard deviation of 70 and 74 is sqrt(8) = 2.83.
+    assert "| Rank-1 | 72.00 | 2.83 |" in text
+    assert "| Rank-1, image to text | 82.00 | 2.83 |" in text
+    assert "Runs: 2; seeds: 0, 1; spread is the standard deviation over runs." in text
+    assert "Checkpoint: epoch with the best validation mAP." in text
+    assert "without prompts, as plain open_clip loads them: rank1 50.00" in text
+    assert "| epochs | [30, 60] |" in text
+    assert "a \\| b\\n&lt;script>" in text
+    assert "Thanks to nobody." in text
+    assert 'load_prompts("alice/prompts")' in text
+    assert "biometric data" in text
+    assert "academic research alone" in text
+
+
+def test_what_is_not_known_is_said_to_be_not_reported(make_manifest):
+    card = make(make_manifest(pretrained=None), base_model=None)
+    assert "No scores were reported." in card.text
+    assert "Settings were not reported." in card.text
+    assert "base_model" not in card.data.to_dict()
+    one = make(make_manifest(), metrics=RUNS[0]).text
+    assert "| Rank-1 | 70.00 | one run |" in one
+    assert "not stated how it was chosen" in one
+    assert "an unnamed data set" in one
+
+
+@pytest.mark.parametrize("value", [70, -0.1, float("nan"), "0.7", None, True])
+def test_score_that_is_no_fraction_is_refused(make_manifest, value):
+    with pytest.raises(ValueError, match=r"rank1 is .*, expected a fraction from 0 to 1"):
+        make(make_manifest(), metrics={"rank1": value})
+    with pytest.raises(ValueError, match=r"rank1, image to text is"):
+        make(make_manifest(), metrics={"image_to_text": {"rank1": value}})
+
+
+def test_metrics_and_seeds_that_do_not_fit_are_refused(make_manifest):
+    with pytest.raises(ValueError, match="there are 1 metrics and 2 seeds; give one for each seed"):
+        make(make_manifest(), metrics=RUNS[0], details=DETAILS)
+    with pytest.raises(TypeError, match="metrics holds float"):
+        make(make_manifest(), metrics=[0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("dataset", 3, "dataset is 3, expected text"),
+        ("split", None, "split is None"),
+        ("license", None, "license is None"),
+        ("training", [1], r"training is \[1\], expected settings by name"),
+    ],
+)
+def test_details_of_another_type_are_refused(name, value, words):
+    with pytest.raises(TypeError, match=words):
+        CardDetails(**{name: value})
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 6, "ghp_" + "a1B2" * 9, "AKIA" + "A1B2" * 4, "sk-" + "a1B2" * 8])
+def test_secrets_are_found_anywhere(make_manifest, secret):
+    with pytest.raises(ValueError, match="holds an access token; take it out") as caught:
+        make(make_manifest(), details=CardDetails(notes=f"use {secret}."))
+    assert secret not in str(caught.value)
+
+
+def test_own_token_is_found_whatever_it_looks_like():
+    with pytest.raises(ValueError, match="holds an access token"):
+        check_secrets("run --key my-secret-key", token="my-secret-key")
+    check_secrets("nothing here", token="my-secret-key")
+    check_secrets("nothing here", token=True)

@@ -1,0 +1,357 @@
+"""Load with the real huggingface_hub client from the tests' own Hub: what goes well, and what goes wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from promptreid import load_prompts
+from promptreid.encoders.publishing import push_prompts
+from promptreid.errors import CheckpointError, HubError
+
+ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
+# huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def pushed(hub, model):
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    hub.log.clear()
+    return hub.repos["alice/m"]
+
+
+@pytest.fixture
+def pushed_tuned(hub, tuned):
+    push_prompts(tuned, "alice/t", token=ALICE, private=False)
+    hub.log.clear()
+    return hub.repos["alice/t"]
+
+
+def requests(hub, method: str | None = None) -> list[str]:
+    return [path for verb, path, _ in hub.log if method in (None, verb)]
+
+
+def go_offline(hub) -> None:
+    hub.faults.append(lambda *_: "close")
+
+
+def test_public_repository_loads_without_a_token(hub, pushed, model, score):
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert all("Authorization" not in headers for _, _, headers in hub.log)
+
+
+def test_prompts_load_into_a_model_and_its_encoders_are_not_downloaded(hub, pushed_tuned, tuned, score):
+    expected = score(tuned)
+    clip = tuned.detach()
+    loaded = load_prompts("alice/t", model=clip)
+    assert torch.equal(score(loaded), expected)
+    assert not any("open_clip_model" in path for path in requests(hub))
+
+
+def test_branch_tag_commit_and_main_load_each_their_own(hub, pushed, model, tuned, score):
+    api = huggingface_hub.HfApi(token=ALICE)
+    first = pushed.refs["refs/heads/main"]
+    api.create_tag("alice/m", tag="v1")
+    push_prompts(tuned, "alice/m", token=ALICE, private=False)
+    push_prompts(model, "alice/m", token=ALICE, private=False, revision="old")
+    for revision in ("v1", first, "old"):
+        assert torch.equal(score(load_prompts("alice/m", revision=revision)), score(model))
+    for revision in (None, "main"):
+        assert torch.equal(score(load_prompts("alice/m", revision=revision)), score(tuned))
+
+
+def test_everything_is_downloaded_from_one_commit(hub, pushed, model, tuned, score):
+    """Somebody pushes between the first file and the others."""
+    later = [True]
+
+    def push_meanwhile(_: str, path: str) -> None:
+        if "paths-info" in path and later:
+            later.clear()
+            push_prompts(tuned, "alice/m", token=ALICE, private=False)
+
+    hub.faults.append(push_meanwhile)
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert later == []
+
+
+def test_commit_in_the_cache_needs_no_network(hub, pushed, model, score):
+    commit = pushed.refs["refs/heads/main"]
+    load_prompts("alice/m", revision=commit)
+    hub.log.clear()
+    assert torch.equal(score(load_prompts("alice/m", revision=commit)), score(model))
+    assert hub.log == []
+
+
+def test_cache_is_used_offline(hub, pushed, model, score, monkeypatch):
+    load_prompts("alice/m")
+    hub.log.clear()
+    assert torch.equal(score(load_prompts("alice/m", local_files_only=True)), score(model))
+    assert hub.log == []
+    go_offline(hub)
+    with pytest.warns(UserWarning, match="the Hub cannot be reached; alice/m is taken from the cache"):
+        assert torch.equal(score(load_prompts("alice/m")), score(model))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.log.clear()
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert hub.log == []
+
+
+def test_nothing_in_the_cache_and_no_network_is_explained(hub, pushed, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(HubError, match=r"prompt_config\.json of alice/m is not in the cache"):
+        load_prompts("alice/m", local_files_only=True)
+    go_offline(hub)
+    with pytest.raises(HubError, match=r"the Hub cannot be reached for alice/m .*check the network"):
+        load_prompts("alice/m")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        load_prompts("alice/m")
+
+
+def test_half_of_a_repository_in_the_cache_is_completed_or_refused(hub, pushed_tuned, tuned, score):
+    expected = score(tuned)
+    load_prompts("alice/t", model=tuned.detach())
+    with pytest.raises(HubError, match=r"open_clip_\w+\.\w+ of alice/t.*is not in the cache"):
+        load_prompts("alice/t", local_files_only=True)
+    assert torch.equal(score(load_prompts("alice/t")), expected)
+
+
+def test_cache_dir_is_used(hub, pushed, tmp_path, cache):
+    load_prompts("alice/m", cache_dir=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "models--alice--m").is_dir()
+    assert not (cache / "models--alice--m").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"repo_or_directory": "alice/none"}, "there is no repository alice/none, or none that you may see"),
+        ({"revision": "none"}, "alice/m has no branch, tag or commit 'none'; leave revision out"),
+        ({"revision": "f" * 40}, "alice/m has no branch, tag or commit 'f+'"),
+        ({"token": "hf_wrongWrongWrong00"}, "status 401: the token is missing, wrong or expired"),
+    ],
+)
+def test_what_is_not_there_is_named(hub, pushed, arguments, words):
+    with pytest.raises(HubError, match=words):
+        load_prompts(**{"repo_or_directory": "alice/m", **arguments})
+
+
+def test_private_repository_is_for_its_owner(hub, model, score):
+    push_prompts(model, "alice/p", token=ALICE)
+    assert torch.equal(score(load_prompts("alice/p", token=ALICE)), score(model))
+    shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE)
+    for token in (None, BOB, False):
+        with pytest.raises(HubError, match="no repository alice/p, or none that you may see"):
+            load_prompts("alice/p", token=token)
+
+
+def test_other_kind_of_repository_is_refused(hub, pushed):
+    commit = pushed.find("main")
+    pushed.refs["refs/heads/main"] = pushed.commit(commit.oid, {"model.bin": b"x"}, "not ours")
+    with pytest.raises(HubError, match=r"no file prompt_config\.json; it is not a repository that push_prompts"):
+        load_prompts("alice/m")
+
+
+def test_file_that_is_missing_is_named(hub, pushed):
+    commit = pushed.find("main")
+    tree = {name: content for name, content in commit.tree.items() if name != "prompts.safetensors"}
+    pushed.refs["refs/heads/main"] = pushed.commit(commit.oid, tree, "half")
+    with pytest.raises(HubError, match=r"has no file prompts\.safetensors"):
+        load_prompts("alice/m")
+
+
+def put(repo, name: str, content: bytes) -> None:
+    commit = repo.find("main")
+    repo.refs["refs/heads/main"] = repo.commit(commit.oid, {**commit.tree, name: content}, "changed")
+
+
+def test_other_prompts_than_described_are_refused_unread(hub, pushed):
+    content = bytearray(pushed.files()["prompts.safetensors"])
+    content[-1] ^= 1
+    put(pushed, "prompts.safetensors", bytes(content))
+    with pytest.raises(CheckpointError, match=r"is not the file that its prompt_config\.json describes"):
+        load_prompts("alice/m")
+    assert "/_lfs/" not in " ".join(requests(hub))
+
+
+def test_file_that_is_too_long_is_refused_unread(hub, pushed):
+    put(pushed, "prompts.safetensors", bytes(2**20))
+    with pytest.raises(CheckpointError, match="has 1048576 bytes, expected at most"):
+        load_prompts("alice/m")
+    put(pushed, "prompt_config.json", b" " * 2**17)
+    with pytest.raises(CheckpointError, match=r"prompt_config\.json of alice/m has 131072 bytes"):
+        load_prompts("alice/m")
+    assert "GET" not in {verb for verb, path, _ in hub.log if "prompts.safetensors" in path}
+
+
+def test_wrong_bytes_are_fetched_again_once_and_then_refused(hub, pushed, model, score):
+    right = pushed.files()["prompts.safetensors"]
+    wrong = right[:-1] + bytes([right[-1] ^ 1])
+    left = [1]
+
+    def lie(method: str, path: str) -> object:
+        if "/_lfs/" in path and method == "GET" and left[0]:
+            left[0] -= 1
+            return wrong
+        return None
+
+    hub.faults.append(lie)
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert left == [0]
+    shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE)
+    left[0] = 100
+    with pytest.raises(CheckpointError, match=r"prompts\.safetensors is corrupt: its SHA-256"):
+        load_prompts("alice/m")
+    assert left[0] == 98
+
+
+def test_damaged_cache_is_mended(hub, pushed, model, score, cache):
+    load_prompts("alice/m")
+    (path,) = cache.glob("models--alice--m/snapshots/*/prompts.safetensors")
+    path.resolve().write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match="is corrupt"):
+        load_prompts("alice/m", local_files_only=True)
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert torch.equal(score(load_prompts("alice/m", local_files_only=True)), score(model))
+
+
+def is_weights(hub, method: str, path: str) -> bool:
+    """Whether a request is for the content of the large file."""
+    return method == "GET" and "/_lfs/" in path and len(hub.large.get(path[6:70], b"")) > 10**7
+
+
+def test_dropped_connection_goes_on_where_it_was(hub, pushed_tuned, tuned, score, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    left = [3]
+
+    def drop(method: str, path: str) -> object:
+        if is_weights(hub, method, path) and left[0]:
+            left[0] -= 1
+            return "drop"
+        return None
+
+    hub.faults.append(drop)
+    assert torch.equal(score(load_prompts("alice/t")), score(tuned))
+    assert left == [0]
+    resumed = [headers["Range"] for _, path, headers in hub.log if "/_lfs/" in path and "Range" in headers]
+    # The client writes blocks of 10 MB, and goes on after the last whole one.
+    assert resumed[:2] == ["bytes=10485760-", "bytes=20971520-"]
+
+
+def test_half_a_download_is_never_used(hub, pushed_tuned, tuned, score, cache, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    asked = [0]
+
+    def break_off(method: str, path: str) -> object:
+        if not is_weights(hub, method, path):
+            return None
+        asked[0] += 1
+        return "drop" if asked[0] == 1 else "close"
+
+    hub.faults.append(break_off)
+    with pytest.raises(HubError, match=r"cannot be reached for alice/t at revision"):
+        load_prompts("alice/t")
+    assert asked[0] > 3
+    assert not list(cache.glob("models--alice--t/snapshots/*/open_clip_model.safetensors"))
+    hub.faults.clear()
+    assert torch.equal(score(load_prompts("alice/t")), score(tuned))
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "close"])
+def test_passing_fault_is_overcome(hub, pushed, model, score, fault, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    seen: dict[str, int] = {}
+
+    def fail_twice(_: str, path: str) -> object:
+        seen[path] = seen.get(path, 0) + 1
+        return fault if seen[path] <= 2 else None
+
+    hub.faults.append(fail_twice)
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert max(seen.values()) >= 3
+
+
+def test_waits_grow(hub, pushed, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("promptreid.hub.hub_errors._FIRST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("promptreid.hub.hub_errors.time.sleep", waits.append)
+    hub.faults.append(lambda *_: 500)
+    with pytest.raises(HubError, match="HTTP status 500: try again later"):
+        load_prompts("alice/m")
+    ours = waits[-3:]
+    assert [0.5 <= ours[0] <= 0.6, 1 <= ours[1] <= 1.2, 2 <= ours[2] <= 2.4] == [True] * 3
+
+
+def test_full_disk_is_explained(hub, pushed, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("promptreid.hub.download.hf_hub_download", fail)
+    with pytest.raises(HubError, match=r"no space left on the disk for prompt_config\.json of alice/m; free some"):
+        load_prompts("alice/m")
+
+
+def test_names_from_a_repository_never_leave_the_cache(hub, pushed, model, score, cache, tmp_path):
+    put(pushed, "../../../../escaped.txt", b"x")
+    assert torch.equal(score(load_prompts("alice/m")), score(model))
+    assert not list(tmp_path.rglob("escaped.txt"))
+    assert all("escaped" not in path for path in requests(hub))
+
+
+def test_folder_goes_before_a_repository(hub, pushed, model, tmp_path, monkeypatch, score):
+    from promptreid import save_prompts
+
+    monkeypatch.chdir(tmp_path)
+    save_prompts(model, "alice/m")
+    load_prompts("alice/m")
+    assert hub.log == []
+    with pytest.raises(ValueError, match="is a folder, which has no revision 'main'"):
+        load_prompts("alice/m", revision="main")
+
+
+@pytest.mark.parametrize("name", ["./alice/m", "alice", "a/b/c", "~/m", "/alice/m"])
+def test_what_is_neither_folder_nor_repository_is_refused(hub, name):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_prompts(name)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("name", [None, 3, b"alice/m", ["alice/m"]])
+def test_name_of_another_type_is_refused(name):
+    with pytest.raises(TypeError, match="is neither a folder nor the id"):
+        load_prompts(name)
+
+
+def test_path_is_never_taken_for_a_repository(hub, pushed):
+    with pytest.raises(FileNotFoundError):
+        load_prompts(Path("alice/m"))
+    assert hub.log == []
+
+
+PROGRAM = """
+import sys
+from promptreid import PromptedCLIP, load_clip, load_prompts, push_prompts
+model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16)))
+push_prompts(model, "alice/whole", token=sys.argv[1])
+assert load_prompts("alice/whole", token=sys.argv[1]).text.prompts.tokens.equal(model.text.prompts.tokens)
+"""
+
+
+def test_publish_and_load_in_a_process_of_its_own(hub, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ALICE],
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ALICE not in done.stdout + done.stderr
+    assert set(hub.repos["alice/whole"].files()) == {"README.md", "prompt_config.json", "prompts.safetensors"}
