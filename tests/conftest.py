@@ -17,6 +17,11 @@ HUB_SOCKET.bind(("127.0.0.1", 0))
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_SOCKET.getsockname()[1]}"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 
+
+def pytest_unconfigure() -> None:
+    HUB_SOCKET.close()
+
+
 CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": [32, 16], "layers": 3, "width": 32, "head_width": 8, "patch_size": 8},

@@ -96,7 +96,7 @@ class PromptedCLIP(Sharing, nn.Module):
         self.train(self.training)
 
     def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
-        self.config = config
+        self.config: PromptConfig = config
         self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
             clip,
             config.vision_length,
