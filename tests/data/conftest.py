@@ -14,12 +14,17 @@ from PIL import Image
 Entry = dict[str, Any]
 
 
-def draw_picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (16, 8)) -> Path:
+def draw(path: Path, *, seed: int = 0, size: tuple[int, int] = (16, 8)) -> Path:
     """Write a picture of (height, width) noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture
+def draw_picture() -> Callable[..., Path]:
+    return draw
 
 
 def cuhk_entry(number: int, *, person_id: int, split: str) -> Entry:
@@ -53,7 +58,7 @@ def write_cuhk(tmp_path: Path) -> Callable[[Any], Path]:
         for number, entry in enumerate(content if isinstance(content, list) else []):
             name = entry.get("file_path") if isinstance(entry, dict) else None
             if isinstance(name, str) and re.fullmatch(r"cam_[ab]/\d+\.png", name):
-                draw_picture(root / "imgs" / name, seed=number)
+                draw(root / "imgs" / name, seed=number)
         return root
 
     return write
@@ -93,7 +98,7 @@ def write_benchmark(tmp_path: Path) -> Callable[..., Path]:
             path = f"{splits[number // 2]}/{number}.jpg" if name == "ICFG-PEDES" else f"{number}.jpg"
             captions = [f"caption {number}"] * (1 if name == "ICFG-PEDES" else 2)
             entries.append({"split": splits[number // 2], "captions": captions, key: path, "id": number // 2})
-            draw_picture(root / "imgs" / path, seed=number)
+            draw(root / "imgs" / path, seed=number)
         (root / (annotation or usual)).write_text(json.dumps(entries), encoding="utf-8")
         if stamp:
             (root / "generated.json").write_text("{}", encoding="utf-8")

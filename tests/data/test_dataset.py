@@ -1,19 +1,26 @@
 """Torch data sets over a split, and the pictures they open."""
 
+import gc
+import pickle
+import pickletools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from promptreid.data.build_cache import build_image_cache
 from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages, CaptionsOnly, ImagesOnly, open_image
-from promptreid.data.records import ReIDSplit
-from promptreid.data.transforms import eval_transform
+from promptreid.data.records import ImageRecord, ReIDSplit
+from promptreid.data.text_augmentation import TokenDeletion
+from promptreid.data.transforms import EvalTransform, eval_transform, train_transform
 from promptreid.errors import DatasetError
 
 PLAIN = eval_transform((16, 8), mean=(0, 0, 0), std=(1, 1, 1))
@@ -91,6 +98,141 @@ def test_captioned_images_broken_picture_is_named(train: ReIDSplit, tokenizer: A
     pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer)
     with pytest.raises(DatasetError, match=r"cannot read the image .*0003\.png .*copy it again, or take its record"):
         pairs[7]
+
+
+def test_captioned_images_with_cache_gives_the_same_pixels(train: ReIDSplit, tokenizer: Any, tmp_path: Path) -> None:
+    paths = [record.path for record in train.records]
+    cache = build_image_cache(paths, tmp_path / "cache", image_size=(20, 10), progress=False)
+    transform = train_transform((20, 10), mean=(0.5,) * 3, std=(0.5,) * 3)
+    plain = CaptionedImages(train, transform=transform, tokenizer=tokenizer)
+    cached = CaptionedImages(train, transform=transform, tokenizer=tokenizer, cache=cache)
+    images = ImagesOnly(train, transform=EvalTransform((20, 10), mean=(0,) * 3, std=(1,) * 3), cache=cache)
+    for index in range(13):
+        torch.manual_seed(index)
+        expected = plain[index]
+        torch.manual_seed(index)
+        found = cached[index]
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    torch.testing.assert_close(images[3] * 255, cache[paths[3]].float())
+
+
+def test_captioned_images_leaves_out_what_the_cache_found_bad(train: ReIDSplit, tokenizer: Any, tmp_path: Path) -> None:
+    train.records[1].path.write_bytes(b"rubbish")
+    paths = [record.path for record in train.records]
+    with pytest.warns(UserWarning, match="1 of 6 images cannot be used"):
+        cache = build_image_cache(paths, tmp_path / "cache", image_size=(16, 8), on_bad="skip", progress=False)
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, cache=cache)
+    assert len(pairs) == 10  # without the three captions of image 1
+    # Person 3 still has image 2, so labels stay: 3, 7, 20 are 0, 1, 2.
+    assert pairs.pair_person_ids.tolist() == [1, 1, 0, 0, 2, 2, 1, 1, 2, 2]
+
+
+def test_captioned_images_cache_of_another_size_raises(train: ReIDSplit, tokenizer: Any, tmp_path: Path) -> None:
+    paths = [record.path for record in train.records]
+    cache = build_image_cache(paths, tmp_path / "cache", image_size=(8, 8), progress=False)
+    with pytest.raises(ValueError, match=r"the cache holds images of \(8, 8\), but the transform makes \(16, 8\)"):
+        CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, cache=cache)
+
+
+def test_captioned_images_cache_of_other_images_raises(train: ReIDSplit, tokenizer: Any, tmp_path: Path) -> None:
+    cache = build_image_cache([train.records[0].path], tmp_path / "cache", image_size=(16, 8), progress=False)
+    with pytest.raises(KeyError, match="5 of 6 images are not in the cache"):
+        CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, cache=cache)
+
+
+def test_captioned_images_empty_split_raises(tokenizer: Any) -> None:
+    with pytest.raises(DatasetError, match="the train split has no images"):
+        CaptionedImages(ReIDSplit("train", []), transform=PLAIN, tokenizer=tokenizer)
+    with pytest.raises(DatasetError, match="the val split has no images"):
+        ImagesOnly(ReIDSplit("val", []), transform=PLAIN)
+
+
+@pytest.fixture
+def sided(train: ReIDSplit) -> ReIDSplit:
+    """One picture, white on its left, black on its right; one caption with a side, one without."""
+    path = train.records[0].path
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[:, :20] = 255
+    Image.fromarray(pixels).save(path)
+    return ReIDSplit("train", [replace(train.records[0], captions=("bag in left hand", "blue coat"))])
+
+
+@pytest.mark.parametrize("sides", ["swap", "keep", "ignore"])
+def test_captioned_images_mirrored_picture_has_its_caption(sided: ReIDSplit, tokenizer: Any, sides: Any) -> None:
+    transform = train_transform((40, 40), mean=(0, 0, 0), std=(1, 1, 1))
+    pairs = CaptionedImages(sided, transform=transform, tokenizer=tokenizer, sides=sides)
+    assert len(pairs) == 2
+    left, right, plain = tokenizer(["bag in left hand", "bag in right hand", "blue coat"])
+    seen = set()
+    for _ in range(60):
+        item = pairs[0]
+        mirrored = bool(item["images"][:, :, 34:].sum() > item["images"][:, :, :6].sum())
+        seen.add(mirrored)
+        assert torch.equal(item["tokens"], right if mirrored and sides == "swap" else left)
+        assert torch.equal(pairs[1]["tokens"], plain)
+    assert seen == ({False} if sides == "keep" else {False, True})
+
+
+def test_captioned_images_keep_still_mirrors_captions_without_sides(sided: ReIDSplit, tokenizer: Any) -> None:
+    transform = train_transform((40, 40), mean=(0, 0, 0), std=(1, 1, 1))
+    pairs = CaptionedImages(sided, transform=transform, tokenizer=tokenizer, sides="keep")
+    images = [pairs[1]["images"] for _ in range(60)]
+    mirrored = sum(bool(image[:, :, 34:].sum() > image[:, :, :6].sum()) for image in images)
+    assert 10 < mirrored < 50
+
+
+def test_captioned_images_never_mirroring_transform_needs_no_other_captions(sided: ReIDSplit, tokenizer: Any) -> None:
+    transform = train_transform((40, 40), mean=(0, 0, 0), std=(1, 1, 1), flip=False)
+    assert len(CaptionedImages(sided, transform=transform, tokenizer=tokenizer).tokens) == 2
+
+
+def test_captioned_images_unknown_sides_raise(train: ReIDSplit, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="sides is 'both', expected 'swap', 'keep' or 'ignore'"):
+        CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, sides="both")  # type: ignore[arg-type]
+
+
+def test_captioned_images_augmentation_cannot_corrupt_the_stored_caption(train: ReIDSplit, tokenizer: Any) -> None:
+    def vandal(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.zero_()  # in place, as the peers' masking code does
+
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, augment_tokens=vandal)
+    before = pairs.tokens.clone()
+    for _ in range(3):
+        assert all(not pairs[index]["tokens"].any() for index in range(len(pairs)))
+    assert torch.equal(pairs.tokens, before)
+
+
+def test_captioned_images_augments_anew_each_time(train: ReIDSplit, tokenizer: Any) -> None:
+    augment = TokenDeletion(tokenizer, probability=0.5)
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, augment_tokens=augment)
+    assert len({tuple(pairs[0]["tokens"].tolist()) for _ in range(30)}) > 3
+
+
+def test_captioned_images_index_out_of_range_raises(train: ReIDSplit, tokenizer: Any) -> None:
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer)
+    assert torch.equal(pairs[-1]["tokens"], pairs[12]["tokens"])
+    with pytest.raises(IndexError):
+        pairs[13]
+
+
+def test_captioned_images_pickled_to_a_worker_holds_no_records(train: ReIDSplit, tokenizer: Any) -> None:
+    records = [replace(train.records[0], captions=("a man in a coat",) * 2) for _ in range(5000)]
+    pairs = CaptionedImages(ReIDSplit("train", records), transform=PLAIN, tokenizer=tokenizer)
+    assert not any(isinstance(found, ImageRecord | Path) for found in gc.get_referents(pairs.__dict__))
+    objects = pickletools.genops(pickle.dumps(pairs))
+    assert sum(1 for _ in objects) < 2000  # a few tensors, whatever the number of records
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_captioned_images_broken_picture_stops_an_epoch_with_workers(
+    train: ReIDSplit, context: str, tmp_path: Path
+) -> None:
+    train.records[3].path.write_bytes(b"")
+    tokenizer = open_clip.get_tokenizer("ViT-B-16")
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, token_cache=tmp_path)
+    loader = DataLoader(pairs, batch_size=4, num_workers=1, multiprocessing_context=context, timeout=60)
+    with pytest.raises(DatasetError, match=r"cannot read the image .*0003\.png"):
+        list(loader)
 
 
 def test_open_image_palette_alpha_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:

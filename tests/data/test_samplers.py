@@ -68,3 +68,10 @@ def test_epoch_sampler_processes_that_do_not_divide_the_batch_raise() -> None:
 def test_epoch_sampler_rank_out_of_range_raises(rank: int) -> None:
     with pytest.raises(ValueError, match=rf"rank is {rank}, expected 0 to 1"):
         EpochSampler(10, batch_size=4, num_replicas=2, rank=rank)
+
+
+def test_epoch_sampler_last_batch_that_cannot_be_shared_raises() -> None:
+    with pytest.raises(ValueError, match="the last batch has 1 items, which cannot be divided among 2 processes"):
+        EpochSampler(9, batch_size=4, drop_last=False, num_replicas=2)
+    shares = [batches(EpochSampler(10, batch_size=4, drop_last=False, num_replicas=2, rank=rank)) for rank in range(2)]
+    assert [[len(batch) for batch in share] for share in shares] == [[2, 2, 1]] * 2

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
-from promptreid.data.transforms import check_image_size, eval_transform, train_transform
+from promptreid.data.transforms import (
+    TrainTransform,
+    check_image_size,
+    eval_transform,
+    fit_image,
+    shift_image,
+    train_transform,
+)
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -81,3 +89,86 @@ def test_check_image_size_not_positive_raises(size: tuple[int, int]) -> None:
         train_transform(size, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="image_size is"):
         eval_transform(size, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (3, -2), (-3, 2), (-4, -4), (4, 4), (30, 0)])
+def test_shift_image_is_mirror_pad_and_crop(down: int, right: int, mirror: bool) -> None:
+    pixels = torch.arange(3 * 12 * 8, dtype=torch.uint8).view(3, 12, 8)
+    padded = v2.functional.pad(v2.functional.horizontal_flip(pixels) if mirror else pixels, [30])
+    expected = padded[:, 30 + down : 42 + down, 30 + right : 38 + right].float()
+    assert torch.equal(shift_image(pixels, down, right, mirror=mirror), expected)
+
+
+def test_train_transform_without_chance_is_torchvisions_normalise(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 0.5 everywhere: no mirroring, no shift (int(0.5 * 21) = 10 = padding), no erasing (0.5 < 0.5 is false).
+    monkeypatch.setattr(torch, "rand", lambda *shape: torch.full(shape if isinstance(shape[0], int) else (), 0.5))
+    picture = noise(50, 20)
+    reference = v2.Compose(
+        [
+            v2.Resize([96, 48], interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    expected = torch.as_tensor(reference(picture))
+    # Pillow's and torch's bicubic kernels round differently now and then: a step or two of 1 / (255 * 0.2).
+    for transform in (train_transform((96, 48), mean=MEAN, std=STD), eval_transform((96, 48), mean=MEAN, std=STD)):
+        difference = (transform(picture) - expected).abs()
+        assert float(difference.max()) < 2.01 / 255 / 0.2
+        assert float((difference > 1e-5).float().mean()) < 0.02
+        assert type(transform(picture)) is torch.Tensor
+
+
+def test_train_transform_shifts_spread_evenly_over_the_padding() -> None:
+    transform = train_transform((96, 16), mean=(0, 0, 0), std=(1, 1, 1), flip=False)
+    assert transform.padding == 2  # round(10 * 96 / 384 = 2.5)
+    rows = torch.arange(1, 97, dtype=torch.uint8).view(1, 96, 1).expand(3, 96, 16)
+    shifts = [round(float(transform(rows)[:, 48].max()) * 255) - 49 for _ in range(400)]
+    counts = [shifts.count(shift) for shift in range(-2, 3)]
+    # 80 each expected, standard deviation 8; erasing hides a few.
+    assert min(counts) > 40
+    assert sum(counts) > 380
+
+
+def test_train_transform_told_to_mirror_does_so() -> None:
+    pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    pixels[:, :, :10] = 255
+    for flip in (True, False):
+        transform = train_transform((40, 40), mean=(0, 0, 0), std=(1, 1, 1), flip=flip)
+        for mirror, side in ((True, slice(34, 36)), (False, slice(4, 6))):
+            assert all(float(transform(pixels, mirror=mirror)[:, 1:-1, side].max()) == 1 for _ in range(20))
+
+
+def test_transforms_of_bytes_and_of_the_picture_agree() -> None:
+    picture = noise(50, 20)
+    pixels = fit_image(picture, (96, 48))
+    assert (pixels.shape, pixels.dtype) == ((3, 96, 48), torch.uint8)
+    assert fit_image(pixels, (96, 48)) is pixels
+    transform = eval_transform((96, 48), mean=MEAN, std=STD)
+    before = pixels.clone()
+    assert torch.equal(transform(pixels), transform(picture))
+    TrainTransform((96, 48), mean=MEAN, std=STD)(pixels)
+    assert torch.equal(pixels, before)  # what is in a cache is not written to
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), "a.jpg", None])
+def test_fit_image_of_something_else_raises(image: object) -> None:
+    with pytest.raises(TypeError, match=r"the image is .*expected a PIL image or a uint8 tensor \(3, height, width\)"):
+        fit_image(image, (4, 4))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5, 0.5)), (MEAN, (1, 1)), (MEAN, (1, 0, 1))])
+def test_transforms_bad_statistics_raise(mean: tuple, std: tuple) -> None:
+    with pytest.raises(ValueError, match="expected three numbers each, std positive"):
+        eval_transform((4, 4), mean=mean, std=std)
+
+
+def test_train_transform_share_out_of_range_raises() -> None:
+    with pytest.raises(ValueError, match=r"mirror is 1.5, expected a share from 0 to 1"):
+        TrainTransform((4, 4), mean=MEAN, std=STD, mirror=1.5)
+
+
+def test_transforms_show_their_settings() -> None:
+    assert repr(eval_transform((4, 2), mean=MEAN, std=STD)).startswith("EvalTransform((4, 2), mean=(0.5, 0.4, 0.3)")

@@ -1,5 +1,6 @@
 """How many tokens captions have, also those that a tokenizer would cut."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,7 +34,9 @@ def caption_lengths(captions: Sequence[str], tokenizer: Callable[..., Tensor]) -
     lengths: list[int] = []
     for start in range(0, len(captions), CHUNK):
         chunk = list(captions[start : start + CHUNK])
-        counted = _count(tokenizer(chunk), pad) + unseen_end
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of captions that are cut: here they are counted instead
+            counted = _count(tokenizer(chunk), pad) + unseen_end
         full = [place for place, length in enumerate(counted.tolist()) if length >= context]
         if full:
             counted[full] = _count_long([chunk[place] for place in full], tokenizer, pad, context) + unseen_end

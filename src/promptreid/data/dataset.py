@@ -1,40 +1,81 @@
 """Torch data sets over a split: pairs to train on, images and captions to evaluate on."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptreid.data.image_cache import ImageCache
+from promptreid.data.packed_paths import PackedPaths
 from promptreid.data.pictures import open_image
 from promptreid.data.records import ReIDSplit
+from promptreid.data.sides import mirror_caption
+from promptreid.data.token_table import tokenize_captions
+from promptreid.data.transforms import TrainTransform
+from promptreid.errors import DatasetError
 
 __all__ = ["CaptionedImages", "CaptionsOnly", "ImagesOnly", "open_image"]
 
 Transform = Callable[[Any], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
+Sides = Literal["swap", "keep", "ignore"]
 
 
 class CaptionedImages(Dataset[dict[str, Tensor]]):
     """Every (image, caption) pair of a split, to train on.
 
-    Captions are tokenised once, here. Paths and labels are kept as one array each, so that loader workers share
-    their memory.
+    Captions are tokenised once, here. What a loader worker needs (paths, tokens, labels) is kept in tensors, so that
+    workers share their memory instead of copying it.
 
     Args:
         split: The images.
-        transform: From a PIL image to a tensor (3, H, W).
+        transform: From a picture to a tensor (3, H, W), such as `model.train_transform`; it gets a PIL image, or
+            with a cache uint8 (3, H, W).
         tokenizer: From captions to token ids (B, L).
+        cache: Decoded pictures from `build_image_cache`; those it found bad are left out.
+        token_cache: Folder to keep the token ids in.
+        augment_tokens: From token ids (L,) to others, such as `TokenDeletion`; it gets a copy each time.
+        sides: What is done where a `TrainTransform` would mirror the picture of a caption that says left or right:
+            `"swap"` exchanges the words, `"keep"` leaves the picture as it is, `"ignore"` mirrors the picture only,
+            as the field does. Another transform does not tell when it mirrors, and its captions stay as they are.
 
     Shape:
         - images: (3, H, W) float32; tokens: (L,) int64; person_ids: () int64, label in [0, num_identities)
+
+    Raises:
+        DatasetError: The split is empty.
+        ValueError: `sides` is none of the three, or the cache is of another size than the transform's.
+        KeyError: An image is not in the cache.
     """
 
-    def __init__(self, split: ReIDSplit, *, transform: Transform, tokenizer: Tokenizer) -> None:
-        self.split = split
-        self.transform = transform
-        self.tokens: Tensor = tokenizer([caption for record in split.records for caption in record.captions])
+    def __init__(
+        self,
+        split: ReIDSplit,
+        *,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        cache: ImageCache | None = None,
+        token_cache: str | Path | None = None,
+        augment_tokens: Callable[[Tensor], Tensor] | None = None,
+        sides: Sides = "swap",
+    ) -> None:
+        if sides not in ("swap", "keep", "ignore"):
+            raise ValueError(f"sides is {sides!r}, expected 'swap', 'keep' or 'ignore'")
+        if cache is not None and cache.bad:
+            split = split.without(cache.bad)
+        self.pictures: _Pictures = _Pictures(split, transform, cache)
+        self.augment_tokens = augment_tokens
+        captions = [caption for record in split.records for caption in record.captions]
+        mirrored = self._mirrored_captions(captions, transform, sides)
+        self.tokens: Tensor = tokenize_captions([*captions, *mirrored.values()], tokenizer, cache_dir=token_cache)
+        # Row of each caption's mirrored form in `tokens`: its own if it names no side, -1 if it must not be mirrored.
+        self._mirrored_row: Tensor = torch.arange(len(captions), dtype=torch.int32)
+        places = torch.tensor(list(mirrored), dtype=torch.int64)
+        never = sides == "keep"
+        self._mirrored_row[places] = -1 if never else torch.arange(len(places), dtype=torch.int32) + len(captions)
         counts = torch.tensor([len(record.captions) for record in split.records])
         self.images: Tensor = torch.arange(len(split)).repeat_interleave(counts)
         self.person_ids: Tensor = torch.tensor([split.labels[record.person_id] for record in split.records])
@@ -42,40 +83,96 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def pair_person_ids(self) -> Tensor:
+        """Label of each pair, (pairs,) int64: what an `IdentitySampler` takes."""
+        return self.person_ids[self.images]
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image = int(self.images[index])
-        return {
-            "images": self.transform(open_image(self.split.records[image].path)),
-            "tokens": self.tokens[index],
-            "person_ids": self.person_ids[image],
-        }
+        transform, row = self.pictures.transform, range(len(self))[index]
+        if isinstance(transform, TrainTransform):
+            other = int(self._mirrored_row[row])
+            mirror = transform.draw_mirror() and other >= 0
+            row = other if mirror else row
+            pixels = transform(self.pictures.read(image), mirror=mirror)
+        else:
+            pixels = self.pictures[image]
+        tokens = self.tokens[row].to(torch.int64)  # a copy: what augments it cannot reach the table
+        if self.augment_tokens is not None:
+            tokens = self.augment_tokens(tokens)
+        return {"images": pixels, "tokens": tokens, "person_ids": self.person_ids[image]}
+
+    @staticmethod
+    def _mirrored_captions(captions: list[str], transform: Transform, sides: Sides) -> dict[int, str]:
+        """The captions that change when the picture is mirrored, by place, where that can happen at all."""
+        if sides == "ignore" or not isinstance(transform, TrainTransform) or transform.mirror == 0:
+            return {}
+        changed = ((place, mirror_caption(caption)) for place, caption in enumerate(captions))
+        return {place: caption for place, caption in changed if caption != captions[place]}
 
 
 class ImagesOnly(Dataset[Tensor]):
-    """Every image of a split once, (3, H, W); `person_ids` (images,) int64 holds the annotation's numbers."""
+    """Every image of a split once, (3, H, W); `person_ids` (images,) int64 holds the annotation's numbers.
 
-    def __init__(self, split: ReIDSplit, *, transform: Transform) -> None:
-        self.split = split
-        self.transform = transform
+    Args:
+        split: The images.
+        transform: From a picture to a tensor, such as `model.eval_transform`.
+        cache: Decoded pictures from `build_image_cache`.
+
+    Raises:
+        DatasetError: The split is empty.
+    """
+
+    def __init__(self, split: ReIDSplit, *, transform: Transform, cache: ImageCache | None = None) -> None:
+        self.pictures: _Pictures = _Pictures(split, transform, cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records])
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.person_ids)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.transform(open_image(self.split.records[index].path))
+        return self.pictures[index]
 
 
 class CaptionsOnly(Dataset[Tensor]):
     """Every caption of a split once, (L,) int64; `person_ids` (captions,) int64 holds the annotation's numbers."""
 
-    def __init__(self, split: ReIDSplit, *, tokenizer: Tokenizer) -> None:
+    def __init__(self, split: ReIDSplit, *, tokenizer: Tokenizer, token_cache: str | Path | None = None) -> None:
         self.captions: list[str] = [caption for record in split.records for caption in record.captions]
-        self.tokens: Tensor = tokenizer(self.captions)
+        self.tokens: Tensor = tokenize_captions(self.captions, tokenizer, cache_dir=token_cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records for _ in record.captions])
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.tokens[index]
+        return self.tokens[index].to(torch.int64)
+
+
+class _Pictures:
+    """The pictures of a split by number, from files or from a cache."""
+
+    def __init__(self, split: ReIDSplit, transform: Transform, cache: ImageCache | None) -> None:
+        if not len(split):
+            raise DatasetError(f"the {split.name} split has no images")
+        size = getattr(transform, "image_size", None)
+        if cache is not None and size is not None and tuple(size) != cache.image_size:
+            raise ValueError(
+                f"the cache holds images of {cache.image_size}, but the transform makes {tuple(size)}; build the cache "
+                "for that size"
+            )
+        paths = [record.path for record in split.records]
+        self.transform = transform
+        self.pixels = None if cache is None else cache.pixels
+        self.rows = None if cache is None else cache.rows(paths)
+        self.paths = PackedPaths(paths)
+
+    def read(self, index: int) -> Any:
+        """A PIL image, or uint8 (3, H, W) from the cache."""
+        if self.pixels is None or self.rows is None:
+            return open_image(self.paths[index])
+        return self.pixels[int(self.rows[index])]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.read(index))

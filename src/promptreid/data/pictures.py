@@ -18,6 +18,8 @@ from promptreid.errors import DatasetError
 MAX_SIDE = 16_384  # pixels; a crop of a person has a few hundred
 MAX_PIXELS = 64 * 2**20
 MIN_SIDE = 8
+# Pillow's own limits, which it applies before ours; the second is a warning unless warnings are errors.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class PictureFault(NamedTuple):
@@ -50,6 +52,8 @@ def open_image(path: Any) -> Image.Image:
             fault = _size_fault(image)
             if fault is None:
                 return _to_rgb(ImageOps.exif_transpose(image))
+    except _BOMBS as error:
+        raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
     # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
     except Exception as error:
         raise DatasetError(
@@ -88,6 +92,8 @@ def _content_faults(path: Path, content: bytes) -> list[PictureFault]:
             faults = _remarks(path, image)
             _to_rgb(ImageOps.exif_transpose(image))
             return faults
+    except _BOMBS as error:
+        return [PictureFault("oversized", f"is absurdly large ({_words(error)})")]
     except Exception as error:  # as in open_image
         words = _words(error)
         cut = "truncated" in words.lower() or "broken data stream" in words.lower()

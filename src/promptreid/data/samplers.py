@@ -19,7 +19,7 @@ class EpochSampler(Sampler[list[int]]):
         rank: This process's number.
 
     Raises:
-        ValueError: The batch is larger than the data set, or the processes do not divide it.
+        ValueError: The batch is larger than the data set, or the processes do not divide it or the last one.
 
     Example:
         >>> sampler = EpochSampler(5, batch_size=2, seed=0)
@@ -45,6 +45,12 @@ class EpochSampler(Sampler[list[int]]):
             raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
+        last = length % batch_size
+        if not drop_last and last % num_replicas:
+            raise ValueError(
+                f"the last batch has {last} items, which cannot be divided among {num_replicas} processes; "
+                "set drop_last=True"
+            )
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
