@@ -64,7 +64,7 @@ class BenchmarkLayout:
         records: list[ImageRecord] = []
         places: list[int] = []
         problems: list[Problem] = []
-        entries = _read_list(path)
+        entries = read_entries(path)
         for place, entry in enumerate(entries):
             parsed = parse_entry(entry, images, image_key=self.image_key)
             if isinstance(parsed, ImageRecord):
@@ -108,7 +108,12 @@ def found_in(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
-def _read_list(path: Path) -> list[Any]:
+def read_entries(path: Path) -> list[Any]:
+    """The records of a JSON annotation, well-formed or not.
+
+    Raises:
+        DatasetError: The file is no UTF-8, no JSON, or not a list of records that is not empty.
+    """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
