@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptreid.data.image_cache import ImageCache
+from promptreid.data.image_cache import ImageCache, PixelRows
 from promptreid.data.packed_paths import PackedPaths
 from promptreid.data.pictures import open_image
 from promptreid.data.records import ReIDSplit
@@ -163,10 +163,10 @@ class _Pictures:
                 "for that size"
             )
         paths = [record.path for record in split.records]
-        self.transform = transform
-        self.pixels = None if cache is None else cache.pixels
-        self.rows = None if cache is None else cache.rows(paths)
-        self.paths = PackedPaths(paths)
+        self.transform: Transform = transform
+        self.pixels: PixelRows | None = None if cache is None else cache.pixels
+        self.rows: Tensor | None = None if cache is None else cache.rows(paths)
+        self.paths: PackedPaths = PackedPaths(paths)
 
     def read(self, index: int) -> Any:
         """A PIL image, or uint8 (3, H, W) from the cache."""
