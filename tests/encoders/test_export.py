@@ -27,6 +27,8 @@ def inputs(zoo, name, batch):
     return {"vision": images, "text": zoo.tokens_for(name, batch=batch, seed=batch)}
 
 
+# The ONNX exporter stands on torch.export, so the next test covers most of this one.
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["vision", "text"])
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_program_gives_equal_features_for_any_batch(zoo, name, tower):
