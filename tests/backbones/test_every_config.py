@@ -6,6 +6,7 @@ One of each kind of tower runs always; the sweep over all of them is slow.
 import copy
 import warnings
 
+import open_clip
 import pytest
 import torch
 
@@ -32,6 +33,7 @@ FAMILIES = [
     "mt5-base-ViT-B-32",
     "nllb-clip-base",
 ]
+FAMILIES = [name for name in FAMILIES if name in open_clip.list_models()]  # older versions know fewer
 
 
 def make(zoo, name):

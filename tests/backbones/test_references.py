@@ -8,6 +8,7 @@ import copy
 import math
 import warnings
 
+import open_clip
 import pytest
 import torch
 
@@ -186,7 +187,7 @@ VISION = {
 
 
 @pytest.mark.parametrize(("length", "depth"), [(1, None), (3, None), (2, 1), (4, 2)])
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", [name for name in VISION if name in open_clip.list_models()])
 def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
     block_forward, size = VISION[name]
     clip = build(zoo, name, size)
@@ -229,7 +230,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize(("length", "depth"), [(1, None), (3, 1), (2, 2)])
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", [name for name in TEXT if name in open_clip.list_models()])
 def test_text_tower_equals_the_written_out_forward(zoo, name, length, depth):
     clip = build(zoo, name, (56, 28) if "14" in name else (64, 32))
     tokens = zoo.tokens_for(name)[:, : 24 if "hf_model_name" in _text_config(name) else None]
@@ -256,8 +257,6 @@ def test_text_tower_equals_the_written_out_forward(zoo, name, length, depth):
 
 
 def _text_config(name):
-    import open_clip
-
     return open_clip.get_model_config(name)["text_cfg"]
 
 

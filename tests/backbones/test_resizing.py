@@ -2,6 +2,7 @@
 
 import warnings
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -40,7 +41,7 @@ def remake(zoo, clip, size):
         )
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", [name for name in TOWERS if name in open_clip.list_models()])
 def test_saved_tower_is_made_again_at_its_size_and_turned_on_its_side(zoo, name):
     size = TOWERS[name]
     clip = make(zoo, name, size)
@@ -57,7 +58,7 @@ def test_saved_tower_is_made_again_at_its_size_and_turned_on_its_side(zoo, name)
         assert not torch.equal(one, other), "equally many places in another layout are resized, not taken as they are"
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", [name for name in TOWERS if name in open_clip.list_models()])
 def test_weight_file_that_is_not_square_needs_its_size_and_gets_it(zoo, name, tmp_path):
     size = TOWERS[name]
     clip = make(zoo, name, size)
