@@ -107,8 +107,11 @@ def test_finder_without_readable_picture_is_refused(model: PromptedCLIP, tmp_pat
         Finder(folder_crops(tmp_path), compare(model), progress=False)
 
 
-def test_finder_on_drawn_people_finds_the_first_example_first(model: PromptedCLIP, tmp_path: Path) -> None:
+def test_finder_on_drawn_people_finds_the_right_one_far_more_often_than_chance(
+    model: PromptedCLIP, tmp_path: Path
+) -> None:
     crops = drawn_crops(tmp_path / "drawn")
     bare = Finder(crops, compare(model)[1:], progress=False)
-    sentence = "A slim woman has on tan trousers and a green hoodie."
-    assert crops.is_right(bare.search(sentence, k=1)[0].hits[0].index, crops.captions[sentence])
+    sentences = list(crops.captions)[::4]
+    right = [crops.is_right(bare.search(text, k=1)[0].hits[0].index, crops.captions[text]) for text in sentences]
+    assert sum(right) / len(sentences) > 3 / 30  # 30 persons in 4 pictures each: chance is 1 in 30

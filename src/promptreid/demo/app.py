@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from promptreid.backbones.loading import TINY_NAME, TINY_TAG, load_clip
+from promptreid.backbones.tiny import tiny_prompts
 from promptreid.demo.crops import drawn_crops, folder_crops
 from promptreid.demo.desk import Desk
 from promptreid.demo.extra import require_gradio
@@ -24,6 +24,7 @@ from promptreid.demo.uploads import MAX_BYTES
 from promptreid.demo.versions import compare
 from promptreid.demo.wiring import wire
 from promptreid.encoders.clip import PromptedCLIP
+from promptreid.encoders.pretrained import load_prompts
 
 _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
@@ -151,7 +152,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _shipped_model() -> PromptedCLIP:
-    return PromptedCLIP(load_clip(TINY_NAME, pretrained=TINY_TAG, image_size=(96, 48)))
+    return load_prompts(tiny_prompts())
 
 
 @contextmanager

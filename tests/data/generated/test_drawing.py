@@ -1,38 +1,44 @@
 """What a caption can name must be in the picture: changing it changes pixels."""
 
 from dataclasses import replace
-from io import BytesIO
 from itertools import combinations
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from promptreid.data.generated.camera import CAMERAS, IMAGE_SIZE, photograph
-from promptreid.data.generated.captions import as_seen
-from promptreid.data.generated.drawing import Figure, draw_figure
+from promptreid.data.generated.drawing import draw_figure
+from promptreid.data.generated.palette import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 from promptreid.data.generated.person import (
-    GARMENT_COLOURS,
-    HAIR_COLOURS,
+    AGES,
+    BAGS,
+    BUILDS,
+    GENDERS,
+    GLASSES,
+    HAIR_LENGTHS,
     HATS,
     LOWER_KINDS,
     PATTERNS,
+    SHOE_COLOURS,
+    SHOE_KINDS,
     UPPER_KINDS,
     Person,
 )
+from promptreid.data.generated.sight import as_seen
 
 VIEWS = ("front", "back", "side")
 BASE = Person(
-    gender="woman", build="average", skin="light", hair_colour="brown", hair_length="long", upper_kind="t-shirt",
-    upper_colour="red", upper_pattern="striped", pattern_colour="white", lower_kind="trousers", lower_colour="blue",
-    shoe_colour="black", bag="handbag", bag_colour="green", hat="cap", hat_colour="yellow", glasses=True,
+    gender="woman", age="adult", build="average", skin="light", hair_colour="brown", hair_length="long",
+    upper_kind="jacket", upper_colour="red", upper_pattern="striped", pattern_colour="white", inner_colour="green",
+    lower_kind="trousers", lower_colour="blue", shoe_kind="shoes", shoe_colour="black", bag="handbag",
+    bag_colour="green", hat="cap", hat_colour="yellow", glasses="glasses",
 )  # fmt: skip
+TALL, WIDE = 260, 150
 
 
-def drawn(person: Person, view: str, stride: float = 0.4) -> np.ndarray:
-    height, width = IMAGE_SIZE
-    image = Image.new("RGB", (width, height), (200, 0, 200))
-    draw_figure(image, person, Figure(width / 2, 8, height * 0.9, view, stride))
+def drawn(person: Person, view: str, *, phase: float = 0.1, facing: int = 1) -> np.ndarray:
+    image = Image.new("RGB", (WIDE, TALL), (200, 0, 200))
+    draw_figure(image, person, view=view, facing=facing, phase=phase, foot=(WIDE / 2, 250), tall=240)
     return np.asarray(image)
 
 
@@ -41,62 +47,70 @@ def drawn(person: Person, view: str, stride: float = 0.4) -> np.ndarray:
 @pytest.mark.parametrize(
     ("attribute", "values"),
     [
-        ("build", ("slim", "average", "heavy")),
+        ("gender", GENDERS),
+        ("age", AGES),
+        ("build", BUILDS),
+        ("skin", tuple(SKIN_TONES)),
         ("hair_colour", tuple(HAIR_COLOURS)),
-        ("hair_length", ("long", "short", "bald")),
+        ("hair_length", HAIR_LENGTHS),
         ("upper_kind", UPPER_KINDS),
         ("upper_colour", tuple(GARMENT_COLOURS)),
-        ("upper_pattern", PATTERNS[:4]),
+        ("upper_pattern", PATTERNS),
         ("pattern_colour", tuple(GARMENT_COLOURS)),
+        ("inner_colour", tuple(GARMENT_COLOURS)),
         ("lower_kind", LOWER_KINDS),
         ("lower_colour", tuple(GARMENT_COLOURS)),
-        ("shoe_colour", ("black", "white", "brown", "red", "grey")),
-        ("bag", ("none", "backpack", "handbag", "shoulder bag")),
+        ("shoe_kind", SHOE_KINDS),
+        ("shoe_colour", SHOE_COLOURS),
+        ("bag", BAGS),
         ("bag_colour", tuple(GARMENT_COLOURS)),
-        ("hat", tuple(dict.fromkeys(HATS))),
+        ("hat", HATS),
         ("hat_colour", tuple(GARMENT_COLOURS)),
+        ("glasses", GLASSES),
     ],
 )
-def test_attribute_changed_gives_another_picture_unless_captions_call_it_the_same(
+def test_attribute_changed_gives_another_picture_where_captions_tell_it_apart(
     view: str, hair_length: str, attribute: str, values: tuple
 ) -> None:
     base = replace(BASE, hair_length=hair_length)
-    for one, other in combinations([replace(base, **{attribute: value}) for value in values], 2):
+    plain = {"pattern_colour": "none"}
+    persons = [replace(base, **{attribute: value} | (plain if value == "plain" else {})) for value in values]
+    for one, other in combinations(persons, 2):
         if as_seen(one, view) != as_seen(other, view):
             changed = (drawn(one, view) != drawn(other, view)).any(axis=-1).sum()
-            assert changed >= 4, (one, other)
+            assert changed >= 8, (one, other)
 
 
 @pytest.mark.parametrize(("view", "visible"), [("front", True), ("side", True), ("back", False)])
 def test_glasses_show_except_from_behind(view: str, visible: bool) -> None:
-    with_glasses, without = drawn(BASE, view), drawn(replace(BASE, glasses=False), view)
+    with_glasses, without = drawn(BASE, view), drawn(replace(BASE, glasses="none"), view)
     assert bool((with_glasses != without).any()) is visible
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_torso_and_thighs_have_the_garments_colours(view: str) -> None:
-    picture = drawn(replace(BASE, upper_pattern="plain", bag="none"), view, stride=0.0)
-    height, width = IMAGE_SIZE
-    # The figure spans rows 8 to 8 + 0.9 * 144; chest at 35 % and a thigh at 60 % of it, a little off the middle.
-    chest = picture[8 + int(height * 0.9 * 0.35), width // 2 + 3]
-    thigh = picture[8 + int(height * 0.9 * 0.60), width // 2 + 6]
-    assert np.abs(chest.astype(int) - GARMENT_COLOURS["red"]).max() <= 2
-    assert np.abs(thigh.astype(int) - GARMENT_COLOURS["blue"]).max() <= 2
+    picture = drawn(replace(BASE, upper_kind="t-shirt", upper_pattern="plain", inner_colour="none", bag="none",
+                            hair_length="short"), view, phase=0.0)  # fmt: skip
+    # The figure spans rows 10 to 250: chest at 24 % and thigh at 57 % of it, beside the arm and beside the middle.
+    assert np.abs(picture[10 + int(240 * 0.24), WIDE // 2 - 11].astype(int) - GARMENT_COLOURS["red"]).max() <= 2
+    assert np.abs(picture[10 + int(240 * 0.57), WIDE // 2 + 9].astype(int) - GARMENT_COLOURS["blue"]).max() <= 2
 
 
-def test_photograph_same_generator_state_gives_the_same_bytes() -> None:
-    shots = [photograph(np.random.default_rng(2), BASE, CAMERAS[0], "front") for _ in range(2)]
-    assert shots[0] == shots[1]
+def test_draw_figure_walking_moves_legs_and_facing_mirrors_them() -> None:
+    still, stepping = drawn(BASE, "side", phase=0.0), drawn(BASE, "side", phase=0.25)
+    legs = slice(180, 245)
+    assert (still[legs] != stepping[legs]).any(axis=-1).mean() > 0.05
+    person = replace(BASE, bag="none")
+    right, left = drawn(person, "side", facing=1), drawn(person, "side", facing=-1)
+    assert (right != left[:, ::-1]).any(axis=-1).mean() < 0.02  # but for rounding
+    assert (right != left).any(axis=-1).mean() > 0.02
 
 
-def test_photograph_two_cameras_differ_in_colour_cast() -> None:
-    shades = []
-    for camera in (CAMERAS[0], CAMERAS[1]):  # bluish, yellowish
-        pixels = [_pixels(photograph(np.random.default_rng(seed), BASE, camera, "side")) for seed in range(8)]
-        mean = np.mean(pixels, axis=(0, 1, 2))
-        shades.append(mean[2] - mean[0])
-    assert shades[0] > shades[1] + 20
+def test_draw_figure_child_is_smaller_and_heavy_is_broader() -> None:
+    def extent(person: Person) -> tuple[int, int]:
+        rows, columns = np.nonzero((drawn(replace(person, bag="none"), "front") != (200, 0, 200)).any(axis=-1))
+        return int(np.ptp(rows)), int(np.ptp(columns[rows < 200]))
 
-
-def _pixels(jpeg: bytes) -> np.ndarray:
-    return np.asarray(Image.open(BytesIO(jpeg)), dtype=float)
+    adult, child, heavy = (extent(replace(BASE, **change)) for change in ({}, {"age": "child"}, {"build": "heavy"}))
+    assert child[0] < 0.85 * adult[0]
+    assert heavy[1] > 1.15 * adult[1]

@@ -1,116 +1,187 @@
-"""Says what a picture shows, in sentences of varied order and length."""
+"""Says what a picture shows as an annotator would: in sentences of varied order and length, not always right."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from promptreid.data.generated.person import Person
+from promptreid.data.generated.palette import HAIR_COLOURS
+from promptreid.data.generated.person import NONE, SHOE_COLOURS, Person, pick
+from promptreid.data.generated.scene import Scene
+from promptreid.data.generated.words import (
+    CARRY_WORDS,
+    ENDINGS,
+    MAX_TOKENS,
+    OPENERS,
+    VERBS,
+    VIEW_WORDS,
+    Phrase,
+    article,
+    bag_phrase,
+    count_tokens,
+    glasses_phrase,
+    hair_phrase,
+    hat_phrase,
+    join,
+    lower_phrase,
+    shoe_phrase,
+    skin_phrase,
+    subject_phrase,
+    upper_phrase,
+)
 
-_SUBJECTS = {"man": ("man", "man", "guy", "male", "person"), "woman": ("woman", "woman", "lady", "female", "person")}
-_UPPER_WORDS = {
-    "t-shirt": ("t-shirt", "tee shirt", "short sleeved shirt"),
-    "shirt": ("shirt", "button up shirt", "collared shirt"),
-    "jacket": ("jacket", "zip jacket"),
-    "coat": ("coat", "long coat"),
-    "hoodie": ("hoodie", "hooded sweatshirt"),
-    "sweater": ("sweater", "pullover", "jumper"),
-    "tank top": ("tank top", "sleeveless top"),
-    "top": ("top", "long sleeved top"),  # what is left of a shirt, hoodie or sweater whose neck is hidden
-}
-_LOWER_WORDS = {
-    "trousers": ("trousers", "pants", "slacks"),
-    "jeans": ("jeans", "denim pants"),
-    "shorts": ("shorts", "short pants"),
-    "skirt": ("skirt",),
-    "leggings": ("leggings", "tight pants"),
-}
-_PATTERN_WORDS = {"striped": ("striped", "stripes"), "checked": ("checked", "plaid"), "dotted": ("dotted", "spotted")}
-_COLOUR_WORDS = {
-    "grey": ("grey", "gray"),
-    "blond": ("blond", "fair"),
-    "beige": ("beige", "tan"),
-    "purple": ("purple", "violet"),
-}
-_BUILD_WORDS = {"slim": ("slim", "thin"), "average": ("",), "heavy": ("heavy set", "stout")}
-
-
-def _pick(random: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[int(random.integers(len(options)))]
-
-
-def _colour(random: np.random.Generator, name: str) -> str:
-    return _pick(random, _COLOUR_WORDS.get(name, (name,)))
-
-
-def upper_phrase(random: np.random.Generator, person: Person) -> str:
-    """Name the upper garment, such as `red and white striped shirt`."""
-    words = _colour(random, person.upper_colour)
-    if person.upper_pattern != "plain":
-        words += f" and {_colour(random, person.pattern_colour)} {_PATTERN_WORDS[person.upper_pattern][0]}"
-    return f"{words} {_pick(random, _UPPER_WORDS[person.upper_kind])}"
+MISTAKE_RATE = 0.08
+_CONFUSED = {
+    "black": ("blue", "brown", "grey"), "white": ("grey", "beige"), "grey": ("black", "white", "blue"),
+    "red": ("orange", "pink"), "blue": ("black", "purple"), "green": ("grey", "blue"), "yellow": ("orange", "beige"),
+    "orange": ("red", "yellow"), "purple": ("blue", "pink"), "pink": ("red", "purple"), "brown": ("black", "red"),
+    "beige": ("white", "yellow"), "blond": ("brown", "grey"),
+    "t-shirt": ("shirt", "tank top"), "shirt": ("t-shirt", "sweater"), "jacket": ("coat",), "coat": ("jacket",),
+    "hoodie": ("sweater", "jacket"), "sweater": ("hoodie", "shirt"), "tank top": ("t-shirt",), "top": ("t-shirt",),
+    "trousers": ("leggings",), "jeans": ("trousers",), "shorts": ("skirt",), "skirt": ("shorts",),
+    "leggings": ("trousers",), "slim": ("average",), "average": ("slim", "heavy"), "heavy": ("average",),
+}  # fmt: skip
 
 
-def lower_phrase(random: np.random.Generator, person: Person) -> str:
-    """Name the lower garment, such as `black trousers`."""
-    return f"{_colour(random, person.lower_colour)} {_pick(random, _LOWER_WORDS[person.lower_kind])}"
+@dataclass(frozen=True)
+class Caption:
+    """A caption and what it says.
+
+    Attributes:
+        text: The sentence or sentences.
+        said: Attribute of the person to the value that the caption gives it.
+        mistakes: Those attributes whose value is wrong, on purpose.
+    """
+
+    text: str
+    said: dict[str, str]
+    mistakes: tuple[str, ...]
 
 
-def article(phrase: str) -> str:
-    """`a` or `an` and the phrase; plural garments take none."""
-    if phrase.endswith("s") and not phrase.endswith("ss"):
-        return phrase
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+def describe(random: np.random.Generator, scene: Scene) -> Caption:
+    """Caption a picture: details left out, in some order, now and then one of them wrong."""
+    seen = scene.seen
+    believed = _mistake(random, seen) if random.random() < MISTAKE_RATE else seen
+    draft = _Draft(random, believed, scene.view)
+    text = draft.write()
+    said = {attribute: str(getattr(believed, attribute)) for attribute in draft.attributes}
+    mistakes = tuple(name for name, value in said.items() if value != getattr(seen, name))
+    return Caption(text.lower() if random.random() < 0.1 else text, said, mistakes)
 
 
-def visible_details(random: np.random.Generator, person: Person, view: str) -> list[str]:
-    """Phrases for everything else that this view shows, in random order."""
-    details = [f"{person.shoe_colour} shoes"]
-    if person.hair_length == "bald":
-        if person.hat == "none":
-            details.append("a bald head")
-    else:
-        details.append(f"{person.hair_length} {_colour(random, person.hair_colour)} hair")
-    if person.hat != "none":
-        details.append(article(f"{_colour(random, person.hat_colour)} {person.hat}"))
-    if person.glasses and view != "back":
-        details.append(_pick(random, ("glasses", "dark glasses")))
-    if person.bag == "backpack" and view != "front":
-        details.append(article(f"{_colour(random, person.bag_colour)} {_pick(random, ('backpack', 'rucksack'))}"))
-    elif person.bag in ("handbag", "shoulder bag"):
-        details.append(article(f"{_colour(random, person.bag_colour)} {person.bag}"))
-    return [details[int(index)] for index in random.permutation(len(details))]
+def _mistake(random: np.random.Generator, seen: Person) -> Person:
+    """`seen` with one colour, kind or the build taken for another."""
+    colours = [name for name in ("upper_colour", "lower_colour", "shoe_colour", "bag_colour", "hat_colour",
+                                 "hair_colour") if getattr(seen, name) != NONE]  # fmt: skip
+    attribute = pick(random, [*colours, "upper_kind", "lower_kind", "build"])
+    options: Iterable[str] = _CONFUSED[str(getattr(seen, attribute))]
+    if attribute == "shoe_colour":
+        options = [name for name in options if name in SHOE_COLOURS] or ("black", "grey")
+    elif attribute == "hair_colour":
+        options = [name for name in options if name in HAIR_COLOURS] or ("black",)
+    elif attribute == "upper_colour":  # cloth, its pattern and what is below it stay different colours
+        options = [name for name in options if name not in (seen.pattern_colour, seen.inner_colour)] or ("grey",)
+    believed = replace(seen, **{attribute: pick(random, options)})
+    return replace(believed, inner_colour=NONE) if attribute == "upper_kind" else believed
 
 
-def as_seen(person: Person, view: str) -> Person:
-    """`person` with kinds that this view does not tell apart put into the kind that it does show."""
-    if view == "back" and person.hat != "none":
-        person = replace(person, hat="hat")  # a cap's brim points away
-    # Collar, hood and plain neck are all that tells these three apart, and long hair falls over them.
-    neck_hidden = view != "front" and person.hair_length == "long"
-    if neck_hidden and person.upper_kind in ("shirt", "hoodie", "sweater"):
-        person = replace(person, upper_kind="top")
-    return person
+class _Draft:
+    """Writes one caption and notes the attributes that it names."""
 
+    def __init__(self, random: np.random.Generator, person: Person, view: str) -> None:
+        self.random, self.person, self.view = random, person, view
+        self.attributes: list[str] = []
+        # Terse, usual and wordy annotators.
+        self.detail, self.padding = ((0.3, 0.0), (0.65, 0.12), (0.97, 0.75))[
+            int(random.choice(3, p=(0.36, 0.48, 0.16)))
+        ]
 
-def describe(random: np.random.Generator, person: Person, view: str) -> str:
-    """A caption as an annotator might write it: some details left out, in some order, sometimes in lower case."""
-    person = as_seen(person, view)
-    build = _pick(random, _BUILD_WORDS[person.build]) if random.random() < 0.4 else ""
-    subject = " ".join(filter(None, (build, _pick(random, _SUBJECTS[person.gender]))))
-    upper, lower = article(upper_phrase(random, person)), lower_phrase(random, person)
-    lower = article(lower)
-    details = [detail for detail in visible_details(random, person, view) if random.random() < 0.75]
-    wearing = _pick(random, ("is wearing", "wears", "is dressed in", "has on"))
-    tail = f" The person has {_join(details)}." if details else ""
-    if random.random() < 0.25:
-        lower, upper = upper, lower
-    opening = f"{'The' if random.random() < 0.3 else 'A'} {subject}"
-    if build == "" and random.random() < 0.3:
-        way = {"front": "walking towards the camera", "back": "seen from behind", "side": "seen from the side"}[view]
-        opening += f" {way}"
-    caption = f"{opening} {wearing} {upper} and {lower}.{tail}"
-    return caption.lower() if random.random() < 0.1 else caption
+    def write(self) -> str:
+        """The caption; sentences that would make it too long are left out."""
+        details = self.details()
+        text = self.opening(details)
+        while details:
+            before = len(self.attributes)
+            sentence = self.sentence(details)
+            if count_tokens(f"{text} {sentence}") > MAX_TOKENS:
+                del self.attributes[before:]
+                break
+            text = f"{text} {sentence}"
+        if self.chance(self.padding):
+            longer = f"{text[:-1]}, {pick(self.random, ENDINGS)}."
+            text = longer if count_tokens(longer) <= MAX_TOKENS else text
+        return text
 
+    def details(self) -> list[tuple[str, Phrase]]:
+        """What may be told beside the garments: (manner, phrase), in random order, some left out."""
+        random, person = self.random, self.person
+        found: list[tuple[str, Phrase]] = []
+        if person.shoe_kind != NONE:
+            found.append(("wears", shoe_phrase(random, person)))
+        if person.hair_length != NONE:
+            found.append(("has", hair_phrase(random, person)))
+        if person.hat != NONE:
+            found.append(("wears", hat_phrase(random, person)))
+        if person.glasses != NONE:
+            found.append(("wears", glasses_phrase(random, person)))
+        if person.bag != NONE:
+            found.append(("carries", bag_phrase(random, person)))
+        if random.random() < 0.2:
+            found.append(("has", skin_phrase(person)))
+        chosen = [detail for detail in found if random.random() < self.detail]
+        return [chosen[int(index)] for index in random.permutation(len(chosen))]
 
-def _join(phrases: list[str]) -> str:
-    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    def opening(self, details: list[tuple[str, Phrase]]) -> str:
+        """The first sentence: who wears what; takes a detail along now and then."""
+        random = self.random
+        subject = self.note(subject_phrase(random, self.person))
+        self.pronoun, self.owner = self.pronouns()
+        who = f"the {subject}" if self.chance(0.3) else article(subject)
+        if self.chance(0.3):
+            who += f" {pick(random, VIEW_WORDS[self.view])}"
+        worn = [self.garment(upper_phrase(random, self.person)), self.garment(lower_phrase(random, self.person))]
+        if self.chance(0.25):
+            worn.reverse()
+        if details and details[0][0] == "wears" and self.chance(0.5):
+            worn.append(self.garment(details.pop(0)[1]))
+        text = f"{who} {pick(random, VERBS)} {join(worn)}"
+        if details and details[0][0] == "carries" and self.chance(0.5):
+            text += f", {pick(random, CARRY_WORDS)} {self.garment(details.pop(0)[1])}"
+        if self.chance(self.padding):
+            text = f"{pick(random, OPENERS)} {text}"
+        return f"{text[0].upper()}{text[1:]}."
+
+    def sentence(self, details: list[tuple[str, Phrase]]) -> str:
+        """A further sentence; takes up to three details of one manner off the list."""
+        manner = details[0][0]
+        chosen = [detail for detail in details if detail[0] == manner][:3]
+        details[:] = [detail for detail in details if detail not in chosen]
+        phrases = [self.garment(phrase) for _, phrase in chosen]
+        also = "also " if self.chance(self.padding) else ""
+        if manner == "carries":
+            return f"{self.pronoun} is {also}{pick(self.random, CARRY_WORDS)} {join(phrases)}."
+        if manner == "has":
+            return f"{self.pronoun} {also}has {join(phrases)}."
+        if len(chosen) == 1 and chosen[0][1].attributes[0] == "shoe_kind" and self.chance(0.4):
+            return f"{self.owner} shoes are a pair of {phrases[0]}."
+        ending = f" with {join(phrases)}" if also else f" {join(phrases)}"
+        return f"{self.pronoun} {'can be seen' if also else 'wears'}{ending}."
+
+    def pronouns(self) -> tuple[str, str]:
+        """`He` and `His`, or words without gender where the subject has none."""
+        if "gender" not in self.attributes:
+            return "The person", "The"
+        return ("He", "His") if self.person.gender == "man" else ("She", "Her")
+
+    def garment(self, phrase: Phrase) -> str:
+        """The phrase with its article, which the hurried forget."""
+        return self.note(phrase) if self.chance(0.05) else article(self.note(phrase))
+
+    def note(self, phrase: Phrase) -> str:
+        """The phrase's words; its attributes have been named."""
+        self.attributes.extend(phrase.attributes)
+        return phrase.text
+
+    def chance(self, probability: float) -> bool:
+        """True with `probability`."""
+        return bool(self.random.random() < probability)

@@ -1,53 +1,59 @@
 """Who a generated pedestrian is: attributes that stay the same in every picture."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-Colour = tuple[int, int, int]
+from promptreid.data.generated.palette import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 
-GARMENT_COLOURS: dict[str, Colour] = {
-    "black": (28, 28, 32),
-    "white": (236, 236, 232),
-    "grey": (128, 130, 134),
-    "red": (190, 36, 40),
-    "blue": (40, 74, 170),
-    "green": (44, 124, 66),
-    "yellow": (226, 190, 50),
-    "orange": (226, 120, 36),
-    "purple": (112, 58, 138),
-    "pink": (230, 140, 170),
-    "brown": (110, 74, 48),
-    "beige": (206, 184, 148),
-}
-HAIR_COLOURS: dict[str, Colour] = {
-    "black": (24, 20, 20),
-    "brown": (88, 58, 36),
-    "blond": (206, 172, 100),
-    "grey": (160, 160, 160),
-    "red": (156, 70, 36),
-}
-SKIN_TONES: dict[str, Colour] = {
-    "very light": (246, 214, 190),
-    "light": (228, 186, 152),
-    "medium": (196, 146, 108),
-    "brown": (142, 96, 66),
-    "dark": (90, 60, 44),
-}
-UPPER_KINDS = ("t-shirt", "shirt", "jacket", "coat", "hoodie", "sweater", "tank top")
-LOWER_KINDS = ("trousers", "jeans", "shorts", "skirt", "leggings")
-PATTERNS = ("plain", "striped", "checked", "dotted")
-BAGS = ("none", "none", "backpack", "handbag", "shoulder bag")
-HATS = ("none", "none", "none", "cap", "beanie")
-BUILDS = ("slim", "average", "heavy")
+NONE = "none"
 GENDERS = ("man", "woman")
+AGES = ("child", "adult", "elderly")
+BUILDS = ("slim", "average", "heavy")
+HAIR_LENGTHS = ("bald", "short", "shoulder length", "long")
+UPPER_KINDS = ("t-shirt", "shirt", "jacket", "coat", "hoodie", "sweater", "tank top")
+OPEN_KINDS = ("jacket", "coat")
+LOWER_KINDS = ("trousers", "jeans", "shorts", "skirt", "leggings")
+PATTERNS = ("plain", "striped", "checked", "dotted", "printed")
+SHOE_KINDS = ("shoes", "sneakers", "boots", "sandals")
+SHOE_COLOURS = ("black", "white", "brown", "red", "grey", "blue")
+BAGS = (NONE, "backpack", "handbag", "shoulder bag")
+HATS = (NONE, "cap", "beanie", "hat")
+GLASSES = (NONE, "glasses", "sunglasses")
 
 
 @dataclass(frozen=True)
 class Person:
-    """One identity; colours and kinds are keys of this module's tables."""
+    """One identity; kinds and colours are keys of this module's and the palette's tables.
+
+    What a person does not have is `"none"`, so two persons are equal exactly if they look the same.
+
+    Attributes:
+        gender: What annotators call the person: `"man"` or `"woman"` (drawn as shape of the body).
+        age: `"child"`, `"adult"` or `"elderly"`.
+        build: `"slim"`, `"average"` or `"heavy"`.
+        skin: A key of `SKIN_TONES`.
+        hair_colour: A key of `HAIR_COLOURS`; `"none"` for the bald.
+        hair_length: One of `HAIR_LENGTHS`.
+        upper_kind: One of `UPPER_KINDS`.
+        upper_colour: A key of `GARMENT_COLOURS`, as all garment colours.
+        upper_pattern: One of `PATTERNS`.
+        pattern_colour: Of stripes, checks, dots or print; `"none"` if plain.
+        inner_colour: Of the shirt below an open jacket or coat, else `"none"`.
+        lower_kind: One of `LOWER_KINDS`.
+        lower_colour: Its colour.
+        shoe_kind: One of `SHOE_KINDS`.
+        shoe_colour: Its colour.
+        bag: One of `BAGS`.
+        bag_colour: Its colour, or `"none"`.
+        hat: One of `HATS`.
+        hat_colour: Its colour, or `"none"`.
+        glasses: One of `GLASSES`.
+    """
 
     gender: str
+    age: str
     build: str
     skin: str
     hair_colour: str
@@ -56,46 +62,79 @@ class Person:
     upper_colour: str
     upper_pattern: str
     pattern_colour: str
+    inner_colour: str
     lower_kind: str
     lower_colour: str
+    shoe_kind: str
     shoe_colour: str
     bag: str
     bag_colour: str
     hat: str
     hat_colour: str
-    glasses: bool
+    glasses: str
+
+
+def pick(random: np.random.Generator, options: Iterable[str], *, other_than: str | None = None) -> str:
+    """One of `options`, each as likely, but not `other_than`."""
+    names = [name for name in options if name != other_than]
+    return names[int(random.integers(len(names)))]
 
 
 def draw_person(random: np.random.Generator) -> Person:
-    """Draw one identity; attributes are independent, so identities share many of them."""
-
-    def pick(options: object) -> str:
-        names = list(options)  # pyright: ignore[reportArgumentType]
-        return str(names[int(random.integers(len(names)))])
-
-    gender = pick(GENDERS)
-    upper_colour = pick(GARMENT_COLOURS)
-    pattern = pick(("plain", "plain", *PATTERNS))
-    contrast = [name for name in GARMENT_COLOURS if name != upper_colour]
-    lower_kind = pick(LOWER_KINDS if gender == "woman" else LOWER_KINDS[:3])
+    """Draw one identity; most attributes are independent, so identities share many of them."""
+    gender = pick(random, GENDERS)
+    age = pick(random, ("child", "elderly", *["adult"] * 6))
+    hair_length = _hair_length(random, gender, age)
+    hair_colour = "grey" if age == "elderly" else pick(random, HAIR_COLOURS)
+    upper_kind, upper_colour = pick(random, UPPER_KINDS), pick(random, GARMENT_COLOURS)
+    pattern = pick(random, ("plain", "plain", *PATTERNS))
+    lower_kind = pick(random, LOWER_KINDS if gender == "woman" else LOWER_KINDS[:3])
+    bag = pick(random, (NONE, *BAGS))
+    hat = pick(random, (NONE, NONE, NONE, *HATS))
     return Person(
         gender=gender,
-        build=pick(BUILDS),
-        skin=pick(SKIN_TONES),
-        hair_colour=pick(HAIR_COLOURS),
-        hair_length=pick(
-            ("long", "long", "short") if gender == "woman" else ("short", "short", "short", "long", "bald")
-        ),
-        upper_kind=pick(UPPER_KINDS),
+        age=age,
+        build=pick(random, BUILDS),
+        skin=pick(random, SKIN_TONES),
+        hair_colour=NONE if hair_length == "bald" else hair_colour,
+        hair_length=hair_length,
+        upper_kind=upper_kind,
         upper_colour=upper_colour,
         upper_pattern=pattern,
-        pattern_colour=pick(contrast),
+        pattern_colour=NONE if pattern == "plain" else pick(random, GARMENT_COLOURS, other_than=upper_colour),
+        inner_colour=pick(random, GARMENT_COLOURS, other_than=upper_colour) if upper_kind in OPEN_KINDS else NONE,
         lower_kind=lower_kind,
-        lower_colour="blue" if lower_kind == "jeans" else pick(GARMENT_COLOURS),
-        shoe_colour=pick(("black", "white", "brown", "red", "grey")),
-        bag=pick(BAGS),
-        bag_colour=pick(GARMENT_COLOURS),
-        hat=pick(HATS),
-        hat_colour=pick(GARMENT_COLOURS),
-        glasses=bool(random.random() < 0.25),
+        lower_colour=pick(random, ("blue", "black", "grey") if lower_kind == "jeans" else GARMENT_COLOURS),
+        shoe_kind=pick(random, SHOE_KINDS),
+        shoe_colour=pick(random, SHOE_COLOURS),
+        bag=bag,
+        bag_colour=NONE if bag == NONE else pick(random, GARMENT_COLOURS),
+        hat=hat,
+        hat_colour=NONE if hat == NONE else pick(random, GARMENT_COLOURS),
+        glasses=pick(random, (NONE, *GLASSES)),
     )
+
+
+def _hair_length(random: np.random.Generator, gender: str, age: str) -> str:
+    if gender == "woman":
+        return pick(random, ("short", "shoulder length", "long", "long"))
+    return pick(random, ("short", "short", "short", "shoulder length", "short" if age == "child" else "bald"))
+
+
+def near_twin(random: np.random.Generator, person: Person) -> Person:
+    """Somebody who differs from `person` in the colour of one thing that every view shows."""
+    attributes = ["upper_colour", "lower_colour", "shoe_colour"]
+    if person.upper_pattern in ("striped", "checked", "dotted"):
+        attributes.append("pattern_colour")
+    if person.bag in ("handbag", "shoulder bag"):
+        attributes.append("bag_colour")
+    if person.hat != NONE:
+        attributes.append("hat_colour")
+    attribute = pick(random, attributes)
+    options: Iterable[str] = SHOE_COLOURS if attribute == "shoe_colour" else GARMENT_COLOURS
+    if attribute == "lower_colour" and person.lower_kind == "jeans":
+        options = ("blue", "black", "grey")
+    # Cloth and its pattern must stay two colours.
+    partner = {"upper_colour": person.pattern_colour, "pattern_colour": person.upper_colour}.get(attribute, NONE)
+    now: str = getattr(person, attribute)
+    return replace(person, **{attribute: pick(random, [name for name in options if name != partner], other_than=now)})

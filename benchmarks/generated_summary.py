@@ -1,0 +1,102 @@
+"""What the generated data are like: counts, lengths, speed, and the contact sheets of docs/generated.md.
+
+    python benchmarks/generated_summary.py
+
+The training split only; the test split is never looked at.
+"""
+
+import json
+import platform
+import tempfile
+import textwrap
+import time
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image, ImageDraw
+
+from promptreid.data.generated import DescribedPicture, load_scenes, write_generated
+from promptreid.data.generated.layout import GENERATOR_VERSION
+from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+
+PERSONS = 500
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/generated_summary.json"
+STREET_SHEET = ROOT / "docs/pictures/generated_street.jpg"
+WEB_SHEET = ROOT / "docs/pictures/generated_web.jpg"
+COLUMNS, CELL = 8, (150, 330)
+
+
+def shares(values: list[str]) -> dict[str, float]:
+    """Share of each value, the most frequent first."""
+    return {name: round(count / len(values), 3) for name, count in Counter(values).most_common()}
+
+
+def summarise(pictures: list[DescribedPicture]) -> dict[str, Any]:
+    """Distribution of what is drawn and said."""
+    people = {picture.person_id: picture.scene.person for picture in pictures}
+    captions = [caption for picture in pictures for caption in picture.captions]
+    words = np.array([len(caption.text.split()) for caption in captions])
+    said = Counter(name for caption in captions for name in caption.said)
+    attributes = ("gender", "age", "build", "skin", "hair_length", "upper_kind", "upper_pattern", "lower_kind", "bag",
+                  "hat", "glasses", "shoe_kind")  # fmt: skip
+    return {
+        "persons": len(people),
+        "pictures": len(pictures),
+        "captions": len(captions),
+        "persons_by": {name: shares([getattr(person, name) for person in people.values()]) for name in attributes},
+        "pictures_by": {
+            name: shares([str(getattr(picture.scene, name)) for picture in pictures])
+            for name in ("camera", "view", "occluder")
+        },
+        "caption_words": {"mean": round(float(words.mean()), 1), "min": int(words.min()), "max": int(words.max())},
+        "captions_with_a_mistake": round(float(np.mean([bool(caption.mistakes) for caption in captions])), 3),
+        "captions_that_name": {name: round(count / len(captions), 3) for name, count in said.most_common()},
+    }
+
+
+def sheet(cells: list[tuple[Image.Image, str]], path: Path) -> None:
+    """Save pictures with their captions as one picture."""
+    wide, tall = CELL
+    page = Image.new("RGB", (COLUMNS * wide, -(-len(cells) // COLUMNS) * tall), "white")
+    canvas = ImageDraw.Draw(page)
+    for place, (image, caption) in enumerate(cells):
+        left, top = place % COLUMNS * wide, place // COLUMNS * tall
+        scale = min(170 / image.height, 140 / image.width)
+        page.paste(image.resize((round(image.width * scale), round(image.height * scale))), (left + 4, top + 4))
+        canvas.multiline_text((left + 4, top + 180), "\n".join(textwrap.wrap(caption, 25)[:11]), fill="black")
+    path.parent.mkdir(exist_ok=True)
+    page.save(path, quality=82)
+
+
+def main() -> None:
+    """Draw, count, and write results and sheets."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.process_time()
+        root = write_generated(f"{folder}/set", num_identities=(PERSONS, 1, 1), progress=False)
+        speed = 4 * (PERSONS + 2) / (time.process_time() - started)
+        pictures = [picture for picture in load_scenes(root) if picture.split == "train"]
+        chosen = [picture for person in range(12, 24) for picture in pictures[4 * person : 4 * person + 2]]
+        sheet([(Image.open(picture.path), picture.captions[0].text) for picture in chosen], STREET_SHEET)
+    worlds = [PLAIN_WORLD, VARIED_WORLD]
+    pairs = [draw_web_pair(np.random.default_rng([1, index]), worlds[index % 2]) for index in range(24)]
+    sheet([(image, caption) for image, caption in pairs], WEB_SHEET)
+    report = {
+        "generator_version": GENERATOR_VERSION,
+        **summarise(pictures),
+        "images_per_second_of_one_core": round(speed),
+        "date": date.today().isoformat(),
+        "machine": platform.machine(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The small base that ships with the package, and prompts for it."""
+
+from pathlib import Path
+
+TINY_FOLDER = Path(__file__).parent
+
+
+def tiny_prompts() -> Path:
+    """Folder of the stage-1 prompts that ship for `promptreid-tiny`; `load_prompts` takes it.
+
+    They adapt the base to generated pedestrians (seed 1000, which no example or benchmark uses), so that search and
+    demo have a better start than the bare base. They are of no use on photographs.
+
+    Returns:
+        The folder, which holds `prompts.safetensors` and `prompt_config.json`.
+
+    Example:
+        >>> from promptreid import load_prompts
+        >>> model = load_prompts(tiny_prompts())
+        >>> model.image_size
+        (96, 48)
+    """
+    return TINY_FOLDER / "prompts"

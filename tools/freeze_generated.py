@@ -1,0 +1,71 @@
+"""Write down what the generator and the small base are: hashes that tests hold them to.
+
+    python tools/freeze_generated.py
+
+To be run once for a version, before anything is compared on its data. Whoever changes the generator or the base
+raises `GENERATOR_VERSION` (layout.py) or `VERSION` (pretrain_tiny.py), runs this again, and says so in the changelog.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from promptreid.data.generated import write_generated
+from promptreid.data.generated.layout import GENERATOR_VERSION
+from promptreid.data.generated.scene_file import SCENES
+from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "src/promptreid/backbones/tiny"
+FROZEN = ROOT / "tests/data/generated/frozen.json"
+
+
+def digest(*parts: bytes) -> str:
+    """SHA-256 of all parts, one after another."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
+
+
+def generator_hashes() -> dict[str, str]:
+    """Hashes of a small data set and of some of the web's pairs."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_generated(
+            Path(folder) / "set", num_identities=(8, 4, 8), images_per_identity=4, near_twins=0.5, progress=False
+        )
+        texts = [(root / name).read_bytes() for name in ("reid_raw.json", SCENES)]
+        pictures = [path.read_bytes() for path in sorted((root / "imgs").rglob("*.jpg"))]
+    worlds = [PLAIN_WORLD, VARIED_WORLD]
+    pairs = [draw_web_pair(np.random.default_rng([0, index]), worlds[index % 2]) for index in range(200)]
+    return {
+        "street_texts": digest(*texts),
+        "street_pictures": digest(*pictures),
+        "web_texts": digest(*(text.encode() for _, text in pairs)),
+        "web_pictures": digest(*(image.tobytes() for image, _ in pairs)),
+    }
+
+
+def base_hashes() -> dict[str, str]:
+    """Hashes of the weights and the prompts that ship."""
+    names = ("promptreid-tiny.json", "promptreid-tiny.safetensors", "prompts/prompts.safetensors")
+    return {name: digest((TINY / name).read_bytes()) for name in names}
+
+
+def freeze() -> dict[str, Any]:
+    """Everything that is written down."""
+    training = json.loads((TINY / "training.json").read_text(encoding="utf-8"))
+    return {
+        "generator": {"version": GENERATOR_VERSION, **generator_hashes()},
+        "base": {"version": training["version"], **base_hashes()},
+        "drawn_with": {"numpy": np.__version__, "pillow": PIL.__version__},
+    }
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(freeze(), indent=1) + "\n", encoding="utf-8")
