@@ -5,6 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
+from pygments.lexers.data import JsonLexer
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
 from promptreid import __version__
 
 project = "promptreid"
@@ -23,6 +27,9 @@ extensions = [
     "coming_pages",
 ]
 exclude_patterns = ["_build", "README.md"]
+
+# Attributes of the same name in several classes: a type that napoleon reads out of plain words is no link.
+suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
@@ -49,3 +56,9 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#00695c", "color-brand-content": "#00695c"},
     "dark_css_variables": {"color-brand-primary": "#4db6a4", "color-brand-content": "#4db6a4"},
 }
+
+
+def setup(app: Sphinx) -> None:
+    """Name the lexers of tables and of lines of JSON."""
+    app.add_lexer("csv", TextLexer)
+    app.add_lexer("jsonl", JsonLexer)

@@ -3,9 +3,10 @@
 python examples/publish_and_load.py                    # to a folder of this machine
 """
 
+import sys
 from pathlib import Path
 
-from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, save_prompts
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, push_prompts, save_prompts
 from promptreid.data.generated import write_generated
 from promptreid.data.loading import load_dataset
 
@@ -26,6 +27,8 @@ def main() -> None:
 
     loaded = load_prompts(folder)  # makes the open_clip model too, and checks that the prompts belong to it
     before, after = evaluate(model, data.test), evaluate(loaded, data.test)
+    if len(sys.argv) > 1:
+        print(push_prompts(model, sys.argv[1], metrics=after.as_dict()))
     print(f"rank-1 before {before.text_to_image.rank1:.4f}, after {after.text_to_image.rank1:.4f}")
 
 
