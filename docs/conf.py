@@ -43,6 +43,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Shape", "Source"]
+viewcode_follow_imported_members = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 

@@ -15,7 +15,7 @@ COMING = (
     "generated",
     "hub",
     "losses",
-    "search",
+    "searching",
     "training",
     "guides/onnx",
 )
