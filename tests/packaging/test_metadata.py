@@ -18,8 +18,8 @@ else:
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "promptreid"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# What open_clip itself requires, and what those require in turn; DESIGN counts on them.
-BROUGHT_BY_OPEN_CLIP = {"torchvision", "timm", "tqdm", "numpy", "PIL"}
+# What torch and open_clip themselves require, and what those require in turn; DESIGN counts on them.
+BROUGHT_ALONG = {"torchvision", "timm", "tqdm", "numpy", "PIL", "filelock", "typing_extensions"}
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "pyarrow": "pyarrow"}
 
 
@@ -43,7 +43,7 @@ def test_every_import_is_a_dependency_or_in_an_extra():
     extras = {
         name for key, lines in PROJECT["optional-dependencies"].items() if key != "dev" for name in requirements(lines)
     }
-    declared = requirements(PROJECT["dependencies"]) | BROUGHT_BY_OPEN_CLIP | extras
+    declared = requirements(PROJECT["dependencies"]) | BROUGHT_ALONG | extras
     undeclared = {str(path.relative_to(SOURCE)): imports(path) - declared for path in sorted(SOURCE.rglob("*.py"))}
     assert not {path: names for path, names in undeclared.items() if names}
 
