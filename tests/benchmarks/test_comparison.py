@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-_PATH = Path(__file__).parents[2] / "benchmarks" / "study" / "statistics.py"
-_SPEC = importlib.util.spec_from_file_location("study_statistics", _PATH)
-statistics = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = statistics
-_SPEC.loader.exec_module(statistics)
+_PATH = Path(__file__).parents[2] / "benchmarks" / "study" / "comparison.py"
+_SPEC = importlib.util.spec_from_file_location("study_comparison", _PATH)
+comparison = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = comparison
+_SPEC.loader.exec_module(comparison)
 
 
 def test_mean_and_std_of_two_values_by_hand():
-    assert statistics.mean_and_std([0.2, 0.4]) == (pytest.approx(0.3), pytest.approx(0.02**0.5))
+    assert comparison.mean_and_std([0.2, 0.4]) == (pytest.approx(0.3), pytest.approx(0.02**0.5))
 
 
 def test_std_of_one_value_is_zero():
-    assert statistics.mean_and_std([0.2]) == (0.2, 0.0)
+    assert comparison.mean_and_std([0.2]) == (0.2, 0.0)
 
 
 def test_difference_is_paired_by_seed_and_person():
     # Seed 0: (0.5 - 0.1 + 0.7 - 0.3) / 2 = 0.4; seed 1: 0.2. Mean 0.3, std of (0.4, 0.2) = sqrt(0.02).
     arm = {0: {7: 0.5, 9: 0.7}, 1: {7: 0.2}, 5: {1: 1.0}}
     baseline = {0: {9: 0.3, 7: 0.1}, 1: {7: 0.0}}
-    difference = statistics.paired_difference(arm, baseline, draws=2000)
+    difference = comparison.paired_difference(arm, baseline, draws=2000)
     assert difference.mean == pytest.approx(0.3)
     assert difference.std == pytest.approx(0.02**0.5)
     assert difference.seeds == 2
@@ -37,7 +37,7 @@ def test_difference_is_paired_by_seed_and_person():
 def test_difference_of_noise_around_zero_is_not_found():
     arm = {seed: {person: (seed + person) % 2 for person in range(10)} for seed in range(4)}
     baseline = {seed: {person: (seed + person + 1) % 2 for person in range(10)} for seed in range(4)}
-    assert not statistics.paired_difference(arm, baseline, draws=500).found
+    assert not comparison.paired_difference(arm, baseline, draws=500).found
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -47,7 +47,7 @@ def test_interval_covers_the_truth_about_95_times_in_100():
     for trial in range(100):
         arm = {seed: dict(enumerate(random.normal(0.1, 1.0, size=50))) for seed in range(10)}
         nothing = {seed: dict.fromkeys(range(50), 0.0) for seed in range(10)}
-        interval = statistics.paired_difference(arm, nothing, draws=300, seed=trial)
+        interval = comparison.paired_difference(arm, nothing, draws=300, seed=trial)
         covered += interval.low <= 0.1 <= interval.high
     assert covered >= 88
 
@@ -57,4 +57,4 @@ def test_interval_covers_the_truth_about_95_times_in_100():
 )
 def test_unpaired_scores_are_refused(arm, words):
     with pytest.raises(ValueError, match=words):
-        statistics.paired_difference(arm, {0: {1: 0.0}})
+        comparison.paired_difference(arm, {0: {1: 0.0}})
