@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from promptreid.training.recipe import Recipe
-
 from promptreid import PromptConfig, PromptedCLIP, Stage
 from promptreid.training import ablations
+from promptreid.training.recipe import Recipe
 
 Stages = Callable[[PromptedCLIP, Recipe], list[Stage]]
 NO_PROMPTS = PromptConfig(text_length=0, vision_length=0)

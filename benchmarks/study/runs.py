@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import torch
 from arms import ARMS, Arm
-from promptreid.training.recipe import Recipe
+from measures import draw_own_domain, encode_own_domain, measure
 
 import promptreid
 from promptreid import PromptedCLIP, Trainer, evaluate, load_clip
@@ -23,6 +23,7 @@ from promptreid.data.generated import write_generated
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.evaluation.evaluate import EncodedSplit, encode_split, score
 from promptreid.files import write_bytes_atomically
+from promptreid.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Run:
         step_cost: Time of a stage-1 step in steps of direct fine-tuning, for arms of equal wall time.
         gap: The generator's.
         share: Of the training identities that are kept.
+        train_cameras: Those whose pictures are trained on, the others being tested on; all, for both, if empty.
     """
 
     arm: str
@@ -58,12 +60,18 @@ class Run:
     step_cost: float
     gap: float = 1.0
     share: float = 1.0
+    train_cameras: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Its file's name, without ending."""
         rates = f"rates{self.rates[0]:g}-{self.rates[1]:g}"
-        return f"{self.arm}-seed{self.seed}-gap{self.gap:g}-share{self.share:g}-{rates}"
+        return f"{self.arm}-seed{self.seed}-{self.condition}-{rates}"
+
+    @property
+    def condition(self) -> str:
+        """What is the same for every run that is compared with this one."""
+        return f"gap{self.gap:g}-share{self.share:g}{'-transfer' if self.train_cameras else ''}"
 
 
 def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", test: bool = True) -> dict[str, Any]:
@@ -85,9 +93,12 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", test
         return result
     data = make_data(run, scratch)
     arm, work = ARMS[run.arm], scratch / "work" / run.name
+    pairs = draw_own_domain()
     torch.manual_seed(run.seed)
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=run.budget.image_size, device=device)
     model = PromptedCLIP(clip, arm.prompts)
+    with model.disabled():
+        home = encode_own_domain(model, pairs)
     started = time.perf_counter()
     history = train(run, arm, model, data, work, device)
     result = {"run": settings, "seconds": round(time.perf_counter() - started, 1), "history": history}
@@ -95,6 +106,7 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", test
     if test:
         encoded = encode_split(model, data.test, progress=False)
         result |= {"test": score(encoded).as_dict(), "rank1_by_person": rank1_by_person(encoded)}
+        result["measures"] = measure(model, encoded, pairs, home)
     result["made_with"] = versions()
     results.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
@@ -113,12 +125,18 @@ def make_data(run: Run, folder: Path) -> ReIDDataset:
         seed=run.seed,
         gap=run.gap,
     )
-    data = load_cuhk_pedes(root)
-    if run.share == 1.0:
-        return data
+    return _part_of(load_cuhk_pedes(root), run)
+
+
+def _part_of(data: ReIDDataset, run: Run) -> ReIDDataset:
+    """The run's share of the training identities, and its cameras."""
     kept = set(list(data.train.labels)[: max(2, round(run.share * data.train.num_identities))])
-    records = [record for record in data.train.records if record.person_id in kept]
-    return replace(data, train=ReIDSplit("train", records))
+    train = [record for record in data.train.records if record.person_id in kept]
+    if not run.train_cameras:
+        return replace(data, train=ReIDSplit("train", train))
+    seen = [record for record in train if record.path.parent.name in run.train_cameras]
+    test = [record for record in data.test.records if record.path.parent.name not in run.train_cameras]
+    return replace(data, train=ReIDSplit("train", seen), test=ReIDSplit("test", test))
 
 
 def train(run: Run, arm: Arm, model: PromptedCLIP, data: ReIDDataset, work: Path, device: str) -> list[dict[str, Any]]:
