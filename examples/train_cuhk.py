@@ -33,7 +33,7 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import encode_split, score
-from promptreid.retrieval.ranking_picture import draw_ranking, rank_captions
+from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The shipped small model and a drawn split; nothing is downloaded."""
 
+import copy
+
 import pytest
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -7,10 +9,17 @@ from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.generated import write_generated
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(scope="session")
+def shipped():
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
-    return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    return model, model.tokenizer
+
+
+@pytest.fixture
+def model(shipped):
+    """A fresh copy of the shipped model with two prompts a block."""
+    return copy.deepcopy(shipped[0])
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,19 @@
 """Encoding and scoring a split."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from promptreid import evaluate
 from promptreid.data.dataset import open_image
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError
+from promptreid.evaluation import sharding
 from promptreid.evaluation.evaluate import encode_split, score
 from promptreid.evaluation.metrics import compute_metrics
 
@@ -67,3 +72,52 @@ def test_evaluate_of_a_model_that_diverged_is_refused(model, split):
         model.vision.prompts.tokens.fill_(torch.nan)
     with pytest.raises(ValueError, match="24 of 24 gallery_features hold NaN or infinity; did training diverge"):
         evaluate(model, split, progress=False)
+
+
+def test_evaluate_into_a_folder_writes_metrics_and_a_picture(model, split, tmp_path):
+    scores = evaluate(model, split, progress=False, output_dir=tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["text_to_image"] == {
+        **scores.text_to_image.as_dict(),
+        "num_queries": 48,
+        "num_without_positive": 0,
+    }
+    assert written["image_to_text"]["mAP"] == scores.image_to_text.mAP
+    assert (written["split"], written["images"], written["captions"]) == ("test", 24, 48)
+    with Image.open(tmp_path / "out" / "ranking.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_encode_split_with_a_batch_of_nothing_is_refused(model, split):
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
+        encode_split(model, split, batch_size=0)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 24])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shards_cover_everything_once(monkeypatch, total, processes):
+    shards = []
+    for rank in range(processes):
+        monkeypatch.setattr(sharding, "_place", lambda rank=rank: (rank, processes))
+        shards.append(list(sharding.own_shard(total)))
+    assert [index for shard in shards for index in shard] == list(range(total))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_evaluate_in_three_processes_joins_their_shares(tmp_path):
+    script = tmp_path / "shares.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from promptreid.evaluation import sharding\n"
+        "rank = int(sys.argv[1])\n"
+        "torch.distributed.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=3)\n"
+        "share = torch.arange(7.0)[list(sharding.own_shard(7))][:, None].expand(-1, 2)\n"
+        "joined = sharding.join_shards(share, 7)\n"
+        "assert torch.equal(joined, torch.arange(7.0)[:, None].expand(-1, 2)), joined\n"
+        "assert sharding.is_main_process() == (rank == 0)\n"
+        "torch.distributed.barrier()\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-W", "ignore", str(script)]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")]) for rank in range(3)]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0, 0]

@@ -29,7 +29,7 @@ def test_trainer_without_accelerate_names_the_extra(without):
 
 
 def test_drawing_without_matplotlib_names_the_extra(without, tmp_path):
-    from promptreid.retrieval.ranking_picture import Ranking, draw_ranking
+    from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
 
     without("matplotlib")
     with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[viz\]"'):

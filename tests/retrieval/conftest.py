@@ -1,5 +1,8 @@
 """The shipped small model and a drawn split; nothing is downloaded."""
 
+import copy
+import shutil
+
 import pytest
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -7,10 +10,17 @@ from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.generated import write_generated
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(scope="session")
+def shipped():
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
-    return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    return model, model.tokenizer
+
+
+@pytest.fixture
+def model(shipped):
+    """A fresh copy of the shipped model with two prompts a block."""
+    return copy.deepcopy(shipped[0])
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +28,14 @@ def split(tmp_path_factory):
     """24 pictures of 6 persons, two captions each."""
     root = tmp_path_factory.mktemp("drawn") / "data"
     return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test
+
+
+@pytest.fixture
+def folder(split, tmp_path):
+    """A copy of the split's 24 pictures, in its folders."""
+    target = tmp_path / "crops"
+    for record in split.records:
+        place = target / record.path.parent.name / record.path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(record.path, place)
+    return target

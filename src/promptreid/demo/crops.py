@@ -12,7 +12,7 @@ from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import open_image
 from promptreid.data.generated import write_generated
 from promptreid.errors import DatasetError
-from promptreid.retrieval.gallery import IMAGE_ENDINGS
+from promptreid.retrieval.sources import IMAGE_ENDINGS
 
 DRAWN_NAME = "Drawn pedestrians"
 NO_CAMERA = "no camera"

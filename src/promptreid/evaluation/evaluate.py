@@ -1,39 +1,27 @@
 """Scores a model on a split, both ways."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
+from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
+from promptreid.evaluation.sharding import is_main_process, join_shards, own_shard
+from promptreid.evaluation.splits import EncodedSplit
+from promptreid.files import write_bytes_atomically
+from promptreid.version import __version__
 
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """Features of every image and caption of a split, of unit length, on the CPU.
-
-    Attributes:
-        split: What was encoded.
-        image_features: (images, E) float32.
-        text_features: (captions, E) float32.
-        image_ids: (images,) int64, the annotation's person numbers.
-        text_ids: (captions,) int64.
-        captions: The sentences, in the order of `text_features`.
-    """
-
-    split: ReIDSplit
-    image_features: Tensor
-    text_features: Tensor
-    image_ids: Tensor
-    text_ids: Tensor
-    captions: list[str]
+__all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +46,12 @@ def encode_split(
 ) -> EncodedSplit:
     """Encode every image and every caption of a split once, on the model's device.
 
+    Under `torchrun` or `accelerate launch` each process encodes its share, and all get all features.
+
     Args:
         model: The model; its train or eval mode is put back afterwards.
         split: The images and captions.
-        batch_size: Items at a time.
+        batch_size: Items at a time, in each process.
         num_workers: Processes that load images.
         progress: Show progress bars.
 
@@ -70,7 +60,10 @@ def encode_split(
 
     Raises:
         DatasetError: An image cannot be read.
+        ValueError: `batch_size` is not positive.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     images = ImagesOnly(split, transform=model.eval_transform)
     captions = CaptionsOnly(split, tokenizer=model.tokenizer)
     modes = {module: module.training for module in model.modules()}
@@ -89,16 +82,25 @@ def encode_split(
 
 
 def evaluate(
-    model: PromptedCLIP, split: ReIDSplit, *, batch_size: int = 64, num_workers: int = 0, progress: bool = True
+    model: PromptedCLIP,
+    split: ReIDSplit,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+    output_dir: str | Path | None = None,
 ) -> Evaluation:
     """Score a model on a split, text to image and image to text.
+
+    Each image and caption is encoded once; under `torchrun` or `accelerate launch` each process encodes its share.
 
     Args:
         model: The model.
         split: The images and captions, usually `dataset.test`.
-        batch_size: Items at a time.
+        batch_size: Items at a time, in each process.
         num_workers: Processes that load images.
         progress: Show progress bars.
+        output_dir: Gets `metrics.json` and `ranking.png` (which needs the extra `viz`); `None` writes nothing.
 
     Returns:
         Rank-1/5/10, mAP and mINP of both directions, as fractions.
@@ -106,17 +108,59 @@ def evaluate(
     Raises:
         DatasetError: An image cannot be read.
         ValueError: Features are not finite.
+        MissingExtraError: `output_dir` is given and matplotlib is not installed.
     """
-    return score(encode_split(model, split, batch_size=batch_size, num_workers=num_workers, progress=progress))
+    encoded = encode_split(model, split, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    scores = score(encoded)
+    if output_dir is not None and is_main_process():
+        write_evaluation(output_dir, encoded, scores)
+    return scores
 
 
-def score(encoded: EncodedSplit) -> Evaluation:
-    """Score features that are there already."""
+def score(encoded: EncodedSplit, *, per_query: bool = False) -> Evaluation:
+    """Score features that are there already; `per_query` keeps each query's own scores for error analysis."""
     images, texts = encoded.image_features, encoded.text_features
     return Evaluation(
-        compute_metrics(texts, images, encoded.text_ids, encoded.image_ids),
-        compute_metrics(images, texts, encoded.image_ids, encoded.text_ids),
+        compute_metrics(texts, images, encoded.text_ids, encoded.image_ids, per_query=per_query),
+        compute_metrics(images, texts, encoded.image_ids, encoded.text_ids, per_query=per_query),
     )
+
+
+def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Evaluation, *, examples: int = 4) -> Path:
+    """Write `metrics.json`, and `ranking.png` with what some captions found.
+
+    Args:
+        output_dir: The folder; made if it is not there.
+        encoded: The features.
+        scores: Their scores.
+        examples: Captions in the picture, spread evenly over the split.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; `metrics.json` is written all the same.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "split": encoded.split.name,
+        "images": len(encoded.image_ids),
+        "captions": len(encoded.text_ids),
+        "text_to_image": _counted(scores.text_to_image),
+        "image_to_text": _counted(scores.image_to_text),
+        "promptreid": __version__,
+    }
+    write_bytes_atomically(folder / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
+    step = max(1, len(encoded.captions) // examples)
+    chosen = range(0, len(encoded.captions), step)[:examples]
+    draw_ranking(folder / "ranking.png", rank_captions(encoded, chosen), title=f"The ten best, {encoded.split.name}")
+    return folder
+
+
+def _counted(metrics: RetrievalMetrics) -> dict[str, Any]:
+    counts = asdict(metrics)
+    return {**metrics.as_dict(), **{name: counts[name] for name in ("num_queries", "num_without_positive")}}
 
 
 def _encode(
@@ -129,10 +173,15 @@ def _encode(
     progress: bool,
 ) -> Tensor:
     device = next(model.parameters()).device
-    loader = DataLoader(items, batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda")
-    features: list[Tensor] = []
-    bar = tqdm(loader, desc=f"encoding {name}", unit="batch", disable=not progress, leave=False, delay=1)
+    total = len(items)  # pyright: ignore[reportArgumentType]
+    share = own_shard(total)
+    loader = DataLoader(
+        Subset(items, share), batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda"
+    )
+    features: list[Tensor] = [torch.empty(0, model.embed_dim)]
+    shown = progress and is_main_process()
+    bar = tqdm(loader, desc=f"encoding {name}", unit="batch", disable=not shown, leave=False, delay=1)
     with torch.inference_mode():
         for batch in bar:
             features.append(encode(batch.to(device, non_blocking=True), normalize=True).float().cpu())
-    return torch.cat(features)
+    return join_shards(torch.cat(features).clone(), total)

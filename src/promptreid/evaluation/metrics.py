@@ -109,13 +109,7 @@ def compute_metrics(
     Source:
         CMC and mAP: Zheng et al. 2015 (Market-1501). mINP: Ye et al. 2021, arXiv 2001.04193, equation 4.
     """
-    _check_features("query", query_features, query_ids)
-    _check_features("gallery", gallery_features, gallery_ids)
-    if query_features.shape[1] != gallery_features.shape[1]:
-        raise ValueError(
-            f"query_features have {query_features.shape[1]} dimensions and gallery_features "
-            f"{gallery_features.shape[1]}; both must come from the same model"
-        )
+    check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
     place = query_features.device if device is None else torch.device(device)
     both_double = query_features.dtype == gallery_features.dtype == torch.float64
     dtype = torch.float64 if both_double else torch.float32
@@ -242,6 +236,23 @@ def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
     scaled = torch.ldexp(features, -exponents)
     lengths = scaled.square().sum(dim=1).sqrt_()
     return scaled, lengths.masked_fill_(lengths == 0, 1.0)
+
+
+def check_retrieval_input(
+    query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
+) -> None:
+    """Refuse features and ids that do not fit together.
+
+    Raises:
+        ValueError: Shapes or kinds do not fit, there is no item, or features are not finite.
+    """
+    _check_features("query", query_features, query_ids)
+    _check_features("gallery", gallery_features, gallery_ids)
+    if query_features.shape[1] != gallery_features.shape[1]:
+        raise ValueError(
+            f"query_features have {query_features.shape[1]} dimensions and gallery_features "
+            f"{gallery_features.shape[1]}; both must come from the same model"
+        )
 
 
 def _check_features(name: str, features: Tensor, ids: Tensor) -> None:

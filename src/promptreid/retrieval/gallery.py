@@ -1,240 +1,389 @@
 """Search a folder of pedestrian crops by a sentence or a picture."""
 
-import json
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, overload
 
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
-from promptreid.data.dataset import open_image
+from promptreid.data.records import ReIDSplit
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.errors import CheckpointError, DatasetError
-from promptreid.files import write_bytes_atomically, write_tensors_atomically
+from promptreid.errors import CheckpointError
+from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.evaluate import encode_split
+from promptreid.retrieval.editing import Changes, Pace, add_pictures, remove_pictures, update_pictures
+from promptreid.retrieval.encoding import check_finite
+from promptreid.retrieval.exact_search import top_scores
+from promptreid.retrieval.export import export_features
 from promptreid.retrieval.identity import check_identity, model_identity
+from promptreid.retrieval.queries import Query, encode_queries, is_one_query
+from promptreid.retrieval.sources import ImageSource, list_pictures
+from promptreid.retrieval.store import GalleryStore
+from promptreid.retrieval.table import Hit, Metadata, PictureTable, Where
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_FEATURES, _INDEX = "gallery.safetensors", "gallery.json"
-_FORMAT_VERSION = 1
-
-Query = str | Path | Image.Image
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One picture found.
-
-    Attributes:
-        path: The picture.
-        score: Cosine similarity to the query, in [-1, 1].
-        index: Its place in the gallery.
-    """
-
-    path: Path
-    score: float
-    index: int
+Storage = Literal["float32", "float16"]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Gallery:
-    """Features of pictures, to be searched exactly.
+    """Features of pictures, to be searched exactly and kept in a folder.
+
+    A gallery that was saved or loaded is bound to its folder: `add`, `update` and `remove` then change the files too,
+    in one step that a kill cannot halve. Features of people are biometric data, so the files are readable by their
+    owner alone, and what is removed is gone from them.
 
     Args:
-        model: Encodes queries; the one that encoded the pictures.
+        model: Encodes queries; the one that encoded the pictures. `None` allows only features as queries.
         paths: The pictures.
         features: Their features, of unit length.
+        metadata: What is known of each picture, to filter by.
+
+    Attributes:
+        model: The model.
 
     Shape:
-        - features: (G, E) float32
+        - features: (G, E) float32 or float16
 
     Raises:
-        ValueError: Empty, not finite, or not one feature a picture.
+        ValueError: Not finite, not one feature a picture, or another number of metadata.
 
     Example:
         >>> gallery = Gallery.build(model, "crops/")  # doctest: +SKIP
         >>> gallery.search("a woman in a red coat with a black backpack", k=5)  # doctest: +SKIP
+        >>> gallery.save("index/")  # doctest: +SKIP
     """
 
-    def __init__(self, model: PromptedCLIP, paths: Sequence[Path], features: Tensor) -> None:
-        if not paths or features.ndim != 2 or len(features) != len(paths):
+    def __init__(
+        self,
+        model: PromptedCLIP | None,
+        paths: Sequence[str | Path],
+        features: Tensor,
+        *,
+        metadata: Sequence[Metadata] | None = None,
+    ) -> None:
+        if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
             raise ValueError(
-                f"{len(paths)} paths and features of shape {tuple(features.shape)}, expected (pictures, dim) and at "
-                "least one picture"
+                f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
+                "expected floating point (pictures, dim)"
             )
-        if not bool(features.isfinite().all()):
-            raise ValueError("features hold NaN or infinity; did the model diverge?")
+        if metadata is not None and len(metadata) != len(paths):
+            raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry a picture")
+        table = PictureTable.of([str(path) for path in paths], first_id=0, metadata=metadata)
         self.model = model
-        self.paths: tuple[Path, ...] = tuple(paths)
-        self.features = features
+        self._store = GalleryStore(table, check_finite(features))
+        if model is not None:
+            self._store.header["model"] = model_identity(model)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._store.state[0])
+
+    def __repr__(self) -> str:
+        table, features = self._store.state
+        return f"Gallery({len(table)} pictures, {features.shape[1]} dimensions, {features.dtype}, {self.directory})"
+
+    @property
+    def features(self) -> Tensor:
+        """(G, E) features of unit length."""
+        return self._store.state[1]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The pictures, in the order of the features."""
+        return tuple(Path(path) for path in self._store.state[0].paths)
+
+    @property
+    def ids(self) -> Tensor:
+        """(G,) int64, the number of each picture, which never changes."""
+        return self._store.state[0].ids
+
+    @property
+    def metadata(self) -> Sequence[Metadata]:
+        """What is known of each picture."""
+        return self._store.state[0].metadata
+
+    @property
+    def directory(self) -> Path | None:
+        """The folder it is bound to."""
+        return self._store.directory
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Whatever the caller likes to keep with the gallery, as JSON holds it; `save` writes it."""
+        return self._store.header.setdefault("notes", {})
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibrated threshold."""
+        values = self._store.header.get("calibration")
+        return None if values is None else Calibration(**values)
 
     @classmethod
     def build(
         cls,
         model: PromptedCLIP,
-        images: str | Path | Iterable[str | Path],
+        images: ImageSource,
         *,
+        metadata: Sequence[Metadata] | None = None,
+        directory: str | Path | None = None,
+        storage: Storage = "float32",
+        notes: Mapping[str, Any] | None = None,
         batch_size: int = 64,
+        num_threads: int = 4,
         progress: bool = True,
     ) -> "Gallery":
-        """Encode a folder of pictures, with its sub-folders, or a list of files.
+        """Encode a folder of pictures with its sub-folders, a split, or a list of records or files.
 
         Pictures that cannot be read are left out, counted and named in one warning.
 
         Args:
             model: The model.
-            images: A folder or paths.
+            images: The pictures.
+            metadata: What is known of each, with a list.
+            directory: Save there now and then and at the end, so that a build that is killed can go on by `load` and
+                `update`; `None` keeps the gallery in memory until `save`.
+            storage: `"float16"` takes half the room; scores change by less than 0.001.
+            notes: Whatever is to be kept with the gallery, as JSON holds it.
             batch_size: Pictures at a time.
+            num_threads: Threads that read pictures ahead.
             progress: Show a progress bar.
 
         Raises:
             DatasetError: There is no picture, or none that can be read.
+            FileExistsError: `directory` holds a gallery already.
+            ValueError: A setting is out of range, or the model gives NaN or infinity.
         """
-        paths = _list_images(images)
-        features: list[Tensor] = []
-        kept: list[Path] = []
-        unreadable: list[Path] = []
-        transform, device = model.eval_transform, next(model.parameters()).device
-        training = model.training
-        model.eval()
-        starts = range(0, len(paths), batch_size)
-        try:
-            for start in tqdm(
-                starts, desc="encoding gallery", unit="batch", disable=not progress, leave=False, delay=1
-            ):
-                batch: list[Tensor] = []
-                for path in paths[start : start + batch_size]:
-                    try:
-                        batch.append(transform(open_image(path)))
-                        kept.append(path)
-                    except DatasetError:
-                        unreadable.append(path)
-                if batch:
-                    with torch.inference_mode():
-                        encoded = model.encode_image(torch.stack(batch).to(device), normalize=True)
-                    features.append(encoded.float().cpu())
-        finally:
-            model.train(training)
-        _report_unreadable(unreadable, len(paths))
-        return cls(model, kept, torch.cat(features))
+        if storage not in _DTYPES:
+            raise ValueError(f"storage is {storage!r}, expected one of {', '.join(_DTYPES)}")
+        files = list_pictures(images, metadata=metadata)
+        gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]))
+        gallery.notes.update(notes or {})
+        if directory is not None:
+            gallery._store.bind(Path(directory))
+        changes = add_pictures(gallery._store, model, files, Pace(batch_size, num_threads, progress))
+        changes.warn_unreadable(len(files))
+        return gallery
 
-    def search(self, query: Query | Tensor, k: int = 10) -> list[Hit]:
-        """Find the pictures most similar to a query.
+    def add(
+        self,
+        images: ImageSource,
+        *,
+        metadata: Sequence[Metadata] | None = None,
+        batch_size: int = 64,
+        num_threads: int = 4,
+        progress: bool = True,
+    ) -> Changes:
+        """Encode more pictures; the arguments are those of `build`.
+
+        Raises:
+            ValueError: A picture is in the gallery already, or the gallery has no model.
+            DatasetError: There is no picture.
+        """
+        files = list_pictures(images, metadata=metadata)
+        pace = Pace(batch_size, num_threads, progress)
+        changes = add_pictures(self._store, self._encoder(), files, pace)
+        changes.warn_unreadable(len(files))
+        return changes
+
+    def update(
+        self,
+        images: ImageSource,
+        *,
+        prune: bool = False,
+        batch_size: int = 64,
+        num_threads: int = 4,
+        progress: bool = True,
+    ) -> Changes:
+        """Encode only pictures that are new or whose file has changed in size or time.
 
         Args:
-            query: A sentence, a picture (a `Path` or a PIL image), or features (E,).
-            k: How many.
+            images: The pictures as they are now.
+            prune: Remove pictures that the gallery knows and that are not among `images`.
+            batch_size: Pictures at a time.
+            num_threads: Threads that read pictures ahead.
+            progress: Show a progress bar.
+
+        Returns:
+            What was done.
+
+        Raises:
+            DatasetError: There is no picture.
+        """
+        files = list_pictures(images)
+        pace = Pace(batch_size, num_threads, progress)
+        changes = update_pictures(self._store, self._encoder(), files, pace, prune=prune)
+        changes.warn_unreadable(len(files))
+        return changes
+
+    def remove(self, pictures: Sequence[int | str | Path]) -> int:
+        """Remove pictures by number or path, and their features from the files too.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            KeyError: One is not in the gallery; then none is removed.
+        """
+        return remove_pictures(self._store, pictures)
+
+    @overload
+    def search(
+        self,
+        query: list[Query] | list[str],
+        k: int = 10,
+        *,
+        threshold: float | str | None = None,
+        where: Where | None = None,
+    ) -> list[list[Hit]]: ...
+
+    @overload
+    def search(
+        self, query: Query | Tensor, k: int = 10, *, threshold: float | str | None = None, where: Where | None = None
+    ) -> list[Hit]: ...
+
+    def search(
+        self,
+        query: Query | Tensor | list[Query] | list[str],
+        k: int = 10,
+        *,
+        threshold: float | str | None = None,
+        where: Where | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Find the pictures most similar to a query, or to each of several.
+
+        Args:
+            query: A sentence, a picture (a `Path` or a PIL image) or features (E,); or a list of sentences and
+                pictures or features (Q, E), for a list of results.
+            k: How many at most.
+            threshold: Leave out scores below it, so that a result may be empty: no good match. `"calibrated"` takes
+                the one that `calibrate` chose.
+            where: Search only pictures with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`, or those for
+                which a function of the metadata is true.
 
         Returns:
             The best first; of equal scores the earlier picture in the gallery comes first.
 
         Raises:
-            ValueError: `k` is not from 1 to the gallery's size, or the sentence is empty.
-            TypeError: The query is of another kind.
+            ValueError: The gallery is empty, `k` is not from 1 to its size, a sentence is empty, features are not
+                finite, no picture has a key of `where`, or the gallery was never calibrated.
+            TypeError: A query is of another kind.
+            DatasetError: A picture cannot be read.
         """
-        if not 1 <= k <= len(self):
-            raise ValueError(f"k is {k}, but the gallery has {len(self)} pictures; give 1 to {len(self)}")
-        scores = self.features @ self._encode(query)
-        order = scores.sort(descending=True, stable=True).indices[:k].tolist()
-        return [Hit(self.paths[index], float(scores[index]), index) for index in order]
+        table, features = self._store.state
+        if len(table) == 0:
+            raise ValueError("the gallery is empty; add pictures first")
+        if not 1 <= k <= len(table):
+            raise ValueError(f"k is {k}, but the gallery has {len(table)} pictures; give 1 to {len(table)}")
+        lowest = self._threshold(threshold)
+        encoded = encode_queries(self.model, query, dimensions=features.shape[1])
+        rows = table.rows_where(where)
+        scores, indices = top_scores(features, encoded, k, rows=rows)
+        found: list[list[Hit]] = []
+        for best, places in zip(scores.tolist(), indices.tolist(), strict=True):
+            fitting = [(int(place), float(score)) for score, place in zip(best, places, strict=True) if score >= lowest]
+            found.append([table.hit(place, score) for place, score in fitting])
+        return found[0] if is_one_query(query) else found
 
-    def save(self, directory: str | Path) -> Path:
-        """Write the features to a folder, readable by its owner alone; they are biometric data.
+    def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
+        """Choose the threshold of `search(threshold="calibrated")` on a labelled split; saved with the gallery.
+
+        Args:
+            split: Pictures that look like the gallery's, with captions; best a validation split.
+            false_alarm_rate: How often a search for somebody absent may find something.
+            progress: Show progress bars.
+
+        Raises:
+            ValueError: The gallery has no model, or the split has only one person.
+        """
+        encoded = encode_split(self._encoder(), split, progress=progress)
+        chosen = calibrate_threshold(
+            encoded.text_features,
+            encoded.image_features,
+            encoded.text_ids,
+            encoded.image_ids,
+            false_alarm_rate=false_alarm_rate,
+        )
+        self._store.header["calibration"] = asdict(chosen)
+        self._store.save_header()
+        return chosen
+
+    def to(self, device: str | torch.device) -> "Gallery":
+        """Search on a device from now on; returns the gallery itself."""
+        table, features = self._store.state
+        self._store.state = (table, features.to(device))
+        return self
+
+    def export(self, path: str | Path) -> Path:
+        """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable by its owner alone.
+
+        Raises:
+            ValueError: Another ending.
+            MissingExtraError: Parquet is asked for and pyarrow is not installed.
+        """
+        table, features = self._store.state
+        return export_features(Path(path), features, table)
+
+    def save(self, directory: str | Path | None = None) -> Path:
+        """Write the gallery to a folder and bind it there.
+
+        Args:
+            directory: The folder; `None` for the one it is bound to. A gallery that is there is replaced.
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: No folder is given and the gallery is not bound to one.
+            CheckpointError: Another process has changed the gallery meanwhile.
+            OSError: The files cannot be written; what was there is untouched.
         """
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_tensors_atomically(folder / _FEATURES, {"features": self.features}, mode=0o600)
-        index = {
-            "format_version": _FORMAT_VERSION,
-            "model": model_identity(self.model),
-            "paths": [str(path) for path in self.paths],
-        }
-        write_bytes_atomically(folder / _INDEX, json.dumps(index).encode(), mode=0o600)
+        folder = self.directory if directory is None else Path(directory)
+        if folder is None:
+            raise ValueError("the gallery was never saved; give a folder")
+        self._store.save(folder)
         return folder
 
     @classmethod
-    def load(cls, directory: str | Path, model: PromptedCLIP) -> "Gallery":
-        """Read what `save` wrote.
+    def load(cls, directory: str | Path, model: PromptedCLIP | None = None) -> "Gallery":
+        """Read what `save` wrote. Features are mapped from disk: loading is quick and takes little memory.
 
         Args:
             directory: The folder.
-            model: The model that encoded the pictures.
+            model: The model that encoded the pictures; `None` if only features are to be queries.
 
         Raises:
             CheckpointError: Files are missing, corrupt, of another format version, or of another model.
         """
-        folder = Path(directory)
+        store = GalleryStore.load(Path(directory))
+        if model is not None:
+            check_identity(store.header.get("model"), model, source=str(directory))
+        gallery = cls(None, [], torch.empty(0, store.state[1].shape[1]))
+        gallery.model, gallery._store = model, store
         try:
-            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-            features = load_file(folder / _FEATURES)["features"]
-            version, identity, names = (index[key] for key in ("format_version", "model", "paths"))
-            paths = [Path(name) for name in cast("list[str]", names)]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} holds no readable gallery ({error}); build it again") from error
-        if version != _FORMAT_VERSION:
-            raise CheckpointError(f"{folder} has format version {version}, expected {_FORMAT_VERSION}; build it again")
-        check_identity(identity, model, source=str(folder))
-        return cls(model, paths, features)
+            _ = gallery.calibration
+        except TypeError as error:
+            raise CheckpointError(f"{directory} has a damaged calibration ({error}); calibrate it again") from error
+        return gallery
 
-    def _encode(self, query: Query | Tensor) -> Tensor:
-        if isinstance(query, Tensor):
-            if query.shape != self.features.shape[1:]:
+    def _encoder(self) -> PromptedCLIP:
+        if self.model is None:
+            raise ValueError(
+                "this gallery was loaded without a model; load it with the one that encoded it: "
+                "Gallery.load(directory, model)"
+            )
+        return self.model
+
+    def _threshold(self, threshold: float | str | None) -> float:
+        if threshold is None:
+            return -float("inf")
+        if threshold == "calibrated":
+            if self.calibration is None:
                 raise ValueError(
-                    f"query features have shape {tuple(query.shape)}, expected ({self.features.shape[1]},)"
+                    'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(split) '
+                    "with labelled pictures, or give a number"
                 )
-            return torch.nn.functional.normalize(query.float().cpu(), dim=-1)
-        device = next(self.model.parameters()).device
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                return self._encode_input(query, device).float().cpu()[0]
-        finally:
-            self.model.train(training)
-
-    def _encode_input(self, query: Any, device: torch.device) -> Tensor:
-        if isinstance(query, str):
-            if not query.strip():
-                raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
-            return self.model.encode_text(self.model.tokenizer([query]).to(device), normalize=True)
-        if isinstance(query, Path):
-            query = open_image(query)
-        if isinstance(query, Image.Image):
-            image = self.model.eval_transform(query.convert("RGB"))
-            return self.model.encode_image(image.unsqueeze(0).to(device), normalize=True)
-        raise TypeError(f"query is {type(query).__name__}, expected a sentence, a Path, a PIL image or features")
-
-
-def _list_images(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    if not isinstance(images, str | Path):
-        paths = [Path(image) for image in images]
-        if not paths:
-            raise DatasetError("the list of images is empty; give at least one path")
-        return paths
-    folder = Path(images)
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}; give a folder of pictures or a list of files")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    if not paths:
-        raise DatasetError(f"{folder} has no pictures ({', '.join(IMAGE_ENDINGS)}) in it or below")
-    return paths
-
-
-def _report_unreadable(unreadable: list[Path], total: int) -> None:
-    if not unreadable:
-        return
-    first = ", ".join(str(path) for path in unreadable[:10])
-    if len(unreadable) == total:
-        raise DatasetError(f"none of the {total} pictures can be read; first: {first}")
-    warnings.warn(f"{len(unreadable)} of {total} pictures cannot be read and are left out: {first}", stacklevel=3)
+            return self.calibration.threshold
+        if isinstance(threshold, str) or not -1 <= threshold <= 1:
+            raise ValueError(f'threshold is {threshold!r}, expected a cosine similarity in [-1, 1] or "calibrated"')
+        return threshold

@@ -10,7 +10,12 @@ from promptreid.hub.fingerprint import fingerprint, same_fingerprint
 # What is compared by samples of its weights, and how an error names it. The prompts are so few beside the base that
 # samples of the whole model would miss them, so each tower's prompts are sampled on their own.
 _WEIGHTS = {"clip": "open_clip weights", "vision_prompts": "image prompts", "text_prompts": "text prompts"}
-_SETTINGS = {"image_size": "image size", "position_embedding": "position embedding of prompts"}
+_SETTINGS = {
+    "image_size": "image size",
+    "position_embedding": "position embedding of prompts",
+    "text_slot": "place of text prompts",
+    "vision_place": "place of image prompts",
+}
 
 
 def model_identity(model: PromptedCLIP) -> dict[str, Any]:
@@ -19,6 +24,8 @@ def model_identity(model: PromptedCLIP) -> dict[str, Any]:
         "name": None if model.source is None else model.source.name,
         "image_size": list(model.image_size),
         "position_embedding": model.config.position_embedding,
+        "text_slot": model.config.text_slot,
+        "vision_place": model.config.vision_place,
         "clip": list(fingerprint(model.clip)),
         "vision_prompts": list(fingerprint(model.vision)),
         "text_prompts": list(fingerprint(model.text)),

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from promptreid.errors import DatasetError
-from promptreid.evaluation.evaluate import EncodedSplit
-from promptreid.retrieval.ranking_picture import Ranking, draw_ranking, rank_captions
+from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking, rank_captions
+from promptreid.evaluation.splits import EncodedSplit
 
 
 @pytest.fixture

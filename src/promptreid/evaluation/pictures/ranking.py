@@ -1,18 +1,13 @@
 """A picture of what was found: query sentences, ranked crops, right or wrong."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptreid.data.dataset import open_image
-from promptreid.errors import MissingExtraError
-from promptreid.evaluation.evaluate import EncodedSplit
-from promptreid.files import write_bytes_atomically
-
-# Okabe and Ito's bluish green and vermilion: told apart by colour-blind readers, and the mark repeats it.
-RIGHT, WRONG = "#009E73", "#D55E00"
+from promptreid.evaluation.pictures.canvas import GREEN, GREY, VERMILION, new_figure, save_figure
+from promptreid.evaluation.splits import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -23,13 +18,13 @@ class Ranking:
         caption: The sentence.
         paths: Crops, the best first.
         scores: Their similarities.
-        right: Which of them show the person described.
+        right: Which of them show the person described; `None` where nobody knows, as in a search.
     """
 
     caption: str
     paths: Sequence[Path]
     scores: Sequence[float]
-    right: Sequence[bool]
+    right: Sequence[bool] | None = None
 
 
 def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = 10) -> list[Ranking]:
@@ -58,6 +53,8 @@ def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = 10
 def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = "") -> Path:
     """Draw one row a sentence: right crops framed green with a tick, wrong ones red with a cross.
 
+    Where nobody knows what is right the frames are grey.
+
     Args:
         path: PNG file to write.
         rankings: At least one.
@@ -73,14 +70,8 @@ def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = 
     """
     if not rankings:
         raise ValueError("rankings is empty, give at least one")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError('drawing needs matplotlib: pip install "promptreid[viz]"') from error
-    columns = max(len(ranking.paths) for ranking in rankings)
-    figure = Figure(
-        figsize=(1.05 * columns, 2.75 * len(rankings) + (0.4 if title else 0)), dpi=150, layout="constrained"
-    )
+    columns = max(4, *(len(ranking.paths) for ranking in rankings))
+    figure = new_figure(1.05 * columns, 2.75 * len(rankings) + (0.4 if title else 0))
     if title:
         figure.suptitle(title, fontsize=11)
     rows: Any = figure.subfigures(len(rankings), 1, squeeze=False)[:, 0]
@@ -91,15 +82,13 @@ def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = 
             axis.axis("off")
             if rank < len(ranking.paths):
                 _draw_crop(axis, ranking, rank)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    write_bytes_atomically(Path(path), stream.getvalue())
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
-    right = ranking.right[rank]
-    colour = RIGHT if right else WRONG
+    # The mark repeats what the colour says, and the dashes too.
+    right = None if ranking.right is None else ranking.right[rank]
+    colour, mark = {None: (GREY, ""), True: (GREEN, "✓ "), False: (VERMILION, "✗ ")}[right]
     image = open_image(ranking.paths[rank])
     axis.axis("on")
     axis.imshow(image, aspect="auto")
@@ -107,6 +96,6 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
     axis.set_yticks([])
     axis.set_box_aspect(image.height / image.width)
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=3, linestyle="-" if right else (0, (3, 1)))
-    axis.set_xlabel(f"{'✓' if right else '✗'} {ranking.scores[rank]:.2f}", fontsize=8, color=colour)
+        spine.set(color=colour, linewidth=3, linestyle=(0, (3, 1)) if right is False else "-")
+    axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}", fontsize=8, color=colour)
     axis.set_title(str(rank + 1), fontsize=7, pad=2)

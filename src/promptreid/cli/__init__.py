@@ -1,0 +1,1 @@
+"""The command line: promptreid check | train | evaluate | index | search | demo | push."""

@@ -1,0 +1,78 @@
+"""The command `promptreid`: finds the subcommand, runs it, turns mistakes into one clear line."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+from promptreid.cli import check, demo, evaluate, index, push, search, train
+from promptreid.cli.output import Output
+from promptreid.errors import MissingExtraError, PromptReidError
+from promptreid.version import __version__
+
+COMMANDS = (check, train, evaluate, index, search, demo, push)
+NOTHING_FOUND, MISTAKE, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 130
+_EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
+in the arguments or the input; 3 an optional dependency is missing; 130 interrupted"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="promptreid",
+        description="Find the person that a sentence describes: text-to-image person re-identification by Prompt "
+        "Decoupling.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"promptreid {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for module in COMMANDS:
+        command = module.add_parser(commands)
+        command.add_argument(
+            "--json", action="store_true", help="print one JSON object on standard output, for scripts"
+        )
+        command.set_defaults(run=module.run)
+        command.epilog = _EPILOG
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Without the program's name; those of the process if `None`.
+
+    Returns:
+        The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
+        dependency is missing; 130 interrupted.
+    """
+    settings = build_parser().parse_args(arguments)
+    output = Output(as_json=settings.json)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("default", UserWarning)
+        try:
+            code = int(settings.run(settings, output))
+        except MissingExtraError as error:
+            code = output.fail(str(error), MISSING_EXTRA)
+        except KeyError as error:
+            code = output.fail(str(error.args[0]) if error.args else str(error), MISTAKE)
+        except (PromptReidError, ValueError, TypeError, OSError, FloatingPointError) as error:
+            code = output.fail(str(error), MISTAKE)
+        except KeyboardInterrupt:
+            code = output.fail("interrupted", INTERRUPTED)
+    return output.finish(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line on standard error, without the place in our code that a user cannot do anything about."""
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,103 @@
+"""From which score on a search result is worth showing."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from promptreid.evaluation.metrics import check_retrieval_input
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold for scores and what it does.
+
+    Attributes:
+        threshold: Cosine similarity from which a picture counts as a match.
+        false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for somebody who is
+            not in the gallery would still find something.
+        hit_rate: Share of the queries whose best right item reaches it.
+        num_queries: Queries that this was measured with.
+        gallery_size: Items they searched; in a larger gallery false alarms are more frequent.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    hit_rate: float
+    num_queries: int
+    gallery_size: int
+
+
+def calibrate_threshold(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    *,
+    false_alarm_rate: float = 0.05,
+) -> Calibration:
+    """Choose the lowest threshold at which searches for absent persons find something at most this often.
+
+    Each query stands for a search for somebody absent when its own right items are taken out: then it finds
+    something if its best wrong item reaches the threshold. Use labelled pictures that look like those that will be
+    searched, about as many, and none that the model was trained on.
+
+    Args:
+        query_features: Of sentences or pictures.
+        gallery_features: Of pictures.
+        query_ids: Person of each query.
+        gallery_ids: Person of each gallery item.
+        false_alarm_rate: Largest share of false alarms, in [0, 1).
+
+    Shape:
+        - query_features: (Q, E), gallery_features: (G, E); query_ids: (Q,), gallery_ids: (G,) integer
+
+    Returns:
+        The threshold, and the rates measured at it.
+
+    Raises:
+        ValueError: The rate is out of range, the input is malformed, or no query has both right and wrong items.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([0, 1])
+        >>> calibrate_threshold(torch.eye(2), torch.eye(2), ids, ids).hit_rate
+        1.0
+    """
+    if not 0 <= false_alarm_rate < 1:
+        raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
+    check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
+    right, wrong = best_scores(query_features, gallery_features, query_ids, gallery_ids)
+    both = right.isfinite() & wrong.isfinite()
+    right, wrong = right[both], wrong[both]
+    if len(wrong) == 0:
+        raise ValueError("no query has both a right and a wrong item in the gallery; more persons are needed")
+    allowed = math.floor(false_alarm_rate * len(wrong))
+    # The threshold lies just above the first wrong score that must not reach it.
+    blocked = wrong.sort(descending=True).values[allowed]
+    threshold = torch.nextafter(blocked, torch.tensor(torch.inf))
+    return Calibration(
+        threshold=float(threshold),
+        false_alarm_rate=float((wrong >= threshold).double().mean()),
+        hit_rate=float((right >= threshold).double().mean()),
+        num_queries=len(wrong),
+        gallery_size=len(gallery_features),
+    )
+
+
+def best_scores(
+    query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cosine similarity of each query's best right and best wrong item, (Q,) float32 each; -inf where there is none."""
+    queries, gallery = normalize(query_features.float(), dim=-1), normalize(gallery_features.float(), dim=-1)
+    right, wrong = torch.empty(len(queries)), torch.empty(len(queries))
+    for rows in torch.arange(len(queries)).split(max(1, _CHUNK_BYTES // (8 * len(gallery)))):
+        scores = queries[rows] @ gallery.T
+        same = query_ids[rows, None] == gallery_ids
+        right[rows] = scores.masked_fill(~same, -torch.inf).amax(dim=1).cpu()
+        wrong[rows] = scores.masked_fill(same, -torch.inf).amax(dim=1).cpu()
+    return right, wrong

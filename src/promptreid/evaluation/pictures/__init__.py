@@ -1,0 +1,1 @@
+"""Pictures of what a model finds and why; they need the extra `viz`."""

@@ -1,0 +1,69 @@
+"""Hands a gallery's features to other programs."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from promptreid.errors import MissingExtraError
+from promptreid.files import write_bytes_atomically
+from promptreid.retrieval.table import PictureTable
+
+
+def export_features(path: Path, features: Tensor, table: PictureTable) -> Path:
+    """Write ids, paths, metadata (as JSON text) and features; the ending chooses the format.
+
+    Args:
+        path: A new file ending in `.parquet` (features as a list column) or `.npz` (arrays `ids`, `paths`,
+            `metadata`, `features`, to be read without pickle).
+        features: (G, E).
+        table: The pictures.
+
+    Raises:
+        ValueError: Another ending.
+        MissingExtraError: Parquet is asked for and pyarrow is not installed.
+    """
+    columns: dict[str, Any] = {
+        "id": table.ids.numpy(),
+        "path": list(table.paths),
+        "metadata": [json.dumps(entry, sort_keys=True) for entry in table.metadata],
+    }
+    vectors = features.detach().cpu().contiguous().numpy()
+    if path.suffix == ".npz":
+        content = _npz(columns, vectors)
+    elif path.suffix == ".parquet":
+        content = _parquet(columns, vectors)
+    else:
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}, expected .parquet or .npz")
+    write_bytes_atomically(path, content, mode=0o600)
+    return path
+
+
+def _npz(columns: dict[str, Any], vectors: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        ids=columns["id"],
+        paths=np.array(columns["path"], dtype=np.str_),
+        metadata=np.array(columns["metadata"], dtype=np.str_),
+        features=vectors,
+    )
+    return stream.getvalue()
+
+
+def _parquet(columns: dict[str, Any], vectors: Any) -> bytes:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            'Parquet needs pyarrow: pip install "promptreid[export]"; or export to a .npz file'
+        ) from error
+    arrow: Any = pyarrow
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.reshape(-1)), vectors.shape[1])
+    stream = io.BytesIO()
+    parquet.write_table(arrow.table({**columns, "features": lists}), stream)
+    return stream.getvalue()

@@ -1,0 +1,131 @@
+"""What a gallery knows of its pictures besides their features."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Metadata = Mapping[str, Any]
+Where = Mapping[str, Any] | Callable[[Metadata], bool]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture found.
+
+    Attributes:
+        path: The picture.
+        score: Cosine similarity to the query, in [-1, 1].
+        index: Its place in the gallery now.
+        id: The gallery's number for it, which never changes and is never given to another picture.
+        metadata: What the gallery knows of it, such as its folder.
+    """
+
+    path: Path
+    score: float
+    index: int
+    id: int = -1
+    metadata: Metadata = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, eq=False)
+class PictureTable:
+    """One row a picture; rows are only ever added to or selected from a new table, so readers may keep the old one.
+
+    Attributes:
+        paths: The files.
+        ids: (G,) int64, each picture's number.
+        sizes: (G,) int64, bytes of the file when it was encoded; -1 if unknown.
+        modified_ns: (G,) int64, when the file was last changed, in nanoseconds; -1 if unknown.
+        metadata: What is known of each.
+    """
+
+    paths: Sequence[str]
+    ids: Tensor
+    sizes: Tensor
+    modified_ns: Tensor
+    metadata: Sequence[Metadata]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def of(cls, paths: Sequence[str], *, first_id: int, metadata: Sequence[Metadata] | None = None) -> "PictureTable":
+        """A table of files as they are on disk now, numbered from `first_id`."""
+        stamps = [file_stamp(path) for path in paths]
+        sizes = torch.tensor([size for size, _ in stamps], dtype=torch.int64)
+        modified = torch.tensor([when for _, when in stamps], dtype=torch.int64)
+        ids = torch.arange(first_id, first_id + len(paths))
+        known = [{} for _ in paths] if metadata is None else list(metadata)
+        return cls(list(paths), ids, sizes, modified, known)
+
+    def hit(self, row: int, score: float) -> Hit:
+        """The picture of a row, found with a score."""
+        return Hit(Path(self.paths[row]), score, row, int(self.ids[row]), self.metadata[row])
+
+    def select(self, rows: Sequence[int]) -> "PictureTable":
+        """The table of some rows."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        return PictureTable(
+            [self.paths[row] for row in rows],
+            self.ids[chosen],
+            self.sizes[chosen],
+            self.modified_ns[chosen],
+            [self.metadata[row] for row in rows],
+        )
+
+    def joined(self, other: "PictureTable") -> "PictureTable":
+        """This table and another below it."""
+        return PictureTable(
+            [*self.paths, *other.paths],
+            torch.cat([self.ids, other.ids]),
+            torch.cat([self.sizes, other.sizes]),
+            torch.cat([self.modified_ns, other.modified_ns]),
+            [*self.metadata, *other.metadata],
+        )
+
+    def rows_where(self, where: Where | None) -> Tensor | None:
+        """Rows whose metadata fit, or `None` for all.
+
+        Args:
+            where: Values by key, where a list, tuple or set means any of its values; or a function of the metadata.
+
+        Raises:
+            ValueError: No picture has a key that is asked for.
+        """
+        if where is None:
+            return None
+        if isinstance(where, Mapping):
+            self._check_keys(where)
+            fits = _condition(where)
+        else:
+            fits = where
+        return torch.tensor([row for row, known in enumerate(self.metadata) if fits(known)], dtype=torch.int64)
+
+    def _check_keys(self, where: Mapping[str, Any]) -> None:
+        known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
+        unknown = sorted(set(where) - known)
+        if unknown:
+            raise ValueError(
+                f"no picture of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def file_stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds; -1 and -1 if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _condition(where: Mapping[str, Any]) -> Callable[[Metadata], bool]:
+    wanted = {
+        key: value if isinstance(value, list | tuple | set | frozenset) else (value,) for key, value in where.items()
+    }
+    return lambda known: all(key in known and known[key] in values for key, values in wanted.items())

@@ -1,0 +1,234 @@
+"""The commands as a person and as a script call them."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from promptreid.cli import demo as demo_command
+from promptreid.cli import push as push_command
+from promptreid.cli.main import COMMANDS, main
+
+NAMES = ["check", "train", "evaluate", "index", "search", "demo", "push"]
+
+
+@pytest.fixture
+def index(drawn, tmp_path, call):
+    assert call("index", drawn / "imgs", "--output", tmp_path / "gallery")[0] == 0
+    return tmp_path / "gallery"
+
+
+def test_every_command_is_there():
+    assert [module.__name__.rpartition(".")[2] for module in COMMANDS] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_explains_itself_and_the_exit_codes(capsys, name):
+    with pytest.raises(SystemExit) as leaving:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert leaving.value.code == 0
+    assert "--json" in text
+    assert "exit codes: 0 done" in text
+
+
+def test_version_and_unknown_commands_leave_as_argparse_does(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.startswith("promptreid ")
+    with pytest.raises(SystemExit) as leaving:
+        main(["find"])
+    assert leaving.value.code == 2
+    assert "invalid choice: 'find'" in capsys.readouterr().err
+
+
+def test_check_counts_and_finds_what_is_wrong(call, drawn, tmp_path):
+    code, text, _ = call("check", drawn)
+    assert code == 0
+    assert "CUHK-PEDES" in text
+    broken = tmp_path / "broken"
+    shutil.copytree(drawn, broken)
+    gone = next(broken.rglob("*.jpg"))
+    gone.unlink()
+    code, report, _ = call("check", broken, "--json")
+    assert (code, report["exit_code"]) == (1, 1)
+    assert any(gone.name in problem["message"] for problem in report["problems"])
+
+
+def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path):
+    code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
+    assert code == 0
+    assert "32 pictures are indexed" in text
+    assert "knows drawn pedestrians only" in notes
+    picture = tmp_path / "found.png"
+    code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
+    assert (code, notes) == (0, "")
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
+    assert lines[0].endswith(".jpg")
+    with Image.open(picture) as drawing:
+        assert drawing.format == "PNG"
+
+
+def test_search_finds_a_described_person(call, drawn, index):
+    record = next(entry for entry in json.loads((drawn / "reid_raw.json").read_text()) if entry["split"] == "test")
+    code, answer, _ = call("search", index, record["captions"][0], "-k", 4, "--json")
+    assert code == 0
+    assert [hit["score"] for hit in answer["hits"]] == sorted((hit["score"] for hit in answer["hits"]), reverse=True)
+    assert any(f"{record['id']:05d}_" in hit["path"] for hit in answer["hits"])
+
+
+def test_search_by_picture_and_folder(call, drawn, index):
+    image = sorted((drawn / "imgs").rglob("*.jpg"))[3]
+    code, answer, _ = call(
+        "search", index, "--image", image, "-k", 3, "--json", "--where", f"folder={image.parent.name}"
+    )
+    assert code == 0
+    assert answer["hits"][0]["path"] == str(image.resolve())
+    assert {hit["metadata"]["folder"] for hit in answer["hits"]} == {image.parent.name}
+
+
+def test_search_without_a_good_match_says_so(call, index):
+    code, text, _ = call("search", index, "a man", "--threshold", "0.999")
+    assert (code, text) == (1, "no good match\n")
+
+
+def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
+    crops = tmp_path / "crops"
+    shutil.copytree(drawn / "imgs", crops)
+    call("index", crops, "--output", tmp_path / "own")
+    one = next(crops.rglob("*.jpg"))
+    shutil.copyfile(one, crops / "new.jpg")
+    (crops / "broken.jpg").write_bytes(b"no picture")
+    code, answer, notes = call("index", crops, "--output", tmp_path / "own", "--json")
+    assert (code, answer["added"], answer["unchanged"], answer["pictures"]) == (0, 1, 32, 33)
+    assert answer["unreadable"] == [str((crops / "broken.jpg").resolve())]
+    assert "warning: 1 of 34 pictures cannot be read" in notes
+    one.unlink()
+    assert call("index", crops, "--output", tmp_path / "own", "--prune", "--json")[1]["removed"] == 1
+    code, text, _ = call("index", "--output", tmp_path / "own", "--remove", crops.resolve() / "new.jpg", 5)
+    assert code == 0
+    assert "removed 2 pictures; 30 are left" in text
+
+
+def test_index_exports(call, index, tmp_path):
+    assert call("index", "--output", index, "--export", tmp_path / "features.npz")[0] == 0
+    assert (tmp_path / "features.npz").is_file()
+
+
+def test_evaluate_prints_a_table_and_writes_files(call, drawn, tmp_path):
+    code, text, _ = call("evaluate", drawn, "--output", tmp_path / "out")
+    assert code == 0
+    assert "rank1" in text
+    assert (tmp_path / "out" / "ranking.png").is_file()
+    code, answer, _ = call("evaluate", drawn, "--json", "--split", "val")
+    assert (code, answer["split"], answer["scores"]["rank1"]) == (0, "val", 1.0)
+
+
+def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
+    arguments = ["train", drawn, "--output", tmp_path / "run", "--epochs", 1, 1, "--batch-size", 8]
+    code, answer, notes = call(*arguments, "--json")
+    assert code == 0, notes
+    assert list(answer["results"]) == ["zero shot", "domain adaptation", "task adaptation"]
+    assert {"results.json", "metrics.json", "ranking.png", "model"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    model = tmp_path / "run" / "model"
+    assert call("index", drawn / "imgs", "--output", tmp_path / "own", "--model", model)[0] == 0
+    assert call("search", tmp_path / "own", "a man", "-k", 1)[0] == 0
+    code, _, notes = call("search", tmp_path / "own", "a man", "--model", "promptreid-tiny")
+    assert code == 2
+    assert "was encoded by another model" in notes
+
+
+def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
+    given = {}
+
+    def pretend(folder, repository, **settings):
+        given.update(folder=folder, repository=repository, **settings)
+        return "https://hub/commit/1"
+
+    monkeypatch.setattr(push_command, "push_prompts", pretend)
+    scores = {"rank1": 0.5, "num_queries": 4}
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"text_to_image": scores, "image_to_text": scores}))
+    code, text, _ = call("push", tmp_path, "somebody/model", "--metrics", metrics)
+    assert (code, text) == (0, "published: https://hub/commit/1\n")
+    assert given["private"] is True
+    assert given["metrics"] == {"rank1": 0.5, "image_to_text": {"rank1": 0.5}}
+    call("push", tmp_path, "somebody/model", "--public", "--create-pr")
+    assert (given["private"], given["create_pr"], given["metrics"]) == (False, True, None)
+    metrics.write_text("{}")
+    code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
+    assert code == 2
+    assert "is no metrics.json" in notes
+
+
+def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
+    given = {}
+    monkeypatch.setattr(demo_command, "launch", lambda folder, **settings: given.update(folder=folder, **settings))
+    assert call("demo", drawn / "imgs", "--port", 7861)[0] == 0
+    assert given == {
+        "folder": drawn / "imgs",
+        "model": None,
+        "host": "127.0.0.1",
+        "port": 7861,
+        "open_browser": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["index"], "give the folder of pictures to index"),
+        (["index", "nowhere"], "there is no folder"),
+        (["index", ".", "--model", "ViT-B-61", "--pretrained", "openai"], "open_clip has no model named 'ViT-B-61'"),
+        (["index", ".", "--model", "ViT-B-16"], "needs --pretrained TAG"),
+        (["index", ".", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["index", ".", "--output", "none", "--remove", "a.jpg"], "there is no gallery in none"),
+        (["search", "nowhere", "a man"], "there is no gallery in nowhere"),
+        (["search", "nowhere"], "give a sentence"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["check", "nowhere"], "nowhere"),
+        (["train", "nowhere", "--output", "out"], "nowhere"),
+        (["push", "nowhere", "user/name"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, text, notes = call(*arguments)
+    assert (code, text) == (2, "")
+    assert words in notes
+    assert "Traceback" not in notes
+    assert notes.splitlines()[-1].startswith("error: ")
+    code, answer, _ = call(*arguments, "--json")
+    assert answer == {"error": notes.splitlines()[-1].removeprefix("error: "), "exit_code": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--threshold", "high"], "--threshold is 'high', expected a number"),
+        (["--threshold", "calibrated"], "never calibrated"),
+        (["--where", "folder"], "--where is 'folder', expected KEY=VALUE"),
+        (["--where", "camera=1"], "no picture of the gallery has camera; known are: folder"),
+        (["-k", "0"], "k is 0"),
+    ],
+)
+def test_search_with_bad_settings_is_refused(call, index, arguments, words):
+    code, _, notes = call("search", index, "a man", *arguments)
+    assert code == 2
+    assert words in notes
+
+
+def test_command_works_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "promptreid", "search", str(tmp_path), "a man"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "there is no gallery" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,107 @@
+"""What the pictures show, and that they are written."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from promptreid.data.dataset import open_image
+from promptreid.data.records import ReIDSplit
+from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
+from promptreid.evaluation.pictures.feature_map import draw_feature_map, principal_components
+from promptreid.evaluation.pictures.phrases import draw_phrase_maps, phrase_map
+from promptreid.evaluation.pictures.similarity import draw_similarities, similarity_histograms
+from promptreid.evaluation.splits import EncodedSplit
+
+
+@pytest.fixture
+def encoded():
+    """Two persons on two axes; three captions, the last of which points at the wrong person."""
+    images, texts = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    return EncodedSplit(ReIDSplit("test", []), images, texts, torch.tensor([4, 7]), torch.tensor([4, 7, 7]), ["a"] * 3)
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return picture.size
+
+
+def test_similarities_are_counted_as_by_hand(encoded):
+    right, wrong = similarity_histograms(encoded, bins=2)
+    # Right pairs score 1, 1 and 0; wrong ones 0, 0 and 1. The upper bin holds 0 and more.
+    assert right.tolist() == [0, 3]
+    assert wrong.tolist() == [0, 3]
+    right, wrong = similarity_histograms(encoded, bins=4)
+    assert right.tolist() == [0, 0, 1, 2]
+    assert wrong.tolist() == [0, 0, 2, 1]
+
+
+def test_draw_similarities_makes_a_panel_a_state(encoded, tmp_path):
+    one = size_of(draw_similarities(tmp_path / "one.png", {"before": encoded}))
+    two = size_of(draw_similarities(tmp_path / "two.png", {"before": encoded, "after": encoded}))
+    assert two[0] == pytest.approx(2 * one[0], abs=2)
+    with pytest.raises(ValueError, match="splits is empty"):
+        draw_similarities(tmp_path / "none.png", {})
+
+
+def test_principal_components_keep_what_lies_in_a_plane():
+    plane = torch.randn(20, 2) @ torch.randn(2, 9)
+    images, texts, share = principal_components(plane[:12], plane[12:])
+    assert share == pytest.approx(1.0)
+    both = torch.cat([images, texts])
+    assert torch.allclose(torch.cdist(both, both), torch.cdist(plane.double(), plane.double()), atol=1e-4)
+
+
+def test_draw_feature_map_makes_a_panel_a_state(encoded, tmp_path):
+    size_of(draw_feature_map(tmp_path / "map.png", {"before": encoded, "after": encoded}, persons=2))
+    with pytest.raises(ValueError, match="persons is 9, expected 1 to 8"):
+        draw_feature_map(tmp_path / "map.png", {"before": encoded}, persons=9)
+    with pytest.raises(ValueError, match="splits is empty"):
+        draw_feature_map(tmp_path / "map.png", {})
+
+
+def test_draw_training_curves_from_a_log(tmp_path):
+    entries = [
+        {
+            "stage": stage,
+            "epoch": epoch,
+            "losses": {"total": 3.0 - epoch, "identity": 1.0},
+            "scores": {"mAP": epoch / 9},
+        }
+        for stage in ("domain_adaptation", "task_adaptation")
+        for epoch in (1, 2)
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert read_log(log) == entries
+    size_of(draw_training_curves(tmp_path / "curves.png", read_log(log)))
+    size_of(draw_training_curves(tmp_path / "bare.png", [{"stage": "one", "losses": {"total": 1.0}}]))
+    with pytest.raises(ValueError, match="history is empty"):
+        draw_training_curves(tmp_path / "none.png", [])
+    log.write_text(json.dumps(entries[0]) + "\n{broken\n")
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is not valid JSON"):
+        read_log(log)
+    log.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is list, expected an object"):
+        read_log(log)
+
+
+def test_phrase_map_is_a_map_and_leaves_the_model_as_it_was(model, split):
+    model.train()
+    picture = model.eval_transform(open_image(split.records[0].path))
+    cells = phrase_map(model, picture, "a red coat")
+    assert cells.shape == (12, 6)
+    assert (float(cells.min()), float(cells.max())) == (0.0, 1.0)
+    assert torch.equal(cells, phrase_map(model, picture, "a red coat"))
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="the phrase is empty"):
+        phrase_map(model, picture, " ")
+
+
+def test_draw_phrase_maps_makes_a_panel_a_phrase(model, split, tmp_path):
+    size_of(draw_phrase_maps(tmp_path / "map.png", model, split.records[0].path, ["red coat", "white shoes"]))
+    with pytest.raises(ValueError, match="phrases is empty"):
+        draw_phrase_maps(tmp_path / "map.png", model, split.records[0].path, [])

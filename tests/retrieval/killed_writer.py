@@ -1,0 +1,31 @@
+"""Adds and removes pictures of a gallery over and over, until it is killed: `killed_writer.py FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from promptreid.retrieval.store import GalleryStore
+from promptreid.retrieval.table import PictureTable
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    store = GalleryStore.load(Path(folder))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while True:
+        table, features = store.state
+        if len(table) > 3000:
+            store.replace(table.select(range(2000)), features[:2000])
+            continue
+        first = store.take_ids(200)
+        # Every row holds its own number throughout, so that a reader can tell whether it belongs to its picture.
+        rows = torch.arange(first, first + 200).float()[:, None].expand(-1, 64)
+        names = [f"{number}.jpg" for number in range(first, first + 200)]
+        own = PictureTable.of(names, first_id=first)
+        store.replace(table.joined(own), torch.cat([features, rows]))
+
+
+if __name__ == "__main__":
+    main()

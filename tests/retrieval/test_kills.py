@@ -1,0 +1,80 @@
+"""Writers that are killed at any moment, and readers beside them, see whole galleries only."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptreid.retrieval.gallery_files import read_gallery, write_gallery
+from promptreid.retrieval.table import PictureTable
+
+WRITER = Path(__file__).with_name("killed_writer.py")
+
+
+@pytest.fixture
+def index(tmp_path):
+    """2,000 rows that each hold their own number throughout."""
+    rows = torch.arange(2000).float()[:, None].expand(-1, 64)
+    table = PictureTable.of([f"{number}.jpg" for number in range(2000)], first_id=0)
+    write_gallery(tmp_path / "index", rows, table, {"header": {}, "next_id": 2000}, replaces=None)
+    return tmp_path / "index"
+
+
+def check_whole(folder):
+    """Every picture has its own features; returns how many there are."""
+    saved = read_gallery(folder)
+    numbers = saved.table.ids.float()
+    assert torch.equal(saved.features, numbers[:, None].expand(-1, 64))
+    assert [f"{int(number)}.jpg" for number in numbers] == list(saved.table.paths)
+    assert saved.table.paths[:2000] == [f"{number}.jpg" for number in range(2000)]
+    return len(saved.table)
+
+
+def start(index):
+    writer = subprocess.Popen(
+        [sys.executable, str(WRITER), str(index)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert writer.stdout.readline() == b"ready\n"
+    return writer
+
+
+def kill_after(writer, seconds):
+    time.sleep(seconds)
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_gallery_whose_writer_is_killed_loses_nothing(index, kills):
+    generator = random.Random(kills)
+    for _ in range(kills):
+        kill_after(start(index), generator.uniform(0.0, 0.3))
+        assert check_whole(index) >= 2000
+    # What killed writers left behind goes with the next write.
+    saved = read_gallery(index)
+    write_gallery(index, saved.features, saved.table, saved.header, replaces=saved.generation)
+    names = sorted(path.name for path in index.iterdir())
+    assert names == sorted(["gallery.json", "gallery.lock", *(path.name for path in index.glob("features-*"))])
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(20, marks=pytest.mark.slow)])
+def test_gallery_that_is_read_while_it_is_written_is_always_whole(index, seconds):
+    writer = start(index)
+    sizes, reads, end = set(), 0, time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            sizes.add(check_whole(index))
+            reads += 1
+    finally:
+        kill_after(writer, 0)
+    assert reads > 5
+    assert len(sizes) > 1
