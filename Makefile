@@ -2,7 +2,7 @@
 PYTHON ?= python
 WORKERS ?= 2
 
-.PHONY: install check test test-all docs demo build lowest
+.PHONY: install check test test-all test-browser docs demo build lowest
 
 install:
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
@@ -20,6 +20,16 @@ test:
 
 test-all:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser"
+
+# The demo in a real browser. PICTURES=docs/pictures takes the screenshots of the documentation anew.
+PICTURES ?=
+AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+test-browser:
+	command -v chromium || { $(AS_ROOT) apt-get update -q && \
+		$(AS_ROOT) apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; }
+	$(PYTHON) -m pip install --quiet --editable ".[dev,demo]" "playwright>=1.49"
+	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo
 
 docs:
 	rm -rf docs/_build docs/api docs/drawn

@@ -30,9 +30,9 @@ def test_search_ranks_as_one_picture_at_a_time_does(finder: Finder, model: Promp
     with model.disabled():
         wanted_bare = slow_scores(model, crops, SENTENCE)
     for found, scores in ((adapted, wanted), (bare, wanted_bare)):
-        by_place = {hit.index: hit.score for hit in found.hits}
+        by_place = {match.place: match.score for match in found.matches}
         assert [by_place[place] for place in range(8)] == pytest.approx(scores, abs=1e-5)
-        assert [hit.score for hit in found.hits] == sorted(by_place.values(), reverse=True)
+        assert [match.score for match in found.matches] == sorted(by_place.values(), reverse=True)
         assert found.best == pytest.approx(max(scores), abs=1e-5)
         ordered = sorted(scores)
         assert found.typical == pytest.approx((ordered[3] + ordered[4]) / 2, abs=1e-5)
@@ -41,13 +41,13 @@ def test_search_ranks_as_one_picture_at_a_time_does(finder: Finder, model: Promp
 
 def test_search_by_one_of_the_pictures_finds_it_first(finder: Finder, crops: Crops) -> None:
     for found in finder.search(crops.open(2)):
-        assert crops.person_ids[found.hits[0].index] == 3
+        assert crops.person_ids[found.matches[0].place] == 3
         assert found.best == pytest.approx(1, abs=1e-3)
 
 
 def test_search_with_cameras_finds_only_theirs(finder: Finder) -> None:
     for found in finder.search(SENTENCE, cameras=["yard"]):
-        assert sorted(hit.index for hit in found.hits) == [4, 5, 6, 7]
+        assert sorted(match.place for match in found.matches) == [4, 5, 6, 7]
 
 
 def test_search_with_a_camera_that_has_no_picture_finds_nothing(finder: Finder) -> None:
@@ -56,16 +56,16 @@ def test_search_with_a_camera_that_has_no_picture_finds_nothing(finder: Finder) 
 
 def test_search_with_threshold_keeps_what_scores_as_much_or_more(finder: Finder) -> None:
     everyone = finder.search(SENTENCE)[0]
-    kept = finder.search(SENTENCE, threshold=everyone.hits[3].score)[0]  # each crop is there twice: two pairs
-    assert kept.hits == everyone.hits[:4]
+    kept = finder.search(SENTENCE, threshold=everyone.matches[3].score)[0]  # each crop is there twice: two pairs
+    assert kept.matches == everyone.matches[:4]
     nobody = finder.search(SENTENCE, threshold=1.0)[0]
-    assert nobody.hits == ()
+    assert nobody.matches == ()
     assert nobody.best == everyone.best
 
 
 def test_search_with_k_larger_than_the_gallery_gives_all(finder: Finder) -> None:
-    assert len(finder.search(SENTENCE, k=1000)[0].hits) == len(finder) == 8
-    assert len(finder.search(SENTENCE, k=3)[0].hits) == 3
+    assert len(finder.search(SENTENCE, k=1000)[0].matches) == len(finder) == 8
+    assert len(finder.search(SENTENCE, k=3)[0].matches) == 3
 
 
 def test_search_for_nothing_is_refused(finder: Finder) -> None:
@@ -97,7 +97,7 @@ def test_finder_with_a_broken_picture_warns_once_and_keeps_places(
     with pytest.warns(UserWarning, match="1 of 2 pictures cannot be read") as warned:
         finder = Finder(folder_crops(tmp_path), compare(model), progress=False)
     assert len(warned) == 1
-    assert [hit.index for hit in finder.search(SENTENCE)[0].hits] == [1]
+    assert [match.place for match in finder.search(SENTENCE)[0].matches] == [1]
     assert len(finder) == 1
 
 
@@ -113,5 +113,5 @@ def test_finder_on_drawn_people_finds_the_right_one_far_more_often_than_chance(
     crops = drawn_crops(tmp_path / "drawn")
     bare = Finder(crops, compare(model)[1:], progress=False)
     sentences = list(crops.captions)[::4]
-    right = [crops.is_right(bare.search(text, k=1)[0].hits[0].index, crops.captions[text]) for text in sentences]
+    right = [crops.is_right(bare.search(text, k=1)[0].matches[0].place, crops.captions[text]) for text in sentences]
     assert sum(right) / len(sentences) > 3 / 30  # 30 persons in 4 pictures each: chance is 1 in 30

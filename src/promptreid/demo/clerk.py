@@ -8,8 +8,9 @@ from typing import Any
 from PIL import Image
 
 from promptreid.demo.desk import Desk
-from promptreid.demo.layout import FEW_PICTURES, MOST_CAMERAS, MOST_PICTURES, NO_THRESHOLD, example_texts
-from promptreid.demo.phrases import phrases_of
+from promptreid.demo.layout import MOST_CAMERAS, MOST_PICTURES, NO_THRESHOLD, example_texts
+from promptreid.demo.opening import FEW_PICTURES, Opening
+from promptreid.demo.phrases import best_phrase, phrases_of
 from promptreid.demo.uploads import read_upload
 from promptreid.errors import DatasetError
 
@@ -29,6 +30,12 @@ class Visit:
     query: str | Image.Image | None = None
     places: tuple[tuple[int, ...], ...] = ()
     chosen: int | None = None
+
+    @classmethod
+    def beginning(cls, opening: Opening) -> "Visit":
+        """The visit of someone who sees the page's opening."""
+        places = tuple(tuple(column.places) for column in opening.columns)
+        return cls(opening.gallery, opening.sentence or None, places, places[0][0] if places else None)
 
 
 class Clerk:
@@ -65,9 +72,8 @@ class Clerk:
     ) -> list[Any]:
         """Search for a sentence: as `ask`, then the phrases to choose from."""
         phrases = phrases_of(sentence)
-        best = next(iter(phrases[1:2] or phrases), None)  # the first phrase is mostly just "a man"
         answer = self.ask(replace(visit, query=sentence, chosen=None), cameras, threshold, count)
-        return [*answer, self.gr.update(choices=phrases, value=best)]
+        return [*answer, self.gr.update(choices=phrases, value=best_phrase(phrases))]
 
     def ask_picture(
         self, visit: Visit, path: str | None, cameras: Sequence[str], threshold: object, count: object

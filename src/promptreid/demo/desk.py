@@ -143,15 +143,15 @@ def _column(finder: Finder, answer: Found, person_id: int | None, threshold: flo
     crops: list[Captioned] = []
     places: list[int] = []
     gone = 0
-    for rank, hit in enumerate(answer.hits, start=1):
+    for rank, match in enumerate(answer.matches, start=1):
         try:
-            image = finder.crops.open(hit.index)
+            image = finder.crops.open(match.place)
         except DatasetError:
             gone += 1
             continue
-        mark = " ✓" if finder.crops.is_right(hit.index, person_id) else ""
-        crops.append((image, f"{rank} · {hit.score:.2f}{mark}\n{finder.crops.cameras[hit.index]}"))
-        places.append(hit.index)
+        mark = " ✓" if finder.crops.is_right(match.place, person_id) else ""
+        crops.append((image, f"{rank} · {match.score:.2f}{mark}\n{finder.crops.cameras[match.place]}"))
+        places.append(match.place)
     return Column(answer.label, _status(answer, threshold, gone, known=person_id is not None), crops, places)
 
 
@@ -160,7 +160,7 @@ def _status(answer: Found, threshold: float, gone: int, *, known: bool) -> str:
     label = f"<b>{escape(answer.label)}</b>"
     if answer.best is None or answer.typical is None:
         return f"{label}: no picture from these cameras."
-    if not answer.hits:
+    if not answer.matches:
         return f"{label}: nobody matches. The best picture scores {answer.best:.2f}, below {threshold:.2f}."
     missing = f" {gone} of them can no longer be read." if gone else ""
     legend = " ✓ is the person described." if known else ""

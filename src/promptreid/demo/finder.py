@@ -9,7 +9,20 @@ from PIL import Image
 
 from promptreid.demo.crops import Crops
 from promptreid.demo.versions import Version
-from promptreid.retrieval.gallery import Gallery, Hit
+from promptreid.retrieval.gallery import Gallery
+
+
+@dataclass(frozen=True)
+class Match:
+    """One picture found.
+
+    Attributes:
+        place: Which of `Crops.paths`.
+        score: Cosine similarity to the query, in [-1, 1].
+    """
+
+    place: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -18,13 +31,13 @@ class Found:
 
     Attributes:
         label: The version.
-        hits: The best first, none below the threshold, places as in `Crops.paths`.
+        matches: The best first, none below the threshold.
         best: Score of the best picture, below the threshold or not; `None` if the cameras chosen have no picture.
         typical: Median score over the pictures of the cameras chosen.
     """
 
     label: str
-    hits: tuple[Hit, ...]
+    matches: tuple[Match, ...]
     best: float | None
     typical: float | None
 
@@ -85,10 +98,10 @@ class Finder:
         version, gallery = self.versions[place], self._galleries[place]
         with version.running():
             ranked = gallery.search(query, k=len(gallery))
-        hits = [Hit(hit.path, hit.score, self._places[hit.path]) for hit in ranked]
+        matches = [Match(self._places[hit.path], hit.score) for hit in ranked]
         if cameras:
-            hits = [hit for hit in hits if self.crops.cameras[hit.index] in cameras]
-        if not hits:
+            matches = [match for match in matches if self.crops.cameras[match.place] in cameras]
+        if not matches:
             return Found(version.label, (), None, None)
-        kept = tuple(hit for hit in hits[:k] if hit.score >= threshold)
-        return Found(version.label, kept, hits[0].score, median(hit.score for hit in hits))
+        kept = tuple(match for match in matches[:k] if match.score >= threshold)
+        return Found(version.label, kept, matches[0].score, median(match.score for match in matches))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptreid.demo.desk import MAX_SENTENCE, Desk
+from promptreid.demo.opening import FEW_PICTURES, Opening
 from promptreid.demo.uploads import ENDINGS, MAX_BYTES
 
 TITLE = "Find a person by description"
@@ -20,7 +21,7 @@ _CAUTION = "A score says how well a picture fits the words. It does not say who 
 _PRIVATE = " Everything runs on this computer: nothing you type or upload leaves it."
 NO_THRESHOLD = -1.0
 MOST_CAMERAS = 200
-FEW_PICTURES, MOST_PICTURES = 6, 50
+MOST_PICTURES = 50
 _EXAMPLES = 4
 
 
@@ -54,20 +55,22 @@ class Results:
     heat: Any
 
 
-def lay_out(gr: Any, desk: Desk, *, private: bool) -> tuple[Inputs, Results]:
+def lay_out(gr: Any, desk: Desk, opening: Opening, *, private: bool, note: str = "") -> tuple[Inputs, Results]:
     """Put every component on the page that is being made.
 
     Args:
         gr: gradio.
         desk: Knows the galleries.
+        opening: What is shown first.
         private: Whether only this computer reaches the page.
+        note: What a visitor should know of the model.
     """
-    gr.Markdown(_INTRODUCTION, elem_id="title")
+    gr.Markdown(f"{_INTRODUCTION} {note}".strip(), elem_id="title")
     with gr.Row(equal_height=False, elem_id="work"):
         with gr.Column(scale=1, min_width=300, elem_id="question"):
-            inputs = _lay_out_inputs(gr, desk)
+            inputs = _lay_out_inputs(gr, desk, opening)
         with gr.Column(scale=2, min_width=300, elem_id="answer"):
-            results = _lay_out_results(gr, desk)
+            results = _lay_out_results(gr, desk, opening)
     gr.Markdown(_CAUTION + (_PRIVATE if private else ""), elem_id="caution")
     return inputs, results
 
@@ -78,13 +81,13 @@ def example_texts(desk: Desk, gallery: str) -> list[str]:
     return known + [""] * (_EXAMPLES - len(known))
 
 
-def _lay_out_inputs(gr: Any, desk: Desk) -> Inputs:
-    first = desk.galleries[0]
+def _lay_out_inputs(gr: Any, desk: Desk, opening: Opening) -> Inputs:
+    first = opening.gallery
     gallery = gr.Radio(desk.galleries, value=first, label="Gallery", visible=len(desk.galleries) > 1)
     summary = gr.HTML(desk.summary(first), elem_id="summary", padding=False)
     with gr.Tab("Describe"):
         sentence = gr.Textbox(
-            value=example_texts(desk, first)[0],
+            value=opening.sentence,
             label="What does the person look like?",
             placeholder="a woman in a red coat and blue jeans",
             lines=1,
@@ -133,14 +136,18 @@ def _lay_out_filters(gr: Any, desk: Desk) -> tuple[Any, Any, Any]:
     return threshold, cameras, count
 
 
-def _lay_out_results(gr: Any, desk: Desk) -> Results:
+def _lay_out_results(gr: Any, desk: Desk, opening: Opening) -> Results:
     message = gr.HTML(elem_id="message", visible=False)
     statuses: list[Any] = []
     crops: list[Any] = []
     for number, label in enumerate(desk.versions):
-        statuses.append(gr.HTML(elem_id=f"status-{number}", elem_classes="status", padding=False))
+        shown = opening.columns[number] if opening.columns else None
+        statuses.append(
+            gr.HTML(shown and shown.status, elem_id=f"status-{number}", elem_classes="status", padding=False)
+        )
         crops.append(
             gr.Gallery(
+                shown and shown.crops,
                 label=label,
                 show_label=False,
                 columns=6,
@@ -156,11 +163,14 @@ def _lay_out_results(gr: Any, desk: Desk) -> Results:
     gr.Markdown(_HEAT)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=240):
-            phrase = gr.Dropdown([], label="Phrase", allow_custom_value=True, elem_id="phrase")
+            phrase = gr.Dropdown(
+                opening.phrases, value=opening.phrase, label="Phrase", allow_custom_value=True, elem_id="phrase"
+            )
             show = gr.Button("Show", elem_id="show-heat")
             heat_message = gr.HTML(elem_id="heat-message", visible=False)
         with gr.Column(scale=3, min_width=240):
             heat = gr.Gallery(
+                opening.maps or None,
                 label="Heat map", show_label=False, columns=2, height="auto", allow_preview=False, interactive=False,
                 format="png", buttons=[], elem_id="heat", elem_classes=["crops", "heat"],
             )  # fmt: skip

@@ -22,3 +22,8 @@ def phrases_of(sentence: str, *, most: int = 8) -> list[str]:
     """
     parts = (_ARTICLE.sub("", part.strip()).strip() for part in _CUT.split(sentence))
     return list(dict.fromkeys(part for part in parts if part))[:most]
+
+
+def best_phrase(phrases: list[str]) -> str | None:
+    """The phrase to look for first: the second, as the first is mostly just "a man"."""
+    return next(iter(phrases[1:2] or phrases), None)

@@ -5,6 +5,7 @@ from typing import Any
 from promptreid.demo.clerk import Clerk, Visit
 from promptreid.demo.desk import Desk
 from promptreid.demo.layout import Inputs, Results
+from promptreid.demo.opening import Opening
 
 _AT_ONCE = 4  # searches that compute at the same time; the rest wait their turn
 _COMMON: dict[str, Any] = {
@@ -15,17 +16,17 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def wire(gr: Any, desk: Desk, page: Any, inputs: Inputs, results: Results) -> None:
+def wire(gr: Any, desk: Desk, opening: Opening, inputs: Inputs, results: Results) -> None:
     """Connect every component to its answer.
 
     Args:
         gr: gradio.
         desk: Answers.
-        page: The page that is being made.
+        opening: What is shown first.
         inputs: What the visitor fills in.
         results: What shows the answers.
     """
-    clerk, visit = Clerk(gr, desk), gr.State(Visit(desk.galleries[0]))
+    clerk, visit = Clerk(gr, desk), gr.State(Visit.beginning(opening))
     filters = [inputs.cameras, inputs.threshold, inputs.count]
     answers = [visit, results.message, *results.statuses, *results.crops]
     heat: dict[str, Any] = {
@@ -53,8 +54,6 @@ def wire(gr: Any, desk: Desk, page: Any, inputs: Inputs, results: Results) -> No
     gr.on([results.show.click, results.phrase.input], **heat)
     for number, crops in enumerate(results.crops):
         crops.select(_chooser(gr, clerk, number), visit, visit, **_COMMON).then(**heat)
-    if desk.examples(desk.galleries[0]):  # the page opens with the first example's answer
-        page.load(**sentence).then(**heat)
 
 
 def _wire_questions(gr: Any, inputs: Inputs, sentence: dict[str, Any], heat: dict[str, Any]) -> None:
