@@ -2,7 +2,7 @@
 PYTHON ?= python
 WORKERS ?= 2
 
-.PHONY: install check test test-all test-browser docs demo build lowest
+.PHONY: install check test test-all test-browser docs demo study study-full build lowest
 
 install:
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
@@ -38,6 +38,12 @@ docs:
 
 demo:
 	$(PYTHON) examples/train_cuhk.py
+
+study:
+	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/small.py
+
+study-full:
+	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/full.py
 
 build:
 	$(PYTHON) -m build

@@ -75,6 +75,7 @@ def test_search_for_something_impossible_is_refused(desk: Desk, gallery: str, qu
         desk.search(gallery, query)
 
 
+@pytest.mark.filterwarnings("ignore:.* captions are longer than:UserWarning")
 @pytest.mark.parametrize("query", ["<script>alert(1)</script>", "🦖" * 100, "ليلى", "\x00", "a" * MAX_SENTENCE])
 def test_search_for_odd_sentences_answers(desk: Desk, query: str) -> None:
     for column in desk.search("colours", query):

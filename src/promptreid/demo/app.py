@@ -31,8 +31,6 @@ _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
 _MOST_WAITING = 64
 _FONTS = ["system-ui", "sans-serif"]
-# No trained prompts ship with the package yet, and nobody may take what an untrained one finds for a result.
-_UNTRAINED = "(No trained prompts ship with this version: here the adapted model carries untrained ones.)"
 _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
 
@@ -106,8 +104,7 @@ def start(
         offered.append(drawn_crops(scratch / "drawn"))
         desk = Desk([Finder(crops, versions, progress=progress) for crops in offered])
         shown = held.enter_context(_gradio_folder(scratch / "shown"))
-        note = _UNTRAINED if model is None else ""
-        page = _serve(gr, desk, shown, note, host, port, open_browser)
+        page = _serve(gr, desk, shown, host, port, open_browser)
         held.callback(page.close, verbose=False)
         return RunningDemo(page.local_url, held.pop_all())
 
@@ -185,13 +182,13 @@ def _gradio_folder(folder: Path) -> Generator[Path, None, None]:
                 os.environ[name] = value
 
 
-def _serve(gr: Any, desk: Desk, shown: Path, note: str, host: str, port: int | None, open_browser: bool) -> Any:
+def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
     """Make the page and answer from a thread of its own; gradio's page."""
     private = host in LOOPBACK
     guard: Any = importlib.import_module("starlette.middleware").Middleware(Gatekeeper, shown=shown, private=private)
     opening = open_with(desk)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, _KEPT_SECONDS)) as page:
-        inputs, results = lay_out(gr, desk, opening, private=private, note=note)
+        inputs, results = lay_out(gr, desk, opening, private=private)
         wire(gr, desk, opening, inputs, results)
     page.queue(max_size=_MOST_WAITING)
     page.launch(

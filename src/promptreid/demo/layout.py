@@ -55,7 +55,7 @@ class Results:
     heat: Any
 
 
-def lay_out(gr: Any, desk: Desk, opening: Opening, *, private: bool, note: str = "") -> tuple[Inputs, Results]:
+def lay_out(gr: Any, desk: Desk, opening: Opening, *, private: bool) -> tuple[Inputs, Results]:
     """Put every component on the page that is being made.
 
     Args:
@@ -63,9 +63,8 @@ def lay_out(gr: Any, desk: Desk, opening: Opening, *, private: bool, note: str =
         desk: Knows the galleries.
         opening: What is shown first.
         private: Whether only this computer reaches the page.
-        note: What a visitor should know of the model.
     """
-    gr.Markdown(f"{_INTRODUCTION} {note}".strip(), elem_id="title")
+    gr.Markdown(_INTRODUCTION, elem_id="title")
     with gr.Row(equal_height=False, elem_id="work"):
         with gr.Column(scale=1, min_width=300, elem_id="question"):
             inputs = _lay_out_inputs(gr, desk, opening)

@@ -21,8 +21,10 @@ class Pen:
     """
 
     def __init__(self, image: Image.Image, *, centre: float, top: float, height: float) -> None:
-        self.canvas = ImageDraw.Draw(image)
-        self.centre, self.top, self.height = centre, top, height
+        self.canvas: ImageDraw.ImageDraw = ImageDraw.Draw(image)
+        self.centre: float = centre
+        self.top: float = top
+        self.height: float = height
 
     def limb(self, points: Sequence[Point], width: float, colour: Colour) -> None:
         """A bent line with round joints and ends."""
