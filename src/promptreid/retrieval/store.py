@@ -27,8 +27,8 @@ class GalleryStore:
     """
 
     def __init__(self, table: PictureTable, features: Tensor, *, header: dict[str, Any] | None = None) -> None:
-        self.state = (table, features)
-        self.header = dict(header or {})
+        self.state: tuple[PictureTable, Tensor] = (table, features)
+        self.header: dict[str, Any] = dict(header or {})
         self.directory: Path | None = None
         self._generation: str | None = None
         self._next_id = 1 + int(table.ids.max()) if len(table) else 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from promptreid.data.generated.person import NONE, Person, pick
 
-SUBJECTS = {
+SUBJECTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("man", "child"): ("boy",),
     ("woman", "child"): ("girl",),
     ("man", "adult"): ("man", "man", "guy", "male", "gentleman"),
@@ -16,8 +16,12 @@ SUBJECTS = {
     ("man", "elderly"): ("old man", "elderly man", "elderly gentleman"),
     ("woman", "elderly"): ("old woman", "elderly woman", "elderly lady"),
 }
-NEUTRAL_SUBJECTS = {"child": ("child", "kid"), "adult": ("person",), "elderly": ("elderly person", "old person")}
-UPPER_WORDS = {
+NEUTRAL_SUBJECTS: dict[str, tuple[str, ...]] = {
+    "child": ("child", "kid"),
+    "adult": ("person",),
+    "elderly": ("elderly person", "old person"),
+}
+UPPER_WORDS: dict[str, tuple[str, ...]] = {
     "t-shirt": ("t-shirt", "tee shirt", "short sleeved shirt"),
     "shirt": ("shirt", "button up shirt", "collared shirt"),
     "jacket": ("jacket", "zip jacket"),
@@ -27,45 +31,62 @@ UPPER_WORDS = {
     "tank top": ("tank top", "sleeveless top"),
     "top": ("top", "long sleeved top"),  # what is left of a shirt, hoodie or sweater whose neck is hidden
 }
-LOWER_WORDS = {
+LOWER_WORDS: dict[str, tuple[str, ...]] = {
     "trousers": ("trousers", "pants", "slacks"),
     "jeans": ("jeans", "denim pants"),
     "shorts": ("shorts", "short pants"),
     "skirt": ("skirt",),
     "leggings": ("leggings", "tight pants"),
 }
-PATTERN_ADJECTIVES = {
+PATTERN_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "striped": ("striped",),
     "checked": ("checked", "plaid", "checkered"),
     "dotted": ("dotted", "spotted"),
 }
-PATTERN_NOUNS = {
+PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
     "striped": ("stripes",),
     "checked": ("checks",),
     "dotted": ("dots", "spots"),
     "printed": ("logo", "print", "design"),
 }
-COLOUR_WORDS = {
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "grey": ("grey", "gray"),
     "blond": ("blond", "blonde", "fair"),
     "beige": ("beige", "tan", "cream"),
     "purple": ("purple", "violet"),
 }
-BUILD_WORDS = {"slim": ("slim", "thin"), "average": ("",), "heavy": ("heavy set", "stout", "chubby")}
-SKIN_WORDS = {"very light": "pale", "light": "light", "medium": "olive", "brown": "brown", "dark": "dark"}
-SHOE_WORDS = {
+BUILD_WORDS: dict[str, tuple[str, ...]] = {
+    "slim": ("slim", "thin"),
+    "average": ("",),
+    "heavy": ("heavy set", "stout", "chubby"),
+}
+SKIN_WORDS: dict[str, str] = {
+    "very light": "pale",
+    "light": "light",
+    "medium": "olive",
+    "brown": "brown",
+    "dark": "dark",
+}
+SHOE_WORDS: dict[str, tuple[str, ...]] = {
     "shoes": ("shoes",),
     "sneakers": ("sneakers", "trainers"),
     "boots": ("boots",),
     "sandals": ("sandals", "open shoes"),
 }
-BAG_WORDS = {
+BAG_WORDS: dict[str, tuple[str, ...]] = {
     "backpack": ("backpack", "rucksack"),
     "handbag": ("handbag", "purse"),
     "shoulder bag": ("shoulder bag", "messenger bag"),
 }
-HAT_WORDS = {"cap": ("cap", "baseball cap"), "beanie": ("beanie", "knitted cap"), "hat": ("hat",)}
-GLASSES_WORDS = {"glasses": ("glasses", "eyeglasses"), "sunglasses": ("sunglasses", "dark glasses")}
+HAT_WORDS: dict[str, tuple[str, ...]] = {
+    "cap": ("cap", "baseball cap"),
+    "beanie": ("beanie", "knitted cap"),
+    "hat": ("hat",),
+}
+GLASSES_WORDS: dict[str, tuple[str, ...]] = {
+    "glasses": ("glasses", "eyeglasses"),
+    "sunglasses": ("sunglasses", "dark glasses"),
+}
 
 
 class Phrase(NamedTuple):
