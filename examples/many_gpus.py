@@ -53,9 +53,9 @@ def main() -> None:
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
     )
     trainer.fit()
+    scores = evaluate(model, data.test).text_to_image  # every process encodes its share
     if state.is_main_process:
         save_prompts(model, OUTPUT + "/model", overwrite=True)
-        scores = evaluate(model, data.test).text_to_image
         print(f"processes: {state.num_processes}; rank-1 {scores.rank1:.3f}, mAP {scores.mAP:.3f}")
     state.wait_for_everyone()
 

@@ -12,7 +12,7 @@ from promptreid.evaluation.evaluate import encode_split, score
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "drawn"
-    write_generated(root, num_identities=(1, 1, 120), seed=3, progress=False)
+    write_generated(root, num_identities=(1, 1, 400), seed=3, progress=False)
     return load_cuhk_pedes(root).test
 
 
@@ -30,7 +30,7 @@ def compare(split, seed):
 
 
 def test_default_prompts_change_rank1_by_at_most_one_point(split):
-    assert split.num_captions == 960
+    assert split.num_captions == 3200  # of fewer, chance alone moves a point
     change, images, texts = compare(split, 0)
     assert abs(change) <= 0.01
     # Measured 0.999 and 0.976: the bounds leave room for another draw, not for another initialisation.

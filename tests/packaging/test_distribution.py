@@ -86,7 +86,9 @@ class TestDistributions:
             "Makefile",
         ):
             assert wanted in names
-        assert not [name for name in names if re.search(r"_build|__pycache__|\.venv|^runs/|^docs/(api|drawn)/", name)]
+        assert not [
+            name for name in names if re.search(r"(^|/)_build/|__pycache__|\.venv|^runs/|^docs/(api|drawn)/", name)
+        ]
 
     def test_metadata_names_licence_python_readme_and_every_extra(self, distributions):
         with zipfile.ZipFile(distributions["wheel"]) as archive:

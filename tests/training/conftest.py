@@ -10,6 +10,8 @@ from promptreid.encoders.clip import PromptedCLIP
 from promptreid.prompts import PromptConfig
 from promptreid.training.schedule import TwoStageSchedule
 
+collect_ignore = ["interrupted_run.py", "killed_run.py", "two_processes.py"]  # programs, which tests start
+
 
 @pytest.fixture
 def model(clip: torch.nn.Module) -> PromptedCLIP:

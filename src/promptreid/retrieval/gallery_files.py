@@ -117,7 +117,12 @@ def read_gallery(folder: Path) -> SavedGallery:
         index = _read_index(folder)
         try:
             tensors = load_file(folder / index["features_file"])
-        except FileNotFoundError as error:
+        except (
+            FileNotFoundError,
+            RuntimeError,
+        ) as error:  # the latter is torch's, where the file goes while it is mapped
+            if (folder / index["features_file"]).exists():
+                raise CheckpointError(f"{folder} holds no readable gallery ({error}); build it again") from error
             # A writer replaced both files since the index was read, or the features are truly gone.
             if attempt + 1 < _ATTEMPTS and _generation(folder) != index["generation"]:
                 continue
