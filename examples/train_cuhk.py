@@ -167,9 +167,7 @@ def main() -> None:
             evaluate_every_epoch=True,
             best_metric=validation and "mAP",
         )
-        trainer.fit()
-        if validation:  # the validation split chooses the epoch, the test split never does
-            trainer.load_best()
+        trainer.fit()  # ends with the epoch that the validation split chose; the test split never chooses
         encoded = encode_split(model, data.test)
         results[key] = score(encoded).as_dict()
 

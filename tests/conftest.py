@@ -90,3 +90,23 @@ def pytest_generate_tests(metafunc):
     """Give a test that asks for `any_name` every architecture that open_clip names."""
     if "any_name" in metafunc.fixturenames:
         metafunc.parametrize("any_name", load_zoo().names())
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped small model with two prompts a block, and its tokenizer; take a copy before changing it."""
+    from promptreid import PromptConfig, PromptedCLIP, load_clip
+
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    return model, model.tokenizer
+
+
+@pytest.fixture(scope="session")
+def split(tmp_path_factory):
+    """24 drawn pictures of 6 persons, two captions each."""
+    from promptreid.data.cuhk_pedes import load_cuhk_pedes
+    from promptreid.data.generated import write_generated
+
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test

@@ -167,7 +167,6 @@ def train(run: Run, arm: Arm, model: PromptedCLIP, data: ReIDDataset, work: Path
             best_metric="mAP",
         )
         history += trainer.fit()
-        trainer.load_best()
     return history
 
 

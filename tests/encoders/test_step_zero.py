@@ -33,9 +33,9 @@ def test_default_prompts_change_rank1_by_at_most_one_point(split):
     assert split.num_captions == 3200  # of fewer, chance alone moves a point
     change, images, texts = compare(split, 0)
     assert abs(change) <= 0.01
-    # Measured 0.999 and 0.976: the bounds leave room for another draw, not for another initialisation.
-    assert images > 0.99
-    assert texts > 0.95
+    # Measured 0.999 and 0.997: the bounds leave room for another draw, not for another initialisation.
+    assert images > 0.997
+    assert texts > 0.99
 
 
 @pytest.mark.slow

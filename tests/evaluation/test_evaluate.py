@@ -64,7 +64,7 @@ def test_evaluate_scores_both_directions(model, split):
 def test_evaluate_of_the_shipped_model_is_far_above_chance(model, split):
     with model.disabled():
         scores = evaluate(model, split, progress=False)
-    assert scores.text_to_image.rank1 > 1 / 3  # 4 of 24 pictures are right: chance is 1 in 6
+    assert scores.text_to_image.rank1 > 0.5  # 4 of 24 pictures are right: chance is 1 in 6
 
 
 def test_evaluate_of_a_model_that_diverged_is_refused(model, split):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import default_collate
 
+from promptreid.data.identity_sampler import IdentitySampler
 from promptreid.data.samplers import EpochSampler
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
@@ -31,6 +32,7 @@ from promptreid.training.trainer import Trainer
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "epoch": partial(EpochSampler, 12, batch_size=8),
+    "identity": partial(IdentitySampler, torch.arange(12) % 4, identities_per_batch=4, pairs_per_identity=2),
 }
 CASES = {
     f"{str(dtype).removeprefix('torch.')}-{chunk or 'plain'}-{sampler}": (dtype, chunk, sampler)

@@ -137,8 +137,6 @@ def _train_stage(
         progress=output.progress,
     )
     trainer.fit()
-    if validation is not None:
-        trainer.load_best()
 
 
 def _finish(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptreid.data.image_files import IMAGE_ENDINGS, list_images
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
 from promptreid.retrieval.table import Metadata
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ImageSource = str | Path | ReIDSplit | Iterable[str | Path | ImageRecord]
 
 
@@ -63,9 +63,7 @@ def _picture(entry: Any, more: Metadata) -> PictureFile:
 def _list_folder(folder: Path) -> list[PictureFile]:
     if folder.is_file():
         raise DatasetError(f"{folder} is a file; give its folder, or a list of files: [{str(folder)!r}]")
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}; give a folder of pictures or a list of files")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+    paths = list_images(folder)
     if not paths:
         raise DatasetError(f"{folder} has no pictures ({', '.join(IMAGE_ENDINGS)}) in it or below")
     return [PictureFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
