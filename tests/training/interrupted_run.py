@@ -21,8 +21,12 @@ def interrupt(at_step: int, number: int, *, times: int = 1) -> None:
     def interrupted(self: StageLoop, *arguments: Any) -> Any:
         if self.run.state.step == at_step:
             for _ in range(times):
+                handler = signal.getsignal(number)
                 os.kill(os.getpid(), number)
-                time.sleep(0.01)
+                # Two signals that come before the first is handled are one; on a busy machine that takes a while.
+                until = time.monotonic() + 30
+                while signal.getsignal(number) == handler and time.monotonic() < until:
+                    time.sleep(0.001)
         return step(self, *arguments)
 
     StageLoop._step = interrupted

@@ -3,12 +3,14 @@
 A save over an older one must leave either of the two behind, whenever it is killed. So new files are first written
 beside the old ones, under names that end in their digests; replacing `prompt_config.json`, which holds the digests,
 is the moment from which the new ones count; only then do they take their own names. A reader looks for a file under
-the name with the digest first.
+the name with the digest first, and where it keeps finding half of each, it waits for the writer.
 """
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -104,16 +106,28 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
         CheckpointError: A file is missing, corrupt, foreign or newer than this library.
     """
     seen = _look(directory)
-    for _ in range(_READS - 1):
+    for _ in range(_READS):
         try:
             return _read(*seen, with_encoders=with_encoders)
         except (CheckpointError, FileNotFoundError):
             # If somebody saved over it meanwhile, what was read is half of each, and worth another look.
             now = _look(directory)
             if now == seen:
-                raise
+                break
             seen = now
-    return _read(*seen, with_encoders=with_encoders)
+    with _kept_still(directory):
+        return _read(*_look(directory), with_encoders=with_encoders)
+
+
+@contextmanager
+def _kept_still(directory: Path) -> Generator[None, None, None]:
+    """Keep others from saving into a folder; one that we may not write to is taken as it is."""
+    lock = directory / _LOCK
+    if lock.is_file() and os.access(lock, os.W_OK):
+        with WeakFileLock(lock, timeout=_LOCK_SECONDS):
+            yield
+    else:
+        yield
 
 
 def _look(directory: Path) -> tuple[PromptManifest, dict[str, Path]]:
