@@ -25,10 +25,10 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
 from promptreid.data.generated.layout import GENERATOR_VERSION
 
-IDENTITIES = (1000, 400, 1)  # the split of one is only there because the layout asks for a test split
+IDENTITIES = (2000, 400, 1)  # the split of one is only there because the layout asks for a test split
 IMAGE_SIZE = (96, 48)
 BATCH_SIZE = 64
-EPOCHS = 5
+EPOCHS = 6
 LEARNING_RATE = 1e-3
 SEED = 0
 RESULT = Path(__file__).parent / "results" / "generated_calibration.json"

@@ -55,8 +55,25 @@ def summarise(pictures: list[DescribedPicture]) -> dict[str, Any]:
         },
         "caption_words": {"mean": round(float(words.mean()), 1), "min": int(words.min()), "max": int(words.max())},
         "captions_with_a_mistake": round(float(np.mean([bool(caption.mistakes) for caption in captions])), 3),
+        "captions_that_single_out_their_person": round(singled_out(pictures), 3),
         "captions_that_name": {name: round(count / len(captions), 3) for name, count in said.most_common()},
     }
+
+
+def singled_out(pictures: list[DescribedPicture]) -> float:
+    """Share of captions whose person a reader finds first who knows the truth about everybody; ties count in part."""
+    people = {picture.person_id: picture.scene.person for picture in pictures}
+    found = 0.0
+    for picture in pictures:
+        for caption in picture.captions:
+            agreement = {
+                number: sum(str(getattr(person, name)) == value for name, value in caption.said.items())
+                for number, person in people.items()
+            }
+            most = max(agreement.values())
+            if agreement[picture.person_id] == most:
+                found += 1 / sum(value == most for value in agreement.values())
+    return found / sum(len(picture.captions) for picture in pictures)
 
 
 def sheet(cells: list[tuple[Image.Image, str]], path: Path) -> None:
