@@ -22,14 +22,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "study")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/study-full"))
+    parser.add_argument("--scratch", type=Path, default=Path("runs/study"))
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     all_parts = parts(read_rates())
     for part in arguments.parts:
         runs = all_parts[part]
         if len(runs) < expected(part):
-            print(f"{part}: {expected(part) - len(runs)} runs are of arms whose rates were not tuned; see tune.py")
+            left_out = f"{expected(part) - len(runs)} of {expected(part)} runs"
+            print(f"{part}: {left_out} are left out, as their arms' rates were not tuned; tune.py --arms does it")
         left = [run for run in runs if read_result(run, arguments.results) is None]
         announce(part, left, len(runs) - len(left), arguments.device)
         for run in tqdm(left, desc=part, unit="run"):

@@ -49,9 +49,9 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuni
         return found
     root, data = make_data(run, scratch)
     work = scratch / "work" / run.condition / path.stem
+    home = _home(run.budget.image_size, device)  # before the seed: what is kept from an earlier run draws nothing
     torch.manual_seed(run.seed)
     model = make_model(run, device)
-    home = _home(run.budget.image_size, device)
     started = time.perf_counter()
     history = train(run, ARMS[run.arm], model, data, work, device, home)
     result = {"run": _settings(run), "seconds": round(time.perf_counter() - started, 1), "history": history}

@@ -1,6 +1,7 @@
 """Does Prompt Decoupling beat direct and joint fine-tuning? Five seeds on generated pedestrians, under an hour.
 
     make study
+    python benchmarks/study/small.py --results benchmarks/results/study      # for the record, which is committed
 
 Everything is done from scratch in `runs/study`, run by run; the same command goes on after a kill. At the end the
 table is printed, and each run is held against the committed result where there is one.
