@@ -164,6 +164,7 @@ def main() -> None:
     costs = keep_costs(arguments.results / "costs.json", speed.costs)
     score = Tuning(arguments.results, arguments.scratch, costs, arguments.device)
     found = tune(arms, score)
+    score.bar.close()
     changed = [arm for arm, rates in before["rates"].items() if tuple(rates) != found[arm]]
     if changed:
         print(f"a wider grid has other rates for {', '.join(changed)}: their reported runs must be done again")

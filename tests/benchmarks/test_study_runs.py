@@ -125,17 +125,18 @@ def test_a_process_killed_at_any_moment_goes_on(scratch, tmp_path):
     """`kill -9` after ever longer times, until it ends; between and inside runs."""
     script = Path(__file__).with_name("killed_study.py")
     command = [sys.executable, str(script), str(tmp_path / "killed"), str(scratch)]
+    killed = 0
     for attempt in range(40):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        if process.stdout is None:
-            pytest.fail("no output to read")
-        process.stdout.readline()  # it has imported torch
-        time.sleep(0.5 + 0.5 * attempt)
-        if process.poll() is not None:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert process.wait() == 0
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            if process.stdout is None or process.stdout.readline() != "ready\n":
+                pytest.fail("the study did not begin")
+            time.sleep(0.5 + 1.5 * attempt)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+    assert process.returncode == 0
+    assert killed >= 3
     whole = subprocess.run([*command[:2], str(tmp_path / "whole"), str(tmp_path / "scratch")], check=True)
     assert whole.returncode == 0
     for path in sorted((tmp_path / "whole").rglob("*.json")):
