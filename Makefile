@@ -2,7 +2,7 @@
 PYTHON ?= python
 WORKERS ?= 2
 
-.PHONY: install check test test-all test-browser docs demo study study-full build lowest
+.PHONY: install check test test-all test-browser docs demo study study-tune study-full study-page build lowest
 
 install:
 	$(PYTHON) -m pip install --quiet --editable ".[dev]"
@@ -39,11 +39,18 @@ docs:
 demo:
 	$(PYTHON) examples/train_cuhk.py
 
+# The rates of the study's arms; committed, so this is only for a new version of data or base.
+study-tune:
+	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/tune.py
+
 study:
 	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/small.py
 
 study-full:
 	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/full.py
+
+study-page:
+	$(PYTHON) benchmarks/study/page.py
 
 build:
 	$(PYTHON) -m build

@@ -59,7 +59,7 @@ def paired_difference(
     differences = [_per_person(arm[number], baseline[number], number) for number in seeds]
     means = [float(values.mean()) for values in differences]
     random = np.random.default_rng(seed)
-    drawn = np.array([_draw(differences, random) for _ in range(draws)])
+    drawn = _bootstrap(differences, draws, random)
     low, high = np.quantile(drawn, [0.025, 0.975])
     mean, std = mean_and_std(means)
     return Difference(mean, std, float(low), float(high), len(seeds))
@@ -71,7 +71,12 @@ def _per_person(arm: Scores, baseline: Scores, seed: int) -> NDArray[np.float64]
     return np.array([arm[person] - baseline[person] for person in sorted(arm)])
 
 
-def _draw(differences: list[NDArray[np.float64]], random: np.random.Generator) -> float:
-    """One draw: seeds with replacement, then persons with replacement within each."""
-    chosen = random.integers(len(differences), size=len(differences))
-    return float(np.mean([random.choice(differences[place], size=len(differences[place])).mean() for place in chosen]))
+def _bootstrap(differences: list[NDArray[np.float64]], draws: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Means of `draws` draws: seeds with replacement, then persons with replacement within each."""
+    chosen = random.integers(len(differences), size=(draws, len(differences)))
+    means = np.empty(chosen.shape)
+    for place, values in enumerate(differences):
+        here = chosen == place
+        persons = random.integers(len(values), size=(int(here.sum()), len(values)))
+        means[here] = values[persons].mean(axis=1)
+    return means.mean(axis=1)

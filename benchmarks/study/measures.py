@@ -36,15 +36,17 @@ def draw_own_domain(count: int = OWN_PAIRS) -> OwnDomain:
     return OwnDomain([image for image, _ in pairs], [caption for _, caption in pairs])
 
 
-def encode_own_domain(model: PromptedCLIP, pairs: OwnDomain, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
-    """Image and text features, (pairs, E) float32, of unit length."""
+def encode_own_domain(
+    model: PromptedCLIP, pairs: OwnDomain, *, batch_size: int = 100, normalize: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Image and text features, (pairs, E) float32, of unit length unless told otherwise."""
     device = next(model.parameters()).device
     images = torch.stack([model.eval_transform(image.convert("RGB")) for image in pairs.images])
     tokens = model.tokenizer(pairs.captions)
 
     def encode(function: Callable[..., Tensor], items: Tensor) -> Tensor:
         return torch.cat(
-            [function(batch.to(device), normalize=True).float().cpu() for batch in items.split(batch_size)]
+            [function(batch.to(device), normalize=normalize).float().cpu() for batch in items.split(batch_size)]
         )
 
     model.eval()

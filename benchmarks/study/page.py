@@ -3,112 +3,219 @@
 python benchmarks/study/page.py
 """
 
-import json
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
-from full import COMPARED, parts
-from plan import read_rates
-from small import ARMS as SMALL_ARMS
-from tables import Results, difference_table, read_results, score_table
+from figures import draw_differences, draw_response
+from plan import HERE, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
+from tables import (
+    Results,
+    difference_table,
+    gather,
+    group_table,
+    markdown,
+    measure_table,
+    response_table,
+    score_table,
+)
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
-PAGE = HERE.parents[1] / "docs" / "evidence.md"
+RESULTS = HERE.parent / "results" / "study"
+DOCS = HERE.parents[1] / "docs"
 FINDINGS = HERE / "findings.md"
+UNTUNED: dict[str, Any] = {"costs": (1.0, 1.0), "rates": {}}
+FULL = "python benchmarks/study/full.py --parts"
 
 INTRODUCTION = """# Evidence
 
-*Built by `python benchmarks/study/page.py` from the JSON files under `benchmarks/results/`; not edited by hand.*
+*Built by `python benchmarks/study/page.py` from the JSON files under `benchmarks/results/study`; not edited by hand.*
 
 What is asked, and how it is judged, was written down and committed before the first comparison:
-[the study protocol](protocol.md). Everything here was measured on generated pedestrians with the small base
+[the study protocol](protocol.md). Everything here is measured on generated pedestrians with the small base
 `promptreid-tiny`. It tests the mechanism of Prompt Decoupling; it says nothing about the paper's figures on CUHK-PEDES,
-ICFG-PEDES or RSTPReid. Scores are in percent, text → image on the test split, mean ± standard deviation over seeds.
+ICFG-PEDES or RSTPReid. Scores are in percent on the test split, mean ± standard deviation over seeds.
+"""
+
+QUESTIONS = """## Questions
+
+1. Does PD beat fine-tuning the encoders directly, at equal steps and at equal wall time?
+2. Which part of it does the work: the prompts, their training, or the two stages?
+3. Does the gain grow with the gap between the base's domain and the target's? With few identities?
+4. What does it cost on other cameras, and on the base's own domain?
+5. Who is found less often?
 """
 
 
-def section(title: str, folder: Path, arms: tuple[str, ...], baselines: tuple[str, ...]) -> str:
-    """A heading, the scores of a folder and the paired differences; or that it was not run."""
-    results = read_results(folder) if folder.is_dir() else {}
-    if not results:
-        return f"## {title}\n\n**Not run.**\n"
-    tables = [score_table(results, arms), *(difference_table(results, arms, baseline) for baseline in baselines)]
-    return "\n\n".join([f"## {title}", *tables, made_with(results)]) + "\n"
+class Page:
+    """The page's sections, from results in one folder.
+
+    Args:
+        rates: What `read_rates` returned, or `UNTUNED`.
+        results: Where the results are.
+        pictures: Gets the plots.
+    """
+
+    def __init__(self, rates: Mapping[str, Any], results: Path, pictures: Path) -> None:
+        self.rates, self.results, self.pictures = rates, results, pictures
+        self.parts = parts(rates)
+        self.usual = self._gather(self.parts["main"] + self.parts["controls"] + self.parts["ablations"])
+        costly = self.parts["gap"] + self.parts["low_data"] + self.parts["transfer"]
+        self.others = {
+            name: self._gather(run for run in costly if run.condition == name)
+            for name in dict.fromkeys(run.condition for run in costly)
+        }
+
+    def _gather(self, runs: Iterable[Run]) -> Results:
+        return gather(runs, self.results)
+
+    def small(self) -> str:
+        """The arms of `make study`, on its seeds alone."""
+        results = self._gather(plan(SMALL_ARMS, range(5), self.rates))
+        tables = [score_table(results, SMALL_ARMS), difference_table(results, SMALL_ARMS, "direct")]
+        return section("The small study", "make study", results, tables)
+
+    def table(self, title: str, part: str, arms: Sequence[str], baseline: str) -> str:
+        """The scores of a part both ways, and the differences with their plot."""
+        results = {arm: self.usual[arm] for arm in (*arms, baseline) if arm in self.usual}
+        if not any(arm in results for arm in arms if arm != baseline):
+            return section(title, f"{FULL} {part}", {}, [])
+        shown = arms if baseline in arms else (baseline, *arms)
+        picture = draw_differences(self.pictures / f"evidence_{part}.png", results, shown, baseline)
+        tables = [
+            score_table(results, shown),
+            score_table(results, shown, direction="image to text"),
+            difference_table(results, shown, baseline),
+            figure(picture, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
+        ]
+        return section(title, f"{FULL} {part}", results, tables)
+
+    def response(self, title: str, part: str, attribute: str, label: str) -> str:
+        """PD less direct fine-tuning over the gap, or over the share of identities."""
+        doses = {getattr(run, attribute): run.condition for run in self.parts[part]}
+        results = {dose: self.others[name] for dose, name in doses.items()}
+        if not any(results.values()):
+            return section(title, f"{FULL} {part}", {}, [])
+        results[1.0] = self._gather(plan(("direct", "pd"), range(5), self.rates))
+        named = {f"{label} {dose:g}": results[dose] for dose in sorted(results)}
+        picture = draw_response(self.pictures / f"evidence_{part}.png", results, "pd", "direct", label=label)
+        tables = [response_table(named, "pd", "direct"), figure(picture, f"PD less direct fine-tuning by {label}")]
+        every = {f"{arm} {dose}": seeds for dose, found in results.items() for arm, seeds in found.items()}
+        return section(title, f"{FULL} {part}", every, tables)
+
+    def transfer(self) -> str:
+        """Trained and validated on some cameras, tested on the others."""
+        runs = self.parts["transfer"]
+        results = self.others[runs[0].condition] if runs else {}
+        arms = ("zero_shot", "direct", "pd")
+        tables = [score_table(results, arms), difference_table(results, arms, "direct")]
+        return section("Other cameras", f"{FULL} transfer", results, tables)
+
+    def distances(self) -> str:
+        """Domain gap per modality, the modality gap apart, and forgetting."""
+        note = (
+            "MMD² is the squared distance from the target's features to the bare model's features of its own domain, "
+            "each modality by itself: `zero_shot` is before stage 1, `stage_one` after it. The modality gap is the "
+            "distance between the mean image and the mean text feature."
+        )
+        table = measure_table(self.usual, [*MAIN, *CONTROLS])
+        return section("Distance and forgetting", f"{FULL} main controls", self.usual, [note, table])
+
+    def groups(self) -> str:
+        """Rank-1 by skin tone, body build and words for gender."""
+        note = (
+            "Drawn people, so this shows how a system's errors can be looked at, not how any system treats people. "
+            "“none” are captions without a word for gender."
+        )
+        tables = [note, group_table(self.usual, ("zero_shot", "direct", "pd"))]
+        return section("Who is found less often", "make study", self.usual, tables)
+
+    def not_run(self) -> str:
+        """What of the whole protocol has no result yet."""
+        lines: list[str] = []
+        for part, runs in self.parts.items():
+            done = sum(run.path(self.results).is_file() for run in runs)
+            if done < expected(part):
+                lines.append(f"- `{part}`: {done} of {expected(part)} runs done")
+        untuned = [f"`{name}`" for name, arm in ARMS.items() if arm.tuned != "none" and name not in self.rates["rates"]]
+        if untuned:
+            lines.append(f"- rates not tuned, so not run: {', '.join(untuned)}")
+        lines.append("- everything on CUHK-PEDES, ICFG-PEDES and RSTPReid: the data and CLIP's weights are not here; "
+                     "[the recipe](paper_recipe.md) is ready")  # fmt: skip
+        reason = "Where runs are missing it is for want of time on two cores; nothing was left out for its result."
+        return "\n".join(["## What was not run, and why", "", *lines, "", reason, ""])
+
+    def tuning(self) -> str:
+        """The rates and how they were found."""
+        head = "## Rates\n\nTuned by `python benchmarks/study/tune.py` on the validation split of seed 100"
+        if not self.rates["rates"]:
+            return f"{head}: **not done yet.**\n"
+        rows = [[f"`{arm}`", f"{first:g}", f"{last:g}"] for arm, (first, last) in self.rates["rates"].items()]
+        table = markdown(["arm", "stage 1 or prompts", "last stage"], rows)
+        runs, costs = self.rates["runs_per_arm"], self.rates["costs"]
+        return (
+            f"{head}, {runs} runs for every arm.\n\n{table}\n\nA step of stage 1 took {costs[0]:g} of a step of direct "
+            f"fine-tuning, one of stage 2 {costs[1]:g}.\n"
+        )
+
+    def text(self) -> str:
+        """All of it."""
+        found = FINDINGS.read_text(encoding="utf-8") if FINDINGS.is_file() else "Nothing yet.\n"
+        purposes = markdown(["arm", "what it is for"], [[f"`{name}`", arm.purpose] for name, arm in ARMS.items()])
+        texts = [
+            INTRODUCTION,
+            f"## What was found\n\n{found}",
+            QUESTIONS,
+            self.small(),
+            self.table("Main arms", "main", tuple(MAIN), "direct"),
+            self.table("Controls", "controls", ("pd", *CONTROLS), "direct"),
+            self.response("Dose and response", "gap", "gap", "gap"),
+            self.response("Few identities", "low_data", "share", "share of the training identities"),
+            self.transfer(),
+            self.distances(),
+            self.groups(),
+            self.table("Ablations", "ablations", tuple(ABLATIONS), "pd"),
+            self.not_run(),
+            self.tuning(),
+            f"## Arms\n\n{purposes}\n",
+        ]
+        return "\n".join(texts)
 
 
-def made_with(results: Results) -> str:
-    """The machine, versions and dates of some results, and how long they took."""
+def figure(path: Path | None, description: str) -> str:
+    """A picture on the page, if it was drawn."""
+    return f"![{description}](pictures/{path.name})" if path else ""
+
+
+def section(title: str, command: str, results: Results, blocks: Sequence[str]) -> str:
+    """A heading and what stands below it; or that it was not run."""
+    if not any(results.values()) or not any(blocks):
+        return f"## {title}\n\n**Not run.** `{command}`\n"
+    return "\n\n".join([f"## {title}", *filter(None, blocks), made_with(results, command)]) + "\n"
+
+
+def made_with(results: Results, command: str) -> str:
+    """The command, machine, versions and dates of some results, and how long they took."""
     runs = [result for seeds in results.values() for result in seeds.values()]
     stamps = [run["made_with"] for run in runs]
     dates = sorted({stamp["date"] for stamp in stamps})
-    machines = sorted(
-        {f"{stamp['machine']}, torch {stamp['torch']}, open_clip {stamp['open_clip']}" for stamp in stamps}
-    )
-    hours = sum(run["seconds"] for run in runs) / 3600
+    made = sorted({f"{stamp['machine']}, torch {stamp['torch']}, open_clip {stamp['open_clip']}" for stamp in stamps})
+    minutes = sum(run["seconds"] for run in runs) / 60
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{len(runs)} runs, {hours:.1f} h of training, {'; '.join(machines)}, {span}."
-
-
-def measures(folder: Path, arms: tuple[str, ...]) -> str:
-    """How far the features are from the base's domain, and what is left of its skill there."""
-    results = read_results(folder) if folder.is_dir() else {}
-    lines = [
-        "| arm | Rank-1 on the base's own domain | MMD² of images | MMD² of texts | modality gap |",
-        "|---|---|---|---|---|",
-    ]
-    for arm in arms:
-        if arm not in results:
-            continue
-        runs = [result["measures"] for result in results[arm].values()]
-        mean = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
-        lines.append(
-            f"| `{arm}` | {100 * mean['own_domain_rank1']:.1f} | {mean['image_mmd']:.4f} | {mean['text_mmd']:.4f} | "
-            f"{mean['modality_gap']:.3f} |"
-        )
-    if len(lines) == 2:
-        return ""
-    note = "MMD² is from the target's features to the bare model's features of its own domain; 0 is no distance."
-    return "\n".join(["## Distance and forgetting", "", note, "", *lines, ""])
-
-
-def not_run(rates: dict[str, object]) -> str:
-    """What of the whole protocol has no result yet."""
-    lines = ["## What was not run", ""]
-    for part, runs in parts(rates).items():
-        done = sum((RESULTS / "study-full" / part / run.condition / f"{run.name}.json").is_file() for run in runs)
-        if done < len(runs):
-            lines.append(f"- full study, `{part}`: {done} of {len(runs)} runs done")
-    lines.append("- everything on CUHK-PEDES, ICFG-PEDES and RSTPReid: the data and CLIP's weights are not here")
-    return "\n".join(lines) + "\n"
+    return f"`{command}`: {len(runs)} runs, {minutes:.0f} min of training, {'; '.join(made)}, {span}."
 
 
 def main() -> None:
-    """Write the page."""
-    rates = read_rates(HERE / "rates.json")
-    small, full = RESULTS / "study-small", RESULTS / "study-full"
-    texts = [INTRODUCTION]
-    if FINDINGS.is_file():
-        texts.append("## What was found\n\n" + FINDINGS.read_text(encoding="utf-8"))
-    texts.append(section("The small study: `make study`", small, SMALL_ARMS, ("direct",)))
-    texts.append(measures(small, SMALL_ARMS))
-    for part in ("main", "controls", "ablations"):
-        arms = {"main": tuple(MAIN), "controls": tuple(CONTROLS), "ablations": tuple(ABLATIONS)}[part]
-        baselines = ("pd",) if part == "ablations" else ("direct", "direct_equal_steps")
-        texts.append(section(f"The full study: {part}", full / part / "gap1-share1", arms, baselines))
-    for part in ("gap", "low_data", "transfer"):
-        folders = sorted(folder for folder in (full / part).glob("*") if folder.is_dir())
-        if not folders:
-            texts.append(section(f"The full study: {part.replace('_', ' ')}", full / part, COMPARED, ()))
-        for folder in folders:
-            title = f"The full study: {part.replace('_', ' ')}, {folder.name}"
-            texts.append(section(title, folder, COMPARED, ("direct", "direct_equal_steps")))
-    texts.append(not_run(rates))
-    texts.append("## Rates\n\nTuned by `python benchmarks/study/tune.py` on the validation split of seed 100:\n")
-    texts.append("```json\n" + json.dumps(rates, indent=2) + "\n```\n")
-    purposes = "\n".join(f"- `{name}`: {arm.purpose}" for name, arm in ARMS.items())
-    texts.append(f"## Arms\n\n{purposes}\n")
-    PAGE.write_text("\n".join(text for text in texts if text), encoding="utf-8")
+    """Write the page and its plots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--rates", type=Path, default=RATES)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    arguments = parser.parse_args()
+    rates = read_rates(arguments.rates) if arguments.rates.is_file() else UNTUNED
+    page = Page(rates, arguments.results, arguments.docs / "pictures")
+    (arguments.docs / "evidence.md").write_text(page.text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,51 +1,142 @@
-"""Which runs make a study, at which rates."""
+"""Which runs make a study, with what budget and at which rates."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS
-from runs import Budget, Run
+from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 
-SMALL = Budget((400, 100, 400), 4, (96, 48), 64, 3, 4)
-FULL = Budget((800, 200, 400), 4, (96, 48), 64, 6, 12)
+from promptreid.data.generated.camera import CAMERAS
+
+HERE = Path(__file__).parent
+RATES = HERE / "rates.json"
+SMALL_ARMS = ("zero_shot", "direct", "joint", "pd")
+COMPARED = ("direct", "pd")
+GAPS = (0.0, 0.5, 1.5, 2.0)
+SHARES = (0.01, 0.05, 0.25)
+TRANSFER = tuple(camera.name for camera in CAMERAS)[: len(CAMERAS) // 2]
 
 
-def read_rates(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Budget:
+    """How much data and training a run gets; equal for all arms.
+
+    Attributes:
+        identities: Persons in the training, validation and test split.
+        images_per_identity: Pictures of each.
+        image_size: (height, width) in pixels.
+        batch_size: Pairs a step.
+        stage_one_steps: N₁.
+        stage_two_steps: N₂.
+        round_steps: About how many steps lie between two looks at the validation split.
+    """
+
+    identities: tuple[int, int, int] = (600, 100, 400)
+    images_per_identity: int = 4
+    image_size: tuple[int, int] = (96, 48)
+    batch_size: int = 64
+    stage_one_steps: int = 120
+    stage_two_steps: int = 240
+    round_steps: int = 60
+
+
+BUDGET = Budget()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a result depends on.
+
+    Attributes:
+        arm: A name of `ARMS`.
+        seed: Of the data, the starting values, order and augmentation.
+        rates: Peak learning rates of stage 1 (or of prompts) and of the last stage.
+        costs: What a step of stage 1 and of stage 2 costs in steps of direct fine-tuning, for equal wall time.
+        budget: Data and steps.
+        gap: The generator's.
+        share: Of the training identities that are kept.
+        train_cameras: Those whose pictures are trained and validated on, the others being tested on; all, for
+            everything, if empty.
+    """
+
+    arm: str
+    seed: int
+    rates: tuple[float, float]
+    costs: tuple[float, float] = (1.0, 1.0)
+    budget: Budget = BUDGET
+    gap: float = 1.0
+    share: float = 1.0
+    train_cameras: tuple[str, ...] = ()
+
+    @property
+    def condition(self) -> str:
+        """What is the same for every run that is compared with this one; its folder's name."""
+        return f"gap{self.gap:g}-share{self.share:g}{'-transfer' if self.train_cameras else ''}"
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the last stage."""
+        budget = self.budget
+        return ARMS[self.arm].last_steps(budget.stage_one_steps, budget.stage_two_steps, costs=self.costs)
+
+    def path(self, results: Path, *, tuning: bool = False) -> Path:
+        """The file of its result; while rates are tuned, they are part of the name."""
+        rates = f"-rates{self.rates[0]:g}-{self.rates[1]:g}" if tuning else ""
+        return results / self.condition / f"{self.arm}-seed{self.seed}{rates}.json"
+
+
+def read_rates(path: Path = RATES) -> dict[str, Any]:
     """The tuned learning rates, as `tune.py` writes them.
 
     Raises:
         FileNotFoundError: They were not tuned yet.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: tune the rates first, with python {path.parent / 'tune.py'}")
+        raise FileNotFoundError(f"{path} is not there: tune the rates first, with python benchmarks/study/tune.py")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def plan(
-    arms: Iterable[str],
-    seeds: Iterable[int],
-    budget: Budget,
-    rates: Mapping[str, Any],
-    *,
-    gap: float = 1.0,
-    share: float = 1.0,
-) -> list[Run]:
-    """Every arm on every seed, seed by seed, so that a study cut short still compares whole seeds."""
-    return [make_run(arm, seed, budget, rates, gap=gap, share=share) for seed in seeds for arm in arms]
+def plan(arms: Iterable[str], seeds: Iterable[int], rates: Mapping[str, Any], **condition: Any) -> list[Run]:
+    """Every arm on every seed, seed by seed, so that a study cut short still compares whole seeds.
 
+    Arms whose rates were not tuned are left out: there is no table with arms of unequal tuning.
 
-def make_run(
-    arm: str, seed: int, budget: Budget, rates: Mapping[str, Any], *, gap: float = 1.0, share: float = 1.0
-) -> Run:
-    """A run at the rates tuned for its arm; ablations of `pd` take the rates of `pd`.
+    Args:
+        arms: Names of `ARMS`.
+        seeds: The seeds.
+        rates: What `read_rates` returned.
+        condition: `gap`, `share`, `train_cameras` or `budget` of `Run`, where they differ from its own.
 
     Raises:
         KeyError: There is no such arm.
     """
-    if arm not in ARMS:
-        raise KeyError(f"there is no arm {arm!r}; there are {', '.join(ARMS)}")
-    tuned = rates["stage_two"]
-    last = tuned.get(arm, tuned["pd" if arm.startswith("pd") else "direct"])
-    return Run(arm, seed, budget, (rates["stage_one"], last), rates["step_cost"], gap, share)
+    names = tuple(arms)
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise KeyError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    costs: tuple[float, float] = (rates["costs"][0], rates["costs"][1])
+    tuned = {name: (pair[0], pair[1]) for name, pair in rates["rates"].items()} | {"zero_shot": (0.0, 0.0)}
+    return [
+        replace(Run(name, seed, tuned[name], costs), **condition) for seed in seeds for name in names if name in tuned
+    ]
+
+
+def parts(rates: Mapping[str, Any]) -> dict[str, list[Run]]:
+    """Every part of the protocol by name, in the order in which they matter."""
+    five = range(5)
+    return {
+        "main": plan(MAIN, range(10), rates),
+        "controls": plan(CONTROLS, five, rates),
+        "gap": [run for gap in GAPS for run in plan(COMPARED, five, rates, gap=gap)],
+        "low_data": [run for share in SHARES for run in plan(COMPARED, five, rates, share=share)],
+        "transfer": plan(("zero_shot", *COMPARED), five, rates, train_cameras=TRANSFER),
+        "ablations": plan(ABLATIONS, five, rates),
+    }
+
+
+def expected(part: str) -> int:
+    """How many runs a part has once every arm is tuned."""
+    everything = {"costs": (1.0, 1.0), "rates": dict.fromkeys(ARMS, (0.0, 0.0))}
+    return len(parts(everything)[part])

@@ -4,117 +4,109 @@ import json
 import platform
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from arms import ARMS, Arm
-from measures import draw_own_domain, encode_own_domain, measure
+from arms import ARMS, FIRST_STAGES, Arm
+from measures import OwnDomain, draw_own_domain, encode_own_domain, measure
+from plan import Run
+from scores import caption_groups, first_hits, rank1_by_group, rank1_by_person
+from steps import Repeated, StepSampler, split_steps
+from torch import Tensor
 
 import promptreid
-from promptreid import PromptedCLIP, Trainer, evaluate, load_clip
+from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
 from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.generated import write_generated
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.evaluation.evaluate import EncodedSplit, encode_split, score
+from promptreid.evaluation.evaluate import encode_split, score
 from promptreid.files import write_bytes_atomically
 from promptreid.training.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How much data and training a run gets; equal for all arms of a table."""
-
-    identities: tuple[int, int, int]
-    images_per_identity: int
-    image_size: tuple[int, int]
-    batch_size: int
-    stage_one_epochs: int
-    stage_two_epochs: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that a result depends on.
-
-    Attributes:
-        arm: A name of `ARMS`.
-        seed: Of the data, the starting values, order and augmentation.
-        budget: Data and epochs.
-        rates: Peak learning rates of stage 1 and stage 2.
-        step_cost: Time of a stage-1 step in steps of direct fine-tuning, for arms of equal wall time.
-        gap: The generator's.
-        share: Of the training identities that are kept.
-        train_cameras: Those whose pictures are trained on, the others being tested on; all, for both, if empty.
-    """
-
-    arm: str
-    seed: int
-    budget: Budget
-    rates: tuple[float, float]
-    step_cost: float
-    gap: float = 1.0
-    share: float = 1.0
-    train_cameras: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Its file's name, without ending."""
-        rates = f"rates{self.rates[0]:g}-{self.rates[1]:g}"
-        return f"{self.arm}-seed{self.seed}-{self.condition}-{rates}"
-
-    @property
-    def condition(self) -> str:
-        """What is the same for every run that is compared with this one."""
-        return f"gap{self.gap:g}-share{self.share:g}{'-transfer' if self.train_cameras else ''}"
-
-
-def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", test: bool = True) -> dict[str, Any]:
-    """Do the run, go on with it if it was killed, or read its result if it was done.
+def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuning: bool = False) -> dict[str, Any]:
+    """Train and score a run, or read its result if it is there; a run that was killed goes on.
 
     Args:
-        run: What to do.
-        results: Gets `<name>.json`, which is to be committed.
+        run: The run.
+        results: Gets `<condition>/<arm>-seed<n>.json`, which is to be committed.
         scratch: Gets data and checkpoints, which are not.
         device: Where.
-        test: Score the test split at the end; False while rates are tuned.
+        tuning: Score the validation split alone; the test split is not looked at while rates are tuned.
+
+    Raises:
+        FileExistsError: The file holds the result of another run.
     """
-    path = results / f"{run.name}{'' if test else '-tuning'}.json"
-    settings = json.loads(json.dumps(asdict(run)))
-    if path.is_file():
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["run"] != settings:
-            raise FileExistsError(f"{path} is the result of another run: {result['run']}; move it away")
-        return result
-    data = make_data(run, scratch)
-    arm, work = ARMS[run.arm], scratch / "work" / run.name
-    pairs = draw_own_domain()
+    path = run.path(results, tuning=tuning)
+    found = read_result(run, results, tuning=tuning)
+    if found is not None:
+        return found
+    root, data = make_data(run, scratch)
+    work = scratch / "work" / run.condition / path.stem
+    home = _home(run.budget.image_size, device)  # before the seed: what is kept from an earlier run draws nothing
     torch.manual_seed(run.seed)
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=run.budget.image_size, device=device)
-    model = PromptedCLIP(clip, arm.prompts)
-    with model.disabled():
-        home = encode_own_domain(model, pairs)
+    model = make_model(run, device)
     started = time.perf_counter()
-    history = train(run, arm, model, data, work, device)
-    result = {"run": settings, "seconds": round(time.perf_counter() - started, 1), "history": history}
-    result["validation"] = evaluate(model, _split(data.val), progress=False).as_dict()
-    if test:
-        encoded = encode_split(model, data.test, progress=False)
-        result |= {"test": score(encoded).as_dict(), "rank1_by_person": rank1_by_person(encoded)}
-        result["measures"] = measure(model, encoded, pairs, home)
+    history = train(run, ARMS[run.arm], model, data, work, device, home)
+    result = {"run": _settings(run), "seconds": round(time.perf_counter() - started, 1), "history": history}
+    result["validation"] = evaluate(model, validation_of(data), progress=False).as_dict()
+    if not tuning:
+        result |= score_test(model, data, root, home)
     result["made_with"] = versions()
-    results.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     shutil.rmtree(work, ignore_errors=True)
     return result
 
 
-def make_data(run: Run, folder: Path) -> ReIDDataset:
+def read_result(run: Run, results: Path, *, tuning: bool = False) -> dict[str, Any] | None:
+    """A run's result, or `None` if it was not run.
+
+    Raises:
+        FileExistsError: The file holds the result of another run.
+        ValueError: The file is damaged.
+    """
+    path = run.path(results, tuning=tuning)
+    if not path.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = result["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); delete it, and the run is done again") from error
+    if settings != _settings(run):
+        raise FileExistsError(
+            f"{path} is the result of another run: {settings}, expected {_settings(run)}; move it away, and the run "
+            "is done anew"
+        )
+    return result
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(run)))
+
+
+def make_model(run: Run, device: str) -> PromptedCLIP:
+    """The small base with the prompts of the run's arm."""
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=run.budget.image_size, device=device)
+    return PromptedCLIP(clip, ARMS[run.arm].prompts)
+
+
+@lru_cache(maxsize=1)
+def _home(image_size: tuple[int, int], device: str) -> tuple[OwnDomain, tuple[Tensor, Tensor]]:
+    """The base's own domain, and its features by the bare base: the same for every run."""
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=image_size, device=device)
+    pairs = draw_own_domain()
+    return pairs, encode_own_domain(PromptedCLIP(clip, ARMS["zero_shot"].prompts), pairs)
+
+
+def make_data(run: Run, folder: Path) -> tuple[Path, ReIDDataset]:
     """Draw the run's data, or take what was drawn, and keep its share of the training identities."""
     budget = run.budget
     root = folder / "data" / f"seed{run.seed}-gap{run.gap:g}"
@@ -125,73 +117,124 @@ def make_data(run: Run, folder: Path) -> ReIDDataset:
         seed=run.seed,
         gap=run.gap,
     )
-    return _part_of(load_cuhk_pedes(root), run)
+    return root, _part_of(load_cuhk_pedes(root), run)
 
 
 def _part_of(data: ReIDDataset, run: Run) -> ReIDDataset:
-    """The run's share of the training identities, and its cameras."""
+    """The run's share of the training identities, and its cameras: the others' pictures are seen by the test alone."""
     kept = set(list(data.train.labels)[: max(2, round(run.share * data.train.num_identities))])
-    train = [record for record in data.train.records if record.person_id in kept]
+    train = ReIDSplit("train", [record for record in data.train.records if record.person_id in kept])
     if not run.train_cameras:
-        return replace(data, train=ReIDSplit("train", train))
-    seen = [record for record in train if record.path.parent.name in run.train_cameras]
-    test = [record for record in data.test.records if record.path.parent.name not in run.train_cameras]
-    return replace(data, train=ReIDSplit("train", seen), test=ReIDSplit("test", test))
+        return replace(data, train=train)
+    return replace(
+        data,
+        train=_of_cameras(train, run.train_cameras),
+        val=_of_cameras(validation_of(data), run.train_cameras),
+        test=_of_cameras(data.test, run.train_cameras, others=True),
+    )
 
 
-def train(run: Run, arm: Arm, model: PromptedCLIP, data: ReIDDataset, work: Path, device: str) -> list[dict[str, Any]]:
-    """Run the arm's stages; the validation split chooses the epoch of each."""
+def _of_cameras(split: ReIDSplit, cameras: tuple[str, ...], *, others: bool = False) -> ReIDSplit:
+    chosen = [record for record in split.records if (record.path.parent.name in cameras) != others]
+    return ReIDSplit(split.name, chosen)
+
+
+def train(
+    run: Run,
+    arm: Arm,
+    model: PromptedCLIP,
+    data: ReIDDataset,
+    work: Path,
+    device: str,
+    home: tuple[OwnDomain, tuple[Tensor, Tensor]],
+) -> list[dict[str, Any]]:
+    """Run the arm's stages; the validation split chooses the round with which each ends."""
     if arm.stages is None:
         return []
-    budget, validation = run.budget, _split(data.val)
+    budget, validation = run.budget, validation_of(data)
+    rounds = {
+        "first": split_steps(budget.stage_one_steps, about=budget.round_steps),
+        "last": split_steps(run.last_steps, about=budget.round_steps),
+    }
     recipe = Recipe(
         num_identities=data.train.num_identities,
-        stage_one_epochs=budget.stage_one_epochs,
-        stage_two_epochs=budget.stage_two_epochs,
+        stage_one_epochs=rounds["first"][0],
+        stage_two_epochs=rounds["last"][0],
         stage_one_learning_rate=run.rates[0],
         stage_two_learning_rate=run.rates[1],
     )
+    recipe = replace(recipe, **arm.recipe)
+    if recipe.similarity == "dot":
+        recipe = replace(recipe, temperature=recipe.temperature * squared_length(model, home[0]))
     pairs = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
+
     history: list[dict[str, Any]] = []
-    for number, stage in enumerate(arm.stages(model, arm.make_recipe(recipe, step_cost=run.step_cost))):
-        trainer = Trainer(
-            model,
-            [stage],
-            train_data=pairs,
-            batch_size=min(budget.batch_size, len(pairs)),
-            output_dir=work / f"{number}-{stage.name}",
-            seed=run.seed,
-            device=device,
-            evaluate=lambda model: evaluate(model, validation, progress=False).text_to_image.as_dict(),
-            evaluate_every_epoch=True,
-            best_metric="mAP",
-        )
+    for number, stage in enumerate(arm.stages(model, recipe)):
+        steps = rounds["first" if stage.name in FIRST_STAGES else "last"][1]
+        trainer = make_trainer(run, stage, pairs, steps, work / f"{number}-{stage.name}", validation, device)
         history += trainer.fit()
     return history
 
 
-def rank1_by_person(encoded: EncodedSplit) -> dict[int, float]:
-    """For each person, the share of the sentences about them that find them first."""
-    found: dict[int, list[bool]] = defaultdict(list)
-    best = encoded.image_ids[(encoded.text_features @ encoded.image_features.T).argmax(dim=1)]
-    for person, hit in zip(encoded.text_ids.tolist(), (best == encoded.text_ids).tolist(), strict=True):
-        found[person].append(hit)
-    return {person: sum(hits) / len(hits) for person, hits in found.items()}
+def make_trainer(
+    run: Run, stage: Stage, pairs: CaptionedImages, steps: int, folder: Path, validation: ReIDSplit, device: str
+) -> Trainer:
+    """A trainer for one stage, with rounds of `steps`."""
+    batch_size = run.budget.batch_size
+    return Trainer(
+        stage.model,
+        [stage],
+        train_data=Repeated(pairs, steps=steps, batch_size=batch_size),
+        batch_size=batch_size,
+        make_sampler=partial(StepSampler, len(pairs), batch_size=batch_size, steps=steps),
+        output_dir=folder,
+        seed=run.seed,
+        device=device,
+        evaluate=lambda model: evaluate(model, validation, progress=False).text_to_image.as_dict(),
+        evaluate_every_epoch=True,
+        best_metric="mAP",
+        keep_checkpoints=1,
+        trackers=(),
+    )
+
+
+def squared_length(model: PromptedCLIP, pairs: OwnDomain) -> float:
+    """Mean product of the lengths of an image and a text feature of the bare base: the scale of dot products."""
+    some = OwnDomain(pairs.images[:100], pairs.captions[:100])
+    with model.disabled():
+        images, texts = encode_own_domain(model, some, normalize=False)
+    return float(images.norm(dim=1).mean() * texts.norm(dim=1).mean())
+
+
+def score_test(
+    model: PromptedCLIP, data: ReIDDataset, root: Path, home: tuple[OwnDomain, tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """Everything that is reported, from one look at the test split."""
+    encoded = encode_split(model, data.test, progress=False)
+    hits = first_hits(encoded)
+    return {
+        "test": score(encoded).as_dict(),
+        "rank1_by_person": rank1_by_person(hits, encoded.text_ids.tolist()),
+        "rank1_by_group": rank1_by_group(hits, caption_groups(encoded, root)),
+        "measures": measure(model, encoded, *home),
+    }
 
 
 def versions() -> Mapping[str, str]:
     """What a result was made with; no names of machines or people."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "promptreid": promptreid.__version__,
         "torch": torch.__version__,
         "open_clip": open_clip.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _split(split: ReIDSplit | None) -> ReIDSplit:
-    if split is None:
-        raise ValueError("the study chooses checkpoints on a validation split, and these data have none")
-    return split
+def validation_of(data: ReIDDataset) -> ReIDSplit:
+    """The validation split."""
+    if data.val is None:
+        raise ValueError("the study chooses rounds on a validation split, and these data have none")
+    return data.val

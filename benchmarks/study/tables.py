@@ -1,62 +1,78 @@
-"""Results read back from their files, and the tables that they make."""
+"""Results read back from their files, and the tables that they make (Markdown, percent)."""
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from comparison import Difference, mean_and_std, paired_difference
+from plan import Run
+from runs import read_result
 
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed → result
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
-def read_results(folder: Path) -> Results:
-    """Every result of a folder whose test split was scored.
+def gather(runs: Iterable[Run], folder: Path) -> Results:
+    """The results there are of runs of one condition.
 
     Raises:
-        ValueError: Two results of one arm and seed, which must be of different studies.
+        ValueError: The runs are of several conditions, or a file is damaged.
+        FileExistsError: A file holds the result of another run, as of rates that were tuned anew.
     """
     results: Results = defaultdict(dict)
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if "test" not in result:
-            continue
-        arm, seed = result["run"]["arm"], result["run"]["seed"]
-        if seed in results[arm]:
-            raise ValueError(f"{path}: there is a result of {arm}, seed {seed}, already; keep one study a folder")
-        results[arm][seed] = result
+    conditions: set[str] = set()
+    for run in runs:
+        conditions.add(run.condition)
+        result = read_result(run, folder)
+        if result is not None:
+            results[run.arm][run.seed] = result
+    if len(conditions) > 1:
+        raise ValueError(f"results of {sorted(conditions)} must not stand in one table; gather each by itself")
     return dict(results)
 
 
-def score_table(results: Results, arms: Iterable[str]) -> str:
-    """Markdown: for each arm, mean ± standard deviation over seeds of every metric, text to image, in percent."""
-    lines = [f"| arm | seeds | {' | '.join(METRICS)} |", f"|---|---|{'---|' * len(METRICS)}"]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "2"]]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def score_table(results: Results, arms: Iterable[str], *, direction: str = "text to image") -> str:
+    """For each arm, mean ± standard deviation over seeds of every metric of a direction."""
+    rows: list[list[str]] = []
     for arm in arms:
         if arm not in results:
-            lines.append(f"| `{arm}` | not run |{' |' * len(METRICS)}")
+            rows.append([f"`{arm}`", "not run", *[""] * len(METRICS)])
             continue
-        seeds = results[arm].values()
-        cells = [_cell([result["test"][metric] for result in seeds]) for metric in METRICS]
-        lines.append(f"| `{arm}` | {len(seeds)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        tests = [result["test"] for result in results[arm].values()]
+        scores = [test if direction == "text to image" else test["image_to_text"] for test in tests]
+        rows.append([f"`{arm}`", str(len(scores)), *(cell([score[metric] for score in scores]) for metric in METRICS)])
+    return markdown([direction, "seeds", *METRICS], rows)
 
 
 def difference_table(results: Results, arms: Iterable[str], baseline: str) -> str:
-    """Markdown: Rank-1 of each arm less that of `baseline`, paired by seed, in points."""
-    lines = [f"| arm − `{baseline}` | seeds | Rank-1 difference | 95 % interval | |", "|---|---|---|---|---|"]
-    for arm in arms:
-        if arm == baseline or arm not in results or baseline not in results:
-            continue
-        if not results[arm].keys() & results[baseline].keys():
-            continue
-        found = rank1_difference(results, arm, baseline)
-        verdict = ("better" if found.mean > 0 else "worse") if found.found else "no difference found"
-        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        mean = f"{100 * found.mean:+.2f} ± {100 * found.std:.2f}"
-        lines.append(f"| `{arm}` | {found.seeds} | {mean} | {interval} | {verdict} |")
-    return "\n".join(lines)
+    """Rank-1 of each arm less that of `baseline`, paired by seed and person, in points; empty without a pair."""
+    rows = [
+        [f"`{arm}`", *difference_cells(rank1_difference(results, arm, baseline))]
+        for arm in arms
+        if arm != baseline and results.get(arm, {}).keys() & results.get(baseline, {}).keys()
+    ]
+    return markdown([f"less `{baseline}`", "seeds", "Rank-1, points", "95 % interval", ""], rows) if rows else ""
+
+
+def difference_cells(found: Difference) -> list[str]:
+    """Seeds, mean ± standard deviation, interval and verdict."""
+    verdict = ("better" if found.mean > 0 else "worse") if found.found else "no difference found"
+    interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    return [str(found.seeds), f"{100 * found.mean:+.2f} ± {100 * found.std:.2f}", interval, verdict]
 
 
 def rank1_difference(results: Results, arm: str, baseline: str) -> Difference:
@@ -68,6 +84,55 @@ def rank1_difference(results: Results, arm: str, baseline: str) -> Difference:
     return paired_difference(arms[0], arms[1])
 
 
-def _cell(values: list[float]) -> str:
+def response_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:
+    """The difference between two arms under one condition after the other, such as by gap; empty without any."""
+    rows: list[list[str]] = []
+    for name, found in results.items():
+        if not found.get(arm, {}).keys() & found.get(baseline, {}).keys():
+            rows.append([name, "not run", *[""] * 5])
+            continue
+        scores = [cell([run["test"]["rank1"] for run in found[one].values()]) for one in (baseline, arm)]
+        rows.append([name, *scores, *difference_cells(rank1_difference(found, arm, baseline))])
+    head = ["", f"`{baseline}`", f"`{arm}`", "seeds", "difference, points", "95 % interval", ""]
+    return markdown(head, rows) if any(row[1] != "not run" for row in rows) else ""
+
+
+def measure_table(results: Results, arms: Iterable[str]) -> str:
+    """How far the features are from the base's domain, and what is left of its skill there; empty without results."""
+    rows: list[list[str]] = []
+    for arm in arms:
+        runs = [result["measures"] for result in results.get(arm, {}).values()]
+        if not runs:
+            continue
+        spread = {name: mean_and_std([run[name] for run in runs]) for name in runs[0]}
+        distances = (f"{mean:.4f} ± {std:.4f}" for mean, std in (spread["image_mmd"], spread["text_mmd"]))
+        own, gap = spread["own_domain_rank1"], spread["modality_gap"]
+        rows.append([
+            f"`{arm}`", f"{100 * own[0]:.2f} ± {100 * own[1]:.2f}", *distances, f"{gap[0]:.3f} ± {gap[1]:.3f}",
+        ])  # fmt: skip
+    head = ["arm", "Rank-1 on the base's own domain", "MMD² of images", "MMD² of texts", "modality gap"]
+    return markdown(head, rows) if rows else ""
+
+
+def group_table(results: Results, arms: Sequence[str]) -> str:
+    """Rank-1 by attribute and value, with the number of queries a seed; empty without results."""
+    present = [arm for arm in arms if results.get(arm)]
+    rows: list[list[str]] = []
+    found = {arm: [result["rank1_by_group"] for result in results[arm].values()] for arm in present}
+    for attribute, value in sorted({(a, v) for runs in found.values() for run in runs for a in run for v in run[a]}):
+        cells = {
+            arm: [run[attribute][value] for run in runs if value in run.get(attribute, {})]
+            for arm, runs in found.items()
+        }
+        queries = [entry["queries"] for entry in cells[present[0]]]
+        scores = (cell([entry["rank1"] for entry in cells[arm]]) for arm in present)
+        rows.append([attribute, value, f"{sum(queries) / max(1, len(queries)):.0f}", *scores])
+    return markdown(["", "", "queries a seed", *(f"`{arm}`" for arm in present)], rows) if rows else ""
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean ± standard deviation in percent; a single value has none."""
+    if not values:
+        return ""
     mean, std = mean_and_std(values)
     return f"{100 * mean:.2f} ± {100 * std:.2f}" if len(values) > 1 else f"{100 * mean:.2f}"

@@ -1,114 +1,178 @@
 """Tune each arm's learning rates on the validation split of a seed that no reported run uses.
 
-    python benchmarks/study/tune.py
+    python benchmarks/study/tune.py                                  # the arms of make study
+    python benchmarks/study/tune.py --arms prompts_both pd_no_id     # more, beside those tuned already
 
-Three rates an arm, a factor of the square root of 10 apart; a grid whose best is at its edge is extended on that side
-for every arm. The winners go to `rates.json`, the results of all runs to `benchmarks/results/study-tuning/`.
+Every arm gets the same number of runs (docs/protocol.md). The winners go to `rates.json`, the results of all runs to
+`benchmarks/results/study-tuning/`. Broken off, the same command goes on.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from arms import ARMS
-from plan import SMALL
-from runs import Run, perform
+from plan import HERE, RATES, SMALL_ARMS, Run, read_rates
+from runs import perform
+from speed import Speed, measure_speed
+from tqdm import tqdm
 
-from promptreid import PromptedCLIP, load_clip
 from promptreid.files import write_bytes_atomically
 
 SEED = 100
-STAGE_ONE = (1.6e-3, 5e-3, 1.6e-2)
-STAGE_TWO = (1e-4, 3.2e-4, 1e-3)
-TUNED = ("direct", "joint", "pd", "prompts_both", "pd_no_id", "direct_random_prompts", "norms_stage_one")
-HERE = Path(__file__).parent
+CENTRES = (5e-3, 3.2e-4)  # of stage 1 or the prompts, and of the last stage
+COARSE = 2  # quarters of a factor of 10 between the rates of an arm with two of them; 1 for an arm with one
+MOST = 4  # times that a grid is extended
+TUNABLE = tuple(name for name, arm in ARMS.items() if arm.tuned != "none")
+
+Rates = tuple[float, float]
+Score = Callable[[str, Rates], float]
 
 
-def best_of(rates: list[float], score: Callable[[float], float]) -> tuple[float, bool, bool]:
-    """The best rate, and whether it lies at the lower and at the upper edge."""
-    scores = [score(rate) for rate in rates]
-    place = scores.index(max(scores))
-    return rates[place], place == 0, place == len(rates) - 1
+def rate(centre: float, quarters: int) -> float:
+    """`centre` times 10 to so many quarters, to two digits.
+
+    Example:
+        >>> rate(3.2e-4, 0), rate(3.2e-4, 2), rate(3.2e-4, -1)
+        (0.00032, 0.001, 0.00018)
+    """
+    return float(f"{centre * 10 ** (quarters / 4):.2g}")
 
 
-def tune(arms: tuple[str, ...], rates: list[float], score: Callable[[str, float], float]) -> dict[str, float]:
-    """The best rate of each arm on one grid, which grows until no arm's best is at its edge (at most four times)."""
-    rates = sorted(rates)
-    for _ in range(5):
-        found = {arm: best_of(rates, lambda rate, arm=arm: score(arm, rate)) for arm in arms}
-        low, high = (any(entry[edge] for entry in found.values()) for edge in (1, 2))
-        if not low and not high:
-            return {arm: entry[0] for arm, entry in found.items()}
-        factor = rates[1] / rates[0]
-        rates = [*([rates[0] / factor] if low else []), *rates, *([rates[-1] * factor] if high else [])]
-    raise RuntimeError(f"the best rate is still at the edge of {rates}; look at the results before going on")
+@dataclass(frozen=True)
+class Grid:
+    """Places on a scale of rates: three coarse ones or five fine ones, and what was added on either side."""
+
+    low: int = 0
+    high: int = 0
+
+    def coarse(self) -> list[int]:
+        """For one rate of an arm with two."""
+        return [COARSE * place for place in range(-1 - self.low, 2 + self.high)]
+
+    def fine(self, other: "Grid") -> list[int]:
+        """For the rate of an arm with one, which gets as many runs as an arm with two: one run is in both its grids."""
+        return list(range(-2 - self.low - other.low, 3 + self.high + other.high))
+
+    def extended(self, edges: Iterable[tuple[bool, bool]]) -> "Grid":
+        """One more on each side on which the best of any arm lies."""
+        found = list(edges)
+        return Grid(self.low + any(low for low, _ in found), self.high + any(high for _, high in found))
 
 
-def step_cost(*, steps: int = 10) -> float:
-    """Time of a stage-1 step in steps of direct fine-tuning, alternating the two, best of `steps` each."""
-    seconds: dict[str, list[float]] = {"stage_one": [], "direct": []}
-    steppers = {arm: _stepper(arm) for arm in seconds}
-    for _ in range(steps):
-        for arm, step in steppers.items():
-            started = time.perf_counter()
-            step()
-            seconds[arm].append(time.perf_counter() - started)
-    return round(min(seconds["stage_one"]) / min(seconds["direct"]), 3)
+def best_of(places: list[int], score: Callable[[int], float]) -> tuple[int, tuple[bool, bool]]:
+    """The place with the highest score, and whether it lies at the lower and at the upper edge."""
+    scores = [score(place) for place in places]
+    best = scores.index(max(scores))
+    return places[best], (best == 0, best == len(places) - 1)
 
 
-def _stepper(arm: str) -> Callable[[], None]:
-    from promptreid.training.recipe import Recipe
+def tune(arms: Iterable[str], score: Score) -> dict[str, Rates]:
+    """The best rates of every arm, each after the same number of runs.
 
-    stages = ARMS[arm].stages
-    if stages is None:
-        raise ValueError(f"{arm} trains nothing")
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=SMALL.image_size)
-    model = PromptedCLIP(clip, ARMS[arm].prompts)
-    stage = stages(model, Recipe(num_identities=SMALL.identities[0]))[0]
-    stage.prepare()
-    optimizer = stage.optimizer()
-    images = torch.randn(SMALL.batch_size, 3, *SMALL.image_size)
-    tokens = model.tokenizer(["a woman in a red coat with a black backpack, blue jeans and white shoes"] * len(images))
-    ids = torch.arange(len(images))
+    Arms with two rates: the first one on a grid, then, with the best of it, the last one. Arms with one: that on a grid
+    twice as fine. Where the best of any arm is at an edge, every arm gets one more run on that side.
+    """
+    names = tuple(arms)
+    two = [name for name in names if ARMS[name].tuned == "both"]
 
-    def step() -> None:
-        losses = stage.losses(model.encode_image(images), model.encode_text(tokens), ids)
-        losses["total"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def first_score(name: str) -> Callable[[int], float]:
+        return lambda place: score(name, (rate(CENTRES[0], place), CENTRES[1]))
 
-    return step
+    first, firsts = _search(lambda grid: {name: best_of(grid.coarse(), first_score(name)) for name in two})
+
+    def last_of(name: str, grid: Grid) -> tuple[int, tuple[bool, bool]]:
+        if name in two:
+            found = rate(CENTRES[0], firsts[name])
+            return best_of(grid.coarse(), lambda place: score(name, (found, rate(CENTRES[1], place))))
+        return best_of(grid.fine(first), lambda place: score(name, _single(name, place)))
+
+    _, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names})
+    return {
+        name: (rate(CENTRES[0], firsts[name]), rate(CENTRES[1], lasts[name])) if name in two
+        else _single(name, lasts[name])
+        for name in names
+    }  # fmt: skip
+
+
+def _single(name: str, place: int) -> Rates:
+    if ARMS[name].tuned == "first":
+        return rate(CENTRES[0], place), CENTRES[1]
+    return CENTRES[0], rate(CENTRES[1], place)
+
+
+def _search(look: Callable[[Grid], dict[str, tuple[int, tuple[bool, bool]]]]) -> tuple[Grid, dict[str, int]]:
+    grid = Grid()
+    for _ in range(MOST + 1):
+        found = look(grid)
+        wider = grid.extended(edges for _, edges in found.values())
+        if wider == grid:
+            return grid, {name: place for name, (place, _) in found.items()}
+        grid = wider
+    raise RuntimeError(
+        f"the best rate is still at an edge after {MOST} extensions; look at the results before going on"
+    )
+
+
+class Tuning:
+    """Scores of tuning runs; counts them by arm."""
+
+    def __init__(self, results: Path, scratch: Path, costs: Rates, device: str) -> None:
+        self.results, self.scratch, self.costs, self.device = results, scratch, costs, device
+        self.runs: dict[str, set[Rates]] = {}
+        self.bar = tqdm(desc="tuning", unit="run")
+
+    def __call__(self, arm: str, rates: Rates) -> float:
+        """The validation split's mAP, text to image."""
+        if rates not in self.runs.setdefault(arm, set()):
+            self.runs[arm].add(rates)
+            self.bar.update()
+        run = Run(arm, SEED, rates, self.costs)
+        return perform(run, self.results, self.scratch, device=self.device, tuning=True)["validation"]["mAP"]
+
+
+def announce(arms: tuple[str, ...], speed: Speed) -> None:
+    """Say how long it takes if no grid is extended."""
+    seconds = speed.of_all(Run(arm, SEED, CENTRES, speed.costs) for arm in arms)
+    print(f"tuning {', '.join(arms)}: 5 runs each, about {5 * seconds / 60:.0f} min here if none is done yet;")
+    print(f"each extension of a grid adds about {seconds / 60:.0f} min", flush=True)
+
+
+def keep_costs(path: Path, measured: Rates) -> Rates:
+    """The costs of the first call, so that all runs that are compared have the same; written by it."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(path, (json.dumps(measured) + "\n").encode())
+    one, two = json.loads(path.read_text(encoding="utf-8"))
+    return one, two
 
 
 def main() -> None:
-    """Tune stage 1, then every arm's last stage, and write the rates."""
+    """Tune, and write the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "study-tuning")
     parser.add_argument("--scratch", type=Path, default=Path("runs/study"))
-    parser.add_argument("--arms", nargs="+", choices=TUNED, default=TUNED)
+    parser.add_argument("--arms", nargs="+", choices=TUNABLE, default=[arm for arm in SMALL_ARMS if arm in TUNABLE])
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    cost = step_cost()
-
-    def validation_mAP(run: Run) -> float:
-        result: dict[str, Any] = perform(run, arguments.results, arguments.scratch, test=False)
-        return result["validation"]["mAP"]
-
-    start = Run("stage_one", SEED, SMALL, (STAGE_ONE[0], STAGE_TWO[0]), cost)
-    first = tune(
-        ("stage_one",), list(STAGE_ONE), lambda arm, rate: validation_mAP(replace(start, rates=(rate, STAGE_TWO[0])))
-    )["stage_one"]
-    last = tune(
-        tuple(arguments.arms),
-        list(STAGE_TWO),
-        lambda arm, rate: validation_mAP(replace(start, arm=arm, rates=(first, rate))),
-    )
-    rates = {"seed": SEED, "step_cost": cost, "stage_one": first, "stage_two": last}
-    write_bytes_atomically(HERE / "rates.json", (json.dumps(rates, indent=2) + "\n").encode())
+    before = read_rates() if RATES.is_file() else {"rates": {}}
+    arms = tuple(name for name in TUNABLE if name in arguments.arms or name in before["rates"])
+    speed = measure_speed(arguments.device, steps=5)
+    announce(arms, speed)
+    costs = keep_costs(arguments.results / "costs.json", speed.costs)
+    score = Tuning(arguments.results, arguments.scratch, costs, arguments.device)
+    found = tune(arms, score)
+    score.bar.close()
+    changed = [arm for arm, rates in before["rates"].items() if tuple(rates) != found[arm]]
+    if changed:
+        print(f"a wider grid has other rates for {', '.join(changed)}: their reported runs must be done again")
+    runs = {arm: len(tried) for arm, tried in score.runs.items()}
+    if len(set(runs.values())) != 1:
+        raise RuntimeError(f"arms were tuned over different numbers of runs: {runs}")
+    rates = {"seed": SEED, "runs_per_arm": runs[arms[0]], "costs": costs, "rates": found}
+    write_bytes_atomically(RATES, (json.dumps(rates, indent=2) + "\n").encode())
     print(json.dumps(rates, indent=2))
 
 

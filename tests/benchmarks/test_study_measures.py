@@ -5,13 +5,8 @@ import torch
 
 
 @pytest.fixture
-def measures(monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "study"))
-    import measures
-
-    return measures
+def measures(study):
+    return study("measures")
 
 
 def test_mmd_of_one_distribution_is_near_zero_and_of_two_is_not(measures):

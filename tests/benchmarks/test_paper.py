@@ -1,0 +1,177 @@
+"""The paper's recipe: its tables, its cost, and the command on drawn data in each layout with the small base."""
+
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "benchmarks" / "paper"
+TINY = ["--model", "promptreid-tiny", "--pretrained", "none", "--image-size", "96", "48", "--device", "cpu"]
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    """Imports a module of the recipe by name."""
+    monkeypatch.syspath_prepend(str(PAPER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def reproduce(paper, monkeypatch, capsys):
+    """Runs the command as a person would type it, and returns what it printed."""
+
+    def reproduce(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, arguments), *TINY])
+        runpy.run_path(str(PAPER / "reproduce.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return reproduce
+
+
+@pytest.mark.parametrize(
+    ("layout", "rule"),
+    [
+        ("CUHK-PEDES", "best validation mAP"),
+        ("ICFG-PEDES", "last epoch"),
+        ("RSTPReid", "best validation mAP"),
+    ],
+)
+def test_a_dry_run_in_each_layout_writes_the_main_table(reproduce, tmp_path, layout, rule):
+    arguments = ("--dry-run", layout, "--rows", "zero_shot", "direct", "pd", "--output", tmp_path)
+    output = reproduce(*arguments)
+    assert "expected on one GPU" in output
+    assert "measured" in output
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "**A dry run on drawn people" in tables
+    assert rule in tables
+    assert tables.count("| 1 | ") >= 3
+    assert "| with position embedding | not run |" in tables
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+    assert len(before) == 3
+    reproduce(*arguments)  # nothing is done twice
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_every_row_runs_and_both_tables_are_full(reproduce, tmp_path):
+    reproduce("--dry-run", "CUHK-PEDES", "--output", tmp_path, "--seeds", 0, 1)
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "not run" not in tables
+    assert " ± " in tables
+
+
+def test_results_of_other_settings_are_refused(reproduce, tmp_path):
+    common = ("--dry-run", "CUHK-PEDES", "--rows", "zero_shot", "--output", tmp_path)
+    reproduce(*common)
+    with pytest.raises(FileExistsError, match="is of other settings"):
+        reproduce(*common, "--batch-size", 2)
+
+
+def test_data_and_dry_run_exclude_each_other(reproduce, capsys):
+    with pytest.raises(SystemExit):
+        reproduce()
+    assert "give either a data set's folder, or --dry-run" in capsys.readouterr().err
+
+
+def test_another_data_set_is_refused(reproduce, tmp_path):
+    from promptreid.data.generated import write_generated
+
+    crops = write_generated(tmp_path / "drawn", num_identities=(2, 1, 1), images_per_identity=1, progress=False)
+    picture = next((crops / "imgs").rglob("*.jpg"))
+    (tmp_path / "own").mkdir()
+    for number in range(3):
+        (tmp_path / "own" / f"{number}.jpg").write_bytes(picture.read_bytes())
+    (tmp_path / "own" / "table.csv").write_text(
+        "image,caption,person_id,split\n0.jpg,a,1,train\n1.jpg,b,2,train\n2.jpg,c,3,test\n"
+    )
+    with pytest.raises(SystemExit, match="the paper's data sets are CUHK-PEDES, ICFG-PEDES, RSTPReid"):
+        reproduce(tmp_path / "own")
+
+
+def test_every_table_has_published_figures_as_the_docs_have_them(paper):
+    docs = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    for method, figures in paper("paper_tables").PUBLISHED.items():
+        if method == "Prompt Decoupling":
+            assert "near 71.6, 60.9 and 56.7" in docs
+            continue
+        assert list(figures) == ["CUHK-PEDES", "ICFG-PEDES", "RSTPReid"]
+        assert " | ".join(f"{rank1} / {mAP}" for rank1, mAP in figures.values()) in docs, method
+
+
+def test_rows_of_the_tables_are_those_of_the_ablations_page(paper):
+    arms = paper("paper_arms")
+    assert set(arms.rows_of(["main", "ablations"])) == set(arms.ROWS)
+    assert arms.rows_of(["main"]) == ["zero_shot", "direct", "pd"]
+
+
+def test_cost_by_hand(paper, tmp_path):
+    from promptreid import PromptedCLIP, load_clip
+    from promptreid.training import ablations
+    from promptreid.training.recipe import Recipe
+
+    cost_module = paper("paper_cost")
+    model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
+    recipe = Recipe(num_identities=2, stage_one_epochs=3, stage_two_epochs=5)
+    cost = cost_module.Cost(frozen=2.0, trained=3.0, encoded=1.0, source="")
+    # 3 epochs · 10 pairs · 2 s + 5 · 10 · 3 s = 210 s; 8 looks at validation and one at test, 4 pictures each: 36 s.
+    assert cost.seconds(ablations.two_stages(model, recipe), 10, pictures=4) == 246.0
+    assert cost.seconds(ablations.joint_one_stage(model, recipe), 10, pictures=4) == 150.0 + 24.0
+    assert "not measured" in cost_module.known_cost(tmp_path / "none.json").source
+    measured = {
+        "pairs": 100,
+        "test_pictures": 10,
+        "device": "a GPU",
+        "made_with": {"date": "2026-01-01"},
+        "seconds": {"domain_adaptation": 50.0, "task_adaptation": 100.0, "evaluation": 5.0},
+    }
+    (tmp_path / "found.json").write_text(json.dumps(measured))
+    found = cost_module.known_cost(tmp_path / "found.json")
+    assert (found.frozen, found.trained, found.encoded) == (0.5, 1.0, 0.5)
+    assert found.source.startswith("measured on a GPU, 2026-01-01")
+
+
+@pytest.fixture
+def full_size(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER.parent))
+    return importlib.import_module("full_size_epoch")
+
+
+def test_a_split_is_cut_to_the_published_counts_in_small(full_size):
+    from promptreid.data.records import ImageRecord, ReIDSplit
+
+    records = [ImageRecord(Path(f"{p}-{i}"), p, ("a", "b"), "train") for p in (1, 2, 3) for i in range(4)]
+    # 10 pictures of 3 persons: four of the first, three of the others; 20 captions and one more.
+    split = full_size.cut(ReIDSplit("train", records), 3, 10, 21)
+    assert [record.person_id for record in split.records] == [1] * 4 + [2] * 3 + [3] * 3
+    assert split.num_captions == 21
+    assert split.records[0].captions == ("a", "b", "a")
+
+
+def test_the_counts_are_those_of_cuhk_pedes(full_size):
+    from promptreid.data.cuhk_pedes import CUHK_PEDES
+
+    published = {name: tuple(vars(count).values()) for name, count in CUHK_PEDES.published.splits.items()}
+    assert published == full_size.COUNTS
+
+
+def test_the_kept_file_is_for_the_whole_size_on_a_gpu(full_size, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["full_size_epoch.py", "--share", "0.001", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        full_size.main()
+    assert "give another --output for a try" in capsys.readouterr().err
+
+
+def test_a_try_of_the_timing_writes_seconds_of_every_stage(full_size, monkeypatch, tmp_path):
+    arguments = (
+        f"--share 0.0005 --device cpu --model promptreid-tiny --image-size 96 48 --output {tmp_path / 'dry.json'}"
+    )
+    monkeypatch.setattr(sys, "argv", ["full_size_epoch.py", *arguments.split(), "--batch-size", "8"])
+    full_size.main()
+    found = json.loads((tmp_path / "dry.json").read_text())
+    stages = {"domain_adaptation", "task_adaptation", "direct_fine_tuning", "evaluation", "building the cache"}
+    assert set(found["seconds"]) == stages
+    assert found["pairs"] == 36
