@@ -1,8 +1,8 @@
 """Runs the tests on the lowest versions that pyproject.toml allows: `make lowest`.
 
 It makes `.venv-lowest`, installs every dependency of the core and of the extras `train`, `viz`, `hf` and `export` at
-exactly its lower bound, and starts the quick tests there. The first time it downloads about 3 GB: an old torch comes with CUDA. `--list` only prints
-what would be installed.
+exactly its lower bound, and starts the quick tests there. The first time it downloads about 3 GB: an old torch comes
+with CUDA. `--list` only prints what would be installed.
 """
 
 import os

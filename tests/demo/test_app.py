@@ -205,25 +205,29 @@ def test_importing_the_demo_does_not_import_gradio() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_page_is_served_as_its_documentation_says(
-    model: Any, hostile_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_is_served_as_its_documentation_says(model: Any, hostile_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     text = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```pycon\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    monkeypatch.chdir(tmp_path)
+    source = "".join(example.source for example in DocTestParser().get_examples(block))
     (tmp_path / "crops").symlink_to(hostile_folder)
-    save_prompts(model, "my-prompts")
-    asked: list[tuple[str, int]] = []
-
-    def press_enter(prompt: str) -> str:
-        asked.append((prompt, request(prompt.split(" ")[0])[0]))
-        return ""
-
-    monkeypatch.setattr("builtins.input", press_enter)
-    names: dict[str, Any] = {}
-    for example in DocTestParser().get_examples(block):
-        exec(compile(example.source, "docs/demo.md", "exec"), names)
-    ((prompt, status),) = asked
-    assert status == 200
-    assert "is open" in prompt
+    save_prompts(model, tmp_path / "my-prompts")
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-u", "-c", source],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        written = ""
+        while not written.endswith("end it "):
+            letter = process.stdout.read(1)
+            assert letter, f"the page did not open: {written!r}"
+            written += letter
+        url = re.search(r"http://127\.0\.0\.1:\d+/", written)
+        assert url is not None
+        assert request(url[0])[0] == 200
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
