@@ -160,7 +160,7 @@ def test_page_by_keyboard_alone(drawn_page: Any, open_page: OpenPage, known: Any
     expect(page.locator("#status-0")).to_contain_text("nobody matches")
 
 
-def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: OpenPage, pictures: Path) -> None:
+def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: OpenPage) -> None:
     page = open_page(drawn_page.url)
     wait_for_answer(page)
     field = page.locator("#threshold input[type=number]")
@@ -169,7 +169,6 @@ def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: Ope
     for version in (0, 1):
         expect(page.locator(f"#status-{version}")).to_contain_text("nobody matches. The best picture scores")
         expect(page.locator(f"#crops-{version} img")).to_have_count(0)
-    page.screenshot(path=pictures / "demo_nobody.png")
     field.fill("0.3")
     field.press("Tab")
     expect(page.locator("#status-0")).to_contain_text("best score")
@@ -188,9 +187,7 @@ def test_page_camera_filter_leaves_other_cameras_out(drawn_page: Any, open_page:
     expect(page.locator("#crops-0 .caption-label", has_text="✓").first).to_be_visible()
 
 
-def test_page_upload_finds_the_same_picture_first(
-    drawn_page: Any, open_page: OpenPage, drawn: Any, pictures: Path
-) -> None:
+def test_page_upload_finds_the_same_picture_first(drawn_page: Any, open_page: OpenPage, drawn: Any) -> None:
     crop = drawn.paths[17]  # the page draws the same people
     page = open_page(drawn_page.url)
     wait_for_answer(page)
@@ -199,8 +196,6 @@ def test_page_upload_finds_the_same_picture_first(
     expect(page.locator("#crops-0 .caption-label").first).to_contain_text("1 · 1.00")
     expect(page.locator("#crops-1 .caption-label").first).to_contain_text("1 · 1.00")
     wait_for_answer(page)
-    wait_until_drawn(page)
-    page.screenshot(path=pictures / "demo_upload.png")
     page.get_by_role("button", name=re.compile("clear", re.IGNORECASE)).first.click()
     expect(page.locator("#crops-0 img")).to_have_count(0)
 
