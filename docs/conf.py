@@ -22,9 +22,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "reference_pages",
+    "benchmark_pages",
     "docstring_code",
     "drawings",
-    "coming_pages",
 ]
 exclude_patterns = ["_build", "README.md"]
 

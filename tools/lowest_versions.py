@@ -1,8 +1,8 @@
 """Runs the tests on the lowest versions that pyproject.toml allows: `make lowest`.
 
-It makes `.venv-lowest`, installs every dependency of the core and of `train` and `viz` at exactly its lower bound, and
-starts the quick tests there. The first time it downloads about 3 GB: an old torch comes with CUDA. `--list` only prints
-what would be installed.
+It makes `.venv-lowest`, installs every dependency of the core and of the extras `train`, `viz`, `hf` and `export` at
+exactly its lower bound, and starts the quick tests there. The first time it downloads about 3 GB: an old torch comes
+with CUDA. `--list` only prints what would be installed.
 """
 
 import os
@@ -11,12 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tomllib
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-lowest"
 # torchvision is open_clip's requirement, not ours, and each release fits one torch only.
 TORCHVISION = {"2.6": "0.21.0", "2.7": "0.22.0", "2.8": "0.23.0"}
+EXTRAS = ("train", "viz", "hf", "export")
 TOOLS = ["pytest==8.2.0", "pytest-timeout", "pytest-xdist", "hypothesis", "pyyaml"]
 # Linters, type checkers, documentation and what wraps up the package are not part of what is supported.
 LEFT_OUT = ["tests/docs", "tests/packaging", "tests/demo"]
@@ -34,11 +38,13 @@ def requirements() -> list[str]:
     """Every dependency at its lower bound, and the torchvision that goes with that torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    found = [lowest(line) for line in [*project["dependencies"], *extras["train"], *extras["viz"]]]
+    wanted = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
+    found = [lowest(line) for line in wanted]
     torch = next(line.split("==")[1] for line in found if line.startswith("torch=="))
     minor = ".".join(torch.split(".")[:2])
-    # matplotlib's and torch's wheels of that time were built for numpy 1.
-    return [*found, f"torchvision=={TORCHVISION[minor]}", "numpy<2"]
+    # matplotlib's and torch's wheels of that time were built for numpy 1, and pyparsing warns of names that matplotlib
+    # used then.
+    return [*found, f"torchvision=={TORCHVISION[minor]}", "numpy<2", "pyparsing<3.3"]
 
 
 def main() -> None:
@@ -51,6 +57,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
     python = str(FOLDER / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, *TOOLS], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", str(ROOT)], check=True)
     ignored = [f"--ignore={path}" for path in LEFT_OUT]
     command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not gpu and not browser", "tests", *ignored]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

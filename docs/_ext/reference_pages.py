@@ -1,9 +1,5 @@
-"""Writes the pages that only repeat what the code says: the API reference, room by room, and the benchmarks.
+"""Writes the API reference, room by room, from the source tree as it is: a new module needs nobody's doing."""
 
-They come from the source tree as it is, so a new module or benchmark has its entry without anybody's doing.
-"""
-
-import ast
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -82,31 +78,8 @@ def write_api(folder: Path) -> None:
     )
 
 
-def write_benchmarks(root: Path, page_path: Path) -> None:
-    """What every benchmark measures, as its own first lines say, and where its figures are."""
-    parts = [
-        "# Benchmarks\n",
-        "Every figure in these pages comes from a command in the repository. These are the commands; each compares "
-        "variants by turns in one run and prints ratios, with the machine and the versions. Figures that were "
-        "measured are committed in `benchmarks/results/`; a benchmark without a file there has **not** been run for "
-        "the record.\n",
-    ]
-    for path in sorted((root / "benchmarks").rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        if docstring is None or "__main__" not in path.read_text(encoding="utf-8"):
-            continue
-        first, _, rest = docstring.partition("\n")
-        results = sorted((root / "benchmarks" / "results").glob(f"{path.stem}*"))
-        where = ", ".join(f"`{result.relative_to(root).as_posix()}`" for result in results) or "none committed"
-        parts.append(f"## `{name}`\n\n{first}\n\n```text\n{rest.strip()}\n```\n\nResults: {where}.\n")
-    write_if_changed(page_path, "\n".join(parts))
-
-
 def _write(app: Sphinx) -> None:
-    source = Path(app.srcdir)
-    write_api(source / "api")
-    write_benchmarks(source.parent, source / "benchmarks.md")
+    write_api(Path(app.srcdir) / "api")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

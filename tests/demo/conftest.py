@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from promptreid import PromptConfig, PromptedCLIP, load_clip
-from promptreid.demo.crops import Crops
+from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip, load_prompts
+from promptreid.backbones.tiny import tiny_prompts
+from promptreid.demo.crops import Crops, drawn_crops
 from promptreid.demo.desk import Desk
 from promptreid.demo.finder import Finder
+from promptreid.demo.phrases import best_phrase, phrases_of
 from promptreid.demo.versions import compare
 
 COLOURS = {"red": (190, 36, 40), "green": (44, 124, 66), "blue": (40, 74, 170), "yellow": (226, 190, 50)}
@@ -59,6 +62,52 @@ def desk(finder: Finder) -> Desk:
     return Desk([finder])
 
 
+@pytest.fixture(scope="session")
+def shipped() -> PromptedCLIP:
+    """The model that the page opens with."""
+    return load_prompts(tiny_prompts()).eval()
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Crops:
+    """The people that the page opens with."""
+    return drawn_crops(tmp_path_factory.mktemp("gallery") / "drawn")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A sentence about one of the drawn people, with what the library's own gallery answers to it.
+
+    Attributes:
+        sentence: The caption; the shortest whose person the gallery ranks first.
+        phrase: What the page looks for in the pictures.
+        labels: What must stand below the first six pictures.
+    """
+
+    sentence: str
+    phrase: str
+    labels: list[str]
+
+
+@pytest.fixture(scope="session")
+def known(shipped: PromptedCLIP, drawn: Crops) -> Known:
+    """Found by `Gallery` alone, so that the page is held against something that knows nothing of it."""
+    gallery = Gallery.build(shipped, drawn.paths, progress=False)
+    places = {path: place for place, path in enumerate(drawn.paths)}
+    for sentence in sorted(drawn.captions, key=lambda caption: (len(caption), caption)):
+        hits = gallery.search(sentence, k=6)
+        right = [drawn.person_ids[places[hit.path]] == drawn.captions[sentence] for hit in hits]
+        phrase = best_phrase(phrases_of(sentence))
+        if right[0] and phrase:
+            marks = [" ✓" if yes else "" for yes in right]
+            labels = [
+                f"{rank} · {hit.score:.2f}{mark}\n{drawn.cameras[places[hit.path]]}"
+                for rank, (hit, mark) in enumerate(zip(hits, marks, strict=True), start=1)
+            ]
+            return Known(sentence, phrase, labels)
+    raise AssertionError("the shipped model ranks the right person first for none of the sentences")
+
+
 class Served:
     """A page in a process of its own."""
 
@@ -80,6 +129,7 @@ class Served:
         self.url = line.split(" at ")[1].split(" ")[0]
 
     def stop(self) -> None:
+        """End as a termination signal does; again does nothing."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(timeout=60)
@@ -105,18 +155,27 @@ def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def folder_page(hostile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A page with a folder of crops beside the drawn gallery."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
+    """Serve a page with these arguments until the tests end."""
     pytest.importorskip("gradio")
-    served = Served(tmp_path_factory.mktemp("scratch"), str(hostile_folder))
-    yield served
-    served.stop()
+    pages: list[Served] = []
+
+    def serve_one(*arguments: str) -> Served:
+        pages.append(Served(tmp_path_factory.mktemp("scratch"), *arguments))
+        return pages[-1]
+
+    yield serve_one
+    for page in pages:
+        page.stop()
 
 
 @pytest.fixture(scope="session")
-def drawn_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The page as it opens when nothing is given."""
-    pytest.importorskip("gradio")
-    served = Served(tmp_path_factory.mktemp("scratch"))
-    yield served
-    served.stop()
+def folder_page(serve: Callable[..., Served], hostile_folder: Path) -> Served:
+    """A page with a folder of crops beside the drawn gallery; shared, so no test may stop it."""
+    return serve(str(hostile_folder))
+
+
+@pytest.fixture(scope="session")
+def drawn_page(serve: Callable[..., Served]) -> Served:
+    """The page as it opens when nothing is given; shared, so no test may stop it."""
+    return serve()

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from doctest import DocTestParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 import promptreid.demo.app as app
+from promptreid import save_prompts
 from promptreid.errors import DatasetError, MissingExtraError
 
 
@@ -137,12 +141,16 @@ def test_question_about_a_file_that_was_not_uploaded_fails(folder_page: Any, hos
         assert not ask_about_upload(folder_page.url, path)["success"]
 
 
-def test_page_keeps_its_copies_to_its_user_and_deletes_them_at_the_end(drawn_page: Any) -> None:
-    (scratch,) = drawn_page.scratch.glob("promptreid-demo-*")
+def test_page_keeps_its_copies_to_its_user_and_deletes_them_at_the_end(
+    serve: Callable[..., Any], hostile_folder: Path
+) -> None:
+    page = serve(str(hostile_folder))  # one of its own, because it is stopped
+    (scratch,) = page.scratch.glob("promptreid-demo-*")
     assert scratch.stat().st_mode & 0o777 == 0o700
-    drawn_page.stop()
-    assert drawn_page.process.returncode == 0
-    assert not [path for path in drawn_page.scratch.rglob("*") if path.is_file()]
+    assert [path for path in page.scratch.rglob("*") if path.is_file()]
+    page.stop()
+    assert page.process.returncode == 0
+    assert not [path for path in page.scratch.rglob("*") if path.is_file()]
 
 
 def test_launch_without_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +203,31 @@ def test_start_twice_in_one_process_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_importing_the_demo_does_not_import_gradio() -> None:
     code = "import sys, promptreid.demo.app; sys.exit('gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_page_is_served_as_its_documentation_says(model: Any, hostile_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    text = (Path(__file__).parents[2] / "docs" / "demo.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```pycon\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    source = "".join(example.source for example in DocTestParser().get_examples(block))
+    (tmp_path / "crops").symlink_to(hostile_folder)
+    save_prompts(model, tmp_path / "my-prompts")
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-u", "-c", source],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        written = ""
+        while not written.endswith("end it "):
+            letter = process.stdout.read(1)
+            assert letter, f"the page did not open: {written!r}"
+            written += letter
+        url = re.search(r"http://127\.0\.0\.1:\d+/", written)
+        assert url is not None
+        assert request(url[0])[0] == 200
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0

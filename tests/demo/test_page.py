@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from promptreid.demo.crops import drawn_crops
+from promptreid.demo.phrases import best_phrase, phrases_of
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-SENTENCE = "A lady wears beige leggings and a yellow short sleeved shirt."
 PATIENCE_MS = 60_000
 
 OpenPage = Callable[..., Any]
@@ -100,32 +99,37 @@ def test_page_opens_with_an_answer(drawn_page: Any, open_page: OpenPage, picture
     expect(page.locator("#summary")).to_contain_text("120 pictures from 5 cameras. Drawings of 30 invented people")
     expect(page.locator("#status-0")).to_contain_text("Adapted model: best score")
     expect(page.locator("#status-1")).to_contain_text("Bare model: best score")
-    assert labels(page)[0].startswith("1 · ")
-    assert "✓" in labels(page)[0]
+    opened_with = page.get_by_label("What does the person look like?").input_value()
+    assert opened_with == page.locator("button.example").first.inner_text()
+    assert [label.split(" · ")[0] for label in labels(page)] == ["1", "2", "3", "4", "5", "6"]
     wait_until_drawn(page)
     page.screenshot(path=pictures / "demo.png", full_page=True)
 
 
-def test_page_type_and_click_finds_the_right_person_first(drawn_page: Any, open_page: OpenPage) -> None:
+def test_page_type_and_click_finds_the_right_person_first(drawn_page: Any, open_page: OpenPage, known: Any) -> None:
     page = open_page(drawn_page.url)
     wait_for_answer(page)
-    before = labels(page)
-    page.get_by_label("What does the person look like?").fill(SENTENCE)
+    assert labels(page) != known.labels
+    page.get_by_label("What does the person look like?").fill(known.sentence)
     page.get_by_role("button", name="Search", exact=True).click()
-    expect(page.locator("#phrase input")).to_have_value("beige leggings")
+    expect(page.locator("#phrase input")).to_have_value(known.phrase)
     expect(page.locator("#crops-0 .caption-label").first).to_have_text(re.compile(r"1 · 0\.\d\d ✓"))
-    assert labels(page) != before
+    assert labels(page) == known.labels
 
 
 def test_page_example_is_copied_and_asked(drawn_page: Any, open_page: OpenPage) -> None:
     page = open_page(drawn_page.url)
     wait_for_answer(page)
-    page.get_by_role("button", name=SENTENCE).click()
-    expect(page.get_by_label("What does the person look like?")).to_have_value(SENTENCE)
-    expect(page.locator("#phrase input")).to_have_value("beige leggings")
+    before = labels(page)
+    example = page.locator("button.example").nth(1)
+    sentence = example.inner_text()
+    example.click()
+    expect(page.get_by_label("What does the person look like?")).to_have_value(sentence)
+    expect(page.locator("#phrase input")).to_have_value(best_phrase(phrases_of(sentence)))
+    assert labels(page) != before
 
 
-def test_page_by_keyboard_alone(drawn_page: Any, open_page: OpenPage) -> None:
+def test_page_by_keyboard_alone(drawn_page: Any, open_page: OpenPage, known: Any) -> None:
     page = open_page(drawn_page.url)
     wait_for_answer(page)
 
@@ -139,9 +143,9 @@ def test_page_by_keyboard_alone(drawn_page: Any, open_page: OpenPage) -> None:
     opening = page.locator("#heat img").first.get_attribute("src")
     tab_to("#sentence textarea")
     page.keyboard.press("Control+A")
-    page.keyboard.type(SENTENCE)
+    page.keyboard.type(known.sentence)
     page.keyboard.press("Enter")
-    expect(page.locator("#phrase input")).to_have_value("beige leggings")
+    expect(page.locator("#phrase input")).to_have_value(known.phrase)
     expect(page.locator("#crops-0 .caption-label").first).to_contain_text("✓")
 
     expect(page.locator("#heat img").first).not_to_have_attribute("src", opening)
@@ -156,7 +160,7 @@ def test_page_by_keyboard_alone(drawn_page: Any, open_page: OpenPage) -> None:
     expect(page.locator("#status-0")).to_contain_text("nobody matches")
 
 
-def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: OpenPage, pictures: Path) -> None:
+def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: OpenPage) -> None:
     page = open_page(drawn_page.url)
     wait_for_answer(page)
     field = page.locator("#threshold input[type=number]")
@@ -165,7 +169,6 @@ def test_page_threshold_says_when_nobody_matches(drawn_page: Any, open_page: Ope
     for version in (0, 1):
         expect(page.locator(f"#status-{version}")).to_contain_text("nobody matches. The best picture scores")
         expect(page.locator(f"#crops-{version} img")).to_have_count(0)
-    page.screenshot(path=pictures / "demo_nobody.png")
     field.fill("0.3")
     field.press("Tab")
     expect(page.locator("#status-0")).to_contain_text("best score")
@@ -184,10 +187,8 @@ def test_page_camera_filter_leaves_other_cameras_out(drawn_page: Any, open_page:
     expect(page.locator("#crops-0 .caption-label", has_text="✓").first).to_be_visible()
 
 
-def test_page_upload_finds_the_same_picture_first(
-    drawn_page: Any, open_page: OpenPage, tmp_path: Path, pictures: Path
-) -> None:
-    crop = drawn_crops(tmp_path / "drawn").paths[17]  # the page draws the same people
+def test_page_upload_finds_the_same_picture_first(drawn_page: Any, open_page: OpenPage, drawn: Any) -> None:
+    crop = drawn.paths[17]  # the page draws the same people
     page = open_page(drawn_page.url)
     wait_for_answer(page)
     page.get_by_role("tab", name="Upload a picture").click()
@@ -195,8 +196,6 @@ def test_page_upload_finds_the_same_picture_first(
     expect(page.locator("#crops-0 .caption-label").first).to_contain_text("1 · 1.00")
     expect(page.locator("#crops-1 .caption-label").first).to_contain_text("1 · 1.00")
     wait_for_answer(page)
-    wait_until_drawn(page)
-    page.screenshot(path=pictures / "demo_upload.png")
     page.get_by_role("button", name=re.compile("clear", re.IGNORECASE)).first.click()
     expect(page.locator("#crops-0 img")).to_have_count(0)
 
@@ -255,18 +254,18 @@ def test_page_with_a_folder_shows_names_as_text_and_changes_galleries(folder_pag
 
     page.get_by_label("Drawn pedestrians").check()
     expect(page.locator("#summary")).to_contain_text("120 pictures")
-    expect(page.get_by_role("button", name=SENTENCE)).to_be_visible()
+    expect(page.locator("button.example").first).to_be_visible()
     expect(page.get_by_label("camera 5")).to_be_visible()
     expect(page.locator("#crops-0 img")).to_have_count(6)
 
 
-def test_page_two_visitors_at_once_each_see_their_own(drawn_page: Any, open_page: OpenPage) -> None:
+def test_page_two_visitors_at_once_each_see_their_own(drawn_page: Any, open_page: OpenPage, known: Any) -> None:
     first, second = open_page(drawn_page.url), open_page(drawn_page.url)
-    sentences = (SENTENCE, "a man in a blue jacket")
+    sentences = (known.sentence, "a man in a blue jacket")
     for page, sentence in zip((first, second), sentences, strict=True):
         page.get_by_label("What does the person look like?").fill(sentence)
         page.get_by_label("What does the person look like?").press("Enter")
-    for page, phrase in ((first, "beige leggings"), (second, "blue jacket")):
+    for page, phrase in ((first, known.phrase), (second, "blue jacket")):
         expect(page.locator("#phrase input")).to_have_value(phrase)
         wait_for_answer(page)
     assert "✓" in labels(first)[0]

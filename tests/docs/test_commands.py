@@ -1,9 +1,12 @@
 """Commands that the documentation shows name targets, files and sub-commands that exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from promptreid.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -13,6 +16,10 @@ PAGES = [
     if not {"_build", "api", "drawn"} & set(page.relative_to(ROOT).parts) and page != DOCS / "benchmarks.md"
 ]
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+
+def shell_blocks(page):
+    return re.findall(r"^```(?:console|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -28,3 +35,16 @@ def test_make_targets_exist(page):
 def test_scripts_exist(page):
     scripts = set(re.findall(r"\b((?:examples|benchmarks|tools|tests)/[\w/]+\.py)\b", page.read_text(encoding="utf-8")))
     assert not sorted(script for script in scripts if not (ROOT / script).is_file())
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_of_ours_take_the_arguments_that_are_shown(page):
+    lines = re.findall(r"^(?:\$ )?promptreid (.*)$", "\n".join(shell_blocks(page)), flags=re.MULTILINE)
+    for line in lines:
+        build_parser().parse_args(shlex.split(line, comments=True))  # ends the test if it does not know them
+
+
+def test_there_are_commands_of_ours_to_check():
+    assert any("promptreid search" in block for page in PAGES for block in shell_blocks(page))
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["search", "gallery", "a man", "--no-such-option"])

@@ -41,6 +41,14 @@ def go_offline(hub) -> None:
     hub.faults.append(lambda *_: "close")
 
 
+def forbid_the_hub(monkeypatch) -> None:
+    """As if HF_HUB_OFFLINE had been set from the start; before 1.0 each session remembers what it was when it began."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    reset = getattr(huggingface_hub.utils, "reset_sessions", None)
+    if reset is not None:
+        reset()
+
+
 def test_public_repository_loads_without_a_token(hub, pushed, model, score):
     assert torch.equal(score(load_prompts("alice/m")), score(model))
     assert all("Authorization" not in headers for _, _, headers in hub.log)
@@ -96,7 +104,7 @@ def test_cache_is_used_offline(hub, pushed, model, score, monkeypatch):
     go_offline(hub)
     with pytest.warns(UserWarning, match="the Hub cannot be reached; alice/m is taken from the cache"):
         assert torch.equal(score(load_prompts("alice/m")), score(model))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    forbid_the_hub(monkeypatch)
     hub.log.clear()
     assert torch.equal(score(load_prompts("alice/m")), score(model))
     assert hub.log == []
@@ -109,7 +117,7 @@ def test_nothing_in_the_cache_and_no_network_is_explained(hub, pushed, monkeypat
     go_offline(hub)
     with pytest.raises(HubError, match=r"the Hub cannot be reached for alice/m .*check the network"):
         load_prompts("alice/m")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    forbid_the_hub(monkeypatch)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
         load_prompts("alice/m")
 

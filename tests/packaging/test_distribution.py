@@ -97,6 +97,9 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         assert metadata["Requires-Python"] == ">=3.10"
         assert metadata["Description-Content-Type"] == "text/markdown"
+        readme = metadata.get_payload()
+        assert "promptreid" in readme
+        assert not re.findall(r"\]\((?!https?://|mailto:|#)[^)]*\)", readme)  # an index has none of our files
         assert set(metadata.get_all("Provides-Extra")) >= {"train", "viz", "demo", "hf", "onnx", "docs", "dev", "all"}
         core = {re.split(r"[<>=;\[ ]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
         assert core == {"torch", "open-clip-torch", "safetensors", "huggingface-hub", "einops"}

@@ -15,6 +15,7 @@ from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from promptreid.backbones.extra import check_transformers
 from promptreid.backbones.names import (
     TINY_FOLDER,
     TINY_NAME,
@@ -82,6 +83,7 @@ def load_clip(
     Raises:
         ValueError: Unknown name or tag, an image size that is not two positive integers or that the tower cannot
             take, or weights whose activation the named architecture does not have.
+        MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
         RuntimeError: The weights do not fit, or were saved in another layout; missing and unexpected keys are listed.
 
     Example:
@@ -98,6 +100,7 @@ def load_clip(
         clip, config = _load_repository(name, pretrained, cache)
     else:
         config = config_of(name)
+        check_transformers(name, config)
         if quick_gelu:
             config["quick_gelu"] = True
         # Building a large tower takes long; one whose patch is known is refused first.

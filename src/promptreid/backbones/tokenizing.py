@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import open_clip
 from torch import Tensor
 
+from promptreid.backbones.extra import explain_missing_transformers
 from promptreid.backbones.source import ClipSource
 
 _PEEK_FACTOR = 2
@@ -69,5 +70,10 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(source: ClipSource) -> CaptionTokenizer:
-    """The tokenizer of an architecture; some of them are downloaded on first use."""
-    return CaptionTokenizer(open_clip.get_tokenizer(source.name))
+    """The tokenizer of an architecture; some of them are downloaded on first use.
+
+    Raises:
+        MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
+    """
+    with explain_missing_transformers(f"the tokenizer of {source.name}"):
+        return CaptionTokenizer(open_clip.get_tokenizer(source.name))

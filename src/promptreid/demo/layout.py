@@ -48,7 +48,6 @@ class Results:
     message: Any
     statuses: list[Any]
     crops: list[Any]
-    chosen: Any
     phrase: Any
     show: Any
     heat_message: Any
@@ -90,7 +89,7 @@ def _lay_out_inputs(gr: Any, desk: Desk, opening: Opening) -> Inputs:
             label="What does the person look like?",
             placeholder="a woman in a red coat and blue jeans",
             lines=1,
-            max_lines=4,
+            max_lines=6,
             max_length=MAX_SENTENCE,
             elem_id="sentence",
         )
@@ -173,4 +172,4 @@ def _lay_out_results(gr: Any, desk: Desk, opening: Opening) -> Results:
                 label="Heat map", show_label=False, columns=2, height="auto", allow_preview=False, interactive=False,
                 format="png", buttons=[], elem_id="heat", elem_classes=["crops", "heat"],
             )  # fmt: skip
-    return Results(message, statuses, crops, gr.State(None), phrase, show, heat_message, heat)
+    return Results(message, statuses, crops, phrase, show, heat_message, heat)

@@ -54,11 +54,16 @@ def call_hub(
 
 
 def _fault_in(caught: BaseException) -> BaseException:
-    """The fault itself: huggingface_hub wraps those of uploads in a `RuntimeError`."""
+    """The fault itself: huggingface_hub wraps those of uploads in a `RuntimeError`, and before 1.0 those of downloads.
+
+    There a download that the network broke is a file that is not in the cache, as it is when the cache alone was asked.
+    """
+    cause = caught.__cause__
+    wrapped = not isinstance(caught, TRANSPORT_ERRORS) or isinstance(caught, LocalEntryNotFoundError)
+    if wrapped and isinstance(cause, TRANSPORT_ERRORS) and not isinstance(cause, OfflineModeIsEnabled):
+        return cause
     if isinstance(caught, TRANSPORT_ERRORS):
         return caught
-    if isinstance(caught.__cause__, TRANSPORT_ERRORS):
-        return caught.__cause__
     raise caught
 
 

@@ -1,0 +1,100 @@
+"""Writes the page of benchmarks: what each measures, its command, and the figures that are committed.
+
+It reads the scripts and `benchmarks/results/` as they are, so that no figure on it can go stale.
+"""
+
+import ast
+import json
+from pathlib import Path
+
+from reference_pages import write_if_changed
+from sphinx.application import Sphinx
+
+INTRODUCTION = """# Benchmarks
+
+Every figure in these pages comes from a command in the repository. These are the commands, and the figures that were
+committed to `benchmarks/results/`, as the build found them there. A benchmark without figures here has **not** been run
+for the record. Each compares variants by turns in one run: ratios carry over to another machine, seconds do not.
+
+The study of the method itself is on another page: [Evidence](evidence.md).
+"""
+MOST_ROWS = 60
+_CONTEXT = ("date", "machine", "processor", "threads", "versions", "python", "torch", "torchvision", "open_clip")
+
+
+def flatten(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Every number and word of a JSON value, with the names that lead to it; a short list stays in one piece.
+
+    Example:
+        >>> flatten({"a": {"b": 0.123456}, "c": [1, 2]})
+        [('a · b', '0.1235'), ('c', '1, 2')]
+    """
+    if isinstance(value, dict):
+        pairs = [(f"{name} · {key}" if name else str(key), inner) for key, inner in value.items()]
+        return [row for key, inner in pairs for row in flatten(inner, key)]
+    if isinstance(value, list):
+        if all(not isinstance(inner, dict | list) for inner in value) and len(value) <= 8:
+            return [(name, ", ".join(written(inner) for inner in value))]
+        return [row for place, inner in enumerate(value, start=1) for row in flatten(inner, f"{name} · {place}")]
+    return [(name, written(value))]
+
+
+def written(value: object) -> str:
+    """A number with four digits that count, thousands apart; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def cell(text: str) -> str:
+    """Text that stays in its cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def figures(path: Path, root: Path) -> str:
+    """The figures of one file as a table, and with what they were made."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        content = {"results": content}
+    made_with = flatten({key: content[key] for key in _CONTEXT if key in content})
+    rows = flatten({key: value for key, value in content.items() if key not in _CONTEXT})
+    table = "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in rows[:MOST_ROWS])
+    more = f"\n\n… and {len(rows) - MOST_ROWS} more in the file." if len(rows) > MOST_ROWS else ""
+    stamp = "; ".join(f"{name} {value}" for name, value in made_with)
+    file = path.relative_to(root).as_posix()
+    return f"`{file}`{f' ({stamp})' if stamp else ''}:\n\n| figure | value |\n|---|---|\n{table}{more}\n"
+
+
+def section(path: Path, root: Path) -> str:
+    """One benchmark, or nothing if the file is no program."""
+    source = path.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source))
+    if docstring is None or "__main__" not in source:
+        return ""
+    name = path.relative_to(root).as_posix()
+    first, _, rest = docstring.partition("\n")
+    results = sorted((root / "benchmarks" / "results").glob(f"{path.stem}*.json"))
+    shown = [figures(result, root) for result in results] or ["**No figures are committed.**\n"]
+    parts = [f"## `{name}`\n", f"{first}\n"]
+    if rest.strip():
+        parts.append(f"```text\n{rest.strip()}\n```\n")
+    return "\n".join([*parts, *shown])
+
+
+def write_benchmarks(root: Path, page: Path) -> None:
+    """The page, from the scripts and results of a repository."""
+    sections = [section(path, root) for path in sorted((root / "benchmarks").glob("*.py"))]
+    write_if_changed(page, "\n".join([INTRODUCTION, *filter(None, sections)]))
+
+
+def _write(app: Sphinx) -> None:
+    source = Path(app.srcdir)
+    write_benchmarks(source.parent, source / "benchmarks.md")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Write the page before Sphinx looks for pages."""
+    app.connect("builder-inited", _write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
