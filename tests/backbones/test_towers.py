@@ -144,6 +144,14 @@ def test_slot_before_the_end_survives_gradient_checkpointing(clip, tokens):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "vit_relpos_medium_patch16_cls_224"])
+def test_intermediates_of_prompts_that_go_on_are_refused_in_other_families(zoo, name):
+    clip = make(zoo, name)
+    PromptedVisionEncoder(clip, 2, depth=1)
+    with pytest.raises(AttachmentError, match="so its intermediate sequences hold them"):
+        clip.visual.forward_intermediates(torch.zeros(1, 3, 64, 32))
+
+
 def test_tower_that_skips_blocks_takes_prompts_only_in_every_block(zoo):
     clip = make(zoo, "nllb-clip-base")
     assert clip.text.transformer.layerdrop > 0

@@ -302,6 +302,22 @@ def test_output_tokens_and_intermediates_have_the_bare_shapes(clip, images):
     assert model.config.vision_length == 4
 
 
+def test_intermediates_of_prompts_that_go_on_are_refused(clip, images, tokens):
+    bare = clip.visual.forward_intermediates(images)["image_intermediates"]
+    model = PromptedCLIP(clip, PromptConfig(text_depth=2, vision_depth=1))
+    with pytest.raises(AttachmentError, match=r"depth 1 of 3.* Leave depth out"):
+        clip.visual.forward_intermediates(images)
+    with pytest.raises(AttachmentError, match=r"depth 2 of 3.* Leave depth out"):
+        clip.forward_intermediates(text=tokens)
+    with model.disabled():
+        again = clip.visual.forward_intermediates(images)["image_intermediates"]
+    for one, other in zip(again, bare, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    copy.deepcopy(model).detach().visual.forward_intermediates(images)
+    assert "forward_intermediates" not in vars(model.detach().visual.transformer)
+    clip.visual.forward_intermediates(images)
+
+
 def test_position_embedding_changes_features_and_stays_zero_for_zero_prompts(clip, images, tokens):
     plain = PromptedCLIP(copy.deepcopy(clip))
     moved = PromptedCLIP(copy.deepcopy(clip), PromptConfig(position_embedding=True))

@@ -15,6 +15,7 @@ from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from promptreid.backbones.features import fill_unset_parameters
 from promptreid.backbones.names import (
     TINY_FOLDER,
     TINY_NAME,
@@ -191,6 +192,8 @@ def _load_named(
             cache_dir=cache,
             require_pretrained=origin == "tag",
         )
+    if origin == "random":
+        fill_unset_parameters(clip)
     if origin == "shipped":
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
     if origin == "file":

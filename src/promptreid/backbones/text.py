@@ -107,11 +107,6 @@ def _hugging_face_tower(text: Any) -> TextTower:
     )
 
 
-def feature_size_of(clip: nn.Module) -> int:
-    """E, size of the features that both towers share."""
-    return int(clip.visual.output_dim)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-
-
 def caption_end(tower: TextTower, tokens: Tensor) -> Tensor:
     """Position of the token that the text feature is pooled from, for each caption.
 
