@@ -101,6 +101,18 @@ def test_features_any_depth_equal_the_written_out_forward(clip, images, tokens, 
     torch.testing.assert_close(model.encode_text(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2, None])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_features_without_gradients_equal_those_with(clip, images, tokens, length, depth):
+    """Without gradients prompts are taken out in place; `length` is below, at and above the tokens before the slot."""
+    model = PromptedCLIP(clip, PromptConfig(length, length, depth, depth)).eval()
+    expected = model.encode_image(images), model.encode_text(tokens)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            torch.testing.assert_close(model.encode_image(images), expected[0], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(model.encode_text(tokens), expected[1], rtol=1e-6, atol=1e-6)
+
+
 def test_base_model_while_wrapped_keeps_its_keys_and_answers_prompted(clip, images, tokens):
     bare = copy.deepcopy(clip)
     model = PromptedCLIP(clip)

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from promptreid.backbones.captions import HidePromptsBeforeEnd, NoteCaptionEnds, TrimSequence
@@ -199,11 +200,17 @@ class RemovePrompts:
         count = self.injection.prompts.length
         if count == 0 or not self.injection.switch.on:
             return None
-        tower = self.injection.tower
         if isinstance(output, tuple):
-            sequence = remove_tokens(output[0], slot=tower.slot, count=count, axis=tower.sequence_axis)
-            return (sequence, *output[1:])
-        return remove_tokens(output, slot=tower.slot, count=count, axis=tower.sequence_axis)
+            return (self._remove(output[0], count), *output[1:])
+        return self._remove(output, count)
+
+    def _remove(self, sequence: Tensor, count: int) -> Tensor:
+        tower = self.injection.tower
+        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
+            sequence[count : count + tower.slot] = sequence[: tower.slot].clone()
+            return sequence[count:]
+        return remove_tokens(sequence, slot=tower.slot, count=count, axis=tower.sequence_axis)
 
 
 class GrownBias:
