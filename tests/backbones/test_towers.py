@@ -37,6 +37,33 @@ def test_towers_of_unknown_kind_are_refused_by_class():
         find_text_tower(Strange())
 
 
+def test_what_is_no_open_clip_model_or_configuration_is_refused(clip):
+    for wrong in (None, "ViT-B-16"):
+        with pytest.raises(TypeError, match=r"expected an open_clip model, as promptreid\.load_clip"):
+            PromptedCLIP(wrong)
+    with pytest.raises(TypeError, match="expected a PromptConfig"):
+        PromptedCLIP(clip, {"text_length": 2})
+    with pytest.raises(UnsupportedTowerError, match=r"class promptreid\.encoders\.clip\.PromptedCLIP"):
+        PromptedVisionEncoder(PromptedCLIP(clip))
+
+
+def test_unknown_initialization_is_refused_and_leaves_the_model_bare(clip):
+    for encoder in (PromptedTextEncoder, PromptedVisionEncoder):
+        with pytest.raises(ValueError, match="initialization is 'zeros', expected one of start_state, mean_state"):
+            encoder(clip, 2, initialization="zeros")
+        assert encoder(clip, 2).detach() is clip
+
+
+def test_inputs_that_are_no_tensors_or_not_finite_are_refused(clip, images, tokens):
+    model = PromptedCLIP(clip)
+    with pytest.raises(TypeError, match="tokens are list, expected a tensor"):
+        model.encode_text(["a man"])
+    with pytest.raises(TypeError, match="images are ndarray, expected a tensor"):
+        model.encode_image(images.numpy())
+    with pytest.raises(ValueError, match="values up to nan"):
+        model.encode_image(images * float("nan"))
+
+
 class Scripted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x

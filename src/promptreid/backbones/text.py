@@ -31,6 +31,7 @@ def find_text_tower(clip: nn.Module) -> TextTower:
         return _built_in_tower(text)
     if isinstance(text, HFTextEncoder):
         return _hugging_face_tower(text)
+    text = clip if text is None else text
     raise UnsupportedTowerError(
         f"no prompts for a text tower of class {type(text).__module__}.{type(text).__qualname__}: known are "
         "open_clip's built-in text Transformers and its Hugging Face encoders. Pass an open_clip model, for example "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from promptreid.backbones.features import feature_size_of
 from promptreid.backbones.loading import ClipSource, load_tokenizer, source_of
+from promptreid.backbones.towers import refuse_compiled
 from promptreid.backbones.vision import image_size_of, image_statistics_of
 from promptreid.data.transforms import eval_transform, train_transform
 from promptreid.encoders.sharing import FIRST_SET, PromptSet, Sharing
@@ -73,6 +74,9 @@ class PromptedCLIP(Sharing, nn.Module):
     ) -> None:
         super().__init__()
         config = PromptConfig() if config is None else config
+        if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
+        refuse_compiled(clip)
         self.source: ClipSource | None = source_of(clip) if source is None else source
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip)
         self.base_samples: dict[str, Tensor] | None = weight_samples(clip)

@@ -106,6 +106,10 @@ class PromptedTextEncoder(PromptCarrier):
         return unit_length(features, dim=-1) if normalize else features
 
     def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"tokens are {type(tokens).__name__}, expected a tensor, as model.tokenizer(captions) makes"
+            )
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise TypeError(
                 f"tokens have dtype {tokens.dtype}, expected integers as model.tokenizer(captions) makes them"
