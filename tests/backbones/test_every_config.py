@@ -5,12 +5,13 @@ One of each kind of tower runs always; the sweep over all of them is slow.
 
 import copy
 import warnings
+from contextlib import contextmanager
 
 import open_clip
 import pytest
 import torch
 
-from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip, load_prompts, save_prompts
 from promptreid.backbones.towers import PixelTower
 
 FAMILIES = [
@@ -36,13 +37,24 @@ FAMILIES = [
 FAMILIES = [name for name in FAMILIES if name in open_clip.list_models()]  # older versions know fewer
 
 
+@contextmanager
+def unset_memory_is_nan():
+    """Torch fills what it allocates with NaN inside the block, so that a weight nobody initialises is seen."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def make(zoo, name):
     """The shrunken model at a size that is not square, in float64: some start with so little effect."""
     size = (56, 28) if "14" in name else (96, 64) if name.startswith("swin") else (64, 32)
     torch.manual_seed(0)
-    with zoo.shrunk(), warnings.catch_warnings():
+    with zoo.shrunk(), warnings.catch_warnings(), unset_memory_is_nan():
         warnings.simplefilter("ignore", UserWarning)
         clip = load_clip(name, image_size=size)
+    assert all(value.isfinite().all() for value in clip.state_dict().values()), "every weight was given a value"
     generator = torch.Generator().manual_seed(1)
     return clip.double(), torch.randn(3, 3, *size, generator=generator).double(), zoo.tokens_for(name)
 
@@ -62,10 +74,7 @@ def tensors_of(module):
 
 def same(module, before):
     after = tensors_of(module)
-    # open_clip leaves CoCa's decoder projection as the memory came, which may be NaN.
-    return after.keys() == before.keys() and all(
-        torch.allclose(after[key], before[key], rtol=0, atol=0, equal_nan=True) for key in before
-    )
+    return after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
 
 
 def traces_of(module):
@@ -183,7 +192,15 @@ def check_precision(clip, images, tokens):
     model.detach()
 
 
-def check_intermediates(clip, images):
+def check_intermediates(clip, images, tokens):
+    with torch.no_grad():
+        if hasattr(getattr(clip, "text", clip), "forward_intermediates"):
+            bare = clip.forward_intermediates(text=tokens)["text_intermediates"]
+            model = wrap(clip)
+            prompted = clip.forward_intermediates(text=tokens)["text_intermediates"]
+            assert [part.shape for part in prompted] == [part.shape for part in bare]
+            assert not torch.equal(prompted[-1], bare[-1])
+            model.detach()
     kinds = getattr(clip.visual, "trunk", clip.visual)
     if not hasattr(kinds, "forward_intermediates"):
         return
@@ -197,14 +214,31 @@ def check_intermediates(clip, images):
     model.detach()
 
 
+def check_stages(clip, images, tokens):
+    """In either stage each parameter that trains gets a gradient, as DistributedDataParallel wants it, and no other."""
+    model = wrap(clip.float())
+    for stage in TwoStageSchedule(model, num_identities=3):
+        stage.prepare()
+        model.zero_grad()
+        output = model(images.float(), tokens)
+        assert model.embed_dim == output["image_features"].shape[1] == output["text_features"].shape[1]
+        losses = stage.losses(output["image_features"], output["text_features"], torch.tensor([0, 1, 2]))
+        losses["total"].backward()
+        trained = set(stage.parameters())
+        assert all(parameter.grad is not None for parameter in trained)
+        assert all(parameter.grad is None for parameter in set(model.parameters()) - trained)
+    model.detach()
+
+
 def check_all(zoo, name, folder):
     clip, images, tokens = make(zoo, name)
     check_length_zero(clip, images, tokens)
     check_wrapping(clip, images, tokens)
     check_trimming(clip, images, tokens)
-    check_intermediates(clip, images)
+    check_intermediates(clip, images, tokens)
     twin = copy.deepcopy(clip)
     check_saving(twin, images, tokens, zoo, folder)
+    check_stages(twin, images, tokens)
     check_precision(clip, images, tokens)
 
 

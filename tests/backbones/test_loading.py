@@ -62,6 +62,19 @@ def test_image_size_that_cuts_a_patch_warns_with_a_size_that_does_not():
     assert clip.visual.grid_size == (12, 6)
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 40])
+def test_damaged_weight_file_is_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{name} is no weight file, or a damaged one .* again"):
+        load_clip("promptreid-tiny", pretrained=str(tmp_path / name))
+
+
+def test_name_that_is_no_text_is_refused():
+    with pytest.raises(TypeError, match="name is None, expected one of"):
+        load_clip(None)
+
+
 def test_unknown_tag_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no pretrained weights tagged 'opneai'.* Tags: .*openai"):
         load_clip("ViT-B-16", pretrained="opneai")

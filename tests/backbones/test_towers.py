@@ -40,6 +40,33 @@ def test_towers_of_unknown_kind_are_refused_by_class():
         find_text_tower(Strange())
 
 
+def test_what_is_no_open_clip_model_or_configuration_is_refused(clip):
+    for wrong in (None, "ViT-B-16"):
+        with pytest.raises(TypeError, match=r"expected an open_clip model, as promptreid\.load_clip"):
+            PromptedCLIP(wrong)
+    with pytest.raises(TypeError, match="expected a PromptConfig"):
+        PromptedCLIP(clip, {"text_length": 2})
+    with pytest.raises(UnsupportedTowerError, match=r"class promptreid\.encoders\.clip\.PromptedCLIP"):
+        PromptedVisionEncoder(PromptedCLIP(clip))
+
+
+def test_unknown_initialization_is_refused_and_leaves_the_model_bare(clip):
+    for encoder in (PromptedTextEncoder, PromptedVisionEncoder):
+        with pytest.raises(ValueError, match="initialization is 'zeros', expected one of start_state, mean_state"):
+            encoder(clip, 2, initialization="zeros")
+        assert encoder(clip, 2).detach() is clip
+
+
+def test_inputs_that_are_no_tensors_or_not_finite_are_refused(clip, images, tokens):
+    model = PromptedCLIP(clip)
+    with pytest.raises(TypeError, match="tokens are list, expected a tensor"):
+        model.encode_text(["a man"])
+    with pytest.raises(TypeError, match="images are ndarray, expected a tensor"):
+        model.encode_image(images.numpy())
+    with pytest.raises(ValueError, match="values up to nan"):
+        model.encode_image(images * float("nan"))
+
+
 class Scripted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -145,6 +172,14 @@ def test_slot_before_the_end_survives_gradient_checkpointing(clip, tokens):
         encoder(tokens).square().sum().backward()
         gradients.append(encoder.prompts.tokens.grad.clone())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "vit_relpos_medium_patch16_cls_224"])
+def test_intermediates_of_prompts_that_go_on_are_refused_in_other_families(zoo, name):
+    clip = make(zoo, name)
+    PromptedVisionEncoder(clip, 2, depth=1)
+    with pytest.raises(AttachmentError, match="so its intermediate sequences hold them"):
+        clip.visual.forward_intermediates(torch.zeros(1, 3, 64, 32))
 
 
 def test_tower_that_skips_blocks_takes_prompts_only_in_every_block(zoo):

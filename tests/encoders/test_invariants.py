@@ -104,6 +104,18 @@ def test_features_any_depth_equal_the_written_out_forward(clip, images, tokens, 
     torch.testing.assert_close(model.encode_text(tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2, None])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_features_without_gradients_equal_those_with(clip, images, tokens, length, depth):
+    """Without gradients prompts are taken out in place; `length` is below, at and above the tokens before the slot."""
+    model = PromptedCLIP(clip, PromptConfig(length, length, depth, depth)).eval()
+    expected = model.encode_image(images), model.encode_text(tokens)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            torch.testing.assert_close(model.encode_image(images), expected[0], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(model.encode_text(tokens), expected[1], rtol=1e-6, atol=1e-6)
+
+
 def test_base_model_while_wrapped_keeps_its_keys_and_answers_prompted(clip, images, tokens):
     bare = copy.deepcopy(clip)
     model = PromptedCLIP(clip)
@@ -303,6 +315,22 @@ def test_output_tokens_and_intermediates_have_the_bare_shapes(clip, images):
     assert pooled.shape == (5, 32)
     assert patches.shape == (5, 8, 32)
     assert model.config.vision_length == 4
+
+
+def test_intermediates_of_prompts_that_go_on_are_refused(clip, images, tokens):
+    bare = clip.visual.forward_intermediates(images)["image_intermediates"]
+    model = PromptedCLIP(clip, PromptConfig(text_depth=2, vision_depth=1))
+    with pytest.raises(AttachmentError, match=r"depth 1 of 3.* Leave depth out"):
+        clip.visual.forward_intermediates(images)
+    with pytest.raises(AttachmentError, match=r"depth 2 of 3.* Leave depth out"):
+        clip.forward_intermediates(text=tokens)
+    with model.disabled():
+        again = clip.visual.forward_intermediates(images)["image_intermediates"]
+    for one, other in zip(again, bare, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    copy.deepcopy(model).detach().visual.forward_intermediates(images)
+    assert "forward_intermediates" not in vars(model.detach().visual.transformer)
+    clip.visual.forward_intermediates(images)
 
 
 def test_position_embedding_changes_features_and_stays_zero_for_zero_prompts(clip, images, tokens):

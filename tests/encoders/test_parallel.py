@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from promptreid import PromptedCLIP, TwoStageSchedule
+from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
 
 
 @pytest.fixture
@@ -25,22 +25,58 @@ def process_group(monkeypatch):
     dist.destroy_process_group()
 
 
+def train_in_parallel(model, stage, images, tokens, person_ids, *, steps=3):
+    """Take steps of a stage through DistributedDataParallel; a parameter left unused fails the next one."""
+    stage.prepare()
+    parallel = DistributedDataParallel(model)
+    optimizer = stage.optimizer()
+    for _ in range(steps):
+        output = parallel(images, tokens)
+        stage.losses(output["image_features"], output["text_features"], person_ids)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def test_ddp_trains_both_stages_without_unused_parameters(clip, images, tokens, process_group):
     model = PromptedCLIP(clip)
-    person_ids = torch.tensor([0, 1, 2, 0, 1])
     for stage in TwoStageSchedule(model, num_identities=3):
-        stage.prepare()
-        parallel = DistributedDataParallel(model)
-        optimizer = stage.optimizer()
         before = [parameter.clone() for parameter in stage.parameters()]
-        # The second step is the one that fails if a parameter of the first never got its gradient.
-        for _ in range(3):
-            output = parallel(images, tokens)
-            stage.losses(output["image_features"], output["text_features"], person_ids)["total"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        train_in_parallel(model, stage, images, tokens, torch.tensor([0, 1, 2, 0, 1]))
         changed = [not torch.equal(a, b) for a, b in zip(before, stage.parameters(), strict=True)]
         assert all(changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coca_ViT-B-32",  # a decoder that no feature comes from
+        "ViT-B-16-SigLIP",  # a logit bias
+        "nllb-clip-base",  # skips blocks while training
+        "RN50",  # pixels around the border
+        "mt5-base-ViT-B-32",
+    ],
+)
+def test_ddp_trains_both_stages_of_other_families_without_unused_parameters(zoo, name, process_group):
+    size = (96, 64) if "B-32" in name else (64, 32)
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=size)
+    if name == "nllb-clip-base":
+        clip.text.transformer.layerdrop = 0.5
+    model = PromptedCLIP(clip, PromptConfig(vision_length=2))
+    images, tokens, person_ids = torch.randn(3, 3, *size), zoo.tokens_for(name), torch.tensor([0, 1, 2])
+    for stage in TwoStageSchedule(model, num_identities=3):
+        train_in_parallel(model, stage, images, tokens, person_ids, steps=6)
+
+
+def test_decoder_that_no_feature_comes_from_is_left_as_it_was(zoo):
+    with zoo.shrunk():
+        clip = load_clip("coca_ViT-B-32", image_size=(96, 64))
+    stage = TwoStageSchedule(PromptedCLIP(clip), num_identities=3)[1]
+    stage.prepare()
+    decoder = set(clip.text_decoder.parameters())
+    assert not decoder & set(stage.parameters())
+    assert not any(parameter.requires_grad for parameter in decoder)
+    assert all(parameter.requires_grad for parameter in clip.text.parameters())
 
 
 def test_threads_that_infer_side_by_side_get_what_one_gets(clip, images, tokens):

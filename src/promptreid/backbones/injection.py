@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from promptreid.backbones.captions import HidePromptsBeforeEnd, NoteCaptionEnds, TrimSequence
@@ -84,6 +85,7 @@ class PromptInjection:
         if self._handles:
             for bias in self.tower.relative_biases:
                 bias.__dict__.pop("get_bias", None)
+            self.tower.container.__dict__.pop("forward_intermediates", None)
             if self._sequence_first:
                 set_sequence_first(self.tower, enable=False)
         self._handles = []
@@ -110,8 +112,16 @@ class PromptInjection:
             self._hook(block, InsertPrompts(self, index, block))
             if index == last or index + 1 < self.prompts.depth:
                 self._handles.append(block.register_forward_hook(RemovePrompts(self)))
-        for bias in self.tower.relative_biases if self.prompts.length else ():
+        if self.prompts.length:
+            self._replace_methods()
+
+    def _replace_methods(self) -> None:
+        """Stand in for methods that no hook reaches."""
+        for bias in self.tower.relative_biases:
             bias.__dict__["get_bias"] = GrownBias(self, bias)
+        container = self.tower.container
+        if self.prompts.depth < len(self.tower.blocks) and hasattr(container, "forward_intermediates"):
+            container.__dict__["forward_intermediates"] = RefusedIntermediates(self)
 
     def _attach_before_end(self) -> None:
         tower: Any = self.tower
@@ -190,11 +200,17 @@ class RemovePrompts:
         count = self.injection.prompts.length
         if count == 0 or not self.injection.switch.on:
             return None
-        tower = self.injection.tower
         if isinstance(output, tuple):
-            sequence = remove_tokens(output[0], slot=tower.slot, count=count, axis=tower.sequence_axis)
-            return (sequence, *output[1:])
-        return remove_tokens(output, slot=tower.slot, count=count, axis=tower.sequence_axis)
+            return (self._remove(output[0], count), *output[1:])
+        return self._remove(output, count)
+
+    def _remove(self, sequence: Tensor, count: int) -> Tensor:
+        tower = self.injection.tower
+        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
+            sequence[count : count + tower.slot] = sequence[: tower.slot].clone()
+            return sequence[count:]
+        return remove_tokens(sequence, slot=tower.slot, count=count, axis=tower.sequence_axis)
 
 
 class GrownBias:
@@ -216,3 +232,22 @@ class GrownBias:
             return value
         grown = grow_bias(value, length=value.shape[-1], slot=tower.slot, count=count)
         return value if grown is None else grown
+
+
+class RefusedIntermediates:
+    """Stands in for the `forward_intermediates` of blocks that pass prompts on, which would return prompts as well."""
+
+    def __init__(self, injection: PromptInjection) -> None:
+        self.injection = injection
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it where the tower is bare; refuse it where it is not."""
+        tower = self.injection.tower
+        if self.injection.switch.on:
+            raise AttachmentError(
+                f"prompts go on from block to block of this {tower.kind} (depth {self.injection.prompts.depth} of "
+                f"{len(tower.blocks)}), so its intermediate sequences hold them. Leave depth out, so that every block "
+                "has its own prompts, or call forward_intermediates inside disabled()"
+            )
+        kind: Any = type(tower.container)
+        return kind.forward_intermediates(tower.container, *args, **kwargs)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from promptreid.backbones.extra import check_transformers
+from promptreid.backbones.features import fill_unset_parameters
 from promptreid.backbones.names import (
     TINY_FOLDER,
     TINY_NAME,
@@ -194,6 +195,8 @@ def _load_named(
             cache_dir=cache,
             require_pretrained=origin == "tag",
         )
+    if origin == "random":
+        fill_unset_parameters(clip)
     if origin == "shipped":
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
     if origin == "file":

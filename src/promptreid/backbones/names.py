@@ -31,7 +31,10 @@ def check_name(name: str) -> None:
 
     Raises:
         ValueError: There is no such model.
+        TypeError: It is no name.
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"name is {name!r}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
     names: list[str] = open_clip.list_models()
     if name in names or is_repository(name):
         return

@@ -31,6 +31,7 @@ def find_text_tower(clip: nn.Module) -> TextTower:
         return _built_in_tower(text)
     if isinstance(text, HFTextEncoder):
         return _hugging_face_tower(text)
+    text = clip if text is None else text
     raise UnsupportedTowerError(
         f"no prompts for a text tower of class {type(text).__module__}.{type(text).__qualname__}: known are "
         "open_clip's built-in text Transformers and its Hugging Face encoders. Pass an open_clip model, for example "
@@ -105,11 +106,6 @@ def _hugging_face_tower(text: Any) -> TextTower:
         vocabulary=int(text.vocab_size),
         pad_id=int(config.pad_token_id),
     )
-
-
-def feature_size_of(clip: nn.Module) -> int:
-    """E, size of the features that both towers share."""
-    return int(clip.visual.output_dim)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
 
 def caption_end(tower: TextTower, tokens: Tensor) -> Tensor:

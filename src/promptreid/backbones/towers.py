@@ -132,11 +132,17 @@ class PixelTower:
 
 
 def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
-    """Refuse a model that is TorchScript or was compiled before prompts were attached.
+    """Refuse what is no model, is TorchScript or was compiled before prompts were attached.
 
     Raises:
         AttachmentError: It is; says what to do.
+        TypeError: It is no module.
     """
+    if not isinstance(clip, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"clip is {type(clip).__name__}, expected an open_clip model, as promptreid.load_clip(name) and "
+            "open_clip.create_model(name) make them"
+        )
     if isinstance(clip, _script_module()):
         raise AttachmentError(
             f"this model is TorchScript ({type(clip).__qualname__}), whose blocks take no hooks. Make it without "

@@ -57,6 +57,7 @@ def find_vision_tower(clip: nn.Module) -> TokenTower | PixelTower:
                 pooling=_pooling_of(visual),
             )
         visual = trunk
+    visual = clip if visual is None else visual
     raise UnsupportedTowerError(
         f"no prompts for an image tower of class {type(visual).__module__}.{type(visual).__qualname__}: known are "
         "open_clip's VisionTransformer and ModifiedResNet, timm's VisionTransformer, Eva and VisionTransformerRelPos, "

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 from open_clip.factory import load_state_dict as read_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from promptreid.backbones.names import check_image_size
@@ -56,8 +57,14 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
         ValueError: The grid is no square, and nothing says how many rows and columns it has.
     """
     saved = saved_size or _stated_size(path)
-    _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
-    open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
+    try:
+        _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
+        open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
+    except (SafetensorError, EOFError, UnpicklingError) as error:
+        raise RuntimeError(
+            f"{path} is no weight file, or a damaged one ({type(error).__name__}); expected weights of the named "
+            "architecture as .safetensors or .pt. Copy or download it again"
+        ) from error
 
 
 def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from promptreid.backbones.features import feature_size_of
 from promptreid.backbones.loading import ClipSource, load_tokenizer, source_of
+from promptreid.backbones.towers import refuse_compiled
 from promptreid.backbones.vision import image_size_of, image_statistics_of
 from promptreid.data.transforms import eval_transform, train_transform
 from promptreid.encoders.sharing import FIRST_SET, PromptSet, Sharing
@@ -72,6 +74,9 @@ class PromptedCLIP(Sharing, nn.Module):
     ) -> None:
         super().__init__()
         config = PromptConfig() if config is None else config
+        if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
+        refuse_compiled(clip)
         self.source: ClipSource | None = source_of(clip) if source is None else source
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip)
         self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
@@ -143,7 +148,7 @@ class PromptedCLIP(Sharing, nn.Module):
     @property
     def embed_dim(self) -> int:
         """E, size of the features that both encoders share."""
-        return int(self.clip.visual.output_dim)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        return feature_size_of(self.clip)
 
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
@@ -212,7 +217,10 @@ class PromptedCLIP(Sharing, nn.Module):
             if state_dict[name].shape != own[name].shape
         ]
         if faults:
-            raise CheckpointError(f"these prompts do not fit this model: {'; '.join(sorted(faults))}")
+            raise CheckpointError(
+                f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Shapes are (blocks, prompts, "
+                "width): wrap the architecture they were trained for with the PromptConfig they were trained with"
+            )
         self.load_state_dict(dict(state_dict), strict=False)
 
     @contextmanager

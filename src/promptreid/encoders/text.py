@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
 from promptreid.backbones.captions import trimmed
+from promptreid.backbones.features import join_skipped_blocks
 from promptreid.backbones.injection import PromptInjection
 from promptreid.backbones.probing import probe_tokens
 from promptreid.backbones.text import find_text_tower, longest_caption
@@ -100,9 +101,15 @@ class PromptedTextEncoder(PromptCarrier):
             sliced = self.tower.trim == "slice"
             with nullcontext() if sliced else trimmed(self.injection.switch, longest):
                 features = encode(tokens[:, :longest] if sliced else tokens, normalize=False)
+        if self.tower.drops_blocks:
+            features = join_skipped_blocks(self.tower, features)
         return unit_length(features, dim=-1) if normalize else features
 
     def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"tokens are {type(tokens).__name__}, expected a tensor, as model.tokenizer(captions) makes"
+            )
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise TypeError(
                 f"tokens have dtype {tokens.dtype}, expected integers as model.tokenizer(captions) makes them"

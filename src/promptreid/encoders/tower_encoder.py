@@ -10,7 +10,7 @@ from promptreid.backbones.attention_pool import AttentionPoolInjection
 from promptreid.backbones.border import BorderInjection
 from promptreid.backbones.injection import PromptInjection
 from promptreid.backbones.probing import mean_states, start_states
-from promptreid.prompts import BorderPrompts, Initialization, PoolPrompts, Prompts
+from promptreid.prompts import INITIALIZATIONS, BorderPrompts, Initialization, PoolPrompts, Prompts, check_choice
 
 Injection = PromptInjection | BorderInjection | AttentionPoolInjection
 
@@ -78,7 +78,12 @@ def start_prompts(
         prompts: The prompts.
         probe: Sends a few inputs through the bare tower, for the initialisation from hidden states.
         initialization: How prompts start; `None` leaves them zero, for a loader that sets them.
+
+    Raises:
+        ValueError: There is no such initialisation.
     """
+    if initialization is not None:
+        check_choice("initialization", initialization, INITIALIZATIONS)
     if prompts.length == 0 or initialization is None:
         return
     if initialization == "normal":

@@ -111,6 +111,8 @@ class PromptedVisionEncoder(PromptCarrier):
         return unit_length(features, dim=-1) if normalize else features
 
     def _check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"images are {type(images).__name__}, expected a tensor, as model.eval_transform makes")
         height, width = image_size_of(self.clip)
         if images.ndim != 4 or images.shape[1:] != (3, height, width):
             raise ValueError(
@@ -128,7 +130,7 @@ class PromptedVisionEncoder(PromptCarrier):
             raise ValueError("images hold no picture: the batch is empty, and open_clip's towers take at least one")
         if images.device.type == "cpu":
             largest = float(images.detach().abs().amax())
-            if largest > _LARGEST_VALUE:
+            if not largest <= _LARGEST_VALUE:  # NaN is refused as well
                 raise ValueError(
                     f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
                     "them; are these pixels of 0 to 255?"

@@ -5,13 +5,11 @@ from typing import Literal
 
 from torch import nn
 
+from promptreid.backbones.features import parameters_without_features
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.training.layer_depths import LayerDepths
 
 Part = Literal["prompts", "image_prompts", "text_prompts", "encoders", "norms", "projections"]
-# The model's own logit scale and bias have no part in our losses; left trainable they would never get a gradient,
-# which DistributedDataParallel refuses.
-_UNUSED = ("logit_scale", "logit_bias")
 
 
 def part_parameters(model: PromptedCLIP, part: Part) -> list[nn.Parameter]:
@@ -29,7 +27,8 @@ def part_parameters(model: PromptedCLIP, part: Part) -> list[nn.Parameter]:
         depths = LayerDepths(model)
         last = [parameter for parameter in model.clip.parameters() if depths.distance_from_end(parameter) == 0]
         parameters = [parameter for parameter in last if parameter not in norms]
-    unused = {parameter for name, parameter in model.clip.named_parameters() if name in _UNUSED}
+    # Left trainable they would never get a gradient, which DistributedDataParallel refuses.
+    unused = set(parameters_without_features(model.clip))
     return [parameter for parameter in dict.fromkeys(parameters) if parameter.numel() > 0 and parameter not in unused]
 
 
