@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import open_clip
 from torch import Tensor
 
+from promptreid.backbones.names import check_name
 from promptreid.backbones.source import ClipSource
 
 _PEEK_FACTOR = 2
@@ -33,8 +34,12 @@ class CaptionTokenizer:
         self.context_length: int = context_length or getattr(tokenize, "context_length", None) or 77
         self._warned = False
 
-    def __call__(self, captions: str | Sequence[str]) -> Tensor:
+    def __call__(self, captions: str | Sequence[str], *, context_length: int | None = None) -> Tensor:
         """Token ids of one caption or several.
+
+        Args:
+            captions: The captions.
+            context_length: Room for so many tokens instead of the model's, to count those of long captions.
 
         Shape:
             - returns: (B, L) int64
@@ -46,8 +51,8 @@ class CaptionTokenizer:
         wrong = [caption for caption in captions if not isinstance(caption, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
         if wrong:
             raise TypeError(f"captions hold {wrong[0]!r}, expected text: one string or a list of strings")
-        tokens = self.tokenize(captions, context_length=self.context_length)
-        if not self._warned:
+        tokens = self.tokenize(captions, context_length=context_length or self.context_length)
+        if not self._warned and context_length is None:
             self._warn_of_cuts(captions, tokens)
         return tokens
 
@@ -70,4 +75,14 @@ class CaptionTokenizer:
 
 def load_tokenizer(source: ClipSource) -> CaptionTokenizer:
     """The tokenizer of an architecture; some of them are downloaded on first use."""
-    return CaptionTokenizer(open_clip.get_tokenizer(source.name))
+    return tokenizer_of(source.name)
+
+
+def tokenizer_of(name: str) -> CaptionTokenizer:
+    """The tokenizer of an open_clip model of that name, without the model.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    check_name(name)
+    return CaptionTokenizer(open_clip.get_tokenizer(name))
