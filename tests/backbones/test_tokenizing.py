@@ -30,6 +30,12 @@ def test_caption_that_is_too_long_is_cut_with_its_end_kept_and_said_once(tokeniz
         tokenizer(captions)
 
 
+def test_captions_given_more_room_are_not_cut_and_say_nothing(tokenizer):
+    tokens = tokenizer("word " * 100, context_length=120)
+    assert tokens.shape == (1, 120)
+    assert int((tokens != 0).sum()) == 102
+
+
 def test_captions_that_are_no_text_are_refused(tokenizer):
     with pytest.raises(TypeError, match="captions hold 3, expected text"):
         tokenizer(["a man", 3])

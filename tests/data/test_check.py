@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from promptreid.cli.main import main
 from promptreid.data.check import check_dataset
 from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.generated import write_generated
@@ -114,6 +115,30 @@ def test_check_dataset_names_all_of_twenty_planted_faults_and_no_other(drawn: Pa
     assert not report.ok
     assert len(report.errors) == 17  # all but the tiny picture, the long caption and the duplicate
     assert report.lines()[-1].startswith("not ready for training: 17 errors, 3 warnings")
+
+
+def test_promptreid_check_names_all_of_twenty_planted_faults(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted = plant_twenty_faults(drawn)
+    assert main(["check", str(drawn)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for _, record, words in planted:
+        assert len([line for line in lines if f"reid_raw.json, record {record}: " in line and words in line]) == 1
+    assert lines[-1].startswith("not ready for training: 17 errors, 3 warnings")
+
+
+def test_promptreid_check_counts_against_the_context_of_the_model_named(
+    drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_twenty_faults(drawn)
+    longest = []
+    for settings, context in (([], 77), (["--tokenizer", "coca_ViT-B-32"], 76)):
+        main(["check", str(drawn), "--no-images", "--json", *settings])
+        report = json.loads(capsys.readouterr().out)
+        assert report["context_length"] == context
+        longest.append(report["longest_caption"])
+    assert longest[0] == longest[1] == 154  # "a man", 30 times "in a very long coat", start and end
+    assert main(["check", str(drawn), "--tokenizer", "ViT-B-61"]) == 2
+    assert "open_clip has no model named 'ViT-B-61'" in capsys.readouterr().err
 
 
 def test_check_dataset_report_is_frozen_and_json_able(drawn: Path) -> None:

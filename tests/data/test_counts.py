@@ -46,6 +46,7 @@ def test_split_that_is_lacking_or_too_many_is_named() -> None:
 
 def test_no_published_counts_gives_the_plain_line() -> None:
     assert count_line("Set", {"test": SplitCounts(1, 2, 3)}, None) == "Set: test 1 persons, 2 images, 3 captions"
+    assert count_line("Set", {}, None) == "Set: nothing"
 
 
 @pytest.mark.parametrize(

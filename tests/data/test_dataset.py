@@ -82,6 +82,7 @@ def test_captions_only_has_every_caption_once_with_the_annotations_numbers(train
     assert torch.equal(captions[4], tokenizer(["a third sentence"])[0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # of a machine with one core
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_captioned_images_loader_gives_the_same_with_and_without_workers(
     train: ReIDSplit, tokenizer: Any, num_workers: int

@@ -1,8 +1,10 @@
 """Paths that stay below their folder, and lists of pictures in a plain one."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from promptreid.data.image_files import ImageFolder, leaves_folder, list_images, shown
 from promptreid.errors import DatasetError
@@ -18,6 +20,13 @@ def test_leaves_folder_true_for_what_could_lead_out(path: str) -> None:
 @pytest.mark.parametrize("path", ["a.jpg", "a/b.jpg", "./a.jpg", "a..b/c...jpg", ".hidden", "a b/ü.jpg"])
 def test_leaves_folder_false_for_paths_below(path: str) -> None:
     assert not leaves_folder(path)
+
+
+@given(st.text(alphabet="./\\:\0C a\n", max_size=8))
+def test_leaves_folder_says_what_pathlib_says(path: str) -> None:
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
+    assert leaves_folder(path) == (rooted or ".." in {*posix.parts, *windows.parts} or "\0" in path)
 
 
 def test_shown_escapes_what_a_terminal_cannot_print() -> None:

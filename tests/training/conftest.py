@@ -1,6 +1,8 @@
 """A small prompted model and a batch for it."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.prompts import PromptConfig
 from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.trainer import Trainer
 
 collect_ignore = ["interrupted_run.py", "killed_run.py", "two_processes.py"]  # programs, which tests start
 
@@ -67,3 +70,23 @@ def schedule(model: PromptedCLIP) -> TwoStageSchedule:
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
+
+
+@pytest.fixture
+def make(model: PromptedCLIP, schedule: TwoStageSchedule, pairs: Any, tmp_path: Path) -> Any:
+    """Makes a trainer of the schedule on the CPU."""
+
+    def build(**settings: Any) -> Trainer:
+        defaults = {
+            "model": model,
+            "stages": schedule,
+            "train_data": pairs,
+            "batch_size": 4,
+            "output_dir": tmp_path / "run",
+            "device": "cpu",
+            "progress": False,
+            "trackers": (),
+        }
+        return Trainer(**(defaults | settings))
+
+    return build

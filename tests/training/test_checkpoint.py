@@ -14,7 +14,7 @@ from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_ch
 
 @pytest.fixture
 def checkpoint() -> Checkpoint:
-    made = Checkpoint(state={"position": {"step": 3}, "rate": 0.1})
+    made = Checkpoint(state={"settings": {}, "position": {"step": 3}, "random": [], "rate": 0.1})
     shared = torch.randn(4, 3)
     made.add("model", {"weight": shared, "tied": shared, "a.b": torch.tensor(2.0, dtype=torch.float64)})
     made.add("mode", {"empty": torch.zeros(2, 0, 3)})
@@ -96,12 +96,11 @@ def damage(path: Path, how: str) -> None:
         state.write_bytes(state.read_bytes()[:-5])
     elif how == "not text":
         state.write_bytes(b"\xff\xfe\x00")
-    elif how == "a list":
-        state.write_text("[]")
-    elif how == "foreign":
-        state.write_text(json.dumps({"step": 3}))
-    elif how == "newer":
-        state.write_text(json.dumps(json.loads(state.read_text()) | {"version": 99}))
+    else:
+        whole = json.loads(state.read_text())
+        lacking = {name: value for name, value in whole.items() if name != "position"}
+        others = {"a list": [], "foreign": {"step": 3}, "newer": whole | {"version": 99}, "no position": lacking}
+        state.write_text(json.dumps(others[how]))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,7 @@ def damage(path: Path, how: str) -> None:
         ("not text", "state.json cannot be read"),
         ("a list", "does not say that it is of format"),
         ("foreign", "does not say that it is of format"),
+        ("no position", "state.json has no position"),
         ("newer", "is of version 99, this promptreid reads version 1"),
     ],
 )

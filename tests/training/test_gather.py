@@ -67,6 +67,21 @@ def test_losses_and_gradients_of_two_processes_and_of_cached_chunks_are_those_of
                 assert distance(found[name], value) <= bound, name
 
 
+def test_gradients_in_bf16_of_two_processes_and_of_cached_chunks_are_nearly_those_of_one(runs: Path) -> None:
+    one, two = gradients(runs / "bf16-1"), gradients(runs / "bf16-2")
+    exact, expected = gradients(runs / "gradients1"), one["float32-plain-identity-rank0"]
+
+    def joined(found: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([found[name].flatten() for name in sorted(expected)])
+
+    rounding = distance(joined(expected), joined(exact["float32-plain-identity-rank0"]))
+    assert 1e-4 < rounding < 0.1  # bf16 it is
+    assert len(two) == 4
+    for found in (one["float32-3-identity-rank0"], *two.values()):
+        assert all(str(value.dtype) == "torch.float32" for value in found.values())
+        assert distance(joined(found), joined(expected)) < rounding
+
+
 def test_trainer_two_processes_train_as_one_does(runs: Path) -> None:
     one = load_file(runs / "train1" / "rank0.safetensors")
     ranks = [load_file(runs / "train2" / f"rank{rank}.safetensors") for rank in range(2)]

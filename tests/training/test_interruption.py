@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,46 @@ def test_trainer_interrupted_writes_a_checkpoint_and_goes_on_to_the_same_end(tmp
     assert len({(path / "state.safetensors").read_bytes() for path in finals}) == 1
 
 
+@pytest.fixture
+def heeded() -> Generator[None, None, None]:
+    """SIGINT as in a terminal; a test suite in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
+def test_interruption_leaves_alone_what_is_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption(torch.device("cpu")) as held:
+        signal.raise_signal(signal.SIGINT)
+        assert not held.wanted()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("heeded")
 def test_interruption_puts_the_handlers_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption(torch.device("cpu")) as held:
         assert signal.getsignal(signal.SIGTERM) != before[1]
         assert not held.wanted()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.usefixtures("heeded")
+def test_interruption_under_torchrun_takes_a_signal_passed_on_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    with pytest.raises(KeyboardInterrupt), Interruption(torch.device("cpu")) as held:  # noqa: PT012
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert held.wanted()
+        later = time.monotonic() + 4
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(SystemExit, match="143"):
+        held.exit("the checkpoint is whole")
 
 
 def test_interruption_in_another_thread_holds_nothing_back() -> None:

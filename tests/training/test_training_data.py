@@ -38,6 +38,15 @@ def test_batches_item_without_tokens_is_refused() -> None:
         Batches(items, batch_size=2, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [([], "train_data, a list, has no items; expected two"), (iter([]), "train_data, a list_iterator, has no length")],
+)
+def test_batches_nothing_to_count_is_refused(dataset: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Batches(dataset, batch_size=2, seed=0)
+
+
 def test_batches_processes_that_do_not_divide_the_batch_are_refused(pairs: Any) -> None:
     with pytest.raises(ValueError, match="batch_size 5 is not divisible by the 2 processes"):
         Batches(pairs, batch_size=5, seed=0, num_replicas=2)

@@ -76,10 +76,10 @@ def every_loss() -> dict[str, nn.Module]:
     return losses
 
 
-def save_gradients(path: Path, case: str) -> None:
+def save_gradients(path: Path, case: str, *, mixed_precision: str = "no") -> None:
     """Gradients of everything that can train and every loss, of one batch of eight or this process's share of it."""
     dtype, chunk, sampler = CASES[case]
-    accelerator = make_accelerator("cpu", "no")
+    accelerator = make_accelerator("cpu", mixed_precision)
     model = PromptedCLIP(small_clip(), PromptConfig(text_length=2, vision_length=2)).to(dtype)
     stage = Stage("all", model, trains=["prompts", "encoders"], losses=every_loss())
     stage.loss_modules.to(dtype)
@@ -99,6 +99,11 @@ def save_gradients(path: Path, case: str) -> None:
 def save_all_gradients(path: Path) -> None:
     for case in CASES:
         save_gradients(path, case)
+
+
+def save_bf16_gradients(path: Path) -> None:
+    for way in ("plain", "3"):
+        save_gradients(path, f"float32-{way}-identity", mixed_precision="bf16")
 
 
 class Stop(Exception):
@@ -136,6 +141,7 @@ def train(
     except Stop:
         return
     rank = int(os.environ.get("RANK", "0"))
+    assert trainer._run.last == path / "checkpoints" / "step-000000009"  # in every process
     save_file({name: value.clone() for name, value in model.state_dict().items()}, path / f"rank{rank}.safetensors")
 
 
@@ -174,6 +180,8 @@ def main(folder: Path) -> None:
     codes = [
         in_one(folder / "gradients1", lambda: save_all_gradients(folder / "gradients1")),
         in_two(folder / "gradients2", lambda: save_all_gradients(folder / "gradients2")),
+        in_one(folder / "bf16-1", lambda: save_bf16_gradients(folder / "bf16-1")),
+        in_two(folder / "bf16-2", lambda: save_bf16_gradients(folder / "bf16-2")),
         in_one(folder / "train1", lambda: train(folder / "train1")),
         in_two(folder / "train2", lambda: train(folder / "train2")),
         in_two(folder / "whole", lambda: train(folder / "whole", patch_dropout=0.25, chunk_size=1)),

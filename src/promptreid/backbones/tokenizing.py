@@ -7,6 +7,7 @@ import open_clip
 from torch import Tensor
 
 from promptreid.backbones.extra import explain_missing_transformers
+from promptreid.backbones.names import check_name
 from promptreid.backbones.source import ClipSource
 
 _PEEK_FACTOR = 2
@@ -34,8 +35,12 @@ class CaptionTokenizer:
         self.context_length: int = context_length or getattr(tokenize, "context_length", None) or 77
         self._warned = False
 
-    def __call__(self, captions: str | Sequence[str]) -> Tensor:
+    def __call__(self, captions: str | Sequence[str], *, context_length: int | None = None) -> Tensor:
         """Token ids of one caption or several.
+
+        Args:
+            captions: The captions.
+            context_length: Room for so many tokens instead of the model's, to count those of long captions.
 
         Shape:
             - returns: (B, L) int64
@@ -47,8 +52,8 @@ class CaptionTokenizer:
         wrong = [caption for caption in captions if not isinstance(caption, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
         if wrong:
             raise TypeError(f"captions hold {wrong[0]!r}, expected text: one string or a list of strings")
-        tokens = self.tokenize(captions, context_length=self.context_length)
-        if not self._warned:
+        tokens = self.tokenize(captions, context_length=context_length or self.context_length)
+        if not self._warned and context_length is None:
             self._warn_of_cuts(captions, tokens)
         return tokens
 
@@ -75,5 +80,20 @@ def load_tokenizer(source: ClipSource) -> CaptionTokenizer:
     Raises:
         MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
     """
-    with explain_missing_transformers(f"the tokenizer of {source.name}"):
-        return CaptionTokenizer(open_clip.get_tokenizer(source.name))
+    return _tokenizer(source.name)
+
+
+def tokenizer_of(name: str) -> CaptionTokenizer:
+    """The tokenizer of an open_clip model of that name, without the model.
+
+    Raises:
+        ValueError: There is no such model.
+        MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
+    """
+    check_name(name)
+    return _tokenizer(name)
+
+
+def _tokenizer(name: str) -> CaptionTokenizer:
+    with explain_missing_transformers(f"the tokenizer of {name}"):
+        return CaptionTokenizer(open_clip.get_tokenizer(name))

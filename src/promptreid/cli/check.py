@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+from promptreid.backbones.tokenizing import tokenizer_of
 from promptreid.cli.output import Output
 from promptreid.data.check import check_dataset
 
 SHOWN = 10
+CLIP = "ViT-B-16"
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
@@ -20,6 +22,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("root", type=Path, help="the data set's folder")
     parser.add_argument("--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: found out")
     parser.add_argument("--no-images", action="store_true", help="look only whether pictures are there: much faster")
+    parser.add_argument(
+        "--tokenizer",
+        default=CLIP,
+        metavar="MODEL",
+        help="the open_clip model that captions must not be too long for; default %(default)s, whose 77 tokens most "
+        "CLIP models share",
+    )
     parser.add_argument("--limit", type=int, default=SHOWN, help="messages shown of each kind; default %(default)s")
     return parser
 
@@ -27,7 +36,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(settings: argparse.Namespace, output: Output) -> int:
     """Check the data set."""
     report = check_dataset(
-        settings.root, layout=settings.layout, images=not settings.no_images, progress=output.progress
+        settings.root,
+        layout=settings.layout,
+        images=not settings.no_images,
+        tokenizer=tokenizer_of(settings.tokenizer),
+        progress=output.progress,
     )
     for line in report.lines(limit=settings.limit):
         output.say(line)

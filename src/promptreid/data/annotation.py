@@ -80,9 +80,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str) -> ImageRecord | li
     faults += [fault for key, check in checks if key in fields and (fault := check(fields[key])) is not None]
     if faults:
         return faults
-    return ImageRecord(
-        images / PurePosixPath(fields[image_key]), fields["id"], tuple(fields["captions"]), fields["split"]
-    )
+    return ImageRecord(images / fields[image_key], fields["id"], tuple(fields["captions"]), fields["split"])
 
 
 def split_fault(split: Any) -> Fault | None:

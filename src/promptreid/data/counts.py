@@ -41,7 +41,7 @@ def count_line(name: str, found: Mapping[str, SplitCounts], published: Published
             parts.append(f"{split} none of {_plain(expected[split])}")
         else:
             parts.append(f"{split} {_against(found[split], expected.get(split))}")
-    line = f"{name}: {'; '.join(parts)}"
+    line = f"{name}: {'; '.join(parts) or 'nothing'}"
     if published is None:
         return line
     return f"{line} ({'as published' if dict(found) == dict(expected) else 'not as published'})"

@@ -1,6 +1,7 @@
 """Which of the image files that an annotation names are there, and whether they stay below their folder."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
@@ -10,9 +11,14 @@ Place = Literal["present", "missing", "outside"]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
+# No root, drive or step upwards can be in these, and nearly all paths are such: pathlib is asked of the others alone.
+_PLAINLY_BELOW = re.compile(r"(?!/)(?!.*\.\.)[^\\:\0]*", re.DOTALL)
+
 
 def leaves_folder(path: str) -> bool:
     """Whether a path is absolute, climbs with `..` or cannot name a file, on POSIX or on Windows."""
+    if _PLAINLY_BELOW.fullmatch(path):
+        return False
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
     anchored = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return anchored or ".." in posix.parts or ".." in windows.parts or "\0" in path

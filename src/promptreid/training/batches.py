@@ -50,7 +50,8 @@ class Batches:
         pin_memory: Load into memory that a GPU copies from faster.
 
     Raises:
-        ValueError: An item lacks something, or the sampler cannot make such batches.
+        ValueError: There are no items or they cannot be counted, an item lacks something, or the sampler cannot make
+            such batches.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Batches:
         rank: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        length = len(cast(Sized, dataset))
+        length = _length(dataset)
         make = partial(EpochSampler, length, batch_size=batch_size) if make_sampler is None else make_sampler
         self.sampler: BatchSampler = make(seed=seed, num_replicas=num_replicas, rank=rank)
         if self.sampler.batch_size != batch_size:
@@ -104,6 +105,14 @@ class Batches:
             "items": len(self.items),
             "sampler": type(self.sampler).__name__,
         }
+
+
+def _length(dataset: Any) -> int:
+    length = len(cast(Sized, dataset)) if hasattr(dataset, "__len__") else None
+    if not length:
+        how_many = "no length" if length is None else "no items"
+        raise ValueError(f"train_data, a {type(dataset).__name__}, has {how_many}; expected two or more, by index")
+    return length
 
 
 def _check_item(item: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from promptreid.files import file_digest, flush, write_bytes_atomically, write_t
 FORMAT = "promptreid-training"
 VERSION = 1
 TENSORS, STATE = "state.safetensors", "state.json"
+NEEDED = ("settings", "position", "random")
 
 
 @dataclass
@@ -78,6 +79,9 @@ def read_state(path: Path) -> dict[str, Any]:
         raise _refusal(path, f"{STATE} does not say that it is of format {FORMAT}")
     if state.get("version") != VERSION:
         raise _refusal(path, f"it is of version {state.get('version')}, this promptreid reads version {VERSION}")
+    missing = [name for name in NEEDED if name not in state]
+    if missing:
+        raise _refusal(path, f"{STATE} has no {', '.join(missing)}")
     return cast(dict[str, Any], state)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 import torch.distributed as dist
 
 _HELD = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process; torchrun, and accelerate which uses it, then
+# send the same signal to their processes once more. So much later a second one is meant.
+_PASSED_ON_SECONDS = 3.0
 
 
 class Interruption:
     """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts at once.
 
+    Under `torchrun` a second one counts from three seconds after the first, because its launcher passes each on.
     Signals reach the main thread alone, so in another thread nothing is held back.
 
     Args:
@@ -24,11 +29,15 @@ class Interruption:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._number = 0
+        self._first: float | None = None
+        self._launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _HELD}
+            # One that is ignored stays so: a shell lets its background programs not see the terminal's Ctrl-C.
+            heeded = [number for number in _HELD if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(
@@ -55,9 +64,18 @@ class Interruption:
         raise SystemExit(128 + self._number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        self._let_go()
-        _say(f"{signal.Signals(number).name}: stopping after this step and its checkpoint; send it again to stop now")
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._number = now, number
+            _say(f"{signal.Signals(number).name}: stopping after this step and its checkpoint; {self._again()}")
+        elif now - self._first > _PASSED_ON_SECONDS:
+            self._let_go()
+            signal.raise_signal(number)
+        if not self._launched:
+            self._let_go()
+
+    def _again(self) -> str:
+        return f"send it again {'in a few seconds ' if self._launched else ''}to stop now"
 
     def _let_go(self) -> None:
         for number, handler in self._before.items():

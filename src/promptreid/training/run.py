@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.training.acceleration import all_ranks
+from promptreid.training.acceleration import all_ranks, first_rank
 from promptreid.training.checkpoint import Checkpoint, load_checkpoint
 from promptreid.training.randomness import random_state, set_random_state
 from promptreid.training.run_folder import RunFolder
@@ -77,12 +77,14 @@ class Run:
             random.seed(seed)
 
     def go_on(self, running: RunningStage) -> None:
-        """Set optimiser, schedule and generators of the first stage after `begin` to where they stood."""
+        """Set optimiser, schedule, scaler and generators of the first stage after `begin` to where they stood."""
         checkpoint, self._pending = self._pending, None
         if checkpoint is None:
             return
         if not self.state.between_stages:
             restore_running(checkpoint, running)
+        if running.scaler is not None:
+            running.scaler.load_state_dict(checkpoint.state["scaler"])
         rank = self._accelerator.process_index
         set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
 
@@ -92,10 +94,12 @@ class Run:
         if self.is_main:
             checkpoint = capture(self.model, self.stages, self.state, running)
             checkpoint.state |= {"settings": self._settings, "random": [state for _, state in everyone]}
+            if self._accelerator.scaler is not None:  # which goes on from stage to stage
+                checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
             for rank, (states, _) in enumerate(everyone):
                 checkpoint.add(f"random.{rank}", states)
             self.last = self.folder.save(checkpoint, self.state.history, step=self.state.step)
-        self._accelerator.wait_for_everyone()
+        self.last = first_rank(self.last)  # which every process names in errors; so each waits until it is written
 
     def keep_best(self, entry: dict[str, Any]) -> None:
         """Keep the weights as this stage's best so far."""

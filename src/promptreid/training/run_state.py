@@ -72,8 +72,6 @@ def capture(model: nn.Module, stages: Sequence[Stage], state: RunState, running:
         tensors, rest = _optimizer_state(running.optimizer)
         checkpoint.add("optimizer", tensors)
         checkpoint.state |= {"optimizer": rest, "scheduler": running.scheduler.state_dict()}
-        if running.scaler is not None:
-            checkpoint.state["scaler"] = running.scaler.state_dict()
     return checkpoint
 
 
@@ -96,11 +94,9 @@ def restore(checkpoint: Checkpoint, path: Path, model: nn.Module, stages: Sequen
 
 
 def restore_running(checkpoint: Checkpoint, running: RunningStage) -> None:
-    """Load optimiser, scheduler and scaler of a stage that was under way."""
+    """Load optimiser and scheduler of a stage that was under way."""
     _set_optimizer_state(running.optimizer, checkpoint.take("optimizer"), checkpoint.state["optimizer"])
     running.scheduler.load_state_dict(checkpoint.state["scheduler"])
-    if running.scaler is not None:
-        running.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
 def check_settings(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:

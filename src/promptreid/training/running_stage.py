@@ -12,7 +12,7 @@ from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.features import check_labels
 from promptreid.training.gradient_cache import GradientCache
 from promptreid.training.stages import Stage
-from promptreid.training.training_step import TrainingStep, check_finite
+from promptreid.training.training_step import TrainingStep, check_finite, check_scale
 
 
 class RunningStage:
@@ -40,8 +40,9 @@ class RunningStage:
         step = TrainingStep(stage, compile=compile)
         self.stage = stage
         self.module: nn.Module = accelerator.prepare_model(step)
-        self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
+        # Before accelerate wraps the optimiser, which would take off with fp16 what the schedule put around its step.
         self.scheduler: LambdaLR = stage.scheduler(optimizer, steps_per_epoch)
+        self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
         self.scaler: Any = accelerator.scaler
         self._accelerator = accelerator
         self._chunk_size = chunk_size
@@ -67,7 +68,7 @@ class RunningStage:
 
         Raises:
             ValueError: A label is out of range.
-            FloatingPointError: A loss or the gradient is no longer finite.
+            FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
         self._check_labels(batch["person_ids"])
         losses = self._backward(batch)
@@ -80,7 +81,9 @@ class RunningStage:
         judged = named if self.scaler is not None else named | {"gradient norm": length}
         check_finite(judged, where=where, last_checkpoint=last_checkpoint)
         self.optimizer.step()
-        if not self._accelerator.optimizer_step_was_skipped:
+        if self.scaler is not None and self._accelerator.optimizer_step_was_skipped:
+            check_scale(self.scaler.get_scale(), where=where, last_checkpoint=last_checkpoint)
+        else:
             self.scheduler.step()
         self.optimizer.zero_grad()
         return named, length

@@ -73,6 +73,7 @@ class StageLoop:
             before = time.perf_counter()
             for batch in self.batches.epoch(state.epoch + earlier, start=state.batch):
                 before = self._step(batch, before)
+                del batch  # else it takes memory while the next one is loaded
                 bar.step(state.means)
                 if state.batch < steps:
                     self._save_within_epoch()

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from promptreid.encoders.clip import PromptedCLIP
+from promptreid.losses.features import at_least_float32
 from promptreid.training.gather import gather_batch
 from promptreid.training.stages import Stage
+
+_LOWEST_SCALE = 2.0**-14  # 30 steps without one taken, from where the scaler begins
 
 
 class TrainingStep(nn.Module):
@@ -61,7 +64,9 @@ class TrainingStep(nn.Module):
         self, image_features: Tensor, text_features: Tensor, person_ids: Tensor
     ) -> dict[str, Tensor]:
         """Losses of features that are there already."""
-        return self._losses(*gather_batch(image_features, text_features, person_ids))
+        # float32 at least: in half precision the gradients that processes ask of a feature would be rounded one by one.
+        features = at_least_float32(image_features), at_least_float32(text_features)
+        return self._losses(*gather_batch(*features, person_ids))
 
     def _nothing(self) -> Tensor:
         # Zero, made of the losses' parameters: DistributedDataParallel waits until each has taken part.
@@ -77,8 +82,24 @@ def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: o
     """
     if all(math.isfinite(number) for number in numbers.values()):
         return
-    last = "there is no checkpoint yet" if last_checkpoint is None else f"the last good checkpoint is {last_checkpoint}"
     raise FloatingPointError(
-        f"{where} gave {dict(numbers)}; the weights are still those before it, and {last}. Lower the learning rate, "
-        "clip the gradient (max_norm), or use bf16 instead of fp16"
+        f"{where} gave {dict(numbers)}; the weights are still those before it, and {_last(last_checkpoint)}. Lower the "
+        "learning rate, clip the gradient (max_norm), or use bf16 instead of fp16"
     )
+
+
+def check_scale(scale: float, *, where: str, last_checkpoint: object | None) -> None:
+    """Stop a run in fp16 whose gradients overflow step after step, whatever they are scaled by.
+
+    Raises:
+        FloatingPointError: The scaler has gone down so far that no gradient of use is left to scale.
+    """
+    if scale < _LOWEST_SCALE:
+        raise FloatingPointError(
+            f"{where}: the gradient overflows in fp16 although it is scaled by {scale:.1e} only, so no step is taken; "
+            f"{_last(last_checkpoint)}. Use bf16 instead"
+        )
+
+
+def _last(checkpoint: object | None) -> str:
+    return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
