@@ -134,9 +134,16 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     code, answer, notes = call(*arguments, "--json")
     assert code == 0, notes
     assert list(answer["results"]) == ["zero shot", "domain adaptation", "task adaptation"]
-    assert {"results.json", "metrics.json", "ranking.png", "model"} <= {
-        path.name for path in (tmp_path / "run").iterdir()
+    written = {
+        "results.json",
+        "metrics.json",
+        "model",
+        "ranking.png",
+        "similarities.png",
+        "feature_map.png",
+        "curves.png",
     }
+    assert written <= {path.name for path in (tmp_path / "run").iterdir()}
     model = tmp_path / "run" / "model"
     assert call("index", drawn / "imgs", "--output", tmp_path / "own", "--model", model)[0] == 0
     assert call("search", tmp_path / "own", "a man", "-k", 1)[0] == 0
