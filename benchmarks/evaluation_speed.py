@@ -105,27 +105,26 @@ def main() -> None:
     compute_metrics(text, images, text_ids, image_ids)
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     similarity = text @ images.T
-    times, results = by_turns(
-        {
-            "counting": lambda: score_similarity(similarity, text_ids, image_ids),
-            "argsort": lambda: sorted_metrics(similarity, text_ids, image_ids),
-            "field": lambda: field_metrics(similarity, text_ids, image_ids),
-            "product_and_counting": lambda: compute_metrics(text, images, text_ids, image_ids),
-            "product_and_argsort": lambda: sorted_metrics(text @ images.T, text_ids, image_ids),
-            "product_and_field": lambda: field_metrics(text @ images.T, text_ids, image_ids),
-        },
-        repeats,
-    )
+    rivals = {"argsort": sorted_metrics} if icfg else {"argsort": sorted_metrics, "field": field_metrics}
+    works: dict[str, Callable[[], object]] = {"counting": lambda: score_similarity(similarity, text_ids, image_ids)}
+    works["product_and_counting"] = lambda: compute_metrics(text, images, text_ids, image_ids)
+    for name, rank in rivals.items():
+        works[name] = lambda rank=rank: rank(similarity, text_ids, image_ids)
+        works[f"product_and_{name}"] = lambda rank=rank: rank(text @ images.T, text_ids, image_ids)
+    times, results = by_turns(works, repeats)
     result = {
         "queries": queries,
         "gallery": gallery,
         "dimensions": DIMENSIONS,
         "seconds": times,
-        "argsort_to_counting": times["argsort"] / times["counting"],
-        "argsort_to_counting_with_product": times["product_and_argsort"] / times["product_and_counting"],
-        "field_to_counting": times["field"] / times["counting"],
-        "field_to_counting_with_product": times["product_and_field"] / times["product_and_counting"],
-        "largest_difference": largest_difference(results["counting"], results["argsort"]),
+        "ratios": {
+            name: {
+                "ranking_alone": times[name] / times["counting"],
+                "with_product": times[f"product_and_{name}"] / times["product_and_counting"],
+            }
+            for name in rivals
+        },
+        "largest_difference": max(largest_difference(results["counting"], results[name]) for name in rivals),
         "peak_megabytes_above_the_inputs": round(above, 1),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
