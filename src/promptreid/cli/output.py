@@ -1,6 +1,7 @@
 """What a command says: lines for people on standard output, or one JSON object for scripts."""
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -44,5 +45,9 @@ class Output:
         """Print the JSON object, if that is wanted, and return the exit code."""
         if self.as_json:
             sys.stdout.write(json.dumps({**self._entries, "exit_code": code}, ensure_ascii=False, default=str) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read, such as `head`, has seen enough; Python must not complain when it closes the stream.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
