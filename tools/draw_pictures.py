@@ -15,7 +15,7 @@ from promptreid.data.loading import load_dataset
 from promptreid.evaluation.pictures.phrases import draw_phrase_maps
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-IDENTITIES, EPOCHS, PHRASES = (300, 30, 60), ("3", "6"), 3
+IDENTITIES, EPOCHS, PHRASES = (150, 20, 40), ("3", "6"), 3
 
 
 def main() -> None:
