@@ -11,6 +11,7 @@ from promptreid.cli.models import ModelChoice, add_model_arguments, chosen_model
 from promptreid.cli.output import Output
 from promptreid.errors import DatasetError
 from promptreid.retrieval.editing import Changes
+from promptreid.retrieval.export import check_ending
 from promptreid.retrieval.gallery import Gallery
 from promptreid.retrieval.gallery_files import exists
 from promptreid.retrieval.sources import list_pictures
@@ -49,6 +50,8 @@ def run(settings: argparse.Namespace, output: Output) -> int:
     """Make or update the index."""
     if settings.folder is None and not settings.remove and not settings.export:
         raise ValueError("give the folder of pictures to index: promptreid index FOLDER")
+    if settings.export is not None:
+        check_ending(settings.export)
     if settings.folder is not None and settings.remove:
         raise ValueError("give a folder to index or pictures to --remove, not both at once")
     if settings.folder is None:
