@@ -241,7 +241,7 @@ def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
         (["index", ".", "--model", "ViT-B-61", "--pretrained", "openai"], "open_clip has no model named 'ViT-B-61'"),
         (["index", ".", "--model", "ViT-B-16"], "needs --pretrained TAG"),
         (["index", ".", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
-        (["index", ".", "--output", "none", "--remove", "a.jpg"], "there is no gallery in none"),
+        (["index", "--output", "none", "--remove", "a.jpg"], "there is no gallery in none"),
         (["search", "nowhere", "a man"], "there is no gallery in nowhere"),
         (["search", "nowhere"], "give a sentence"),
         (["evaluate", "nowhere"], "nowhere"),
