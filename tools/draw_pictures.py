@@ -1,14 +1,18 @@
 """Draws the pictures of docs/pictures.md: adapts the small model to drawn pedestrians and copies what that leaves.
 
+Which parts answer which words is asked of the small model with the prompts that ship with it.
+
 python tools/draw_pictures.py            # docs/pictures/{similarities,feature_map,curves,phrases}.png; some minutes
 """
 
 import argparse
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from promptreid import load_prompts
+from promptreid.backbones.tiny import tiny_prompts
 from promptreid.cli.main import main as command
 from promptreid.data.generated import write_generated
 from promptreid.data.loading import load_dataset
@@ -34,14 +38,13 @@ def main() -> None:
         record = load_dataset(data).test.records[0]
         print(record.captions)
         phrases = settings.phrases or parts(record.captions[0])
-        draw_phrase_maps(settings.output / "phrases.png", load_prompts(run / "model"), record.path, phrases)
+        draw_phrase_maps(settings.output / "phrases.png", load_prompts(tiny_prompts()), record.path, phrases)
 
 
 def parts(caption: str) -> list[str]:
-    """The first few phrases of a caption that begin with an article."""
-    words = caption.replace(",", "").replace(".", "").split()
-    starts = [place for place, word in enumerate(words) if word.lower() in {"a", "an", "the"}]
-    return [" ".join(words[place + 1 : place + 3]) for place in starts[1 : PHRASES + 1]] or [caption]
+    """The first few things of a caption that follow an article, five words of each at most."""
+    found = re.findall(r"\ban? ([^.,]+)", caption)
+    return [" ".join(words.split()[:5]) for words in found[:PHRASES]] or [caption]
 
 
 if __name__ == "__main__":
