@@ -41,14 +41,16 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(PICTURES, DIMENSIONS, generator=generator), dim=-1)
     query = torch.nn.functional.normalize(torch.randn(1, DIMENSIONS, generator=generator), dim=-1)
+    eight = torch.nn.functional.normalize(torch.randn(8, DIMENSIONS, generator=generator), dim=-1)
     half = features.half()
     # Adding up the bytes as whole numbers is the fastest way here to look at each once.
     times = by_turns(
         {
             "read_float32": lambda: features.view(torch.int64).sum(),
-            "search_float32": lambda: top_scores(features, query, BEST),
+            "search_float32": lambda: top_scores(features, query, BEST, unit_length=True),
+            "search_8_float32": lambda: top_scores(features, eight, BEST, unit_length=True),
             "read_float16": lambda: half.view(torch.int64).sum(),
-            "search_float16": lambda: top_scores(half, query, BEST),
+            "search_float16": lambda: top_scores(half, query, BEST, unit_length=True),
         }
     )
     result = {

@@ -89,3 +89,10 @@ def test_is_finite_finds_nan_and_infinity_and_ignores_integers():
     assert is_finite(fine)
     assert not is_finite({**fine, "c": torch.tensor([1.0, float("nan")])})
     assert not is_finite({**fine, "c": torch.tensor([float("inf")], dtype=torch.float16)})
+
+
+def test_write_into_a_folder_that_is_not_there_names_it(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot write .*nowhere.a\.json: there is no folder .*nowhere; make it"
+    ):
+        write_bytes_atomically(tmp_path / "nowhere" / "a.json", b"{}")

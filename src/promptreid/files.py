@@ -59,6 +59,8 @@ def file_digest(path: Path) -> str:
 
 
 def _write(path: Path, write: Callable[[Path], object], *, mode: int) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     handle, name = tempfile.mkstemp(prefix=f".{path.name.lstrip('.')}-", dir=path.parent)
     os.close(handle)
     scratch = Path(name)

@@ -40,10 +40,17 @@ def test_version_and_unknown_commands_leave_as_argparse_does(capsys):
         main(["--version"])
     assert leaving.value.code == 0
     assert capsys.readouterr().out.startswith("promptreid ")
-    with pytest.raises(SystemExit) as leaving:
-        main(["find"])
-    assert leaving.value.code == 2
-    assert "invalid choice: 'find'" in capsys.readouterr().err
+    assert main(["find"]) == 2
+    written = capsys.readouterr()
+    assert (written.out, "Traceback" in written.err) == ("", False)
+    assert written.err.startswith("error: argument COMMAND: invalid choice: 'find'")
+
+
+def test_arguments_that_do_not_fit_are_told_in_json_too(call):
+    code, answer, notes = call("search", "--json", "-k", "many")
+    assert (code, answer["exit_code"]) == (2, 2)
+    assert "argument -k: invalid int value: 'many'; see promptreid search --help" in answer["error"]
+    assert notes == f"error: {answer['error']}\n"
 
 
 def test_check_counts_and_finds_what_is_wrong(call, drawn, tmp_path):
@@ -115,6 +122,43 @@ def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
     assert "removed 2 pictures; 30 are left" in text
 
 
+def test_index_lists_every_picture_that_it_cannot_read(call, drawn, tmp_path):
+    crops = tmp_path / "crops"
+    shutil.copytree(drawn / "imgs", crops)
+    for number in range(12):
+        (crops / f"broken_{number:02d}.jpg").write_bytes(b"no picture")
+    code, answer, _ = call("index", crops, "--output", tmp_path / "own", "--json")
+    assert (code, answer["added"], answer["pictures"]) == (0, 32, 32)
+    assert [path.rpartition("/")[2] for path in answer["unreadable"]] == [f"broken_{n:02d}.jpg" for n in range(12)]
+
+
+def test_index_of_nothing_that_can_be_read_is_refused(call, tmp_path):
+    (tmp_path / "crops").mkdir()
+    assert call("index", tmp_path / "crops", "--output", tmp_path / "own")[0] == 2
+    assert not (tmp_path / "own").exists()
+    (tmp_path / "crops" / "broken.jpg").write_bytes(b"no picture")
+    code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own")
+    assert code == 2
+    assert "none of the pictures" in notes
+
+
+def test_index_of_a_folder_and_removal_at_once_are_refused(call, drawn, index):
+    code, _, notes = call("index", drawn / "imgs", "--output", index, "--remove", "a.jpg")
+    assert (code, "not both at once" in notes) == (2, True)
+
+
+def test_output_into_a_pipe_that_closes_leaves_no_trace(drawn, index):
+    script = (
+        "import os, sys\n"
+        "from promptreid.cli.main import main\n"
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 1); os.close(writer); os.close(reader)\n"
+        f"sys.exit(main(['search', {str(index)!r}, 'a man', '-k', '3']))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_index_exports(call, index, tmp_path):
     assert call("index", "--output", index, "--export", tmp_path / "features.npz")[0] == 0
     assert (tmp_path / "features.npz").is_file()
@@ -134,9 +178,16 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     code, answer, notes = call(*arguments, "--json")
     assert code == 0, notes
     assert list(answer["results"]) == ["zero shot", "domain adaptation", "task adaptation"]
-    assert {"results.json", "metrics.json", "ranking.png", "model"} <= {
-        path.name for path in (tmp_path / "run").iterdir()
+    written = {
+        "results.json",
+        "metrics.json",
+        "model",
+        "ranking.png",
+        "similarities.png",
+        "feature_map.png",
+        "curves.png",
     }
+    assert written <= {path.name for path in (tmp_path / "run").iterdir()}
     model = tmp_path / "run" / "model"
     assert call("index", drawn / "imgs", "--output", tmp_path / "own", "--model", model)[0] == 0
     assert call("search", tmp_path / "own", "a man", "-k", 1)[0] == 0
@@ -186,10 +237,11 @@ def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
     [
         (["index"], "give the folder of pictures to index"),
         (["index", "nowhere"], "there is no folder"),
+        (["index", ".", "--export", "a.csv"], "a.csv ends in .csv, expected .parquet or .npz"),
         (["index", ".", "--model", "ViT-B-61", "--pretrained", "openai"], "open_clip has no model named 'ViT-B-61'"),
         (["index", ".", "--model", "ViT-B-16"], "needs --pretrained TAG"),
         (["index", ".", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
-        (["index", ".", "--output", "none", "--remove", "a.jpg"], "there is no gallery in none"),
+        (["index", "--output", "none", "--remove", "a.jpg"], "there is no gallery in none"),
         (["search", "nowhere", "a man"], "there is no gallery in nowhere"),
         (["search", "nowhere"], "give a sentence"),
         (["evaluate", "nowhere"], "nowhere"),

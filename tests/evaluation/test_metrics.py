@@ -188,11 +188,42 @@ def test_metrics_by_sorting_equal_those_by_counting(monkeypatch):
     assert score_similarity(similarity, query_ids, gallery_ids) == counted
 
 
-def test_metrics_in_blocks_smaller_than_a_row_are_the_same(monkeypatch):
+def test_metrics_of_some_queries_by_sorting_and_others_by_counting_equal_the_reference(monkeypatch):
+    monkeypatch.setattr(ranks_module, "_MANY", 3)
+    similarity = torch.randint(4, (9, 20)).double()
+    query_ids, gallery_ids = torch.arange(9) % 3, torch.tensor([0] * 9 + [1] * 2 + [2] * 9)[torch.randperm(20)]
+    expected = slow_metrics_of_similarity(similarity.tolist(), query_ids.tolist(), gallery_ids.tolist(), ranks=RANKS)
+    found = score_similarity(similarity, query_ids, gallery_ids, ranks=RANKS).as_dict()
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scores_of_infinite_and_tied_similarities_equal_the_reference(dtype):
+    values = torch.tensor([-torch.inf, -1.0, -0.0, 0.0, 1e-6, 1.0, torch.inf])
+    similarity = values[torch.randint(len(values), (30, 40))].to(dtype)
+    query_ids, gallery_ids = torch.randint(5, (30,)), torch.randint(5, (40,))
+    gallery_ids[:5] = torch.arange(5)
+    expected = slow_metrics_of_similarity(similarity.tolist(), query_ids.tolist(), gallery_ids.tolist(), ranks=RANKS)
+    found = score_similarity(similarity, query_ids, gallery_ids, ranks=RANKS).as_dict()
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("cached", [1, 4 * 80 * 5])
+@pytest.mark.parametrize("many", [20, 512])
+def test_scores_in_small_blocks_are_the_same(monkeypatch, cached, many):
+    similarity = torch.randn(12, 80)
+    query_ids, gallery_ids = torch.arange(12) % 2, torch.tensor([0] * 30 + [1] * 10 + [2] * 40)[torch.randperm(80)]
+    whole = score_similarity(similarity, query_ids, gallery_ids)
+    monkeypatch.setattr(ranks_module, "CACHED_BYTES", cached)
+    monkeypatch.setattr(ranks_module, "_MANY", many)
+    assert score_similarity(similarity, query_ids, gallery_ids) == whole
+
+
+def test_metrics_of_more_items_than_float32_counts_exactly_are_counted_in_float64(monkeypatch):
     similarity = torch.randn(12, 80)
     query_ids, gallery_ids = torch.arange(12) % 2, torch.arange(80) % 3
     whole = score_similarity(similarity, query_ids, gallery_ids)
-    monkeypatch.setattr(ranks_module, "_CACHED_BYTES", 1)
+    monkeypatch.setattr(ranks_module, "_EXACT_IN_FLOAT32", 80)
     assert score_similarity(similarity, query_ids, gallery_ids) == whole
 
 
@@ -216,6 +247,22 @@ def test_metrics_per_query_average_to_the_whole():
     assert metrics.queries.inverse_negative_penalty.mean().item() == pytest.approx(metrics.mINP, abs=1e-12)
     assert (metrics.queries.first_rank <= 5).double().mean().item() == metrics.rank[5]
     assert compute_metrics(features, features.roll(3, 0), ids, ids).queries is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_metrics_per_query_stand_in_the_order_of_the_queries(seed):
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randint(6, (15, 25), generator=generator).double()
+    query_ids, gallery_ids = (torch.randint(6, (n,), generator=generator) for n in (15, 25))
+    gallery_ids[0] = query_ids[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = score_similarity(similarity, query_ids, gallery_ids, per_query=True).queries
+        for place, wanted in enumerate(query_ids.tolist()):
+            if wanted in gallery_ids.tolist():
+                own = score_similarity(similarity[place, None], query_ids[place, None], gallery_ids)
+                assert found.average_precision[place].item() == pytest.approx(own.mAP, abs=1e-12)
 
 
 def test_metrics_leave_the_inputs_as_they_were():

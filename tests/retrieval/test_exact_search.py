@@ -46,3 +46,50 @@ def test_top_scores_in_small_pieces_are_the_same(monkeypatch, dtype):
     parts = top_scores(features, queries, 20)
     assert torch.equal(parts[0], whole[0])
     assert torch.equal(parts[1], whole[1])
+
+
+def unit_features(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, 64, generator=generator), dim=-1)
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(3, 20_000, 2)])
+def test_top_scores_of_float16_by_candidates_are_the_exact_ones(monkeypatch, rows):
+    features = unit_features(20_000).half()
+    scored = []
+    monkeypatch.setattr(
+        exact_search,
+        "_scores",
+        lambda part, *rest, real=exact_search._scores: scored.append(len(part)) or real(part, *rest),
+    )
+    for query in unit_features(20, seed=1):
+        values, indices = top_scores(features, query[None], 10, rows=rows, unit_length=True)
+        exact = features.double() @ query.double()
+        exact = exact if rows is None else torch.full_like(exact, -2).index_copy_(0, rows, exact[rows])
+        assert indices[0].tolist() == exact.sort(descending=True, stable=True).indices[:10].tolist()
+        torch.testing.assert_close(values[0], exact[indices[0]].float(), rtol=0, atol=1e-6)
+    assert max(scored) <= 20_000 // 32  # none of the searches fell back to all rows
+
+
+def test_top_scores_that_float16_cannot_tell_apart_are_the_exact_ones():
+    # All within a rounding of each other, so that every row is a candidate.
+    features = torch.nn.functional.normalize(torch.ones(4_000, 64) + 1e-3 * torch.randn(4_000, 64), dim=-1).half()
+    query = torch.nn.functional.normalize(torch.ones(1, 64), dim=-1)
+    expected = top_scores(features, query, 10)
+    found = top_scores(features, query, 10, unit_length=True)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
+
+
+def test_top_scores_of_equal_float16_features_give_the_earlier_first():
+    features = unit_features(8).half().repeat(1_000, 1)
+    values, indices = top_scores(features, features[3:4].float(), 5, unit_length=True)
+    assert indices[0].tolist() == [3, 11, 19, 27, 35]
+    assert len(set(values[0].tolist())) == 1
+
+
+def test_top_scores_of_more_than_there_are_give_all():
+    features = unit_features(50).half()
+    assert sorted(top_scores(features, features[:1].float(), 80, unit_length=True)[1][0].tolist()) == list(range(50))
+    none = top_scores(features, features[:1].float(), 3, rows=torch.tensor([], dtype=torch.int64), unit_length=True)
+    assert none[1].shape == (1, 0)

@@ -1,14 +1,22 @@
 """`promptreid index`: makes or updates a gallery of a folder of crops."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from promptreid.backbones.loading import TINY_NAME
 from promptreid.cli.models import ModelChoice, add_model_arguments, chosen_model, load_model
 from promptreid.cli.output import Output
+from promptreid.errors import DatasetError
+from promptreid.retrieval.editing import Changes
+from promptreid.retrieval.export import check_ending
 from promptreid.retrieval.gallery import Gallery
 from promptreid.retrieval.gallery_files import exists
+from promptreid.retrieval.sources import list_pictures
 
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _TINY_NOTE = (
     f"note: {TINY_NAME}, the small model that ships with promptreid, knows drawn pedestrians only. For photographs "
     "give --model with a model of yours, or an open_clip name: --model ViT-B-16 --pretrained openai"
@@ -42,7 +50,11 @@ def run(settings: argparse.Namespace, output: Output) -> int:
     """Make or update the index."""
     if settings.folder is None and not settings.remove and not settings.export:
         raise ValueError("give the folder of pictures to index: promptreid index FOLDER")
-    if settings.folder is None or settings.remove:
+    if settings.export is not None:
+        check_ending(settings.export)
+    if settings.folder is not None and settings.remove:
+        raise ValueError("give a folder to index or pictures to --remove, not both at once")
+    if settings.folder is None:
         gallery = Gallery.load(settings.output)
         if settings.remove:
             removed = gallery.remove([_picture(name) for name in settings.remove])
@@ -61,17 +73,15 @@ def _build(settings: argparse.Namespace, output: Output) -> Gallery:
     choice = chosen_model(settings)
     if choice.model == TINY_NAME:
         output.note(_TINY_NOTE)
-    gallery = Gallery.build(
-        load_model(choice, device=settings.device),
-        settings.folder.resolve(),
-        directory=settings.output,
-        notes={"model": choice.as_dict()},
-        storage=settings.storage or "float32",
-        batch_size=settings.batch_size,
-        num_threads=settings.threads,
-        progress=output.progress,
-    )
-    output.record(added=len(gallery))
+    model = load_model(choice, device=settings.device)
+    folder = settings.folder.resolve()
+    list_pictures(folder)  # nothing is written where there is nothing to index
+    gallery = Gallery(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[settings.storage or "float32"]))
+    gallery.notes["model"] = choice.as_dict()
+    gallery.save(settings.output)
+    _encode(gallery, settings, output)
+    if len(gallery) == 0:
+        raise DatasetError(f"none of the pictures in {folder} can be read")
     output.say(
         f"{len(gallery)} pictures are indexed in {settings.output}; now ask:\n"
         f'promptreid search {settings.output} "a woman in a red coat" --picture found.png'
@@ -83,6 +93,15 @@ def _update(settings: argparse.Namespace, output: Output) -> Gallery:
     if settings.storage is not None:
         raise ValueError(f"{settings.output} is there already, and keeps its storage; give --output for a new index")
     gallery = open_gallery(settings.output, settings, device=settings.device)
+    changes = _encode(gallery, settings, output)
+    output.say(
+        f"{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged, {changes.removed} removed; "
+        f"{len(gallery)} pictures in {settings.output}"
+    )
+    return gallery
+
+
+def _encode(gallery: Gallery, settings: argparse.Namespace, output: Output) -> Changes:
     changes = gallery.update(
         settings.folder.resolve(),
         prune=settings.prune,
@@ -90,18 +109,8 @@ def _update(settings: argparse.Namespace, output: Output) -> Gallery:
         num_threads=settings.threads,
         progress=output.progress,
     )
-    output.record(
-        added=changes.added,
-        changed=changes.changed,
-        unchanged=changes.unchanged,
-        removed=changes.removed,
-        unreadable=list(changes.unreadable),
-    )
-    output.say(
-        f"{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged, {changes.removed} removed; "
-        f"{len(gallery)} pictures in {settings.output}"
-    )
-    return gallery
+    output.record(**{**asdict(changes), "unreadable": list(changes.unreadable)})
+    return changes
 
 
 def open_gallery(directory: Path, settings: argparse.Namespace, *, device: str) -> Gallery:

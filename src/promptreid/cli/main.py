@@ -4,7 +4,9 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
+
+import torch
 
 from promptreid.cli import check, demo, evaluate, index, push, search, train
 from promptreid.cli.output import Output
@@ -17,9 +19,20 @@ _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found error
 in the arguments or the input; 3 an optional dependency is missing; 130 interrupted"""
 
 
+class UsageError(ValueError):
+    """The arguments do not fit the command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes in the arguments as all others are reported, in JSON too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="promptreid",
         description="Find the person that a sentence describes: text-to-image person re-identification by Prompt "
         "Decoupling.",
@@ -47,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
         dependency is missing; 130 interrupted.
     """
-    settings = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        settings = build_parser().parse_args(given)
+    except UsageError as error:
+        output = Output(as_json="--json" in given)
+        return output.finish(output.fail(str(error), MISTAKE))
     output = Output(as_json=settings.json)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -58,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = output.fail(str(error), MISSING_EXTRA)
         except KeyError as error:
             code = output.fail(str(error.args[0]) if error.args else str(error), MISTAKE)
-        except (PromptReidError, ValueError, TypeError, OSError, FloatingPointError) as error:
+        except (PromptReidError, ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
             code = output.fail(str(error), MISTAKE)
         except KeyboardInterrupt:
             code = output.fail("interrupted", INTERRUPTED)

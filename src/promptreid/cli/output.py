@@ -1,6 +1,7 @@
 """What a command says: lines for people on standard output, or one JSON object for scripts."""
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -24,7 +25,7 @@ class Output:
     def say(self, line: str) -> None:
         """Print a line, for people only."""
         if not self.as_json:
-            sys.stdout.write(f"{line}\n")
+            _print(line)
 
     def note(self, line: str) -> None:
         """Print a line on standard error, whoever reads."""
@@ -43,6 +44,15 @@ class Output:
     def finish(self, code: int) -> int:
         """Print the JSON object, if that is wanted, and return the exit code."""
         if self.as_json:
-            sys.stdout.write(json.dumps({**self._entries, "exit_code": code}, ensure_ascii=False, default=str) + "\n")
-        sys.stdout.flush()
+            _print(json.dumps({**self._entries, "exit_code": code}, ensure_ascii=False, default=str))
+        _print("", end="")
         return code
+
+
+def _print(text: str, *, end: str = "\n") -> None:
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read, such as `head`, has seen enough: no error, and nothing for Python to complain of at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,6 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,10 @@ from promptreid.data.records import ReIDDataset
 from promptreid.encoders.clip import PromptedCLIP
 from promptreid.encoders.pretrained import save_prompts
 from promptreid.evaluation.evaluate import encode_split, evaluate, score, write_evaluation
+from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
+from promptreid.evaluation.pictures.feature_map import draw_feature_map
+from promptreid.evaluation.pictures.similarity import draw_similarities
+from promptreid.evaluation.splits import EncodedSplit
 from promptreid.files import write_bytes_atomically
 from promptreid.prompts import PromptConfig
 from promptreid.training.schedule import TwoStageSchedule
@@ -45,8 +48,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "train",
         help="adapt a model to a data set, in both stages",
         description="Train prompts with frozen encoders, then the encoders with frozen prompts; score before, between "
-        "and after; save the model in OUTPUT/model. A run that was killed goes on when the same command is given "
-        "again. The validation split chooses the epoch, and the test split never does. Needs the extra train.",
+        "and after; save the model in OUTPUT/model, and pictures of what changed beside it. A run that was killed goes "
+        "on when the same command is given again. The validation split chooses the epoch, and the test split never "
+        "does. Needs the extras train and viz.",
     )
     parser.add_argument("root", type=Path, help="the data set's folder (see `promptreid check`)")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything written")
@@ -90,21 +94,21 @@ def run(settings: argparse.Namespace, output: Output) -> int:
         stage_one_learning_rate=rates[0],
         stage_two_learning_rate=rates[1],
     )
-    results = _run_stages(settings, output, model, data, schedule)
-    return _finish(settings, output, model, data, results)
+    states = _run_stages(settings, output, model, data, schedule)
+    return _finish(settings, output, model, data, states)
 
 
 def _run_stages(
     settings: argparse.Namespace, output: Output, model: PromptedCLIP, data: ReIDDataset, schedule: TwoStageSchedule
-) -> dict[str, Any]:
-    """Scores on the test split before, between and after the stages."""
+) -> dict[str, EncodedSplit]:
+    """The test split as the model encodes it before, between and after the stages."""
     pairs = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
     with model.disabled():
-        results: dict[str, Any] = {"zero shot": evaluate(model, data.test, progress=output.progress).as_dict()}
+        states = {"zero shot": encode_split(model, data.test, progress=output.progress)}
     for stage in schedule:
         _train_stage(settings, output, model, data, stage, pairs)
-        results[stage.name.replace("_", " ")] = evaluate(model, data.test, progress=output.progress).as_dict()
-    return results
+        states[_words(stage)] = encode_split(model, data.test, progress=output.progress)
+    return states
 
 
 def _train_stage(
@@ -140,15 +144,34 @@ def _train_stage(
 
 
 def _finish(
-    settings: argparse.Namespace, output: Output, model: PromptedCLIP, data: ReIDDataset, results: dict[str, Any]
+    settings: argparse.Namespace,
+    output: Output,
+    model: PromptedCLIP,
+    data: ReIDDataset,
+    states: dict[str, EncodedSplit],
 ) -> int:
-    encoded = encode_split(model, data.test, progress=False)
-    write_evaluation(settings.output, encoded, score(encoded))
+    scores = {name: score(encoded) for name, encoded in states.items()}
+    results = {name: found.as_dict() for name, found in scores.items()}
     save_prompts(model, settings.output / "model", overwrite=True)
     rule = "epoch with the best validation mAP" if data.val else "last epoch"
     record = {"results": results, "checkpoint_rule": rule, "model": str(settings.output / "model")}
     write_bytes_atomically(settings.output / "results.json", (json.dumps(record, indent=2) + "\n").encode())
     output.record(**record)
     output.say(score_table(results))
-    output.say(f"kept: {rule}; results.json, metrics.json, ranking.png and model/ are in {settings.output}")
+    last = list(states)[-1]
+    write_evaluation(settings.output, states[last], scores[last])
+    _draw(settings.output, states)
+    output.say(f"kept: {rule}; results.json, metrics.json, pictures and model/ are in {settings.output}")
     return 0
+
+
+def _draw(folder: Path, states: dict[str, EncodedSplit]) -> None:
+    """What the stages changed: similarities, features in the plane, and how training went."""
+    draw_similarities(folder / "similarities.png", states)
+    draw_feature_map(folder / "feature_map.png", states)
+    logs = [folder / name.replace(" ", "_") / "log.jsonl" for name in states]
+    draw_training_curves(folder / "curves.png", [entry for log in logs if log.is_file() for entry in read_log(log)])
+
+
+def _words(stage: Stage) -> str:
+    return stage.name.replace("_", " ")

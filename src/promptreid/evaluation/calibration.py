@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from promptreid.evaluation.metrics import check_retrieval_input
+from promptreid.evaluation.splits import EncodedSplit
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -86,6 +87,17 @@ def calibrate_threshold(
         hit_rate=float((right >= threshold).double().mean()),
         num_queries=len(wrong),
         gallery_size=len(gallery_features),
+    )
+
+
+def calibrate_split(encoded: EncodedSplit, *, false_alarm_rate: float = 0.05) -> Calibration:
+    """`calibrate_threshold` for the captions and images of a split."""
+    return calibrate_threshold(
+        encoded.text_features,
+        encoded.image_features,
+        encoded.text_ids,
+        encoded.image_ids,
+        false_alarm_rate=false_alarm_rate,
     )
 
 

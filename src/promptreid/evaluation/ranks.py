@@ -1,10 +1,12 @@
 """Ranks of right items, by counting instead of sorting."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
-# Similarities that are compared at a time: they and the outcome stay in the processor's cache.
-_CACHED_BYTES = 2**20
+# Similarities that a processor compares at a time: they and the outcome stay in its cache.
+CACHED_BYTES = 5 * 2**20
 # From here on, counting once for each right item costs more than sorting the row once.
 _MANY = 512
 # Counts are summed in float32, which vector units add fastest and which holds integers exactly up to here.
@@ -35,10 +37,21 @@ class Positives:
         ends = torch.searchsorted(grouped, query_ids.contiguous(), right=True)
         self.counts: Tensor = ends - self.starts
 
-    def grouped_queries(self) -> Tensor:
-        """Indices of the queries that have a right item, those of one person next to each other."""
+    def ordered_queries(self) -> Tensor:
+        """Indices of the queries that have a right item: most of them first, then by their first right item.
+
+        In this order `rank_positives` has least to do: the queries that still have a right item to be counted are
+        always the first, and right items of neighbours stand close to each other in galleries sorted by person.
+        """
         queries = (self.counts > 0).nonzero().flatten()
-        return queries[self.starts[queries].argsort(stable=True)]
+        queries = queries[self.order[self.starts[queries]].argsort(stable=True)]
+        return queries[self.counts[queries].argsort(descending=True, stable=True)]
+
+    def columns(self, queries: Tensor) -> Tensor:
+        """Right items of some queries, in the gallery's order: (Q, M), the last repeated where a query has fewer."""
+        counts = self.counts[queries, None]
+        places = torch.arange(int(counts.max()), device=queries.device).expand(len(queries), -1)
+        return self.order[self.starts[queries, None] + torch.minimum(places, counts - 1)]
 
 
 def rank_positives(similarity: Tensor, positives: Positives, queries: Tensor) -> Tensor:
@@ -50,50 +63,67 @@ def rank_positives(similarity: Tensor, positives: Positives, queries: Tensor) ->
     Args:
         similarity: One row a query.
         positives: The right items of all queries.
-        queries: Which query each row is, those of one person next to each other.
+        queries: Which query each row is, in the order of `Positives.ordered_queries`.
 
     Shape:
         - similarity: (Q, G) floating point; queries: (Q,) int64
         - returns: (Q, M) int64, M the most right items a query has; places beyond a query's own hold `UNUSED`
     """
-    most = int(positives.counts[queries].max())
-    ranks = torch.full((len(queries), most), UNUSED, dtype=torch.int64, device=similarity.device)
-    starts, rows = positives.starts[queries].unique_consecutive(return_counts=True)
-    begin = 0
-    for start, count in zip(starts.tolist(), rows.tolist(), strict=True):
-        block = slice(begin, begin + count)
-        own = int(positives.counts[queries[begin]])
-        columns = positives.order[start : start + own]
-        rank = _rank_by_sorting if own > _MANY else _rank_by_counting
-        ranks[block, :own] = rank(similarity[block], columns).to(ranks.dtype).sort(dim=1).values
-        begin += count
-    return ranks
+    counts = positives.counts[queries]
+    ranks = torch.full((len(queries), int(counts[0])), UNUSED, dtype=torch.int64, device=similarity.device)
+    for rows in _blocks(similarity, many=int((counts > _MANY).sum())):
+        columns = positives.columns(queries[rows])
+        rank = _rank_by_sorting if columns.shape[1] > _MANY else _rank_by_counting
+        found = rank(similarity[rows], columns, counts[rows])
+        unused = torch.arange(columns.shape[1], device=found.device) >= counts[rows, None]
+        ranks[rows, : columns.shape[1]] = found.masked_fill_(unused, UNUSED)
+    return ranks.sort(dim=1).values
 
 
-def _rank_by_counting(similarity: Tensor, columns: Tensor) -> Tensor:
-    """Ranks of `columns` in each row: (Q, M)."""
-    size = similarity.shape[1]
-    dtype = torch.float32 if size < _EXACT_IN_FLOAT32 else torch.float64
-    at_once = len(similarity)
+def _blocks(similarity: Tensor, *, many: int) -> list[slice]:
+    """Rows to be ranked at a time; the first `many` apart from the others."""
+    total = len(similarity)
+    at_once = total
     if similarity.device.type == "cpu":
-        at_once = max(1, _CACHED_BYTES // (similarity.element_size() * size))
-    above = torch.empty(min(at_once, len(similarity)), size, dtype=dtype, device=similarity.device)
-    ranks = torch.empty(len(similarity), len(columns), dtype=dtype, device=similarity.device)
-    places = columns.tolist()
-    for begin in range(0, len(similarity), at_once):
-        rows = similarity[begin : begin + at_once]
-        counted = above[: len(rows)]
-        for place, column in enumerate(places):
-            score = rows[:, column, None]
-            # An earlier item of the same score ranks higher, a later one does not; the item counts itself as the one.
-            torch.ge(rows[:, : column + 1], score, out=counted[:, : column + 1])
-            torch.gt(rows[:, column + 1 :], score, out=counted[:, column + 1 :])
-            torch.sum(counted, dim=1, out=ranks[begin : begin + at_once, place])
-    return ranks
+        at_once = max(1, CACHED_BYTES // (similarity.element_size() * similarity.shape[1]))
+    ends = sorted({*range(0, many, at_once), *range(many, total, at_once), total})
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def _rank_by_sorting(similarity: Tensor, columns: Tensor) -> Tensor:
+def _rank_by_counting(similarity: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+    """Ranks of `columns` (Q, M) in each row, of which the first `counts` are wanted; `counts` never grow."""
+    dtype = similarity.dtype if similarity.dtype == torch.float64 else torch.float32
+    dtype = dtype if similarity.shape[1] < _EXACT_IN_FLOAT32 else torch.float64
+    above = torch.empty_like(similarity, dtype=dtype)
+    ranks = torch.empty(columns.shape, dtype=dtype, device=similarity.device)
+    scores = similarity.gather(1, columns)
+    wanted = (counts[:, None] > torch.arange(columns.shape[1], device=counts.device)).sum(dim=0)
+    for place, rows in enumerate(wanted.tolist()):
+        _mark_above(similarity[:rows], scores[:rows, place, None], columns[:rows, place], above[:rows])
+        torch.sum(above[:rows], dim=1, out=ranks[:rows, place])
+    return ranks.long()
+
+
+def _mark_above(similarity: Tensor, scores: Tensor, columns: Tensor, above: Tensor) -> None:
+    """Set `above` to one where an item ranks above that of `columns`, or is it, and to zero elsewhere.
+
+    An earlier item of the same score ranks higher and a later one does not; the item counts itself as the one of its
+    rank. Which is which differs from row to row only between the first and the last of `columns`.
+    """
+    first, last = (int(end) for end in torch.aminmax(columns))
+    torch.ge(similarity[:, : first + 1], scores, out=above[:, : first + 1])
+    torch.gt(similarity[:, last + 1 :], scores, out=above[:, last + 1 :])
+    if last > first:
+        between = slice(first + 1, last + 1)
+        torch.gt(similarity[:, between], scores, out=above[:, between])
+        tied = torch.eq(similarity[:, between], scores, out=torch.empty_like(above[:, between]))
+        places = torch.arange(first + 1, last + 1, dtype=above.dtype, device=columns.device)
+        earlier = torch.le(places, columns[:, None].to(above.dtype), out=torch.empty_like(tied))
+        above[:, between].addcmul_(tied, earlier)
+
+
+def _rank_by_sorting(similarity: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
     """The same, by sorting each row once."""
     order = similarity.sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(1, similarity.shape[1] + 1, device=similarity.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)[:, columns]
+    return torch.empty_like(order).scatter_(1, order, places).gather(1, columns)

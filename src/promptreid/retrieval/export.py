@@ -26,20 +26,26 @@ def export_features(path: Path, features: Tensor, table: PictureTable) -> Path:
         ValueError: Another ending.
         MissingExtraError: Parquet is asked for and pyarrow is not installed.
     """
+    check_ending(path)
     columns: dict[str, Any] = {
         "id": table.ids.numpy(),
         "path": list(table.paths),
         "metadata": [json.dumps(entry, sort_keys=True) for entry in table.metadata],
     }
     vectors = features.detach().cpu().contiguous().numpy()
-    if path.suffix == ".npz":
-        content = _npz(columns, vectors)
-    elif path.suffix == ".parquet":
-        content = _parquet(columns, vectors)
-    else:
-        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}, expected .parquet or .npz")
+    content = _npz(columns, vectors) if path.suffix == ".npz" else _parquet(columns, vectors)
     write_bytes_atomically(path, content, mode=0o600)
     return path
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a file that would be of no known kind.
+
+    Raises:
+        ValueError: It ends in neither `.parquet` nor `.npz`.
+    """
+    if path.suffix not in {".npz", ".parquet"}:
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}, expected .parquet or .npz")
 
 
 def _npz(columns: dict[str, Any], vectors: Any) -> bytes:

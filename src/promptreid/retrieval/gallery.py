@@ -10,24 +10,22 @@ from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.errors import CheckpointError
-from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.calibration import Calibration, calibrate_split
 from promptreid.evaluation.evaluate import encode_split
+from promptreid.retrieval.contents import GalleryContents, new_store
 from promptreid.retrieval.editing import Changes, Pace, add_pictures, remove_pictures, update_pictures
-from promptreid.retrieval.encoding import check_finite
-from promptreid.retrieval.exact_search import top_scores
-from promptreid.retrieval.export import export_features
 from promptreid.retrieval.identity import check_identity, model_identity
-from promptreid.retrieval.queries import Query, encode_queries, is_one_query
+from promptreid.retrieval.queries import Query, is_one_query
+from promptreid.retrieval.searching import lowest_score, search_pictures
 from promptreid.retrieval.sources import ImageSource, list_pictures
 from promptreid.retrieval.store import GalleryStore
-from promptreid.retrieval.table import Hit, Metadata, PictureTable, Where
+from promptreid.retrieval.table import Hit, Metadata, Where
 
 Storage = Literal["float32", "float16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-class Gallery:
+class Gallery(GalleryContents):
     """Features of pictures, to be searched exactly and kept in a folder.
 
     A gallery that was saved or loaded is bound to its folder: `add`, `update` and `remove` then change the files too,
@@ -63,61 +61,10 @@ class Gallery:
         *,
         metadata: Sequence[Metadata] | None = None,
     ) -> None:
-        if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
-            raise ValueError(
-                f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
-                "expected floating point (pictures, dim)"
-            )
-        if metadata is not None and len(metadata) != len(paths):
-            raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry a picture")
-        table = PictureTable.of([str(path) for path in paths], first_id=0, metadata=metadata)
+        super().__init__(new_store(paths, features, metadata))
         self.model = model
-        self._store = GalleryStore(table, check_finite(features))
         if model is not None:
             self._store.header["model"] = model_identity(model)
-
-    def __len__(self) -> int:
-        return len(self._store.state[0])
-
-    def __repr__(self) -> str:
-        table, features = self._store.state
-        return f"Gallery({len(table)} pictures, {features.shape[1]} dimensions, {features.dtype}, {self.directory})"
-
-    @property
-    def features(self) -> Tensor:
-        """(G, E) features of unit length."""
-        return self._store.state[1]
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The pictures, in the order of the features."""
-        return tuple(Path(path) for path in self._store.state[0].paths)
-
-    @property
-    def ids(self) -> Tensor:
-        """(G,) int64, the number of each picture, which never changes."""
-        return self._store.state[0].ids
-
-    @property
-    def metadata(self) -> Sequence[Metadata]:
-        """What is known of each picture."""
-        return self._store.state[0].metadata
-
-    @property
-    def directory(self) -> Path | None:
-        """The folder it is bound to."""
-        return self._store.directory
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """Whatever the caller likes to keep with the gallery, as JSON holds it; `save` writes it."""
-        return self._store.header.setdefault("notes", {})
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The calibrated threshold."""
-        values = self._store.header.get("calibration")
-        return None if values is None else Calibration(**values)
 
     @classmethod
     def build(
@@ -270,19 +217,14 @@ class Gallery:
             TypeError: A query is of another kind.
             DatasetError: A picture cannot be read.
         """
-        table, features = self._store.state
-        if len(table) == 0:
-            raise ValueError("the gallery is empty; add pictures first")
-        if not 1 <= k <= len(table):
-            raise ValueError(f"k is {k}, but the gallery has {len(table)} pictures; give 1 to {len(table)}")
-        lowest = self._threshold(threshold)
-        encoded = encode_queries(self.model, query, dimensions=features.shape[1])
-        rows = table.rows_where(where)
-        scores, indices = top_scores(features, encoded, k, rows=rows)
-        found: list[list[Hit]] = []
-        for best, places in zip(scores.tolist(), indices.tolist(), strict=True):
-            fitting = [(int(place), float(score)) for score, place in zip(best, places, strict=True) if score >= lowest]
-            found.append([table.hit(place, score) for place, score in fitting])
+        found = search_pictures(
+            self._store.state,
+            self.model,
+            query,
+            k,
+            lowest=lowest_score(threshold, self.calibration),
+            where=where,
+        )
         return found[0] if is_one_query(query) else found
 
     def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
@@ -297,13 +239,7 @@ class Gallery:
             ValueError: The gallery has no model, or the split has only one person.
         """
         encoded = encode_split(self._encoder(), split, progress=progress)
-        chosen = calibrate_threshold(
-            encoded.text_features,
-            encoded.image_features,
-            encoded.text_ids,
-            encoded.image_ids,
-            false_alarm_rate=false_alarm_rate,
-        )
+        chosen = calibrate_split(encoded, false_alarm_rate=false_alarm_rate)
         self._store.header["calibration"] = asdict(chosen)
         self._store.save_header()
         return chosen
@@ -313,16 +249,6 @@ class Gallery:
         table, features = self._store.state
         self._store.state = (table, features.to(device))
         return self
-
-    def export(self, path: str | Path) -> Path:
-        """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable by its owner alone.
-
-        Raises:
-            ValueError: Another ending.
-            MissingExtraError: Parquet is asked for and pyarrow is not installed.
-        """
-        table, features = self._store.state
-        return export_features(Path(path), features, table)
 
     def save(self, directory: str | Path | None = None) -> Path:
         """Write the gallery to a folder and bind it there.
@@ -360,10 +286,7 @@ class Gallery:
             check_identity(store.header.get("model"), model, source=str(directory))
         gallery = cls(None, [], torch.empty(0, store.state[1].shape[1]))
         gallery.model, gallery._store = model, store
-        try:
-            _ = gallery.calibration
-        except TypeError as error:
-            raise CheckpointError(f"{directory} has a damaged calibration ({error}); calibrate it again") from error
+        gallery.check_calibration()
         return gallery
 
     def _encoder(self) -> PromptedCLIP:
@@ -373,17 +296,3 @@ class Gallery:
                 "Gallery.load(directory, model)"
             )
         return self.model
-
-    def _threshold(self, threshold: float | str | None) -> float:
-        if threshold is None:
-            return -float("inf")
-        if threshold == "calibrated":
-            if self.calibration is None:
-                raise ValueError(
-                    'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(split) '
-                    "with labelled pictures, or give a number"
-                )
-            return self.calibration.threshold
-        if isinstance(threshold, str) or not -1 <= threshold <= 1:
-            raise ValueError(f'threshold is {threshold!r}, expected a cosine similarity in [-1, 1] or "calibrated"')
-        return threshold

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from promptreid.evaluation.pictures.canvas import BLUE, GREEN, ORANGE, VERMILION, new_figure, save_figure
+from promptreid.evaluation.pictures.canvas import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, new_figure, save_figure
 
-_STYLES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, ":", "^"), (ORANGE, "-.", "D"))
+_STYLES = (
+    (BLUE, "-", "o"),
+    (VERMILION, "--", "s"),
+    (GREEN, ":", "^"),
+    (ORANGE, "-.", "D"),
+    (SKY, (0, (6, 1, 1, 1, 1, 1)), "v"),
+    (GREY, (0, (1, 3)), "x"),
+)
 
 
 def draw_training_curves(path: str | Path, history: Sequence[dict[str, Any]]) -> Path:

@@ -1,5 +1,6 @@
 """Which parts of a crop answer which words."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from promptreid.encoders.clip import PromptedCLIP
 from promptreid.evaluation.pictures.canvas import new_figure, save_figure
 
 _SAMPLES = 16
+# As many letters as fit above a crop.
+_TITLE_LETTERS = 20
 _NOISE = 0.15
 _ROWS, _COLUMNS = 12, 6
 
@@ -90,7 +93,7 @@ def draw_phrase_maps(path: str | Path, model: PromptedCLIP, crop: str | Path, ph
     for axis, phrase in zip(panels, ["", *phrases], strict=True):
         axis.imshow(picture, extent=extent, aspect="equal")
         axis.axis("off")
-        axis.set_title(f"“{phrase}”" if phrase else "crop", fontsize=8, wrap=True)
+        axis.set_title(textwrap.fill(f"“{phrase}”", _TITLE_LETTERS) if phrase else "crop", fontsize=8)
         if phrase:
             cells = phrase_map(model, transformed, phrase).numpy()
             axis.imshow(cells, extent=extent, aspect="equal", cmap="cividis", alpha=0.6, interpolation="bilinear")
