@@ -16,7 +16,7 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.loading import load_dataset
 from promptreid.data.records import ReIDDataset
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.encoders.pretrained import save_prompts
+from promptreid.encoders.saving import save_prompts
 from promptreid.evaluation.evaluate import encode_split, evaluate, score, write_evaluation
 from promptreid.files import write_bytes_atomically
 from promptreid.prompts import PromptConfig
