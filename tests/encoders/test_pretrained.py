@@ -384,9 +384,9 @@ def test_architecture_that_is_not_open_clips_needs_trust(tuned, tmp_path, batch)
 def test_image_size_no_file_has_memory_for_is_refused(tuned, tmp_path):
     folder = save_prompts(tuned, tmp_path / "m")
     config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["vision_cfg"]["image_size"] = [2**16, 2**16]
+    config["model_cfg"]["vision_cfg"]["image_size"] = [2048, 2048]
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    edit(folder, image_size=(2**16, 2**16))
+    edit(folder, image_size=(2048, 2048))
     with pytest.raises(CheckpointError, match=r"of another shape visual\.positional_embedding"):
         load_prompts(folder)
 
