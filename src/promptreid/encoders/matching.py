@@ -62,9 +62,11 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
 
 
 def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
-    # open_clip reports a download that failed in an error of another kind.
-    faults = [item for item in (error, error.__context__) if isinstance(item, TRANSPORT_ERRORS)]
-    if any(type(item) is not FileNotFoundError for item in faults):
+    # open_clip reports a download that failed in errors of other kinds.
+    fault: BaseException | None = error
+    while fault is not None and (type(fault) is FileNotFoundError or not isinstance(fault, TRANSPORT_ERRORS)):
+        fault = fault.__context__
+    if fault is not None:
         return HubError(
             f"the base of these prompts, {_base_words(manifest)}, cannot be downloaded: {str(error)[:500]}. Check the "
             "network, or make it yourself and pass it as model="
