@@ -19,6 +19,18 @@ def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of this kind")
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask, expected):
+    before = os.umask(umask)
+    try:
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+        write_tensors_atomically(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {expected}
+
+
 def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_bytes_atomically(path, b"old")

@@ -2,8 +2,9 @@
 
 from promptreid.backbones.loading import load_clip
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.encoders.pretrained import load_prompts, save_prompts
+from promptreid.encoders.pretrained import load_prompts
 from promptreid.encoders.publishing import push_prompts
+from promptreid.encoders.saving import save_prompts
 from promptreid.encoders.text import PromptedTextEncoder
 from promptreid.encoders.vision import PromptedVisionEncoder
 from promptreid.evaluation.evaluate import evaluate

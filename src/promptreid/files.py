@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,8 +14,13 @@ from torch import Tensor
 _BLOCK_BYTES = 2**20
 
 
-def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write beside `path`, flush to disk, and rename over it; `mode` is the file's permissions.
+def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write beside `path`, flush to disk, and rename over it.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+        mode: Its permissions at most; the process's umask takes some away, as from any file.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written; the file that was there is untouched.
@@ -23,7 +28,7 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> 
     _write(path, lambda scratch: scratch.write_bytes(content), mode=mode)
 
 
-def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o644) -> None:
+def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o666) -> None:
     """Write tensors as safetensors in the same way.
 
     Tensors may share memory, as tied weights do, or be views of larger ones: each is written by itself.
@@ -61,20 +66,24 @@ def file_digest(path: Path) -> str:
 def _write(path: Path, write: Callable[[Path], object], *, mode: int) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name.lstrip('.')}-", dir=path.parent)
+    scratch = path.with_name(f".{path.name.lstrip('.')}-{secrets.token_hex(8)}")
+    handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    permitted = os.fstat(handle).st_mode & 0o777
     os.close(handle)
-    scratch = Path(name)
     try:
         write(scratch)
         flush(scratch)
-        scratch.chmod(mode)
+        # safetensors writes a file of its own, which nobody else may read.
+        scratch.chmod(permitted)
         scratch.replace(path)
         flush(path.parent)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
         if _is_full(error):
             raise OSError(
-                errno.ENOSPC, "no space left on the disk; free some and write again, what was there is untouched", name
+                errno.ENOSPC,
+                "no space left on the disk; free some and write again, what was there is untouched",
+                str(scratch),
             ) from error
         raise
 

@@ -13,12 +13,14 @@ import struct
 import sys
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from PIL import Image
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.errors import PromptReidError
@@ -34,10 +36,14 @@ ARCHITECTURE = {
 FILES = ("prompts.safetensors", "prompt_config.json", "open_clip_config.json", "open_clip_model.safetensors")
 VALUES = [None, True, False, -1, 0, 1, 2, 10**9, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x"]
 VALUES += ["\ud800", "../../x", "/etc/passwd", "hf-hub:a/b", "a" * 10_000, [], {}, [[]], [1, 2], [0, 0], {"a": {}}]
+# Deep enough to parse, and too deep for whatever walks through it by recursion.
+NESTED: list[Any] = []
+for _ in range(400):
+    NESTED = [NESTED]
 DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I8", "U8", "BOOL", "C64", "F33", "", 3]
-
 SHAPES = [[], [0], [2**40], [2**32, 2**32], [-1], [1] * 70, "x", [1.5]]
 
+PICTURE = Image.new("RGB", (5, 9), "red")
 Content = dict[str, bytes]
 
 
@@ -93,9 +99,10 @@ def change_json(draw: random.Random, content: bytes) -> bytes:
         if action < 0.15 and len(holder) > 1:
             del holder[key]
         elif action < 0.3 and isinstance(holder, dict):
-            holder[draw.choice(["extra", "__class__", "../x", ""])] = draw.choice(VALUES)
+            holder[draw.choice(["extra", "__class__", "../x", ""])] = deepcopy(draw.choice(VALUES))
         else:
-            holder[key] = draw.choice([*VALUES, *DTYPES])
+            # A copy, because a later change of the same document may be to the value put in here.
+            holder[key] = deepcopy(draw.choice([*VALUES, *DTYPES, NESTED]))
     return json.dumps(document).encode()
 
 
@@ -109,9 +116,7 @@ def change_header(draw: random.Random, content: bytes) -> bytes:
     if action == 0:
         entry["dtype"] = draw.choice(DTYPES)
     elif action == 1:
-        entry["shape"] = draw.choice(
-            [[], [0], [2**40], [2**32, 2**32], [-1], [1] * 70, "x", [1.5], entry["shape"][::-1]]
-        )
+        entry["shape"] = draw.choice([*SHAPES, entry["shape"][::-1]])
     elif action == 2:
         entry["data_offsets"] = draw.choice([[0, 0], [0, 2**40], [2**63, 2**64], [-4, 4], [4], "x", [8, 4], [1, 5]])
     elif action == 3:
@@ -173,7 +178,8 @@ def same(one: PromptedCLIP, other: PromptedCLIP) -> bool:
 
 
 def sound(model: PromptedCLIP) -> bool:
-    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    pixels = model.eval_transform(PICTURE)
+    return all(bool(value.isfinite().all()) for value in (pixels, *model.state_dict().values()))
 
 
 def make_folder(root: Path) -> Path:

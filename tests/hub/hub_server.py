@@ -17,8 +17,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 DATE = "2026-01-01T00:00:00.000Z"
+# Some of the Hub's list.
+LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail", "unknown", "other"}
 LARGE_ENDINGS = (".safetensors", ".bin", ".pt")
 
 
@@ -101,6 +105,34 @@ def describe(name: str, content: bytes) -> dict:
     if is_large(name, len(content)):
         entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
     return entry
+
+
+def faults_in_card(card: str) -> list[str]:
+    """What the Hub's validator says of a card's metadata, as far as its documentation tells.
+
+    https://github.com/huggingface/hub-docs/blob/main/modelcard.md, docs/hub/model-cards.md and repositories-licenses.md
+    """
+    found = re.match(r"\s*---[\r\n]+([\S\s]*?)[\r\n]+---([\r\n]|$)", card)
+    if not found:
+        return []  # a card without metadata is warned of
+    try:
+        data = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        return [f"bad YAML: {error}"]
+    faults = [] if data.get("license") in LICENSES else [f'"license" must be one of {sorted(LICENSES)}']
+    if data.get("license") == "other":
+        if not re.fullmatch(r"[a-z0-9.-]+", str(data.get("license_name"))):
+            faults.append('"license_name" is required, in lower case')
+        if not re.fullmatch(r"LICENSE(\.md)?|https?://\S+", str(data.get("license_link"))):
+            faults.append('"license_link" must be LICENSE, LICENSE.md or a URL')
+    if data.get("base_model_relation", "adapter") not in {"adapter", "finetune", "merge", "quantized"}:
+        faults.append('"base_model_relation" is unknown')
+    for model in data.get("model-index", []):
+        for result in model["results"]:
+            parts = [(result["task"], "type"), (result["dataset"], "type"), (result["dataset"], "name")]
+            parts += [(metric, key) for metric in result["metrics"] for key in ("type", "value")]
+            faults += [f'"model-index" lacks "{key}"' for part, key in parts if part.get(key) in (None, "")]
+    return faults
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -205,6 +237,12 @@ class Handler(BaseHTTPRequestHandler):
         if write and user != repo.owner:
             raise Refusal(401 if user is None else 403, "Forbidden: you have no right to write")
         return repo
+
+    def validate_yaml(self) -> dict | None:
+        errors = [{"message": message} for message in faults_in_card(json.loads(self.content)["content"])]
+        if errors:
+            raise Refusal(400, "Invalid metadata", body={"errors": errors, "warnings": []})
+        return {"errors": [], "warnings": []}
 
     # -- repositories
 
@@ -352,7 +390,7 @@ REVISION = "(?P<revision>[^/]+)"
 ROUTES = [
     ("GET", "/api/whoami-v2", lambda handler: {"type": "user", "name": handler.user, "orgs": [], "auth": {}}),
     ("POST", "/api/repos/create", Handler.create),
-    ("POST", "/api/validate-yaml", lambda _: {"errors": [], "warnings": []}),
+    ("POST", "/api/validate-yaml", Handler.validate_yaml),
     ("GET", API, Handler.info),
     ("GET", f"{API}/revision/{REVISION}", Handler.info),
     ("GET", f"{API}/tree/{REVISION}", Handler.tree),

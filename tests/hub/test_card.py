@@ -58,6 +58,8 @@ def test_front_matter_has_what_the_hub_asks_for(make_manifest):
     assert front["pipeline_tag"] in PIPELINES
     assert front["license"] in LICENSES
     assert front["license_name"] == "dataset-terms"
+    assert front["license_link"].endswith("/alice/prompts#terms-of-the-data")
+    assert "## Terms of the data" in text
     assert front["datasets"] == ["cuhk-pedes"]
     assert {"open_clip", "person-re-identification"} <= set(front["tags"])
     (entry,) = front["model-index"]
@@ -142,3 +144,32 @@ def test_own_token_is_found_whatever_it_looks_like():
         check_secrets("run --key my-secret-key", token="my-secret-key")
     check_secrets("nothing here", token="my-secret-key")
     check_secrets("nothing here", token=True)
+
+
+def test_licence_of_ones_own_is_named_and_linked(make_manifest):
+    own = CardDetails(license_name="my-terms-1.0", license_link="https://example.org/terms")
+    front = make(make_manifest(), details=own).data.to_dict()
+    assert [front[name] for name in ("license", "license_name", "license_link")] == [
+        "other",
+        "my-terms-1.0",
+        "https://example.org/terms",
+    ]
+    listed = make(make_manifest(), details=CardDetails(license="cc-by-nc-4.0")).data.to_dict()
+    assert listed["license"] == "cc-by-nc-4.0"
+    assert not {"license_name", "license_link"} & listed.keys()
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ({"license": "MIT"}, "license is 'MIT', expected the Hub's identifier, such as 'mit' or 'other'"),
+        ({"license": ""}, "license is ''"),
+        ({"license": "mit\nevil: x"}, "license is 'mit"),
+        ({"license": "mit", "license_link": "LICENSE"}, 'license_link go with license="other"; leave them out'),
+        ({"license_name": "My Terms"}, "license_name is 'My Terms', expected lower case"),
+        ({"license_link": "terms.txt"}, r"license_link is 'terms\.txt', expected a URL, 'LICENSE' or 'LICENSE\.md'"),
+    ],
+)
+def test_licence_that_the_hub_would_refuse_is_refused_first(details, words):
+    with pytest.raises(ValueError, match=words):
+        CardDetails(**details)

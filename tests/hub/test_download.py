@@ -13,6 +13,7 @@ import torch
 from promptreid import load_prompts
 from promptreid.encoders.publishing import push_prompts
 from promptreid.errors import CheckpointError, HubError
+from promptreid.hub.prompt_files import write_prompt_files
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
@@ -303,6 +304,17 @@ def test_full_disk_is_explained(hub, pushed, monkeypatch):
     monkeypatch.setattr("promptreid.hub.download.hf_hub_download", fail)
     with pytest.raises(HubError, match=r"no space left on the disk for prompt_config\.json of alice/m; free some"):
         load_prompts("alice/m")
+
+
+@pytest.mark.parametrize("fault", [None, "close"])
+def test_base_that_cannot_be_downloaded_is_named(hub, make_manifest, tensors, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    write_prompt_files(tmp_path / "m", make_manifest(model_name="ViT-B-32", image_size=(224, 224)), tensors)
+    if fault:
+        go_offline(hub)
+    with pytest.raises(HubError, match=r"base of these prompts, ViT-B-32 tagged 'openai' .*cannot be downloaded"):
+        load_prompts(tmp_path / "m")
+    assert requests(hub)
 
 
 def test_names_from_a_repository_never_leave_the_cache(hub, pushed, model, score, cache, tmp_path):

@@ -61,6 +61,48 @@ def test_card_of_a_folder_is_kept(hub, model, tmp_path):
         push_prompts(folder, "alice/m", token=ALICE, metrics={"rank1": 0.5})
 
 
+def test_own_card_that_the_hub_finds_wrong_is_refused_and_nothing_is_pushed(hub, model, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    (folder / "README.md").write_text("---\nlicense: my-own\n---\n\nmy own words")
+    with pytest.raises(ValueError, match=r'Invalid metadata in README\.md[\s\S]*"license" must be one of'):
+        push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].files() == {}
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "large", "bytes"])
+def test_card_that_is_a_link_or_no_text_is_refused_unread(hub, model, tmp_path, kind):
+    folder, card = save_prompts(model, tmp_path / "m"), tmp_path / "m" / "README.md"
+    if kind == "link":
+        (tmp_path / "private-key").write_text("very secret")
+        card.symlink_to(tmp_path / "private-key")
+    elif kind == "folder":
+        card.mkdir()
+    else:
+        card.write_bytes(b"\xff" if kind == "bytes" else b"a" * (2**20 + 1))
+    words = {"large": "has 1048577 bytes", "bytes": "is not text in UTF-8"}.get(kind, "is a link or no file")
+    with pytest.raises(ValueError, match=words):
+        push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("details", [None, CardDetails(license="cc-by-nc-4.0"), CardDetails(license_name="my-1.0")])
+def test_card_of_ours_passes_the_check_of_the_hub(hub, hub_server, model, tuned, details):
+    for pushed in (model, tuned):
+        push_prompts(pushed, "alice/m", token=ALICE, metrics={"rank1": 0.5, "mAP": 0.4}, details=details)
+        card = hub.repos["alice/m"].files()["README.md"].decode()
+        assert hub_server[0].faults_in_card(card) == []
+    other = details is None or details.license == "other"
+    assert bool(hub_server[0].faults_in_card(card.replace("license_link:", "link:"))) == other
+
+
+def test_token_is_not_shown_by_what_holds_it():
+    from promptreid.encoders.loading import Access
+    from promptreid.hub.download import Repository
+    from promptreid.hub.upload import Target
+
+    assert ALICE not in repr((Access(token=ALICE), Repository("alice/m", token=ALICE), Target("alice/m", token=ALICE)))
+
+
 def test_save_killed_before_files_got_their_names_is_pushed_whole(hub, model, score, tmp_path):
     folder = save_prompts(model, tmp_path / "m")
     digest = json.loads((folder / "prompt_config.json").read_text())["sha256"]["prompts.safetensors"]
@@ -177,6 +219,8 @@ def test_secret_in_the_card_is_refused_and_not_repeated(hub, model, secret):
     with pytest.raises(ValueError, match="holds an access token") as caught:
         push_prompts(model, "alice/m", token=ALICE, details=CardDetails(training={"command": f"run --token {secret}"}))
     assert secret not in str(caught.value)
+    with pytest.raises(ValueError, match="holds an access token"):
+        push_prompts(model, "alice/m", token=ALICE, commit_message=f"with {secret}")
     assert hub.repos == {}
 
 

@@ -15,7 +15,7 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.loading import load_dataset
 from promptreid.data.records import ReIDDataset
 from promptreid.encoders.clip import PromptedCLIP
-from promptreid.encoders.pretrained import save_prompts
+from promptreid.encoders.saving import save_prompts
 from promptreid.evaluation.evaluate import encode_split, evaluate, score, write_evaluation
 from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
 from promptreid.evaluation.pictures.feature_map import draw_feature_map

@@ -1,27 +1,42 @@
-"""An open_clip model with prompts in both towers."""
+"""The prompted model as people use it: it encodes, saves, loads, publishes, and holds several sets of prompts."""
 
-import sys
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from promptreid.backbones.features import feature_size_of
-from promptreid.backbones.loading import ClipSource, load_tokenizer, source_of
-from promptreid.backbones.towers import refuse_compiled
-from promptreid.backbones.vision import image_size_of, image_statistics_of
-from promptreid.data.transforms import eval_transform, train_transform
-from promptreid.encoders.sharing import FIRST_SET, PromptSet, Sharing
-from promptreid.encoders.text import PromptedTextEncoder
-from promptreid.encoders.vision import PromptedVisionEncoder
-from promptreid.errors import CheckpointError
-from promptreid.hub.fingerprint import fingerprint, weight_samples
+from promptreid.backbones.loading import ClipSource
+from promptreid.encoders.dual_encoder import DualEncoder
+from promptreid.encoders.loading import Access, load_as, read_prompts
+from promptreid.encoders.matching import check_clip
+from promptreid.encoders.publishing import push_prompts
+from promptreid.encoders.saving import Encoders, save_prompts
+from promptreid.hub.card import CardDetails
 from promptreid.prompts import PromptConfig
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class PromptedCLIP(Sharing, nn.Module):
+FIRST_SET = "default"
+
+
+@dataclass
+class PromptSet:
+    """Prompts that a model holds beside those it uses.
+
+    Attributes:
+        config: How they are set up.
+        tensors: Their values by name; empty for those in use, which are in the model itself.
+    """
+
+    config: PromptConfig
+    tensors: dict[str, Tensor]
+
+
+class PromptedCLIP(DualEncoder):
     """An open_clip model with learnable prompts in its image and its text encoder.
 
     It owns the open_clip model (keys `clip.*`, exactly open_clip's own behind the prefix) and the prompts
@@ -72,171 +87,137 @@ class PromptedCLIP(Sharing, nn.Module):
         trim: bool = True,
         initialize: bool = True,
     ) -> None:
-        super().__init__()
-        config = PromptConfig() if config is None else config
-        if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
-        refuse_compiled(clip)
-        self.source: ClipSource | None = source_of(clip) if source is None else source
-        self.base_fingerprint: tuple[float, ...] = fingerprint(clip)
-        self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
-        self._setup: dict[str, bool] = {"sequence_first": sequence_first, "trim": trim}
+        super().__init__(clip, config, source=source, sequence_first=sequence_first, trim=trim, initialize=initialize)
         self._prompts_in_use = FIRST_SET
-        self._prompt_sets = {FIRST_SET: PromptSet(config, {})}
-        self._wrap(clip, config, initialize=initialize)
-        self.clip = clip
+        self._prompt_sets = {FIRST_SET: PromptSet(self.config, {})}
 
-    def attach(self, config: PromptConfig, *, initialize: bool = True) -> None:
-        """Take the prompts out and put others in, which are set up as `config` says.
+    def save_pretrained(self, directory: str | Path, *, encoders: Encoders = "auto", overwrite: bool = False) -> Path:
+        """Save to a folder, as `save_prompts` does."""
+        return save_prompts(self, directory, encoders=encoders, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_directory: str | Path,
+        *,
+        model: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        trust_base: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Self":
+        """Load from a folder or the Hub, as `load_prompts` does."""
+        access = Access(revision, token, cache_dir, local_files_only)
+        return load_as(cls, repo_or_directory, access, model=model, trust_base=trust_base, device=device, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        details: CardDetails | None = None,
+        encoders: Encoders = "auto",
+    ) -> str:
+        """Publish on the Hub, as `push_prompts` does."""
+        return push_prompts(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+            metrics=metrics,
+            details=details,
+            encoders=encoders,
+        )
+
+    @property
+    def prompt_sets(self) -> tuple[str, ...]:
+        """Names of the sets of prompts that the model holds, the first one's `"default"`."""
+        return tuple(self._prompt_sets)
+
+    @property
+    def prompts_in_use(self) -> str:
+        """Name of the set that `encode_image` and `encode_text` use, and that is saved and trained."""
+        return self._prompts_in_use
+
+    def add_prompts(
+        self,
+        name: str,
+        prompts: str | Path | PromptConfig,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Hold another set of prompts for the same encoders, which are not copied; `use` switches to it.
 
         Args:
-            config: Lengths, depths and initialisation.
-            initialize: Start them; `False` leaves them zero.
+            name: What to call it.
+            prompts: A folder or a Hub repository of prompts that were trained with these encoders, or the
+                configuration of new ones, which start when they are first used.
+            revision: Branch, tag or commit of a repository.
+            token: Access token for it.
+            cache_dir: huggingface_hub's cache.
+            local_files_only: Take a repository from the cache alone.
 
         Raises:
-            ValueError: The configuration does not fit the towers; the open_clip model is bare then.
+            ValueError: There is a set of that name, or it is none.
+            CheckpointError: The prompts belong to other encoders, or are corrupt.
+            HubError: The repository is not there, or cannot be reached.
         """
-        self.detach()
-        self._wrap(self.clip, config, initialize=initialize)
-        self.train(self.training)
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"name is {name!r}, expected some text to call the prompts by")
+        if name in self._prompt_sets:
+            raise ValueError(f"prompts {name!r} are there already; the model holds {', '.join(self._prompt_sets)}")
+        if isinstance(prompts, PromptConfig):
+            self._prompt_sets[name] = PromptSet(prompts, {})
+            return
+        access = Access(revision, token, cache_dir, local_files_only)
+        files = read_prompts(prompts, access, with_encoders=False)
+        check_clip(files, self.clip)
+        self._prompt_sets[name] = PromptSet(files.manifest.prompts, dict(files.tensors))
 
-    def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
-        self.config: PromptConfig = config
-        self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
-            clip,
-            config.vision_length,
-            depth=config.vision_depth,
-            position_embedding=config.position_embedding,
-            initialization=config.vision_initialization if initialize else None,
-            place=config.vision_place,
-            sequence_first=self._setup["sequence_first"],
-        )
+    def use(self, name: str) -> None:
+        """Switch to another set of prompts; what was learned in the one before is kept.
+
+        The prompts are other parameters afterwards, so make optimisers anew. Threads that infer meanwhile may see the
+        text prompts of one set with the image prompts of the other.
+
+        Args:
+            name: One of `prompt_sets`.
+
+        Raises:
+            KeyError: There is no set of that name.
+            ValueError: The set's configuration does not fit the towers; the one before stays in use.
+        """
+        if name not in self._prompt_sets:
+            raise KeyError(f"there are no prompts {name!r}; the model holds {', '.join(self._prompt_sets)}")
+        if name == self._prompts_in_use:
+            return
+        model, chosen = self, self._prompt_sets[name]
+        kept = PromptSet(model.config, {key: value.clone() for key, value in model.prompt_state_dict().items()})
+        trained = [parameter.requires_grad for parameter in model.prompt_parameters()]
         try:
-            self.text: PromptedTextEncoder = PromptedTextEncoder(
-                clip,
-                config.text_length,
-                depth=config.text_depth,
-                position_embedding=config.position_embedding,
-                initialization=config.text_initialization if initialize else None,
-                slot=config.text_slot,
-                **self._setup,
-            )
+            model.attach(chosen.config, initialize=not chosen.tensors)
+            if chosen.tensors:
+                model.load_prompt_state_dict(chosen.tensors)
         except Exception:
-            self.vision.detach()
+            model.attach(kept.config, initialize=False)
+            model.load_prompt_state_dict(kept.tensors)
             raise
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return image_size_of(self.clip)
-
-    @property
-    def image_mean(self) -> tuple[float, ...]:
-        """Mean per channel that images are normalised with."""
-        return image_statistics_of(self.clip)[0]
-
-    @property
-    def image_std(self) -> tuple[float, ...]:
-        """Standard deviation per channel that images are normalised with."""
-        return image_statistics_of(self.clip)[1]
-
-    @property
-    def context_length(self) -> int:
-        """L, tokens a caption has room for."""
-        return self.text.context_length
-
-    @property
-    def embed_dim(self) -> int:
-        """E, size of the features that both encoders share."""
-        return feature_size_of(self.clip)
-
-    @cached_property
-    def tokenizer(self) -> Callable[..., Tensor]:
-        """Turns a caption or a list of captions into token ids, (B, L) int64.
-
-        Raises:
-            ValueError: It is not known which architecture this is.
-        """
-        if self.source is None:
-            raise ValueError(
-                "this open_clip model was not made by promptreid.load_clip, so its tokenizer is not known; use "
-                "open_clip.get_tokenizer(name), or pass source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
-            )
-        return load_tokenizer(self.source)
-
-    @property
-    def train_transform(self) -> Callable[[Any], Tensor]:
-        """Augmenting transform, PIL image to normalised (3, H, W)."""
-        return train_transform(self.image_size, mean=self.image_mean, std=self.image_std)
-
-    @property
-    def eval_transform(self) -> Callable[[Any], Tensor]:
-        """Transform for evaluation and search, PIL image to normalised (3, H, W); nothing is cropped away."""
-        return eval_transform(self.image_size, mean=self.image_mean, std=self.image_std)
-
-    def encode_image(self, images: Tensor, *, normalize: bool = False) -> Tensor:
-        """Image features, (B, E)."""
-        return self.vision(images, normalize=normalize)
-
-    def encode_text(self, tokens: Tensor, *, normalize: bool = False) -> Tensor:
-        """Text features, (B, E)."""
-        return self.text(tokens, normalize=normalize)
-
-    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Encode image and caption pairs: `image_features`, `text_features`, `logit_scale`."""
-        return {
-            "image_features": self.encode_image(images),
-            "text_features": self.encode_text(tokens),
-            "logit_scale": self.clip.logit_scale.exp(),  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-        }
-
-    def prompt_parameters(self) -> list[nn.Parameter]:
-        """The prompts: one parameter a tower."""
-        return [self.vision.prompts.tokens, self.text.prompts.tokens]
-
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Every parameter of the open_clip model."""
-        return list(self.clip.parameters())
-
-    def prompt_state_dict(self) -> dict[str, Tensor]:
-        """The prompts by name, detached: what a prompt file holds."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("clip.")}
-
-    def load_prompt_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Set the prompts.
-
-        Raises:
-            CheckpointError: Names are missing or unexpected, or shapes differ; all of them are listed.
-        """
-        own = self.prompt_state_dict()
-        faults = [f"missing {name}" for name in own.keys() - state_dict.keys()]
-        faults += [f"unexpected {name}" for name in state_dict.keys() - own.keys()]
-        faults += [
-            f"{name} has shape {tuple(state_dict[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own.keys() & state_dict.keys()
-            if state_dict[name].shape != own[name].shape
-        ]
-        if faults:
-            raise CheckpointError(
-                f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Shapes are (blocks, prompts, "
-                "width): wrap the architecture they were trained for with the PromptConfig they were trained with"
-            )
-        self.load_state_dict(dict(state_dict), strict=False)
-
-    @contextmanager
-    def disabled(self) -> Generator[None, None, None]:
-        """Run both towers bare inside the block, in the calling thread alone."""
-        with self.vision.disabled(), self.text.disabled():
-            yield
-
-    def detach(self) -> nn.Module:
-        """Take the prompts out of the open_clip model for good and return it as it was."""
-        self.vision.detach()
-        self.text.detach()
-        return self.clip
-
-    def print_trainable_parameters(self) -> None:
-        """Write to standard output how many parameters train now, and what share of all that is."""
-        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in self.parameters())
-        sys.stdout.write(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.3%})\n")
+        finally:
+            for parameter, wanted in zip(model.prompt_parameters(), trained, strict=True):
+                parameter.requires_grad_(wanted)
+        self._prompt_sets[self._prompts_in_use] = kept
+        self._prompts_in_use = name

@@ -19,8 +19,9 @@ from promptreid.backbones.loading import ClipSource, load_clip, load_clip_from_c
 from promptreid.backbones.text import find_text_tower
 from promptreid.backbones.towers import PixelTower, TokenTower
 from promptreid.backbones.vision import find_vision_tower, image_size_of
-from promptreid.errors import CheckpointError, UnsupportedTowerError
-from promptreid.hub.fingerprint import fingerprint, nearer, same_fingerprint
+from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
+from promptreid.hub.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
+from promptreid.hub.hub_errors import TRANSPORT_ERRORS
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders
 from promptreid.hub.tensor_files import read_weights
@@ -36,6 +37,7 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
 
     Raises:
         CheckpointError: The model is not one that open_clip lists, or is not the one the prompts were trained with.
+        HubError: The base cannot be downloaded.
     """
     manifest = files.manifest
     _check_listed(manifest, files.encoders, trust_base=trust_base)
@@ -53,13 +55,26 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
             f"the weights of {_base_words(manifest)} hold more than tensors, and reading them could run code. "
             "Have their author publish them as safetensors"
         ) from error
-    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError, FileNotFoundError) as error:
-        raise CheckpointError(
-            f"the base of these prompts, {_base_words(manifest)}, cannot be made: {str(error)[:500]}. "
-            "Make it yourself and pass it as model="
-        ) from error
+    except (*TRANSPORT_ERRORS, RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _not_made(manifest, error) from error
     check_clip(files, clip)
     return clip
+
+
+def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
+    # open_clip reports a download that failed in errors of other kinds.
+    fault: BaseException | None = error
+    while fault is not None and (type(fault) is FileNotFoundError or not isinstance(fault, TRANSPORT_ERRORS)):
+        fault = fault.__context__
+    if fault is not None:
+        return HubError(
+            f"the base of these prompts, {_base_words(manifest)}, cannot be downloaded: {str(error)[:500]}. Check the "
+            "network, or make it yourself and pass it as model="
+        )
+    return CheckpointError(
+        f"the base of these prompts, {_base_words(manifest)}, cannot be made: {str(error)[:500]}. "
+        "Make it yourself and pass it as model="
+    )
 
 
 def check_clip(files: PromptFiles, clip: nn.Module) -> None:
@@ -77,6 +92,8 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> None:
     differences = [*_setup_differences(manifest, clip), *_tower_differences(manifest, clip)]
     tuned = manifest.encoders_fingerprint != manifest.base_fingerprint
     own, saved = fingerprint(clip), manifest.encoders_fingerprint
+    if len(saved) < len(own):
+        own = without_tensors(own)
     if not same_fingerprint(own, saved) or (tuned and not nearer(own, saved, manifest.base_fingerprint)):
         differences.append(f"their weights are others{', fine-tuned together with the prompts' if tuned else ''}")
     if differences:

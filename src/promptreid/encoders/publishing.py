@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.backbones.catalog import is_listed_model, is_listed_tag, published_at
-from promptreid.encoders.clip import PromptedCLIP
+from promptreid.encoders.dual_encoder import DualEncoder
 from promptreid.encoders.matching import check_shapes
-from promptreid.encoders.pretrained import Encoders, save_prompts
+from promptreid.encoders.saving import Encoders, save_prompts
+from promptreid.errors import CheckpointError
 from promptreid.hub.card import CardDetails, check_secrets, make_card
 from promptreid.hub.download import check_repo_id
 from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.manifest_values import ENCODERS_CONFIG
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.upload import Target, upload_files
 
 _CARD = "README.md"
+_MOST_CARD_BYTES = 2**20
 
 
 def push_prompts(
-    model: PromptedCLIP | str | Path,
+    model: DualEncoder | str | Path,
     repo_id: str,
     *,
     private: bool = True,
@@ -57,7 +60,7 @@ def push_prompts(
         CheckpointError: The folder is damaged, or holds weights that are not the architecture's.
         FileNotFoundError: There is no such folder.
         ValueError: The repository is public and `private` is not `False`, nobody else could make the base, a score
-            is no fraction, or a token is in the card.
+            is no fraction, a token is in the card, or the Hub finds its metadata wrong.
         TypeError: An argument is of another type.
 
     Example:
@@ -79,8 +82,8 @@ def push_prompts(
         card = _card(folder, manifest, repo_id, metrics, details)
         uploads: dict[str, bytes | Path] = {_CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
         uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
-        check_secrets(card + manifest.to_json(), token=token)
         message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
+        check_secrets("\n".join((card, manifest.to_json(), message)), token=token)
         return upload_files(Target(repo_id, private, revision, create_pr, token), uploads, message=message)
 
 
@@ -91,7 +94,13 @@ def _publishable(files: PromptFiles) -> PromptManifest:
         manifest.pretrained is not None and is_listed_tag(manifest.model_name, manifest.pretrained)
     )
     if encoders is not None:
-        check_shapes(encoders, manifest.model_name)
+        try:
+            check_shapes(encoders, manifest.model_name)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{encoders.path.parent / ENCODERS_CONFIG} is no configuration of {manifest.model_name} ({error!r}); "
+                "save the prompts again"
+            ) from error
         # The path of a file on this machine is nobody else's business, and the weights come along.
         return manifest if listed else replace(manifest, pretrained=None)
     if not listed:
@@ -110,9 +119,21 @@ def _card(
     details: CardDetails | None,
 ) -> str:
     own = folder / _CARD
-    if own.is_file():
+    if own.is_symlink() or own.exists():
         if metrics is not None or details is not None:
             raise ValueError(f"{own} is the card, so metrics and details would be lost; leave them out, or remove it")
-        return own.read_text(encoding="utf-8")
+        return _own_card(own)
     base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
     return str(make_card(manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details))
+
+
+def _own_card(path: Path) -> str:
+    # A link in a folder that somebody else made may lead to any file of ours, which would be published.
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is a link or no file; put a copy in its place to publish it as the card")
+    if path.stat().st_size > _MOST_CARD_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {_MOST_CARD_BYTES} for a card")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as such, or remove it") from error

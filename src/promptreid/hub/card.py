@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, cast
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from promptreid.hub.card_text import BODY, DATASET_TERMS, LOAD_ENCODERS, RESPONSIBLE_USE
 from promptreid.hub.manifest import PromptManifest
@@ -17,6 +17,10 @@ _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP
 _TASK = "text-to-image person re-identification"
 # What tokens of the Hub and of the usual clouds look like.
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
+
+# What the Hub takes: https://huggingface.co/docs/hub/model-cards#specifying-a-license
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LICENSE_LINK = re.compile(r"LICENSE(\.md)?|https?://\S+")
 
 Scores = Mapping[str, Any]
 
@@ -31,12 +35,16 @@ class CardDetails:
         checkpoint_rule: How the checkpoint was chosen, such as `"epoch with the best validation mAP"`.
         seeds: The seeds that were run, one for each of the metrics.
         training: Settings by name.
-        license: The Hub's identifier of a licence; `"other"` refers to the data set's terms.
+        license: The Hub's identifier of a licence, such as `"cc-by-nc-4.0"`; `"other"` for one that it does not list.
+        license_name: For `"other"`, an identifier of your own; `None` names the terms of the data.
+        license_link: For `"other"`, the URL of its text, or `"LICENSE"` for a file that you put there; `None` for the
+            card's own section on the terms of the data.
         bare_metrics: Scores of the encoders without prompts, as plain open_clip loads them.
         notes: Anything else, as Markdown.
 
     Raises:
         TypeError: A value is of another type.
+        ValueError: The licence is not of the form that the Hub takes.
     """
 
     dataset: str | None = None
@@ -45,16 +53,30 @@ class CardDetails:
     seeds: Sequence[int] = ()
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
     license: str = "other"
+    license_name: str | None = None
+    license_link: str | None = None
     bare_metrics: Scores | None = None
     notes: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "checkpoint_rule", "notes", "split", "license"):
+        for name in ("dataset", "checkpoint_rule", "notes", "split", "license", "license_name", "license_link"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("split", "license")):
                 raise TypeError(f"{name} is {value!r}, expected text")
         if not isinstance(self.training, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"training is {self.training!r}, expected settings by name")
+        self._check_license()
+
+    def _check_license(self) -> None:
+        if not _LICENSE.fullmatch(self.license):
+            raise ValueError(f"license is {self.license!r}, expected the Hub's identifier, such as 'mit' or 'other'")
+        own = [name for name in ("license_name", "license_link") if getattr(self, name) is not None]
+        if own and self.license != "other":
+            raise ValueError(f'{" and ".join(own)} go with license="other"; leave them out for {self.license!r}')
+        if self.license_name is not None and not _LICENSE.fullmatch(self.license_name):
+            raise ValueError(f"license_name is {self.license_name!r}, expected lower case such as 'my-terms-1.0'")
+        if self.license_link is not None and not _LICENSE_LINK.fullmatch(self.license_link):
+            raise ValueError(f"license_link is {self.license_link!r}, expected a URL, 'LICENSE' or 'LICENSE.md'")
 
 
 def make_card(
@@ -91,7 +113,7 @@ def make_card(
         language="en",
         datasets=None if details.dataset is None else [_slug(details.dataset)],
         license=details.license,
-        license_name="dataset-terms" if details.license == "other" else None,
+        **_other_license(repo_id, details),
         eval_results=_eval_results(runs, details) or None,
     )
     if base_model is not None:
@@ -99,6 +121,16 @@ def make_card(
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}")
     check_secrets(str(card))
     return card
+
+
+def _other_license(repo_id: str, details: CardDetails) -> dict[str, str]:
+    """The name and place of a licence that the Hub does not list; it wants both."""
+    if details.license != "other":
+        return {}
+    return {
+        "license_name": details.license_name or "dataset-terms",
+        "license_link": details.license_link or f"{constants.ENDPOINT}/{repo_id}#terms-of-the-data",
+    }
 
 
 def check_secrets(text: str, *, token: str | bool | None = None) -> None:

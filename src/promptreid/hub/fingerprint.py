@@ -11,40 +11,54 @@ import torch
 from torch import Tensor, nn
 
 SAMPLES = 256
+_MOST_TENSORS = 4096
 _SAMPLES_PER_TENSOR = 64
 # Resized with the image, so the same base at another size has others.
-_POSITION_GRIDS = ("visual.positional_embedding", "visual.trunk.pos_embed", "visual.attnpool.positional_embedding")
+_BY_PLACE = (
+    "visual.positional_embedding",
+    "visual.trunk.pos_embed",
+    "visual.attnpool.positional_embedding",
+    "relative_position_bias_table",
+)
 
 
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
-    """Sample up to 256 weights at fixed places.
+    """Sample weights at fixed places.
 
-    Half of them are spread evenly over the concatenation of all floating-point weights in the order of their names,
-    so every large tensor is represented; the other half over the tensors, one each, so that the many small ones are.
-    Position grids of images are left out.
+    The first up to 256 say which model it is: half of them are spread evenly over the concatenation of all
+    floating-point weights in the order of their names, so every large tensor is represented; the other half over the
+    tensors, one each, so that the many small ones are. Of a model with more tensors than that, one of each tensor
+    follows, so that fine-tuning is seen wherever it was. What is resized with the image is left out.
 
     Args:
         module: A model.
 
     Returns:
-        The values as float32; fewer than 256 if the model has few weights or tensors.
+        The values as float32; fewer if the model has few weights or tensors.
     """
     state = {
         name: value
         for name, value in sorted(module.state_dict().items())
-        if value.is_floating_point() and value.numel() and not name.endswith(_POSITION_GRIDS)
+        if value.is_floating_point() and value.numel() and not name.endswith(_BY_PLACE)
     }
     sizes = [value.numel() for value in state.values()]
     starts = list(accumulate(sizes, initial=0))
     places = _spread(sum(sizes)) + [starts[index] + sizes[index] // 2 for index in _spread(len(sizes))]
     places.sort()
     values: list[float] = []
+    middles: list[float] = []
     for begin, value in zip(starts, state.values(), strict=False):
         inside = places[bisect_left(places, begin) : bisect_left(places, begin + value.numel())]
-        if inside:
-            chosen = torch.tensor(inside, device=value.device) - begin
-            values += value.detach().reshape(-1)[chosen].float().cpu().tolist()
-    return tuple(values)
+        chosen = [place - begin for place in inside] + [value.numel() // 2]
+        *found, middle = value.detach().reshape(-1)[torch.tensor(chosen, device=value.device)].float().tolist()
+        values += found
+        middles.append(middle)
+    return tuple(values + middles if SAMPLES // 2 < len(middles) <= _MOST_TENSORS else values)
+
+
+def without_tensors(values: tuple[float, ...]) -> tuple[float, ...]:
+    """The first part of a fingerprint, which is short enough to go with prompts alone."""
+    return values[:SAMPLES]
 
 
 def _spread(total: int) -> list[int]:
@@ -92,7 +106,7 @@ def unpack_fingerprint(text: str) -> tuple[float, ...]:
     """What `pack_fingerprint` packed.
 
     Raises:
-        ValueError: The text is not that of up to 256 finite numbers.
+        ValueError: The text is not that of finite numbers, as many as a fingerprint has at most.
     """
     kind, _, encoded = text.partition(":")
     size, whole, real = {
@@ -103,8 +117,11 @@ def unpack_fingerprint(text: str) -> tuple[float, ...]:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"a fingerprint is not base64 ({error})") from error
-    if not size or len(content) % size or not 0 < len(content) <= SAMPLES * size:
-        raise ValueError(f"a fingerprint starts {text[:8]!r} and has {len(content)} bytes, expected up to 256 numbers")
+    most = SAMPLES + _MOST_TENSORS
+    if not size or len(content) % size or not 0 < len(content) <= most * size:
+        raise ValueError(
+            f"a fingerprint starts {text[:8]!r} and has {len(content)} bytes, expected 1 to {most} numbers"
+        )
     numbers = [int.from_bytes(content[at : at + size], "little", signed=True) for at in range(0, len(content), size)]
     values = torch.tensor(numbers, dtype=whole).view(real).float()
     if not bool(values.isfinite().all()):

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.hub.fingerprint import pack_fingerprint, unpack_fingerprint
-from promptreid.hub.manifest_values import digests, integers, prompt_config, shapes, text, truth
+from promptreid.hub.manifest_values import digests, image_size, prompt_config, shapes, text, truth
 from promptreid.prompts import PromptConfig
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 2**16
+# What we write is four levels deep; what walks through JSON by recursion fails at some hundreds.
+_DEEPEST = 16
 # From each older version to the next: what was then a file of that version is one of the next afterwards.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -95,9 +97,21 @@ def parse_object(content: bytes, *, source: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = str(error)[:200]
         raise CheckpointError(f"{source} is not valid JSON ({reason}); copy or download the folder again") from error
+    if _is_deeper(entries, _DEEPEST):
+        raise CheckpointError(f"{source} is nested more than {_DEEPEST} levels deep; save the prompts again")
     if not isinstance(entries, dict):
         raise CheckpointError(f"{source} holds {type(entries).__name__}, expected an object; save the prompts again")
     return cast("dict[str, Any]", entries)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    layer: list[Any] = [value]
+    for _ in range(levels):
+        inside = [item.values() if isinstance(item, dict) else item for item in layer if isinstance(item, dict | list)]
+        layer = [item for part in inside for item in cast("Any", part)]
+        if not layer:
+            return False
+    return True
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
@@ -133,12 +147,12 @@ def _check_keys(found: Any, known: set[str], source: str) -> None:
 
 
 def _build(values: dict[str, Any]) -> PromptManifest:
-    base = unpack_fingerprint(text(values, "base_fingerprint", longest=2048))
+    base = unpack_fingerprint(text(values, "base_fingerprint", longest=2**15))
     own = values["encoders_fingerprint"]
-    encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2048))
+    encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2**15))
     if len(base) != len(encoders):
         raise ValueError(f"its fingerprints have {len(base)} and {len(encoders)} samples")
-    height, width = integers(values, "image_size", counts=(2,), lowest=1)
+    height, width = image_size(values)
     return PromptManifest(
         model_name=text(values, "model_name"),
         pretrained=None if values["pretrained"] is None else text(values, "pretrained"),

@@ -14,9 +14,23 @@ ENCODERS = "open_clip_model.safetensors"
 ENCODERS_CONFIG = "open_clip_config.json"
 
 _LONGEST_SIDE = 65536
+_MOST_PIXELS = 2**22  # of an image; what a tower keeps by place grows with it, to 67 MB in a ViT-L/16
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
 _MOST_TENSORS = 16
-_LIMITS = {"text_length": 4096, "vision_length": _LONGEST_SIDE, "text_depth": 1024, "vision_depth": 1024}
+_MOST_LAYERS = 1024
+_LIMITS = {
+    "text_length": 4096,
+    "vision_length": _LONGEST_SIDE,
+    "text_depth": _MOST_LAYERS,
+    "vision_depth": _MOST_LAYERS,
+}
+# Pixels are from 0 to 1 when the mean is taken off and the standard deviation divides.
+_STATISTICS = {"mean": (-10.0, 10.0), "std": (1e-3, 10.0)}
+_PREPROCESSING_CHOICES = {
+    "mode": ("RGB",),
+    "interpolation": ("bicubic", "bilinear", "nearest", "random"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
 _TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[a-z_.]{1,64}")
 
 
@@ -45,6 +59,14 @@ def integers(values: Mapping[str, Any], name: str, *, counts: tuple[int, ...], l
     if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= _LONGEST_SIDE for n in numbers):
         raise ValueError(f"{name} is {str(numbers)[:60]}, expected integers from {lowest} to {_LONGEST_SIDE}")
     return tuple(numbers)
+
+
+def image_size(values: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    height, width = integers(values, "image_size", counts=(2,), lowest=1)
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"image_size is {[height, width]}, expected at most {_MOST_PIXELS} pixels, as 2048 x 2048")
+    return height, width
 
 
 def prompt_config(value: Any) -> PromptConfig:
@@ -89,3 +111,43 @@ def digests(value: Any) -> dict[str, str]:
             f"sha256 does not hold one digest for {PROMPTS}, or for each of {', '.join(sorted(with_encoders))}"
         )
     return dict(entries)
+
+
+def check_architecture(values: Mapping[str, Any]) -> None:
+    """Refuse a `model_cfg` of so many blocks that making them, even without weights, takes all memory."""
+    for name, part in values.items():
+        layers = cast("dict[str, Any]", part).get("layers", 0) if isinstance(part, dict) else 0
+        counts: list[Any] = cast("list[Any]", layers) if isinstance(layers, list) else [layers]
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) > _MOST_LAYERS:
+            raise ValueError(f"layers of {name} is {str(layers)[:60]}, expected 0 to {_MOST_LAYERS} in all")
+
+
+def check_preprocessing(values: Mapping[str, Any]) -> None:
+    """Refuse a `preprocess_cfg` that open_clip would not write: pictures go through it before the model sees them."""
+    unknown = sorted(values.keys() - {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
+    if unknown:
+        raise ValueError(f"preprocess_cfg has unknown keys {str(unknown)[:200]}")
+    for name, (lowest, highest) in _STATISTICS.items():
+        value = values.get(name)
+        if value is not None and not _are_numbers(value, lowest, highest):
+            raise ValueError(f"{name} is {str(value)[:60]}, expected 3 numbers from {lowest} to {highest}")
+    for name, choices in _PREPROCESSING_CHOICES.items():
+        value = values.get(name)
+        if value is not None and value not in choices:
+            raise ValueError(f"{name} is {str(value)[:60]!r}, expected one of {', '.join(choices)}")
+    fill = values.get("fill_color")
+    if fill is not None and not (isinstance(fill, int) and 0 <= fill <= 255):
+        raise ValueError(f"fill_color is {str(fill)[:60]!r}, expected 0 to 255")
+    if values.get("size") is not None:
+        image_size({"image_size": values["size"]})
+
+
+def _are_numbers(value: Any, lowest: float, highest: float) -> bool:
+    return (
+        isinstance(value, list)
+        and len(cast("list[Any]", value)) == 3
+        and all(
+            isinstance(n, int | float) and not isinstance(n, bool) and lowest <= n <= highest
+            for n in cast("list[Any]", value)
+        )
+    )

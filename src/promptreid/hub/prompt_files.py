@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +21,8 @@ from torch import Tensor
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, write_bytes_atomically, write_tensors_atomically
 from promptreid.hub.manifest import MAX_MANIFEST_BYTES, PromptManifest, parse_manifest, parse_object
-from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS
-from promptreid.hub.tensor_files import check_digest, read_bytes, read_shapes, read_small_tensors
+from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS, check_architecture, check_preprocessing
+from promptreid.hub.tensor_files import read_bytes, read_shapes, read_small_tensors
 
 MANIFEST = "prompt_config.json"
 FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
@@ -83,9 +83,11 @@ def write_prompt_files(
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
+        ValueError: What would be written could not be read again.
     """
+    _check_readable(manifest, open_clip_config)
     directory.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(directory / _LOCK, timeout=_LOCK_SECONDS):
+    with _locked(directory):
         digests = {PROMPTS: _stage_tensors(directory, PROMPTS, tensors)}
         if encoders is not None:
             digests[ENCODERS] = _stage_tensors(directory, ENCODERS, encoders)
@@ -123,10 +125,27 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
 def _kept_still(directory: Path) -> Generator[None, None, None]:
     """Keep others from saving into a folder; one that we may not write to is taken as it is."""
     lock = directory / _LOCK
-    if lock.is_file() and os.access(lock, os.W_OK):
-        with WeakFileLock(lock, timeout=_LOCK_SECONDS):
+    if lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK):
+        with _locked(directory):
             yield
     else:
+        yield
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[None, None, None]:
+    lock = directory / _LOCK
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
+        raise OSError(f"{lock} is not a file of its own; remove it, and save again")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=_LOCK_SECONDS))
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"another process has been saving into {directory} for {_LOCK_SECONDS} s; wait for it or end it, and "
+                "try again"
+            ) from error
         yield
 
 
@@ -194,10 +213,29 @@ def _settle(directory: Path, digests: Mapping[str, str]) -> None:
 
 
 def _read_open_clip_config(path: Path, digest: str) -> dict[str, Any]:
-    content = read_bytes(path, limit=MAX_CONFIG_BYTES)
-    check_digest(path, digest)
-    config = parse_object(content, source=str(path))
+    content = read_bytes(path, limit=MAX_CONFIG_BYTES, digest=digest)
+    return _parse_open_clip_config(content, source=str(path))
+
+
+def _parse_open_clip_config(content: bytes, *, source: str) -> dict[str, Any]:
+    config = parse_object(content, source=source)
     parts = [cast("object", config.get(name)) for name in ("model_cfg", "preprocess_cfg")]
     if not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"{path} has no model_cfg and preprocess_cfg; save the prompts again")
+        raise CheckpointError(f"{source} has no model_cfg and preprocess_cfg; save the prompts again")
+    try:
+        check_architecture(config["model_cfg"])
+        check_preprocessing(config["preprocess_cfg"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}; save the prompts again") from error
     return config
+
+
+def _check_readable(manifest: PromptManifest, open_clip_config: Mapping[str, Any] | None) -> None:
+    """Refuse to write what the bounds on reading would refuse."""
+    digests = dict.fromkeys((PROMPTS,) if open_clip_config is None else (PROMPTS, ENCODERS, ENCODERS_CONFIG), "0" * 64)
+    try:
+        parse_manifest(replace(manifest, sha256=digests).to_json().encode(), source=MANIFEST)
+        if open_clip_config is not None:
+            _parse_open_clip_config(json.dumps(open_clip_config).encode(), source=ENCODERS_CONFIG)
+    except CheckpointError as error:
+        raise ValueError(f"what would be saved could not be loaded again: {error}") from error

@@ -1,5 +1,6 @@
 """Reads safetensors files that somebody else wrote: sizes and shapes first, tensors afterwards."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,8 +36,7 @@ def read_small_tensors(path: Path, *, digest: str, shapes: Shapes, header_bytes:
         CheckpointError: The file is missing, too long, or holds anything else; `CorruptFileError` if damaged.
     """
     most = 4 * sum(math.prod(shape) for shape in shapes.values()) + header_bytes
-    content = read_bytes(path, limit=most)
-    check_digest(path, digest)
+    content = read_bytes(path, limit=most, digest=digest)
     _check_header_length(path, len(content), content[:_LENGTH_BYTES], limit=header_bytes)
     try:
         tensors = load(content)
@@ -58,6 +58,8 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
         CheckpointError: The file is missing or corrupt, or holds something other than numbers.
     """
     check_size(path, limit=MAX_WEIGHTS_BYTES)
+    if path.stat().st_size < _LENGTH_BYTES:
+        raise _corrupt(path)
     check_digest(path, digest)
     with path.open("rb") as stream:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
@@ -92,14 +94,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_bytes(path: Path, *, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes.
+def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
+    """Read a file of at most `limit` bytes, whose SHA-256 is `digest` if that is known.
 
     Raises:
-        CheckpointError: It is missing, or longer.
+        CheckpointError: It is missing, or longer; `CorruptFileError` if its digest is another.
     """
     check_size(path, limit=limit)
-    return path.read_bytes()
+    with path.open("rb") as stream:
+        # No more than its size, which is 0 for what /proc holds, and that may be without end.
+        content = stream.read(path.stat().st_size)
+    # Of what was read, and not of the file, which others may write meanwhile.
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise _corrupt(path)
+    return content
 
 
 def check_size(path: Path, *, limit: int) -> None:
@@ -122,9 +130,13 @@ def check_digest(path: Path, expected: str) -> None:
         CorruptFileError: It is another.
     """
     if file_digest(path) != expected:
-        raise CorruptFileError(
-            f"{path} is corrupt: its SHA-256 is not the one that prompt_config.json says; copy or download it again"
-        )
+        raise _corrupt(path)
+
+
+def _corrupt(path: Path) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} is corrupt: its SHA-256 is not the one that prompt_config.json says; copy or download it again"
+    )
 
 
 def _check_header_length(path: Path, size: int, prefix: bytes, *, limit: int) -> None:

@@ -4,7 +4,7 @@ import random
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
@@ -34,7 +34,7 @@ class Target:
     private: bool = True
     revision: str | None = None
     create_pr: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
 
 def upload_files(target: Target, files: Mapping[str, bytes | Path], *, message: str) -> str:

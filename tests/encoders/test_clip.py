@@ -88,6 +88,15 @@ def test_set_in_use_is_what_is_saved(model, other, tmp_path):
     assert torch.equal(scores(loaded), scores(other))
 
 
+def test_subclass_loads_as_itself(model, tmp_path):
+    class Mine(PromptedCLIP):
+        """Somebody's own."""
+
+    loaded = Mine.from_pretrained(model.save_pretrained(tmp_path / "m"))
+    assert type(loaded) is Mine
+    assert torch.equal(scores(loaded), scores(model))
+
+
 def test_training_mode_and_frozen_prompts_survive_a_switch(model):
     model.train()
     for parameter in model.prompt_parameters():
@@ -108,8 +117,10 @@ def test_deep_copy_switches_by_itself(model, other, tmp_path):
 
 
 def test_names_that_do_not_fit_are_refused(model):
-    for name in ("default", ""):
-        with pytest.raises(ValueError, match="are there already; the model holds default"):
+    with pytest.raises(ValueError, match="are there already; the model holds default"):
+        model.add_prompts("default", PromptConfig())
+    for name in ("", None, 3):
+        with pytest.raises(ValueError, match=r"name is .*, expected some text to call the prompts by"):
             model.add_prompts(name, PromptConfig())
     with pytest.raises(KeyError, match="there are no prompts 'no'; the model holds default"):
         model.use("no")
