@@ -113,9 +113,10 @@ def make_card(
         language="en",
         datasets=None if details.dataset is None else [_slug(details.dataset)],
         license=details.license,
-        **_other_license(repo_id, details),
         eval_results=_eval_results(runs, details) or None,
     )
+    for name, value in _other_license(repo_id, details).items():
+        data[name] = value
     if base_model is not None:
         data["base_model_relation"] = "finetune" if ENCODERS in manifest.sha256 else "adapter"
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}")
