@@ -9,8 +9,9 @@ import runs
 from measures import draw_own_domain
 from plan import Budget, Run
 
-print("ready", flush=True)
-runs.draw_own_domain = lambda: draw_own_domain(10)
-for arm in ("direct", "pd"):
-    run = Run(arm, 0, (5e-3, 3.2e-4), budget=Budget((8, 3, 4), 2, (96, 48), 8, 4, 8, 2))
-    runs.perform(run, Path(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "__main__":
+    print("ready", flush=True)
+    runs.draw_own_domain = lambda: draw_own_domain(10)
+    for arm in ("direct", "pd"):
+        run = Run(arm, 0, (5e-3, 3.2e-4), budget=Budget((8, 3, 4), 2, (96, 48), 8, 4, 8, 2))
+        runs.perform(run, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptreid.cli.main import build_parser
+from promptreid.cli.main import UsageError, build_parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,5 +46,5 @@ def test_commands_of_ours_take_the_arguments_that_are_shown(page):
 
 def test_there_are_commands_of_ours_to_check():
     assert any("promptreid search" in block for page in PAGES for block in shell_blocks(page))
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError, match="no-such-option"):
         build_parser().parse_args(["search", "gallery", "a man", "--no-such-option"])

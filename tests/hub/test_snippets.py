@@ -10,6 +10,7 @@ from promptreid import evaluate, save_prompts
 from promptreid.data.generated import write_generated
 from promptreid.data.loading import load_dataset
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's upload
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```pycon\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 

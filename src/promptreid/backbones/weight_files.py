@@ -61,6 +61,11 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
         _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
         open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
     except (SafetensorError, EOFError, UnpicklingError) as error:
+        if "Unsupported global" in str(error):  # torch's own words recommend to switch the protection off
+            raise RuntimeError(
+                f"{path} holds more than tensors, and reading it could run code; have its author publish it as "
+                "safetensors"
+            ) from error
         raise RuntimeError(
             f"{path} is no weight file, or a damaged one ({type(error).__name__}); expected weights of the named "
             "architecture as .safetensors or .pt. Copy or download it again"

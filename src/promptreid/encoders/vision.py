@@ -1,5 +1,6 @@
 """The image encoder with prompts."""
 
+import math
 from typing import Any
 
 import torch
@@ -130,7 +131,9 @@ class PromptedVisionEncoder(PromptCarrier):
             raise ValueError("images hold no picture: the batch is empty, and open_clip's towers take at least one")
         if images.device.type == "cpu":
             largest = float(images.detach().abs().amax())
-            if not largest <= _LARGEST_VALUE:  # NaN is refused as well
+            if math.isnan(largest):
+                raise ValueError("images hold values that are not numbers (NaN); look at what loads or changes them")
+            if largest > _LARGEST_VALUE:
                 raise ValueError(
                     f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
                     "them; are these pixels of 0 to 255?"
