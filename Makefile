@@ -19,7 +19,8 @@ test:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not slow and not gpu and not browser"
 
 test-all:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing"
+	$(PYTHON) -m pytest -m timing
 
 # The demo in a real browser. PICTURES=docs/pictures takes the screenshots of the documentation anew.
 PICTURES ?=

@@ -66,11 +66,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load pictures")
-    parser.add_argument("--quick", action="store_true", help="less data and one epoch a stage: under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer drawings, one epoch a stage: under a minute")
     arguments = parser.parse_args()
     for name in ("seed", "num_workers"):
         if getattr(arguments, name) < 0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected at least 0")
+    if arguments.prompt_length < 1:
+        parser.error(f"--prompt-length is {arguments.prompt_length}, expected at least 1: stage 1 trains prompts alone")
+    if arguments.image_size and not all(1 <= side <= 2048 for side in arguments.image_size):
+        parser.error(f"--image-size is {arguments.image_size}, expected a height and a width of 1 to 2048 pixels")
+    if arguments.quick and (arguments.data_root or arguments.model != "promptreid-tiny"):
+        parser.error("--quick draws few pedestrians for promptreid-tiny; leave out --data-root and --model, or --quick")
     if arguments.model == "promptreid-tiny":
         arguments.pretrained = arguments.pretrained or "generated"
     elif arguments.pretrained is None:
@@ -86,7 +92,11 @@ def refuse_other_runs(output: Path, settings: dict[str, Any]) -> None:
     """Allow a new or empty folder, and one that holds this very run, which is then gone on with."""
     stamp = output / "settings.json"
     if stamp.is_file():
-        if json.loads(stamp.read_text(encoding="utf-8")) != settings:
+        try:
+            found = json.loads(stamp.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FileExistsError(f"{stamp} is damaged ({error}); give another --output, or delete {output}") from error
+        if found != settings:
             raise FileExistsError(f"{output} holds a run with other settings; give another --output, or delete it")
     elif output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} holds other files; give an empty or new folder as --output")
@@ -174,8 +184,10 @@ def main() -> None:
     save_prompts(model, output / "model", overwrite=True)
     loaded = load_prompts(output / "model", device=arguments.device)
     again = evaluate(loaded, data.test).as_dict()
-    if any(abs(again[name] - results["stage_two"][name]) > 1e-6 for name in METRICS):
-        raise RuntimeError(f"the saved model scores {again}, but it scored {results['stage_two']} before saving")
+    before = results["stage_two"]
+    both = ((again, before), (again["image_to_text"], before["image_to_text"]))
+    if any(abs(new[name] - old[name]) > 1e-6 for new, old in both for name in METRICS):
+        raise RuntimeError(f"the saved model scores {again}, but it scored {before} before saving")
 
     step = max(1, len(encoded.captions) // 4)
     rankings = rank_captions(encoded, range(0, 4 * step, step)[: len(encoded.captions)])

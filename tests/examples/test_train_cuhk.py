@@ -107,16 +107,29 @@ def _foreign_output(folder: Path) -> list[str]:
     return ["--output", "out"]
 
 
+def _damaged_run(folder):
+    (folder / "run").mkdir()
+    (folder / "run/settings.json").write_text('{"data": ')
+    return ["--output", "run"]
+
+
 BAD_INPUT = {
+    "no prompts": (lambda folder: ["--prompt-length", "0"], "--prompt-length is 0, expected at least 1"),
+    "huge pictures": (lambda folder: ["--image-size", "100000", "48"], "expected a height and a width of 1 to 2048"),
+    "quick with own data": (lambda folder: ["--quick", "--data-root", "data"], "leave out --data-root"),
+    "damaged run": (_damaged_run, "run/settings.json is damaged"),
     "no such folder": (lambda folder: ["--data-root", "nowhere"], "there is no folder nowhere"),
     "wrong folder": (_empty, "data has no reid_raw.json (found: nothing)"),
     "no images": (_no_images, "2 of 2 images are missing below"),
     "unreadable annotation": (_unreadable, "reid_raw.json is not valid JSON"),
     "unknown model": (lambda folder: ["--model", "ViT-B-61", "--pretrained", "openai"], "Did you mean ViT-B-16"),
     "unknown tag": (lambda folder: ["--pretrained", "opneai"], "no pretrained weights tagged 'opneai'"),
-    "negative prompt length": (lambda folder: ["--prompt-length", "-1"], "text_length is -1"),
+    "negative prompt length": (lambda folder: ["--prompt-length", "-1"], "--prompt-length is -1, expected at least 1"),
     "prompt length past the sequence": (lambda folder: ["--prompt-length", "100000"], "100000"),
-    "image size of zero": (lambda folder: ["--image-size", "0", "48"], "image_size is (0, 48)"),
+    "image size of zero": (
+        lambda folder: ["--image-size", "0", "48"],
+        "--image-size is [0, 48], expected a height and a width",
+    ),
     "image size below a patch": (lambda folder: ["--image-size", "2", "2"], "smaller than one"),
     "foreign output folder": (_foreign_output, "out holds other files"),
     "unknown device": (lambda folder: ["--device", "warp"], "--device"),
@@ -130,9 +143,9 @@ BAD_INPUT = {
 def test_bad_input_is_one_clear_line_before_anything_is_written(case, tmp_path, monkeypatch, capsys):
     prepare, words = BAD_INPUT[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--quick", *prepare(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *prepare(tmp_path)])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as caught:  # in this process: fourteen imports of torch would take a minute
+    with pytest.raises(SystemExit) as caught:  # in this process: an import of torch for each would take a minute
         runpy.run_path(str(SCRIPT), run_name="__main__")
     # sys.exit(text) prints the text and ends with 1; argparse prints its own and ends with 2.
     last = str(caught.value.code) if caught.value.code != 2 else capsys.readouterr().err.strip().splitlines()[-1]
