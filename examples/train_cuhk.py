@@ -82,8 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     elif arguments.pretrained is None:
         parser.error(f'--model {arguments.model} needs --pretrained TAG, such as openai; "none" for random weights')
     try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=arguments.device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {arguments.device} cannot be used here: {str(error).splitlines()[0]}")
     return arguments
 
@@ -100,8 +100,9 @@ def refuse_other_runs(output: Path, settings: dict[str, Any]) -> None:
             raise FileExistsError(f"{output} holds a run with other settings; give another --output, or delete it")
     elif output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} holds other files; give an empty or new folder as --output")
-    elif output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is a file; give a folder as --output")
+    for place in (output, *output.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{place} is a file; give a folder as --output")
 
 
 def table(results: dict[str, Any]) -> str:

@@ -107,6 +107,11 @@ def _foreign_output(folder: Path) -> list[str]:
     return ["--output", "out"]
 
 
+def _file_in_the_way(folder):
+    (folder / "notes").write_text("mine")
+    return ["--output", "notes/run"]
+
+
 def _damaged_run(folder):
     (folder / "run").mkdir()
     (folder / "run/settings.json").write_text('{"data": ')
@@ -117,6 +122,8 @@ BAD_INPUT = {
     "no prompts": (lambda folder: ["--prompt-length", "0"], "--prompt-length is 0, expected at least 1"),
     "huge pictures": (lambda folder: ["--image-size", "100000", "48"], "expected a height and a width of 1 to 2048"),
     "quick with own data": (lambda folder: ["--quick", "--data-root", "data"], "leave out --data-root"),
+    "file in the way": (_file_in_the_way, "notes is a file; give a folder as --output"),
+    "device without memory": (lambda folder: ["--device", "meta"], "--device meta cannot be used here"),
     "damaged run": (_damaged_run, "run/settings.json is damaged"),
     "no such folder": (lambda folder: ["--data-root", "nowhere"], "there is no folder nowhere"),
     "wrong folder": (_empty, "data has no reid_raw.json (found: nothing)"),
