@@ -4,13 +4,16 @@
     python benchmarks/backbones_speed.py --precision fp32 # one at a time
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
-The variants of a comparison are run in turn in one process, and a ratio is the median over rounds of one variant's
-time over the other's of the same round: a machine that is slow for a while is slow for both.
+Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
+untimed, because what it needs of memory is otherwise still shaped by the other: who uses the one never runs the other.
+A ratio is the median over rounds of one variant's time over the other's of the same round: a machine that is slow for
+a while is slow for both.
 """
 
 import argparse
 import copy
 import json
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable
@@ -29,6 +32,11 @@ from promptreid import PromptConfig, PromptedCLIP, load_clip
 MODEL, IMAGE_SIZE = "ViT-B-16", (384, 128)
 BATCH, CAPTIONS, CAPTION_TOKENS = 8, 32, 30
 PROMPTS = 4
+PROMPTED = "prompted forward / bare forward"
+FROZEN = "frozen forward: as it comes / ours bare"
+STEP = "stage-1 step / all-trainable step"
+CAPTION = f"{CAPTIONS} captions: at 77 / cut to {CAPTION_TOKENS}"
+COMPARISONS = ("prompted", "frozen", "steps", "captions")
 RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], Any]
 
@@ -36,14 +44,15 @@ Work = Callable[[], Any]
 def ratio(first: Work, second: Work, *, rounds: int, synchronize: Work) -> dict[str, Any]:
     """Time of `first` over time of `second`."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
+    for number in range(rounds):
         pair = ((0, first), (1, second)) if number % 2 else ((1, second), (0, first))
         for index, work in pair:
+            work()
+            synchronize()
             started = time.perf_counter()
             work()
             synchronize()
-            if number:  # the first round warms up
-                seconds[index].append(time.perf_counter() - started)
+            seconds[index].append(time.perf_counter() - started)
     ratios = [one / other for one, other in zip(*seconds, strict=True)]
     return {
         "ratio": round(median(ratios), 3),
@@ -53,7 +62,7 @@ def ratio(first: Work, second: Work, *, rounds: int, synchronize: Work) -> dict[
     }
 
 
-def captions(batch: int, *, device: str) -> torch.Tensor:
+def made_up_captions(batch: int, *, device: str) -> torch.Tensor:
     """Made-up captions whose longest has CAPTION_TOKENS tokens with start and end."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.zeros(batch, 77, dtype=torch.int64)
@@ -80,8 +89,8 @@ class Bench:
         config = PromptConfig(text_length=PROMPTS, vision_length=PROMPTS)
         self.model = PromptedCLIP(copy.deepcopy(self.bare), config).eval()
         self.images = torch.randn(BATCH, 3, *IMAGE_SIZE, device=device)
-        self.tokens = captions(BATCH, device=device)
-        self.many = captions(CAPTIONS, device=device)
+        self.tokens = made_up_captions(BATCH, device=device)
+        self.many = made_up_captions(CAPTIONS, device=device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast or nothing."""
@@ -91,16 +100,18 @@ class Bench:
         """The ratio of two pieces of work, printed at once."""
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         result = ratio(first, second, rounds=rounds or self.rounds, synchronize=wait)
-        print(f"{'bf16' if self.bf16 else 'fp32'}  {name:<44}{result}", flush=True)
+        print(f"{'bf16' if self.bf16 else 'fp32'}  {name:<50}{result}", flush=True)
         return result
 
-    def forward(self, model: nn.Module, *, bare: bool = False) -> Work:
-        """Both encoders, without gradients."""
+    def forward(self, model: nn.Module, *, bare: bool = False, image: bool = True, text: bool = True) -> Work:
+        """One encoder or both, without gradients."""
 
         def work() -> None:
             with torch.no_grad(), self.precision(), model.disabled() if bare else nullcontext():
-                model.encode_image(self.images)
-                model.encode_text(self.tokens)
+                if image:
+                    model.encode_image(self.images)
+                if text:
+                    model.encode_text(self.tokens)
 
         return work
 
@@ -136,24 +147,38 @@ class Bench:
 
         return work
 
-    def run(self) -> dict[str, Any]:
-        """Every comparison."""
-        self.model.clip.requires_grad_(False)
-        prompted, bare = self.forward(self.model), self.forward(self.model, bare=True)
-        steps = max(1, self.rounds // 3)  # a step is long, and its ratio far from 1
-        pairs: dict[str, tuple[Work, Work, int]] = {
-            "prompted forward / bare forward": (prompted, bare, self.rounds),
-            "frozen forward: as it comes / ours bare": (self.forward(self.bare), bare, self.rounds),
-            "stage-1 step / all-trainable step": (self.step(everything=False), self.step(everything=True), steps),
-            "32 captions: at 77 / cut to 30": (self.text(trim=False), self.text(trim=True), self.rounds),
+    def prompted(self) -> dict[str, Any]:
+        """What prompts cost: both encoders, and each alone."""
+        parts: dict[str, dict[str, bool]] = {"": {}, ", images": {"text": False}, ", captions": {"image": False}}
+        return {
+            PROMPTED + name: self.compare(
+                PROMPTED + name, self.forward(self.model, **part), self.forward(self.model, bare=True, **part)
+            )
+            for name, part in parts.items()
         }
-        results: dict[str, Any] = {
-            name: self.compare(name, first, second, rounds=rounds) for name, (first, second, rounds) in pairs.items()
-        }
+
+    def frozen(self) -> dict[str, Any]:
+        """What freezing costs the model as open_clip makes it."""
+        return {FROZEN: self.compare(FROZEN, self.forward(self.bare), self.forward(self.model, bare=True))}
+
+    def steps(self) -> dict[str, Any]:
+        """What training the prompts alone saves."""
+        rounds = max(1, self.rounds // 3)  # a step is long, and its ratio far from 1
+        return {STEP: self.compare(STEP, self.step(everything=False), self.step(everything=True), rounds=rounds)}
+
+    def captions(self) -> dict[str, Any]:
+        """What cutting captions saves, and that it changes nothing."""
+        result = {CAPTION: self.compare(CAPTION, self.text(trim=False), self.text(trim=True))}
         whole, cut = self.text(trim=False)().float(), self.text(trim=True)().float()
         difference = (whole - cut).abs().max() / whole.abs().max()
-        results["32 captions: largest relative difference"] = float(f"{difference.item():.2g}")
-        return results
+        return result | {f"{CAPTIONS} captions: largest relative difference": float(f"{difference.item():.2g}")}
+
+
+def measure(comparison: str, device: str, bf16: bool, rounds: int) -> dict[str, Any]:
+    """One comparison; called in a process of its own."""
+    bench = Bench(device, bf16=bf16, rounds=rounds)
+    bench.model.clip.requires_grad_(False)
+    return getattr(bench, comparison)()
 
 
 def compiled_ratios(rounds: int) -> dict[str, Any]:
@@ -212,8 +237,11 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": BATCH, "prompts": PROMPTS}
     for name in arguments.precision:
-        bench = Bench(arguments.device, bf16=name == "bf16", rounds=arguments.rounds)
-        results[name] = {"machine": machine(), "rounds": arguments.rounds, **bench.run()}
+        results[name] = {"machine": machine(), "rounds": arguments.rounds}
+        for comparison in COMPARISONS:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                call = (comparison, arguments.device, name == "bf16", arguments.rounds)
+                results[name] |= pool.apply(measure, call)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if arguments.device == "cuda":
         results["compiled"] = compiled_ratios(arguments.rounds)

@@ -51,6 +51,7 @@ def main() -> None:
                 losses = stage.losses(image_features, text_features, batch["person_ids"].to(DEVICE))
                 optimizer.zero_grad()
                 losses["total"].backward()
+                torch.nn.utils.clip_grad_norm_(stage.parameters(), stage.max_norm)
                 optimizer.step()
                 scheduler.step()
             print(f"{stage.name}, epoch {epoch + 1}: last loss {losses['total'].item():.3f}")

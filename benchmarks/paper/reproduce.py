@@ -1,4 +1,4 @@
-"""The paper's recipe: ViT-B/16 at 384 × 128, main table and ablations, one command a data set.
+"""The paper's recipe with ViT-B/16, at the field's 384 × 128: main table and ablations, one command each.
 
     python benchmarks/paper/reproduce.py data/CUHK-PEDES --device cuda
     python benchmarks/paper/reproduce.py data/ICFG-PEDES --device cuda

@@ -73,7 +73,7 @@ def _pd(purpose: str, prompts: PromptConfig = DEEP, **recipe: Any) -> Arm:
 
 ABLATIONS: dict[str, Arm] = {
     **{
-        f"pd_length_{length}": _pd(f"{length} prompts a block", PromptConfig(text_length=length, vision_length=length))
+        f"pd_length_{length}": _pd(f"prompt length {length}", PromptConfig(text_length=length, vision_length=length))
         for length in (1, 2, 8, 16)
     },
     "pd_text_8_image_2": _pd("unequal lengths", PromptConfig(text_length=8, vision_length=2)),

@@ -5,6 +5,8 @@ It reads the scripts and `benchmarks/results/` as they are, so that no figure on
 
 import ast
 import json
+import re
+import textwrap
 from pathlib import Path
 
 from reference_pages import write_if_changed
@@ -77,10 +79,18 @@ def section(path: Path, root: Path) -> str:
     first, _, rest = docstring.partition("\n")
     results = sorted((root / "benchmarks" / "results").glob(f"{path.stem}*.json"))
     shown = [figures(result, root) for result in results] or ["**No figures are committed.**\n"]
-    parts = [f"## `{name}`\n", f"{first}\n"]
-    if rest.strip():
-        parts.append(f"```text\n{rest.strip()}\n```\n")
-    return "\n".join([*parts, *shown])
+    return "\n".join([f"## `{name}`\n", f"{first}\n", *map(paragraph, paragraphs(rest)), *shown])
+
+
+def paragraphs(text: str) -> list[str]:
+    """What empty lines part."""
+    return [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def paragraph(text: str) -> str:
+    """Prose as it is, commands as a block."""
+    is_code = text.startswith(("    ", "python ", "make "))
+    return f"```text\n{textwrap.dedent(text)}\n```\n" if is_code else f"{text}\n"
 
 
 def write_benchmarks(root: Path, page: Path) -> None:

@@ -10,7 +10,7 @@ from promptreid import load_prompts
 from promptreid.demo.app import launch
 
 GALLERY = os.environ.get("DEMO_GALLERY")  # a folder of crops inside the Space
-PROMPTS = os.environ.get("DEMO_PROMPTS")  # a folder that save_prompts wrote
+PROMPTS = os.environ.get("DEMO_PROMPTS")  # a folder that save_prompts wrote, or a repository of prompts on the Hub
 IN_A_SPACE = os.environ.get("SYSTEM") == "spaces"  # there the page must be reached from outside, at port 7860
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 
 from promptreid.cli import demo as demo_command
 from promptreid.cli import push as push_command
+from promptreid.cli import train as train_command
 from promptreid.cli.main import COMMANDS, main
 
 NAMES = ["check", "train", "evaluate", "index", "search", "demo", "push"]
@@ -217,6 +218,25 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
     code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
     assert code == 2
     assert "is no metrics.json" in notes
+
+
+def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_path, monkeypatch):
+    def stop(settings, output):
+        raise SystemExit(143)  # as the trainer leaves when it gets SIGTERM
+
+    monkeypatch.setattr(train_command, "run", stop)
+    code, answer, notes = call("train", drawn, "--output", tmp_path / "run", "--json")
+    assert (code, answer["exit_code"]) == (143, 143)
+    assert answer["error"].startswith("stopped by a signal; the same command goes on")
+    assert notes == f"error: {answer['error']}\n"
+
+
+def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
+    given = {}
+    monkeypatch.setattr(demo_command, "launch", lambda folder, **settings: given.update(settings))
+    monkeypatch.setattr(demo_command, "load_prompts", lambda model, device: (model, device))
+    assert call("demo", "--model", "someone/prompts", "--device", "cpu")[0] == 0
+    assert given["model"] == ("someone/prompts", "cpu")
 
 
 def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):

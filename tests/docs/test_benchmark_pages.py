@@ -43,6 +43,14 @@ def test_page_shows_the_figures_of_each_benchmark_with_their_machine(pages, tmp_
     assert "helper" not in page
 
 
+def test_commands_stand_in_blocks_and_prose_does_not(pages):
+    found = pages.paragraphs("\n    python a.py  # one\n    python a.py --two\n\nWhat it is\nabout.\n")
+    assert [pages.paragraph(part) for part in found] == [
+        "```text\npython a.py  # one\npython a.py --two\n```\n",
+        "What it is\nabout.\n",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.123456, "0.1235"), (68126, "68,126"), (1234567.8, "1,234,568"), (True, "True"), (None, "None"), ("a|b", "a|b")],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {"IDENTITIES": "(8, 4, 4)", "EPOCHS": "(1, 1)", "BATCH_SIZE": "16"}
@@ -97,3 +98,19 @@ def test_many_gpus_under_torchrun_trains_on_two_processes(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "processes: 2; rank-1" in process.stdout
     assert (tmp_path / "runs/many_gpus/model/prompts.safetensors").is_file()
+
+
+def test_space_names_its_program_and_its_requirements(monkeypatch):
+    space = EXAMPLES / "space"
+    front = yaml.safe_load(re.split(r"^---$", (space / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1])
+    assert front["sdk"] == "gradio"
+    assert (space / front["app_file"]).is_file()
+    assert [line for line in (space / "requirements.txt").read_text().splitlines() if not line.startswith("#")] == [
+        "promptreid[demo]"
+    ]
+    given = {}
+    monkeypatch.setattr("promptreid.demo.app.launch", lambda gallery, **settings: given.update(settings))
+    monkeypatch.setenv("SYSTEM", "spaces")
+    monkeypatch.delenv("DEMO_PROMPTS", raising=False)
+    runpy.run_path(str(space / front["app_file"]), run_name="__main__")
+    assert given == {"model": None, "host": "0.0.0.0", "port": 7860}

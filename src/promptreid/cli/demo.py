@@ -18,7 +18,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "or a picture, adapted beside bare. Needs the extra demo. Ends with Ctrl-C.",
     )
     parser.add_argument("folder", type=Path, nargs="?", help="crops to search; default: drawn pedestrians only")
-    parser.add_argument("--model", type=Path, help="a folder that save_prompts wrote; default: the shipped small model")
+    parser.add_argument(
+        "--model",
+        help="a folder that save_prompts wrote, or a Hub repository USER/NAME; default: the shipped small model",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")

@@ -16,7 +16,7 @@ from promptreid.version import __version__
 COMMANDS = (check, train, evaluate, index, search, demo, push)
 NOTHING_FOUND, MISTAKE, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
-in the arguments or the input; 3 an optional dependency is missing; 130 interrupted"""
+in the arguments or the input; 3 an optional dependency is missing; 130 interrupted; 143 stopped by SIGTERM"""
 
 
 class UsageError(ValueError):
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
-        dependency is missing; 130 interrupted.
+        dependency is missing; 130 interrupted; 143 stopped by SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -80,7 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = output.fail(str(error), MISTAKE)
         except KeyboardInterrupt:
             code = output.fail("interrupted", INTERRUPTED)
+        except SystemExit as stopped:  # the trainer, once its checkpoint is written
+            code = output.fail("stopped by a signal; the same command goes on from the last checkpoint", _code(stopped))
     return output.finish(code)
+
+
+def _code(stopped: SystemExit) -> int:
+    return stopped.code if isinstance(stopped.code, int) else INTERRUPTED
 
 
 def _show_warning(

@@ -18,7 +18,7 @@ class IdentitySampler(Sampler[list[int]]):
     It has the interface of `EpochSampler`; each process gets whole identities where P can be divided among them.
 
     Args:
-        person_ids: Identity of each pair, such as `CaptionedImages.person_ids` of its pairs.
+        person_ids: Identity of each pair, such as `CaptionedImages.pair_person_ids`.
         identities_per_batch: P, over all processes.
         pairs_per_identity: K.
         seed: Shuffles every epoch together with its number.

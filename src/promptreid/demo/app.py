@@ -138,7 +138,7 @@ def launch(
         signal.signal(signal.SIGTERM, _interrupt)
     with start(gallery, model=model, host=host, port=port, open_browser=open_browser) as page:
         if host not in LOOPBACK:
-            _log.warning("everyone who reaches this computer at port %s can search this gallery", page.url)
+            _log.warning("everyone who reaches this computer can search this gallery, at %s", page.url)
         sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
         sys.stdout.flush()
         try:

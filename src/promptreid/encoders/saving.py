@@ -24,10 +24,10 @@ def save_prompts(
 ) -> Path:
     """Save a model's prompts, and its encoders where they are no longer the base's.
 
-    After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some kilobytes. After stage 2 the
-    encoders have changed, and prompts alone would be useless on the base: the weights then come along as open_clip's
-    own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an older one
-    leaves the older or the newer one; other files in the folder are not touched.
+    After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some hundred kilobytes. After stage
+    2 the encoders have changed, and prompts alone would be useless on the base: the weights then come along as
+    open_clip's own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an
+    older one leaves the older or the newer one; other files in the folder are not touched.
 
     Args:
         model: What to save.

@@ -1,5 +1,6 @@
 """Pictures of rankings."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +59,20 @@ def test_draw_ranking_frames_right_and_wrong_in_their_colours(split, tmp_path):
     assert red not in colours(True)
     assert red in colours(False)
     assert green not in colours(False)
+
+
+def test_draw_ranking_frames_right_whole_and_wrong_with_gaps(split, tmp_path):
+    def covered(right, colour):
+        """Of the frame's upright side, the share that has its colour."""
+        path = tmp_path / "framed.png"
+        draw_ranking(path, [Ranking("a man", [split.records[0].path], [0.5], [right])])
+        with Image.open(path) as picture:
+            framed = (np.asarray(picture.convert("RGB")) == colour).all(axis=2)
+        columns = framed[:, framed.sum(axis=0).argmax()].nonzero()[0]
+        return len(columns) / (columns.max() - columns.min() + 1)
+
+    assert covered(True, (0, 158, 115)) > 0.95
+    assert covered(False, (213, 94, 0)) < 0.85
 
 
 def test_draw_ranking_of_nothing_is_refused(tmp_path):

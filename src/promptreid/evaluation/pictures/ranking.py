@@ -51,7 +51,7 @@ def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = 10
 
 
 def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = "") -> Path:
-    """Draw one row a sentence: right crops framed green with a tick, wrong ones red with a cross.
+    """Draw one row a sentence: right crops framed green with a tick, wrong ones orange with a cross.
 
     Where nobody knows what is right the frames are grey.
 
@@ -96,6 +96,7 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
     axis.set_yticks([])
     axis.set_box_aspect(image.height / image.width)
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=3, linestyle=(0, (3, 1)) if right is False else "-")
+        dashes = (0, (3, 1)) if right is False else "-"  # with ends that stick out they would meet
+        spine.set(color=colour, linewidth=3, linestyle=dashes, capstyle="butt")
     axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}", fontsize=8, color=colour)
     axis.set_title(str(rank + 1), fontsize=7, pad=2)
