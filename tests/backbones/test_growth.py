@@ -9,10 +9,12 @@ from promptreid.backbones.growth import (
     insert_tokens,
     keep_positions,
     mask_before_end,
+    put_in_front,
     remove_tokens,
     resize_grid,
     sample_grid_positions,
     shift_positions,
+    take_from_front,
 )
 
 
@@ -29,6 +31,24 @@ def test_insert_tokens_puts_every_token_at_the_slot_of_every_sequence():
     sequence = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
     longer = insert_tokens(sequence, torch.tensor([[7.0], [8.0]]), slot=1, axis=1)
     assert longer[..., 0].tolist() == [[1, 7, 8, 2], [3, 7, 8, 4]]
+
+
+def test_put_in_front_uses_the_room_again_and_leaves_what_was_taken_as_it_is():
+    first = put_in_front(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[7.0], [8.0]]))
+    assert first[:, 0, 0].tolist() == [7, 8, 1, 2]
+    rest = take_from_front(first, count=2)
+    again = put_in_front(rest, torch.tensor([[5.0], [6.0]]))
+    assert again.data_ptr() == first.data_ptr()
+    assert again[:, 0, 0].tolist() == [5, 6, 1, 2]
+    assert rest[:, 0, 0].tolist() == [1, 2]
+
+
+def test_put_in_front_with_gradients_or_another_number_of_tokens_makes_a_new_sequence():
+    rest = take_from_front(torch.zeros(4, 1, 1), count=2)
+    assert put_in_front(rest, torch.ones(1, 1)).shape == (3, 1, 1)
+    rest.requires_grad_(True)
+    assert put_in_front(rest, torch.ones(2, 1))[:, 0, 0].tolist() == [1, 1, 0, 0]
+    assert rest.tolist() == [[[0]], [[0]]]
 
 
 def test_grow_mask_causal_lets_later_tokens_see_prompts_and_the_start_not():

@@ -182,6 +182,35 @@ def test_intermediates_of_prompts_that_go_on_are_refused_in_other_families(zoo, 
         clip.visual.forward_intermediates(torch.zeros(1, 3, 64, 32))
 
 
+@pytest.mark.parametrize("depth", [None, 1])
+def test_image_prompts_do_the_same_in_front_of_all_tokens_as_at_their_slot(zoo, depth):
+    clip = make(zoo, "ViT-B-16").eval()
+    encoder = PromptedVisionEncoder(clip, 3, depth=depth)
+    images = torch.randn(2, 3, 64, 32)
+    at_slot = encoder(images).detach()
+    with torch.no_grad():
+        assert encoder.injection.in_front
+        torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
+
+
+def test_intermediates_without_gradients_are_those_with(zoo):
+    clip = make(zoo, "ViT-B-16").eval()
+    PromptedVisionEncoder(clip, 3)
+    images = torch.randn(2, 3, 64, 32)
+
+    def intermediates():
+        return clip.visual.forward_intermediates(images, output_extra_tokens=True)
+
+    with_gradients = intermediates()
+    with torch.no_grad():
+        without = intermediates()
+    for name in ("image_intermediates", "image_intermediates_prefix"):
+        for one, other in zip(without[name], with_gradients[name], strict=True):
+            torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_tower_that_skips_blocks_takes_prompts_only_in_every_block(zoo):
     clip = make(zoo, "nllb-clip-base")
     assert clip.text.transformer.layerdrop > 0

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+_ROOM = "promptreid_room"  # attribute of a view: the sequence that it is the rest of
+
 
 def insert_tokens(sequence: Tensor, tokens: Tensor, *, slot: int, axis: int) -> Tensor:
     """Insert the same P tokens into every sequence of a batch.
@@ -38,6 +40,36 @@ def remove_tokens(sequence: Tensor, *, slot: int, count: int, axis: int) -> Tens
     before = sequence.narrow(axis, 0, slot)
     rest = slot + count
     return torch.cat([before, sequence.narrow(axis, rest, sequence.shape[axis] - rest)], dim=axis)
+
+
+def put_in_front(sequence: Tensor, tokens: Tensor) -> Tensor:
+    """Put P tokens in front of every sequence of a batch; where `take_from_front` left room for them, right there.
+
+    Room is used again where no gradient is wanted: what `take_from_front` returned stays as it is, and nothing is
+    copied but the tokens. Blocks would otherwise take and give back memory for a whole sequence each.
+
+    Shape:
+        - sequence: (L, B, D); tokens: (P, D)
+        - returns: (P + L, B, D)
+    """
+    inserted = tokens.to(sequence.dtype).unsqueeze(1)
+    room: Tensor | None = getattr(sequence, _ROOM, None)
+    if room is None or sequence.requires_grad or len(room) != len(tokens) + len(sequence):
+        return torch.cat([inserted.expand(-1, sequence.shape[1], -1), sequence])
+    room[: len(tokens)] = inserted
+    return room
+
+
+def take_from_front(sequence: Tensor, *, count: int) -> Tensor:
+    """Take `count` tokens from the front again, without copying the rest; the inverse of `put_in_front`.
+
+    Shape:
+        - sequence: (P + L, B, D)
+        - returns: (L, B, D), a view
+    """
+    rest = sequence[count:]
+    setattr(rest, _ROOM, sequence)
+    return rest
 
 
 def grow_mask(mask: Tensor | None, *, length: int, slot: int, count: int, causal: bool) -> Tensor | None:

@@ -20,8 +20,10 @@ from promptreid.backbones.growth import (
     grow_mask,
     grow_rotary,
     insert_tokens,
+    put_in_front,
     remove_tokens,
     shift_positions,
+    take_from_front,
 )
 from promptreid.backbones.layout import runs_slow_when_frozen, set_sequence_first
 from promptreid.backbones.switch import Switch
@@ -71,6 +73,22 @@ class PromptInjection:
     def attached(self) -> bool:
         """Whether the hooks are in place."""
         return bool(self._handles)
+
+    @property
+    def in_front(self) -> bool:
+        """Whether prompts stand before all tokens just now, which spares copies of the sequence.
+
+        So it is without gradients where places are all alike to the blocks; features differ by rounding alone. With
+        gradients prompts stand at the tower's slot.
+        """
+        tower = self.tower
+        quiet = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return quiet and tower.unordered and tower.sequence_axis == 0
+
+    @property
+    def slot(self) -> int:
+        """Position of the first prompt just now."""
+        return 0 if self.in_front else self.tower.slot
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
@@ -172,6 +190,8 @@ class InsertPrompts:
         axis = tower.sequence_axis
         if self.index == 0 and prompts.shifts_captions and tower.positions is not None:
             sequence = shift_positions(sequence, tower.positions, slot=tower.slot, count=prompts.length, axis=axis)
+        if self.injection.in_front:
+            return put_in_front(sequence, prompts.layer(self.index))
         return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)
 
     def _grow(self, name: str, value: Tensor | None, length: int) -> Tensor | None:
@@ -186,7 +206,7 @@ class InsertPrompts:
                 'prompts with slot="before_end" need the mask that the whole text tower makes; forward_intermediates '
                 'and single blocks go past it. Use encode_text, or slot="after_start".'
             )
-        return grow_mask(value, length=length, slot=tower.slot, count=count, causal=tower.causal)
+        return grow_mask(value, length=length, slot=self.injection.slot, count=count, causal=tower.causal)
 
 
 class RemovePrompts:
@@ -206,6 +226,8 @@ class RemovePrompts:
 
     def _remove(self, sequence: Tensor, count: int) -> Tensor:
         tower = self.injection.tower
+        if self.injection.in_front:
+            return take_from_front(sequence, count=count)
         if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
             sequence[count : count + tower.slot] = sequence[: tower.slot].clone()

@@ -34,6 +34,7 @@ class TokenTower:
         rotary_arguments: Block arguments that hold a rotary table of the patches.
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
         drops_blocks: Whether the tower skips whole blocks while training.
+        unordered: Whether the blocks treat all places alike, so that prompts do the same wherever they stand.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class TokenTower:
     rotary_arguments: tuple[str, ...] = ()
     relative_biases: tuple[nn.Module, ...] = ()
     drops_blocks: bool = False
+    unordered: bool = False
 
     @property
     def sequence_axis(self) -> int:

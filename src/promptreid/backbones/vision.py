@@ -78,6 +78,7 @@ def _built_in_tower(visual: VisionTransformer) -> TokenTower:
         position_owner=visual,
         grid=(visual.grid_size[0], visual.grid_size[1]),
         prefix=1,
+        unordered=True,
     )
 
 
