@@ -1,7 +1,7 @@
 """What prompts, freezing and cutting captions cost or save, as ratios measured side by side.
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
-    python benchmarks/backbones_speed.py --precision fp32 # one at a time
+    python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
 Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
@@ -158,8 +158,13 @@ class Bench:
         }
 
     def frozen(self) -> dict[str, Any]:
-        """What freezing costs the model as open_clip makes it."""
-        return {FROZEN: self.compare(FROZEN, self.forward(self.bare), self.forward(self.model, bare=True))}
+        """What freezing costs the model as open_clip makes it: to encode, and in training, where attention differs."""
+        results: dict[str, Any] = {}
+        for name, training in ((FROZEN, False), (f"{FROZEN}, in training", True)):
+            self.bare.train(training)
+            self.model.train(training)
+            results[name] = self.compare(name, self.forward(self.bare), self.forward(self.model, bare=True))
+        return results
 
     def steps(self) -> dict[str, Any]:
         """What training the prompts alone saves."""
@@ -230,6 +235,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--only", nargs="+", default=COMPARISONS, choices=COMPARISONS, help="default: all of them")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"backbones_speed_{arguments.device}.json"
@@ -237,8 +243,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": BATCH, "prompts": PROMPTS}
     for name in arguments.precision:
-        results[name] = {"machine": machine(), "rounds": arguments.rounds}
-        for comparison in COMPARISONS:
+        results[name] = results.get(name, {}) | {"machine": machine(), "rounds": arguments.rounds}
+        for comparison in arguments.only:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 call = (comparison, arguments.device, name == "bf16", arguments.rounds)
                 results[name] |= pool.apply(measure, call)
