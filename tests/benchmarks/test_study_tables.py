@@ -1,5 +1,6 @@
 """Tables and the page, from results made up for the purpose."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -123,3 +124,10 @@ def test_a_study_done_again_is_held_against_the_committed_one(study, write, tmp_
         small.held_against(planned, folder, folder)
     )
     assert small.held_against(planned, folder, tmp_path / "none").startswith("No committed results")
+    other = [dataclasses.replace(run, rates=(1.0, 1.0)) for run in planned]
+    own = tmp_path / "own"
+    for run in other:
+        run.path(own).parent.mkdir(parents=True, exist_ok=True)
+        result = json.loads(run.path(folder).read_text()) | {"run": study("runs")._settings(run)}
+        run.path(own).write_text(json.dumps(result))
+    assert small.held_against(other, own, folder).startswith("No committed results")

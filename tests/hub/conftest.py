@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -71,6 +71,8 @@ def hub(hub_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_errors, "_FIRST_WAIT_SECONDS", 0.001)
+    # Before 1.0 huggingface_hub's sessions remember whether they began offline, as a test before this may have wanted.
+    getattr(utils, "reset_sessions", lambda: None)()
     disable_progress_bars()
     yield hub
     enable_progress_bars()
