@@ -189,10 +189,40 @@ def test_image_prompts_do_the_same_in_front_of_all_tokens_as_at_their_slot(zoo, 
     images = torch.randn(2, 3, 64, 32)
     at_slot = encoder(images).detach()
     with torch.no_grad():
-        assert encoder.injection.in_front
+        assert encoder.injection.in_front == (depth is None)
         torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
+
+
+def test_block_outputs_without_gradients_can_be_kept_for_a_gradient(zoo):
+    clip = make(zoo, "ViT-B-16").eval()
+    encoder = PromptedVisionEncoder(clip, 3)
+    probe, losses = torch.nn.Linear(clip.visual.transformer.width, 1), []
+
+    def keep(module, args, output):
+        with torch.enable_grad():
+            losses.append(probe(output).sum())
+
+    for block in clip.visual.transformer.resblocks:
+        block.register_forward_hook(keep)
+    with torch.no_grad():
+        encoder(torch.randn(2, 3, 64, 32))
+    sum(losses).backward()
+    assert probe.weight.grad is not None
+
+
+def test_image_prompts_enter_inference_mode_in_the_middle_of_a_tower(zoo):
+    clip = make(zoo, "ViT-B-16").eval()
+    encoder = PromptedVisionEncoder(clip, 3)
+    first, second = clip.visual.transformer.resblocks[:2]
+    tokens = torch.randn(5, 2, clip.visual.transformer.width)
+    with torch.inference_mode():
+        middle = first(tokens)
+    with torch.no_grad():
+        result = second(middle.clone()), second(middle)
+    torch.testing.assert_close(result[1], result[0], rtol=1e-5, atol=1e-6)
+    assert encoder.injection.attached
 
 
 def test_intermediates_without_gradients_are_those_with(zoo):

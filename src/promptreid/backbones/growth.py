@@ -54,9 +54,10 @@ def put_in_front(sequence: Tensor, tokens: Tensor) -> Tensor:
     """
     inserted = tokens.to(sequence.dtype).unsqueeze(1)
     room: Tensor | None = getattr(sequence, _ROOM, None)
-    if room is None or sequence.requires_grad or len(room) != len(tokens) + len(sequence):
+    fits = room is not None and len(room) == len(tokens) + len(sequence)
+    if room is None or not fits or sequence.requires_grad or room.is_inference() != torch.is_inference_mode_enabled():
         return torch.cat([inserted.expand(-1, sequence.shape[1], -1), sequence])
-    room[: len(tokens)] = inserted
+    room.data[: len(tokens)] = inserted  # nothing that was kept for a gradient has changed, so none may complain
     return room
 
 

@@ -78,12 +78,15 @@ class PromptInjection:
     def in_front(self) -> bool:
         """Whether prompts stand before all tokens just now, which spares copies of the sequence.
 
-        So it is without gradients where places are all alike to the blocks; features differ by rounding alone. With
-        gradients prompts stand at the tower's slot.
+        So it is in eval mode without gradients, where places are all alike to the blocks, and every block has prompts
+        of its own, so that one block alone decides; features differ by rounding. Else prompts stand at the tower's
+        slot: in training a pass without gradients must draw the dropout of the pass with them.
         """
         tower = self.tower
-        quiet = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return quiet and tower.unordered and tower.sequence_axis == 0
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        alone = self.prompts.depth >= len(tower.blocks)
+        encoding = not (torch.is_grad_enabled() or tower.container.training or traced)
+        return encoding and alone and tower.unordered and tower.sequence_axis == 0
 
     @property
     def slot(self) -> int:
