@@ -10,6 +10,7 @@ from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.backbones.captions import trimmed
+from promptreid.backbones.recomputation import can_reach_prompts, recomputed_activations
 from promptreid.backbones.text import find_text_tower, longest_caption
 from promptreid.backbones.vision import find_vision_tower
 from promptreid.errors import AttachmentError, UnsupportedTowerError
@@ -257,6 +258,13 @@ def test_tower_that_skips_blocks_takes_prompts_only_in_every_block(zoo):
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "roberta-ViT-B-32", "mt5-base-ViT-B-32", "RN50"])
 def test_gradient_checkpointing_gives_the_same_gradients_in_every_family(zoo, name):
     model = PromptedCLIP(make(zoo, name), PromptConfig(vision_length=2)).train()
+    if not can_reach_prompts(model.clip):
+        with (
+            pytest.raises(ValueError, match="install transformers>=5"),
+            recomputed_activations(model.clip, enable=True),
+        ):
+            pass
+        return
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -268,16 +276,24 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_family(zoo, na
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:
-            model.clip.set_grad_checkpointing(True)
             for module in (model.clip.visual, getattr(model.clip, "text", model.clip)):
                 module.train()
-        output = model(images, tokens)
-        (output["image_features"] * output["text_features"]).sum().backward()
+        with recomputed_activations(model.clip, enable=checkpointing):
+            output = model(images, tokens)
+            (output["image_features"] * output["text_features"]).sum().backward()
         gradients.append([prompts.grad.clone() for prompts in model.prompt_parameters()])
         if name == "RN50":
             break  # open_clip has no checkpointing for it
     for plain, recomputed in zip(gradients[0], gradients[-1], strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_that_goes_past_prompts_is_refused(clip):
+    clip.text = nn.Module()
+    clip.text.transformer = nn.Module()
+    clip.text.transformer.gradient_checkpointing_enable = lambda: None  # as transformers before 5 has it
+    with pytest.raises(ValueError, match="goes past its prompts"), recomputed_activations(clip, enable=True):
+        pass
 
 
 def test_patch_dropout_while_training_leaves_room_for_prompts(model_cfg, images):

@@ -18,6 +18,11 @@ def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, 
         yield
         return
     model: Any = clip
+    if not can_reach_prompts(clip):
+        raise ValueError(
+            "gradient checkpointing of a Hugging Face text tower goes past its prompts before transformers 5; install "
+            "transformers>=5, or leave gradient_checkpointing off"
+        )
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, NotImplementedError, AssertionError) as error:
@@ -29,3 +34,10 @@ def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, 
         yield
     finally:
         model.set_grad_checkpointing(False)
+
+
+def can_reach_prompts(clip: nn.Module) -> bool:
+    """Whether recomputed blocks run their hooks: not in Hugging Face's towers before transformers 5."""
+    text: Any = getattr(clip, "text", None)
+    tower: Any = getattr(text, "transformer", None)
+    return hasattr(tower, "activation_checkpointing_enable") or not hasattr(tower, "gradient_checkpointing_enable")
