@@ -5,6 +5,8 @@ kind of tower, its pooling, masks, positions and options stay those of the confi
 """
 
 import copy
+import importlib
+import inspect
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,6 +29,14 @@ _VitCfg = timm.models.vitamin.VitCfg
 def names() -> list[str]:
     """open_clip's own models; those that other packages registered are left out."""
     return [name for name in open_clip.list_models() if not name.startswith("promptreid")]
+
+
+def rounds_attention(name: str) -> bool:
+    """Whether the text tower rounds its attention to float32 in a float64 model, as T5 of old transformers does."""
+    if "mt5" not in name:
+        return False
+    source = inspect.getsource(importlib.import_module("transformers.models.mt5.modeling_mt5"))
+    return "softmax(scores.float()" in source
 
 
 def shrunken_config(name: str) -> dict[str, Any]:
