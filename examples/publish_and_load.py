@@ -12,6 +12,7 @@ from pathlib import Path
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, push_prompts, save_prompts
 from promptreid.data.generated import write_generated
 from promptreid.data.loading import load_dataset
+from promptreid.hub.card import CardDetails
 
 DATA = "runs/publish_and_load/data"
 OUTPUT = "runs/publish_and_load/model"
@@ -31,7 +32,8 @@ def main() -> None:
     loaded = load_prompts(folder)  # makes the open_clip model too, and checks that the prompts belong to it
     before, after = evaluate(model, data.test), evaluate(loaded, data.test)
     if len(sys.argv) > 1:
-        print(push_prompts(model, sys.argv[1], metrics=after.as_dict()))
+        details = CardDetails(dataset="generated pedestrians (drawings)")  # the card says what the scores are of
+        print(push_prompts(model, sys.argv[1], metrics=after.as_dict(), details=details))
     print(f"rank-1 before {before.text_to_image.rank1:.4f}, after {after.text_to_image.rank1:.4f}")
 
 

@@ -213,7 +213,9 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
     assert given["private"] is True
     assert given["metrics"] == {"rank1": 0.5, "image_to_text": {"rank1": 0.5}}
     call("push", tmp_path, "somebody/model", "--public", "--create-pr")
-    assert (given["private"], given["create_pr"], given["metrics"]) == (False, True, None)
+    assert (given["private"], given["create_pr"], given["metrics"], given["details"]) == (False, True, None, None)
+    call("push", tmp_path, "somebody/model", "--metrics", metrics, "--dataset", "CUHK-PEDES")
+    assert given["details"].dataset == "CUHK-PEDES"
     metrics.write_text("{}")
     code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
     assert code == 2

@@ -1,13 +1,13 @@
 import asyncio
 import json
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptreid.demo.gatekeeper import Gatekeeper
 
-SHOWN = PurePosixPath("/scratch/shown")
+SHOWN = Path("/scratch/shown")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -19,14 +19,21 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def ask(
-    path: str, *, host: str = "127.0.0.1:7860", body: bytes | None = None, private: bool = True, pieces: int = 1
+    path: str,
+    *,
+    host: str = "127.0.0.1:7860",
+    body: bytes | None = None,
+    private: bool = True,
+    pieces: int = 1,
+    shown: Path = SHOWN,
+    headers: dict[bytes, bytes] | None = None,
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of the answer."""
     scope = {
         "type": "http",
         "path": path,
         "method": "GET" if body is None else "POST",
-        "headers": [(b"host", host.encode())],
+        "headers": [(b"host", host.encode()), *(headers or {}).items()],
     }
     content = body or b""
     size = -(-len(content) // pieces) or 1
@@ -40,14 +47,14 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Gatekeeper(app, SHOWN, private=private)(scope, receive, send))  # pyright: ignore
+    asyncio.run(Gatekeeper(app, shown, private=private)(scope, receive, send))  # pyright: ignore
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/config", "/theme.css", "/assets/index.js", "/static/js/a.js", "/gradio_api/queue/data",
-     "/gradio_api/upload", "/gradio_api/heartbeat/abc", "/gradio_api/file=/scratch/shown/ab/image.png"],
+     "/gradio_api/upload_progress", "/gradio_api/heartbeat/abc", "/gradio_api/file=/scratch/shown/ab/image.png"],
 )  # fmt: skip
 def test_gatekeeper_lets_the_page_through_with_its_headers(path: str) -> None:
     status, headers, body = ask(path)
@@ -121,3 +128,40 @@ def test_gatekeeper_refuses_websockets() -> None:
     scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
     asyncio.run(Gatekeeper(app, SHOWN, private=True)(scope, send, send))  # pyright: ignore
     assert sent[0]["status"] == 421
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "http://127.0.0.1:9999", "http://localhost:7860", "null", "http://127.0.0.1:78600"],
+)
+def test_gatekeeper_of_a_private_page_takes_nothing_from_another_page(origin: str) -> None:
+    headers = {b"origin": origin.encode(), b"content-length": b"4"}
+    for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/cancel"):
+        assert ask(path, body=b"null", headers=headers)[0] == 403
+        assert ask(path, body=b"null", headers=headers, private=False)[0] == 200
+    assert ask("/", headers=headers)[0] == 200
+
+
+def test_gatekeeper_takes_what_its_own_page_sends() -> None:
+    headers = {b"origin": b"http://127.0.0.1:7860", b"content-length": b"4"}
+    assert ask("/gradio_api/upload", body=b"file", headers=headers)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(b"10485760", 200), (b"10551296", 200), (b"10551297", 413), (b"", 411), (b"-1", 411), (b"ten", 411)],
+)
+@pytest.mark.parametrize("private", [True, False])
+def test_gatekeeper_takes_uploads_of_at_most_ten_megabytes(length: bytes, status: int, private: bool) -> None:
+    headers = {b"content-length": length} if length else {}
+    assert ask("/gradio_api/upload", body=b"file", headers=headers, private=private)[0] == status
+
+
+def test_gatekeeper_keeps_a_bounded_amount(tmp_path: Path) -> None:
+    headers = {b"content-length": b"4"}
+    (tmp_path / "one").mkdir()
+    with (tmp_path / "one" / "image.png").open("wb") as file:
+        file.truncate(500 * 2**20)  # takes no room on the disk
+    assert ask("/gradio_api/upload", body=b"file", headers=headers, shown=tmp_path)[0] == 200
+    (tmp_path / "two.png").write_bytes(b"1")
+    assert ask("/gradio_api/upload", body=b"file", headers=headers, shown=tmp_path)[0] == 507

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {"IDENTITIES": "(8, 4, 4)", "EPOCHS": "(1, 1)", "BATCH_SIZE": "16"}
@@ -51,6 +57,23 @@ def test_publish_and_load_gives_the_same_scores(tmp_path, monkeypatch, capsys):
     before, after = re.search(r"rank-1 before (\S+), after (\S+)", output).groups()
     assert before == after
     assert "prompts.safetensors" in output
+
+
+def test_publish_and_load_says_on_the_hub_that_its_people_are_drawn(tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def pretend(model, repository, **settings):
+        given.update(repository=repository, **settings)
+        return "https://hub/commit/1"
+
+    monkeypatch.setattr("promptreid.push_prompts", pretend)
+    output = run(
+        EXAMPLES / "publish_and_load.py", "you/your-prompts", folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert "https://hub/commit/1" in output
+    assert given["repository"] == "you/your-prompts"
+    assert "drawings" in given["details"].dataset
+    assert 0 < given["metrics"]["rank1"] <= 1
 
 
 def test_search_folder_lists_the_best_first(tmp_path, monkeypatch, capsys):
@@ -104,6 +127,9 @@ def test_space_names_its_program_and_its_requirements(monkeypatch):
     space = EXAMPLES / "space"
     front = yaml.safe_load(re.split(r"^---$", (space / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1])
     assert front["sdk"] == "gradio"
+    project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [gradio] = [Requirement(line) for line in project["optional-dependencies"]["demo"]]
+    assert gradio.specifier.contains(front["sdk_version"])
     assert (space / front["app_file"]).is_file()
     assert [line for line in (space / "requirements.txt").read_text().splitlines() if not line.startswith("#")] == [
         "promptreid[demo]"

@@ -69,7 +69,9 @@ def test_citation_is_valid_and_names_this_version_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == promptreid.__version__
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
-    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2401.02173"
+    [paper] = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2401.02173"
+    assert [author["family-names"] for author in paper["authors"]] == ["Li", "Tan", "Dai", "Zhang"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from promptreid.cli.output import Output
 from promptreid.encoders.publishing import push_prompts
+from promptreid.hub.card import CardDetails
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
@@ -26,6 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
+    parser.add_argument("--dataset", metavar="NAME", help="data set of the metrics, for the card")
     return parser
 
 
@@ -39,6 +41,7 @@ def run(settings: argparse.Namespace, output: Output) -> int:
         create_pr=settings.create_pr,
         commit_message=settings.message,
         metrics=None if settings.metrics is None else _read_metrics(settings.metrics),
+        details=None if settings.dataset is None else CardDetails(dataset=settings.dataset),
     )
     output.say(f"published: {url}")
     output.record(url=url)

@@ -29,6 +29,7 @@ from promptreid.encoders.pretrained import load_prompts
 
 _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
+_KEPT_SECONDS_IN_PUBLIC = 3600
 _MOST_WAITING = 64
 _FONTS = ["system-ui", "sans-serif"]
 _log = logging.getLogger(__name__)
@@ -187,7 +188,8 @@ def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_b
     private = host in LOOPBACK
     guard: Any = importlib.import_module("starlette.middleware").Middleware(Gatekeeper, shown=shown, private=private)
     opening = open_with(desk)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, _KEPT_SECONDS)) as page:
+    kept = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept)) as page:
         inputs, results = lay_out(gr, desk, opening, private=private)
         wire(gr, desk, opening, inputs, results)
     page.queue(max_size=_MOST_WAITING)

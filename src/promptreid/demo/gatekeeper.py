@@ -3,9 +3,12 @@
 import json
 import posixpath
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
+
+from promptreid.demo.uploads import MAX_BYTES
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -19,7 +22,11 @@ _QUEUE = ("queue/join", "queue/data", "upload", "upload_progress", "cancel", "re
 _FOLDERS = ("/assets/", "/static/", f"{_API}/heartbeat/")
 _FILES = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
+_UPLOAD = f"{_API}/upload"
+_READING = ("GET", "HEAD")
 _MAX_QUESTION_BYTES = 1_000_000
+_MAX_UPLOAD_BYTES = MAX_BYTES + 64 * 2**10  # a form wraps the file in some lines
+_MAX_KEPT_BYTES = 500 * 2**20
 _HEADERS = {
     # The browser itself refuses whatever would go to another host.
     b"content-security-policy": (
@@ -36,8 +43,9 @@ class Gatekeeper:
     """ASGI middleware: answers only what the page itself asks.
 
     Refused are addresses that the page does not use, files outside the folder of shown copies, questions that would
-    make the server fetch something from elsewhere, and, on a private page, requests that name another host than this
-    computer: a stranger's page whose name was made to point at 127.0.0.1 (DNS rebinding).
+    make the server fetch something from elsewhere, uploads without a size, beyond 10 MB, or when 500 MB are kept
+    already, and, on a private page, what comes from a stranger's page: requests that name another host than this
+    computer, its name having been made to point at 127.0.0.1 (DNS rebinding), and what its forms and scripts send.
 
     Args:
         app: The application behind.
@@ -55,18 +63,33 @@ class Gatekeeper:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if scope["type"] != "http" or not self._is_known_host(scope):
-            await _refuse(send, 421, "this page answers to 127.0.0.1 only")
-        elif not self._is_known_path(scope["path"]):
-            await _refuse(send, 404, "there is nothing here")
+        refusal = self._refusal(scope)
+        if refusal:
+            await _refuse(send, *refusal)
         elif scope["path"] == _JOIN:
             await self._ask(scope, receive, send)
         else:
             await self.app(scope, receive, _with_headers(send))
 
-    def _is_known_host(self, scope: _Message) -> bool:
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        return not self.private or host in LOOPBACK
+    def _refusal(self, scope: _Message) -> tuple[int, str] | None:
+        """Status and reason, if a request is not let in."""
+        if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
+            return 421, "this page answers to 127.0.0.1 only"
+        if self.private and _is_from_another_page(scope):
+            return 403, "this page takes nothing that another page sends"
+        if not self._is_known_path(scope["path"]):
+            return 404, "there is nothing here"
+        return self._upload_refusal(scope) if scope["path"] == _UPLOAD else None
+
+    def _upload_refusal(self, scope: _Message) -> tuple[int, str] | None:
+        size = _header(scope, b"content-length")
+        if not size.isdecimal():
+            return 411, "say how long the upload is"
+        if int(size) > _MAX_UPLOAD_BYTES:
+            return 413, f"at most {MAX_BYTES // 2**20} MB are taken"
+        if _bytes_in(self.shown) > _MAX_KEPT_BYTES:
+            return 507, "this page keeps as many pictures as it may; try again in an hour"
+        return None
 
     def _is_known_path(self, path: str) -> bool:
         if path.startswith(_FILES):
@@ -101,6 +124,24 @@ class Gatekeeper:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, receive_again, _with_headers(send))
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # old copies are deleted at any time
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def _header(scope: _Message, name: bytes) -> str:
+    return dict(scope["headers"]).get(name, b"").decode("latin-1")
+
+
+def _is_from_another_page(scope: _Message) -> bool:
+    """Whether a page at another address sends this; browsers name it as the origin of all that is not mere reading."""
+    origin = _header(scope, b"origin")
+    return scope["method"] not in _READING and bool(origin) and origin != f"http://{_header(scope, b'host')}"
 
 
 def _names_another_site(value: object) -> bool:
