@@ -5,7 +5,8 @@ One of each kind of tower runs always; the sweep over all of them is slow.
 
 import copy
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import open_clip
 import pytest
@@ -47,9 +48,9 @@ def unset_memory_is_nan():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def sums_of_attention_are_exact(monkeypatch):
-    """Sum float32 attention in float64: old transformers' T5 has it in a float64 model too.
+@contextmanager
+def sums_of_attention_are_exact():
+    """Sum float32 attention in float64, for a tower that has it in a float64 model too.
 
     Then what a place weighs does not depend on how many masked places are beside it, to the last bit.
     """
@@ -60,7 +61,8 @@ def sums_of_attention_are_exact(monkeypatch):
             return softmax(scores, *args, **settings)
         return softmax(scores.double(), *args, **settings).float()
 
-    monkeypatch.setattr(torch.nn.functional, "softmax", exact)
+    with mock.patch.object(torch.nn.functional, "softmax", exact):
+        yield
 
 
 def make(zoo, name):
@@ -248,10 +250,11 @@ def check_stages(clip, images, tokens):
 
 def check_all(zoo, name, folder):
     clip, images, tokens = make(zoo, name)
-    check_length_zero(clip, images, tokens)
-    check_wrapping(clip, images, tokens)
-    check_trimming(clip, images, tokens)
-    check_intermediates(clip, images, tokens)
+    with sums_of_attention_are_exact() if zoo.rounds_attention(name) else nullcontext():
+        check_length_zero(clip, images, tokens)
+        check_wrapping(clip, images, tokens)
+        check_trimming(clip, images, tokens)
+        check_intermediates(clip, images, tokens)
     twin = copy.deepcopy(clip)
     check_saving(twin, images, tokens, zoo, folder)
     check_stages(twin, images, tokens)

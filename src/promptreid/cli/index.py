@@ -30,7 +30,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="encode a folder of crops, to be searched",
         description="Encode every picture in a folder and its sub-folders. Given again, it encodes only pictures that "
         "are new or have changed, with the model that made the index. Pictures that cannot be read are listed and "
-        "skipped. The index holds biometric data: its files are readable by you alone.",
+        "skipped. What the index holds can count as biometric data: its files are readable by you alone.",
     )
     parser.add_argument("folder", type=Path, nargs="?", help="pictures, one person each")
     parser.add_argument("--output", type=Path, default=Path("gallery"), help="the index's folder; default %(default)s")

@@ -1,7 +1,9 @@
 """Stands before the page's server: what it lets in, and what it tells the browser to refuse."""
 
+import asyncio
 import json
 import posixpath
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ from promptreid.demo.uploads import MAX_BYTES
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
+_Refusal = tuple[int, str]  # status and reason
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _API = "/gradio_api"
@@ -23,19 +26,20 @@ _FOLDERS = ("/assets/", "/static/", f"{_API}/heartbeat/")
 _FILES = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
 _UPLOAD = f"{_API}/upload"
-_READING = ("GET", "HEAD")
 _MAX_QUESTION_BYTES = 1_000_000
 _MAX_UPLOAD_BYTES = MAX_BYTES + 64 * 2**10  # a form wraps the file in some lines
 _MAX_KEPT_BYTES = 500 * 2**20
+_LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
+_POLICY = b"content-security-policy"
 _HEADERS = {
     # The browser itself refuses whatever would go to another host.
-    b"content-security-policy": (
+    _POLICY: (
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         b"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
         b"object-src 'none'; base-uri 'self'; form-action 'self'"
     ),
     b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
+    b"referrer-policy": b"same-origin",
 }
 
 
@@ -43,9 +47,10 @@ class Gatekeeper:
     """ASGI middleware: answers only what the page itself asks.
 
     Refused are addresses that the page does not use, files outside the folder of shown copies, questions that would
-    make the server fetch something from elsewhere, uploads without a size, beyond 10 MB, or when 500 MB are kept
-    already, and, on a private page, what comes from a stranger's page: requests that name another host than this
-    computer, its name having been made to point at 127.0.0.1 (DNS rebinding), and what its forms and scripts send.
+    make the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for
+    this computer alone also refuses whatever a stranger's page sends: requests that name another host, its name having
+    been made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others takes no
+    upload while it holds copies of more than 500 MB.
 
     Args:
         app: The application behind.
@@ -63,33 +68,23 @@ class Gatekeeper:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        send_page = _with_headers(send, framed=not self.private)
         refusal = self._refusal(scope)
-        if refusal:
-            await _refuse(send, *refusal)
-        elif scope["path"] == _JOIN:
-            await self._ask(scope, receive, send)
+        if refusal is None and scope["method"] == "POST":
+            body, refusal = await self._read(scope, receive)
+            receive = _again(body, receive)
+        if refusal is None:
+            await self.app(scope, receive, send_page)
         else:
-            await self.app(scope, receive, _with_headers(send))
+            await _refuse(send, *refusal)
 
-    def _refusal(self, scope: _Message) -> tuple[int, str] | None:
-        """Status and reason, if a request is not let in."""
+    def _refusal(self, scope: _Message) -> _Refusal | None:
+        """Why a request is not let in, by its address and sender alone."""
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
             return 421, "this page answers to 127.0.0.1 only"
         if self.private and _is_from_another_page(scope):
-            return 403, "this page takes nothing that another page sends"
-        if not self._is_known_path(scope["path"]):
-            return 404, "there is nothing here"
-        return self._upload_refusal(scope) if scope["path"] == _UPLOAD else None
-
-    def _upload_refusal(self, scope: _Message) -> tuple[int, str] | None:
-        size = _header(scope, b"content-length")
-        if not size.isdecimal():
-            return 411, "say how long the upload is"
-        if int(size) > _MAX_UPLOAD_BYTES:
-            return 413, f"at most {MAX_BYTES // 2**20} MB are taken"
-        if _bytes_in(self.shown) > _MAX_KEPT_BYTES:
-            return 507, "this page keeps as many pictures as it may; try again in an hour"
-        return None
+            return 403, "this page answers no other page"
+        return None if self._is_known_path(scope["path"]) else (404, "there is nothing here")
 
     def _is_known_path(self, path: str) -> bool:
         if path.startswith(_FILES):
@@ -97,40 +92,45 @@ class Gatekeeper:
             return file.startswith(f"{self.shown.as_posix()}/")
         return path in _PAGES or path.startswith(_FOLDERS) or path in [f"{_API}/{name}" for name in _QUEUE]
 
-    async def _ask(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        body = b""
+    async def _read(self, scope: _Message, receive: _Receive) -> tuple[bytes, _Refusal | None]:
+        """The body of a request, whole, so that nothing half arrived is left over, and why it is refused."""
+        is_upload = scope["path"] == _UPLOAD
+        most = _MAX_UPLOAD_BYTES if is_upload else _MAX_QUESTION_BYTES
+        body = bytearray()
         more = True
-        while more and len(body) <= _MAX_QUESTION_BYTES:
+        while more and len(body) <= most:
             message = await receive()
             body += message.get("body", b"")
             more = bool(message.get("more_body", False))
-        if len(body) > _MAX_QUESTION_BYTES:
-            await _refuse(send, 413, "the question is too long")
-            return
-        try:
-            foreign = _names_another_site(json.loads(body or b"null"))
-        except (ValueError, RecursionError):
-            foreign = True
-        if foreign:
-            await _refuse(send, 403, "a question may only speak of files that were uploaded here")
-            return
-        replayed = False
+        if len(body) > most:
+            return b"", (413, f"at most {MAX_BYTES // 2**20} MB are taken" if is_upload else "the question is too long")
+        if is_upload:
+            return bytes(body), await self._upload_refusal(_header(scope, b"content-type"), bytes(body))
+        return bytes(body), _question_refusal(bytes(body)) if scope["path"] == _JOIN else None
 
-        async def receive_again() -> _Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
+    async def _upload_refusal(self, content_type: str, body: bytes) -> _Refusal | None:
+        if not _is_one_file(content_type, body):
+            return 400, "an upload is one file"
+        if not self.private and await asyncio.to_thread(_bytes_in, self.shown) > _MAX_KEPT_BYTES:
+            return 507, "this page holds as many pictures as it may; try again in an hour"
+        return None
 
-        await self.app(scope, receive_again, _with_headers(send))
+
+def _again(body: bytes, receive: _Receive) -> _Receive:
+    """Receives a body that was read already, then what comes after it."""
+    waiting: list[_Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> _Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again
 
 
 def _bytes_in(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
         with suppress(OSError):  # old copies are deleted at any time
-            total += file.stat().st_size if file.is_file() else 0
+            total += max(file.stat().st_size, _LEAST_FILE_BYTES)
     return total
 
 
@@ -139,9 +139,27 @@ def _header(scope: _Message, name: bytes) -> str:
 
 
 def _is_from_another_page(scope: _Message) -> bool:
-    """Whether a page at another address sends this; browsers name it as the origin of all that is not mere reading."""
+    """Whether a script or form of a page at another address asks: browsers then say which, as the origin."""
     origin = _header(scope, b"origin")
-    return scope["method"] not in _READING and bool(origin) and origin != f"http://{_header(scope, b'host')}"
+    return bool(origin) and origin.partition("://")[2] != _header(scope, b"host")
+
+
+def _is_one_file(content_type: str, body: bytes) -> bool:
+    """Whether a form holds one file under the name that gradio keeps and deletes; others it would leave lying about."""
+    boundary = re.search(r'boundary="?([^";,\s]+)', content_type)
+    if boundary is None:
+        return False
+    parts = body.split(b"--" + boundary[1].encode("latin-1"))
+    head = parts[1].partition(b"\r\n\r\n")[0] if len(parts) == 3 else b""
+    return b'; name="files"' in head and b"; filename=" in head
+
+
+def _question_refusal(body: bytes) -> _Refusal | None:
+    try:
+        foreign = _names_another_site(json.loads(body or b"null"))
+    except (ValueError, RecursionError):
+        foreign = True
+    return (403, "a question may only speak of files that were uploaded here") if foreign else None
 
 
 def _names_another_site(value: object) -> bool:
@@ -153,11 +171,15 @@ def _names_another_site(value: object) -> bool:
     return isinstance(value, list) and any(map(_names_another_site, cast("list[object]", value)))
 
 
-def _with_headers(send: _Send) -> _Send:
+def _with_headers(send: _Send, *, framed: bool) -> _Send:
+    own = dict(_HEADERS)
+    if not framed:  # no other page may show this one inside itself, and lead clicks to it
+        own[_POLICY] += b"; frame-ancestors 'none'"
+
     async def send_with_headers(message: _Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in _HEADERS]
-            message["headers"] = [*kept, *_HEADERS.items()]
+            kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in own]
+            message["headers"] = [*kept, *own.items()]
         await send(message)
 
     return send_with_headers
