@@ -60,5 +60,5 @@ RESPONSIBLE_USE = """\
   not in the gallery still has a best match.
 - Data sets of this field show few places and times, and their captions name sex, age and clothes as annotators saw
   them. Expect errors to differ between groups of people, and measure it before use.
-- Features of pictures of persons can count as biometric data in many countries. Do not search for people without a legal
-  basis, and neither for surveillance of the public nor to track individuals without their consent."""
+- Features of pictures of persons can count as biometric data in many countries. Do not search for people without a
+  legal basis, and neither for surveillance of the public nor to track individuals without their consent."""

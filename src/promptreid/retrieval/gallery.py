@@ -29,8 +29,8 @@ class Gallery(GalleryContents):
     """Features of pictures, to be searched exactly and kept in a folder.
 
     A gallery that was saved or loaded is bound to its folder: `add`, `update` and `remove` then change the files too,
-    in one step that a kill cannot halve. Features of people can count as biometric data, so the files are readable by their
-    owner alone, and what is removed is gone from them.
+    in one step that a kill cannot halve. Features of people can count as biometric data, so the files are readable by
+    their owner alone, and what is removed is gone from them.
 
     Args:
         model: Encodes queries; the one that encoded the pictures. `None` allows only features as queries.
