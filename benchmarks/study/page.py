@@ -76,8 +76,10 @@ class Page:
         tables = [score_table(results, SMALL_ARMS), difference_table(results, SMALL_ARMS, "direct")]
         return section("The small study", "make study", results, tables)
 
-    def table(self, title: str, part: str, arms: Sequence[str], baseline: str) -> str:
-        """The scores of a part both ways, and the differences with their plot."""
+    def table(
+        self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: tuple[str, str] | None = None
+    ) -> str:
+        """The scores of a part both ways, the differences with their plot, and `also` one arm less another."""
         results = {arm: self.usual[arm] for arm in (*arms, baseline) if arm in self.usual}
         if not any(arm in results for arm in arms if arm != baseline):
             return section(title, f"{FULL} {part}", {}, [])
@@ -89,6 +91,8 @@ class Page:
             difference_table(results, shown, baseline),
             figure(picture, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
         ]
+        if also:
+            tables.append(difference_table(results, also[:1], also[1]))
         return section(title, f"{FULL} {part}", results, tables)
 
     def response(self, title: str, part: str, attribute: str, label: str) -> str:
@@ -169,7 +173,7 @@ class Page:
             QUESTIONS,
             self.small(),
             self.table("Main arms", "main", tuple(MAIN), "direct"),
-            self.table("Controls", "controls", ("pd", *CONTROLS), "direct"),
+            self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=("pd", "direct_short")),
             self.response("Dose and response", "gap", "gap", "gap"),
             self.response("Few identities", "low_data", "share", "share of the training identities"),
             self.transfer(),
