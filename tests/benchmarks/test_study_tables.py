@@ -101,6 +101,7 @@ def test_the_page_shows_every_part_that_has_results(study, write, tmp_path):
     assert "**Not run.**" not in text
     assert "| `pd` | 2 | +10.00 ± 0.00 | +10.00 to +10.00 | better |" in text  # against direct
     assert "| `pd_shallow` | 2 | -10.00 ± 0.00 | -10.00 to -10.00 | worse |" in text  # against pd, of another part
+    assert "| less `direct_short` | seeds |" in text
     assert "| gap 0 |" in text
     assert "| share of the training identities 0.01 |" in text
     assert "- `main`: 14 of 70 runs done" in text
