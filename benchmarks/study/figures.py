@@ -25,7 +25,7 @@ def draw_differences(path: Path, results: Results, arms: Sequence[str], baseline
         _bar(axes, difference, place)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel(f"Rank-1 less that of {baseline}, points (mean, 95 % interval)")
     return save_figure(figure, path)
 
@@ -51,7 +51,7 @@ def draw_response(path: Path, results: Mapping[float, Results], arm: str, baseli
     means = [100 * difference.mean for difference in found.values()]
     low = [100 * (difference.mean - difference.low) for difference in found.values()]
     high = [100 * (difference.high - difference.mean) for difference in found.values()]
-    axes.errorbar(doses, means, yerr=[low, high], marker="o", color=BLUE, capsize=3)
+    axes.errorbar(doses, means, yerr=[low, high], marker="o", color=GREY, capsize=3)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
     axes.set_xlabel(label)

@@ -10,7 +10,8 @@ from typing import Any
 
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 from figures import draw_differences, draw_response
-from plan import HERE, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
+from plan import BUDGET, HERE, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
+from steps import split_steps
 from tables import (
     Results,
     difference_table,
@@ -74,7 +75,7 @@ class Page:
         """The arms of `make study`, on its seeds alone."""
         results = self._gather(plan(SMALL_ARMS, range(5), self.rates))
         tables = [score_table(results, SMALL_ARMS), difference_table(results, SMALL_ARMS, "direct")]
-        return section("The small study", "make study", results, tables)
+        return section("The small study", "make study", results, tables, minutes=True)
 
     def table(
         self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: tuple[str, str] | None = None
@@ -94,6 +95,19 @@ class Page:
         if also:
             tables.append(difference_table(results, also[:1], also[1]))
         return section(title, f"{FULL} {part}", results, tables)
+
+    def equal_time(self) -> str:
+        """Whether as many steps as fit the wall time of both stages are other steps than those of `direct`."""
+        one, two = BUDGET.stage_one_steps, BUDGET.stage_two_steps
+        steps = ARMS["direct_equal_time"].last_steps(one, two, costs=(self.rates["costs"][0], self.rates["costs"][1]))
+        rounds, length = split_steps(steps, about=BUDGET.round_steps)
+        if not self.rates["rates"] or rounds * length != one + two:
+            return ""
+        return (
+            f"By the clock both stages of `pd` take as long as {steps} steps of direct fine-tuning. In whole rounds "
+            f"these are {rounds * length}: `direct_equal_time` is `direct` itself, and the comparison of the two above "
+            "is that at equal wall time as well.\n"
+        )
 
     def response(self, title: str, part: str, attribute: str, label: str) -> str:
         """PD less direct fine-tuning over the gap, or over the share of identities."""
@@ -121,7 +135,8 @@ class Page:
         note = (
             "MMD² is the squared distance from the target's features to the bare model's features of its own domain, "
             "each modality by itself: `zero_shot` is before stage 1, `stage_one` after it. The modality gap is the "
-            "distance between the mean image and the mean text feature."
+            "distance between the mean image and the mean text feature. All of it is with prompts on: switched off "
+            "after stage 1, they leave the base as it was."
         )
         table = measure_table(self.usual, [*MAIN, *CONTROLS])
         return section("Distance and forgetting", f"{FULL} main controls", self.usual, [note, table])
@@ -132,8 +147,8 @@ class Page:
             "Drawn people, so this shows how a system's errors can be looked at, not how any system treats people. "
             "“none” are captions without a word for gender."
         )
-        tables = [note, group_table(self.usual, ("zero_shot", "direct", "pd"))]
-        return section("Who is found less often", "make study", self.usual, tables)
+        shown = {arm: self.usual[arm] for arm in ("zero_shot", "direct", "pd") if arm in self.usual}
+        return section("Who is found less often", "make study", shown, [note, group_table(shown, tuple(shown))])
 
     def not_run(self) -> str:
         """What of the whole protocol has no result yet."""
@@ -155,12 +170,21 @@ class Page:
         head = "## Rates\n\nTuned by `python benchmarks/study/tune.py` on the validation split of seed 100"
         if not self.rates["rates"]:
             return f"{head}: **not done yet.**\n"
-        rows = [[f"`{arm}`", f"{first:g}", f"{last:g}"] for arm, (first, last) in self.rates["rates"].items()]
+        rows = [
+            [
+                f"`{arm}`",
+                f"{first:g}" if ARMS[arm].tuned != "last" else "",
+                f"{last:g}" if ARMS[arm].tuned != "first" else "",
+            ]
+            for arm, (first, last) in self.rates["rates"].items()
+        ]
         table = markdown(["arm", "stage 1 or prompts", "last stage"], rows)
         runs, costs = self.rates["runs_per_arm"], self.rates["costs"]
         return (
-            f"{head}, {runs} runs for every arm.\n\n{table}\n\nA step of stage 1 took {costs[0]:g} of a step of direct "
-            f"fine-tuning, one of stage 2 {costs[1]:g}.\n"
+            f"{head}, {runs} runs for every arm.\n\n{table}\n\nWith the same number of runs, an arm with two rates "
+            "sees each on a grid twice as coarse (a factor of 3.2) as an arm with one (1.8), so `direct` could be tuned "
+            f"more finely than `pd`. A step of stage 1 took {costs[0]:g} of a step of direct fine-tuning, one of stage 2 "
+            f"{costs[1]:g}.\n"
         )
 
     def text(self) -> str:
@@ -172,8 +196,9 @@ class Page:
             f"## What was found\n\n{found}",
             QUESTIONS,
             self.small(),
-            self.table("Main arms", "main", tuple(MAIN), "direct"),
+            self.table("Main arms", "main", tuple(MAIN), "direct", also=("pd", "joint")),
             self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=("pd", "direct_short")),
+            self.equal_time(),
             self.response("Dose and response", "gap", "gap", "gap"),
             self.response("Few identities", "low_data", "share", "share of the training identities"),
             self.transfer(),
@@ -192,22 +217,25 @@ def figure(path: Path | None, description: str) -> str:
     return f"![{description}](pictures/{path.name})" if path else ""
 
 
-def section(title: str, command: str, results: Results, blocks: Sequence[str]) -> str:
+def section(title: str, command: str, results: Results, blocks: Sequence[str], *, minutes: bool = False) -> str:
     """A heading and what stands below it; or that it was not run."""
     if not any(results.values()) or not any(blocks):
         return f"## {title}\n\n**Not run.** `{command}`\n"
-    return "\n\n".join([f"## {title}", *filter(None, blocks), made_with(results, command)]) + "\n"
+    return "\n\n".join([f"## {title}", *filter(None, blocks), made_with(results, command, minutes=minutes)]) + "\n"
 
 
-def made_with(results: Results, command: str) -> str:
-    """The command, machine, versions and dates of some results, and how long they took."""
+def made_with(results: Results, command: str, *, minutes: bool) -> str:
+    """The command, machine, versions and dates of some results, and how long the machine trained if that is asked for.
+
+    Runs of the other parts were done side by side with other work, so how long they took says nothing.
+    """
     runs = [result for seeds in results.values() for result in seeds.values()]
     stamps = [run["made_with"] for run in runs]
     dates = sorted({stamp["date"] for stamp in stamps})
-    made = sorted({f"{stamp['machine']}, torch {stamp['torch']}, open_clip {stamp['open_clip']}" for stamp in stamps})
-    minutes = sum(run["seconds"] for run in runs) / 60
+    made = sorted({f"{run['machine']}, torch {run['torch']}, open_clip {run['open_clip']}" for run in stamps})
+    time = f", {sum(run['seconds'] for run in runs) / 60:.0f} min of training" if minutes else ""
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"`{command}`: {len(runs)} runs, {minutes:.0f} min of training, {'; '.join(made)}, {span}."
+    return f"`{command}`; {len(runs)} runs are shown{time}: {'; '.join(made)}, {span}."
 
 
 def main() -> None:

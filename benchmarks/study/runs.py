@@ -222,13 +222,14 @@ def score_test(
 
 def versions() -> Mapping[str, str]:
     """What a result was made with; no names of machines or people."""
+    threads = torch.get_num_threads()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "promptreid": promptreid.__version__,
         "torch": torch.__version__,
         "open_clip": open_clip.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
+        "machine": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}{gpu}",
         "date": time.strftime("%Y-%m-%d"),
     }
 
