@@ -15,7 +15,7 @@ from promptreid.errors import CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.hub.prompt_files import read_prompt_files, write_prompt_files
-from promptreid.hub.tensor_files import read_weights
+from promptreid.hub.tensor_files import read_bytes, read_weights
 
 CONFIG = {"model_cfg": {"embed_dim": 4}, "preprocess_cfg": {}}
 NAMES = {"prompt_config.json", "prompts.safetensors"}
@@ -225,6 +225,21 @@ def test_reading_while_somebody_saves_over_it_finds_one_of_the_two(tmp_path, mak
         stop.set()
         writer.join()
     assert errors == []
+
+
+def test_file_replaced_by_a_shorter_one_while_it_is_read_is_read_whole(tmp_path, monkeypatch):
+    path, shorter = tmp_path / "config.json", tmp_path / "shorter"
+    path.write_bytes(b"a long content")
+    shorter.write_bytes(b"short")
+    opened = Path.open
+
+    def open_and_lose(self, *args, **settings):
+        stream = opened(self, *args, **settings)
+        shorter.replace(path)
+        return stream
+
+    monkeypatch.setattr(Path, "open", open_and_lose)
+    assert read_bytes(path, limit=100) == b"a long content"
 
 
 def test_two_writers_at_once_leave_one_of_the_two(tmp_path, make_manifest, tensors, encoders):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
     """
     check_size(path, limit=limit)
     with path.open("rb") as stream:
-        # No more than its size, which is 0 for what /proc holds, and that may be without end.
-        content = stream.read(path.stat().st_size)
+        # No more than its size, which is 0 for what /proc holds, and that may be without end. The size of what was
+        # opened, and not of the path, where another file may stand by now.
+        content = stream.read(min(limit, os.fstat(stream.fileno()).st_size))
     # Of what was read, and not of the file, which others may write meanwhile.
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise _corrupt(path)
