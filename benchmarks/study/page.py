@@ -97,7 +97,7 @@ class Page:
         return section(title, f"{FULL} {part}", results, tables)
 
     def equal_time(self) -> str:
-        """Whether as many steps as fit the wall time of both stages are other steps than those of `direct`."""
+        """Says that `direct` is the arm of equal wall time as well, where it has as many steps; nothing where not."""
         one, two = BUDGET.stage_one_steps, BUDGET.stage_two_steps
         steps = ARMS["direct_equal_time"].last_steps(one, two, costs=(self.rates["costs"][0], self.rates["costs"][1]))
         rounds, length = split_steps(steps, about=BUDGET.round_steps)
@@ -232,7 +232,7 @@ def made_with(results: Results, command: str, *, minutes: bool) -> str:
     runs = [result for seeds in results.values() for result in seeds.values()]
     stamps = [run["made_with"] for run in runs]
     dates = sorted({stamp["date"] for stamp in stamps})
-    made = sorted({f"{run['machine']}, torch {run['torch']}, open_clip {run['open_clip']}" for run in stamps})
+    made = sorted({f"{stamp['machine']}, torch {stamp['torch']}, open_clip {stamp['open_clip']}" for stamp in stamps})
     time = f", {sum(run['seconds'] for run in runs) / 60:.0f} min of training" if minutes else ""
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return f"`{command}`; {len(runs)} runs are shown{time}: {'; '.join(made)}, {span}."

@@ -15,7 +15,7 @@ RATES = HERE / "rates.json"
 SMALL_ARMS = ("zero_shot", "direct", "joint", "pd")
 COMPARED = ("direct", "pd")
 GAPS = (0.0, 2.0, 0.5, 1.5)  # the ends first: a series cut short still shows whether there is a slope
-SHARES = (0.05, 0.25, 0.01)
+SHARES = (0.05, 0.25, 0.01)  # the middle one first
 TRANSFER = tuple(camera.name for camera in CAMERAS)[: len(CAMERAS) // 2]
 
 
