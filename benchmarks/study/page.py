@@ -10,7 +10,7 @@ from typing import Any
 
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 from figures import draw_differences, draw_response
-from plan import BUDGET, HERE, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
+from plan import BUDGET, COMPARED, HERE, LONG, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
 from steps import split_steps
 from tables import (
     Results,
@@ -62,7 +62,7 @@ class Page:
         self.rates, self.results, self.pictures = rates, results, pictures
         self.parts = parts(rates)
         self.usual = self._gather(self.parts["main"] + self.parts["controls"] + self.parts["ablations"])
-        costly = self.parts["gap"] + self.parts["low_data"] + self.parts["transfer"]
+        costly = [run for part in ("gap", "long", "low_data", "transfer") for run in self.parts[part]]
         self.others = {
             name: self._gather(run for run in costly if run.condition == name)
             for name in dict.fromkeys(run.condition for run in costly)
@@ -115,12 +115,25 @@ class Page:
         results = {dose: self.others[name] for dose, name in doses.items()}
         if not any(results.values()):
             return section(title, f"{FULL} {part}", {}, [])
-        results[1.0] = self._gather(plan(("direct", "pd"), range(5), self.rates))
+        results[1.0] = self._compared()
         named = {f"{label} {dose:g}": results[dose] for dose in sorted(results)}
         picture = draw_response(self.pictures / f"evidence_{part}.png", results, "pd", "direct", label=label)
         tables = [response_table(named, "pd", "direct"), figure(picture, f"PD less direct fine-tuning by {label}")]
         every = {f"{arm} {dose}": seeds for dose, found in results.items() for arm, seeds in found.items()}
         return section(title, f"{FULL} {part}", every, tables)
+
+    def long(self) -> str:
+        """PD less direct fine-tuning at the budget of everything else and at twice as many steps in all."""
+        runs = self.parts["long"]
+        results = self.others[runs[0].condition] if runs else {}
+        steps = [budget.stage_one_steps + budget.stage_two_steps for budget in (BUDGET, LONG)]
+        named = {f"{steps[0]} steps": self._compared(), f"{steps[1]} steps": results} if results else {}
+        every = {f"{arm}, {name}": seeds for name, found in named.items() for arm, seeds in found.items()}
+        return section("Twice the steps", f"{FULL} long", every, [response_table(named, "pd", "direct")])
+
+    def _compared(self) -> Results:
+        """Direct fine-tuning and PD under the usual conditions."""
+        return self._gather(plan(COMPARED, range(5), self.rates))
 
     def transfer(self) -> str:
         """Trained and validated on some cameras, tested on the others."""
@@ -200,6 +213,7 @@ class Page:
             self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=("pd", "direct_short")),
             self.equal_time(),
             self.response("Dose and response", "gap", "gap", "gap"),
+            self.long(),
             self.response("Few identities", "low_data", "share", "share of the training identities"),
             self.transfer(),
             self.distances(),

@@ -43,6 +43,7 @@ class Budget:
 
 
 BUDGET = Budget()
+LONG = replace(BUDGET, stage_two_steps=600)  # twice the steps in all
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Run:
     @property
     def condition(self) -> str:
         """What is the same for every run that is compared with this one; its folder's name."""
-        return f"gap{self.gap:g}-share{self.share:g}{'-transfer' if self.train_cameras else ''}"
+        ends = ("-transfer" if self.train_cameras else "") + ("-long" if self.budget == LONG else "")
+        return f"gap{self.gap:g}-share{self.share:g}{ends}"
 
     @property
     def last_steps(self) -> int:
@@ -130,6 +132,7 @@ def parts(rates: Mapping[str, Any]) -> dict[str, list[Run]]:
         "main": plan(MAIN, range(10), rates),
         "controls": plan(CONTROLS, five, rates),
         "gap": [run for gap in GAPS for run in plan(COMPARED, five, rates, gap=gap)],
+        "long": plan(COMPARED, five, rates, budget=LONG),
         "low_data": [run for share in SHARES for run in plan(COMPARED, five, rates, share=share)],
         "transfer": plan(("zero_shot", *COMPARED), five, rates, train_cameras=TRANSFER),
         "ablations": plan(ABLATIONS, five, rates),

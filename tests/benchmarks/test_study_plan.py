@@ -6,8 +6,8 @@ EVERY = [
     "zero_shot", "direct", "pd", "joint", "stage_one", "prompts_both", "pd_no_id", "direct_short",
     "direct_equal_time", "direct_random_prompts", "direct_start_prompts", "norms_stage_one", "direct_id_warmup",
     "pd_length_1", "pd_length_2", "pd_length_8", "pd_length_16", "pd_text_8_image_2", "pd_text_2_image_8",
-    "pd_shallow", "pd_positions", "pd_before_end", "pd_text_prompts", "pd_image_prompts", "pd_dot_product",
-    "pd_temperature_01", "pd_temperature_05",
+    "pd_shallow", "pd_random_start", "pd_positions", "pd_before_end", "pd_text_prompts", "pd_image_prompts",
+    "pd_dot_product", "pd_temperature_01", "pd_temperature_05",
 ]  # fmt: skip
 
 
@@ -37,6 +37,12 @@ def test_equal_time_counts_what_both_stages_cost(plan):
     # 0.8 · 120 + 1.1 · 240 = 360 steps of direct fine-tuning.
     [run] = plan.plan(["direct_equal_time"], [0], rates("direct_equal_time"))
     assert run.last_steps == 360
+
+
+def test_long_runs_have_twice_the_steps_and_a_folder_of_their_own(plan, tmp_path):
+    runs = {run.arm: run for run in plan.parts(rates("direct", "pd"))["long"] if run.seed == 0}
+    assert {arm: run.last_steps for arm, run in runs.items()} == {"direct": 720, "pd": 600}
+    assert runs["pd"].path(tmp_path) == tmp_path / "gap1-share1-long" / "pd-seed0.json"
 
 
 def test_untuned_arms_are_left_out_and_counted_as_expected(plan):
