@@ -103,7 +103,7 @@ def test_the_page_shows_every_part_that_has_results(study, write, tmp_path):
     assert "| `pd_shallow` | 2 | -10.00 ± 0.00 | -10.00 to -10.00 | worse |" in text  # against pd, of another part
     assert "| less `direct_short` | seeds |" in text
     assert "| gap 0 |" in text
-    assert "| 720 steps | 30.50 ± 0.71 | 40.50 ± 0.71 | 2 | +10.00 ± 0.00 |" in text
+    assert "| 720 steps | 31.00 ± 1.41 | 41.00 ± 1.41 | 2 | +10.00 ± 0.00 |" in text
     assert "| share of the training identities 0.01 |" in text
     assert "- `main`: 14 of 70 runs done" in text
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
