@@ -1,6 +1,7 @@
 """Pretrain the small base `promptreid-tiny` on generated pictures; writes the weights that the package ships.
 
     python tools/pretrain_tiny.py
+    python tools/pretrain_tiny.py --further 1000 --pairs 48000 --output runs/further    # what ships, pretrained further
 
 It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`data/generated/web.py`), never
 on the pedestrians that the examples adapt to. Settings, hashes and the loss curve go into `training.json`.
@@ -29,6 +30,7 @@ from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, W
 
 VERSION = 2  # of the base: one more whenever its weights change
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
+WEIGHTS = "promptreid-tiny.safetensors"
 FOLDER = Path(__file__).parents[1] / "src/promptreid/backbones/tiny"
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
@@ -140,8 +142,16 @@ def parse_settings() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--further",
+        type=int,
+        metavar="STEPS",
+        help="one more round in the second world, from the weights that ship, instead of all anew",
+    )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
     settings = parser.parse_args()
+    if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER):
+        parser.error("--further takes at least 1 step, and an --output of its own: it must not change what ships")
     if not 1 <= settings.batch_size <= settings.pairs:
         parser.error(f"--batch-size is {settings.batch_size}, expected 1 to --pairs ({settings.pairs})")
     return settings
@@ -152,13 +162,16 @@ def main() -> None:
     settings = parse_settings()
     output: Path = settings.output
     output.mkdir(parents=True, exist_ok=True)
-    chosen = {key: value for key, value in vars(settings).items() if key != "output"}
+    if settings.further is not None:
+        go_further(settings)
+        return
+    chosen = {key: value for key, value in vars(settings).items() if key not in ("output", "further")}
     report: dict[str, Any] = {
         "version": VERSION,
         "settings": {**chosen, "rounds": [vars(world) for world in ROUNDS]},
         "rounds": [],
     }
-    weights, record = output / "promptreid-tiny.safetensors", output / "training.json"
+    weights, record = output / WEIGHTS, output / "training.json"
     found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
     torch.manual_seed(settings.seed)
@@ -170,17 +183,34 @@ def main() -> None:
         if number:  # every round starts from the file, so that a run that was killed goes on the same way
             clip.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         report["rounds"].append(run_round(clip, settings, number))
-        save_file({key: value.half().contiguous() for key, value in clip.state_dict().items()}, weights)
-        report["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-        record.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        save(clip, report, output)
+
+
+def go_further(settings: argparse.Namespace) -> None:
+    """One more round in the last world, on pairs of its own, from the weights that ship."""
+    open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
+    clip = open_clip.create_model("promptreid-tiny")
+    clip.load_state_dict({key: value.float() for key, value in load_file(FOLDER / WEIGHTS).items()})
+    settings.steps = [*settings.steps, settings.further]
+    chosen = {key: value for key, value in vars(settings).items() if key not in ("output", "steps")}
+    report = {"from_version": VERSION, "settings": chosen, "rounds": [run_round(clip, settings, len(ROUNDS))]}
+    save(clip, report, settings.output)
+
+
+def save(clip: torch.nn.Module, report: dict[str, Any], output: Path) -> None:
+    """Write the weights and, after them, what made them."""
+    weights = output / WEIGHTS
+    save_file({key: value.half().contiguous() for key, value in clip.state_dict().items()}, weights)
+    report["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def run_round(clip: torch.nn.Module, settings: argparse.Namespace, number: int) -> dict[str, Any]:
-    """Train on a world of its own drawing; returns what was done."""
+    """Train on a world of its own drawing, any round after the last in the last world; returns what was done."""
     seed = settings.seed + number
     if number:
         torch.manual_seed(seed + 1)
-    pictures, captions = draw_pairs(settings.pairs, seed, ROUNDS[number])
+    pictures, captions = draw_pairs(settings.pairs, seed, ROUNDS[min(number, len(ROUNDS) - 1)])
     tokens = open_clip.SimpleTokenizer()(captions)
     started = time.perf_counter()
     curve = train(clip, pictures, tokens, settings, number=number)

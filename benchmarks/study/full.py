@@ -14,7 +14,7 @@ from runs import perform, read_result
 from speed import announce
 from tqdm import tqdm
 
-PARTS = ("main", "controls", "gap", "long", "low_data", "transfer", "ablations")
+PARTS = ("main", "controls", "gap", "long", "base", "low_data", "transfer", "ablations")
 
 
 def main() -> None:

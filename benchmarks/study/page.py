@@ -11,6 +11,7 @@ from typing import Any
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 from figures import draw_differences, draw_response
 from plan import BUDGET, COMPARED, HERE, LONG, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
+from sections import figure, section
 from steps import split_steps
 from tables import (
     Results,
@@ -62,7 +63,7 @@ class Page:
         self.rates, self.results, self.pictures = rates, results, pictures
         self.parts = parts(rates)
         self.usual = self._gather(self.parts["main"] + self.parts["controls"] + self.parts["ablations"])
-        costly = [run for part in ("gap", "long", "low_data", "transfer") for run in self.parts[part]]
+        costly = [run for part in ("gap", "long", "base", "low_data", "transfer") for run in self.parts[part]]
         self.others = {
             name: self._gather(run for run in costly if run.condition == name)
             for name in dict.fromkeys(run.condition for run in costly)
@@ -130,6 +131,15 @@ class Page:
         named = {f"{steps[0]} steps": self._compared(), f"{steps[1]} steps": results} if results else {}
         every = {f"{arm}, {name}": seeds for name, found in named.items() for arm, seeds in found.items()}
         return section("Twice the steps", f"{FULL} long", every, [response_table(named, "pd", "direct")])
+
+    def base(self) -> str:
+        """The same from a base that was pretrained further, and how much more that one knows."""
+        runs = self.parts["base"]
+        results = self.others[runs[0].condition] if runs else {}
+        named = {"base as it ships": self._compared(), "pretrained further": results}
+        arms = ("zero_shot", *COMPARED)
+        tables = [response_table(named, "pd", "direct"), score_table(results, arms), measure_table(results, arms)]
+        return section("Another base", f"{FULL} base", results, tables)
 
     def _compared(self) -> Results:
         """Direct fine-tuning and PD under the usual conditions."""
@@ -214,6 +224,7 @@ class Page:
             self.equal_time(),
             self.response("Dose and response", "gap", "gap", "gap"),
             self.long(),
+            self.base(),
             self.response("Few identities", "low_data", "share", "share of the training identities"),
             self.transfer(),
             self.distances(),
@@ -224,32 +235,6 @@ class Page:
             f"## Arms\n\n{purposes}\n",
         ]
         return "\n".join(texts)
-
-
-def figure(path: Path | None, description: str) -> str:
-    """A picture on the page, if it was drawn."""
-    return f"![{description}](pictures/{path.name})" if path else ""
-
-
-def section(title: str, command: str, results: Results, blocks: Sequence[str], *, minutes: bool = False) -> str:
-    """A heading and what stands below it; or that it was not run."""
-    if not any(results.values()) or not any(blocks):
-        return f"## {title}\n\n**Not run.** `{command}`\n"
-    return "\n\n".join([f"## {title}", *filter(None, blocks), made_with(results, command, minutes=minutes)]) + "\n"
-
-
-def made_with(results: Results, command: str, *, minutes: bool) -> str:
-    """The command, machine, versions and dates of some results, and how long the machine trained if that is asked for.
-
-    Runs of the other parts were done side by side with other work, so how long they took says nothing.
-    """
-    runs = [result for seeds in results.values() for result in seeds.values()]
-    stamps = [run["made_with"] for run in runs]
-    dates = sorted({stamp["date"] for stamp in stamps})
-    made = sorted({f"{stamp['machine']}, torch {stamp['torch']}, open_clip {stamp['open_clip']}" for stamp in stamps})
-    time = f", {sum(run['seconds'] for run in runs) / 60:.0f} min of training" if minutes else ""
-    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"`{command}`; {len(runs)} runs are shown{time}: {'; '.join(made)}, {span}."
 
 
 def main() -> None:

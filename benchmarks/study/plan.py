@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 
@@ -60,6 +60,7 @@ class Run:
         share: Of the training identities that are kept.
         train_cameras: Those whose pictures are trained and validated on, the others being tested on; all, for
             everything, if empty.
+        base: Which weights it starts from (bases.py).
     """
 
     arm: str
@@ -70,11 +71,13 @@ class Run:
     gap: float = 1.0
     share: float = 1.0
     train_cameras: tuple[str, ...] = ()
+    base: Literal["shipped", "further"] = "shipped"
 
     @property
     def condition(self) -> str:
         """What is the same for every run that is compared with this one; its folder's name."""
-        ends = ("-transfer" if self.train_cameras else "") + ("-long" if self.budget == LONG else "")
+        others = {"transfer": bool(self.train_cameras), "long": self.budget == LONG, "base": self.base != "shipped"}
+        ends = "".join(f"-{name}" for name, there in others.items() if there)
         return f"gap{self.gap:g}-share{self.share:g}{ends}"
 
     @property
@@ -109,7 +112,7 @@ def plan(arms: Iterable[str], seeds: Iterable[int], rates: Mapping[str, Any], **
         arms: Names of `ARMS`.
         seeds: The seeds.
         rates: What `read_rates` returned.
-        condition: `gap`, `share`, `train_cameras` or `budget` of `Run`, where they differ from its own.
+        condition: `gap`, `share`, `train_cameras`, `base` or `budget` of `Run`, where they differ from its own.
 
     Raises:
         KeyError: There is no such arm.
@@ -133,6 +136,7 @@ def parts(rates: Mapping[str, Any]) -> dict[str, list[Run]]:
         "controls": plan(CONTROLS, five, rates),
         "gap": [run for gap in GAPS for run in plan(COMPARED, five, rates, gap=gap)],
         "long": plan(COMPARED, five, rates, budget=LONG),
+        "base": plan(("zero_shot", *COMPARED), five, rates, base="further"),
         "low_data": [run for share in SHARES for run in plan(COMPARED, five, rates, share=share)],
         "transfer": plan(("zero_shot", *COMPARED), five, rates, train_cameras=TRANSFER),
         "ablations": plan(ABLATIONS, five, rates),

@@ -4,7 +4,6 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import open_clip
 import torch
 from arms import ARMS, FIRST_STAGES, Arm
+from bases import base_weights, weights_hash
 from measures import OwnDomain, draw_own_domain, encode_own_domain, measure
 from plan import Run
 from scores import caption_groups, first_hits, rank1_by_group, rank1_by_person
@@ -49,16 +49,19 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuni
         return found
     root, data = make_data(run, scratch)
     work = scratch / "work" / run.condition / path.stem
-    home = _home(run.budget.image_size, device)  # before the seed: what is kept from an earlier run draws nothing
+    weights = base_weights(run, scratch)
+    home = _home(
+        run.budget.image_size, weights, device
+    )  # before the seed: what is kept from an earlier run draws nothing
     torch.manual_seed(run.seed)
-    model = make_model(run, device)
+    model = make_model(run, device, weights)
     started = time.perf_counter()
     history = train(run, ARMS[run.arm], model, data, work, device, home)
     result = {"run": _settings(run), "seconds": round(time.perf_counter() - started, 1), "history": history}
     result["validation"] = evaluate(model, validation_of(data), progress=False).as_dict()
     if not tuning:
         result |= score_test(model, data, root, home)
-    result["made_with"] = versions()
+    result["made_with"] = versions() | ({} if run.base == "shipped" else {"base_sha256": weights_hash(weights)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     shutil.rmtree(work, ignore_errors=True)
@@ -89,19 +92,22 @@ def read_result(run: Run, results: Path, *, tuning: bool = False) -> dict[str, A
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(run)))
+    settings = json.loads(json.dumps(asdict(run)))
+    if run.base == "shipped":  # results from before there was another do not name it
+        del settings["base"]
+    return settings
 
 
-def make_model(run: Run, device: str) -> PromptedCLIP:
+def make_model(run: Run, device: str, weights: str = "generated") -> PromptedCLIP:
     """The small base with the prompts of the run's arm."""
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=run.budget.image_size, device=device)
+    clip = load_clip("promptreid-tiny", pretrained=weights, image_size=run.budget.image_size, device=device)
     return PromptedCLIP(clip, ARMS[run.arm].prompts)
 
 
 @lru_cache(maxsize=1)
-def _home(image_size: tuple[int, int], device: str) -> tuple[OwnDomain, tuple[Tensor, Tensor]]:
-    """The base's own domain, and its features by the bare base: the same for every run."""
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=image_size, device=device)
+def _home(image_size: tuple[int, int], weights: str, device: str) -> tuple[OwnDomain, tuple[Tensor, Tensor]]:
+    """The base's own domain, and its features by the bare base: the same for every run from these weights."""
+    clip = load_clip("promptreid-tiny", pretrained=weights, image_size=image_size, device=device)
     pairs = draw_own_domain()
     return pairs, encode_own_domain(PromptedCLIP(clip, ARMS["zero_shot"].prompts), pairs)
 
@@ -220,7 +226,7 @@ def score_test(
     }
 
 
-def versions() -> Mapping[str, str]:
+def versions() -> dict[str, str]:
     """What a result was made with; no names of machines or people."""
     threads = torch.get_num_threads()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

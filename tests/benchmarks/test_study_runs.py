@@ -100,6 +100,26 @@ def test_transfer_trains_and_validates_on_some_cameras_and_tests_on_the_others(r
     assert all(cameras)
 
 
+def test_the_other_base_is_pretrained_once_and_named_in_the_result(
+    study, runs, toy_run, scratch, tmp_path, monkeypatch
+):
+    bases = study("bases")
+    monkeypatch.setattr(bases, "FURTHER_STEPS", 1)
+    monkeypatch.setattr(bases, "FURTHER_PAIRS", 128)
+    run = toy_run("zero_shot", base="further")
+    other = runs.perform(run, tmp_path, scratch)
+    shipped = runs.perform(toy_run("zero_shot"), tmp_path, scratch)
+    assert (tmp_path / "gap1-share1-base" / "zero_shot-seed0.json").is_file()
+    assert other["test"] != shipped["test"]
+    training = json.loads((scratch / "base-further" / "training.json").read_text())
+    assert other["made_with"]["base_sha256"] == training["weights_sha256"]
+    assert (other["run"]["base"], "base" in shipped["run"]) == ("further", False)
+    monkeypatch.setattr(bases, "PRETRAINING", Path("nowhere.py"))
+    assert bases.base_weights(run, scratch) == str(scratch / "base-further" / "promptreid-tiny.safetensors")
+    with pytest.raises(subprocess.CalledProcessError):
+        bases.base_weights(run, tmp_path / "empty")
+
+
 def test_dot_products_start_at_the_scale_of_cosines(runs, measures_of, toy_run):
     model = runs.make_model(toy_run("pd_dot_product"), "cpu")
     images, texts = measures_of.encode_own_domain(model, measures_of.draw_own_domain(10), normalize=False)

@@ -86,7 +86,7 @@ def test_results_at_rates_tuned_since_are_refused(study, write):
 def test_the_page_without_results_says_not_run(study, tmp_path):
     page = study("page")
     text = page.Page(page.UNTUNED, tmp_path, tmp_path).text()
-    assert text.count("**Not run.**") == 10
+    assert text.count("**Not run.**") == 11
     assert "- `main`: 0 of 70 runs done" in text
     assert "**not done yet.**" in text
 
@@ -104,6 +104,7 @@ def test_the_page_shows_every_part_that_has_results(study, write, tmp_path):
     assert "| less `direct_short` | seeds |" in text
     assert "| gap 0 |" in text
     assert "| 720 steps | 31.00 ± 1.41 | 41.00 ± 1.41 | 2 | +10.00 ± 0.00 |" in text
+    assert "| pretrained further | 31.00 ± 1.41 | 41.00 ± 1.41 | 2 | +10.00 ± 0.00 |" in text
     assert "| share of the training identities 0.01 |" in text
     assert "- `main`: 14 of 70 runs done" in text
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
