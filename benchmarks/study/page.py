@@ -198,17 +198,18 @@ class Page:
                 f"`{arm}`",
                 f"{first:g}" if ARMS[arm].tuned != "last" else "",
                 f"{last:g}" if ARMS[arm].tuned != "first" else "",
+                str(self.rates["runs"][arm]),
             ]
             for arm, (first, last) in self.rates["rates"].items()
         ]
-        table = markdown(["arm", "stage 1 or prompts", "last stage"], rows)
-        runs, costs = self.rates["runs_per_arm"], self.rates["costs"]
+        table = markdown(["arm", "stage 1 or prompts", "last stage", "runs"], rows)
+        costs = self.rates["costs"]
         coarseness = (
-            "With the same number of runs, an arm with two rates sees each on a grid twice as coarse (a factor of 3.2) "
+            "With as many runs, an arm with two rates sees each on a grid twice as coarse (a factor of 3.2) "
             "as an arm with one (1.8), so `direct` could be tuned more finely than `pd`."
         )
         took = f"A step of stage 1 took {costs[0]:g} of a step of direct fine-tuning, one of stage 2 {costs[1]:g}."
-        return f"{head}, {runs} runs for every arm.\n\n{table}\n\n{coarseness} {took}\n"
+        return f"{head}.\n\n{table}\n\n{coarseness} {took}\n"
 
     def text(self) -> str:
         """All of it."""

@@ -3,7 +3,8 @@
     python benchmarks/study/tune.py                                  # the arms of make study
     python benchmarks/study/tune.py --arms prompts_both pd_no_id     # more, beside those tuned already
 
-Every arm gets the same number of runs (docs/protocol.md). The winners go to `rates.json`, the results of all runs to
+The arms of one call get the same number of runs (docs/protocol.md). Rates that are in `rates.json` stay: arms that are
+added start from the grids as they stand, and only they are extended. The results of all runs go to
 `benchmarks/results/study-tuning/`. Broken off, the same command goes on.
 """
 
@@ -62,6 +63,9 @@ class Grid:
         return Grid(self.low + any(low for low, _ in found), self.high + any(high for _, high in found))
 
 
+Grids = tuple[Grid, Grid]  # of the first rate and of the last
+
+
 def best_of(places: list[int], score: Callable[[int], float]) -> tuple[int, tuple[bool, bool]]:
     """The place with the highest score, and whether it lies at the lower and at the upper edge."""
     scores = [score(place) for place in places]
@@ -69,11 +73,16 @@ def best_of(places: list[int], score: Callable[[int], float]) -> tuple[int, tupl
     return places[best], (best == 0, best == len(places) - 1)
 
 
-def tune(arms: Iterable[str], score: Score) -> dict[str, Rates]:
-    """The best rates of every arm, each after the same number of runs.
+def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) -> tuple[dict[str, Rates], Grids]:
+    """The best rates of every arm, each after the same number of runs, and the grids of both rates in the end.
 
     Arms with two rates: the first one on a grid, then, with the best of it, the last one. Arms with one: that on a grid
     twice as fine. Where the best of any arm is at an edge, every arm gets one more run on that side.
+
+    Args:
+        arms: Their names.
+        score: The higher, the better.
+        start: The grids to start from.
     """
     names = tuple(arms)
     two = [name for name in names if ARMS[name].tuned == "both"]
@@ -81,7 +90,7 @@ def tune(arms: Iterable[str], score: Score) -> dict[str, Rates]:
     def first_score(name: str) -> Callable[[int], float]:
         return lambda place: score(name, (rate(CENTRES[0], place), CENTRES[1]))
 
-    first, firsts = _search(lambda grid: {name: best_of(grid.coarse(), first_score(name)) for name in two})
+    first, firsts = _search(lambda grid: {name: best_of(grid.coarse(), first_score(name)) for name in two}, start[0])
 
     def last_of(name: str, grid: Grid) -> tuple[int, tuple[bool, bool]]:
         if name in two:
@@ -89,12 +98,13 @@ def tune(arms: Iterable[str], score: Score) -> dict[str, Rates]:
             return best_of(grid.coarse(), lambda place: score(name, (found, rate(CENTRES[1], place))))
         return best_of(grid.fine(first), lambda place: score(name, _single(name, place)))
 
-    _, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names})
-    return {
+    last, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names}, start[1])
+    found = {
         name: (rate(CENTRES[0], firsts[name]), rate(CENTRES[1], lasts[name])) if name in two
         else _single(name, lasts[name])
         for name in names
     }  # fmt: skip
+    return found, (first, last)
 
 
 def _single(name: str, place: int) -> Rates:
@@ -103,8 +113,9 @@ def _single(name: str, place: int) -> Rates:
     return CENTRES[0], rate(CENTRES[1], place)
 
 
-def _search(look: Callable[[Grid], dict[str, tuple[int, tuple[bool, bool]]]]) -> tuple[Grid, dict[str, int]]:
-    grid = Grid()
+def _search(
+    look: Callable[[Grid], dict[str, tuple[int, tuple[bool, bool]]]], grid: Grid
+) -> tuple[Grid, dict[str, int]]:
     for _ in range(MOST + 1):
         found = look(grid)
         wider = grid.extended(edges for _, edges in found.values())
@@ -133,10 +144,11 @@ class Tuning:
         return perform(run, self.results, self.scratch, device=self.device, tuning=True)["validation"]["mAP"]
 
 
-def announce(arms: tuple[str, ...], speed: Speed) -> None:
+def announce(arms: tuple[str, ...], start: Grids, speed: Speed) -> None:
     """Say how long it takes if no grid is extended."""
     seconds = speed.of_all(Run(arm, SEED, CENTRES, speed.costs) for arm in arms)
-    print(f"tuning {', '.join(arms)}: 5 runs each, about {5 * seconds / 60:.0f} min here if none is done yet;")
+    runs = 5 + sum(grid.low + grid.high for grid in start)
+    print(f"tuning {', '.join(arms)}: {runs} runs each, about {runs * seconds / 60:.0f} min here if none is done yet;")
     print(f"each extension of a grid adds about {seconds / 60:.0f} min", flush=True)
 
 
@@ -157,21 +169,28 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=TUNABLE, default=[arm for arm in SMALL_ARMS if arm in TUNABLE])
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    before = read_rates() if RATES.is_file() else {"rates": {}}
-    arms = tuple(name for name in TUNABLE if name in arguments.arms or name in before["rates"])
+    before = read_rates() if RATES.is_file() else {"grids": [(0, 0), (0, 0)], "runs": {}, "rates": {}}
+    arms = tuple(name for name in TUNABLE if name in arguments.arms and name not in before["rates"])
+    if not arms:
+        print(f"all of these arms are tuned; delete {RATES} to tune anew, where data or base have changed")
+        return
+    start = (Grid(*before["grids"][0]), Grid(*before["grids"][1]))
     speed = measure_speed(arguments.device, steps=5)
-    announce(arms, speed)
+    announce(arms, start, speed)
     costs = keep_costs(arguments.results / "costs.json", speed.costs)
     score = Tuning(arguments.results, arguments.scratch, costs, arguments.device)
-    found = tune(arms, score)
+    found, grids = tune(arms, score, start=start)
     score.bar.close()
-    changed = [arm for arm, rates in before["rates"].items() if tuple(rates) != found[arm]]
-    if changed:
-        print(f"a wider grid has other rates for {', '.join(changed)}: their reported runs must be done again")
     runs = {arm: len(tried) for arm, tried in score.runs.items()}
     if len(set(runs.values())) != 1:
         raise RuntimeError(f"arms were tuned over different numbers of runs: {runs}")
-    rates = {"seed": SEED, "runs_per_arm": runs[arms[0]], "costs": costs, "rates": found}
+    rates = {
+        "seed": SEED,
+        "grids": before["grids"] if before["rates"] else [(grid.low, grid.high) for grid in grids],
+        "costs": costs,
+        "runs": before["runs"] | runs,
+        "rates": before["rates"] | found,
+    }
     write_bytes_atomically(RATES, (json.dumps(rates, indent=2) + "\n").encode())
     print(json.dumps(rates, indent=2))
 

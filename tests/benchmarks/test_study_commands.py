@@ -64,9 +64,12 @@ def test_tune_then_study_then_the_whole_of_it(command, made_up, rates, tmp_path)
     assert "tuning direct, pd, joint: 5 runs each, about" in output
     found = json.loads(rates.read_text())
     assert found["rates"] == {arm: [5e-3, 3.2e-4] for arm in ("direct", "pd", "joint")}
-    assert found["runs_per_arm"] == 5
-    command("tune", "--arms", "stage_one", "--results", tmp_path / "tuning")
+    assert found["runs"] == {"direct": 5, "pd": 5, "joint": 5}
+    command("tune", "--arms", "pd", "stage_one", "--results", tmp_path / "tuning")
     assert list(json.loads(rates.read_text())["rates"]) == ["direct", "pd", "joint", "stage_one"]
+    before = rates.read_text()
+    assert "all of these arms are tuned; delete" in command("tune", "--results", tmp_path / "tuning")
+    assert rates.read_text() == before
 
     made_up.clear()
     output = command("small", "--results", tmp_path / "small")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RATES = {"seed": 100, "runs_per_arm": 5, "costs": [0.8, 1.1]}
+RATES = {"seed": 100, "costs": [0.8, 1.1]}
 
 
 def made_up(runs, run, rank1):
@@ -41,7 +41,7 @@ def write(study, tmp_path):
 
 
 def rates(*arms):
-    return {**RATES, "rates": {arm: [5e-3, 3.2e-4] for arm in arms}}
+    return {**RATES, "rates": {arm: [5e-3, 3.2e-4] for arm in arms}, "runs": dict.fromkeys(arms, 5)}
 
 
 def test_scores_and_differences_by_hand(study, write):

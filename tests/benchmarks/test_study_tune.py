@@ -23,8 +23,9 @@ def peaked(tune, peaks, tried):
 def test_arms_with_one_and_with_two_rates_get_the_same_number_of_runs(tune):
     tried = {}
     centre = dict.fromkeys(("direct", "pd", "joint", "stage_one"), (5e-3, 3.2e-4))
-    found = tune.tune(centre, peaked(tune, centre, tried))
+    found, grids = tune.tune(centre, peaked(tune, centre, tried))
     assert found == centre
+    assert grids == (tune.Grid(), tune.Grid())
     assert {arm: len(rates) for arm, rates in tried.items()} == dict.fromkeys(centre, 5)
 
 
@@ -35,9 +36,20 @@ def test_arms_with_one_and_with_two_rates_get_the_same_number_of_runs(tune):
 def test_a_best_rate_at_the_edge_extends_the_grid_of_every_arm(tune, arm, peak):
     tried = {}
     peaks = {"direct": (5e-3, 3.2e-4), "pd": (5e-3, 3.2e-4), "joint": (5e-3, 3.2e-4), arm: peak}
-    found = tune.tune(peaks, peaked(tune, peaks, tried))
+    found, _ = tune.tune(peaks, peaked(tune, peaks, tried))
     assert found[arm] == pytest.approx(peak, rel=0.03)
     counts = {len(rates) for rates in tried.values()}
+    assert len(counts) == 1
+    assert counts.pop() > 5
+
+
+def test_an_arm_that_is_added_gets_as_many_runs_on_grids_as_they_stand(tune):
+    peaks = {"direct": (5e-3, 3.2e-3), "joint": (1.6e-3, 3.2e-4), "pd": (5e-3, 3.2e-4)}
+    before, tried = {}, {}
+    _, grids = tune.tune(["direct", "joint"], peaked(tune, peaks, before))
+    found, after = tune.tune(["pd"], peaked(tune, peaks, tried), start=grids)
+    assert (found["pd"], after) == (peaks["pd"], grids)
+    counts = {len(rates) for rates in (before | tried).values()}
     assert len(counts) == 1
     assert counts.pop() > 5
 
