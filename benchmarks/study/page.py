@@ -28,6 +28,7 @@ RESULTS = HERE.parent / "results" / "study"
 DOCS = HERE.parents[1] / "docs"
 FINDINGS = HERE / "findings.md"
 UNTUNED: dict[str, Any] = {"costs": (1.0, 1.0), "rates": {}}
+Difference = tuple[Sequence[str], str]  # some arms, and what they are held against
 FULL = "python benchmarks/study/full.py --parts"
 
 INTRODUCTION = """# Evidence
@@ -79,10 +80,11 @@ class Page:
         return section("The small study", "make study", results, tables, minutes=True)
 
     def table(
-        self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: tuple[str, str] | None = None
+        self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: Difference | None = None
     ) -> str:
-        """The scores of a part both ways, the differences with their plot, and `also` one arm less another."""
-        results = {arm: self.usual[arm] for arm in (*arms, baseline) if arm in self.usual}
+        """The scores of a part both ways, the differences with their plot, and `also` some arms less another."""
+        wanted = (*arms, baseline, *([also[1]] if also else []))
+        results = {arm: self.usual[arm] for arm in wanted if arm in self.usual}
         if not any(arm in results for arm in arms if arm != baseline):
             return section(title, f"{FULL} {part}", {}, [])
         shown = arms if baseline in arms else (baseline, *arms)
@@ -94,7 +96,7 @@ class Page:
             figure(picture, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
         ]
         if also:
-            tables.append(difference_table(results, also[:1], also[1]))
+            tables.append(difference_table(results, *also))
         return section(title, f"{FULL} {part}", results, tables)
 
     def equal_time(self) -> str:
@@ -220,8 +222,8 @@ class Page:
             f"## What was found\n\n{found}",
             QUESTIONS,
             self.small(),
-            self.table("Main arms", "main", tuple(MAIN), "direct", also=("pd", "joint")),
-            self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=("pd", "direct_short")),
+            self.table("Main arms", "main", tuple(MAIN), "direct", also=(["pd"], "joint")),
+            self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=(["pd"], "direct_short")),
             self.equal_time(),
             self.response("Dose and response", "gap", "gap", "gap"),
             self.long(),
@@ -230,7 +232,7 @@ class Page:
             self.transfer(),
             self.distances(),
             self.groups(),
-            self.table("Ablations", "ablations", tuple(ABLATIONS), "pd"),
+            self.table("Ablations", "ablations", tuple(ABLATIONS), "pd", also=(tuple(ABLATIONS), "direct")),
             self.not_run(),
             self.tuning(),
             f"## Arms\n\n{purposes}\n",
