@@ -150,7 +150,7 @@ def parse_settings() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
     settings = parser.parse_args()
-    if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER):
+    if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER.resolve()):
         parser.error("--further takes at least 1 step, and an --output of its own: it must not change what ships")
     if not 1 <= settings.batch_size <= settings.pairs:
         parser.error(f"--batch-size is {settings.batch_size}, expected 1 to --pairs ({settings.pairs})")

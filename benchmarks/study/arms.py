@@ -79,7 +79,7 @@ ABLATIONS: dict[str, Arm] = {
     "pd_text_8_image_2": _pd("unequal lengths", PromptConfig(text_length=8, vision_length=2)),
     "pd_text_2_image_8": _pd("unequal lengths", PromptConfig(text_length=2, vision_length=8)),
     "pd_shallow": _pd("prompts in the first block alone", replace(DEEP, text_depth=1, vision_depth=1)),
-    "pd_random_start": _pd("prompts that start at random, as frozen random ones do", RANDOM),
+    "pd_random_start": _pd("text prompts start at random too, N(0, 0.02), as image prompts do", RANDOM),
     "pd_positions": _pd("position embedding on prompts", replace(DEEP, position_embedding=True)),
     "pd_before_end": _pd("text prompts before the end token", replace(DEEP, text_slot="before_end")),
     "pd_text_prompts": Arm(ablations.text_prompts_only, "no image prompts", replace(DEEP, vision_length=0)),

@@ -76,9 +76,9 @@ class Run:
     @property
     def condition(self) -> str:
         """What is the same for every run that is compared with this one; its folder's name."""
-        others = {"transfer": bool(self.train_cameras), "long": self.budget == LONG, "base": self.base != "shipped"}
-        ends = "".join(f"-{name}" for name, there in others.items() if there)
-        return f"gap{self.gap:g}-share{self.share:g}{ends}"
+        marks = {"transfer": bool(self.train_cameras), "long": self.budget == LONG, "base": self.base != "shipped"}
+        suffix = "".join(f"-{mark}" for mark, holds in marks.items() if holds)
+        return f"gap{self.gap:g}-share{self.share:g}{suffix}"
 
     @property
     def last_steps(self) -> int:

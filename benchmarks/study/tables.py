@@ -17,16 +17,22 @@ def gather(runs: Iterable[Run], folder: Path) -> Results:
     """The results there are of runs of one condition.
 
     Raises:
-        ValueError: The runs are of several conditions, or a file is damaged.
+        ValueError: The runs are of several conditions or from different weights, or a file is damaged.
         FileExistsError: A file holds the result of another run, as of rates that were tuned anew.
     """
     results: Results = defaultdict(dict)
     conditions: set[str] = set()
+    bases: set[str] = set()
     for run in runs:
         conditions.add(run.condition)
         result = read_result(run, folder)
         if result is not None:
             results[run.arm][run.seed] = result
+            bases.add(result["made_with"].get("base_sha256", "shipped"))
+    if len(bases) > 1:
+        raise ValueError(
+            f"results from different bases ({sorted(bases)}) must not stand in one table; redo one of them"
+        )
     if len(conditions) > 1:
         raise ValueError(f"results of {sorted(conditions)} must not stand in one table; gather each by itself")
     return dict(results)
@@ -95,6 +101,35 @@ def response_table(results: Mapping[str, Results], arm: str, baseline: str) -> s
         rows.append([name, *scores, *difference_cells(rank1_difference(found, arm, baseline))])
     head = ["", f"`{baseline}`", f"`{arm}`", "seeds", "difference, points", "95 % interval", ""]
     return markdown(head, rows) if any(row[1] != "not run" for row in rows) else ""
+
+
+def change_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:
+    """How much the difference between two arms is larger than under the first condition, paired by seed and person.
+
+    The persons must be the same under all conditions. Empty without a pair.
+    """
+    if not results:
+        return ""
+    usual, *others = results
+    rows = [
+        [f"{name} less {usual}", *difference_cells(paired_difference(gains, standard))]
+        for name in others
+        if (gains := _gains(results[name], arm, baseline)).keys() & (standard := _gains(results[usual], arm, baseline))
+    ]
+    head = [f"change of `{arm}` less `{baseline}`", "seeds", "points", "95 % interval", ""]
+    return markdown(head, rows) if rows else ""
+
+
+def _gains(results: Results, arm: str, baseline: str) -> dict[int, dict[int, float]]:
+    """Seed → person → Rank-1 of one arm less that of the other."""
+    pairs = {seed: (run, results[baseline][seed]) for seed, run in results.get(arm, {}).items()
+             if seed in results.get(baseline, {})}  # fmt: skip
+    return {
+        seed: {
+            int(person): value - other["rank1_by_person"][person] for person, value in run["rank1_by_person"].items()
+        }
+        for seed, (run, other) in pairs.items()
+    }
 
 
 def measure_table(results: Results, arms: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ def made_up(study, monkeypatch):
             "validation": metrics,
             "test": {**metrics, "image_to_text": metrics},
             "rank1_by_person": {"1": score},
+            "made_with": {},
         }
         path.write_text(json.dumps(result))
         return result

@@ -75,6 +75,32 @@ def test_results_of_two_conditions_are_kept_apart(study, tmp_path):
         study("tables").gather(planned, tmp_path)
 
 
+def test_results_from_different_bases_are_kept_apart(study, write):
+    plan = study("plan")
+    planned = plan.plan(["pd"], [0, 1], rates("pd"), base="further")
+    folder = write(planned, {"pd": 0.5})
+    path = planned[1].path(folder)
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"made_with": result["made_with"] | {"base_sha256": "ab"}}))
+    with pytest.raises(ValueError, match=r"results from different bases .* must not stand in one table"):
+        study("tables").gather(planned, folder)
+
+
+def test_a_change_of_the_difference_is_paired_by_hand(study, write):
+    tables, plan = study("tables"), study("plan")
+    usual = plan.plan(["direct", "pd"], [0, 1], rates("direct", "pd"))
+    long = plan.plan(["direct", "pd"], [0, 1], rates("direct", "pd"), budget=plan.LONG)
+    named = {
+        "usual": tables.gather(usual, write(usual, {"direct": 0.5, "pd": 0.4})),
+        "long": tables.gather(long, write(long, {"direct": 0.6, "pd": 0.58})),
+    }
+    # -2 points instead of -10.
+    assert "| long less usual | 2 | +8.00 ± 0.00 | +8.00 to +8.00 | better |" in tables.change_table(
+        named, "pd", "direct"
+    )
+    assert tables.change_table({"usual": named["usual"], "long": {}}, "pd", "direct") == ""
+
+
 def test_results_at_rates_tuned_since_are_refused(study, write):
     plan = study("plan")
     folder = write(plan.plan(["pd"], [0], rates("pd")), {"pd": 0.5})
