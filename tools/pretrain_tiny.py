@@ -91,14 +91,19 @@ def contrastive_loss(clip: torch.nn.Module, pictures: torch.Tensor, tokens: torc
 
 
 def train(
-    clip: torch.nn.Module, pictures: torch.Tensor, tokens: torch.Tensor, settings: argparse.Namespace, *, number: int
+    clip: torch.nn.Module,
+    pictures: torch.Tensor,
+    tokens: torch.Tensor,
+    settings: argparse.Namespace,
+    *,
+    number: int,
+    steps: int,
 ) -> list[tuple[int, float]]:
     """Train in place; returns (step, mean loss) of every fifty steps.
 
     Half of the patches are left out for the first 80 % of the steps, as in FLIP (arXiv 2212.00794): nearly half the
     time for nearly the same model.
     """
-    steps: int = settings.steps[number]
     lengths = tokens.argmax(-1) + 1
     optimizer = make_optimizer(clip, settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
@@ -150,6 +155,8 @@ def parse_settings() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
     settings = parser.parse_args()
+    if settings.further is not None and settings.steps != parser.get_default("steps"):
+        parser.error("--further says how many steps there are; leave out --steps")
     if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER.resolve()):
         parser.error("--further takes at least 1 step, and an --output of its own: it must not change what ships")
     if not 1 <= settings.batch_size <= settings.pairs:
@@ -182,7 +189,8 @@ def main() -> None:
     for number in range(len(report["rounds"]), len(ROUNDS)):
         if number:  # every round starts from the file, so that a run that was killed goes on the same way
             clip.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
-        report["rounds"].append(run_round(clip, settings, number))
+        done = run_round(clip, settings, number, world=ROUNDS[number], steps=settings.steps[number])
+        report["rounds"].append(done)
         save(clip, report, output)
 
 
@@ -191,9 +199,9 @@ def go_further(settings: argparse.Namespace) -> None:
     open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
     clip = open_clip.create_model("promptreid-tiny")
     clip.load_state_dict({key: value.float() for key, value in load_file(FOLDER / WEIGHTS).items()})
-    settings.steps = [*settings.steps, settings.further]
     chosen = {key: value for key, value in vars(settings).items() if key not in ("output", "steps")}
-    report = {"from_version": VERSION, "settings": chosen, "rounds": [run_round(clip, settings, len(ROUNDS))]}
+    done = run_round(clip, settings, len(ROUNDS), world=ROUNDS[-1], steps=settings.further)
+    report = {"from_version": VERSION, "settings": chosen, "rounds": [done]}
     save(clip, report, settings.output)
 
 
@@ -205,15 +213,17 @@ def save(clip: torch.nn.Module, report: dict[str, Any], output: Path) -> None:
     (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def run_round(clip: torch.nn.Module, settings: argparse.Namespace, number: int) -> dict[str, Any]:
-    """Train on a world of its own drawing, any round after the last in the last world; returns what was done."""
+def run_round(
+    clip: torch.nn.Module, settings: argparse.Namespace, number: int, *, world: World, steps: int
+) -> dict[str, Any]:
+    """Train on pairs of the round's own drawing, `number` counting from 0; returns what was done."""
     seed = settings.seed + number
     if number:
         torch.manual_seed(seed + 1)
-    pictures, captions = draw_pairs(settings.pairs, seed, ROUNDS[min(number, len(ROUNDS) - 1)])
+    pictures, captions = draw_pairs(settings.pairs, seed, world)
     tokens = open_clip.SimpleTokenizer()(captions)
     started = time.perf_counter()
-    curve = train(clip, pictures, tokens, settings, number=number)
+    curve = train(clip, pictures, tokens, settings, number=number, steps=steps)
     seen = torch.zeros(len(clip.token_embedding.weight), dtype=torch.bool)
     seen[tokens.unique()] = True
     settle_unseen_words(clip, seen)

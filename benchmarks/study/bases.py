@@ -1,6 +1,7 @@
 """The weights that a run starts from: the small base as it ships, or pretrained further on its own domain."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +21,26 @@ def base_weights(run: Run, scratch: Path) -> str:
 
     Raises:
         subprocess.CalledProcessError: Pretraining failed; its own message stands above.
+        ValueError: The folder holds weights of another pretraining, or damaged ones.
     """
     if run.base == "shipped":
         return "generated"
     folder = scratch / "base-further"
-    if not (folder / "training.json").is_file():  # it is written last
+    record, weights = folder / "training.json", folder / "promptreid-tiny.safetensors"
+    if not record.is_file():  # it is written last
         print(f"pretraining the other base, {FURTHER_STEPS} steps; about 20 minutes on a core", flush=True)
         steps, pairs = str(FURTHER_STEPS), str(FURTHER_PAIRS)
         command = [sys.executable, str(PRETRAINING), "--further", steps, "--pairs", pairs, "--output", str(folder)]
         subprocess.run(command, check=True)
-    return str(folder / "promptreid-tiny.safetensors")
+    made = json.loads(record.read_text(encoding="utf-8"))
+    settings = made["settings"]["further"], made["settings"]["pairs"]
+    if settings != (FURTHER_STEPS, FURTHER_PAIRS) or weights_hash(weights) != made["weights_sha256"]:
+        raise ValueError(
+            f"{folder} holds damaged weights or those of another pretraining; delete it, and they are made"
+        )
+    return str(weights)
 
 
-def weights_hash(weights: str) -> str:
+def weights_hash(weights: Path | str) -> str:
     """SHA-256 of a weight file."""
     return hashlib.sha256(Path(weights).read_bytes()).hexdigest()

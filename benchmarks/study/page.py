@@ -29,7 +29,7 @@ RESULTS = HERE.parent / "results" / "study"
 DOCS = HERE.parents[1] / "docs"
 FINDINGS = HERE / "findings.md"
 UNTUNED: dict[str, Any] = {"costs": (1.0, 1.0), "rates": {}}
-Difference = tuple[Sequence[str], str]  # some arms, and what they are held against
+Against = tuple[Sequence[str], str]  # some arms, and the one that they are held against
 FULL = "python benchmarks/study/full.py --parts"
 
 INTRODUCTION = """# Evidence
@@ -80,9 +80,7 @@ class Page:
         tables = [score_table(results, SMALL_ARMS), difference_table(results, SMALL_ARMS, "direct")]
         return section("The small study", "make study", results, tables, minutes=True)
 
-    def table(
-        self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: Difference | None = None
-    ) -> str:
+    def table(self, title: str, part: str, arms: Sequence[str], baseline: str, *, also: Against | None = None) -> str:
         """The scores of a part both ways, the differences with their plot, and `also` some arms less another."""
         wanted = (*arms, baseline, *([also[1]] if also else []))
         results = {arm: self.usual[arm] for arm in wanted if arm in self.usual}
@@ -128,46 +126,47 @@ class Page:
 
     def long(self) -> str:
         """PD less direct fine-tuning at the budget of everything else and at twice as many steps in all."""
-        runs = self.parts["long"]
-        results = self.others[runs[0].condition] if runs else {}
-        steps = [budget.stage_one_steps + budget.stage_two_steps for budget in (BUDGET, LONG)]
-        named = {f"{steps[0]} steps": self._compared(), f"{steps[1]} steps": results} if results else {}
-        every = {f"{arm}, {name}": seeds for name, found in named.items() for arm, seeds in found.items()}
+        usual, twice = (budget.stage_one_steps + budget.stage_two_steps for budget in (BUDGET, LONG))
         costs = self.rates["costs"]
         clock = round(costs[0] * LONG.stage_one_steps + costs[1] * LONG.stage_two_steps)
         note = f"By the clock `pd` takes {clock} steps of direct fine-tuning here. Rates are those of the usual budget."
-        tables = [response_table(named, "pd", "direct"), change_table(named, "pd", "direct"), note]
-        return section("Twice the steps", f"{FULL} long", every, tables)
+        return self.contrast("Twice the steps", "long", (f"{usual} steps", f"{twice} steps"), [note])
 
     def base(self) -> str:
         """Direct fine-tuning and PD from the base as it ships and from the one that was pretrained further."""
-        runs = self.parts["base"]
-        further = self.others[runs[0].condition] if runs else {}
-        arms = ("zero_shot", *COMPARED)
-        shipped = self._gather(plan(arms, range(5), self.rates))
-        named = {"base as it ships": shipped, "pretrained further": further} if further else {}
-        every = {f"{arm}, {name}": seeds for name, found in named.items() for arm, seeds in found.items()}
-        tables = [
-            response_table(named, "pd", "direct"),
-            change_table(named, "pd", "direct"),
+        further, arms = self._condition("base"), ("zero_shot", *COMPARED)
+        blocks = [
             "From the base that was pretrained further:",
             score_table(further, arms),
             measure_table(further, arms),
             "MMD² here is measured by that base's own features, so it must not be held against that of other sections.",
         ]
-        return section("Another base", f"{FULL} base", every, tables)
+        return self.contrast("Another base", "base", ("base as it ships", "pretrained further"), blocks)
+
+    def contrast(self, title: str, part: str, names: tuple[str, str], blocks: Sequence[str]) -> str:
+        """PD less direct fine-tuning as usual and under a part's one condition, how much that changes, and `blocks`."""
+        other = self._condition(part)
+        if not other:
+            return section(title, f"{FULL} {part}", {}, [])
+        named = dict(zip(names, (self._compared(), other), strict=True))
+        every = {f"{arm}, {name}": seeds for name, found in named.items() for arm, seeds in found.items()}
+        tables = [response_table(named, "pd", "direct"), change_table(named, "pd", "direct")]
+        return section(title, f"{FULL} {part}", every, [*tables, *blocks])
+
+    def transfer(self) -> str:
+        """Trained and validated on some cameras, tested on the others."""
+        results, arms = self._condition("transfer"), ("zero_shot", *COMPARED)
+        tables = [score_table(results, arms), difference_table(results, arms, "direct")]
+        return section("Other cameras", f"{FULL} transfer", results, tables)
+
+    def _condition(self, part: str) -> Results:
+        """The results of a part whose runs are all of one condition."""
+        runs = self.parts[part]
+        return self.others[runs[0].condition] if runs else {}
 
     def _compared(self) -> Results:
         """Direct fine-tuning and PD under the usual conditions."""
         return self._gather(plan(COMPARED, range(5), self.rates))
-
-    def transfer(self) -> str:
-        """Trained and validated on some cameras, tested on the others."""
-        runs = self.parts["transfer"]
-        results = self.others[runs[0].condition] if runs else {}
-        arms = ("zero_shot", "direct", "pd")
-        tables = [score_table(results, arms), difference_table(results, arms, "direct")]
-        return section("Other cameras", f"{FULL} transfer", results, tables)
 
     def distances(self) -> str:
         """Domain gap per modality, the modality gap apart, and forgetting."""
@@ -177,8 +176,10 @@ class Page:
             "distance between the mean image and the mean text feature. All of it is with prompts on: switched off "
             "after stage 1, they leave the base as it was."
         )
-        table = measure_table(self.usual, [*MAIN, *CONTROLS])
-        return section("Distance and forgetting", f"{FULL} main controls", self.usual, [note, table])
+        shown = {arm: self.usual[arm] for arm in (*MAIN, *CONTROLS) if arm in self.usual}
+        return section(
+            "Distance and forgetting", f"{FULL} main controls", shown, [note, measure_table(shown, tuple(shown))]
+        )
 
     def groups(self) -> str:
         """Rank-1 by skin tone, body build and words for gender."""

@@ -118,6 +118,13 @@ def test_the_other_base_is_pretrained_once_and_named_in_the_result(
     assert bases.base_weights(run, scratch) == str(scratch / "base-further" / "promptreid-tiny.safetensors")
     with pytest.raises(subprocess.CalledProcessError):
         bases.base_weights(run, tmp_path / "empty")
+    monkeypatch.setattr(bases, "FURTHER_STEPS", 2)
+    with pytest.raises(ValueError, match=r"base-further holds .* another pretraining; delete it"):
+        bases.base_weights(run, scratch)
+    monkeypatch.setattr(bases, "FURTHER_STEPS", 1)
+    (scratch / "base-further" / "promptreid-tiny.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="base-further holds damaged weights"):
+        bases.base_weights(run, scratch)
 
 
 def test_dot_products_start_at_the_scale_of_cosines(runs, measures_of, toy_run):
