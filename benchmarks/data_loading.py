@@ -37,12 +37,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 
 from promptreid.data.annotation import parse_entry
-from promptreid.data.benchmark_layout import read_entries
-from promptreid.data.build_cache import build_image_cache
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
+from promptreid.data.captions import tokenize_captions
 from promptreid.data.dataset import CaptionedImages
+from promptreid.data.image_cache import build_image_cache
+from promptreid.data.layouts import read_entries
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ImageRecord, ReIDSplit
-from promptreid.data.token_table import tokenize_captions
 from promptreid.data.transforms import train_transform
 
 IMAGE_SIZE = (384, 128)

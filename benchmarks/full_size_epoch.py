@@ -21,12 +21,12 @@ import open_clip
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, Stage, Trainer, evaluate, load_clip
-from promptreid.data.build_cache import build_image_cache
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.image_cache import build_image_cache
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.files import write_bytes_atomically
+from promptreid.synthetic import write_generated
 from promptreid.training import ablations
 from promptreid.training.recipe import Recipe
 

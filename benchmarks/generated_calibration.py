@@ -20,10 +20,10 @@ import PIL
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
-from promptreid.data.generated.layout import GENERATOR_VERSION
+from promptreid.data.reader import load_cuhk_pedes
+from promptreid.synthetic import write_generated
+from promptreid.synthetic.layout import GENERATOR_VERSION
 
 IDENTITIES = (2000, 400, 1)  # the split of one is only there because the layout asks for a test split
 IMAGE_SIZE = (96, 48)

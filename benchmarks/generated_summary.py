@@ -19,9 +19,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw
 
-from promptreid.data.generated import DescribedPicture, load_scenes, write_generated
-from promptreid.data.generated.layout import GENERATOR_VERSION
-from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+from promptreid.synthetic import DescribedPicture, load_scenes, write_generated
+from promptreid.synthetic.layout import GENERATOR_VERSION
+from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 
 PERSONS = 500
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, __version__, load_clip, load_prompts, save_prompts
-from promptreid.backbones.loading import ClipSource
+from promptreid.towers.loading import ClipSource
 
 ROUNDS = 8
 MODEL, IMAGE_SIZE = "ViT-B-16", (384, 128)

@@ -18,10 +18,10 @@ import open_clip
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.evaluation.evaluate import EncodedSplit, encode_split, score
-from promptreid.prompts import INITIALIZATIONS
+from promptreid.prompts.config import INITIALIZATIONS
+from promptreid.synthetic import write_generated
 
 SEEDS = (0, 1, 2, 3, 4)
 IMAGE_SIZE = (96, 48)

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
-from promptreid.data.dataset import open_image
-from promptreid.data.generated import write_generated
+from promptreid.data.images import open_image
+from promptreid.synthetic import write_generated
 
 MODEL, IMAGE_SIZE, IDENTITIES, BATCH_SIZE, REPEATS = "ViT-B-16", (384, 128), (10, 1, 5), 16, 3
 RESULT = Path(__file__).parent / "results" / "search_indexing.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from promptreid.retrieval.exact_search import top_scores
+from promptreid.retrieval.index import top_scores
 
 PICTURES, DIMENSIONS, BEST, REPEATS = 1_000_000, 512, 10, 7
 RESULT = Path(__file__).parent / "results" / "search_speed.json"

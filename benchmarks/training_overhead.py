@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, load_clip
-from promptreid.training.stage_loop import StageLoop
+from promptreid.training.trainer import StageLoop
 
 ROUNDS = 12
 STEPS = 6  # a round and loop; the first of them is not counted

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
+from promptreid.synthetic import write_generated
 from promptreid.training.seeds import run_seeds
 
 IDENTITIES = (100, 20, 40)

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
-from promptreid.training.acceleration import make_accelerator
-from promptreid.training.running_stage import RunningStage
+from promptreid.training.processes import make_accelerator
+from promptreid.training.step import RunningStage
 
 ROUNDS = 5
 RESULT = Path(__file__).parent / "results" / "training_throughput.json"

@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip, save_prompts
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
+from promptreid.synthetic import write_generated
 
 DATA = "runs/many_gpus/data"
 OUTPUT = "runs/many_gpus"

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, evaluate, load_clip, save_prompts
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
+from promptreid.synthetic import write_generated
 
 DATA = "runs/own_training_loop/data"
 OUTPUT = "runs/own_training_loop/model"

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, push_prompts, save_prompts
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
 from promptreid.hub.card import CardDetails
+from promptreid.synthetic import write_generated
 
 DATA = "runs/publish_and_load/data"
 OUTPUT = "runs/publish_and_load/model"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
-from promptreid.data.generated import write_generated
+from promptreid.synthetic import write_generated
 
 OUTPUT = Path("runs/search_folder")
 SENTENCE = "a woman in a red top and blue jeans with a black backpack"

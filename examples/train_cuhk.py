@@ -28,12 +28,12 @@ from promptreid import (
     load_prompts,
     save_prompts,
 )
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import encode_split, score
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
+from promptreid.synthetic import write_generated
 
 
 @dataclass(frozen=True)

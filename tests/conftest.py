@@ -105,8 +105,8 @@ def shipped():
 @pytest.fixture(scope="session")
 def split(tmp_path_factory):
     """24 drawn pictures of 6 persons, two captions each."""
-    from promptreid.data.cuhk_pedes import load_cuhk_pedes
-    from promptreid.data.generated import write_generated
+    from promptreid.data.reader import load_cuhk_pedes
+    from promptreid.synthetic import write_generated
 
     root = tmp_path_factory.mktemp("drawn") / "data"
     return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test

@@ -1,13 +1,22 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from promptreid import files
-from promptreid.files import file_digest, is_finite, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import (
+    file_digest,
+    is_finite,
+    locked,
+    remove_scratch,
+    write_bytes_atomically,
+    write_tensors_atomically,
+)
 
 
 def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -108,3 +117,32 @@ def test_write_into_a_folder_that_is_not_there_names_it(tmp_path):
         FileNotFoundError, match=r"cannot write .*nowhere.a\.json: there is no folder .*nowhere; make it"
     ):
         write_bytes_atomically(tmp_path / "nowhere" / "a.json", b"{}")
+
+
+def test_scratch_files_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    for name in (".a.json-0123456789abcdef", ".a.json-mine", "a.json", ".b.json-0123456789abcdef"):
+        (tmp_path / name).touch()
+    remove_scratch(path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {".a.json-mine", "a.json", ".b.json-0123456789abcdef"}
+
+
+def test_locked_keeps_other_processes_out_and_says_what_they_do(tmp_path):
+    path = tmp_path / "a.lock"
+    program = (
+        "from pathlib import Path\nfrom promptreid.files import locked\n"
+        f"with locked(Path({str(path)!r}), action='saving into a', timeout_seconds=0.1):\n    print('in')"
+    )
+    with locked(path, action="saving into a"):
+        kept_out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    let_in = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "another process has been saving into a for 0.1 s; wait for it or end it" in kept_out.stderr
+    assert let_in.stdout == "in\n"
+
+
+def test_lock_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "a.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="not a file of its own; remove it"), locked(tmp_path / "a.lock", action="saving"):
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"

@@ -49,6 +49,15 @@ def test_import_needs_no_extra():
     )  # fmt: skip
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in extras)
     process = subprocess.run(
-        [sys.executable, "-c", f"import sys; {blocked}; import promptreid"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"import sys; {blocked}; from promptreid import *"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_import_is_lazy_and_unknown_names_are_refused():
+    program = "import sys, promptreid; print('torch' in sys.modules, hasattr(promptreid, 'no_such_name'))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["False", "False"]

@@ -29,7 +29,7 @@ def test_files_that_the_readme_links_to_are_there():
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number, tmp_path, monkeypatch):
-    from promptreid.data.generated import write_generated
+    from promptreid.synthetic import write_generated
 
     monkeypatch.chdir(tmp_path)
     write_generated("crops", num_identities=(4, 2, 2), seed=0)

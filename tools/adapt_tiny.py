@@ -14,10 +14,10 @@ import time
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip, save_prompts
-from promptreid.backbones.tiny import tiny_prompts
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
+from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import tiny_prompts
 
 SETTINGS = {
     "identities": (400, 100, 1),

@@ -17,9 +17,9 @@ import open_clip
 import zoo
 
 from promptreid import load_clip
-from promptreid.backbones.text import find_text_tower
-from promptreid.backbones.towers import PixelTower, TextTower, TokenTower
-from promptreid.backbones.vision import find_vision_tower
+from promptreid.towers.families.text_towers import find_text_tower
+from promptreid.towers.families.vision_towers import find_vision_tower
+from promptreid.towers.tower import PixelTower, TextTower, TokenTower
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 TRIMS = {

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 from promptreid import load_prompts
-from promptreid.backbones.tiny import tiny_prompts
 from promptreid.cli.main import main as command
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
 from promptreid.evaluation.pictures.phrases import draw_phrase_maps
+from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import tiny_prompts
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 IDENTITIES, EPOCHS, PHRASES = (150, 20, 40), ("3", "6"), 3

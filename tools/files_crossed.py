@@ -55,7 +55,10 @@ def main() -> None:
         run(["index", str(crops), "--output", gallery, "--model", str(prompts)])
         command = ["search", gallery, "a woman in a red coat", "-k", "1"]
         run(command)
-        counts = {"search": files_crossed(lambda: run(command)), "load_prompts": files_crossed(lambda: load_prompts(prompts))}
+        counts = {
+            "search": files_crossed(lambda: run(command)),
+            "load_prompts": files_crossed(lambda: load_prompts(prompts)),
+        }
     print(json.dumps(counts))
 
 

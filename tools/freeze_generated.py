@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import PIL
 
-from promptreid.data.generated import write_generated
-from promptreid.data.generated.layout import GENERATOR_VERSION
-from promptreid.data.generated.scene_file import SCENES
-from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+from promptreid.synthetic import write_generated
+from promptreid.synthetic.layout import GENERATOR_VERSION
+from promptreid.synthetic.scene_file import SCENES
+from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "src/promptreid/backbones/tiny"
-FROZEN = ROOT / "tests/data/generated/frozen.json"
+TINY = ROOT / "src/promptreid/towers/tiny"
+FROZEN = ROOT / "tests/synthetic/frozen.json"
 
 
 def digest(*parts: bytes) -> str:

@@ -3,7 +3,7 @@
     python tools/pretrain_tiny.py
     python tools/pretrain_tiny.py --further 1000 --pairs 48000 --output runs/further    # what ships, pretrained further
 
-It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`data/generated/web.py`), never
+It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`synthetic/web.py`), never
 on the pedestrians that the examples adapt to. Settings, hashes and the loss curve go into `training.json`.
 """
 
@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import trange
 
-from promptreid.data.generated.web import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
+from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
 
 VERSION = 2  # of the base: one more whenever its weights change
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
 WEIGHTS = "promptreid-tiny.safetensors"
-FOLDER = Path(__file__).parents[1] / "src/promptreid/backbones/tiny"
+FOLDER = Path(__file__).parents[1] / "src/promptreid/towers/tiny"
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 

@@ -15,9 +15,8 @@ from paper_arms import ROWS
 
 import promptreid
 from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
-from promptreid.data.build_cache import build_image_cache
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.image_cache import ImageCache
+from promptreid.data.image_cache import ImageCache, build_image_cache
 from promptreid.data.records import ReIDDataset
 from promptreid.files import write_bytes_atomically
 from promptreid.training.recipe import Recipe

@@ -22,10 +22,10 @@ from paper_cost import known_cost
 from paper_runs import Place, Setting, make_model, make_stages, perform
 from paper_tables import PUBLISHED, write_tables
 
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
 from promptreid.data.records import ReIDDataset
 from promptreid.files import write_bytes_atomically
+from promptreid.synthetic import write_generated
 
 LAYOUTS = tuple(PUBLISHED["CLIP, zero-shot"])
 DRY = replace(Setting(), pretrained=None, batch_size=4, epochs=(1, 1))

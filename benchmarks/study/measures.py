@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from promptreid import PromptedCLIP
-from promptreid.data.generated.web import draw_web_pair
 from promptreid.evaluation.evaluate import EncodedSplit
 from promptreid.evaluation.metrics import compute_metrics
+from promptreid.synthetic.web import draw_web_pair
 
 OWN_PAIRS, OWN_SEED, MOST = 1000, 2_000_000, 2000
 

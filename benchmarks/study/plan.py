@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from arms import ABLATIONS, ARMS, CONTROLS, MAIN
 
-from promptreid.data.generated.camera import CAMERAS
+from promptreid.synthetic.camera import CAMERAS
 
 HERE = Path(__file__).parent
 RATES = HERE / "rates.json"

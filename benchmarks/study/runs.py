@@ -21,12 +21,12 @@ from torch import Tensor
 
 import promptreid
 from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.evaluation.evaluate import encode_split, score
 from promptreid.files import write_bytes_atomically
+from promptreid.synthetic import write_generated
 from promptreid.training.recipe import Recipe
 
 

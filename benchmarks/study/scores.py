@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from promptreid.data.generated import load_scenes
-from promptreid.data.generated.captions import Caption
-from promptreid.data.generated.scene import Scene
 from promptreid.evaluation.evaluate import EncodedSplit
 from promptreid.evaluation.metrics import compute_metrics
+from promptreid.synthetic import load_scenes
+from promptreid.synthetic.captions import Caption
+from promptreid.synthetic.scene import Scene
 
 Groups = dict[str, dict[str, dict[str, float]]]  # attribute → value → {"rank1": …, "queries": …}
 

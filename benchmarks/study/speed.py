@@ -13,9 +13,9 @@ from plan import BUDGET, Run
 from runs import make_model
 from torch import Tensor
 
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
 from promptreid.data.dataset import CaptionedImages
-from promptreid.data.generated import write_generated
+from promptreid.data.reader import load_cuhk_pedes
+from promptreid.synthetic import write_generated
 from promptreid.training.recipe import Recipe
 
 KINDS = {"stage_one": "stage_one", "stage_two": "pd", "direct": "direct", "joint": "joint"}  # kind of step → arm

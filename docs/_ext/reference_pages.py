@@ -8,9 +8,11 @@ import promptreid
 
 PACKAGE = Path(promptreid.__file__).parent
 ROOMS = {
-    "encoders": "Prompted models",
-    "backbones": "Backbones",
+    "model": "Prompted models",
+    "prompts": "Kinds of prompts",
+    "towers": "Towers: any open_clip model",
     "data": "Data sets",
+    "synthetic": "Synthetic pedestrians",
     "losses": "Losses",
     "training": "Stages and training",
     "evaluation": "Evaluation",
@@ -19,7 +21,7 @@ ROOMS = {
     "cli": "Command line",
     "demo": "Demo",
 }
-ALONE = ("prompts", "errors", "files", "version")
+ALONE = ("errors", "files", "version")
 
 
 def modules(folder: Path) -> list[str]:
@@ -67,7 +69,7 @@ def write_api(folder: Path) -> None:
     for room, title in rooms.items():
         write_if_changed(folder / f"{room}.md", page(title, modules(PACKAGE / room)))
     alone = [name for stem in ALONE for name in modules(PACKAGE / f"{stem}.py")]
-    write_if_changed(folder / "rest.md", page("Prompts, errors, files", alone))
+    write_if_changed(folder / "rest.md", page("Errors, files, version", alone))
     toctree = "\n".join([*rooms, "rest"])
     write_if_changed(
         folder / "index.md",

@@ -1,21 +1,26 @@
 """promptreid: prompt-tunable open_clip models for text-to-image person re-identification."""
 
-from promptreid.backbones.loading import load_clip
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.encoders.pretrained import load_prompts
-from promptreid.encoders.publishing import push_prompts
-from promptreid.encoders.saving import save_prompts
-from promptreid.encoders.text import PromptedTextEncoder
-from promptreid.encoders.vision import PromptedVisionEncoder
-from promptreid.evaluation.evaluate import evaluate
-from promptreid.losses.contrastive import ContrastiveLoss
-from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.prompts import PromptConfig
-from promptreid.retrieval.gallery import Gallery
-from promptreid.training.schedule import TwoStageSchedule
-from promptreid.training.stages import Stage
-from promptreid.training.trainer import Trainer
+from typing import TYPE_CHECKING
+
+from promptreid.lazy import lazy_names
 from promptreid.version import __version__
+
+if TYPE_CHECKING:
+    from promptreid.evaluation.evaluate import evaluate
+    from promptreid.losses.contrastive import ContrastiveLoss
+    from promptreid.losses.cross_modal_id import CrossModalIDLoss
+    from promptreid.model.pretrained import load_prompts
+    from promptreid.model.prompted_clip import PromptedCLIP
+    from promptreid.model.publishing import push_prompts
+    from promptreid.model.saving import save_prompts
+    from promptreid.model.text import PromptedTextEncoder
+    from promptreid.model.vision import PromptedVisionEncoder
+    from promptreid.prompts.config import PromptConfig
+    from promptreid.retrieval.gallery import Gallery
+    from promptreid.towers.loading import load_clip
+    from promptreid.training.recipe import TwoStageSchedule
+    from promptreid.training.stage import Stage
+    from promptreid.training.trainer import Trainer
 
 __all__ = [
     "ContrastiveLoss",
@@ -35,3 +40,28 @@ __all__ = [
     "push_prompts",
     "save_prompts",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ContrastiveLoss": "promptreid.losses.contrastive",
+        "CrossModalIDLoss": "promptreid.losses.cross_modal_id",
+        "Gallery": "promptreid.retrieval.gallery",
+        "PromptConfig": "promptreid.prompts.config",
+        "PromptedCLIP": "promptreid.model.prompted_clip",
+        "PromptedTextEncoder": "promptreid.model.text",
+        "PromptedVisionEncoder": "promptreid.model.vision",
+        "Stage": "promptreid.training.stage",
+        "Trainer": "promptreid.training.trainer",
+        "TwoStageSchedule": "promptreid.training.recipe",
+        "evaluate": "promptreid.evaluation.evaluate",
+        "load_clip": "promptreid.towers.loading",
+        "load_prompts": "promptreid.model.pretrained",
+        "push_prompts": "promptreid.model.publishing",
+        "save_prompts": "promptreid.model.saving",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,17 +1,93 @@
-"""Writes files so that a reader sees the old one or the new one, never half of it."""
+"""Writes files so that a reader sees the old one or the new one, never half of it; and lets one process write."""
 
 import errno
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
 _BLOCK_BYTES = 2**20
+
+
+@contextmanager
+def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
+    """Yield the path of a new, empty file beside `path`; at the end flush it to the disk and rename it over `path`.
+
+    Args:
+        path: The file to replace.
+        mode: Its permissions at most; the process's umask takes some away, as from any file.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        OSError: The disk is full, or the folder cannot be written; the file that was there is untouched.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    scratch = path.with_name(f".{path.name.lstrip('.')}-{secrets.token_hex(8)}")
+    handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    permitted = os.fstat(handle).st_mode & 0o777
+    os.close(handle)
+    try:
+        yield scratch
+        flush(scratch)
+        # safetensors writes a file of its own, which nobody else may read.
+        scratch.chmod(permitted)
+        scratch.replace(path)
+        flush(path.parent)
+    except BaseException as error:
+        scratch.unlink(missing_ok=True)
+        if _is_full(error):
+            raise OSError(
+                errno.ENOSPC,
+                "no space left on the disk; free some and write again, what was there is untouched",
+                str(scratch),
+            ) from error
+        raise
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it; call it where nobody else can be writing."""
+    name = re.compile(rf"\.{re.escape(path.name.lstrip('.'))}-[0-9a-f]{{16}}")
+    for scratch in path.parent.iterdir():
+        if name.fullmatch(scratch.name):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator[None, None, None]:
+    """Let one process at a time into the block; the lock goes with the process, however it ends.
+
+    Args:
+        path: The lock's file; made if it is not there, for its owner alone.
+        action: What is done under it, for the error: `"saving into runs/first"`.
+        timeout_seconds: How long to wait for another process; -1 for ever.
+
+    Raises:
+        TimeoutError: Another process held it for so long.
+        OSError: The file cannot be made, or is a link.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
+        raise OSError(f"{path} is not a file of its own; remove it, and try again")
+    lock = FileLock(path, timeout=timeout_seconds, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TimeoutError(
+            f"another process has been {action} for {timeout_seconds:g} s; wait for it or end it, and try again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -25,7 +101,8 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> 
     Raises:
         OSError: The disk is full, or the folder cannot be written; the file that was there is untouched.
     """
-    _write(path, lambda scratch: scratch.write_bytes(content), mode=mode)
+    with replaced(path, mode=mode) as scratch:
+        scratch.write_bytes(content)
 
 
 def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o666) -> None:
@@ -37,7 +114,8 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode:
         OSError: As `write_bytes_atomically`.
     """
     separate = separate_tensors(tensors)
-    _write(path, lambda scratch: save_file(separate, scratch), mode=mode)
+    with replaced(path, mode=mode) as scratch:
+        save_file(separate, scratch)
 
 
 def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,31 +139,6 @@ def file_digest(path: Path) -> str:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _write(path: Path, write: Callable[[Path], object], *, mode: int) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    scratch = path.with_name(f".{path.name.lstrip('.')}-{secrets.token_hex(8)}")
-    handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-    permitted = os.fstat(handle).st_mode & 0o777
-    os.close(handle)
-    try:
-        write(scratch)
-        flush(scratch)
-        # safetensors writes a file of its own, which nobody else may read.
-        scratch.chmod(permitted)
-        scratch.replace(path)
-        flush(path.parent)
-    except BaseException as error:
-        scratch.unlink(missing_ok=True)
-        if _is_full(error):
-            raise OSError(
-                errno.ENOSPC,
-                "no space left on the disk; free some and write again, what was there is untouched",
-                str(scratch),
-            ) from error
-        raise
 
 
 def _is_full(error: BaseException) -> bool:

@@ -78,7 +78,7 @@ def test_data_and_dry_run_exclude_each_other(reproduce, capsys):
 
 
 def test_another_data_set_is_refused(reproduce, tmp_path):
-    from promptreid.data.generated import write_generated
+    from promptreid.synthetic import write_generated
 
     crops = write_generated(tmp_path / "drawn", num_identities=(2, 1, 1), images_per_identity=1, progress=False)
     picture = next((crops / "imgs").rglob("*.jpg"))
@@ -152,7 +152,7 @@ def test_a_split_is_cut_to_the_published_counts_in_small(full_size):
 
 
 def test_the_counts_are_those_of_cuhk_pedes(full_size):
-    from promptreid.data.cuhk_pedes import CUHK_PEDES
+    from promptreid.data.layouts import CUHK_PEDES
 
     published = {name: tuple(vars(count).values()) for name, count in CUHK_PEDES.published.splits.items()}
     assert published == full_size.COUNTS

@@ -31,9 +31,9 @@ def test_rank1_by_group_by_hand(scores):
 
 
 def test_groups_follow_the_captions_of_a_split(scores, tmp_path):
-    from promptreid.data.cuhk_pedes import load_cuhk_pedes
-    from promptreid.data.generated import write_generated
+    from promptreid.data.reader import load_cuhk_pedes
     from promptreid.evaluation.splits import EncodedSplit
+    from promptreid.synthetic import write_generated
 
     root = write_generated(tmp_path / "data", num_identities=(1, 1, 4), images_per_identity=2, progress=False)
     split = load_cuhk_pedes(root).test

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from promptreid.cli.main import main
-from promptreid.data.generated import write_generated
+from promptreid.synthetic import write_generated
 
 
 @pytest.fixture(scope="session")

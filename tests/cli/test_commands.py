@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from promptreid.cli import demo as demo_command
-from promptreid.cli import push as push_command
-from promptreid.cli import train as train_command
+from promptreid.cli import push_model as push_command
+from promptreid.cli import serve_demo as demo_command
+from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 
 NAMES = ["check", "train", "evaluate", "index", "search", "demo", "push"]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptreid.data import build_cache, image_digests
-from promptreid.data.build_cache import build_image_cache, cache_bytes
-from promptreid.data.image_cache import ImageCache
-from promptreid.data.pictures import open_image
+from promptreid.data import image_cache as build_cache
+from promptreid.data import image_cache as image_digests
+from promptreid.data.image_cache import ImageCache, build_image_cache, cache_bytes
+from promptreid.data.images import open_image
 from promptreid.data.transforms import fit_image
 from promptreid.errors import DatasetError
 
@@ -162,7 +162,7 @@ def test_build_image_cache_interrupted_leaves_no_file(
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from promptreid.data import build_cache
+from promptreid.data import image_cache as build_cache
 decode, folder = build_cache._decode, Path(sys.argv[1])
 def slow(path, size):
     with (folder / "decoded.txt").open("a") as stream:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from promptreid.cli.main import main
 from promptreid.data.check import check_dataset
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.generated import write_generated
-from promptreid.data.problems import KINDS, CheckReport, Problem, in_order
+from promptreid.data.faults import KINDS, CheckReport, Problem, in_order
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import DatasetError
+from promptreid.synthetic import write_generated
 
 Write = Callable[[Any], Path]
 

@@ -2,10 +2,13 @@
 
 import pytest
 
-from promptreid.data.counts import PublishedCounts, SplitCounts, count_line, count_mismatches
-from promptreid.data.cuhk_pedes import CUHK_PEDES
-from promptreid.data.icfg_pedes import ICFG_PEDES
-from promptreid.data.rstpreid import RSTPREID
+from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, RSTPREID
+from promptreid.data.records import (
+    PublishedCounts,
+    SplitCounts,
+    count_line,
+    count_mismatches,
+)
 
 PUBLISHED = PublishedCounts(
     {"train": SplitCounts(3, 6, 12), "test": SplitCounts(1, 2, 4)}, {"train": (SplitCounts(3, 6, 10),)}

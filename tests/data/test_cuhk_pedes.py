@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import DatasetError
 
 Write = Callable[[Any], Path]

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from promptreid.data.build_cache import build_image_cache
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.dataset import CaptionedImages, CaptionsOnly, ImagesOnly, open_image
+from promptreid.data.captions import TokenDeletion
+from promptreid.data.dataset import CaptionedImages, CaptionsOnly, ImagesOnly
+from promptreid.data.image_cache import build_image_cache
+from promptreid.data.images import open_image
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ImageRecord, ReIDSplit
-from promptreid.data.text_augmentation import TokenDeletion
 from promptreid.data.transforms import EvalTransform, eval_transform, train_transform
 from promptreid.errors import DatasetError
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from promptreid.data.check import check_dataset
-from promptreid.data.folder import load_folder
+from promptreid.data.reader import load_folder
 from promptreid.errors import DatasetError
 
 HEADER = "image,caption,person_id,split\n"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptreid.data.identity_sampler import IdentitySampler
+from promptreid.data.samplers import IdentitySampler
 
 IDS = [0] * 7 + [5] * 4 + [9] * 3 + [2] * 1 + [3] * 4 + [8] * 9
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptreid.data.image_files import ImageFolder, leaves_folder, list_images, shown
+from promptreid.data.images import ImageFolder, leaves_folder, list_images, shown
 from promptreid.errors import DatasetError
 
 

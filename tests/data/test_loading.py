@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.icfg_pedes import load_icfg_pedes
-from promptreid.data.loading import load_dataset
-from promptreid.data.rstpreid import load_rstpreid
+from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
 from promptreid.errors import DatasetError
 
 Write = Callable[..., Path]

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from promptreid.data import pictures
-from promptreid.data.pictures import inspect_image, inspect_images, open_image
-from promptreid.data.readable import keep_readable
+from promptreid.data import images as pictures
+from promptreid.data.images import inspect_image, inspect_images, keep_readable, open_image
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
 

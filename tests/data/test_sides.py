@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptreid.data.sides import has_sides, mirror_caption
+from promptreid.data.captions import has_sides, mirror_caption
 
 
 @pytest.mark.parametrize(

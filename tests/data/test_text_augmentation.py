@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from promptreid.data.text_augmentation import TokenDeletion, TokenMasking
+from promptreid.data.captions import TokenDeletion, TokenMasking
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 CAPTION = "a man in a red coat with a blue bag"  # ten tokens of CLIP's

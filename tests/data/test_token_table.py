@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.data import token_table
-from promptreid.data.caption_lengths import caption_lengths
-from promptreid.data.packed_paths import PackedPaths
-from promptreid.data.token_table import tokenize_captions
+from promptreid.data import captions as token_table
+from promptreid.data.captions import caption_lengths, tokenize_captions
+from promptreid.data.dataset import PackedPaths
 
 CAPTIONS = [f"caption number {number} of a man" for number in range(10)]
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -25,7 +24,7 @@ def counted(tokenizer: Tokenizer, calls: list[int]) -> Tokenizer:
 
 
 def test_tokenize_captions_is_the_tokenizer_in_chunks(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_table, "CHUNK", 3)
+    monkeypatch.setattr(token_table, "TOKENIZED_TOGETHER", 3)
     tokens = tokenize_captions(CAPTIONS, tokenizer, progress=False)
     assert tokens.dtype == torch.int32
     assert torch.equal(tokens.long(), tokenizer(CAPTIONS))

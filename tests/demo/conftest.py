@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip, load_prompts
-from promptreid.backbones.tiny import tiny_prompts
 from promptreid.demo.crops import Crops, drawn_crops
 from promptreid.demo.desk import Desk
 from promptreid.demo.finder import Finder
 from promptreid.demo.phrases import best_phrase, phrases_of
 from promptreid.demo.versions import compare
+from promptreid.towers.tiny import tiny_prompts
 
 COLOURS = {"red": (190, 36, 40), "green": (44, 124, 66), "blue": (40, 74, 170), "yellow": (226, 190, 50)}
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from promptreid import PromptedCLIP, evaluate
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.dataset import open_image
+from promptreid.data.images import open_image
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.demo.crops import Crops, folder_crops
 from promptreid.demo.desk import Desk
 from promptreid.demo.finder import Finder, Found

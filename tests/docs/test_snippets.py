@@ -31,7 +31,7 @@ PAGES_WITH_PYTHON = [page for page in pages() if blocks(page, "python")]
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """What a page may take for granted: `data/CUHK-PEDES`, in its layout, and a folder of `crops`."""
-    from promptreid.data.generated import write_generated
+    from promptreid.synthetic import write_generated
 
     folder = tmp_path_factory.mktemp("reader")
     write_generated(folder / "data" / "CUHK-PEDES", num_identities=(8, 4, 4), seed=0, progress=False)

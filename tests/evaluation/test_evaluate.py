@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from promptreid import evaluate
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.dataset import open_image
-from promptreid.data.generated import write_generated
+from promptreid.data.images import open_image
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError
 from promptreid.evaluation import sharding
 from promptreid.evaluation.evaluate import encode_split, score
 from promptreid.evaluation.metrics import compute_metrics
+from promptreid.synthetic import write_generated
 
 
 def test_encode_split_gives_each_picture_and_caption_its_own_features(model, split):

@@ -18,8 +18,7 @@ import torch
 from promptreid import PromptConfig
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import PromptManifest
-from promptreid.hub.prompt_files import read_prompt_files, write_prompt_files
-from promptreid.hub.tensor_files import read_weights
+from promptreid.hub.prompt_files import read_prompt_files, read_weights, write_prompt_files
 
 SHAPES = {"vision.prompts.tokens": (3, 4, 32), "text.prompts.tokens": (3, 4, 24)}
 CONFIG = {"model_cfg": {}, "preprocess_cfg": {}}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from promptreid import load_prompts
-from promptreid.encoders.publishing import push_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.prompt_files import write_prompt_files
+from promptreid.model.publishing import push_prompts
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.

@@ -8,10 +8,9 @@ from open_clip.model import CLIP
 from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, load_prompts, save_prompts
-from promptreid.backbones.resizing import resize_images
-from promptreid.backbones.source import ClipSource, stamp
 from promptreid.errors import CheckpointError
-from promptreid.hub.fingerprint import (
+from promptreid.towers.families.resizing import resize_images
+from promptreid.towers.fingerprint import (
     fingerprint,
     nearer,
     pack_fingerprint,
@@ -21,6 +20,7 @@ from promptreid.hub.fingerprint import (
     weights_changed,
     without_tensors,
 )
+from promptreid.towers.loading import ClipSource, stamp
 
 
 def test_fingerprint_takes_the_middle_of_each_tensor_and_even_places_of_the_whole():

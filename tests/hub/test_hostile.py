@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from promptreid import load_prompts, save_prompts
-from promptreid.backbones.loading import ClipSource
 from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import _checksum
+from promptreid.towers.loading import ClipSource
 
 
 @pytest.fixture

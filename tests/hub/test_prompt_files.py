@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
-from promptreid.hub.prompt_files import read_prompt_files, write_prompt_files
-from promptreid.hub.tensor_files import read_bytes, read_weights
+from promptreid.hub.prompt_files import read_bytes, read_prompt_files, read_weights, write_prompt_files
 
 CONFIG = {"model_cfg": {"embed_dim": 4}, "preprocess_cfg": {}}
 NAMES = {"prompt_config.json", "prompts.safetensors"}

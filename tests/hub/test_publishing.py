@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from promptreid import PromptedCLIP, load_clip, load_prompts, save_prompts
-from promptreid.encoders.publishing import push_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.card import CardDetails
+from promptreid.model.publishing import push_prompts
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
@@ -96,9 +96,9 @@ def test_card_of_ours_passes_the_check_of_the_hub(hub, hub_server, model, tuned,
 
 
 def test_token_is_not_shown_by_what_holds_it():
-    from promptreid.encoders.loading import Access
     from promptreid.hub.download import Repository
     from promptreid.hub.upload import Target
+    from promptreid.model.reading import Access
 
     assert ALICE not in repr((Access(token=ALICE), Repository("alice/m", token=ALICE), Target("alice/m", token=ALICE)))
 

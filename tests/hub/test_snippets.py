@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from promptreid import evaluate, save_prompts
-from promptreid.data.generated import write_generated
-from promptreid.data.loading import load_dataset
+from promptreid.data.reader import load_dataset
+from promptreid.synthetic import write_generated
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's upload
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from promptreid.losses.sdm import SDMLoss
+from promptreid.losses.contrastive import SDMLoss
 
 
 def slow_loss(

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from promptreid.losses.contrastive import ContrastiveLoss
-from promptreid.losses.temperature import Temperature
+from promptreid.losses.contrastive import ContrastiveLoss, Temperature
 
 
 def test_temperature_fixed_has_nothing_to_train() -> None:

@@ -63,7 +63,7 @@ class TestDistributions:
         ).stdout.split()
         expected = {name.removeprefix("src/") for name in tracked}
         assert "promptreid/py.typed" in names
-        assert "promptreid/backbones/tiny/promptreid-tiny.safetensors" in names
+        assert "promptreid/towers/tiny/promptreid-tiny.safetensors" in names
         assert not [name for name in names if not name.startswith("promptreid/") or "__pycache__" in name]
         if expected:  # a source distribution is no git checkout
             assert expected <= names

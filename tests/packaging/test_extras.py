@@ -21,7 +21,7 @@ def without(monkeypatch):
 
 
 def test_trainer_without_accelerate_names_the_extra(without):
-    from promptreid.training.acceleration import make_accelerator
+    from promptreid.training.processes import make_accelerator
 
     without("accelerate")
     with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[train\]"'):
@@ -46,8 +46,8 @@ def test_hugging_face_text_tower_without_transformers_names_the_extra(without):
 
 
 def test_hugging_face_tokenizer_without_transformers_names_the_extra(without):
-    from promptreid.backbones.source import ClipSource
-    from promptreid.backbones.tokenizing import load_tokenizer
+    from promptreid.towers.loading import ClipSource
+    from promptreid.towers.tokenizer import load_tokenizer
 
     without("transformers")
     with pytest.raises(MissingExtraError, match=r'tokenizer of ViT-B-16-SigLIP .* pip install "promptreid\[hf\]"'):
@@ -55,7 +55,7 @@ def test_hugging_face_tokenizer_without_transformers_names_the_extra(without):
 
 
 def test_another_missing_module_is_not_taken_for_transformers():
-    from promptreid.backbones.extra import explain_missing_transformers
+    from promptreid.towers.extra import explain_missing_transformers
 
     with pytest.raises(ModuleNotFoundError, match="sentencepiece") as caught, explain_missing_transformers("this"):
         raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")

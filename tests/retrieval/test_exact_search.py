@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptreid.retrieval import exact_search
-from promptreid.retrieval.exact_search import top_scores
+from promptreid.retrieval import index as exact_search
+from promptreid.retrieval.index import top_scores
 
 
 def slow_top(features, query, k, rows):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
-from promptreid.data.dataset import open_image
+from promptreid.data.images import open_image
 from promptreid.errors import CheckpointError, DatasetError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.prompts import PromptConfig
-from promptreid.training.schedule import TwoStageSchedule
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
+from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
 collect_ignore = ["interrupted_run.py", "killed_run.py", "two_processes.py"]  # programs, which tests start

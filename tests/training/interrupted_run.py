@@ -11,7 +11,7 @@ from typing import Any
 
 from killed_run import run
 
-from promptreid.training.stage_loop import StageLoop
+from promptreid.training.trainer import StageLoop
 
 
 def interrupt(at_step: int, number: int, *, times: int = 1) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIP
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.prompts import PromptConfig
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
 from promptreid.training.checkpoint import list_checkpoints
-from promptreid.training.schedule import TwoStageSchedule
+from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
 

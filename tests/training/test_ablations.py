@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.prompts import PromptConfig
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
 from promptreid.training import ablations
 from promptreid.training.recipe import Recipe
 

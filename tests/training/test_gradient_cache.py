@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.training.acceleration import make_accelerator
-from promptreid.training.running_stage import RunningStage
-from promptreid.training.stages import Stage
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.processes import make_accelerator
+from promptreid.training.stage import Stage
+from promptreid.training.step import RunningStage
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from promptreid.encoders.clip import PromptedCLIP
+from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import trainer as module
-from promptreid.training.acceleration import make_accelerator
-from promptreid.training.running_stage import RunningStage
-from promptreid.training.schedule import TwoStageSchedule
-from promptreid.training.stages import Stage
+from promptreid.training.processes import make_accelerator
+from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.stage import Stage
+from promptreid.training.step import RunningStage
 
 
 @pytest.fixture(autouse=True)

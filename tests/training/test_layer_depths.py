@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
-from promptreid.training.layer_depths import LayerDepths
-from promptreid.training.parts import part_parameters
-from promptreid.training.stages import Stage
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.parameters import LayerDepths, part_parameters
+from promptreid.training.stage import Stage
 
 
 def named_distances(model: PromptedCLIP) -> dict[str, int | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptreid.training.randomness import SeededItems, preserved_randomness, random_state, set_random_state
+from promptreid.training.batches import SeededItems, preserved_randomness, random_state, set_random_state
 
 
 def draw() -> tuple[float, float, float, float, float]:

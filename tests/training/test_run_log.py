@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from promptreid.errors import MissingExtraError
-from promptreid.training.acceleration import make_accelerator
-from promptreid.training.run_log import RunLog, check_trackers
+from promptreid.training.log import RunLog, check_trackers
+from promptreid.training.processes import make_accelerator
 
 
 def write(log: RunLog, *steps: int, norm: float = 1.0) -> None:

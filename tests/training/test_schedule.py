@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.prompts import PromptConfig
-from promptreid.training.schedule import TwoStageSchedule
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
+from promptreid.training.recipe import TwoStageSchedule
 
 
 def test_two_stage_schedule_default_is_domain_then_task_adaptation(model: PromptedCLIP) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.prompts import PromptConfig
-from promptreid.training.stages import Stage, rate_factor
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
+from promptreid.training.stage import Stage, rate_factor
 
 PROMPTS = {"vision.prompts.tokens", "text.prompts.tokens"}
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.errors import CheckpointError, MissingExtraError
-from promptreid.training.running_stage import RunningStage
-from promptreid.training.schedule import TwoStageSchedule
-from promptreid.training.stages import Stage
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.stage import Stage
+from promptreid.training.step import RunningStage
 from promptreid.training.trainer import Trainer
 
 PROMPTS = ["vision.prompts.tokens", "text.prompts.tokens"]
@@ -376,7 +376,7 @@ def test_trainer_folder_of_another_run_is_refused(make: Any, model: PromptedCLIP
 
 
 def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) -> None:
-    from promptreid.prompts import PromptConfig
+    from promptreid.prompts.config import PromptConfig
 
     make().fit()
     clip = copy.deepcopy(clip)

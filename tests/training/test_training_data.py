@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.training.batches import Batches
-from promptreid.training.schedule import TwoStageSchedule
-from promptreid.training.training_data import check_training_data
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.batches import Batches, check_training_data
+from promptreid.training.recipe import TwoStageSchedule
 
 
 def test_training_data_of_one_person_is_refused(model: PromptedCLIP) -> None:

@@ -16,18 +16,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import default_collate
 
-from promptreid.data.identity_sampler import IdentitySampler
-from promptreid.data.samplers import EpochSampler
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.data.samplers import EpochSampler, IdentitySampler
+from promptreid.losses.contrastive import ContrastiveLoss, SDMLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.losses.sdm import SDMLoss
-from promptreid.prompts import PromptConfig
-from promptreid.training.acceleration import make_accelerator
-from promptreid.training.randomness import SeededItems
-from promptreid.training.running_stage import RunningStage
-from promptreid.training.schedule import TwoStageSchedule
-from promptreid.training.stages import Stage
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
+from promptreid.training.batches import SeededItems
+from promptreid.training.processes import make_accelerator
+from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.stage import Stage
+from promptreid.training.step import RunningStage
 from promptreid.training.trainer import Trainer
 
 SAMPLERS: dict[str, Callable[..., Any]] = {

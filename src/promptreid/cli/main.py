@@ -8,7 +8,27 @@ from typing import NoReturn, TextIO
 
 import torch
 
-from promptreid.cli import check, demo, evaluate, index, push, search, train
+from promptreid.cli import (
+    check_data as check,
+)
+from promptreid.cli import (
+    evaluate_model as evaluate,
+)
+from promptreid.cli import (
+    index_crops as index,
+)
+from promptreid.cli import (
+    push_model as push,
+)
+from promptreid.cli import (
+    search_gallery as search,
+)
+from promptreid.cli import (
+    serve_demo as demo,
+)
+from promptreid.cli import (
+    train_model as train,
+)
 from promptreid.cli.output import Output
 from promptreid.errors import MissingExtraError, PromptReidError
 from promptreid.version import __version__

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.counts import PublishedCounts
-from promptreid.data.image_files import leaves_folder
-from promptreid.data.problems import Problem
-from promptreid.data.records import SPLITS, ImageRecord
+from promptreid.data.faults import Problem
+from promptreid.data.images import leaves_folder
+from promptreid.data.records import SPLITS, ImageRecord, PublishedCounts
 
 
 @dataclass(frozen=True)

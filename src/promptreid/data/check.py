@@ -6,14 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from promptreid.data.annotation import Annotation
-from promptreid.data.caption_lengths import caption_lengths
-from promptreid.data.counts import count_line
-from promptreid.data.image_files import ImageFolder
-from promptreid.data.loading import read_dataset
-from promptreid.data.pictures import Inspection, inspect_images
-from promptreid.data.problems import CheckReport, Problem, in_order
-from promptreid.data.records import ImageRecord
-from promptreid.data.structure import split_counts, structural_problems
+from promptreid.data.captions import caption_lengths
+from promptreid.data.faults import CheckReport, Problem, in_order
+from promptreid.data.images import ImageFolder, Inspection, inspect_images
+from promptreid.data.reader import read_dataset, split_counts, structural_problems
+from promptreid.data.records import ImageRecord, count_line
 
 Tokenizer = Callable[..., Tensor]
 
@@ -51,7 +48,7 @@ def check_dataset(
 
     Example:
         >>> import tempfile
-        >>> from promptreid.data.generated import write_generated
+        >>> from promptreid.synthetic import write_generated
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = write_generated(f"{folder}/drawn", num_identities=(2, 1, 1), progress=False)
         ...     report = check_dataset(root, progress=False)

@@ -1,6 +1,7 @@
 """Torch data sets over a split: pairs to train on, images and captions to evaluate on."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,19 +9,47 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptreid.data.captions import mirror_caption, tokenize_captions
 from promptreid.data.image_cache import ImageCache, PixelRows
-from promptreid.data.packed_paths import PackedPaths
-from promptreid.data.pictures import open_image
+from promptreid.data.images import open_image
 from promptreid.data.records import ReIDSplit
-from promptreid.data.sides import mirror_caption
-from promptreid.data.token_table import tokenize_captions
 from promptreid.data.transforms import TrainTransform
 from promptreid.errors import DatasetError
 
-__all__ = ["CaptionedImages", "CaptionsOnly", "ImagesOnly", "open_image"]
+
+class PackedPaths:
+    """A sequence of paths that holds no Python object for each.
+
+    A list of paths is copied into every worker piece by piece, because counting references writes to it; tensors are
+    shared, whether workers are forked or spawned.
+
+    Args:
+        paths: The paths.
+
+    Example:
+        >>> packed = PackedPaths([Path("imgs/a.jpg"), Path("imgs/b.jpg")])
+        >>> packed[1], len(packed)
+        ('imgs/b.jpg', 2)
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+        lengths = torch.tensor([0, *(len(path) for path in encoded)], dtype=torch.int64)
+        self._ends = lengths.cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self._ends[index : index + 2].tolist()
+        return os.fsdecode(self._bytes[start:end].numpy().tobytes())
+
 
 Transform = Callable[[Any], Tensor]
+
 Tokenizer = Callable[[list[str]], Tensor]
+
 Sides = Literal["swap", "keep", "ignore"]
 
 

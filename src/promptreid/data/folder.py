@@ -1,42 +1,135 @@
-"""Loads your own data: a folder of pictures with a table of captions and persons."""
+"""Your own data: a folder of images with a table of captions and persons."""
 
+import csv
+import json
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
-from promptreid.data.annotation import Annotation
-from promptreid.data.benchmark_layout import found_in
-from promptreid.data.problems import Problem
-from promptreid.data.records import ImageRecord, ReIDDataset
-from promptreid.data.structure import build_dataset
-from promptreid.data.table import COLUMNS, Row, read_table
+from promptreid.data.annotation import Annotation, Fault, caption_fault, path_fault, shown_value, split_fault
+from promptreid.data.faults import Problem
+from promptreid.data.layouts import found_in
+from promptreid.data.records import ImageRecord
 from promptreid.errors import DatasetError
 
-TABLE_ENDINGS = (".csv", ".jsonl")
+COLUMNS = ("image", "caption", "person_id", "split")
 
 
-def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDataset:
-    """Read a folder of pictures with a CSV or JSONL table of `image, caption, person_id, split`.
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: an image with one of its captions. `person` is the identity as it is written."""
 
-    One row is one caption of one image; an image with several captions has several rows. Paths are relative to the
-    table. Persons may be numbers or names; names are numbered in alphabetical order. A split that no row names is
-    empty, so a table of test images alone can be evaluated.
+    line: int
+    image: PurePosixPath
+    caption: str
+    person: str
+    split: str
+
+
+def read_table(path: Path) -> tuple[list[Row], list[tuple[int, Fault]], int]:
+    """Read a `.csv` or `.jsonl` file.
 
     Args:
-        root: The folder.
-        table: The table, if there are several in the folder.
+        path: The file.
 
     Returns:
-        The data set.
+        The well-formed rows, what is wrong with the others by line, and the number of rows.
 
     Raises:
-        DatasetError: There is no table, a row is malformed, or an image is missing; the message names file and line.
-
-    Example:
-        >>> dataset = load_folder("my-crops")  # doctest: +SKIP
-        >>> print(dataset.summary())  # doctest: +SKIP
-        my-crops: train 40 persons, 120 images, 120 captions; test 10 persons, 30 images, 30 captions
+        DatasetError: It cannot be read as a table at all: not UTF-8, no header, a column missing, or no rows.
     """
-    return build_dataset(read_folder(root, table=table))
+    rows: list[Row] = []
+    faults: list[tuple[int, Fault]] = []
+    count = 0
+    try:
+        for line, values in _lines_of(path):
+            count += 1
+            parsed = _parse(line, values, path.parent)
+            if isinstance(parsed, Row):
+                rows.append(parsed)
+            else:
+                faults += [(line, fault) for fault in parsed]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error})") from error
+    if not count:
+        raise DatasetError(f"{path} has no rows; expected one for each image and caption, with {', '.join(COLUMNS)}")
+    return rows, faults, count
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers from 1, and what is there: a dict, or an exception's words."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if path.suffix.lower() == ".jsonl":
+            for line, text in enumerate(stream, start=1):
+                if text.strip():
+                    yield line, _json(text)
+            return
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            _check_header(path, reader.fieldnames)
+            for values in reader:
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise DatasetError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _check_header(path: Path, names: Any) -> None:
+    found = [str(name) for name in names or ()]
+    missing = [name for name in COLUMNS if name not in found]
+    if missing:
+        hint = "; separate columns by commas" if len(found) == 1 and any(sign in found[0] for sign in ";\t") else ""
+        raise DatasetError(
+            f"{path}, line 1: the header is {', '.join(map(repr, found)) or 'missing'}, which has no "
+            f"{', '.join(missing)}; expected the columns {', '.join(COLUMNS)}{hint}"
+        )
+
+
+def _parse(line: int, values: Any, folder: Path) -> Row | list[Fault]:
+    if not isinstance(values, dict):
+        what = f"is not valid JSON ({values})" if isinstance(values, Exception) else f"is {type(values).__name__}"
+        return [Fault("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
+    fields = cast("dict[Any, Any]", values)
+    faults: list[Fault] = []
+    if None in fields:
+        faults.append(Fault("record", f"has {len(fields[None])} values too many; quote captions that have commas"))
+    missing = [key for key in COLUMNS if fields.get(key) is None]
+    if missing:
+        faults.append(Fault("record", f"has no {', '.join(missing)}"))
+    for key in (key for key in COLUMNS if key not in missing):
+        fault = _field_fault(key, fields[key], folder)
+        if fault is not None:
+            faults.append(fault)
+    if faults:
+        return faults
+    image, caption, person, split = (fields[key] for key in COLUMNS)
+    return Row(line, PurePosixPath(image), caption, str(person).strip(), split)
+
+
+def _field_fault(key: str, value: Any, folder: Path) -> Fault | None:
+    if key == "image":
+        return path_fault("image", value, folder.name)
+    if key == "split":
+        return split_fault(value)
+    if key == "caption":
+        what = caption_fault(value)
+        return None if what is None else Fault("caption", f"caption {what}")
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        return Fault("record", f"person_id is {shown_value(value)}, expected a number or a name")
+    return None
+
+
+TABLE_ENDINGS = (".csv", ".jsonl")
 
 
 def find_tables(root: Path) -> list[Path]:

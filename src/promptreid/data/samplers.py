@@ -1,8 +1,9 @@
-"""Batches of indices that a killed run can go on from exactly."""
+"""Batch samplers that resume anywhere: all pairs in random order, or several of each person."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -79,3 +80,142 @@ class EpochSampler(Sampler[list[int]]):
         for batch in range(start, len(self)):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield whole[self.rank :: self.num_replicas]
+
+
+class IdentitySampler(Sampler[list[int]]):
+    """Identity-balanced batches, the same for the same seed and epoch whatever came before.
+
+    Each batch holds P different identities and K pairs of each. An epoch draws every pair about once: an identity's
+    pairs are shuffled and cut into groups of K, the last one filled with others of its pairs (the same again where it
+    has fewer than K), and groups are dealt to batches so that none has an identity twice. Groups too many for full
+    batches are left out, other ones in each epoch.
+
+    It has the interface of `EpochSampler`; each process gets whole identities where P can be divided among them.
+
+    Args:
+        person_ids: Identity of each pair, such as `CaptionedImages.pair_person_ids`.
+        identities_per_batch: P, over all processes.
+        pairs_per_identity: K.
+        seed: Shuffles every epoch together with its number.
+        num_replicas: Processes; each gets its own share of every batch.
+        rank: This process's number.
+
+    Attributes:
+        batch_size: P times K.
+
+    Raises:
+        ValueError: There are fewer identities than P, a number is not positive, or processes do not divide the batch.
+
+    Example:
+        >>> sampler = IdentitySampler([0, 0, 0, 1, 1, 2, 2, 2], identities_per_batch=2, pairs_per_identity=2)
+        >>> len(sampler), sampler.batch_size
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        person_ids: Sequence[int] | Tensor,
+        *,
+        identities_per_batch: int,
+        pairs_per_identity: int,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        ids = torch.as_tensor(person_ids)
+        if ids.ndim != 1 or ids.is_floating_point() or len(ids) == 0:
+            raise ValueError(f"person_ids are {ids.dtype} {tuple(ids.shape)}, expected integers (pairs,), not empty")
+        if identities_per_batch < 1 or pairs_per_identity < 1:
+            raise ValueError(
+                f"identities_per_batch is {identities_per_batch} and pairs_per_identity {pairs_per_identity}, "
+                "expected at least 1"
+            )
+        _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
+        if identities_per_batch > len(counts):
+            raise ValueError(f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities")
+        batch_size = identities_per_batch * pairs_per_identity
+        if batch_size % num_replicas:
+            raise ValueError(f"{batch_size} pairs a batch are not divisible by the {num_replicas} processes")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
+        self.length: int = len(ids)
+        self.identities_per_batch = identities_per_batch
+        self.pairs_per_identity = pairs_per_identity
+        self.batch_size: int = batch_size
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch: int = 0
+        self.start: int = 0
+        self._pairs = inverse.argsort(stable=True)  # pairs sorted by identity …
+        self._ends = counts.cumsum(0)  # … and where each identity's end
+        self._groups = (counts + pairs_per_identity - 1) // pairs_per_identity
+        self._batches = _most_batches(self._groups, identities_per_batch)
+
+    def __len__(self) -> int:
+        """Batches a whole epoch."""
+        return self._batches
+
+    def set_position(self, *, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration begin at batch `batch` of epoch `epoch`."""
+        self.epoch, self.start = epoch, batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        start, self.start = self.start, 0
+        share = self.batch_size // self.num_replicas
+        for batch in range(start, len(self)):
+            yield batches[batch, self.rank * share : (self.rank + 1) * share].tolist()
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        """An epoch, (batches, P x K)."""
+        batches, people = self._batches, self.identities_per_batch
+        groups, owners = self._draw_groups(generator)
+        # No identity may have more groups than there are batches; which are too many is drawn, not always the last.
+        order = torch.randperm(len(owners), generator=generator)
+        order = order[owners[order].argsort(stable=True)]
+        rank_in_owner = torch.arange(len(order)) - _starts(owners[order])
+        order = order[rank_in_owner < batches]
+        surplus = len(order) - batches * people
+        dropped = torch.randperm(len(order), generator=generator)[:surplus]
+        keep = torch.ones(len(order), dtype=torch.bool)
+        keep[dropped] = False
+        order = order[keep]
+        # McNaughton's wrap-around rule: identities laid out one after another, in a new order each epoch, and dealt
+        # round the batches; an identity with at most as many groups as batches never meets itself.
+        shuffled = torch.randperm(len(self._groups), generator=generator)
+        order = order[shuffled[owners[order]].argsort(stable=True)]
+        dealt = groups[order].view(people, batches, -1).transpose(0, 1)
+        return dealt.reshape(batches, -1)[torch.randperm(batches, generator=generator)]
+
+    def _draw_groups(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Each identity's pairs in groups of K, (groups, K), and whose each group is, (groups,)."""
+        size = self.pairs_per_identity
+        groups: list[Tensor] = []
+        start = 0
+        for end in self._ends.tolist():
+            pairs = self._pairs[start:end]
+            pairs = pairs[torch.randperm(len(pairs), generator=generator)]
+            lacking = -len(pairs) % size
+            # Filled from the front, which the last group does not overlap if the identity has K pairs or more.
+            filling = pairs.repeat(1 + lacking // len(pairs))[:lacking]
+            groups.append(torch.cat([pairs, filling]).view(-1, size))
+            start = end
+        return torch.cat(groups), torch.arange(len(groups)).repeat_interleave(self._groups)
+
+
+def _most_batches(groups: Tensor, people: int) -> int:
+    """The most batches of P different identities: the largest B with sum(min(groups, B)) >= P * B."""
+    low, high = 1, max(1, int(groups.sum()) // people)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if int(groups.clamp(max=middle).sum()) >= people * middle:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _starts(sorted_values: Tensor) -> Tensor:
+    """For each place the first place that has the same value."""
+    return torch.searchsorted(sorted_values, sorted_values)

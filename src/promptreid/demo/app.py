@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from promptreid.backbones.tiny import tiny_prompts
 from promptreid.demo.crops import drawn_crops, folder_crops
 from promptreid.demo.desk import Desk
 from promptreid.demo.extra import require_gradio
@@ -24,8 +23,9 @@ from promptreid.demo.opening import open_with
 from promptreid.demo.uploads import MAX_BYTES
 from promptreid.demo.versions import compare
 from promptreid.demo.wiring import wire
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.encoders.pretrained import load_prompts
+from promptreid.model.pretrained import load_prompts
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.tiny import tiny_prompts
 
 _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from promptreid.data.cuhk_pedes import load_cuhk_pedes
-from promptreid.data.dataset import open_image
-from promptreid.data.generated import write_generated
+from promptreid.data.images import open_image
+from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import DatasetError
-from promptreid.retrieval.sources import IMAGE_ENDINGS
+from promptreid.retrieval.editing import IMAGE_ENDINGS
+from promptreid.synthetic import write_generated
 
 DRAWN_NAME = "Drawn pedestrians"
 NO_CAMERA = "no camera"

@@ -4,10 +4,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from promptreid.backbones.loading import load_clip
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.hub.fingerprint import fingerprint, same_fingerprint
-from promptreid.prompts import PromptConfig
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
+from promptreid.towers.fingerprint import fingerprint, same_fingerprint
+from promptreid.towers.loading import load_clip
 
 ADAPTED, BARE = "Adapted model", "Bare model"
 

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.evaluation.sharding import is_main_process, join_shards, own_shard
 from promptreid.evaluation.splits import EncodedSplit
 from promptreid.files import write_bytes_atomically
+from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.version import __version__
 
 __all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "write_evaluation"]

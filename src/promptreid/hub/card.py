@@ -10,8 +10,7 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from promptreid.hub.card_text import BODY, DATASET_TERMS, LOAD_ENCODERS, RESPONSIBLE_USE
-from promptreid.hub.manifest import PromptManifest
-from promptreid.hub.manifest_values import ENCODERS
+from promptreid.hub.manifest import ENCODERS, PromptManifest
 
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _TASK = "text-to-image person re-identification"

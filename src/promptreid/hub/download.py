@@ -12,10 +12,23 @@ from huggingface_hub.utils import validate_repo_id
 
 from promptreid.errors import CheckpointError, CorruptFileError, HubError
 from promptreid.hub.hub_errors import TRANSPORT_ERRORS, call_hub, is_unreachable
-from promptreid.hub.manifest import MAX_MANIFEST_BYTES, PromptManifest, parse_manifest
-from promptreid.hub.manifest_values import ENCODERS, ENCODERS_CONFIG, PROMPTS
-from promptreid.hub.prompt_files import MANIFEST, MAX_CONFIG_BYTES, PromptFiles, largest_prompts, read_prompt_files
-from promptreid.hub.tensor_files import MAX_WEIGHTS_BYTES, read_bytes
+from promptreid.hub.manifest import (
+    ENCODERS,
+    ENCODERS_CONFIG,
+    MAX_MANIFEST_BYTES,
+    PROMPTS,
+    PromptManifest,
+    parse_manifest,
+)
+from promptreid.hub.prompt_files import (
+    MANIFEST,
+    MAX_CONFIG_BYTES,
+    MAX_WEIGHTS_BYTES,
+    PromptFiles,
+    largest_prompts,
+    read_bytes,
+    read_prompt_files,
+)
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 

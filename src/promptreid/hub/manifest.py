@@ -1,20 +1,179 @@
-"""What `prompt_config.json` says: which model a file of prompts belongs to."""
+"""What `prompt_config.json` says: which model a file of prompts belongs to, and how every value is checked."""
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 from promptreid.errors import CheckpointError, CorruptFileError
-from promptreid.hub.fingerprint import pack_fingerprint, unpack_fingerprint
-from promptreid.hub.manifest_values import digests, image_size, prompt_config, shapes, text, truth
-from promptreid.prompts import PromptConfig
+from promptreid.prompts.config import PromptConfig
+from promptreid.towers.fingerprint import pack_fingerprint, unpack_fingerprint
+
+# The files that a digest can be of; only the first is always there.
+PROMPTS = "prompts.safetensors"
+
+ENCODERS = "open_clip_model.safetensors"
+
+ENCODERS_CONFIG = "open_clip_config.json"
+
+_LONGEST_SIDE = 65536
+
+_MOST_PIXELS = 2**22  # of an image; what a tower keeps by place grows with it, to 67 MB in a ViT-L/16
+
+_MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
+
+_MOST_TENSORS = 16
+
+_MOST_LAYERS = 1024
+
+_LIMITS = {
+    "text_length": 4096,
+    "vision_length": _LONGEST_SIDE,
+    "text_depth": _MOST_LAYERS,
+    "vision_depth": _MOST_LAYERS,
+}
+
+# Pixels are from 0 to 1 when the mean is taken off and the standard deviation divides.
+_STATISTICS = {"mean": (-10.0, 10.0), "std": (1e-3, 10.0)}
+
+_PREPROCESSING_CHOICES = {
+    "mode": ("RGB",),
+    "interpolation": ("bicubic", "bilinear", "nearest", "random"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
+
+_TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[a-z_.]{1,64}")
+
+
+def text(values: Mapping[str, Any], name: str, *, longest: int = 512) -> str:
+    """A short line."""
+    value = values[name]
+    if not isinstance(value, str) or not value or len(value) > longest or not value.isprintable():
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected a short line of text")
+    return value
+
+
+def truth(values: Mapping[str, Any], name: str) -> bool:
+    """True or false."""
+    value = values[name]
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected true or false")
+    return value
+
+
+def integers(values: Mapping[str, Any], name: str, *, counts: tuple[int, ...], lowest: int) -> tuple[int, ...]:
+    """A list of integers, as many as one of `counts`."""
+    value = values[name]
+    if not isinstance(value, list) or len(cast("list[Any]", value)) not in counts:
+        raise TypeError(f"{name} is {str(value)[:60]!r}, expected {' or '.join(map(str, counts))} integers")
+    numbers = cast("list[Any]", value)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= _LONGEST_SIDE for n in numbers):
+        raise ValueError(f"{name} is {str(numbers)[:60]}, expected integers from {lowest} to {_LONGEST_SIDE}")
+    return tuple(numbers)
+
+
+def image_size(values: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    height, width = integers(values, "image_size", counts=(2,), lowest=1)
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"image_size is {[height, width]}, expected at most {_MOST_PIXELS} pixels, as 2048 x 2048")
+    return height, width
+
+
+def prompt_config(value: Any) -> PromptConfig:
+    """How prompts are set up."""
+    if not isinstance(value, dict):
+        raise TypeError(f"prompts is {str(value)[:60]!r}, expected an object")
+    settings = cast("dict[str, Any]", value)
+    unknown = sorted(settings.keys() - {item.name for item in fields(PromptConfig)})
+    if unknown:
+        raise ValueError(f"prompts has unknown keys {str(unknown)[:200]}; pip install --upgrade promptreid")
+    for name, limit in _LIMITS.items():
+        number = settings.get(name)
+        if isinstance(number, int) and number > limit:
+            raise ValueError(f"{name} is {str(number)[:60]}, more than {limit}")
+    if not isinstance(settings.get("position_embedding", False), bool):
+        raise TypeError("position_embedding is not true or false")
+    return PromptConfig(**settings)
+
+
+def shapes(value: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of prompts."""
+    if not isinstance(value, dict) or not 0 < len(cast("dict[str, Any]", value)) <= _MOST_TENSORS:
+        raise TypeError(f"shapes is {str(value)[:60]!r}, expected the shapes of 1 to {_MOST_TENSORS} tensors")
+    found = {name: integers(value, name, counts=(1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
+    strange = [name for name in found if not _TENSOR_NAME.fullmatch(name)]
+    if strange:
+        raise ValueError(f"shapes names {str(strange)[:200]}, which are no prompts")
+    elements = sum(math.prod(shape) for shape in found.values())
+    if elements > _MOST_ELEMENTS:
+        raise ValueError(f"shapes has {elements} numbers, expected at most {_MOST_ELEMENTS}")
+    return found
+
+
+def digests(value: Any) -> dict[str, str]:
+    """SHA-256 of each file."""
+    entries = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    with_encoders = {PROMPTS, ENCODERS, ENCODERS_CONFIG}
+    if entries.keys() not in ({PROMPTS}, with_encoders) or not all(
+        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in entries.values()
+    ):
+        raise ValueError(
+            f"sha256 does not hold one digest for {PROMPTS}, or for each of {', '.join(sorted(with_encoders))}"
+        )
+    return dict(entries)
+
+
+def check_architecture(values: Mapping[str, Any]) -> None:
+    """Refuse a `model_cfg` of so many blocks that making them, even without weights, takes all memory."""
+    for name, part in values.items():
+        layers = cast("dict[str, Any]", part).get("layers", 0) if isinstance(part, dict) else 0
+        counts: list[Any] = cast("list[Any]", layers) if isinstance(layers, list) else [layers]
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) > _MOST_LAYERS:
+            raise ValueError(f"layers of {name} is {str(layers)[:60]}, expected 0 to {_MOST_LAYERS} in all")
+
+
+def check_preprocessing(values: Mapping[str, Any]) -> None:
+    """Refuse a `preprocess_cfg` that open_clip would not write: pictures go through it before the model sees them."""
+    unknown = sorted(values.keys() - {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
+    if unknown:
+        raise ValueError(f"preprocess_cfg has unknown keys {str(unknown)[:200]}")
+    for name, (lowest, highest) in _STATISTICS.items():
+        value = values.get(name)
+        if value is not None and not _are_numbers(value, lowest, highest):
+            raise ValueError(f"{name} is {str(value)[:60]}, expected 3 numbers from {lowest} to {highest}")
+    for name, choices in _PREPROCESSING_CHOICES.items():
+        value = values.get(name)
+        if value is not None and value not in choices:
+            raise ValueError(f"{name} is {str(value)[:60]!r}, expected one of {', '.join(choices)}")
+    fill = values.get("fill_color")
+    if fill is not None and not (isinstance(fill, int) and 0 <= fill <= 255):
+        raise ValueError(f"fill_color is {str(fill)[:60]!r}, expected 0 to 255")
+    if values.get("size") is not None:
+        image_size({"image_size": values["size"]})
+
+
+def _are_numbers(value: Any, lowest: float, highest: float) -> bool:
+    return (
+        isinstance(value, list)
+        and len(cast("list[Any]", value)) == 3
+        and all(
+            isinstance(n, int | float) and not isinstance(n, bool) and lowest <= n <= highest
+            for n in cast("list[Any]", value)
+        )
+    )
+
 
 FORMAT_VERSION = 1
+
 MAX_MANIFEST_BYTES = 2**16
+
 # What we write is four levels deep; what walks through JSON by recursion fails at some hundreds.
 _DEEPEST = 16
+
 # From each older version to the next: what was then a file of that version is one of the next afterwards.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 

@@ -1,12 +1,61 @@
-"""The loss of both stages."""
+"""Losses that pull matching images and captions together: contrastive, and SDM as an alternative."""
 
+import math
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from promptreid.losses.functional import SamePerson, Similarity, contrastive_loss
-from promptreid.losses.temperature import Temperature
+from promptreid.losses.functional import SamePerson, Similarity, contrastive_loss, sdm_loss
+
+_HIGHEST_SCALE = 100.0
+
+
+class Temperature(nn.Module):
+    """A fixed number, or one that is learnt as CLIP learns its logit scale.
+
+    Learnt, it is kept as `logit_scale = log(1 / temperature)` and held within 0.01 and 1, as in CLIP.
+
+    Args:
+        value: The number, or where learning starts.
+        learnable: Whether it trains.
+
+    Raises:
+        ValueError: It is not positive and finite, or is to be learnt from outside 0.01 to 1.
+
+    Example:
+        >>> Temperature(0.5)()
+        0.5
+
+    Source:
+        Radford et al. 2021, arXiv 2103.00020, section 2.5.
+    """
+
+    def __init__(self, value: float = 0.02, *, learnable: bool = False) -> None:
+        super().__init__()
+        if not 0 < value < math.inf:
+            raise ValueError(f"temperature is {value}, expected a positive number such as 0.02")
+        if learnable and not 1 / _HIGHEST_SCALE <= value <= 1:
+            raise ValueError(
+                f"temperature is {value}, but a learnt one is held within {1 / _HIGHEST_SCALE} and 1; start inside, "
+                "for example at 0.07"
+            )
+        self.value = value
+        self.logit_scale: nn.Parameter | None = nn.Parameter(torch.tensor(math.log(1 / value))) if learnable else None
+
+    def forward(self) -> Tensor | float:
+        """The number as it is now, () if it is learnt."""
+        if self.logit_scale is None:
+            return self.value
+        if self.training:
+            # The parameter itself is held, not its use: beyond a clamp it would get no gradient and never come back.
+            with torch.no_grad():
+                self.logit_scale.clamp_(0.0, math.log(_HIGHEST_SCALE))
+        return 1 / self.logit_scale.exp()
+
+    def extra_repr(self) -> str:
+        """Show the settings in `print(loss)`."""
+        return f"{self.value}" + ("" if self.logit_scale is None else ", learnable=True")
 
 
 class ContrastiveLoss(nn.Module):
@@ -69,3 +118,57 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in `print(loss)`."""
         return f"same_person={self.same_person!r}, similarity={self.similarity!r}"
+
+
+class SDMLoss(nn.Module):
+    """Similarity distribution matching; see `functional.sdm_loss` for the formula.
+
+    Use it instead of `ContrastiveLoss` where a batch holds several pairs of a person.
+
+    Args:
+        temperature: Divides the cosines; IRRA's is 0.02.
+        learnable_temperature: Let the temperature train.
+        epsilon: Keeps the logarithm of the target finite.
+
+    Shape:
+        - image_features, text_features: (B, E), not normalised
+        - person_ids: (B,) integer; without them only the own pair is a positive
+        - returns: ()
+
+    Raises:
+        ValueError: The temperature or epsilon is not positive, or shapes differ.
+
+    Example:
+        >>> import torch
+        >>> loss = SDMLoss(temperature=1.0, epsilon=1e-2)
+        >>> # p = (0.731, 0.269): 2 * (0.731 * log(0.731 / 1.01) + 0.269 * log(0.269 / 0.01))
+        >>> round(loss(torch.eye(2), torch.eye(2)).item(), 3)
+        1.298
+
+    Source:
+        Jiang and Ye 2023, IRRA, arXiv 2303.12501, equations 5 to 7.
+    """
+
+    def __init__(
+        self, temperature: float = 0.02, *, learnable_temperature: bool = False, epsilon: float = 1e-8
+    ) -> None:
+        super().__init__()
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon is {epsilon}, expected a small positive number such as 1e-8")
+        self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
+        self.epsilon = epsilon
+
+    def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor | None = None) -> Tensor:
+        """Loss of a batch of pairs."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return sdm_loss(
+                image_features,
+                text_features,
+                temperature=self.temperature(),
+                person_ids=person_ids,
+                epsilon=self.epsilon,
+            )
+
+    def extra_repr(self) -> str:
+        """Show the settings in `print(loss)`."""
+        return f"epsilon={self.epsilon}"

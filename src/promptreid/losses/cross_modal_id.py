@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptreid.losses.features import at_least_float32, bounded, check_labels, check_pairs, unit_length
-from promptreid.losses.functional import cross_modal_id_loss, project_on_partner
+from promptreid.losses.functional import (
+    at_least_float32,
+    bounded,
+    check_labels,
+    check_pairs,
+    cross_modal_id_loss,
+    project_on_partner,
+    unit_length,
+)
 
 Classifier = Literal["linear", "norm_softmax", "cosine"]
 

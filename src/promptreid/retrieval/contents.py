@@ -9,8 +9,8 @@ from torch import Tensor
 from promptreid.errors import CheckpointError
 from promptreid.evaluation.calibration import Calibration
 from promptreid.retrieval.export import export_features
+from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.searching import check_unit_length
-from promptreid.retrieval.store import GalleryStore
 from promptreid.retrieval.table import Metadata, PictureTable
 
 

@@ -9,16 +9,23 @@ import torch
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.evaluation.calibration import Calibration, calibrate_split
 from promptreid.evaluation.evaluate import encode_split
+from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.contents import GalleryContents, new_store
-from promptreid.retrieval.editing import Changes, Pace, add_pictures, remove_pictures, update_pictures
+from promptreid.retrieval.editing import (
+    Changes,
+    ImageSource,
+    Pace,
+    add_pictures,
+    list_pictures,
+    remove_pictures,
+    update_pictures,
+)
+from promptreid.retrieval.encode import Query, is_one_query
+from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.identity import check_identity, model_identity
-from promptreid.retrieval.queries import Query, is_one_query
 from promptreid.retrieval.searching import lowest_score, search_pictures
-from promptreid.retrieval.sources import ImageSource, list_pictures
-from promptreid.retrieval.store import GalleryStore
 from promptreid.retrieval.table import Hit, Metadata, Where
 
 Storage = Literal["float32", "float16"]

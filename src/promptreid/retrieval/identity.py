@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.errors import CheckpointError
-from promptreid.hub.fingerprint import fingerprint, same_fingerprint
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.fingerprint import fingerprint, same_fingerprint
 
 # What is compared by samples of its weights, and how an error names it. The prompts are so few beside the base that
 # samples of the whole model would miss them, so each tower's prompts are sampled on their own.

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptreid.encoders.clip import PromptedCLIP
 from promptreid.evaluation.calibration import Calibration
-from promptreid.retrieval.encoding import check_finite
-from promptreid.retrieval.exact_search import top_scores
-from promptreid.retrieval.queries import encode_queries
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.retrieval.encode import check_finite, encode_queries
+from promptreid.retrieval.index import top_scores
 from promptreid.retrieval.table import Hit, PictureTable, Where
 
 # Rounding to float16 changes a feature's length by less.

@@ -10,9 +10,9 @@ Source: arXiv 2401.02173, the ablation of prompts and stages; the last of the li
 from dataclasses import replace
 from typing import Literal
 
-from promptreid.encoders.clip import PromptedCLIP
+from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.recipe import Recipe
-from promptreid.training.stages import Stage
+from promptreid.training.stage import Stage
 
 
 def two_stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from promptreid.encoders.clip import PromptedCLIP
-from promptreid.training.acceleration import first_rank
-from promptreid.training.randomness import preserved_randomness
-from promptreid.training.stages import Stage
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.batches import preserved_randomness
+from promptreid.training.processes import first_rank
+from promptreid.training.stage import Stage
 
 Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
 

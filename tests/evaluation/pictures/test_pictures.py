@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from promptreid.data.dataset import open_image
+from promptreid.data.images import open_image
 from promptreid.data.records import ReIDSplit
 from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
 from promptreid.evaluation.pictures.feature_map import draw_feature_map, principal_components

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from promptreid.data.dataset import open_image
-from promptreid.encoders.clip import PromptedCLIP
+from promptreid.data.images import open_image
 from promptreid.evaluation.pictures.canvas import new_figure, save_figure
+from promptreid.model.prompted_clip import PromptedCLIP
 
 _SAMPLES = 16
 # As many letters as fit above a crop.

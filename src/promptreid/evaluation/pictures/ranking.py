@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptreid.data.dataset import open_image
+from promptreid.data.images import open_image
 from promptreid.evaluation.pictures.canvas import GREEN, GREY, VERMILION, new_figure, save_figure
 from promptreid.evaluation.splits import EncodedSplit
 

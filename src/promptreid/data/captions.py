@@ -1,0 +1,300 @@
+"""Captions: token ids, lengths, sides and augmentation."""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from promptreid.files import write_tensors_atomically
+
+CHUNK = 4096
+
+MAX_LENGTH = 16_384  # tokens; beyond it a caption is counted as so long
+
+
+def caption_lengths(captions: Sequence[str], tokenizer: Callable[..., Tensor]) -> tuple[list[int], int]:
+    """Count the tokens of captions, start and end included.
+
+    Args:
+        captions: The sentences.
+        tokenizer: From captions to padded token ids (B, L), as open_clip's are: a `context_length` given with the
+            captions sets L. With a tokenizer that does not take it, a caption that fills the context counts as one
+            token longer.
+
+    Returns:
+        The number of tokens of each caption, and the context length.
+
+    Example:
+        >>> import open_clip
+        >>> caption_lengths(["a man", "a man in a coat"], open_clip.get_tokenizer("ViT-B-16"))
+        ([4, 7], 77)
+    """
+    frame = tokenizer([""])[0]
+    pad, context = int(frame[-1]), len(frame)
+    # Where padding and end are one token (SigLIP), the end is not seen as such.
+    unseen_end = int(bool((frame == pad).all()))
+    lengths: list[int] = []
+    for start in range(0, len(captions), CHUNK):
+        chunk = list(captions[start : start + CHUNK])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of captions that are cut: here they are counted instead
+            counted = _count(tokenizer(chunk), pad) + unseen_end
+        full = [place for place, length in enumerate(counted.tolist()) if length >= context]
+        if full:
+            counted[full] = _count_long([chunk[place] for place in full], tokenizer, pad, context) + unseen_end
+        lengths += counted.tolist()
+    return lengths, context
+
+
+def _count_long(captions: list[str], tokenizer: Callable[..., Tensor], pad: int, context: int) -> Tensor:
+    """Count again with more and more room, until none fills it."""
+    room = context
+    while True:
+        room *= 4
+        try:
+            counted = _count(tokenizer(captions, context_length=room), pad)
+        except TypeError:
+            return torch.full((len(captions),), context + 1)
+        if int(counted.max()) < room or room >= MAX_LENGTH:
+            return counted
+
+
+def _count(tokens: Tensor, pad: int) -> Tensor:
+    """Tokens up to the last that is not padding, (B,)."""
+    places = torch.arange(1, tokens.shape[1] + 1)
+    return (places * (tokens != pad)).amax(dim=1)
+
+
+_OTHER = {"left": "right", "right": "left"}
+
+# As words of their own or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
+_SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
+
+# "right" that is no side: "right behind him", "right now"; and "left" as what somebody did: "left the shop".
+_NO_SIDE = re.compile(
+    r"\bright (?:now|away|after|before|behind|next|above|below|at the)\b|\bleft (?:the|a|an|behind|open|over)\b",
+    re.IGNORECASE,
+)
+
+
+def has_sides(caption: str) -> bool:
+    """Whether a caption tells left from right.
+
+    Example:
+        >>> has_sides("a bag in his left hand"), has_sides("a bright coat")
+        (True, False)
+    """
+    return mirror_caption(caption) != caption
+
+
+def mirror_caption(caption: str) -> str:
+    """The caption of the mirrored picture: left and right exchanged, in the same case.
+
+    Phrases that name no side, such as "right behind him" and "left the shop", stay as they are.
+
+    Example:
+        >>> mirror_caption("Left hand in pocket, a bag over the right shoulder, right behind a car")
+        'Right hand in pocket, a bag over the left shoulder, right behind a car'
+    """
+    spared = [match.span() for match in _NO_SIDE.finditer(caption)]
+
+    def exchange(match: re.Match[str]) -> str:
+        word = match.group()
+        if any(start <= match.start() < end for start, end in spared):
+            return word
+        other = _OTHER[word.lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _SIDE.sub(exchange, caption)
+
+
+TOKENIZED_TOGETHER = 4096
+
+_FORMAT_VERSION = 1
+
+# Sentences whose tokens tell one tokenizer from another: case, punctuation, digits, accents. Short enough for any
+# context, of which the rows' length tells.
+_PROBES = ("A man in a RED coat, size 42; isn't he tall?", "zweireihiger Übermantel — naïve façade 行人")
+
+
+def tokenize_captions(
+    captions: Sequence[str],
+    tokenizer: Callable[[list[str]], Tensor],
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Turn captions into token ids, or read them from a file written earlier.
+
+    The file's name holds a digest of the captions and of what the tokenizer does, so other captions or another
+    tokenizer never meet the wrong one. A damaged file is written again.
+
+    Args:
+        captions: The sentences.
+        tokenizer: From a list of captions to token ids (B, L).
+        cache_dir: Folder for the file; `None` to tokenise anew.
+        progress: Show a progress bar if it takes more than a few seconds.
+
+    Shape:
+        - returns: (captions, L) int32
+
+    Raises:
+        ValueError: The tokenizer does not return (B, L) integers.
+    """
+    if cache_dir is None:
+        return _tokenize(captions, tokenizer, progress)
+    path = Path(cache_dir) / f"tokens-{_key(captions, tokenizer)}.safetensors"
+    tokens = _read(path, len(captions))
+    if tokens is None:
+        tokens = _tokenize(captions, tokenizer, progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors_atomically(path, {"tokens": tokens})
+    return tokens
+
+
+def _tokenize(captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor], progress: bool) -> Tensor:
+    context = _call(tokenizer, [""]).shape[1]
+    tokens = torch.empty((len(captions), context), dtype=torch.int32)
+    starts = range(0, len(captions), TOKENIZED_TOGETHER)
+    for start in tqdm(starts, desc="tokenising captions", disable=not progress, leave=False, delay=3):
+        chunk = list(captions[start : start + TOKENIZED_TOGETHER])
+        tokens[start : start + TOKENIZED_TOGETHER] = _call(tokenizer, chunk)
+    return tokens
+
+
+def _call(tokenizer: Callable[[list[str]], Tensor], captions: list[str]) -> Tensor:
+    tokens: Any = tokenizer(captions)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != len(captions) or tokens.is_floating_point():
+        what = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"the tokenizer gave {what} for {len(captions)} captions, expected integers (captions, L)")
+    return tokens
+
+
+def _key(captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> str:
+    behaviour = _call(tokenizer, list(_PROBES)).tolist()
+    digest = blake2b(json.dumps([_FORMAT_VERSION, behaviour]).encode(), digest_size=12)
+    for caption in captions:
+        digest.update(caption.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """The tokens in a file, or `None` if there is none that serves."""
+    if not path.is_file():
+        return None
+    try:
+        tokens = load_file(path)["tokens"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return tokens if tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count else None
+
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+class TokenDeletion:
+    """Leaves out each token of a caption with a probability; start and end stay, and so does at least one token.
+
+    What it is given is never changed: it returns a new tensor. It deletes tokens, which for rare words are parts of
+    them. Random numbers are torch's.
+
+    Args:
+        tokenizer: The one the captions were tokenised with; shows which tokens are start, end and padding.
+        probability: Of each token.
+
+    Shape:
+        - input and output: (L,) int64
+
+    Raises:
+        ValueError: The probability is not in [0, 1).
+
+    Example:
+        >>> import open_clip, torch
+        >>> tokenizer = open_clip.get_tokenizer("ViT-B-16")
+        >>> _ = torch.manual_seed(0)
+        >>> shorter = TokenDeletion(tokenizer, probability=0.5)(tokenizer("a man in a red coat")[0])
+        >>> tokenizer.decode(shorter.tolist()[:6])
+        '<start_of_text>a red <end_of_text>!!'
+
+    Source:
+        Random deletion is one of TBPS-CLIP's augmentations (Cao et al. 2024, arXiv 2308.10045), there of words.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1) -> None:
+        self.probability: float = _check_probability(probability)
+        self.padding: int
+        self.special: Tensor
+        self.padding, self.special = _frame(tokenizer)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """The caption with tokens left out, padded at the end."""
+        dropped = _choose(tokens, self.special, self.probability, keep_one=True)
+        kept = tokens[~dropped]
+        out = torch.full_like(tokens, self.padding)
+        out[: len(kept)] = kept
+        return out
+
+
+class TokenMasking:
+    """Replaces each token of a caption with a probability; start and end stay.
+
+    What it is given is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so a plain word stands
+    in for it [ours].
+
+    Args:
+        tokenizer: The one the captions were tokenised with.
+        probability: Of each token.
+        mask: A word that is one token.
+
+    Shape:
+        - input and output: (L,) int64
+
+    Raises:
+        ValueError: The probability is not in [0, 1), or the mask is not exactly one token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1, mask: str = "something") -> None:
+        self.probability: float = _check_probability(probability)
+        self.padding: int
+        self.special: Tensor
+        self.padding, self.special = _frame(tokenizer)
+        row = tokenizer([mask])[0]
+        ids = row[~torch.isin(row, self.special)]
+        if len(ids) != 1:
+            raise ValueError(f"mask {mask!r} is {len(ids)} tokens, expected one; give a shorter, more common word")
+        self.mask: int = int(ids[0])
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """The caption with tokens replaced."""
+        return tokens.masked_fill(_choose(tokens, self.special, self.probability, keep_one=False), self.mask)
+
+
+def _check_probability(probability: float) -> float:
+    if not 0 <= probability < 1:
+        raise ValueError(f"probability is {probability}, expected at least 0 and less than 1")
+    return probability
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[int, Tensor]:
+    """Padding, and all that an empty caption consists of: start, end and padding."""
+    frame = tokenizer([""])[0]
+    return int(frame[-1]), frame.unique()
+
+
+def _choose(tokens: Tensor, special: Tensor, probability: float, *, keep_one: bool) -> Tensor:
+    words = ~torch.isin(tokens, special)
+    chosen = words & (torch.rand(tokens.shape) < probability)
+    if keep_one and bool(words.any()) and bool((chosen == words).all()):
+        places = words.nonzero().flatten()
+        chosen[places[int(torch.randint(len(places), ()))]] = False
+    return chosen

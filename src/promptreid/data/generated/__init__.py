@@ -1,6 +1,0 @@
-"""Drawn pedestrians with captions: a stand-in to try the method on, never a benchmark."""
-
-from promptreid.data.generated.layout import write_generated
-from promptreid.data.generated.scene_file import DescribedPicture, load_scenes
-
-__all__ = ["DescribedPicture", "load_scenes", "write_generated"]

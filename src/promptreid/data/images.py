@@ -1,0 +1,309 @@
+"""Finds, opens and inspects image files."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from promptreid.data.faults import KINDS
+from promptreid.data.records import ReIDSplit
+from promptreid.errors import DatasetError
+
+Place = Literal["present", "missing", "outside"]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+# No root, drive or step upwards can be in these, and nearly all paths are such: pathlib is asked of the others alone.
+_PLAINLY_BELOW = re.compile(r"(?!/)(?!.*\.\.)[^\\:\0]*", re.DOTALL)
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a path is absolute, climbs with `..` or cannot name a file, on POSIX or on Windows."""
+    if _PLAINLY_BELOW.fullmatch(path):
+        return False
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    anchored = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
+    return anchored or ".." in posix.parts or ".." in windows.parts or "\0" in path
+
+
+def shown(text: object) -> str:
+    """Text as it can be printed anywhere: control characters and lone surrogates escaped."""
+    return repr(str(text))[1:-1]
+
+
+class ImageFolder:
+    """Answers where many files below one folder are, reading each sub-folder once.
+
+    Args:
+        root: The image folder; it may be a link itself, but nothing in it may link out of it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._real = os.path.realpath(root)
+        self._listed: dict[str, dict[str, bool] | None] = {}
+
+    def place(self, path: PurePosixPath) -> Place:
+        """Whether a relative path is a file, is missing, or leads out of the folder over a link."""
+        parent = str(path.parent)
+        if parent not in self._listed:
+            self._listed[parent] = self._list(parent)
+        names = self._listed[parent]
+        if names is None:
+            return "outside"
+        plain = names.get(path.name)
+        if plain:
+            return "present"
+        # Links, what is not a file, and names that the file system spells otherwise (case, Unicode form).
+        full = os.path.join(self.root, *path.parts)
+        if not os.path.isfile(full):
+            return "missing"
+        return "present" if self._inside(os.path.realpath(full)) else "outside"
+
+    def _list(self, parent: str) -> dict[str, bool] | None:
+        """Names in a sub-folder, with whether they are plain files; `None` if it lies outside."""
+        folder = os.path.join(self.root, parent)
+        if not self._inside(os.path.realpath(folder)):
+            return None
+        try:
+            with os.scandir(folder) as entries:
+                return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+        except OSError:
+            return {}
+
+    def _inside(self, real: str) -> bool:
+        return real == self._real or real.startswith(os.path.join(self._real, ""))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Every picture in a plain folder and its sub-folders, in the order of their paths: a gallery to search.
+
+    Hidden files and folders (`.name`) are left out.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Files with the ending of an image format, whether or not they can be read.
+
+    Raises:
+        DatasetError: There is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder {root}; give a folder of pictures")
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if _is_image_name(name)]
+    return sorted(path for path in found if path.is_file())
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+
+
+MAX_SIDE = 16_384  # pixels; a crop of a person has a few hundred
+
+MAX_PIXELS = 64 * 2**20
+
+MIN_SIDE = 8
+
+# Pillow's own limits, which it applies before ours; the second is a warning unless warnings are errors.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class PictureFault(NamedTuple):
+    """What is wrong with a picture; `kind` is one of `problems.KINDS`."""
+
+    kind: str
+    what: str
+
+
+class Inspection(NamedTuple):
+    """What opening a picture showed: what is wrong with it, and a digest of the file's bytes."""
+
+    faults: tuple[PictureFault, ...]
+    digest: bytes
+
+
+def open_image(path: Any) -> Image.Image:
+    """Open a picture as RGB, turned as its EXIF data says; of an animation the first frame.
+
+    Transparency is dropped, CMYK is converted, and 16 bits a channel become 8.
+
+    Args:
+        path: A file, or an open binary stream.
+
+    Raises:
+        DatasetError: It cannot be read, or is absurdly large.
+    """
+    try:
+        with Image.open(path) as image:
+            fault = _size_fault(image)
+            if fault is None:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except _BOMBS as error:
+        raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
+    # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
+    except Exception as error:
+        raise DatasetError(
+            f"cannot read the image {_name(path)} ({_words(error)}); copy it again, or take its record out"
+        ) from error
+    raise DatasetError(f"the image {_name(path)} {fault.what}; take its record out")
+
+
+def inspect_image(path: Path) -> Inspection:
+    """Read a picture fully and say what is wrong with it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Inspection((PictureFault("unreadable", f"cannot be read ({_words(error)})"),), b"")
+    digest = blake2b(content, digest_size=16).digest()
+    if not content:
+        return Inspection((PictureFault("empty file", "has zero bytes"),), digest)
+    return Inspection(tuple(_content_faults(path, content)), digest)
+
+
+def inspect_images(
+    paths: Sequence[Path], *, num_threads: int | None = None, progress: bool = True, label: str = "opening images"
+) -> list[Inspection]:
+    """Read many pictures, in several threads, with a progress bar."""
+    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+        results = pool.map(inspect_image, paths)
+        return list(tqdm(results, total=len(paths), desc=label, unit="image", disable=not progress, leave=False))
+
+
+def _content_faults(path: Path, content: bytes) -> list[PictureFault]:
+    try:
+        with Image.open(BytesIO(content)) as image:
+            size = _size_fault(image)
+            if size is not None:
+                return [size]
+            faults = _remarks(path, image)
+            _to_rgb(ImageOps.exif_transpose(image))
+            return faults
+    except _BOMBS as error:
+        return [PictureFault("oversized", f"is absurdly large ({_words(error)})")]
+    except Exception as error:  # as in open_image
+        words = _words(error)
+        cut = "truncated" in words.lower() or "broken data stream" in words.lower()
+        return [PictureFault("truncated" if cut else "unreadable", f"cannot be read ({words})")]
+
+
+def _size_fault(image: Image.Image) -> PictureFault | None:
+    """Said from the header alone, before memory is taken for the pixels."""
+    width, height = image.size
+    if min(width, height) < 1:
+        return PictureFault("unreadable", f"has {width} x {height} pixels")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return PictureFault(
+            "oversized",
+            f"has {width} x {height} pixels, more than {MAX_SIDE} a side or {MAX_PIXELS:,} in all, and is no crop of "
+            "a person",
+        )
+    return None
+
+
+def _remarks(path: Path, image: Image.Image) -> list[PictureFault]:
+    """What does not keep a picture from being used."""
+    remarks: list[PictureFault] = []
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        remarks.append(PictureFault("tiny", f"has {width} x {height} pixels"))
+    known = Image.registered_extensions().get(path.suffix.lower())
+    if image.format is not None and known != image.format and {known, image.format} != {"JPEG", "MPO"}:
+        remarks.append(PictureFault("extension", f"is {image.format}, which its name does not say"))
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        remarks.append(PictureFault("animated", f"has {getattr(image, 'n_frames', 2)} frames"))
+    return remarks
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):  # 16 bits: convert() would cut at 255 and give white
+        values = np.asarray(image).astype(np.int64)
+        if values.max() > 0xFFFF or values.min() < 0:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray((values // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of palettes with transparency
+    return image.convert("RGB")
+
+
+def _name(path: Any) -> str:
+    return shown(path if isinstance(path, str | os.PathLike) else getattr(path, "name", path))
+
+
+def _words(error: BaseException) -> str:
+    return shown(error) or type(error).__name__
+
+
+OnBad = Literal["strict", "skip"]
+
+
+def keep_readable(
+    split: ReIDSplit, *, on_bad: OnBad = "strict", num_threads: int | None = None, progress: bool = True
+) -> ReIDSplit:
+    """Open every picture of a split, and refuse or leave out those that cannot be used.
+
+    Args:
+        split: The images.
+        on_bad: `"strict"` raises with the list; `"skip"` leaves them out, with one warning that counts and names them.
+        num_threads: Threads that open pictures; `None` for one a core.
+        progress: Show a progress bar.
+
+    Returns:
+        The split, or in `"skip"` mode one without the bad pictures.
+
+    Raises:
+        DatasetError: Pictures are bad in `"strict"` mode, or all of them are.
+        ValueError: `on_bad` is something else.
+
+    Example:
+        >>> train = keep_readable(dataset.train, on_bad="skip")  # doctest: +SKIP
+    """
+    check_on_bad(on_bad)
+    paths = list(dict.fromkeys(record.path for record in split.records))
+    inspections = inspect_images(paths, num_threads=num_threads, progress=progress)
+    bad: dict[Path, str] = {}
+    for path, inspection in zip(paths, inspections, strict=True):
+        faults = [fault.what for fault in inspection.faults if KINDS[fault.kind][0] == "error"]
+        if faults:
+            bad[path] = faults[0]
+    report_bad(bad, len(paths), on_bad=on_bad, what=f"images of the {split.name} split")
+    return split.without(bad) if bad else split
+
+
+def check_on_bad(on_bad: str) -> None:
+    """Refuse what is no mode.
+
+    Raises:
+        ValueError: It is neither `"strict"` nor `"skip"`.
+    """
+    if on_bad not in ("strict", "skip"):
+        raise ValueError(f"on_bad is {on_bad!r}, expected 'strict' or 'skip'")
+
+
+def report_bad(bad: Mapping[Path, str], total: int, *, on_bad: OnBad, what: str) -> None:
+    """Raise or warn, once, with the number of bad pictures and the first ten of them."""
+    if not bad:
+        return
+    first = "; ".join(f"{shown(path)} {reason}" for path, reason in list(bad.items())[:10])
+    if on_bad == "strict" or len(bad) == total:
+        mend = "copy them again, take their records out, or leave them out with on_bad='skip'"
+        raise DatasetError(f"{len(bad):,} of {total:,} {what} cannot be used; {mend}: {first}")
+    warnings.warn(f"{len(bad):,} of {total:,} {what} cannot be used and are left out: {first}", stacklevel=3)

@@ -1,0 +1,172 @@
+"""The three published data sets as data: file names, keys, folders and expected counts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from promptreid.data.annotation import Annotation, parse_entry
+from promptreid.data.faults import Problem
+from promptreid.data.records import ImageRecord, PublishedCounts, SplitCounts
+from promptreid.errors import DatasetError
+
+IMAGES = "imgs"
+
+GENERATED = "generated.json"  # beside the annotation of a drawn copy, whose counts are nobody's
+
+
+@dataclass(frozen=True)
+class BenchmarkLayout:
+    """Where a benchmark's files are and what they hold.
+
+    Attributes:
+        name: The usual name, and that of the folder.
+        annotations: Names under which users hold the annotation file.
+        image_key: The field of a record that holds the image's path.
+        published: Counts of a complete copy.
+        useless_annotation: Name of another file that users hold and that cannot serve.
+        useless_reason: Why not, and what to do.
+        folders: Other names of the folder.
+    """
+
+    name: str
+    annotations: tuple[str, ...]
+    image_key: str
+    published: PublishedCounts
+    useless_annotation: str | None = None
+    useless_reason: str = ""
+    folders: tuple[str, ...] = ()
+
+    def find(self, root: Path) -> Path | None:
+        """The annotation file in `root`, or in the data set's folder in `root`; `None` if there is none."""
+        for folder in self._folders(root):
+            for name in self.annotations:
+                if (folder / name).is_file():
+                    return folder / name
+        return None
+
+    def holds_useless_annotation(self, root: Path) -> bool:
+        """Whether the file that cannot serve is there."""
+        name = self.useless_annotation
+        return name is not None and any((folder / name).is_file() for folder in self._folders(root))
+
+    def read(self, root: str | Path) -> Annotation:
+        """Read the annotation below `root`.
+
+        Raises:
+            DatasetError: There is none, it is not a JSON list, or the folder of images is missing.
+        """
+        path = self._find_or_explain(Path(root))
+        images = path.parent / IMAGES
+        if not images.is_dir():
+            raise DatasetError(f"{path.parent} has {path.name} but no folder {IMAGES}/; unpack the images there")
+        records: list[ImageRecord] = []
+        places: list[int] = []
+        problems: list[Problem] = []
+        entries = read_entries(path)
+        for place, entry in enumerate(entries):
+            parsed = parse_entry(entry, images, image_key=self.image_key)
+            if isinstance(parsed, ImageRecord):
+                records.append(parsed)
+                places.append(place)
+            else:
+                problems += [Problem(fault.kind, f"{path}, record {place}: {fault.what}", place) for fault in parsed]
+        return Annotation(
+            name=self.name,
+            root=path.parent,
+            path=path,
+            images=images,
+            records=records,
+            places=places,
+            problems=problems,
+            num_entries=len(entries),
+            published=None if (path.parent / GENERATED).is_file() else self.published,
+            path_key=self.image_key,
+        )
+
+    def _folders(self, root: Path) -> Sequence[Path]:
+        return (root, *(root / name for name in dict.fromkeys((self.name, *self.folders))))
+
+    def _find_or_explain(self, root: Path) -> Path:
+        names = " or ".join(self.annotations)
+        if not root.is_dir():
+            raise DatasetError(f"there is no folder {root}; give the folder that holds {names} and {IMAGES}/")
+        path = self.find(root)
+        if path is not None:
+            return path
+        if self.holds_useless_annotation(root):
+            raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
+        raise DatasetError(
+            f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
+            f"{IMAGES}/, or its parent; the data set is to be had from its authors on request"
+        )
+
+
+def found_in(folder: Path) -> str:
+    """The first names in a folder, for an error message."""
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The records of a JSON annotation, well-formed or not.
+
+    Raises:
+        DatasetError: The file is no UTF-8, no JSON, or not a list of records that is not empty.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); copy it again from the archive") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error}); copy it again from the archive") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not valid JSON ({error}); copy it again from the archive") from error
+    if not isinstance(entries, list) or not entries:
+        raise DatasetError(f"{path} holds {type(entries).__name__}, expected a list of records that is not empty")
+    return cast("list[Any]", entries)
+
+
+CUHK_PEDES = BenchmarkLayout(
+    name="CUHK-PEDES",
+    annotations=("reid_raw.json",),
+    image_key="file_path",
+    published=PublishedCounts(
+        splits={
+            "train": SplitCounts(11_003, 34_054, 68_126),
+            "val": SplitCounts(1_000, 3_078, 6_158),
+            "test": SplitCounts(1_000, 3_074, 6_156),
+        },
+        other_copies={"train": (SplitCounts(11_003, 34_054, 68_108),)},
+    ),
+    useless_annotation="caption_all.json",
+    useless_reason=(
+        "which has no splits. Ask the data set's authors for reid_raw.json, which comes with the same archive, and "
+        "put it beside imgs/"
+    ),
+)
+
+ICFG_PEDES = BenchmarkLayout(
+    name="ICFG-PEDES",
+    annotations=("ICFG-PEDES.json", "ICFG_PEDES.json"),
+    image_key="file_path",
+    published=PublishedCounts(
+        splits={"train": SplitCounts(3_102, 34_674, 34_674), "test": SplitCounts(1_000, 19_848, 19_848)},
+        other_copies={},
+    ),
+    folders=("ICFG_PEDES",),
+)
+
+RSTPREID = BenchmarkLayout(
+    name="RSTPReid",
+    annotations=("data_captions.json",),
+    image_key="img_path",
+    published=PublishedCounts(
+        splits={
+            "train": SplitCounts(3_701, 18_505, 37_010),
+            "val": SplitCounts(200, 1_000, 2_000),
+            "test": SplitCounts(200, 1_000, 2_000),
+        },
+        other_copies={},
+    ),
+)

@@ -1,1 +1,0 @@
-"""Prompted encoders: one tower each, or both as a `PromptedCLIP`."""

@@ -1,0 +1,1 @@
+"""The prompted model: it encodes, saves, loads and publishes."""

@@ -1,0 +1,199 @@
+"""Finds the open_clip model that saved prompts belong to, or says why a given one is not it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+
+from torch import nn
+
+from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
+from promptreid.hub.hub_errors import TRANSPORT_ERRORS
+from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
+from promptreid.towers.families.text_towers import find_text_tower
+from promptreid.towers.families.vision_towers import find_vision_tower, image_size_of
+from promptreid.towers.features import is_scripted, uses_quick_gelu
+from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
+from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
+from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
+from promptreid.towers.tower import PixelTower, TokenTower
+
+
+def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | Path | None = None) -> nn.Module:
+    """Make the open_clip model that prompts belong to: from the weights beside them, else from the base's tag.
+
+    Args:
+        files: The prompts.
+        trust_base: Also take an architecture or weights that open_clip does not list.
+        cache_dir: Folder for a downloaded base; `None` for open_clip's default.
+
+    Raises:
+        CheckpointError: The model is not one that open_clip lists, or is not the one the prompts were trained with.
+        HubError: The base cannot be downloaded.
+    """
+    manifest = files.manifest
+    _check_listed(manifest, files.encoders, trust_base=trust_base)
+    source = source_in(manifest)
+    try:
+        if files.encoders is None:
+            clip = load_clip(
+                source.name, pretrained=source.pretrained, image_size=source.image_size, cache_dir=cache_dir
+            )
+        else:
+            clip = _make_saved(files.encoders, source)
+    except UnpicklingError as error:
+        # torch's own words recommend to switch the protection off.
+        raise CheckpointError(
+            f"the weights of {_base_words(manifest)} hold more than tensors, and reading them could run code. "
+            "Have their author publish them as safetensors"
+        ) from error
+    except (*TRANSPORT_ERRORS, RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _not_made(manifest, error) from error
+    check_clip(files, clip)
+    return clip
+
+
+def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
+    # open_clip reports a download that failed in errors of other kinds.
+    fault: BaseException | None = error
+    while fault is not None and (type(fault) is FileNotFoundError or not isinstance(fault, TRANSPORT_ERRORS)):
+        fault = fault.__context__
+    if fault is not None:
+        return HubError(
+            f"the base of these prompts, {_base_words(manifest)}, cannot be downloaded: {str(error)[:500]}. Check the "
+            "network, or make it yourself and pass it as model="
+        )
+    return CheckpointError(
+        f"the base of these prompts, {_base_words(manifest)}, cannot be made: {str(error)[:500]}. "
+        "Make it yourself and pass it as model="
+    )
+
+
+def check_clip(files: PromptFiles, clip: nn.Module) -> None:
+    """Refuse an open_clip model that prompts do not belong to, naming every difference.
+
+    Raises:
+        CheckpointError: Architecture, activation, image size, width, depth or weights differ.
+        TypeError: It is no open_clip model.
+    """
+    if is_scripted(clip):
+        raise TypeError("model is TorchScript; make it without jit, as promptreid.load_clip does")
+    if not hasattr(clip, "visual") or not hasattr(clip, "encode_text"):
+        raise TypeError(f"model is {type(clip).__name__}, expected the open_clip model that promptreid.load_clip makes")
+    manifest = files.manifest
+    differences = [*_setup_differences(manifest, clip), *_tower_differences(manifest, clip)]
+    tuned = manifest.encoders_fingerprint != manifest.base_fingerprint
+    own, saved = fingerprint(clip), manifest.encoders_fingerprint
+    if len(saved) < len(own):
+        own = without_tensors(own)
+    if not same_fingerprint(own, saved) or (tuned and not nearer(own, saved, manifest.base_fingerprint)):
+        differences.append(f"their weights are others{', fine-tuned together with the prompts' if tuned else ''}")
+    if differences:
+        raise CheckpointError(
+            f"these prompts belong to {_base_words(manifest)}, and not to this model: {'; '.join(differences)}. "
+            "Leave model out to load the right one"
+        )
+
+
+def source_in(manifest: PromptManifest) -> ClipSource:
+    """Where the model of some prompts came from."""
+    return ClipSource(manifest.model_name, manifest.pretrained, manifest.image_size)
+
+
+def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
+    config = encoders.open_clip_config
+    stated = config["model_cfg"]["vision_cfg"]["image_size"]
+    if stated != list(source.image_size):
+        raise CheckpointError(
+            f"{encoders.path.parent} contradicts itself: open_clip_config.json states image_size {str(stated)[:60]}, "
+            f"prompt_config.json {list(source.image_size)}; save the prompts again"
+        )
+    check_shapes(encoders, source.name)
+    return load_clip_from_config(
+        config["model_cfg"],
+        read_weights(encoders.path),
+        image_size=source.image_size,
+        preprocess_cfg=config["preprocess_cfg"],
+        source=source,
+    )
+
+
+def check_shapes(encoders: SavedEncoders, name: str) -> None:
+    """Hold the header of a file of weights against its architecture, before any memory is taken for either.
+
+    Raises:
+        CheckpointError: The file lacks weights, has others, or has them in another shape.
+    """
+    expected = weight_shapes(encoders.open_clip_config["model_cfg"])
+    if expected is None or expected == dict(encoders.shapes):
+        return
+    missing = sorted(expected.keys() - encoders.shapes.keys())
+    unexpected = sorted(encoders.shapes.keys() - expected.keys())
+    both = sorted(expected.keys() & encoders.shapes.keys())
+    shapes = [name for name in both if expected[name] != tuple(encoders.shapes[name])]
+    raise CheckpointError(
+        f"{encoders.path} does not hold the weights of {name}: missing {_short(missing)}, "
+        f"unexpected {_short(unexpected)}, of another shape {_short(shapes)}; save the prompts again"
+    )
+
+
+def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, trust_base: bool) -> None:
+    if trust_base:
+        return
+    advice = "If you trust whoever wrote this folder, pass trust_base=True"
+    if not is_listed_model(manifest.model_name):
+        raise CheckpointError(f"open_clip lists no architecture {manifest.model_name!r}. {advice}")
+    if encoders is not None:
+        if without_choices(encoders.open_clip_config["model_cfg"]) != architecture_of(manifest.model_name):
+            raise CheckpointError(
+                f"the model_cfg in {encoders.path.parent} is not open_clip's of {manifest.model_name}. {advice}"
+            )
+    elif manifest.pretrained is None or not is_listed_tag(manifest.model_name, manifest.pretrained):
+        raise CheckpointError(
+            f"open_clip lists no weights of {manifest.model_name} tagged {manifest.pretrained!r}. {advice}, "
+            "or make the base yourself and pass it as model="
+        )
+
+
+def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
+    differences: list[str] = []
+    source = source_of(clip)
+    # The suffix stands for the activation alone, which is compared by itself.
+    if source and source.name.removesuffix("-quickgelu") != manifest.model_name.removesuffix("-quickgelu"):
+        differences.append(f"this is {source.name}")
+    if uses_quick_gelu(clip) != manifest.quick_gelu:
+        names = ("GELU", "QuickGELU")
+        differences.append(f"they compute {names[manifest.quick_gelu]}, this {names[not manifest.quick_gelu]}")
+    if image_size_of(clip) != manifest.image_size:
+        differences.append(f"they were trained at image size {manifest.image_size}, this has {image_size_of(clip)}")
+    return differences
+
+
+def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
+    finders: tuple[tuple[str, Callable[[nn.Module], TokenTower | PixelTower]], ...] = (
+        ("vision", find_vision_tower),
+        ("text", find_text_tower),
+    )
+    differences: list[str] = []
+    for name, find in finders:
+        shape = manifest.shapes.get(f"{name}.prompts.tokens", ())
+        try:
+            tower = find(clip)
+        except UnsupportedTowerError:
+            continue
+        if isinstance(tower, PixelTower):
+            continue  # its prompts fit or not by their shape alone
+        if len(shape) == 3 and shape[2] != tower.width:
+            differences.append(f"their {name} width is {shape[2]}, this has {tower.width}")
+        if len(shape) == 3 and shape[0] > len(tower.blocks):
+            differences.append(f"their {name} depth is {shape[0]}, this has {len(tower.blocks)} blocks")
+    return differences
+
+
+def _base_words(manifest: PromptManifest) -> str:
+    tag = "" if manifest.pretrained is None else f" tagged {manifest.pretrained!r}"
+    return f"{manifest.model_name}{tag} at image size {manifest.image_size}"
+
+
+def _short(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "none"

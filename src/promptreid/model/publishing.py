@@ -1,0 +1,138 @@
+"""Publishes a prompted model on the Hub."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from promptreid.errors import CheckpointError
+from promptreid.hub.card import CardDetails, check_secrets, make_card
+from promptreid.hub.download import check_repo_id
+from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
+from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
+from promptreid.hub.upload import Target, upload_files
+from promptreid.model.dual_encoder import DualEncoder
+from promptreid.model.matching import check_shapes
+from promptreid.model.saving import Encoders, save_prompts
+from promptreid.towers.names import is_listed_model, is_listed_tag, published_at
+
+_CARD = "README.md"
+_MOST_CARD_BYTES = 2**20
+
+
+def push_prompts(
+    model: DualEncoder | str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+    metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    details: CardDetails | None = None,
+    encoders: Encoders = "auto",
+) -> str:
+    """Publish a model's prompts, and its encoders where they were fine-tuned, with a model card.
+
+    One commit holds everything, so nobody ever downloads half of it. What goes up is the files that `save_prompts`
+    writes and the card: never pictures, captions, identity labels or the identity head.
+
+    Args:
+        model: The model, or a folder that `save_prompts` wrote; a `README.md` in it is taken as the card.
+        repo_id: The repository, `"user/name"`; made if it is not there.
+        private: Whether it is visible to its owner alone; a public one is refused unless this is `False`.
+        revision: Branch, made from main if it is not there; for a pull request, the branch it is for.
+        create_pr: Open a pull request.
+        commit_message: Title of the commit.
+        token: Access token that may write; `None` for the one that is logged in. It is written nowhere.
+        metrics: What `evaluate(...).as_dict()` returns, or one such for each seed: the card states mean and spread.
+        details: Data set, split, rule of the checkpoint, settings and whatever else the card is to say.
+        encoders: `"auto"` publishes the weights if they differ from the base's, `"always"` in any case.
+
+    Returns:
+        URL of the commit, or of the pull request.
+
+    Raises:
+        HubError: The Hub is not reached or refuses; the repository is as it was then.
+        CheckpointError: The folder is damaged, or holds weights that are not the architecture's.
+        FileNotFoundError: There is no such folder.
+        ValueError: The repository is public and `private` is not `False`, nobody else could make the base, a score
+            is no fraction, a token is in the card, or the Hub finds its metadata wrong.
+        TypeError: An argument is of another type.
+
+    Example:
+        >>> push_prompts(model, "user/cuhk-pedes-vit-b16", metrics=scores)  # doctest: +SKIP
+    """
+    check_repo_id(repo_id)
+    for name, value in (("private", private), ("create_pr", create_pr)):
+        if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{name} is {value!r}, expected True or False")
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(model, str | Path):
+            folder = Path(model)
+            if not folder.is_dir():
+                raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
+        else:
+            folder = save_prompts(model, Path(scratch) / "prompts", encoders=encoders)
+        files = read_prompt_files(folder)
+        manifest = _publishable(files)
+        card = _card(folder, manifest, repo_id, metrics, details)
+        uploads: dict[str, bytes | Path] = {_CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
+        uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
+        message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
+        check_secrets("\n".join((card, manifest.to_json(), message)), token=token)
+        return upload_files(Target(repo_id, private, revision, create_pr, token), uploads, message=message)
+
+
+def _publishable(files: PromptFiles) -> PromptManifest:
+    """The manifest as others may read it; refuses what nobody else could load."""
+    manifest, encoders = files.manifest, files.encoders
+    listed = is_listed_model(manifest.model_name) and (
+        manifest.pretrained is not None and is_listed_tag(manifest.model_name, manifest.pretrained)
+    )
+    if encoders is not None:
+        try:
+            check_shapes(encoders, manifest.model_name)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{encoders.path.parent / ENCODERS_CONFIG} is no configuration of {manifest.model_name} ({error!r}); "
+                "save the prompts again"
+            ) from error
+        # The path of a file on this machine is nobody else's business, and the weights come along.
+        return manifest if listed else replace(manifest, pretrained=None)
+    if not listed:
+        raise ValueError(
+            f"open_clip lists no weights of {manifest.model_name} tagged {manifest.pretrained!r}, so nobody else could "
+            'make the base of these prompts; save or push with encoders="always"'
+        )
+    return manifest
+
+
+def _card(
+    folder: Path,
+    manifest: PromptManifest,
+    repo_id: str,
+    metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    details: CardDetails | None,
+) -> str:
+    own = folder / _CARD
+    if own.is_symlink() or own.exists():
+        if metrics is not None or details is not None:
+            raise ValueError(f"{own} is the card, so metrics and details would be lost; leave them out, or remove it")
+        return _own_card(own)
+    base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
+    return str(make_card(manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details))
+
+
+def _own_card(path: Path) -> str:
+    # A link in a folder that somebody else made may lead to any file of ours, which would be published.
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is a link or no file; put a copy in its place to publish it as the card")
+    if path.stat().st_size > _MOST_CARD_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {_MOST_CARD_BYTES} for a card")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as such, or remove it") from error

@@ -1,0 +1,120 @@
+"""Saves a prompted model to a folder."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from promptreid.files import is_finite
+from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.prompt_files import MANIFEST, write_prompt_files
+from promptreid.model.dual_encoder import DualEncoder
+from promptreid.towers.features import uses_quick_gelu
+from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
+from promptreid.towers.loading import model_config, preprocess_config
+from promptreid.version import __version__
+
+Encoders = Literal["auto", "always"]
+
+
+def save_prompts(
+    model: DualEncoder,
+    directory: str | Path,
+    *,
+    encoders: Encoders = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Save a model's prompts, and its encoders where they are no longer the base's.
+
+    After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some hundred kilobytes. After stage
+    2 the encoders have changed, and prompts alone would be useless on the base: the weights then come along as
+    open_clip's own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an
+    older one leaves the older or the newer one; other files in the folder are not touched.
+
+    Args:
+        model: What to save.
+        directory: The folder; made if it is not there.
+        encoders: `"auto"` saves the weights if they differ from the base's, `"always"` in any case.
+        overwrite: Replace prompts that the folder holds already.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder holds prompts already.
+        NotADirectoryError: `directory` is a file.
+        OSError: The disk is full, or the folder cannot be written.
+        TypeError: `model` is no `PromptedCLIP`.
+        ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
+            `encoders` is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> from promptreid import PromptedCLIP, load_clip, load_prompts
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> folder = save_prompts(PromptedCLIP(clip), tempfile.mkdtemp())
+        >>> sorted(path.name for path in folder.glob("[!.]*"))
+        ['prompt_config.json', 'prompts.safetensors']
+        >>> load_prompts(folder).image_size
+        (96, 48)
+    """
+    directory = Path(directory)
+    _check_saveable(model, encoders)
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
+    if (directory / MANIFEST).exists() and not overwrite:
+        raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
+    manifest = _describe(model)
+    tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
+    weights = model.clip.state_dict() if encoders == "always" or _encoders_changed(model) else None
+    config: dict[str, Any] | None = None
+    if weights is not None:
+        config = {"model_cfg": model_config(model.clip), "preprocess_cfg": preprocess_config(model.clip)}
+    if not is_finite({**tensors, **(weights or {})}):
+        raise ValueError("the model holds NaN or infinity; training diverged, so nothing was saved")
+    write_prompt_files(directory, manifest, tensors, encoders=weights, open_clip_config=config)
+    return directory
+
+
+def _check_saveable(model: DualEncoder, encoders: str) -> None:
+    if not isinstance(model, DualEncoder):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP; wrap it: PromptedCLIP(clip)")
+    if encoders not in ("auto", "always"):
+        raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
+    if model.source is None:
+        raise ValueError(
+            "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
+            "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
+        )
+    gained = sorted(model.clip.state_dict().keys() - (model.base_samples or model.clip.state_dict()).keys())
+    if gained:
+        raise ValueError(
+            f"the open_clip model has gained {', '.join(gained[:5])} since it was wrapped, and open_clip could not "
+            "load what would be saved; take them out first"
+        )
+
+
+def _encoders_changed(model: DualEncoder) -> bool:
+    if model.source is None or model.source.pretrained is None or model.base_samples is None:
+        return True
+    return weights_changed(model.base_samples, model.clip)
+
+
+def _describe(model: DualEncoder) -> PromptManifest:
+    if model.source is None:
+        raise ValueError("it is not known which open_clip model this is")
+    # Where the encoders changed, the few bytes of the whole fingerprint do not matter.
+    base = own = without_tensors(model.base_fingerprint)
+    if _encoders_changed(model):
+        base = model.base_fingerprint
+        own = fingerprint(model.clip)[: len(base)]
+    return PromptManifest(
+        model_name=model.source.name,
+        pretrained=model.source.pretrained,
+        image_size=model.image_size,
+        quick_gelu=uses_quick_gelu(model.clip),
+        prompts=model.config,
+        shapes={name: tuple(value.shape) for name, value in model.prompt_state_dict().items()},
+        base_fingerprint=base,
+        encoders_fingerprint=own,
+        sha256={},
+        library_version=__version__,
+    )

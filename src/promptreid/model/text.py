@@ -1,0 +1,137 @@
+"""The text encoder with prompts."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize as unit_length
+
+from promptreid.model.encoder import PromptCarrier, start_prompts
+from promptreid.prompts.block_tokens import PromptInjection
+from promptreid.prompts.caption_hooks import trimmed
+from promptreid.prompts.config import Initialization, Prompts, TextSlot
+from promptreid.towers.families.text_towers import find_text_tower, longest_caption
+from promptreid.towers.features import join_skipped_blocks
+from promptreid.towers.probing import probe_tokens
+
+
+class PromptedTextEncoder(PromptCarrier):
+    """The text encoder of an open_clip model with learnable prompts in its blocks.
+
+    Block i works on `[start, P_i, caption]`; what it makes of the prompts is dropped and block i+1 gets its own.
+    Prompts take none of the caption's places. Batches are cut to their longest caption where that is exact.
+
+    Args:
+        clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_text` is prompted.
+        length: P, prompts a block; 0 gives the bare encoder.
+        depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
+        position_embedding: Give prompts the tower's positions 1…P and move the caption on by P.
+        initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.
+        slot: `"after_start"`, or `"before_end"` for prompts between the caption and its end token (causal towers).
+        sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
+        trim: Cut batches to their longest caption in towers where no feature can depend on what follows it; compiled
+            and exported code is not cut, and has one shape.
+
+    Shape:
+        - tokens: (B, L) int64, L the model's context length, as `model.tokenizer` makes them; Hugging Face towers
+          take fewer as well
+        - returns: (B, E) text features, of unit length if `normalize`
+
+    Raises:
+        UnsupportedTowerError: The text tower is of a kind that prompts cannot be put into.
+        AttachmentError: The tower already carries prompts, was compiled, or is TorchScript.
+        ValueError: `length`, `depth` or another option do not fit the tower; tokens of the wrong shape or beyond the
+            vocabulary.
+        TypeError: Tokens that are not integers.
+
+    Example:
+        >>> import torch
+        >>> from promptreid import load_clip
+        >>> encoder = PromptedTextEncoder(load_clip("promptreid-tiny"), length=4)
+        >>> encoder(torch.ones(2, 77, dtype=torch.int64)).shape
+        torch.Size([2, 128])
+
+    Source:
+        Zhou et al. 2022, Learning to Prompt for Vision-Language Models, arXiv 2109.01134; Khattak et al. 2023,
+        MaPLe (deep text prompts), arXiv 2210.03117; Li et al. 2024, arXiv 2401.02173.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        length: int = 4,
+        *,
+        depth: int | None = None,
+        position_embedding: bool = False,
+        initialization: Initialization | None = "start_state",
+        slot: TextSlot = "after_start",
+        sequence_first: bool = True,
+        trim: bool = True,
+    ) -> None:
+        tower = find_text_tower(clip)
+        prompts = Prompts(tower, length, depth=depth, position_embedding=position_embedding, slot=slot)
+        injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
+        super().__init__(clip, injection, prompts)
+        self.tower = tower
+        self.trim = trim
+        encode: Any = clip.encode_text
+        try:
+            start_prompts(
+                clip, injection, prompts, probe=lambda: encode(probe_tokens(tower)), initialization=initialization
+            )
+        except Exception:
+            self.detach()
+            raise
+
+    @property
+    def context_length(self) -> int:
+        """L, tokens of a caption: what the tower takes, or what open_clip's tokenizer makes for it."""
+        return self.tower.length if self.tower.shortest_too else self.tower.context_length
+
+    def forward(self, tokens: Tensor, *, normalize: bool = False) -> Tensor:
+        """Encode a batch of captions."""
+        self._check(tokens)
+        encode: Any = self.clip.encode_text
+        # How long captions are is known only by looking at them, which a traced graph cannot.
+        if not self.trim or self.tower.trim == "never" or torch.compiler.is_compiling():
+            features = encode(tokens, normalize=False)
+        else:
+            longest = longest_caption(self.tower, tokens)
+            sliced = self.tower.trim == "slice"
+            with nullcontext() if sliced else trimmed(self.injection.switch, longest):
+                features = encode(tokens[:, :longest] if sliced else tokens, normalize=False)
+        if self.tower.drops_blocks:
+            features = join_skipped_blocks(self.tower, features)
+        return unit_length(features, dim=-1) if normalize else features
+
+    def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"tokens are {type(tokens).__name__}, expected a tensor, as model.tokenizer(captions) makes"
+            )
+        if tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise TypeError(
+                f"tokens have dtype {tokens.dtype}, expected integers as model.tokenizer(captions) makes them"
+            )
+        longest, shorter = self.tower.context_length, self.tower.shortest_too
+        fits = tokens.ndim == 2 and tokens.shape[1] >= 1
+        fits = fits and (tokens.shape[1] == longest or (shorter and not 0 < longest < tokens.shape[1]))
+        if not fits:
+            wanted = f"at most {longest}" if shorter and longest else "any length" if shorter else str(longest)
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}, expected (batch, {wanted}); make them with "
+                "model.tokenizer(captions)"
+            )
+        # Looking at values would wait for the GPU at every step, and cannot be traced; there the embedding itself
+        # refuses them.
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            self._check_vocabulary(int(tokens.min()), int(tokens.max()))
+
+    def _check_vocabulary(self, smallest: int, largest: int) -> None:
+        vocabulary = self.tower.vocabulary
+        if smallest < 0 or (vocabulary and largest >= vocabulary):
+            raise ValueError(
+                f"token ids run from {smallest} to {largest}, but this text tower knows 0 to {vocabulary - 1}; make "
+                "them with model.tokenizer(captions)"
+            )

@@ -1,0 +1,172 @@
+"""The image encoder with prompts."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize as unit_length
+
+from promptreid.model.encoder import Injection, PromptCarrier, start_prompts
+from promptreid.prompts.attention_pool_tokens import AttentionPoolInjection
+from promptreid.prompts.block_tokens import PromptInjection
+from promptreid.prompts.border_pixels import BorderInjection
+from promptreid.prompts.config import (
+    VISION_PLACES,
+    BorderPrompts,
+    Initialization,
+    PoolPrompts,
+    Prompts,
+    VisionPlace,
+    check_choice,
+)
+from promptreid.towers.families.vision_towers import find_vision_tower, image_size_of
+from promptreid.towers.probing import probe_images
+from promptreid.towers.tower import PixelTower, TokenTower
+
+# Normalised images stay within about -3 to 3; raw pixels of 0 to 255 are far beyond.
+_LARGEST_VALUE = 50.0
+
+
+class PromptedVisionEncoder(PromptCarrier):
+    """The image encoder of an open_clip model with learnable prompts in its blocks.
+
+    Block i works on `[class, P_i, patches]`; what it makes of the prompts is dropped and block i+1 gets its own
+    (VPT-deep). Towers without a token sequence (ResNet, ConvNeXt, FastViT, Swin) get learnable pixels around the
+    border of the image instead; `kind` tells which tower it is. Use it alone in your own loop, or through
+    `PromptedCLIP` with both encoders.
+
+    Args:
+        clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_image` is prompted.
+        length: P, prompts a block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
+        depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
+        position_embedding: Add positions interpolated from the tower's grid to the prompts.
+        initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero. A
+            border starts at zero.
+        place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
+        sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
+
+    Shape:
+        - images: (B, 3, H, W) floating point, normalised
+        - returns: (B, E) image features, of unit length if `normalize`
+
+    Raises:
+        UnsupportedTowerError: The image tower is of a kind that prompts cannot be put into.
+        AttachmentError: The tower already carries prompts, was compiled, or is TorchScript.
+        ValueError: `length`, `depth` or another option do not fit the tower; images of the wrong shape, or not
+            normalised.
+        TypeError: Images that are not floating point.
+
+    Example:
+        >>> import torch
+        >>> from promptreid import load_clip
+        >>> encoder = PromptedVisionEncoder(load_clip("promptreid-tiny", image_size=(96, 48)), length=4)
+        >>> encoder(torch.zeros(2, 3, 96, 48)).shape
+        torch.Size([2, 128])
+
+    Source:
+        Jia et al. 2022, Visual Prompt Tuning, arXiv 2203.12119; Li et al. 2024, arXiv 2401.02173.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        length: int = 4,
+        *,
+        depth: int | None = None,
+        position_embedding: bool = False,
+        initialization: Initialization | None = "normal",
+        place: VisionPlace = "auto",
+        sequence_first: bool = True,
+    ) -> None:
+        check_choice("place", place, VISION_PLACES)
+        tower = find_vision_tower(clip)
+        if isinstance(tower, PixelTower) or place == "attention_pool":
+            _refuse_block_options(tower, depth, position_embedding, initialization)
+            prompts, injection = _beside_blocks(tower, length, place)
+        else:
+            prompts = Prompts(tower, length, depth=depth, position_embedding=position_embedding)
+            injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
+        super().__init__(clip, injection, prompts)
+        if isinstance(injection, PromptInjection) and isinstance(prompts, Prompts):
+            self._start(injection, prompts, initialization)
+
+    def _start(self, injection: PromptInjection, prompts: Prompts, initialization: Initialization | None) -> None:
+        encode: Any = self.clip.encode_image
+        try:
+            start_prompts(
+                self.clip,
+                injection,
+                prompts,
+                probe=lambda: encode(probe_images(self.clip)),
+                initialization=initialization,
+            )
+        except Exception:
+            self.detach()
+            raise
+
+    def forward(self, images: Tensor, *, normalize: bool = False) -> Tensor:
+        """Encode a batch of images."""
+        self._check(images)
+        features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
+        return unit_length(features, dim=-1) if normalize else features
+
+    def _check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"images are {type(images).__name__}, expected a tensor, as model.eval_transform makes")
+        height, width = image_size_of(self.clip)
+        if images.ndim != 4 or images.shape[1:] != (3, height, width):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, expected (batch, 3, {height}, {width}); resize them with "
+                "model.eval_transform, or load the model for your size: load_clip(..., image_size=(height, width))"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images have dtype {images.dtype}, expected floating point, normalised as model.eval_transform does"
+            )
+        # Looking at values would wait for the GPU at every step, and cannot be traced.
+        if torch.compiler.is_compiling():
+            return
+        if len(images) == 0:
+            raise ValueError("images hold no picture: the batch is empty, and open_clip's towers take at least one")
+        if images.device.type == "cpu":
+            largest = float(images.detach().abs().amax())
+            if math.isnan(largest):
+                raise ValueError("images hold values that are not numbers (NaN); look at what loads or changes them")
+            if largest > _LARGEST_VALUE:
+                raise ValueError(
+                    f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
+                    "them; are these pixels of 0 to 255?"
+                )
+
+
+def _beside_blocks(
+    tower: TokenTower | PixelTower, length: int, place: VisionPlace
+) -> tuple[BorderPrompts | PoolPrompts, Injection]:
+    """Prompts that are not in blocks of tokens, and what carries them."""
+    if not isinstance(tower, PixelTower) or (place == "attention_pool" and tower.attention_pool is None):
+        raise ValueError(
+            f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
+            'RN101, …). Leave place at "auto"'
+        )
+    if tower.attention_pool is not None and place == "attention_pool":
+        pool = PoolPrompts(tower, length)
+        return pool, AttentionPoolInjection(tower, pool)
+    border = BorderPrompts(tower, length)
+    return border, BorderInjection(tower, border)
+
+
+def _refuse_block_options(
+    tower: TokenTower | PixelTower, depth: int | None, position_embedding: bool, initialization: str | None
+) -> None:
+    given = {
+        "depth": depth if depth != 1 else None,
+        "position_embedding": position_embedding or None,
+        "initialization": None if initialization == "normal" else initialization,
+    }
+    wrong = [f"{name} is {value!r}" for name, value in given.items() if value is not None]
+    if wrong:
+        raise ValueError(
+            f"{' and '.join(wrong)}, but prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on "
+            "the image's border, or tokens in the attention pool of a ModifiedResNet. Leave these options out"
+        )

@@ -1,0 +1,231 @@
+"""Writes a generated data set to disk, laid out as one of the real ones is."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from promptreid.errors import DatasetError
+from promptreid.synthetic.camera import CAMERAS, photograph
+from promptreid.synthetic.captions import Caption, describe
+from promptreid.synthetic.formats import FORMATS, LAYOUTS, Format, Layout
+from promptreid.synthetic.person import Person, draw_person, near_twin, pick
+from promptreid.synthetic.scene import draw_scene
+from promptreid.synthetic.scene_file import SCENES, DescribedPicture, write_scenes
+from promptreid.synthetic.web_captions import web_description
+
+GENERATOR_VERSION = 3
+STAMP = "generated.json"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    layout: Layout
+    num_identities: tuple[int, int, int]
+    images_per_identity: int
+    gap: float
+    near_twins: float
+    seed: int
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.layout]
+
+    def stamp(self) -> dict[str, Any]:
+        """What a folder must have been written with to be used again."""
+        return {
+            "generator_version": GENERATOR_VERSION,
+            **vars(self),
+            "num_identities": list(self.num_identities),  # as JSON gives it back
+        }
+
+
+@dataclass(frozen=True)
+class _Member:
+    number: int
+    split: str
+    person: Person
+    twin_of: int | None
+
+
+def write_generated(
+    root: str | Path,
+    *,
+    layout: Layout = "CUHK-PEDES",
+    num_identities: tuple[int, int, int] | None = None,
+    images_per_identity: int = 4,
+    gap: float = 1.0,
+    near_twins: float = 0.3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write drawn pedestrians with captions to `root`, laid out as one of the real data sets is.
+
+    The pictures are drawings, not photographs, and no figure measured on them says anything about the real data sets.
+    A complete set written by the same arguments is used again. Everything is written to a hidden folder beside `root`
+    first and renamed at the end, so `root` never holds half a data set.
+
+    Args:
+        root: Folder to write: `imgs/`, the annotation of `layout`, and `scenes.json` (see `load_scenes`).
+        layout: Whose folders, annotation file and keys: `"CUHK-PEDES"`, `"ICFG-PEDES"` (one caption an image, no
+            validation split) or `"RSTPReid"`.
+        num_identities: Persons in the training, validation and test split; (300, 60, 200) if `None`, and no
+            validation persons where the layout has no such split.
+        images_per_identity: Pictures of each person.
+        gap: How far look and captions are from the small base's own domain, 0 to 2. It is the share (at most 1) of
+            pictures that show the street and have an annotator's captions, where the others are the web's dolls and
+            lists; and the strength of what the cameras do to all of them.
+        near_twins: Share of the persons, 0 to 1, who have a near-twin in their split: somebody who differs in the
+            colour of one thing only.
+        seed: Everything is drawn from it.
+        progress: Show a progress bar.
+
+    Returns:
+        `root` as a `Path`.
+
+    Raises:
+        DatasetError: `root` holds something else, or a generated set that has lost files.
+        ValueError: The layout is unknown, a count or share is out of range, or the seed is negative.
+
+    Example:
+        >>> import tempfile
+        >>> from promptreid.data.reader import load_cuhk_pedes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_generated(folder, num_identities=(4, 2, 2), images_per_identity=2, progress=False)
+        ...     print(load_cuhk_pedes(root).summary())
+        CUHK-PEDES: train 4 persons, 8 images, 16 captions; val 2 persons, 4 images, 8 captions; test 2 persons, 4 images, 8 captions
+    """  # noqa: E501
+    root = Path(root)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    if num_identities is None:
+        num_identities = (300, 60 if FORMATS[layout].has_val else 0, 200)
+    plan = _Plan(layout, num_identities, images_per_identity, float(gap), float(near_twins), seed)
+    _check_plan(plan)
+    if _holds(root, plan):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write(scratch, plan, progress)
+        (scratch / STAMP).write_text(json.dumps(plan.stamp()), encoding="utf-8")
+        scratch.chmod(0o755)
+        os.replace(scratch, root)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return root
+
+
+def _check_plan(plan: _Plan) -> None:
+    counts, val_wanted = plan.num_identities, int(plan.format.has_val)
+    if len(counts) != 3 or counts[0] < 1 or counts[1] < val_wanted or counts[2] < 1 or plan.images_per_identity < 1:
+        raise ValueError(
+            f"num_identities is {counts} and images_per_identity {plan.images_per_identity}; expected three counts "
+            "(train, val, test) and one, each at least 1"
+        )
+    if counts[1] and not val_wanted:
+        raise ValueError(f"num_identities is {counts}, but {plan.layout} has no validation split: give 0 in the middle")
+    if not 0 <= plan.gap <= 2:
+        raise ValueError(f"gap is {plan.gap}, expected 0 (the base's own domain) to 2")
+    if not 0 <= plan.near_twins <= 1:
+        raise ValueError(f"near_twins is {plan.near_twins}, expected a share from 0 to 1")
+    if plan.seed < 0:
+        raise ValueError(f"seed is {plan.seed}, expected 0 or more")
+
+
+def _holds(root: Path, plan: _Plan) -> bool:
+    """Whether `root` is already this data set; anything else there is refused."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    stamp, wanted = root / STAMP, plan.stamp()
+    try:
+        found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else None
+    except (OSError, ValueError):
+        found = None
+    if found == wanted:
+        _check_complete(root, plan.format)
+        return True
+    raise DatasetError(
+        f"{root} already holds "
+        + ("something that is not a generated data set" if found is None else f"a data set generated with {found}")
+        + f"; choose another folder, or delete it to write one with {wanted}"
+    )
+
+
+def _check_complete(root: Path, form: Format) -> None:
+    """Refuse a set whose files were deleted after it was written."""
+    paths = [root / form.annotation, root / SCENES]
+    if paths[0].is_file():
+        records = json.loads(paths[0].read_text(encoding="utf-8"))
+        paths += [root / "imgs" / record[form.path_key] for record in records]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DatasetError(
+            f"the generated data set in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
+            "delete the folder to write it again"
+        )
+
+
+def draw_people(
+    num_identities: tuple[int, int, int], *, near_twins: float, seed: int
+) -> list[tuple[str, Person, int | None]]:
+    """Draw all persons: (split, person, place of the near-twin in this list or `None`); no two look the same."""
+    people: list[tuple[str, Person, int | None]] = []
+    taken: set[Person] = set()
+    for split, count in zip(("train", "val", "test"), num_identities, strict=True):
+        for place in range(count):
+            number = len(people)
+            random = np.random.default_rng([seed, number, 0])
+            # Every second person may be the twin of the one before.
+            twin = place % 2 == 1 and bool(random.random() < near_twins)
+            person = near_twin(random, people[-1][1]) if twin else draw_person(random)
+            while person in taken:
+                person = near_twin(random, person) if twin else draw_person(random)
+            taken.add(person)
+            people.append((split, person, number - 1 if twin else None))
+    return people
+
+
+def _write(root: Path, plan: _Plan, progress: bool) -> None:
+    form = plan.format
+    people = draw_people(plan.num_identities, near_twins=plan.near_twins, seed=plan.seed)
+    pictures: list[DescribedPicture] = []
+    bar = tqdm(people, desc="drawing pedestrians", unit="person", disable=not progress, leave=False)
+    for number, (split, person, twin) in enumerate(bar):
+        random = np.random.default_rng([plan.seed, number, 1])
+        member = _Member(number, split, person, None if twin is None else twin + form.first_id)
+        pictures.extend(_write_picture(root, random, member, index, plan) for index in range(plan.images_per_identity))
+    records = [
+        form.record(
+            split=picture.split,
+            captions=[caption.text for caption in picture.captions],
+            path=picture.path.relative_to(root / "imgs").as_posix(),
+            number=picture.person_id - form.first_id,
+        )
+        for picture in pictures
+    ]
+    (root / form.annotation).write_text(json.dumps(records), encoding="utf-8")
+    write_scenes(root, pictures)
+
+
+def _write_picture(
+    root: Path, random: np.random.Generator, member: _Member, index: int, plan: _Plan
+) -> DescribedPicture:
+    form, camera = plan.format, CAMERAS[int(random.integers(len(CAMERAS)))]
+    view = pick(random, camera.views)
+    scene = draw_scene(random, member.person, camera=camera.name, view=view, sharp=camera.sharp, gap=plan.gap)
+    path = root / "imgs" / form.picture_path(camera=camera.name, split=member.split, number=member.number, index=index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(photograph(random, scene, camera, gap=plan.gap))
+    if scene.style == "web":
+        captions = tuple(Caption(web_description(random, scene.seen, view), {}, ()) for _ in range(form.captions))
+    else:
+        captions = tuple(describe(random, scene) for _ in range(form.captions))
+    return DescribedPicture(path, member.number + form.first_id, member.split, member.twin_of, scene, captions)

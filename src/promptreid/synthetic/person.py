@@ -1,0 +1,140 @@
+"""Who a generated pedestrian is: attributes that stay the same in every picture."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from promptreid.synthetic.palette import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
+
+NONE = "none"
+GENDERS = ("man", "woman")
+AGES = ("child", "adult", "elderly")
+BUILDS = ("slim", "average", "heavy")
+HAIR_LENGTHS = ("bald", "short", "shoulder length", "long")
+UPPER_KINDS = ("t-shirt", "shirt", "jacket", "coat", "hoodie", "sweater", "tank top")
+OPEN_KINDS = ("jacket", "coat")
+LOWER_KINDS = ("trousers", "jeans", "shorts", "skirt", "leggings")
+PATTERNS = ("plain", "striped", "checked", "dotted", "printed")
+SHOE_KINDS = ("shoes", "sneakers", "boots", "sandals")
+SHOE_COLOURS = ("black", "white", "brown", "red", "grey", "blue")
+BAGS = (NONE, "backpack", "handbag", "shoulder bag")
+HATS = (NONE, "cap", "beanie", "hat")
+GLASSES = (NONE, "glasses", "sunglasses")
+
+
+@dataclass(frozen=True)
+class Person:
+    """One identity; kinds and colours are keys of this module's and the palette's tables.
+
+    What a person does not have is `"none"`, so two persons are equal exactly if they look the same.
+
+    Attributes:
+        gender: What annotators call the person: `"man"` or `"woman"` (drawn as shape of the body).
+        age: `"child"`, `"adult"` or `"elderly"`.
+        build: `"slim"`, `"average"` or `"heavy"`.
+        skin: A key of `SKIN_TONES`.
+        hair_colour: A key of `HAIR_COLOURS`; `"none"` for the bald.
+        hair_length: One of `HAIR_LENGTHS`.
+        upper_kind: One of `UPPER_KINDS`.
+        upper_colour: A key of `GARMENT_COLOURS`, as all garment colours.
+        upper_pattern: One of `PATTERNS`.
+        pattern_colour: Of stripes, checks, dots or print; `"none"` if plain.
+        inner_colour: Of the shirt below an open jacket or coat, else `"none"`.
+        lower_kind: One of `LOWER_KINDS`.
+        lower_colour: Its colour.
+        shoe_kind: One of `SHOE_KINDS`.
+        shoe_colour: Its colour.
+        bag: One of `BAGS`.
+        bag_colour: Its colour, or `"none"`.
+        hat: One of `HATS`.
+        hat_colour: Its colour, or `"none"`.
+        glasses: One of `GLASSES`.
+    """
+
+    gender: str
+    age: str
+    build: str
+    skin: str
+    hair_colour: str
+    hair_length: str
+    upper_kind: str
+    upper_colour: str
+    upper_pattern: str
+    pattern_colour: str
+    inner_colour: str
+    lower_kind: str
+    lower_colour: str
+    shoe_kind: str
+    shoe_colour: str
+    bag: str
+    bag_colour: str
+    hat: str
+    hat_colour: str
+    glasses: str
+
+
+def pick(random: np.random.Generator, options: Iterable[str], *, other_than: str | None = None) -> str:
+    """One of `options`, each as likely, but not `other_than`."""
+    names = [name for name in options if name != other_than]
+    return names[int(random.integers(len(names)))]
+
+
+def draw_person(random: np.random.Generator) -> Person:
+    """Draw one identity; most attributes are independent, so identities share many of them."""
+    gender = pick(random, GENDERS)
+    age = pick(random, ("child", "elderly", *["adult"] * 6))
+    hair_length = _hair_length(random, gender, age)
+    hair_colour = "grey" if age == "elderly" else pick(random, HAIR_COLOURS)
+    upper_kind, upper_colour = pick(random, UPPER_KINDS), pick(random, GARMENT_COLOURS)
+    pattern = pick(random, ("plain", "plain", *PATTERNS))
+    lower_kind = pick(random, LOWER_KINDS if gender == "woman" else LOWER_KINDS[:3])
+    bag = pick(random, (NONE, *BAGS))
+    hat = pick(random, (NONE, NONE, NONE, *HATS))
+    return Person(
+        gender=gender,
+        age=age,
+        build=pick(random, BUILDS),
+        skin=pick(random, SKIN_TONES),
+        hair_colour=NONE if hair_length == "bald" else hair_colour,
+        hair_length=hair_length,
+        upper_kind=upper_kind,
+        upper_colour=upper_colour,
+        upper_pattern=pattern,
+        pattern_colour=NONE if pattern == "plain" else pick(random, GARMENT_COLOURS, other_than=upper_colour),
+        inner_colour=pick(random, GARMENT_COLOURS, other_than=upper_colour) if upper_kind in OPEN_KINDS else NONE,
+        lower_kind=lower_kind,
+        lower_colour=pick(random, ("blue", "black", "grey") if lower_kind == "jeans" else GARMENT_COLOURS),
+        shoe_kind=pick(random, SHOE_KINDS),
+        shoe_colour=pick(random, SHOE_COLOURS),
+        bag=bag,
+        bag_colour=NONE if bag == NONE else pick(random, GARMENT_COLOURS),
+        hat=hat,
+        hat_colour=NONE if hat == NONE else pick(random, GARMENT_COLOURS),
+        glasses=pick(random, (NONE, *GLASSES)),
+    )
+
+
+def _hair_length(random: np.random.Generator, gender: str, age: str) -> str:
+    if gender == "woman":
+        return pick(random, ("short", "shoulder length", "long", "long"))
+    return pick(random, ("short", "short", "short", "shoulder length", "short" if age == "child" else "bald"))
+
+
+def near_twin(random: np.random.Generator, person: Person) -> Person:
+    """Somebody who differs from `person` in the colour of one thing that every view shows."""
+    attributes = ["upper_colour", "lower_colour", "shoe_colour"]
+    if person.upper_pattern in ("striped", "checked", "dotted"):
+        attributes.append("pattern_colour")
+    if person.bag in ("handbag", "shoulder bag"):
+        attributes.append("bag_colour")
+    if person.hat != NONE:
+        attributes.append("hat_colour")
+    attribute = pick(random, attributes)
+    options: Iterable[str] = SHOE_COLOURS if attribute == "shoe_colour" else GARMENT_COLOURS
+    if attribute == "lower_colour" and person.lower_kind == "jeans":
+        options = ("blue", "black", "grey")
+    # Cloth and its pattern must stay two colours.
+    partner = {"upper_colour": person.pattern_colour, "pattern_colour": person.upper_colour}.get(attribute, NONE)
+    now: str = getattr(person, attribute)
+    return replace(person, **{attribute: pick(random, [name for name in options if name != partner], other_than=now)})

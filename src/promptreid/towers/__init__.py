@@ -1,0 +1,1 @@
+"""Everything that knows open_clip's, timm's and transformers' insides."""

@@ -1,0 +1,1 @@
+"""How each family of towers is recognised, described and resized."""

@@ -1,0 +1,292 @@
+"""Makes open_clip models: any name, any image size, the right activation, and our own files again."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from open_clip.factory import download_pretrained_from_hf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from promptreid.towers.extra import check_transformers
+from promptreid.towers.families.resizing import patch_of, resize_images
+from promptreid.towers.families.vision_towers import image_size_of
+from promptreid.towers.features import fill_unset_parameters
+from promptreid.towers.names import (
+    TINY_FOLDER,
+    TINY_NAME,
+    TINY_TAG,
+    check_image_size,
+    check_name,
+    check_patch,
+    config_of,
+    is_repository,
+    needs_quick_gelu,
+)
+from promptreid.towers.weights import CONFIG_NAME, load_weight_file, load_weights, read_config, saved_image_size
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where an open_clip model came from: what is needed to make it again.
+
+    Attributes:
+        name: open_clip's name of the architecture, such as `"ViT-B-16"`, or `"hf-hub:…"` or `"local-dir:…"`.
+        pretrained: open_clip's tag or a file's path; `None` for random weights.
+        image_size: (height, width) in pixels.
+    """
+
+    name: str
+    pretrained: str | None
+    image_size: tuple[int, int]
+
+
+def stamp(clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any]) -> nn.Module:
+    """Let `clip` remember its source and its configuration, outside of its state."""
+    object.__setattr__(clip, "promptreid_source", source)
+    object.__setattr__(clip, "promptreid_model_cfg", model_cfg)
+    return clip
+
+
+def source_of(clip: nn.Module) -> ClipSource | None:
+    """Where `clip` came from, or `None` if it was not made by `load_clip`."""
+    return getattr(clip, "promptreid_source", None)
+
+
+def model_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's configuration of `clip`, at the image size it has now.
+
+    Raises:
+        ValueError: The model was not made by `load_clip`, so its configuration is not known.
+    """
+    config: dict[str, Any] | None = getattr(clip, "promptreid_model_cfg", None)
+    if config is None:
+        raise ValueError(
+            "this open_clip model does not know its own configuration; make it with promptreid.load_clip(name, ...) "
+            "to be able to save its weights"
+        )
+    config = deepcopy(config)
+    config["vision_cfg"]["image_size"] = list(image_size_of(clip))
+    return config
+
+
+def preprocess_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's preprocessing of `clip` (mean, std, size, …), squashing and never cropping a person."""
+    stated = dict(getattr(clip.visual, "preprocess_cfg", None) or {})
+    return {**stated, "size": list(image_size_of(clip)), "resize_mode": "squash"}
+
+
+def load_clip(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    image_size: tuple[int, int] = (384, 128),
+    weights_size: tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+    cache_dir: str | Path | None = None,
+) -> nn.Module:
+    """Make an open_clip model for images of any size.
+
+    It is the model that `open_clip.create_model` makes, with three traps taken out: weights that were trained with
+    QuickGELU get it, position grids are resized from (height, width) to (height, width), and a name or tag that does
+    not exist is explained. `"promptreid-tiny"` with `pretrained="generated"` is the small base that ships with this
+    package.
+
+    Args:
+        name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` or `"local-dir:folder"`.
+        pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)` (downloaded on first use) or the path
+            of a weight file; `None` for random weights, or for those of the repository or folder.
+        image_size: (height, width) in pixels; pedestrian crops are usually (384, 128).
+        weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
+            `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
+        device: Where the model is put.
+        cache_dir: Folder for downloaded weights; `None` for open_clip's default.
+
+    Returns:
+        The open_clip model, in eval mode.
+
+    Raises:
+        ValueError: Unknown name or tag, an image size that is not two positive integers or that the tower cannot
+            take, or weights whose activation the named architecture does not have.
+        MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
+        RuntimeError: The weights do not fit, or were saved in another layout; missing and unexpected keys are listed.
+
+    Example:
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> clip.visual.image_size
+        (96, 48)
+    """
+    check_name(name)
+    size = check_image_size(image_size)
+    saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
+    cache = None if cache_dir is None else str(cache_dir)
+    quick_gelu = needs_quick_gelu(name, pretrained)
+    if is_repository(name):
+        clip, config = _load_repository(name, pretrained, cache)
+    else:
+        config = config_of(name)
+        check_transformers(name, config)
+        if quick_gelu:
+            config["quick_gelu"] = True
+        # Building a large tower takes long; one whose patch is known is refused first.
+        patch = config["vision_cfg"].get("patch_size") or 1
+        check_patch(name, size, (patch, patch))
+        clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
+        if patch == 1:
+            check_patch(name, size, patch_of(clip))
+    resize_images(clip, size)
+    return stamp(clip, ClipSource(name, pretrained, size), config).to(device).eval()
+
+
+def load_clip_from_config(
+    model_cfg: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    preprocess_cfg: Mapping[str, Any],
+    source: ClipSource | None = None,
+) -> nn.Module:
+    """Make an open_clip model from its configuration and weights, without network.
+
+    Args:
+        model_cfg: open_clip's model configuration.
+        state_dict: Every weight of the model; floating point of any precision.
+        image_size: (height, width) in pixels to build for; the position grid is resized from the configuration's.
+        preprocess_cfg: open_clip's preprocessing configuration.
+        source: Where the architecture came from.
+
+    Returns:
+        The open_clip model, in eval mode.
+
+    Raises:
+        RuntimeError: The weights do not fit the configuration; missing and unexpected keys are listed.
+    """
+    stored = deepcopy(dict(model_cfg))
+    saved = saved_image_size(stored)
+    clip = make_from_config(stored, preprocess_cfg=preprocess_cfg, image_size=saved)
+    load_weights(clip, state_dict, saved_size=saved)
+    resize_images(clip, image_size)
+    return stamp(clip, source, stored).eval()
+
+
+def make_from_config(
+    model_cfg: Mapping[str, Any],
+    *,
+    preprocess_cfg: Mapping[str, Any],
+    image_size: tuple[int, int] | None,
+    device: str = "cpu",
+) -> nn.Module:
+    """Make an open_clip model from its configuration, with random weights and without network.
+
+    Args:
+        model_cfg: open_clip's model configuration.
+        preprocess_cfg: open_clip's preprocessing configuration.
+        image_size: (height, width) in pixels; `None` for the configuration's.
+        device: Where it is made; `"meta"` takes no memory.
+    """
+    stated = saved_image_size(model_cfg)
+    square = deepcopy(dict(model_cfg))
+    # Not every tower can be built for a rectangle, and each can be resized to one afterwards.
+    square["vision_cfg"]["image_size"] = max(stated)
+    config = {"model_cfg": square, "preprocess_cfg": dict(preprocess_cfg)}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+        with _without_random_weights_warning():
+            clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device=device)
+    resize_images(clip, image_size or stated)
+    return clip
+
+
+def _origin(name: str, pretrained: str | None) -> Literal["random", "shipped", "tag", "file"]:
+    if pretrained is None:
+        return "random"
+    if (name, pretrained) == (TINY_NAME, TINY_TAG):
+        return "shipped"
+    return "tag" if open_clip.get_pretrained_cfg(name, pretrained) else "file"
+
+
+def _load_named(
+    name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
+) -> nn.Module:
+    """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
+    origin = _origin(name, pretrained)
+    with _without_random_weights_warning():
+        clip = open_clip.create_model(
+            name,
+            pretrained=pretrained if origin == "tag" else None,
+            force_quick_gelu=quick_gelu,
+            pretrained_text=False,
+            cache_dir=cache,
+            require_pretrained=origin == "tag",
+        )
+    if origin == "random":
+        fill_unset_parameters(clip)
+    if origin == "shipped":
+        load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
+    if origin == "file":
+        load_weight_file(clip, Path(str(pretrained)), saved_size=saved)
+    return clip
+
+
+def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Make the model of a folder or a Hub repository in open_clip's layout."""
+    if pretrained is not None:
+        raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
+    schema, place = name.split(":", 1)
+    if schema == "local-dir":
+        folder = Path(place)
+        found = [folder / f"open_clip_model{suffix}" for suffix in (".safetensors", ".bin", ".pt")]
+        weights = next((path for path in found if path.is_file()), None)
+        if weights is None:
+            raise FileNotFoundError(f"{folder} holds no open_clip_model.safetensors, .bin or .pt")
+    else:
+        folder = Path(download_pretrained_from_hf(place, filename=CONFIG_NAME, cache_dir=cache)).parent
+        weights = Path(download_pretrained_from_hf(place, cache_dir=cache))
+    config = read_config(folder)
+    stored = deepcopy(config["model_cfg"])
+    clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
+    load_weight_file(clip, weights, saved_size=saved_image_size(stored))
+    return clip, stored
+
+
+@contextmanager
+def _without_random_weights_warning() -> Generator[None, None, None]:
+    """Keep open_clip from warning of random weights, which were asked for or are replaced a moment later."""
+    root = logging.getLogger()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("No pretrained weights loaded", "Local config loaded"))
+
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+
+
+def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Name and shape of every weight of an architecture, at no cost in memory.
+
+    Args:
+        model_cfg: open_clip's model configuration.
+
+    Returns:
+        The shapes; `None` if the architecture cannot be made without memory.
+
+    Raises:
+        TypeError, ValueError, KeyError: It is no model configuration.
+    """
+    try:
+        with torch.device("meta"):
+            empty = make_from_config(model_cfg, preprocess_cfg={}, image_size=None, device="meta")
+    except (NotImplementedError, RuntimeError):
+        return None
+    return {name: tuple(value.shape) for name, value in empty.state_dict().items()}

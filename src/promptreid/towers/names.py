@@ -1,0 +1,144 @@
+"""What open_clip knows by name: architectures, tags of their weights, and what the arguments of `load_clip` may be."""
+
+import difflib
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+TINY_NAME = "promptreid-tiny"
+
+TINY_TAG = "generated"
+
+TINY_FOLDER = Path(__file__).parent / "tiny"
+
+_REPOSITORIES = ("hf-hub:", "local-dir:")
+
+open_clip.add_model_config(TINY_FOLDER / f"{TINY_NAME}.json")
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` is that of a Hub repository or a folder, with a configuration and weights of its own."""
+    return name.startswith(_REPOSITORIES)
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture."""
+    return deepcopy(open_clip.get_model_config(name)) or {}
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that open_clip does not have, and say which is near.
+
+    Raises:
+        ValueError: There is no such model.
+        TypeError: It is no name.
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"name is {name!r}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
+    names: list[str] = open_clip.list_models()
+    if name in names or is_repository(name):
+        return
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists all of them."
+    raise ValueError(f"open_clip has no model named {name!r}. {hint}")
+
+
+def check_image_size(image_size: object, *, what: str = "image_size") -> tuple[int, int]:
+    """Return (height, width), or refuse it.
+
+    Raises:
+        ValueError: It is not two positive integers.
+    """
+    if not (
+        isinstance(image_size, tuple | list)
+        and len(image_size) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in image_size)
+    ):
+        raise ValueError(
+            f"{what} is {image_size!r}, expected (height, width) in pixels: two positive integers such as (384, 128)"
+        )
+    height, width = image_size
+    return int(height), int(width)
+
+
+def check_patch(name: str, image_size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Refuse an image smaller than a patch, and warn of pixels that no patch covers.
+
+    Raises:
+        ValueError: There would be no patch.
+    """
+    (height, width), (rows, columns) = image_size, patch
+    if height < rows or width < columns:
+        raise ValueError(
+            f"image_size is ({height}, {width}), smaller than one {rows} x {columns} patch of {name}; "
+            f"give multiples of {rows}, such as ({24 * rows}, {8 * columns})"
+        )
+    if height % rows or width % columns:
+        warnings.warn(
+            f"image_size ({height}, {width}) is no multiple of {name}'s patch of {rows}: the last "
+            f"{height % rows} rows and {width % columns} columns of pixels are not seen; "
+            f"({height - height % rows}, {width - width % columns}) loses none",
+            stacklevel=3,
+        )
+
+
+def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether the weights of this tag were trained with QuickGELU; an impossible pair is refused.
+
+    Raises:
+        ValueError: The tag does not exist, or its weights need another activation than the architecture has.
+    """
+    if pretrained is None or is_repository(name) or (name, pretrained) == (TINY_NAME, TINY_TAG):
+        return False
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    config = open_clip.get_pretrained_cfg(name, pretrained)
+    if not config and Path(pretrained).is_file():
+        return False
+    if not config:
+        known = ", ".join([TINY_TAG] if name == TINY_NAME else tags) or "none"
+        raise ValueError(
+            f"{name} has no pretrained weights tagged {pretrained!r}, and there is no file of that name. Tags: {known}"
+        )
+    wanted = bool(config.get("quick_gelu", False))
+    if not wanted and config_of(name).get("quick_gelu", False):
+        plain = name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"{name} computes QuickGELU, but the weights tagged {pretrained!r} were trained with GELU. "
+            f"Load {plain!r} instead."
+        )
+    return wanted
+
+
+def is_listed_model(name: str) -> bool:
+    """Whether open_clip lists an architecture of this name."""
+    return name in open_clip.list_models()
+
+
+def is_listed_tag(name: str, pretrained: str) -> bool:
+    """Whether open_clip lists weights with this tag for this architecture."""
+    return (name, pretrained) == (TINY_NAME, TINY_TAG) or bool(open_clip.get_pretrained_cfg(name, pretrained))
+
+
+def published_at(name: str, pretrained: str) -> str | None:
+    """The Hub repository of the weights with this tag, or `None` if open_clip names none."""
+    stated: dict[str, Any] = open_clip.get_pretrained_cfg(name, pretrained) or {}
+    # open_clip writes owner/name/ or owner/name/file.
+    parts = str(stated.get("hf_hub") or "").split("/")
+    return "/".join(parts[:2]) if len(parts) >= 2 and all(parts[:2]) else None
+
+
+def architecture_of(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a listed architecture, without what one may choose: image size and activation."""
+    return without_choices(open_clip.get_model_config(name) or {})
+
+
+def without_choices(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """A model configuration without its image size and activation."""
+    config = deepcopy(model_cfg)
+    config.pop("quick_gelu", None)
+    if isinstance(config.get("vision_cfg"), dict):
+        config["vision_cfg"].pop("image_size", None)
+    return config

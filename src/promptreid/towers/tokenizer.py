@@ -1,0 +1,99 @@
+"""Turns captions into token ids, and says so when one does not fit."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import open_clip
+from torch import Tensor
+
+from promptreid.towers.extra import explain_missing_transformers
+from promptreid.towers.loading import ClipSource
+from promptreid.towers.names import check_name
+
+_PEEK_FACTOR = 2
+
+
+class CaptionTokenizer:
+    """An open_clip tokenizer that warns once when captions are longer than the model's context.
+
+    A caption that is too long is cut and its end token kept, as open_clip does; prompts take none of its places.
+
+    Args:
+        tokenize: open_clip's tokenizer.
+        context_length: L, tokens of a caption; `None` for the tokenizer's own.
+
+    Example:
+        >>> from promptreid import load_clip
+        >>> from promptreid.towers.loading import source_of
+        >>> tokenizer = load_tokenizer(source_of(load_clip("promptreid-tiny")))
+        >>> tokenizer(["a man in a blue coat", "a woman"]).shape
+        torch.Size([2, 77])
+    """
+
+    def __init__(self, tokenize: Callable[..., Tensor], *, context_length: int | None = None) -> None:
+        self.tokenize = tokenize
+        self.context_length: int = context_length or getattr(tokenize, "context_length", None) or 77
+        self._warned = False
+
+    def __call__(self, captions: str | Sequence[str], *, context_length: int | None = None) -> Tensor:
+        """Token ids of one caption or several.
+
+        Args:
+            captions: The captions.
+            context_length: Room for so many tokens instead of the model's, to count those of long captions.
+
+        Shape:
+            - returns: (B, L) int64
+
+        Raises:
+            TypeError: `captions` is not text.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        wrong = [caption for caption in captions if not isinstance(caption, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
+        if wrong:
+            raise TypeError(f"captions hold {wrong[0]!r}, expected text: one string or a list of strings")
+        tokens = self.tokenize(captions, context_length=context_length or self.context_length)
+        if not self._warned and context_length is None:
+            self._warn_of_cuts(captions, tokens)
+        return tokens
+
+    def _warn_of_cuts(self, captions: list[str], tokens: Tensor) -> None:
+        # Only a caption that fills its row can have been cut; such rows are few, so looking twice costs little.
+        full = [index for index in range(len(captions)) if int(tokens[index, -1]) != int(tokens[index, -2])]
+        if not full:
+            return
+        longer = self.tokenize([captions[index] for index in full], context_length=_PEEK_FACTOR * self.context_length)
+        past = longer[:, self.context_length :]
+        cut = int((past != longer[:, -1:]).any(dim=1).sum())
+        if cut:
+            self._warned = True
+            warnings.warn(
+                f"{cut} of {len(captions)} captions are longer than the {self.context_length} tokens that this model "
+                f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This is said once",
+                stacklevel=3,
+            )
+
+
+def load_tokenizer(source: ClipSource) -> CaptionTokenizer:
+    """The tokenizer of an architecture; some of them are downloaded on first use.
+
+    Raises:
+        MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
+    """
+    return _tokenizer(source.name)
+
+
+def tokenizer_of(name: str) -> CaptionTokenizer:
+    """The tokenizer of an open_clip model of that name, without the model.
+
+    Raises:
+        ValueError: There is no such model.
+        MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
+    """
+    check_name(name)
+    return _tokenizer(name)
+
+
+def _tokenizer(name: str) -> CaptionTokenizer:
+    with explain_missing_transformers(f"the tokenizer of {name}"):
+        return CaptionTokenizer(open_clip.get_tokenizer(name))

@@ -1,0 +1,141 @@
+"""Loads weights into an open_clip model, after fitting it to the layout that they were saved in."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+from open_clip.factory import load_state_dict as read_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from promptreid.towers.families.resizing import patch_of, position_rows, resize_images
+from promptreid.towers.families.vision_towers import image_size_of
+from promptreid.towers.names import check_image_size
+
+CONFIG_NAME = "open_clip_config.json"
+_FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip converts at the native size
+
+
+def load_weights(
+    clip: nn.Module, state_dict: Mapping[str, Tensor], *, saved_size: tuple[int, int] | None = None
+) -> None:
+    """Load every weight into `clip`, resizing what the image tower keeps by place.
+
+    Args:
+        clip: The open_clip model.
+        state_dict: Its weights.
+        saved_size: (height, width) the weights were saved at; `None` for a square.
+
+    Raises:
+        RuntimeError: Keys are missing or unexpected, or shapes differ.
+    """
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
+    target = image_size_of(clip)
+    key = position_rows(clip)[0]
+    rows = weights[key].shape[-2] if key in weights else None
+    try:
+        _fit_layout(clip, rows, saved_size, what=key)
+        clip.load_state_dict(weights, strict=True)
+    finally:
+        resize_images(clip, target)
+
+
+def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int] | None = None) -> None:
+    """Load a weight file in any form that open_clip reads, and leave `clip` at the size it was saved at.
+
+    Args:
+        clip: The open_clip model.
+        path: The file.
+        saved_size: (height, width) it was saved at; `None` reads it from the `open_clip_config.json` beside the file,
+            or takes the grid for a square.
+
+    Raises:
+        RuntimeError: The weights do not fit the model, or were saved at another size than stated.
+        ValueError: The grid is no square, and nothing says how many rows and columns it has.
+    """
+    saved = saved_size or _stated_size(path)
+    try:
+        _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
+        open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
+    except (SafetensorError, EOFError, UnpicklingError) as error:
+        if "Unsupported global" in str(error):  # torch's own words recommend to switch the protection off
+            raise RuntimeError(
+                f"{path} holds more than tensors, and reading it could run code; have its author publish it as "
+                "safetensors"
+            ) from error
+        raise RuntimeError(
+            f"{path} is no weight file, or a damaged one ({type(error).__name__}); expected weights of the named "
+            "architecture as .safetensors or .pt. Copy or download it again"
+        ) from error
+
+
+def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) that an open_clip configuration states."""
+    stated = model_cfg["vision_cfg"]["image_size"]
+    return (stated, stated) if isinstance(stated, int) else check_image_size(stated)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the `open_clip_config.json` of a folder says: `model_cfg` and `preprocess_cfg`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is not one.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        saved_image_size(config["model_cfg"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no open_clip configuration with model_cfg.vision_cfg.image_size: {error}"
+        ) from None
+    return config
+
+
+def _stated_size(path: Path) -> tuple[int, int] | None:
+    if not (path.parent / CONFIG_NAME).is_file():
+        return None
+    return saved_image_size(read_config(path.parent)["model_cfg"])
+
+
+def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
+    """Rows of the position grid that a file holds; `None` if it is not found under open_clip's name."""
+    key = position_rows(clip)[0]
+    if path.suffix in _FOREIGN_SUFFIXES or not key:
+        return None
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice(key).get_shape()[-2] if key in file.keys() else None  # noqa: SIM118
+    state: Any = read_state_dict(str(path))
+    return state[key].shape[-2] if key in state else None
+
+
+def _fit_layout(clip: nn.Module, rows: int | None, saved: tuple[int, int] | None, *, what: str) -> None:
+    """Resize `clip` to what was saved, so that every weight is loaded for the place it was learned at."""
+    _, prefix, _ = position_rows(clip)
+    if rows is None:
+        if saved is not None:
+            resize_images(clip, saved)
+        return
+    patches = rows - prefix
+    if saved is None:
+        side = round(patches**0.5)
+        patch = patch_of(clip)
+        saved = (side * patch[0], side * patch[1])
+        hint = "it was saved for images that are not square: state their size"
+    else:
+        hint = "the weights were saved at another image size than stated"
+    resize_images(clip, saved)
+    grid = position_rows(clip)[2]
+    if grid is None or grid[0] * grid[1] != patches:
+        expected = "no grid" if grid is None else f"the {grid[0]} x {grid[1]} grid"
+        raise RuntimeError(
+            f"{what} holds {patches} patches, which is not {expected} expected; {hint} "
+            "(weights_size=(height, width), saved_size in load_weights)"
+        )

@@ -1,0 +1,123 @@
+"""Several processes as one: devices, precision, and features gathered with their gradients."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from promptreid.errors import MissingExtraError
+from promptreid.training.log import check_trackers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Item = TypeVar("Item")
+
+
+def make_accelerator(
+    device: str | torch.device | None, mixed_precision: str, *, trackers: Sequence[Any] = (), folder: Path | None = None
+) -> "Accelerator":
+    """An accelerator on a device, or on the best there is, with trackers that write into a folder.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+        ValueError: The device or the precision cannot be had.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtraError('Trainer needs accelerate: pip install "promptreid[train]"') from error
+    if mixed_precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f'mixed_precision is {mixed_precision!r}, expected "no", "bf16" or "fp16"')
+    wanted = None if device is None else torch.device(device)
+    if wanted is not None and wanted.type == "cuda":
+        if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f'device is "{wanted}", but torch sees {torch.cuda.device_count()} CUDA devices')
+        torch.cuda.set_device(wanted)
+    cpu = wanted is not None and wanted.type == "cpu"
+    half_on_cpu = ValueError('mixed_precision="fp16" needs a GPU; use "bf16" or "no" on the CPU')
+    if mixed_precision == "fp16" and cpu:
+        raise half_on_cpu
+    check_trackers(trackers)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision,
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else folder / "trackers",
+    )
+    if wanted is not None and accelerator.device.type != wanted.type:
+        raise ValueError(
+            f"device is {str(wanted)!r}, but accelerate is set to {accelerator.device.type} in this process already; "
+            "start a new process for another device"
+        )
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise half_on_cpu
+    if mixed_precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f'mixed_precision="bf16" is not supported by {torch.cuda.get_device_name(accelerator.device)}; use "fp16" '
+            'or "no"'
+        )
+    return accelerator
+
+
+def first_rank(value: Item) -> Item:
+    """The first process's value, in every process."""
+    return all_ranks(value)[0]
+
+
+def all_ranks(value: Item) -> list[Item]:
+    """Every process's value, in the order of ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather whose backward gives each process the sum of what all processes ask of its share."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        return _all_gather(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous()
+        dist.all_reduce(summed)
+        start = dist.get_rank() * ctx.rows
+        return summed[start : start + ctx.rows]
+
+
+def gather_batch(*shares: Tensor) -> tuple[Tensor, ...]:
+    """Join every process's share of a batch in the order of ranks, so that each compares with all negatives.
+
+    Each process then computes the same loss of the whole batch. The gradient of a share is summed over the processes
+    and DistributedDataParallel averages those of the weights: together exactly the gradient of one process with the
+    whole batch. With one process, or none started, the shares come back as they are.
+
+    Args:
+        *shares: Tensors of this process, of the same shapes in every process.
+
+    Shape:
+        - shares: (B / W, ...) each, over W processes
+        - returns: (B, ...) each
+
+    Example:
+        >>> import torch
+        >>> gather_batch(torch.eye(2))[0].shape
+        torch.Size([2, 2])
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return shares
+    return tuple(_GatherWithGradient.apply(share) if share.requires_grad else _all_gather(share) for share in shares)  # pyright: ignore[reportReturnType]
+
+
+def _all_gather(values: Tensor) -> Tensor:
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,243 @@
+"""One stage of training: what trains, on which losses, at which rates."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.parameters import LayerDepths, Part, part_modules, part_parameters, parts_parameters
+
+
+def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_decay: float) -> list[dict[str, Any]]:
+    """Put parameters into as few groups as their rates and weight decays allow.
+
+    Weight decay is left out for biases, norms and everything else of at most one dimension.
+
+    Args:
+        rates: Every parameter with its peak rate.
+        weight_decay: Of the others.
+
+    Returns:
+        Groups with `"params"`, `"lr"` and `"weight_decay"`, rates in the order in which they first appear, those
+        with weight decay first.
+    """
+    chosen: dict[float, dict[bool, list[nn.Parameter]]] = {}
+    for parameter, rate in rates:
+        chosen.setdefault(rate, {True: [], False: []})[parameter.ndim > 1].append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for rate, by_decay in chosen.items()
+        for decays, parameters in by_decay.items()
+        if parameters
+    ]
+
+
+Algorithm = Literal["adamw", "adam"]
+
+_ABOVE_ZERO = ("learning_rate", "prompt_learning_rate", "layer_decay", "epsilon")
+
+_NUMBERS = (*_ABOVE_ZERO, "weight_decay", "new_module_factor", "warmup_epochs", "epochs")
+
+
+class Stage:
+    """A part of training with its own trainable parameters, losses and schedule; works in any loop.
+
+    Args:
+        name: Shown in progress bars and logs.
+        model: The model to train.
+        trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
+            (or of them `"norms"`, `"projections"`). May be empty where a loss has parameters of its own.
+        losses: Modules by name, each called with image features, text features and person ids. Their parameters
+            belong to the stage: they train with it, are kept in its checkpoints and are never published.
+        weights: Weights of the losses by name; 1 where not given.
+        epochs: Passes over the training data.
+        learning_rate: Peak rate.
+        prompt_learning_rate: Peak rate of prompts where it differs, as where they train beside encoders.
+        weight_decay: Left out for biases, norms and everything else of one dimension.
+        new_module_factor: Times the rate for the losses' own parameters, which start from nothing.
+        layer_decay: Times the rate for each block further from the encoders' end; 1 for none.
+        algorithm: `"adamw"`, or `"adam"`, whose weight decay is an L2 penalty.
+        betas: The algorithm's two decay rates.
+        epsilon: The algorithm's smallest denominator.
+        warmup_epochs: The rate rises linearly from a tenth over these, then falls to 0 along a cosine, by step.
+        max_norm: Longest the gradient may be; None for no clipping.
+
+    Raises:
+        ValueError: A setting is out of range, a name is unknown, or nothing would train.
+
+    Example:
+        >>> import torch
+        >>> from promptreid import PromptedCLIP, load_clip
+        >>> from promptreid.losses.contrastive import ContrastiveLoss
+        >>> model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
+        >>> stage = Stage("prompts only", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()})
+        >>> stage.prepare()
+        >>> optimizer = stage.optimizer()
+        >>> sorted(stage.losses(torch.randn(4, 128), torch.randn(4, 128), torch.arange(4)))
+        ['contrastive', 'total']
+
+    Source:
+        Two-stage use: arXiv 2401.02173. The times-five rate of new modules and warm-up from a tenth: IRRA, arXiv
+        2303.12501.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PromptedCLIP,
+        *,
+        trains: Sequence[Part],
+        losses: Mapping[str, nn.Module],
+        weights: Mapping[str, float] | None = None,
+        epochs: int = 1,
+        learning_rate: float = 1e-4,
+        prompt_learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        new_module_factor: float = 5.0,
+        layer_decay: float = 1.0,
+        algorithm: Algorithm = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        warmup_epochs: float = 0.0,
+        max_norm: float | None = 1.0,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.trains: tuple[Part, ...] = tuple(trains)
+        self.loss_modules: nn.ModuleDict = nn.ModuleDict(dict(losses))
+        self.weights: dict[str, float] = dict.fromkeys(losses, 1.0) | dict(weights or {})
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.prompt_learning_rate: float = learning_rate if prompt_learning_rate is None else prompt_learning_rate
+        self.weight_decay = weight_decay
+        self.new_module_factor = new_module_factor
+        self.layer_decay = layer_decay
+        self.algorithm: Algorithm = algorithm
+        self.betas = betas
+        self.epsilon = epsilon
+        self.warmup_epochs = warmup_epochs
+        self.max_norm = max_norm
+        self._check_names()
+        self._check_numbers()
+        self._own = parts_parameters(model, self.trains)
+        if not self.parameters():
+            raise ValueError(
+                f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
+                "give prompts a length of at least 1, or name a part that has some"
+            )
+
+    def prepare(self) -> None:
+        """Let exactly this stage's parameters take gradients; what is frozen goes to eval mode, the rest to train.
+
+        So frozen dropout drops nothing and frozen BatchNorm keeps its statistics.
+        """
+        self.model.requires_grad_(False).eval()
+        for part in self.trains:
+            for module in part_modules(self.model, part):
+                module.train()
+        self.loss_modules.to(next(self.model.parameters()).device).train()
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains: the model's share, then the losses' own."""
+        return [*self._own, *self.loss_modules.parameters()]
+
+    def optimizer(self) -> Optimizer:
+        """The optimiser, with one group for each rate with weight decay and one without.
+
+        Call `prepare` first: it moves the losses to the model's device.
+        """
+        groups = parameter_groups(self._rates(), weight_decay=self.weight_decay)
+        algorithm = {"adamw": AdamW, "adam": Adam}[self.algorithm]
+        return algorithm(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
+
+    def scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+        """Warm-up and cosine over the stage; call its `step` after every step of the optimiser."""
+        total, warmup = self.epochs * steps_per_epoch, round(self.warmup_epochs * steps_per_epoch)
+        return LambdaLR(optimizer, lambda step: rate_factor(step, total=total, warmup=warmup))
+
+    def losses(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
+        """Every loss of a batch by name, unweighted, and `"total"`, their weighted sum, to call `backward` on.
+
+        Shape:
+            - image_features, text_features: (B, E), not normalised; person_ids: (B,) int64 labels
+        """
+        values: dict[str, Tensor] = {
+            name: module(image_features, text_features, person_ids) for name, module in self.loss_modules.items()
+        }
+        total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
+        return {**values, "total": total}
+
+    def settings(self) -> dict[str, Any]:
+        """What a run must have in common with a checkpoint to go on from it, as JSON holds it."""
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        return {
+            "name": self.name,
+            "trains": list(self.trains),
+            "losses": {name: repr(module) for name, module in self.loss_modules.items()},
+            "weights": self.weights,
+            "algorithm": self.algorithm,
+            "betas": list(self.betas),
+            "max_norm": self.max_norm,
+            **numbers,
+        }
+
+    def _rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        prompts = set(part_parameters(self.model, "prompts"))
+        depths = LayerDepths(self.model) if self.layer_decay != 1 else None
+        for parameter in self._own:
+            distance = None if depths is None else depths.distance_from_end(parameter)
+            rate = self.prompt_learning_rate if parameter in prompts else self.learning_rate
+            yield parameter, rate * self.layer_decay ** (distance or 0)
+        for parameter in self.loss_modules.parameters():
+            yield parameter, self.learning_rate * self.new_module_factor
+
+    def _check_names(self) -> None:
+        unknown = set(self.trains) - set(get_args(Part))
+        if unknown:
+            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected some of {list(get_args(Part))}")
+        if not self.loss_modules or "total" in self.loss_modules:
+            raise ValueError(
+                f"stage {self.name!r} has the losses {list(self.loss_modules)}, expected at least one, and none "
+                "called total"
+            )
+        if set(self.weights) != set(self.loss_modules.keys()):
+            raise ValueError(
+                f"stage {self.name!r} has weights for {sorted(self.weights)} but the losses "
+                f"{sorted(self.loss_modules)}; give a weight only for a loss that is there"
+            )
+
+        if self.algorithm not in get_args(Algorithm):
+            raise ValueError(f'algorithm of stage {self.name!r} is {self.algorithm!r}, expected "adamw" or "adam"')
+
+    def _check_numbers(self) -> None:
+        for name, value in ({name: getattr(self, name) for name in _NUMBERS} | self.weights).items():
+            if not 0 <= value < math.inf or (value == 0 and name in _ABOVE_ZERO):
+                wanted = "above 0" if name in _ABOVE_ZERO else "of at least 0"
+                raise ValueError(f"{name} of stage {self.name!r} is {value}, expected a number {wanted}")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm of stage {self.name!r} is {self.max_norm}, expected a number above 0, or None")
+        if self.layer_decay > 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"layer_decay of stage {self.name!r} is {self.layer_decay} and betas {self.betas}; expected a "
+                "layer_decay of at most 1 and betas below 1"
+            )
+        if self.epochs != int(self.epochs) or self.epochs < 1:
+            raise ValueError(f"epochs of stage {self.name!r} is {self.epochs}, expected at least 1; or leave it out")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs of stage {self.name!r} is {self.warmup_epochs}, expected at least 0 and less than its "
+                f"{self.epochs} epochs"
+            )
+
+
+def rate_factor(step: int, *, total: int, warmup: int) -> float:
+    """Share of the peak rate at a step: linear from 0.1 to 1 over `warmup`, then half a cosine to 0 at `total`."""
+    if step < warmup:
+        return 0.1 + 0.9 * step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
