@@ -23,7 +23,7 @@ from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, ev
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.synthetic import write_generated
-from promptreid.synthetic.layout import GENERATOR_VERSION
+from promptreid.synthetic.writer import GENERATOR_VERSION
 
 IDENTITIES = (2000, 400, 1)  # the split of one is only there because the layout asks for a test split
 IMAGE_SIZE = (96, 48)

@@ -1,4 +1,4 @@
-"""What the generated data are like: counts, lengths, speed, and the contact sheets of docs/generated.md.
+"""What the synthetic data are like: counts, lengths, speed, and the contact sheets of docs/synthetic.md.
 
     python benchmarks/generated_summary.py
 
@@ -7,6 +7,7 @@ The training split only; the test split is never looked at.
 
 import json
 import platform
+import sys
 import tempfile
 import textwrap
 import time
@@ -19,9 +20,11 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw
 
-from promptreid.synthetic import DescribedPicture, load_scenes, write_generated
-from promptreid.synthetic.layout import GENERATOR_VERSION
-from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+from promptreid.synthetic import DescribedImage, load_scenes, write_generated
+from promptreid.synthetic.writer import GENERATOR_VERSION
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+from web_world import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 
 PERSONS = 500
 ROOT = Path(__file__).parents[1]
@@ -36,7 +39,7 @@ def shares(values: list[str]) -> dict[str, float]:
     return {name: round(count / len(values), 3) for name, count in Counter(values).most_common()}
 
 
-def summarise(pictures: list[DescribedPicture]) -> dict[str, Any]:
+def summarise(pictures: list[DescribedImage]) -> dict[str, Any]:
     """Distribution of what is drawn and said."""
     people = {picture.person_id: picture.scene.person for picture in pictures}
     captions = [caption for picture in pictures for caption in picture.captions]
@@ -60,7 +63,7 @@ def summarise(pictures: list[DescribedPicture]) -> dict[str, Any]:
     }
 
 
-def singled_out(pictures: list[DescribedPicture]) -> float:
+def singled_out(pictures: list[DescribedImage]) -> float:
     """Share of captions whose person a reader finds first who knows the truth about everybody; ties count in part."""
     people = {picture.person_id: picture.scene.person for picture in pictures}
     found = 0.0

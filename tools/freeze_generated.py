@@ -2,8 +2,9 @@
 
     python tools/freeze_generated.py
 
-To be run once for a version, before anything is compared on its data. Whoever changes the generator or the base
-raises `GENERATOR_VERSION` (layout.py) or `VERSION` (pretrain_tiny.py), runs this again, and says so in the changelog.
+Run it once for each version, before anything is compared on its data. Whoever changes the generator or the base
+raises `GENERATOR_VERSION` (synthetic/writer.py) or `VERSION` (pretrain_tiny.py), runs this again, and says so in the
+changelog.
 """
 
 import hashlib
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import PIL
+from web_world import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 
 from promptreid.synthetic import write_generated
-from promptreid.synthetic.layout import GENERATOR_VERSION
-from promptreid.synthetic.scene_file import SCENES
-from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
+from promptreid.synthetic.scenes import SCENES
+from promptreid.synthetic.writer import GENERATOR_VERSION
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "src/promptreid/towers/tiny"
@@ -34,18 +35,18 @@ def digest(*parts: bytes) -> str:
 
 
 def generator_hashes() -> dict[str, str]:
-    """Hashes of a small data set and of some of the web's pairs."""
+    """Hashes of a small data set and of some of the pretraining world's pairs."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_generated(
             Path(folder) / "set", num_identities=(8, 4, 8), images_per_identity=4, near_twins=0.5, progress=False
         )
         texts = [(root / name).read_bytes() for name in ("reid_raw.json", SCENES)]
-        pictures = [path.read_bytes() for path in sorted((root / "imgs").rglob("*.jpg"))]
+        images = [path.read_bytes() for path in sorted((root / "imgs").rglob("*.jpg"))]
     worlds = [PLAIN_WORLD, VARIED_WORLD]
     pairs = [draw_web_pair(np.random.default_rng([0, index]), worlds[index % 2]) for index in range(200)]
     return {
         "street_texts": digest(*texts),
-        "street_pictures": digest(*pictures),
+        "street_pictures": digest(*images),
         "web_texts": digest(*(text.encode() for _, text in pairs)),
         "web_pictures": digest(*(image.tobytes() for image, _ in pairs)),
     }

@@ -1,9 +1,9 @@
-"""Pretrain the small base `promptreid-tiny` on generated pictures; writes the weights that the package ships.
+"""Pretrain the small base `promptreid-tiny` on drawings; writes the weights that the package ships.
 
     python tools/pretrain_tiny.py
     python tools/pretrain_tiny.py --further 1000 --pairs 48000 --output runs/further    # what ships, pretrained further
 
-It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`synthetic/web.py`), never
+It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`web_world.py`), never
 on the pedestrians that the examples adapt to. Settings, hashes and the loss curve go into `training.json`.
 """
 
@@ -25,8 +25,7 @@ from open_clip.transformer import PatchDropout
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import trange
-
-from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
+from web_world import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
 
 VERSION = 2  # of the base: one more whenever its weights change
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
@@ -37,14 +36,14 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
 
 def draw_pairs(count: int, seed: int, world: World) -> tuple[torch.Tensor, list[str]]:
-    """Draw `count` pictures, (count, 3, 64, 64) uint8, and their captions."""
-    pictures = np.empty((count, WEB_SIZE, WEB_SIZE, 3), dtype=np.uint8)
+    """Draw `count` images, (count, 3, 64, 64) uint8, and their captions."""
+    images = np.empty((count, WEB_SIZE, WEB_SIZE, 3), dtype=np.uint8)
     captions: list[str] = []
     for index in trange(count, desc="drawing"):
         image, caption = draw_web_pair(np.random.default_rng([seed, index]), world)
-        pictures[index] = np.asarray(image)
+        images[index] = np.asarray(image)
         captions.append(caption)
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), captions
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions
 
 
 def batches(lengths: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -80,19 +79,19 @@ def make_optimizer(clip: torch.nn.Module, learning_rate: float) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
 
-def contrastive_loss(clip: torch.nn.Module, pictures: torch.Tensor, tokens: torch.Tensor, length: int) -> torch.Tensor:
+def contrastive_loss(clip: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor, length: int) -> torch.Tensor:
     """CLIP's symmetric loss of one batch."""
-    images = (pictures.float() / 255 - MEAN) / STD
-    image_features = F.normalize(clip.encode_image(images), dim=-1)
+    normalized = (images.float() / 255 - MEAN) / STD
+    image_features = F.normalize(clip.encode_image(normalized), dim=-1)
     text_features = encode_text(clip, tokens, length)
     logits = clip.logit_scale.exp() * image_features @ text_features.T
-    target = torch.arange(len(pictures))
+    target = torch.arange(len(images))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train(
     clip: torch.nn.Module,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     tokens: torch.Tensor,
     settings: argparse.Namespace,
     *,
@@ -117,7 +116,7 @@ def train(
         if step == round(0.8 * steps):
             clip.visual.patch_dropout = torch.nn.Identity()
         chosen = next(stream)
-        loss = contrastive_loss(clip, pictures[chosen], tokens[chosen], int(lengths[chosen].max()))
+        loss = contrastive_loss(clip, images[chosen], tokens[chosen], int(lengths[chosen].max()))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -151,7 +150,7 @@ def parse_settings() -> argparse.Namespace:
         "--further",
         type=int,
         metavar="STEPS",
-        help="one more round in the second world, from the weights that ship, instead of all anew",
+        help="one more round in the second world, from the weights that ship, instead of a whole pretraining",
     )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
     settings = parser.parse_args()
@@ -165,7 +164,7 @@ def parse_settings() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draw, train, save, once a round; goes on after the last round that a killed run finished."""
+    """Draw, train, save, once a round; resumes after the last round that an interrupted run finished."""
     settings = parse_settings()
     output: Path = settings.output
     output.mkdir(parents=True, exist_ok=True)
@@ -187,7 +186,7 @@ def main() -> None:
     if found.get("settings") == wanted and len(found["rounds"]) < len(ROUNDS):
         report = found
     for number in range(len(report["rounds"]), len(ROUNDS)):
-        if number:  # every round starts from the file, so that a run that was killed goes on the same way
+        if number:  # every round starts from the file, so that an interrupted run gives the same weights
             clip.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         done = run_round(clip, settings, number, world=ROUNDS[number], steps=settings.steps[number])
         report["rounds"].append(done)
@@ -220,15 +219,15 @@ def run_round(
     seed = settings.seed + number
     if number:
         torch.manual_seed(seed + 1)
-    pictures, captions = draw_pairs(settings.pairs, seed, world)
+    images, captions = draw_pairs(settings.pairs, seed, world)
     tokens = open_clip.SimpleTokenizer()(captions)
     started = time.perf_counter()
-    curve = train(clip, pictures, tokens, settings, number=number, steps=steps)
+    curve = train(clip, images, tokens, settings, number=number, steps=steps)
     seen = torch.zeros(len(clip.token_embedding.weight), dtype=torch.bool)
     seen[tokens.unique()] = True
     settle_unseen_words(clip, seen)
     return {
-        "data_sha256": hashlib.sha256(pictures.numpy().tobytes() + "\n".join(captions).encode()).hexdigest(),
+        "data_sha256": hashlib.sha256(images.numpy().tobytes() + "\n".join(captions).encode()).hexdigest(),
         "tokens_seen": int(seen.sum()),
         "seconds": round(time.perf_counter() - started),
         "versions": {

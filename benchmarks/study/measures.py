@@ -1,7 +1,9 @@
 """What a table of Rank-1 does not show: how far features are from home, and what was forgotten there."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 from promptreid import PromptedCLIP
 from promptreid.evaluation.evaluate import EncodedSplit
 from promptreid.evaluation.metrics import compute_metrics
-from promptreid.synthetic.web import draw_web_pair
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from web_world import draw_web_pair
 
 OWN_PAIRS, OWN_SEED, MOST = 1000, 2_000_000, 2000
 

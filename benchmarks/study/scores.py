@@ -7,8 +7,7 @@ from pathlib import Path
 from promptreid.evaluation.evaluate import EncodedSplit
 from promptreid.evaluation.metrics import compute_metrics
 from promptreid.synthetic import load_scenes
-from promptreid.synthetic.captions import Caption
-from promptreid.synthetic.scene import Scene
+from promptreid.synthetic.scenes import Caption, Scene
 
 Groups = dict[str, dict[str, dict[str, float]]]  # attribute → value → {"rank1": …, "queries": …}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from promptreid.cli.main import main
 from promptreid.data.check import check_dataset
-from promptreid.data.faults import KINDS, CheckReport, Problem, in_order
+from promptreid.data.problems import KINDS, CheckReport, Problem, in_order
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import DatasetError
 from promptreid.synthetic import write_generated
@@ -104,7 +104,7 @@ def test_check_dataset_names_all_of_twenty_planted_faults_and_no_other(drawn: Pa
     planted = plant_twenty_faults(drawn)
     assert len(planted) == 20
     report = check(drawn, tokenizer=open_clip.get_tokenizer("ViT-B-16"))
-    found = {(problem.kind, problem.record): problem.message for problem in report.problems}
+    found = {(problem.kind, problem.position): problem.message for problem in report.problems}
     assert sorted(found) == sorted((kind, record) for kind, record, _ in planted)
     assert len(report.problems) == 20
     text = "\n".join(report.lines())
@@ -283,7 +283,10 @@ def test_check_dataset_long_captions_are_counted_and_the_longest_is_named(
     entries[2]["captions"][0] = "coat " * 76
     entries[8]["captions"][1] = "coat " * 400
     report = check(write_cuhk(entries), tokenizer=tokenizer)
-    assert [(problem.record, problem.kind) for problem in report.problems] == [(2, "long caption"), (8, "long caption")]
+    assert [(problem.position, problem.kind) for problem in report.problems] == [
+        (2, "long caption"),
+        (8, "long caption"),
+    ]
     assert "record 2: caption 0 has 78 tokens, the context 77" in report.problems[0].message
     assert "record 8: caption 1 has 402 tokens" in report.problems[1].message
     assert (report.longest_caption, report.context_length) == (402, 77)

@@ -190,7 +190,7 @@ def test_load_folder_named_table_that_is_none_raises(folder: Path, table: str) -
 
 
 def test_load_folder_no_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give the folder of pictures"):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give the folder of images"):
         load_folder(tmp_path / "nowhere")
 
 

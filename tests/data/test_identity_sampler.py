@@ -101,7 +101,7 @@ def test_identity_sampler_processes_share_every_batch_by_whole_identities() -> N
         ({"people": 7}, "identities_per_batch is 7, but there are 6 identities"),
         ({"people": 0}, "identities_per_batch is 0 and pairs_per_identity 2, expected at least 1"),
         ({"pairs": 0}, "expected at least 1"),
-        ({"num_replicas": 4}, "6 pairs a batch are not divisible by the 4 processes"),
+        ({"num_replicas": 4}, "batch_size 6 is not divisible by the 4 processes"),
         ({"num_replicas": 2, "rank": 2}, "rank is 2, expected 0 to 1"),
         ({"ids": []}, r"person_ids are torch.float32 \(0,\), expected integers \(pairs,\), not empty"),
         ({"ids": [[1, 2]]}, r"expected integers \(pairs,\)"),

@@ -60,14 +60,14 @@ def test_image_folder_tells_present_missing_and_outside(tmp_path: Path) -> None:
         "twin.jpg": "outside",
         "x" * 5000: "missing",
     }
-    assert {path: folder.place(PurePosixPath(path)) for path in places} == places
+    assert {path: folder.locate(PurePosixPath(path)) for path in places} == places
 
 
 def test_image_folder_pipe_is_missing_and_is_not_read(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
-    assert ImageFolder(tmp_path).place(PurePosixPath("pipe.jpg")) == "missing"
+    assert ImageFolder(tmp_path).locate(PurePosixPath("pipe.jpg")) == "missing"
 
 
 def test_list_images_sorted_with_sub_folders_and_without_hidden(tmp_path: Path) -> None:
@@ -83,5 +83,5 @@ def test_list_images_empty_folder_has_none(tmp_path: Path) -> None:
 
 
 def test_list_images_no_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a folder of pictures"):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a folder of images"):
         list_images(tmp_path / "nowhere")

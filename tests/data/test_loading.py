@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from promptreid import data
+from promptreid.data.annotation import Annotation, parse_entry
+from promptreid.data.check import check_dataset
+from promptreid.data.layouts import JsonLayout
 from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
+from promptreid.data.records import SPLITS
 from promptreid.errors import DatasetError
 
 Write = Callable[..., Path]
@@ -110,3 +115,53 @@ def test_load_dataset_own_folder_is_found(write_benchmark: Write, tmp_path: Path
     table = "image,caption,person_id,split\n0.jpg,a man,1,test\n"
     (tmp_path / "own" / "people.csv").write_text(table, encoding="utf-8")
     assert load_dataset(tmp_path / "own").name == "own"
+
+
+class PeopleLayout:
+    """A layout of somebody else's: one object a person, in a file for each split."""
+
+    def read(self, root: Path) -> Annotation:
+        entries = []
+        for split in ("train", "test"):
+            for person in json.loads((root / f"{split}.json").read_text(encoding="utf-8")):
+                for image in person["images"]:
+                    fields = {"split": split, "captions": person["texts"], "file_path": image, "id": person["number"]}
+                    entries.append(parse_entry(fields, root / "crops"))
+        return Annotation.of_entries(entries, name="People", path=root / "train.json", images=root / "crops")
+
+
+def test_load_dataset_layout_from_outside_is_read_and_checked(tmp_path: Path, draw_picture: Callable) -> None:
+    for number in range(4):
+        draw_picture(tmp_path / "crops" / f"{number}.png", seed=number)
+    people = [{"number": 7, "texts": ["a man"], "images": ["0.png", "1.png"]}]
+    (tmp_path / "train.json").write_text(json.dumps(people), encoding="utf-8")
+    people = [{"number": 9, "texts": ["a woman", "she walks"], "images": ["2.png"]}]
+    (tmp_path / "test.json").write_text(json.dumps(people), encoding="utf-8")
+    dataset = load_dataset(tmp_path, layout=PeopleLayout())
+    assert dataset.summary() == ("People: train 1 persons, 2 images, 2 captions; test 1 persons, 1 images, 2 captions")
+    assert dataset.test.records[0].path == tmp_path / "crops" / "2.png"
+    people[0]["images"].append("../secret.png")
+    (tmp_path / "test.json").write_text(json.dumps(people), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"record 3: file_path '\.\./secret\.png' leaves the folder crops/"):
+        load_dataset(tmp_path, layout=PeopleLayout())
+    report = check_dataset(tmp_path, layout=PeopleLayout(), progress=False)
+    assert [(problem.kind, problem.position) for problem in report.problems] == [("path", 3)]
+
+
+def test_load_dataset_json_layout_with_other_names_needs_no_code(tmp_path: Path, draw_picture: Callable) -> None:
+    layout = JsonLayout("Mine", ("people.json",), "image")
+    entries = [{"split": split, "captions": ["a man"], "image": f"{split}.png", "id": len(split)} for split in SPLITS]
+    for entry in entries:
+        draw_picture(tmp_path / "imgs" / entry["image"])
+    (tmp_path / "people.json").write_text(json.dumps(entries), encoding="utf-8")
+    assert (
+        load_dataset(tmp_path, layout=layout).summary().startswith("Mine: train 1 persons, 1 images, 1 captions; val")
+    )
+
+
+def test_data_offers_what_a_quick_start_needs() -> None:
+    for name in data.__all__:
+        assert getattr(data, name).__name__ == name
+    assert set(data.__all__) <= set(dir(data))
+    with pytest.raises(AttributeError, match=r"module 'promptreid\.data' has no attribute 'load_dataste'"):
+        data.load_dataste  # noqa: B018

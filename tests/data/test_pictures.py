@@ -30,7 +30,7 @@ def sixteen_bit() -> bytes:
 
 
 def kinds(path: Path) -> list[str]:
-    return [fault.kind for fault in inspect_image(path).faults]
+    return [problem.kind for problem in inspect_image(path).problems]
 
 
 BROKEN: dict[str, tuple[str, bytes]] = {
@@ -124,7 +124,7 @@ def test_inspect_images_keeps_the_order_of_paths(tmp_path: Path) -> None:
     for number, path in enumerate(paths):
         path.write_bytes(encoded(NOISE, "PNG") if number % 3 else b"")
     found = inspect_images(paths, progress=False, num_threads=4)
-    assert [bool(inspection.faults) for inspection in found] == [number % 3 == 0 for number in range(20)]
+    assert [bool(inspection.problems) for inspection in found] == [number % 3 == 0 for number in range(20)]
     assert found[1].digest == found[2].digest != found[0].digest
 
 
@@ -152,7 +152,12 @@ def test_damaged_bytes_open_or_are_refused_with_our_error(
         try:
             image = open_image(path)
         except DatasetError:
-            assert {fault.kind for fault in inspection.faults} & {"unreadable", "truncated", "oversized", "empty file"}
+            assert {problem.kind for problem in inspection.problems} & {
+                "unreadable",
+                "truncated",
+                "oversized",
+                "empty file",
+            }
         else:
             assert image.mode == "RGB"
             assert min(image.size) > 0

@@ -24,7 +24,7 @@ def counted(tokenizer: Tokenizer, calls: list[int]) -> Tokenizer:
 
 
 def test_tokenize_captions_is_the_tokenizer_in_chunks(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_table, "TOKENIZED_TOGETHER", 3)
+    monkeypatch.setattr(token_table, "CHUNK", 3)
     tokens = tokenize_captions(CAPTIONS, tokenizer, progress=False)
     assert tokens.dtype == torch.int32
     assert torch.equal(tokens.long(), tokenizer(CAPTIONS))

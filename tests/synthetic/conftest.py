@@ -1,9 +1,14 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from promptreid.synthetic.camera import CAMERAS
 from promptreid.synthetic.person import Person, draw_person, pick
-from promptreid.synthetic.scene import Scene, draw_scene
+from promptreid.synthetic.scenes import Scene, draw_scene
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))  # the small base's pretraining world
 
 
 @pytest.fixture(scope="session")

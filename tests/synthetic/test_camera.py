@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from promptreid.synthetic.camera import CAMERAS, Camera, panorama, photograph
-from promptreid.synthetic.scene import Scene
+from promptreid.synthetic.scenes import Scene
 
 
 def pixels(jpeg: bytes) -> np.ndarray:

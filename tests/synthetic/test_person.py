@@ -6,10 +6,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from promptreid.synthetic.layout import draw_people
-from promptreid.synthetic.palette import SKIN_TONES, shade, tint
-from promptreid.synthetic.person import AGES, BUILDS, Person, draw_person, near_twin, pick
-from promptreid.synthetic.sight import as_seen
+from promptreid.synthetic.pen import SKIN_TONES, shade, tint
+from promptreid.synthetic.person import AGES, BUILDS, Person, as_seen, draw_person, near_twin, pick
+from promptreid.synthetic.writer import draw_people
 
 
 def differences(one: Person, other: Person) -> set[str]:

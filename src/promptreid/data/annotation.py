@@ -1,124 +1,204 @@
-"""Reads annotation files into records, and says of every record that is malformed what is wrong with it."""
+"""Annotations: records that were read from a data set's files, and everything that is wrong with them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.faults import Problem
-from promptreid.data.images import leaves_folder
-from promptreid.data.records import SPLITS, ImageRecord, PublishedCounts
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one field of a record; `kind` is one of `problems.KINDS`."""
-
-    kind: str
-    what: str
+from promptreid.data.images import ImageFolder, leaves_folder, shown
+from promptreid.data.problems import Problem
+from promptreid.data.records import (
+    SPLITS,
+    ImageRecord,
+    PublishedCounts,
+    count_mismatches,
+    split_conflicts,
+    split_counts,
+)
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """An annotation file that has been read.
+    """The annotation of a data set, read but not yet checked as a whole.
 
     Attributes:
         name: The data set's usual name.
-        root: Its folder.
-        path: The annotation file.
+        path: The annotation file; its folder is the data set's.
         images: The folder that the records' paths begin at.
         records: The well-formed records.
-        places: Of each, its index in the file (line number in CSV and JSONL).
+        positions: Of each, its index in the file (line number in CSV and JSONL).
         problems: What is wrong with the others.
         num_entries: Records in the file.
-        published: The counts to hold it against.
+        published: The counts to compare it with.
         required: Splits that must not be empty.
-        place_name: What a place is: `"record"`, or `"line"` in CSV and JSONL.
+        position_name: What a position is: `"record"`, or `"line"` in CSV and JSONL.
         path_key: The field that holds an image's path.
     """
 
     name: str
-    root: Path
     path: Path
     images: Path
     records: Sequence[ImageRecord] = field(repr=False)
-    places: Sequence[int] = field(repr=False)
+    positions: Sequence[int] = field(repr=False)
     problems: Sequence[Problem] = field(repr=False)
     num_entries: int
-    published: PublishedCounts | None
+    published: PublishedCounts | None = None
     required: Sequence[str] = ("train", "test")
-    place_name: str = "record"
+    position_name: str = "record"
     path_key: str = "file_path"
+
+    @classmethod
+    def of_entries(
+        cls,
+        entries: Iterable[ImageRecord | list[Problem]],
+        *,
+        name: str,
+        path: Path,
+        images: Path,
+        published: PublishedCounts | None = None,
+        path_key: str = "file_path",
+    ) -> "Annotation":
+        """The annotation of entries in their order, each a record or what is wrong with it, as `parse_entry` gives."""
+        records: list[ImageRecord] = []
+        positions: list[int] = []
+        problems: list[Problem] = []
+        position = -1
+        for position, entry in enumerate(entries):
+            if isinstance(entry, ImageRecord):
+                records.append(entry)
+                positions.append(position)
+            else:
+                problems += [problem.located(f"{path}, record {position}:", position) for problem in entry]
+        return cls(
+            name, path, images, records, positions, problems, position + 1, published=published, path_key=path_key
+        )
+
+    @property
+    def root(self) -> Path:
+        """The data set's folder."""
+        return self.path.parent
+
+    def located_records(self) -> Iterator[tuple[int, ImageRecord]]:
+        """The well-formed records with their positions."""
+        return zip(self.positions, self.records, strict=True)
 
     def relative(self, record: ImageRecord) -> PurePosixPath:
         """A record's path below the image folder."""
         return PurePosixPath(record.path.relative_to(self.images).as_posix())
 
-    def where(self, place: int) -> str:
-        """`FILE, record 7`, as error messages begin."""
-        return f"{self.path}, {self.place_name} {place}"
+    def where(self, position: int) -> str:
+        """`FILE, record 7:`, as error messages begin."""
+        return f"{self.path}, {self.position_name} {position}:"
 
 
-def parse_entry(entry: Any, images: Path, *, image_key: str) -> ImageRecord | list[Fault]:
-    """One entry of a benchmark's JSON list as a record, or everything that is wrong with it."""
+def structural_problems(annotation: Annotation) -> Iterator[Problem]:
+    """Problems of the well-formed records: images, duplicates, persons in two splits, empty splits, counts."""
+    yield from _image_problems(annotation)
+    yield from _repeated_images(annotation)
+    for index, words in split_conflicts(annotation.records, annotation.required):
+        if index is None:
+            yield Problem("split", f"{annotation.path}: {words}")
+        else:
+            position = annotation.positions[index]
+            yield Problem("split", words).located(annotation.where(position), position)
+    if annotation.published is not None:
+        for sentence in count_mismatches(split_counts(annotation.records), annotation.published):
+            yield Problem("counts", f"{annotation.path}: {sentence}")
+
+
+def _image_problems(annotation: Annotation) -> Iterator[Problem]:
+    folder = ImageFolder(annotation.images)
+    seen: set[PurePosixPath] = set()
+    for position, record in annotation.located_records():
+        path = annotation.relative(record)
+        found = "present" if path in seen else folder.locate(path)
+        seen.add(path)
+        if found == "missing":
+            problem = Problem("missing", f"there is no image {shown(annotation.images / path)}")
+        elif found == "outside":
+            what = f"{annotation.path_key} {str(path)!r} leaves the folder {annotation.images.name}/ over a link"
+            problem = Problem("path", f"{what}; copy the images there")
+        else:
+            continue
+        yield problem.located(annotation.where(position), position, str(path))
+
+
+def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
+    first: dict[Path, tuple[int, ImageRecord]] = {}
+    for position, record in annotation.located_records():
+        before, earlier = first.setdefault(record.path, (position, record))
+        if earlier is record:
+            continue
+        path = str(annotation.relative(record))
+        kind, what = "conflict", f"image {path!r} is in {annotation.position_name} {before} already"
+        if earlier.person_id != record.person_id:
+            what += f", as person {earlier.person_id} and here as {record.person_id}"
+        elif earlier.split != record.split:
+            what += f", in split {earlier.split} and here in {record.split}"
+        else:
+            kind = "duplicate"
+        yield Problem(kind, what).located(annotation.where(position), position, path)
+
+
+def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> ImageRecord | list[Problem]:
+    """One entry of a JSON annotation as a record, or everything that is wrong with it.
+
+    Args:
+        entry: An object with the keys `split`, `captions`, `id` and `image_key`.
+        images: The folder that its path begins at.
+        image_key: The key of the path.
+    """
     keys = ("split", "captions", image_key, "id")
     if not isinstance(entry, dict):
-        return [Fault("record", f"is {type(entry).__name__}, expected an object with {', '.join(keys)}")]
+        return [Problem("record", f"is {type(entry).__name__}, expected an object with {', '.join(keys)}")]
     fields = cast("dict[str, Any]", entry)
-    faults: list[Fault] = []
     missing = [key for key in keys if key not in fields]
-    if missing:
-        faults.append(Fault("record", f"has no {', '.join(missing)}"))
-    checks: tuple[tuple[str, Callable[[Any], Fault | None]], ...] = (
-        ("split", split_fault),
-        ("id", id_fault),
-        (image_key, lambda path: path_fault(image_key, path, images.name)),
-        ("captions", _captions_fault),
-    )
-    faults += [fault for key, check in checks if key in fields and (fault := check(fields[key])) is not None]
-    if faults:
-        return faults
+    problems = [Problem("record", f"has no {', '.join(missing)}")] if missing else []
+    checks = {
+        "split": split_problem,
+        "id": _id_problem,
+        image_key: lambda path: path_problem(image_key, path, images.name),
+        "captions": _captions_problem,
+    }
+    for key, check in checks.items():
+        if key in fields and (problem := check(fields[key])) is not None:
+            problems.append(problem)
+    if problems:
+        return problems
     return ImageRecord(images / fields[image_key], fields["id"], tuple(fields["captions"]), fields["split"])
 
 
-def split_fault(split: Any) -> Fault | None:
+def split_problem(split: Any) -> Problem | None:
     """What is wrong with the name of a split, or `None`."""
     if isinstance(split, str) and split in SPLITS:
         return None
-    return Fault("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}")
+    return Problem("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}")
 
 
-def id_fault(person_id: Any) -> Fault | None:
-    """What is wrong with an identity's number, or `None`."""
-    if not isinstance(person_id, int) or isinstance(person_id, bool):
-        return Fault("record", f"id is {shown_value(person_id)}, expected an integer")
-    if not -(2**63) <= person_id < 2**63:
-        return Fault("record", f"id is {shown_value(person_id)}, which does not fit into 64 bits")
-    return None
-
-
-def path_fault(key: str, path: Any, folder: str) -> Fault | None:
+def path_problem(key: str, path: Any, folder: str) -> Problem | None:
     """What is wrong with the path of an image, or `None`."""
     if not isinstance(path, str) or not PurePosixPath(path).name:
-        return Fault("record", f"{key} is {shown_value(path)}, expected a path below {folder}/")
+        return Problem("record", f"{key} is {shown_value(path)}, expected a path below {folder}/")
     if leaves_folder(path):
-        return Fault("path", f"{key} {shown_value(path)} leaves the folder {folder}/")
+        return Problem("path", f"{key} {shown_value(path)} leaves the folder {folder}/")
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        return Fault("record", f"{key} is {shown_value(path)}, which cannot be a file's name")
+        return Problem("record", f"{key} is {shown_value(path)}, which cannot be a file's name")
     return None
 
 
-def caption_fault(caption: Any) -> str | None:
+def caption_problem(caption: Any, *, name: str = "caption") -> Problem | None:
     """What is wrong with a caption, or `None`."""
     if not isinstance(caption, str) or not caption.strip():
-        return f"is {shown_value(caption)}, expected a sentence"
+        return Problem("caption", f"{name} is {shown_value(caption)}, expected a sentence")
     try:
         caption.encode()
     except UnicodeEncodeError:
-        return f"is {shown_value(caption)}, which holds half of a character (a lone surrogate)"
+        return Problem(
+            "caption", f"{name} is {shown_value(caption)}, which holds half of a character (a lone surrogate)"
+        )
     return None
 
 
@@ -128,11 +208,18 @@ def shown_value(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _captions_fault(captions: Any) -> Fault | None:
-    if not isinstance(captions, list) or not captions:
-        return Fault("caption", "captions is not a list of sentences, or is empty")
-    for place, caption in enumerate(cast("list[Any]", captions)):
-        what = caption_fault(caption)
-        if what is not None:
-            return Fault("caption", f"caption {place} {what}")
+def _id_problem(person_id: Any) -> Problem | None:
+    if not isinstance(person_id, int) or isinstance(person_id, bool):
+        return Problem("record", f"id is {shown_value(person_id)}, expected an integer")
+    if not -(2**63) <= person_id < 2**63:
+        return Problem("record", f"id is {shown_value(person_id)}, which does not fit into 64 bits")
     return None
+
+
+def _captions_problem(captions: Any) -> Problem | None:
+    if not isinstance(captions, list) or not captions:
+        return Problem("caption", "captions is not a list of sentences, or is empty")
+    found = (
+        caption_problem(caption, name=f"caption {index}") for index, caption in enumerate(cast("list[Any]", captions))
+    )
+    return next((problem for problem in found if problem is not None), None)

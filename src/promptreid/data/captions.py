@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from promptreid.files import write_tensors_atomically
 
-CHUNK = 4096
+CHUNK = 4096  # captions tokenised together
 
-MAX_LENGTH = 16_384  # tokens; beyond it a caption is counted as so long
+Tokenizer = Callable[..., Tensor]  # from captions to padded token ids (B, L), as open_clip's are
+
+MAX_LENGTH = 16_384  # tokens; a longer caption counts as this long
 
 
-def caption_lengths(captions: Sequence[str], tokenizer: Callable[..., Tensor]) -> tuple[list[int], int]:
+def caption_lengths(captions: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], int]:
     """Count the tokens of captions, start and end included.
 
     Args:
@@ -43,19 +45,18 @@ def caption_lengths(captions: Sequence[str], tokenizer: Callable[..., Tensor]) -
     # Where padding and end are one token (SigLIP), the end is not seen as such.
     unseen_end = int(bool((frame == pad).all()))
     lengths: list[int] = []
-    for start in range(0, len(captions), CHUNK):
-        chunk = list(captions[start : start + CHUNK])
+    for chunk in _chunks(captions):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of captions that are cut: here they are counted instead
             counted = _count(tokenizer(chunk), pad) + unseen_end
-        full = [place for place, length in enumerate(counted.tolist()) if length >= context]
+        full = [row for row, length in enumerate(counted.tolist()) if length >= context]
         if full:
-            counted[full] = _count_long([chunk[place] for place in full], tokenizer, pad, context) + unseen_end
+            counted[full] = _count_long([chunk[row] for row in full], tokenizer, pad, context) + unseen_end
         lengths += counted.tolist()
     return lengths, context
 
 
-def _count_long(captions: list[str], tokenizer: Callable[..., Tensor], pad: int, context: int) -> Tensor:
+def _count_long(captions: list[str], tokenizer: Tokenizer, pad: int, context: int) -> Tensor:
     """Count again with more and more room, until none fills it."""
     room = context
     while True:
@@ -70,8 +71,8 @@ def _count_long(captions: list[str], tokenizer: Callable[..., Tensor], pad: int,
 
 def _count(tokens: Tensor, pad: int) -> Tensor:
     """Tokens up to the last that is not padding, (B,)."""
-    places = torch.arange(1, tokens.shape[1] + 1)
-    return (places * (tokens != pad)).amax(dim=1)
+    ends = torch.arange(1, tokens.shape[1] + 1)
+    return (ends * (tokens != pad)).amax(dim=1)
 
 
 _OTHER = {"left": "right", "right": "left"}
@@ -79,7 +80,7 @@ _OTHER = {"left": "right", "right": "left"}
 # As words of their own or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
 _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
 
-# "right" that is no side: "right behind him", "right now"; and "left" as what somebody did: "left the shop".
+# "right" that is not a side: "right behind him", "right now"; and "left" as what somebody did: "left the shop".
 _NO_SIDE = re.compile(
     r"\bright (?:now|away|after|before|behind|next|above|below|at the)\b|\bleft (?:the|a|an|behind|open|over)\b",
     re.IGNORECASE,
@@ -97,7 +98,7 @@ def has_sides(caption: str) -> bool:
 
 
 def mirror_caption(caption: str) -> str:
-    """The caption of the mirrored picture: left and right exchanged, in the same case.
+    """The caption of the mirrored image: left and right exchanged, in the same case.
 
     Phrases that name no side, such as "right behind him" and "left the shop", stay as they are.
 
@@ -117,8 +118,6 @@ def mirror_caption(caption: str) -> str:
     return _SIDE.sub(exchange, caption)
 
 
-TOKENIZED_TOGETHER = 4096
-
 _FORMAT_VERSION = 1
 
 # Sentences whose tokens tell one tokenizer from another: case, punctuation, digits, accents. Short enough for any
@@ -128,7 +127,7 @@ _PROBES = ("A man in a RED coat, size 42; isn't he tall?", "zweireihiger Überma
 
 def tokenize_captions(
     captions: Sequence[str],
-    tokenizer: Callable[[list[str]], Tensor],
+    tokenizer: Tokenizer,
     *,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -141,7 +140,7 @@ def tokenize_captions(
     Args:
         captions: The sentences.
         tokenizer: From a list of captions to token ids (B, L).
-        cache_dir: Folder for the file; `None` to tokenise anew.
+        cache_dir: Folder for the file; `None` to tokenise again each time.
         progress: Show a progress bar if it takes more than a few seconds.
 
     Shape:
@@ -161,17 +160,21 @@ def tokenize_captions(
     return tokens
 
 
-def _tokenize(captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor], progress: bool) -> Tensor:
+def _tokenize(captions: Sequence[str], tokenizer: Tokenizer, progress: bool) -> Tensor:
     context = _call(tokenizer, [""]).shape[1]
     tokens = torch.empty((len(captions), context), dtype=torch.int32)
-    starts = range(0, len(captions), TOKENIZED_TOGETHER)
-    for start in tqdm(starts, desc="tokenising captions", disable=not progress, leave=False, delay=3):
-        chunk = list(captions[start : start + TOKENIZED_TOGETHER])
-        tokens[start : start + TOKENIZED_TOGETHER] = _call(tokenizer, chunk)
+    start = 0
+    for chunk in tqdm(_chunks(captions), desc="tokenising captions", disable=not progress, leave=False, delay=3):
+        tokens[start : start + len(chunk)] = _call(tokenizer, chunk)
+        start += len(chunk)
     return tokens
 
 
-def _call(tokenizer: Callable[[list[str]], Tensor], captions: list[str]) -> Tensor:
+def _chunks(captions: Sequence[str]) -> list[list[str]]:
+    return [list(captions[start : start + CHUNK]) for start in range(0, len(captions), CHUNK)]
+
+
+def _call(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
     tokens: Any = tokenizer(captions)
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != len(captions) or tokens.is_floating_point():
         what = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -179,7 +182,7 @@ def _call(tokenizer: Callable[[list[str]], Tensor], captions: list[str]) -> Tens
     return tokens
 
 
-def _key(captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> str:
+def _key(captions: Sequence[str], tokenizer: Tokenizer) -> str:
     behaviour = _call(tokenizer, list(_PROBES)).tolist()
     digest = blake2b(json.dumps([_FORMAT_VERSION, behaviour]).encode(), digest_size=12)
     for caption in captions:
@@ -189,7 +192,7 @@ def _key(captions: Sequence[str], tokenizer: Callable[[list[str]], Tensor]) -> s
 
 
 def _read(path: Path, count: int) -> Tensor | None:
-    """The tokens in a file, or `None` if there is none that serves."""
+    """The tokens in a file, or `None` if there is none that can be used."""
     if not path.is_file():
         return None
     try:
@@ -197,9 +200,6 @@ def _read(path: Path, count: int) -> Tensor | None:
     except (OSError, SafetensorError, KeyError):
         return None
     return tokens if tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count else None
-
-
-Tokenizer = Callable[[list[str]], Tensor]
 
 
 class TokenDeletion:
@@ -295,6 +295,6 @@ def _choose(tokens: Tensor, special: Tensor, probability: float, *, keep_one: bo
     words = ~torch.isin(tokens, special)
     chosen = words & (torch.rand(tokens.shape) < probability)
     if keep_one and bool(words.any()) and bool((chosen == words).all()):
-        places = words.nonzero().flatten()
-        chosen[places[int(torch.randint(len(places), ()))]] = False
+        positions = words.nonzero().flatten()
+        chosen[positions[int(torch.randint(len(positions), ()))]] = False
     return chosen

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptreid.data.captions import mirror_caption, tokenize_captions
+from promptreid.data.captions import Tokenizer, mirror_caption, tokenize_captions
 from promptreid.data.image_cache import ImageCache, PixelRows
 from promptreid.data.images import open_image
 from promptreid.data.records import ReIDSplit
@@ -48,8 +48,6 @@ class PackedPaths:
 
 Transform = Callable[[Any], Tensor]
 
-Tokenizer = Callable[[list[str]], Tensor]
-
 Sides = Literal["swap", "keep", "ignore"]
 
 
@@ -61,14 +59,14 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
     Args:
         split: The images.
-        transform: From a picture to a tensor (3, H, W), such as `model.train_transform`; it gets a PIL image, or
+        transform: From an image to a tensor (3, H, W), such as `model.train_transform`; it gets a PIL image, or
             with a cache uint8 (3, H, W).
         tokenizer: From captions to token ids (B, L).
-        cache: Decoded pictures from `build_image_cache`; those it found bad are left out.
+        cache: Decoded images from `build_image_cache`; those it found bad are left out.
         token_cache: Folder to keep the token ids in.
         augment_tokens: From token ids (L,) to others, such as `TokenDeletion`; it gets a copy each time.
-        sides: What is done where a `TrainTransform` would mirror the picture of a caption that says left or right:
-            `"swap"` exchanges the words, `"keep"` leaves the picture as it is, `"ignore"` mirrors the picture only,
+        sides: What is done where a `TrainTransform` would mirror the image of a caption that says left or right:
+            `"swap"` exchanges the words, `"keep"` leaves the image as it is, `"ignore"` mirrors the image only,
             as the field does. Another transform does not tell when it mirrors, and its captions stay as they are.
 
     Shape:
@@ -76,7 +74,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
     Raises:
         DatasetError: The split is empty.
-        ValueError: `sides` is none of the three, or the cache is of another size than the transform's.
+        ValueError: `sides` is invalid, or the cache is of another size than the transform's.
         KeyError: An image is not in the cache.
     """
 
@@ -95,16 +93,16 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
             raise ValueError(f"sides is {sides!r}, expected 'swap', 'keep' or 'ignore'")
         if cache is not None and cache.bad:
             split = split.without(cache.bad)
-        self.pictures: _Pictures = _Pictures(split, transform, cache)
+        self.files: _ImageFiles = _ImageFiles(split, transform, cache)
         self.augment_tokens = augment_tokens
-        captions = [caption for record in split.records for caption in record.captions]
+        captions = split.captions
         mirrored = self._mirrored_captions(captions, transform, sides)
         self.tokens: Tensor = tokenize_captions([*captions, *mirrored.values()], tokenizer, cache_dir=token_cache)
         # Row of each caption's mirrored form in `tokens`: its own if it names no side, -1 if it must not be mirrored.
         self._mirrored_row: Tensor = torch.arange(len(captions), dtype=torch.int32)
-        places = torch.tensor(list(mirrored), dtype=torch.int64)
+        rows = torch.tensor(list(mirrored), dtype=torch.int64)
         never = sides == "keep"
-        self._mirrored_row[places] = -1 if never else torch.arange(len(places), dtype=torch.int32) + len(captions)
+        self._mirrored_row[rows] = -1 if never else torch.arange(len(rows), dtype=torch.int32) + len(captions)
         counts = torch.tensor([len(record.captions) for record in split.records])
         self.images: Tensor = torch.arange(len(split)).repeat_interleave(counts)
         self.person_ids: Tensor = torch.tensor([split.labels[record.person_id] for record in split.records])
@@ -119,14 +117,14 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image = int(self.images[index])
-        transform, row = self.pictures.transform, range(len(self))[index]
+        transform, row = self.files.transform, range(len(self))[index]
         if isinstance(transform, TrainTransform):
             other = int(self._mirrored_row[row])
             mirror = transform.draw_mirror() and other >= 0
             row = other if mirror else row
-            pixels = transform(self.pictures.read(image), mirror=mirror)
+            pixels = transform(self.files.read(image), mirror=mirror)
         else:
-            pixels = self.pictures[image]
+            pixels = self.files[image]
         tokens = self.tokens[row].to(torch.int64)  # a copy: what augments it cannot reach the table
         if self.augment_tokens is not None:
             tokens = self.augment_tokens(tokens)
@@ -134,11 +132,11 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
     @staticmethod
     def _mirrored_captions(captions: list[str], transform: Transform, sides: Sides) -> dict[int, str]:
-        """The captions that change when the picture is mirrored, by place, where that can happen at all."""
+        """The captions that change when the image is mirrored, by index, where that can happen at all."""
         if sides == "ignore" or not isinstance(transform, TrainTransform) or transform.mirror == 0:
             return {}
-        changed = ((place, mirror_caption(caption)) for place, caption in enumerate(captions))
-        return {place: caption for place, caption in changed if caption != captions[place]}
+        changed = ((index, mirror_caption(caption)) for index, caption in enumerate(captions))
+        return {index: caption for index, caption in changed if caption != captions[index]}
 
 
 class ImagesOnly(Dataset[Tensor]):
@@ -146,29 +144,29 @@ class ImagesOnly(Dataset[Tensor]):
 
     Args:
         split: The images.
-        transform: From a picture to a tensor, such as `model.eval_transform`.
-        cache: Decoded pictures from `build_image_cache`.
+        transform: From an image to a tensor, such as `model.eval_transform`.
+        cache: Decoded images from `build_image_cache`.
 
     Raises:
         DatasetError: The split is empty.
     """
 
     def __init__(self, split: ReIDSplit, *, transform: Transform, cache: ImageCache | None = None) -> None:
-        self.pictures: _Pictures = _Pictures(split, transform, cache)
+        self.files: _ImageFiles = _ImageFiles(split, transform, cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records])
 
     def __len__(self) -> int:
         return len(self.person_ids)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.pictures[index]
+        return self.files[index]
 
 
 class CaptionsOnly(Dataset[Tensor]):
     """Every caption of a split once, (L,) int64; `person_ids` (captions,) int64 holds the annotation's numbers."""
 
     def __init__(self, split: ReIDSplit, *, tokenizer: Tokenizer, token_cache: str | Path | None = None) -> None:
-        self.captions: list[str] = [caption for record in split.records for caption in record.captions]
+        self.captions: list[str] = split.captions
         self.tokens: Tensor = tokenize_captions(self.captions, tokenizer, cache_dir=token_cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records for _ in record.captions])
 
@@ -179,8 +177,8 @@ class CaptionsOnly(Dataset[Tensor]):
         return self.tokens[index].to(torch.int64)
 
 
-class _Pictures:
-    """The pictures of a split by number, from files or from a cache."""
+class _ImageFiles:
+    """The images of a split by index, from files or from a cache."""
 
     def __init__(self, split: ReIDSplit, transform: Transform, cache: ImageCache | None) -> None:
         if not len(split):
@@ -191,7 +189,7 @@ class _Pictures:
                 f"the cache holds images of {cache.image_size}, but the transform makes {tuple(size)}; build the cache "
                 "for that size"
             )
-        paths = [record.path for record in split.records]
+        paths = split.paths
         self.transform: Transform = transform
         self.pixels: PixelRows | None = None if cache is None else cache.pixels
         self.rows: Tensor | None = None if cache is None else cache.rows(paths)

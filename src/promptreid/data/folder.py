@@ -1,4 +1,4 @@
-"""Your own data: a folder of images with a table of captions and persons."""
+"""Reads your own data: a folder of images with a table of captions and persons."""
 
 import csv
 import json
@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.annotation import Annotation, Fault, caption_fault, path_fault, shown_value, split_fault
-from promptreid.data.faults import Problem
+from promptreid.data.annotation import Annotation, caption_problem, path_problem, shown_value, split_problem
 from promptreid.data.layouts import found_in
+from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
 from promptreid.errors import DatasetError
 
 COLUMNS = ("image", "caption", "person_id", "split")
+
+TABLE_ENDINGS = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,58 @@ class Row:
     split: str
 
 
-def read_table(path: Path) -> tuple[list[Row], list[tuple[int, Fault]], int]:
+@dataclass(frozen=True)
+class TableLayout:
+    """A folder of images with a table of captions and persons.
+
+    Attributes:
+        table: The table, if there are several in the folder.
+    """
+
+    table: str | Path | None = None
+
+    def read(self, root: Path) -> Annotation:
+        """Read the table of a folder.
+
+        Raises:
+            DatasetError: There is no table, or more than one and none is named, or it cannot be read.
+        """
+        path = _find_table(root, self.table)
+        rows, problems, count = read_table(path)
+        records, positions = _merge(rows, path, problems)
+        return Annotation(
+            name=path.parent.resolve().name,
+            path=path,
+            images=path.parent,
+            records=records,
+            positions=positions,
+            problems=problems,
+            num_entries=count,
+            required=(),
+            position_name="line",
+            path_key="image",
+        )
+
+
+def find_tables(root: Path) -> list[Path]:
+    """The tables in a folder."""
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
+
+
+def read_table(path: Path) -> tuple[list[Row], list[Problem], int]:
     """Read a `.csv` or `.jsonl` file.
 
     Args:
         path: The file.
 
     Returns:
-        The well-formed rows, what is wrong with the others by line, and the number of rows.
+        The well-formed rows, what is wrong with the others, and the number of rows.
 
     Raises:
         DatasetError: It cannot be read as a table at all: not UTF-8, no header, a column missing, or no rows.
     """
     rows: list[Row] = []
-    faults: list[tuple[int, Fault]] = []
+    problems: list[Problem] = []
     count = 0
     try:
         for line, values in _lines_of(path):
@@ -50,18 +90,18 @@ def read_table(path: Path) -> tuple[list[Row], list[tuple[int, Fault]], int]:
             if isinstance(parsed, Row):
                 rows.append(parsed)
             else:
-                faults += [(line, fault) for fault in parsed]
+                problems += [problem.located(f"{path}, line {line}:", line) for problem in parsed]
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     if not count:
         raise DatasetError(f"{path} has no rows; expected one for each image and caption, with {', '.join(COLUMNS)}")
-    return rows, faults, count
+    return rows, problems, count
 
 
 def _lines_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers from 1, and what is there: a dict, or an exception's words."""
+    """Line numbers from 1, and what is there: the fields, another JSON value, or the exception that JSON raised."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if path.suffix.lower() == ".jsonl":
             for line, text in enumerate(stream, start=1):
@@ -95,77 +135,40 @@ def _check_header(path: Path, names: Any) -> None:
         )
 
 
-def _parse(line: int, values: Any, folder: Path) -> Row | list[Fault]:
+def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
     if not isinstance(values, dict):
         what = f"is not valid JSON ({values})" if isinstance(values, Exception) else f"is {type(values).__name__}"
-        return [Fault("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
+        return [Problem("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
     fields = cast("dict[Any, Any]", values)
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     if None in fields:
-        faults.append(Fault("record", f"has {len(fields[None])} values too many; quote captions that have commas"))
+        problems.append(Problem("record", f"has {len(fields[None])} values too many; quote captions that have commas"))
     missing = [key for key in COLUMNS if fields.get(key) is None]
     if missing:
-        faults.append(Fault("record", f"has no {', '.join(missing)}"))
-    for key in (key for key in COLUMNS if key not in missing):
-        fault = _field_fault(key, fields[key], folder)
-        if fault is not None:
-            faults.append(fault)
-    if faults:
-        return faults
+        problems.append(Problem("record", f"has no {', '.join(missing)}"))
+    found = (_field_problem(key, fields[key], folder) for key in COLUMNS if key not in missing)
+    problems += [problem for problem in found if problem is not None]
+    if problems:
+        return problems
     image, caption, person, split = (fields[key] for key in COLUMNS)
     return Row(line, PurePosixPath(image), caption, str(person).strip(), split)
 
 
-def _field_fault(key: str, value: Any, folder: Path) -> Fault | None:
+def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:
     if key == "image":
-        return path_fault("image", value, folder.name)
+        return path_problem("image", value, folder.name)
     if key == "split":
-        return split_fault(value)
+        return split_problem(value)
     if key == "caption":
-        what = caption_fault(value)
-        return None if what is None else Fault("caption", f"caption {what}")
+        return caption_problem(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        return Fault("record", f"person_id is {shown_value(value)}, expected a number or a name")
+        return Problem("record", f"person_id is {shown_value(value)}, expected a number or a name")
     return None
-
-
-TABLE_ENDINGS = (".csv", ".jsonl")
-
-
-def find_tables(root: Path) -> list[Path]:
-    """The tables in a folder."""
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
-
-
-def read_folder(root: str | Path, *, table: str | Path | None = None) -> Annotation:
-    """Read the table of a folder.
-
-    Raises:
-        DatasetError: There is no table, or more than one and none is named, or it cannot be read.
-    """
-    path = _find_table(Path(root), table)
-    rows, faults, count = read_table(path)
-    problems = [Problem(fault.kind, f"{path}, line {line}: {fault.what}", line) for line, fault in faults]
-    records, places = _merge(rows, path, problems)
-    return Annotation(
-        name=path.parent.resolve().name,
-        root=path.parent,
-        path=path,
-        images=path.parent,
-        records=records,
-        places=places,
-        problems=problems,
-        num_entries=count,
-        published=None,
-        required=(),
-        place_name="line",
-        path_key="image",
-    )
 
 
 def _find_table(root: Path, table: str | Path | None) -> Path:
     if not root.is_dir():
-        raise DatasetError(f"there is no folder {root}; give the folder of pictures that holds the table")
+        raise DatasetError(f"there is no folder {root}; give the folder of images that holds the table")
     if table is not None:
         path = Path(table) if Path(table).is_absolute() else root / table
         if not path.is_file() or path.suffix.lower() not in TABLE_ENDINGS:
@@ -194,7 +197,8 @@ def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[I
         before = first.setdefault(key, row)
         if row.caption in sentences:
             what = f"image {str(row.image)!r} has this very caption in an earlier line, {before.line} or below"
-            problems.append(Problem("duplicate", f"{path}, line {row.line}: {what}", row.line, str(row.image)))
+            where = f"{path}, line {row.line}:"
+            problems.append(Problem("duplicate", what).located(where, row.line, str(row.image)))
         else:
             sentences.append(row.caption)
     records = [
@@ -205,7 +209,7 @@ def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[I
 
 
 def _number_persons(rows: list[Row]) -> dict[str, int]:
-    """Identities as numbers: those that are written, if all are, else places in the alphabet."""
+    """Identities as numbers: the written ones, if all are numbers, else positions in the alphabet."""
     names = sorted({row.person for row in rows})
     if all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in names):
         return {name: int(name) for name in names}

@@ -3,22 +3,24 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from promptreid.data.faults import KINDS
+from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError
 
-Place = Literal["present", "missing", "outside"]
+Presence = Literal["present", "missing", "outside"]
+
+Result = TypeVar("Result")
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
@@ -52,7 +54,7 @@ class ImageFolder:
         self._real = os.path.realpath(root)
         self._listed: dict[str, dict[str, bool] | None] = {}
 
-    def place(self, path: PurePosixPath) -> Place:
+    def locate(self, path: PurePosixPath) -> Presence:
         """Whether a relative path is a file, is missing, or leads out of the folder over a link."""
         parent = str(path.parent)
         if parent not in self._listed:
@@ -85,7 +87,7 @@ class ImageFolder:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Every picture in a plain folder and its sub-folders, in the order of their paths: a gallery to search.
+    """Every image in a plain folder and its sub-folders, in the order of their paths: a gallery to search.
 
     Hidden files and folders (`.name`) are left out.
 
@@ -100,7 +102,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DatasetError(f"there is no folder {root}; give a folder of pictures")
+        raise DatasetError(f"there is no folder {root}; give a folder of images")
     found: list[Path] = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -122,22 +124,15 @@ MIN_SIDE = 8
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-class PictureFault(NamedTuple):
-    """What is wrong with a picture; `kind` is one of `problems.KINDS`."""
-
-    kind: str
-    what: str
-
-
 class Inspection(NamedTuple):
-    """What opening a picture showed: what is wrong with it, and a digest of the file's bytes."""
+    """What opening an image showed: what is wrong with it, and a digest of the file's bytes."""
 
-    faults: tuple[PictureFault, ...]
+    problems: tuple[Problem, ...]
     digest: bytes
 
 
 def open_image(path: Any) -> Image.Image:
-    """Open a picture as RGB, turned as its EXIF data says; of an animation the first frame.
+    """Open an image as RGB, turned as its EXIF data says; of an animation the first frame.
 
     Transparency is dropped, CMYK is converted, and 16 bits a channel become 8.
 
@@ -149,8 +144,8 @@ def open_image(path: Any) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            fault = _size_fault(image)
-            if fault is None:
+            problem = _size_problem(image)
+            if problem is None:
                 return _to_rgb(ImageOps.exif_transpose(image))
     except _BOMBS as error:
         raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
@@ -159,54 +154,79 @@ def open_image(path: Any) -> Image.Image:
         raise DatasetError(
             f"cannot read the image {_name(path)} ({_words(error)}); copy it again, or take its record out"
         ) from error
-    raise DatasetError(f"the image {_name(path)} {fault.what}; take its record out")
+    raise DatasetError(f"the image {_name(path)} {problem.message}; take its record out")
 
 
 def inspect_image(path: Path) -> Inspection:
-    """Read a picture fully and say what is wrong with it."""
+    """Read an image fully and say what is wrong with it."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Inspection((PictureFault("unreadable", f"cannot be read ({_words(error)})"),), b"")
+        return Inspection((Problem("unreadable", f"cannot be read ({_words(error)})"),), b"")
     digest = blake2b(content, digest_size=16).digest()
     if not content:
-        return Inspection((PictureFault("empty file", "has zero bytes"),), digest)
-    return Inspection(tuple(_content_faults(path, content)), digest)
+        return Inspection((Problem("empty file", "has zero bytes"),), digest)
+    return Inspection(tuple(_content_problems(path, content)), digest)
 
 
 def inspect_images(
     paths: Sequence[Path], *, num_threads: int | None = None, progress: bool = True, label: str = "opening images"
 ) -> list[Inspection]:
-    """Read many pictures, in several threads, with a progress bar."""
-    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
-        results = pool.map(inspect_image, paths)
-        return list(tqdm(results, total=len(paths), desc=label, unit="image", disable=not progress, leave=False))
+    """Read many images, in several threads, with a progress bar."""
+    return list(map_in_threads(inspect_image, paths, num_threads=num_threads, progress=progress, label=label))
 
 
-def _content_faults(path: Path, content: bytes) -> list[PictureFault]:
+def map_in_threads(
+    function: Callable[[Path], Result],
+    paths: Sequence[Path],
+    *,
+    num_threads: int | None,
+    progress: bool,
+    label: str,
+    pending: int = 1024,
+) -> Iterator[Result]:
+    """What a function gives for each image file, in their order, worked out in several threads.
+
+    Args:
+        function: From a path to a result.
+        paths: The files.
+        num_threads: Threads; `None` for one a core.
+        progress: Show a progress bar.
+        label: What it says.
+        pending: Results at most that wait to be taken, since a decoded image is large.
+    """
+    bar = tqdm(total=len(paths), desc=label, unit="image", disable=not progress, leave=False)
+    with bar, ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+        for start in range(0, len(paths), pending):
+            for result in pool.map(function, paths[start : start + pending]):
+                bar.update()
+                yield result
+
+
+def _content_problems(path: Path, content: bytes) -> list[Problem]:
     try:
         with Image.open(BytesIO(content)) as image:
-            size = _size_fault(image)
+            size = _size_problem(image)
             if size is not None:
                 return [size]
-            faults = _remarks(path, image)
+            problems = _remarks(path, image)
             _to_rgb(ImageOps.exif_transpose(image))
-            return faults
+            return problems
     except _BOMBS as error:
-        return [PictureFault("oversized", f"is absurdly large ({_words(error)})")]
+        return [Problem("oversized", f"is absurdly large ({_words(error)})")]
     except Exception as error:  # as in open_image
         words = _words(error)
         cut = "truncated" in words.lower() or "broken data stream" in words.lower()
-        return [PictureFault("truncated" if cut else "unreadable", f"cannot be read ({words})")]
+        return [Problem("truncated" if cut else "unreadable", f"cannot be read ({words})")]
 
 
-def _size_fault(image: Image.Image) -> PictureFault | None:
+def _size_problem(image: Image.Image) -> Problem | None:
     """Said from the header alone, before memory is taken for the pixels."""
     width, height = image.size
     if min(width, height) < 1:
-        return PictureFault("unreadable", f"has {width} x {height} pixels")
+        return Problem("unreadable", f"has {width} x {height} pixels")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        return PictureFault(
+        return Problem(
             "oversized",
             f"has {width} x {height} pixels, more than {MAX_SIDE} a side or {MAX_PIXELS:,} in all, and is no crop of "
             "a person",
@@ -214,17 +234,17 @@ def _size_fault(image: Image.Image) -> PictureFault | None:
     return None
 
 
-def _remarks(path: Path, image: Image.Image) -> list[PictureFault]:
-    """What does not keep a picture from being used."""
-    remarks: list[PictureFault] = []
+def _remarks(path: Path, image: Image.Image) -> list[Problem]:
+    """What does not keep an image from being used."""
+    remarks: list[Problem] = []
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        remarks.append(PictureFault("tiny", f"has {width} x {height} pixels"))
+        remarks.append(Problem("tiny", f"has {width} x {height} pixels"))
     known = Image.registered_extensions().get(path.suffix.lower())
     if image.format is not None and known != image.format and {known, image.format} != {"JPEG", "MPO"}:
-        remarks.append(PictureFault("extension", f"is {image.format}, which its name does not say"))
+        remarks.append(Problem("extension", f"is {image.format}, which its name does not say"))
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        remarks.append(PictureFault("animated", f"has {getattr(image, 'n_frames', 2)} frames"))
+        remarks.append(Problem("animated", f"has {getattr(image, 'n_frames', 2)} frames"))
     return remarks
 
 
@@ -258,38 +278,38 @@ OnBad = Literal["strict", "skip"]
 def keep_readable(
     split: ReIDSplit, *, on_bad: OnBad = "strict", num_threads: int | None = None, progress: bool = True
 ) -> ReIDSplit:
-    """Open every picture of a split, and refuse or leave out those that cannot be used.
+    """Open every image of a split, and refuse or leave out those that cannot be used.
 
     Args:
         split: The images.
         on_bad: `"strict"` raises with the list; `"skip"` leaves them out, with one warning that counts and names them.
-        num_threads: Threads that open pictures; `None` for one a core.
+        num_threads: Threads that open images; `None` for one a core.
         progress: Show a progress bar.
 
     Returns:
-        The split, or in `"skip"` mode one without the bad pictures.
+        The split, or in `"skip"` mode one without the bad images.
 
     Raises:
-        DatasetError: Pictures are bad in `"strict"` mode, or all of them are.
+        DatasetError: Images are bad in `"strict"` mode, or all of them are.
         ValueError: `on_bad` is something else.
 
     Example:
         >>> train = keep_readable(dataset.train, on_bad="skip")  # doctest: +SKIP
     """
     check_on_bad(on_bad)
-    paths = list(dict.fromkeys(record.path for record in split.records))
+    paths = list(dict.fromkeys(split.paths))
     inspections = inspect_images(paths, num_threads=num_threads, progress=progress)
     bad: dict[Path, str] = {}
     for path, inspection in zip(paths, inspections, strict=True):
-        faults = [fault.what for fault in inspection.faults if KINDS[fault.kind][0] == "error"]
-        if faults:
-            bad[path] = faults[0]
+        errors = [problem.message for problem in inspection.problems if problem.severity == "error"]
+        if errors:
+            bad[path] = errors[0]
     report_bad(bad, len(paths), on_bad=on_bad, what=f"images of the {split.name} split")
     return split.without(bad) if bad else split
 
 
 def check_on_bad(on_bad: str) -> None:
-    """Refuse what is no mode.
+    """Refuse an invalid mode.
 
     Raises:
         ValueError: It is neither `"strict"` nor `"skip"`.
@@ -299,7 +319,7 @@ def check_on_bad(on_bad: str) -> None:
 
 
 def report_bad(bad: Mapping[Path, str], total: int, *, on_bad: OnBad, what: str) -> None:
-    """Raise or warn, once, with the number of bad pictures and the first ten of them."""
+    """Raise or warn, once, with the number of bad images and the first ten of them."""
     if not bad:
         return
     first = "; ".join(f"{shown(path)} {reason}" for path, reason in list(bad.items())[:10])

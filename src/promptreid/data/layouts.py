@@ -1,31 +1,42 @@
-"""The three published data sets as data: file names, keys, folders and expected counts."""
+"""How data sets lie on disk: the three published ones as a table, and what another layout has to offer."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from promptreid.data.annotation import Annotation, parse_entry
-from promptreid.data.faults import Problem
-from promptreid.data.records import ImageRecord, PublishedCounts, SplitCounts
+from promptreid.data.records import PublishedCounts, SplitCounts
 from promptreid.errors import DatasetError
 
 IMAGES = "imgs"
 
-GENERATED = "generated.json"  # beside the annotation of a drawn copy, whose counts are nobody's
+SYNTHETIC_STAMP = "generated.json"  # beside the annotation of a synthetic copy, whose counts are not the published ones
+
+
+class Layout(Protocol):
+    """How one kind of data set is read; an object of your own can be given to `load_dataset(root, layout=...)`."""
+
+    def read(self, root: Path) -> Annotation:
+        """Read the annotation in the folder `root`; `Annotation.of_entries` takes what `parse_entry` makes of it."""
+        ...
 
 
 @dataclass(frozen=True)
-class BenchmarkLayout:
-    """Where a benchmark's files are and what they hold.
+class JsonLayout:
+    """A data set whose annotation is a JSON list of records, with the images in `imgs/` beside it.
 
     Attributes:
         name: The usual name, and that of the folder.
-        annotations: Names under which users hold the annotation file.
+        annotations: Names under which users hold the annotation file, the usual one first.
         image_key: The field of a record that holds the image's path.
-        published: Counts of a complete copy.
-        useless_annotation: Name of another file that users hold and that cannot serve.
+        published: Counts of a complete copy, if they are known.
+        image_folder: Sub-folder of an image below `imgs/`, for `{camera}` and `{split}`; empty if all lie in one.
+        first_id: The smallest identity number.
+        captions_per_image: Sentences that most images have.
+        has_tokens: Whether records hold `processed_tokens`.
+        useless_annotation: Name of another file that users hold and that cannot be used.
         useless_reason: Why not, and what to do.
         folders: Other names of the folder.
     """
@@ -33,55 +44,46 @@ class BenchmarkLayout:
     name: str
     annotations: tuple[str, ...]
     image_key: str
-    published: PublishedCounts
+    published: PublishedCounts | None = None
+    image_folder: str = ""
+    first_id: int = 0
+    captions_per_image: int = 2
+    has_tokens: bool = False
     useless_annotation: str | None = None
     useless_reason: str = ""
     folders: tuple[str, ...] = ()
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether the data set has a validation split."""
+        return self.published is None or "val" in self.published.splits
+
     def find(self, root: Path) -> Path | None:
         """The annotation file in `root`, or in the data set's folder in `root`; `None` if there is none."""
-        for folder in self._folders(root):
-            for name in self.annotations:
-                if (folder / name).is_file():
-                    return folder / name
-        return None
+        paths = (folder / name for folder in self._folders(root) for name in self.annotations)
+        return next((path for path in paths if path.is_file()), None)
 
     def holds_useless_annotation(self, root: Path) -> bool:
-        """Whether the file that cannot serve is there."""
+        """Whether the file that cannot be used is there."""
         name = self.useless_annotation
         return name is not None and any((folder / name).is_file() for folder in self._folders(root))
 
-    def read(self, root: str | Path) -> Annotation:
+    def read(self, root: Path) -> Annotation:
         """Read the annotation below `root`.
 
         Raises:
             DatasetError: There is none, it is not a JSON list, or the folder of images is missing.
         """
-        path = self._find_or_explain(Path(root))
+        path = self._find_or_explain(root)
         images = path.parent / IMAGES
         if not images.is_dir():
             raise DatasetError(f"{path.parent} has {path.name} but no folder {IMAGES}/; unpack the images there")
-        records: list[ImageRecord] = []
-        places: list[int] = []
-        problems: list[Problem] = []
-        entries = read_entries(path)
-        for place, entry in enumerate(entries):
-            parsed = parse_entry(entry, images, image_key=self.image_key)
-            if isinstance(parsed, ImageRecord):
-                records.append(parsed)
-                places.append(place)
-            else:
-                problems += [Problem(fault.kind, f"{path}, record {place}: {fault.what}", place) for fault in parsed]
-        return Annotation(
+        return Annotation.of_entries(
+            (parse_entry(entry, images, image_key=self.image_key) for entry in read_entries(path)),
             name=self.name,
-            root=path.parent,
             path=path,
             images=images,
-            records=records,
-            places=places,
-            problems=problems,
-            num_entries=len(entries),
-            published=None if (path.parent / GENERATED).is_file() else self.published,
+            published=None if (path.parent / SYNTHETIC_STAMP).is_file() else self.published,
             path_key=self.image_key,
         )
 
@@ -112,7 +114,7 @@ def read_entries(path: Path) -> list[Any]:
     """The records of a JSON annotation, well-formed or not.
 
     Raises:
-        DatasetError: The file is no UTF-8, no JSON, or not a list of records that is not empty.
+        DatasetError: The file is not UTF-8, not JSON, or not a list of records that is not empty.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -127,10 +129,13 @@ def read_entries(path: Path) -> list[Any]:
     return cast("list[Any]", entries)
 
 
-CUHK_PEDES = BenchmarkLayout(
+CUHK_PEDES = JsonLayout(
     name="CUHK-PEDES",
     annotations=("reid_raw.json",),
     image_key="file_path",
+    image_folder="{camera}/",
+    first_id=1,
+    has_tokens=True,
     published=PublishedCounts(
         splits={
             "train": SplitCounts(11_003, 34_054, 68_126),
@@ -146,10 +151,13 @@ CUHK_PEDES = BenchmarkLayout(
     ),
 )
 
-ICFG_PEDES = BenchmarkLayout(
+ICFG_PEDES = JsonLayout(
     name="ICFG-PEDES",
     annotations=("ICFG-PEDES.json", "ICFG_PEDES.json"),
     image_key="file_path",
+    image_folder="{split}/",
+    captions_per_image=1,
+    has_tokens=True,
     published=PublishedCounts(
         splits={"train": SplitCounts(3_102, 34_674, 34_674), "test": SplitCounts(1_000, 19_848, 19_848)},
         other_copies={},
@@ -157,7 +165,7 @@ ICFG_PEDES = BenchmarkLayout(
     folders=("ICFG_PEDES",),
 )
 
-RSTPREID = BenchmarkLayout(
+RSTPREID = JsonLayout(
     name="RSTPReid",
     annotations=("data_captions.json",),
     image_key="img_path",
@@ -170,3 +178,5 @@ RSTPREID = BenchmarkLayout(
         other_copies={},
     ),
 )
+
+PUBLISHED: dict[str, JsonLayout] = {layout.name: layout for layout in (CUHK_PEDES, ICFG_PEDES, RSTPREID)}

@@ -1,6 +1,6 @@
 """What a data set is made of: images with captions and identities, in splits."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ class SplitCounts:
 
     Attributes:
         persons: Different identities.
-        images: Pictures.
-        captions: Sentences over all pictures.
+        images: Images.
+        captions: Sentences over all images.
     """
 
     persons: int
@@ -85,12 +85,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture of a person.
+    """One image of a person.
 
     Attributes:
         path: The image file.
         person_id: Identity, as the annotation numbers it.
-        captions: One or more sentences that describe the picture.
+        captions: One or more sentences that describe the image.
         split: `"train"`, `"val"` or `"test"`.
     """
 
@@ -125,6 +125,16 @@ class ReIDSplit:
     def num_identities(self) -> int:
         """Number of different persons."""
         return len(self.labels)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [record.path for record in self.records]
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of all images, one image after another."""
+        return [caption for record in self.records for caption in record.captions]
 
     @property
     def num_captions(self) -> int:
@@ -191,21 +201,40 @@ def split_records(
     Raises:
         DatasetError: A required split is empty, or a person is in two splits.
     """
-    by_split = {split: tuple(record for record in records if record.split == split) for split in SPLITS}
-    for split in required:
-        if not by_split[split]:
-            raise DatasetError(f'{root}: no record has split "{split}"; is the annotation file complete?')
-    owner: dict[int, str] = {}
-    for record in records:
-        if owner.setdefault(record.person_id, record.split) != record.split:
-            raise DatasetError(f"{root}: {shared_person(record.person_id, owner[record.person_id], record.split)}")
-    train, val, test = (ReIDSplit(split, by_split[split]) for split in SPLITS)
+    for _, words in split_conflicts(records, required):
+        raise DatasetError(f"{root}: {words}")
+    train, val, test = splits_of(records)
     return ReIDDataset(name, root, train, val if len(val) else None, test, published)
 
 
-def shared_person(person_id: int, first: str, second: str) -> str:
-    """What is wrong when a person is in two splits."""
-    return (
-        f"person {person_id} is in the {first} and the {second} split; "
-        "the splits must have no person in common, or the scores mean nothing"
-    )
+def splits_of(records: Sequence[ImageRecord]) -> list[ReIDSplit]:
+    """The training, validation and test split, any of which may be empty."""
+    return [ReIDSplit(name, tuple(record for record in records if record.split == name)) for name in SPLITS]
+
+
+def split_counts(records: Sequence[ImageRecord]) -> dict[str, SplitCounts]:
+    """Counts of every split that is not empty."""
+    return {split.name: split.counts for split in splits_of(records) if len(split)}
+
+
+def split_conflicts(records: Sequence[ImageRecord], required: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+    """What keeps records from being split: required splits that are empty, and persons in two splits.
+
+    Yields:
+        Index of the record at fault, or `None`, and what is wrong; each person once.
+    """
+    present = {record.split for record in records}
+    for split in required:
+        if split not in present:
+            yield None, f'no record has split "{split}"; is the annotation file complete?'
+    owner: dict[int, str] = {}
+    reported: set[int] = set()
+    for index, record in enumerate(records):
+        first = owner.setdefault(record.person_id, record.split)
+        if first != record.split and record.person_id not in reported:
+            reported.add(record.person_id)
+            yield (
+                index,
+                f"person {record.person_id} is in the {first} and the {record.split} split; "
+                "the splits must have no person in common, or the scores mean nothing",
+            )

@@ -7,7 +7,43 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler[list[int]]):
+class _ResumableSampler(Sampler[list[int]]):
+    """Batches of an epoch that depend on the seed and the epoch's number alone, from any batch on."""
+
+    def __init__(self, batches: int, share: slice, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
+        if batch_size % num_replicas:
+            raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch: int = 0
+        self.start: int = 0
+        self._batches = batches
+        self._share = share  # this process's part of a batch
+
+    def __len__(self) -> int:
+        """Batches a whole epoch."""
+        return self._batches
+
+    def set_position(self, *, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration begin at batch `batch` of epoch `epoch`."""
+        self.epoch, self.start = epoch, batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        start, self.start = self.start, 0
+        for batch in range(start, len(self)):
+            yield batches[batch][self._share].tolist()
+
+    def _draw(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """The batches of an epoch."""
+        raise NotImplementedError
+
+
+class EpochSampler(_ResumableSampler):
     """Random batches, the same for the same seed and epoch whatever came before.
 
     Args:
@@ -42,47 +78,25 @@ class EpochSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1 or batch_size > length:
             raise ValueError(f"batch_size is {batch_size}, but the data set has {length} items; give 1 to {length}")
-        if batch_size % num_replicas:
-            raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
-        last = length % batch_size
+        full, last = divmod(length, batch_size)
+        share = slice(rank, None, num_replicas)
+        batches = full + (last > 0 and not drop_last)
+        super().__init__(batches, share, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
         if not drop_last and last % num_replicas:
             raise ValueError(
                 f"the last batch has {last} items, which cannot be divided among {num_replicas} processes; "
                 "set drop_last=True"
             )
         self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch: int = 0
-        self.start: int = 0
 
-    def __len__(self) -> int:
-        """Batches a whole epoch."""
-        full, rest = divmod(self.length, self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def set_position(self, *, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin at batch `batch` of epoch `epoch`."""
-        self.epoch, self.start = epoch, batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.length))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.length, generator=generator).tolist()
-        start, self.start = self.start, 0
-        for batch in range(start, len(self)):
-            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield whole[self.rank :: self.num_replicas]
+    def _draw(self, generator: torch.Generator) -> Sequence[Tensor]:
+        order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
+        return order.split(self.batch_size)
 
 
-class IdentitySampler(Sampler[list[int]]):
+class IdentitySampler(_ResumableSampler):
     """Identity-balanced batches, the same for the same seed and epoch whatever came before.
 
     Each batch holds P different identities and K pairs of each. An epoch draws every pair about once: an identity's
@@ -134,41 +148,20 @@ class IdentitySampler(Sampler[list[int]]):
         if identities_per_batch > len(counts):
             raise ValueError(f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities")
         batch_size = identities_per_batch * pairs_per_identity
-        if batch_size % num_replicas:
-            raise ValueError(f"{batch_size} pairs a batch are not divisible by the {num_replicas} processes")
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
+        groups = (counts + pairs_per_identity - 1) // pairs_per_identity
+        batches = _most_batches(groups, identities_per_batch)
+        part = batch_size // max(1, num_replicas)
+        share = slice(rank * part, (rank + 1) * part)
+        super().__init__(batches, share, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
         self.length: int = len(ids)
         self.identities_per_batch = identities_per_batch
         self.pairs_per_identity = pairs_per_identity
-        self.batch_size: int = batch_size
-        self.seed = seed
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch: int = 0
-        self.start: int = 0
         self._pairs = inverse.argsort(stable=True)  # pairs sorted by identity …
         self._ends = counts.cumsum(0)  # … and where each identity's end
-        self._groups = (counts + pairs_per_identity - 1) // pairs_per_identity
-        self._batches = _most_batches(self._groups, identities_per_batch)
+        self._groups = groups
 
-    def __len__(self) -> int:
-        """Batches a whole epoch."""
-        return self._batches
-
-    def set_position(self, *, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin at batch `batch` of epoch `epoch`."""
-        self.epoch, self.start = epoch, batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        start, self.start = self.start, 0
-        share = self.batch_size // self.num_replicas
-        for batch in range(start, len(self)):
-            yield batches[batch, self.rank * share : (self.rank + 1) * share].tolist()
-
-    def _draw(self, generator: torch.Generator) -> Tensor:
-        """An epoch, (batches, P x K)."""
+    def _draw(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """The batches of an epoch, (batches, P x K)."""
         batches, people = self._batches, self.identities_per_batch
         groups, owners = self._draw_groups(generator)
         # No identity may have more groups than there are batches; which are too many is drawn, not always the last.
@@ -186,10 +179,11 @@ class IdentitySampler(Sampler[list[int]]):
         shuffled = torch.randperm(len(self._groups), generator=generator)
         order = order[shuffled[owners[order]].argsort(stable=True)]
         dealt = groups[order].view(people, batches, -1).transpose(0, 1)
-        return dealt.reshape(batches, -1)[torch.randperm(batches, generator=generator)]
+        mixed: Tensor = dealt.reshape(batches, -1)[torch.randperm(batches, generator=generator)]
+        return mixed.unbind()
 
     def _draw_groups(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Each identity's pairs in groups of K, (groups, K), and whose each group is, (groups,)."""
+        """Each identity's pairs in groups of K, (groups, K), and the identity of each group, (groups,)."""
         size = self.pairs_per_identity
         groups: list[Tensor] = []
         start = 0
@@ -217,5 +211,5 @@ def _most_batches(groups: Tensor, people: int) -> int:
 
 
 def _starts(sorted_values: Tensor) -> Tensor:
-    """For each place the first place that has the same value."""
+    """For each position the first position that has the same value."""
     return torch.searchsorted(sorted_values, sorted_values)

@@ -1,4 +1,4 @@
-"""From a picture to the tensor that an encoder takes."""
+"""From an image to the tensor that an encoder takes."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _ERASE_PROBABILITY, _ERASE_AREA, _ERASE_RATIO, _ERASE_ATTEMPTS = 0.5, (0.02, 0.4
 
 
 class EvalTransform:
-    """Resizes the whole picture, cutting nothing off a person, and normalises it.
+    """Resizes the whole image, cutting nothing off a person, and normalises it.
 
     Args:
         image_size: (height, width) in pixels.
@@ -40,7 +40,7 @@ class EvalTransform:
         self._shift = torch.tensor([a / b for a, b in zip(mean, std, strict=True)]).view(3, 1, 1)
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """The picture, normalised, (3, H, W)."""
+        """The image, normalised, (3, H, W)."""
         return self._normalize_(fit_image(image, self.image_size).to(torch.float32, copy=True))
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class TrainTransform(EvalTransform):
         image_size: (height, width) in pixels.
         mean: Mean per channel, as the model states it.
         std: Standard deviation per channel.
-        mirror: Share of pictures that are mirrored.
+        mirror: Share of images that are mirrored.
 
     Raises:
         ValueError: `mirror` is not in [0, 1], or as for `EvalTransform`.
@@ -82,11 +82,11 @@ class TrainTransform(EvalTransform):
         self.padding: int = max(1, round(10 * image_size[0] / _REFERENCE_HEIGHT))
 
     def draw_mirror(self) -> bool:
-        """Whether the next picture is to be mirrored; give it to the call, to know it beforehand."""
+        """Whether the next image is to be mirrored; give it to the call, to know it beforehand."""
         return float(torch.rand(())) < self.mirror
 
     def __call__(self, image: Image.Image | Tensor, *, mirror: bool | None = None) -> Tensor:
-        """The picture, augmented and normalised, (3, H, W); `mirror` is drawn if None."""
+        """The image, augmented and normalised, (3, H, W); `mirror` is drawn if None."""
         pixels = fit_image(image, self.image_size)
         mirrored = self.draw_mirror() if mirror is None else mirror
         draws: list[float] = torch.rand(5 + 2 * _ERASE_ATTEMPTS).tolist()
@@ -120,7 +120,7 @@ def train_transform(
         image_size: (height, width) in pixels.
         mean: Mean per channel, as the model states it.
         std: Standard deviation per channel.
-        flip: Mirror half of the pictures. `CaptionedImages` takes care of captions that say left and right.
+        flip: Mirror half of the images. `CaptionedImages` takes care of captions that say left and right.
 
     Returns:
         A transform from a PIL image or uint8 (3, h, w) to a float32 tensor (3, H, W).
@@ -134,7 +134,7 @@ def train_transform(
 
 
 def eval_transform(image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
-    """Resize the whole picture, cutting nothing off a person, and normalise.
+    """Resize the whole image, cutting nothing off a person, and normalise.
 
     Args:
         image_size: (height, width) in pixels.
@@ -152,7 +152,7 @@ def eval_transform(image_size: tuple[int, int], *, mean: Sequence[float], std: S
 
 
 def fit_image(image: Any, image_size: tuple[int, int]) -> Tensor:
-    """A picture as bytes of the size that training takes, resized bicubically with antialiasing.
+    """An image as bytes of the size that training takes, resized bicubically with antialiasing.
 
     Args:
         image: A PIL image, or uint8 (3, h, w).
@@ -175,7 +175,7 @@ def fit_image(image: Any, image_size: tuple[int, int]) -> Tensor:
 
 
 def shift_image(pixels: Tensor, down: int, right: int, *, mirror: bool = False) -> Tensor:
-    """What padding with black and cropping gives: the picture moved up by `down` and left by `right` pixels.
+    """What padding with black and cropping gives: the image moved up by `down` and left by `right` pixels.
 
     Args:
         pixels: uint8 (3, H, W).
@@ -191,7 +191,7 @@ def shift_image(pixels: Tensor, down: int, right: int, *, mirror: bool = False) 
     top, left = max(0, -down), max(0, -right)
     rows, columns = max(0, height - abs(down)), max(0, width - abs(right))
     first = max(0, right)
-    if mirror:  # columns first … of the mirrored picture are these of the picture
+    if mirror:  # columns first … of the mirrored image are these of the image
         part = pixels[:, max(0, down) :, width - first - columns : width - first][:, :rows].flip(-1)
     else:
         part = pixels[:, max(0, down) :, first : first + columns][:, :rows]

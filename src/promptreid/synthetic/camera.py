@@ -1,4 +1,4 @@
-"""Cameras: what each does to the picture of a person."""
+"""Cameras: what each does to the image of a person."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,21 +7,21 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from promptreid.synthetic.drawing import draw_figure
-from promptreid.synthetic.palette import Colour, shade, tint
-from promptreid.synthetic.scene import Scene
-from promptreid.synthetic.web import draw_web_person
+from promptreid.synthetic.doll import draw_web_person
+from promptreid.synthetic.figure import draw_figure
+from promptreid.synthetic.pen import Colour, shade, tint
+from promptreid.synthetic.scenes import Scene
 
 _STREET_WIDTH = 900
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera; its name is the sub-folder that CUHK-PEDES keeps its pictures in.
+    """One camera; its name is the sub-folder that CUHK-PEDES keeps its images in.
 
     Attributes:
         name: Sub-folder.
-        size: (height, width) of its pictures.
+        size: (height, width) of its images.
         views: Which sides of people it sees.
         wall: Colour behind the people.
         floor: Colour below them.
@@ -110,8 +110,8 @@ def _draw_occluder(random: np.random.Generator, image: Image.Image, occluder: st
     canvas, (width, height) = ImageDraw.Draw(image), image.size
     low = height * float(random.uniform(0.8, 0.84))  # above every shoe
     if occluder == "bench":
-        for place in (0.0, 0.05, 0.1):
-            canvas.rectangle((0, low + height * place, width, low + height * (place + 0.035)), fill=(104, 78, 52))
+        for offset in (0.0, 0.05, 0.1):
+            canvas.rectangle((0, low + height * offset, width, low + height * (offset + 0.035)), fill=(104, 78, 52))
         canvas.rectangle((0, low + height * 0.04, width, height), fill=(70, 58, 46))
     elif occluder == "bush":
         canvas.rectangle((0, low + height * 0.04, width, height), fill=(44, 74, 38))
@@ -119,17 +119,17 @@ def _draw_occluder(random: np.random.Generator, image: Image.Image, occluder: st
             x, y = float(random.uniform(0, width)), low + height * float(random.uniform(0.02, 0.1))
             canvas.ellipse((x - 14, y - 12, x + 14, y + 12), fill=tint(random, (52, 88, 44), 14))
     elif occluder == "post":
-        x = width * _post_place(random)
+        x = width * _post_position(random)
         canvas.rectangle((x - 7, 0, x + 7, height), fill=(92, 94, 98), outline=(66, 68, 72))
 
 
-def _post_place(random: np.random.Generator) -> float:
+def _post_position(random: np.random.Generator) -> float:
     """Where a post stands: near one edge, where it hides no whole thing."""
     return float(random.uniform(0.04, 0.14)) if random.random() < 0.5 else float(random.uniform(0.86, 0.96))
 
 
 def _develop(random: np.random.Generator, image: Image.Image, camera: Camera, gap: float) -> bytes:
-    """Light, colour cast, blur, noise and compression; `gap` 0 leaves the picture nearly as it was drawn."""
+    """Light, colour cast, blur, noise and compression; `gap` 0 leaves the image nearly as it was drawn."""
     image = image.filter(ImageFilter.GaussianBlur(camera.blur * gap * float(random.uniform(0.7, 1.3))))
     pixels = np.asarray(image, dtype=np.float32)
     light = 1 + gap * (float(random.uniform(*camera.light)) - 1)

@@ -1,11 +1,89 @@
-"""Draws in units of a body: 0 is the middle of the person and the crown of the head, 1 the soles."""
+"""Colours, patterns and a pen that draws in units of a body."""
 
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from promptreid.synthetic.palette import Colour
-from promptreid.synthetic.patterns import fill_pattern
+Colour = tuple[int, int, int]
+
+GARMENT_COLOURS: dict[str, Colour] = {
+    "black": (28, 28, 32),
+    "white": (236, 236, 232),
+    "grey": (128, 130, 134),
+    "red": (190, 36, 40),
+    "blue": (40, 74, 170),
+    "green": (44, 124, 66),
+    "yellow": (226, 190, 50),
+    "orange": (226, 120, 36),
+    "purple": (112, 58, 138),
+    "pink": (230, 140, 170),
+    "brown": (110, 74, 48),
+    "beige": (206, 184, 148),
+}
+WEB_COLOURS: dict[str, Colour] = {
+    "black": (12, 12, 12),
+    "white": (252, 252, 252),
+    "grey": (150, 150, 150),
+    "red": (232, 24, 24),
+    "blue": (28, 70, 235),
+    "green": (22, 165, 54),
+    "yellow": (252, 222, 24),
+    "orange": (255, 140, 10),
+    "purple": (142, 34, 176),
+    "pink": (255, 130, 182),
+    "brown": (134, 78, 34),
+    "beige": (232, 206, 164),
+}
+HAIR_COLOURS: dict[str, Colour] = {
+    "black": (24, 20, 20),
+    "brown": (88, 58, 36),
+    "blond": (206, 172, 100),
+    "grey": (160, 160, 160),
+    "red": (156, 70, 36),
+}
+SKIN_TONES: dict[str, Colour] = {
+    "very light": (246, 214, 190),
+    "light": (228, 186, 152),
+    "medium": (196, 146, 108),
+    "brown": (142, 96, 66),
+    "dark": (90, 60, 44),
+}
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    """`colour`, darker (below 1) or brighter (above 1)."""
+    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+    return red, green, blue
+
+
+def tint(random: np.random.Generator, colour: Colour, spread: int) -> Colour:
+    """`colour` with every channel moved by up to `spread`."""
+    moved = random.integers(-spread, spread + 1, 3)
+    red, green, blue = (min(255, max(0, channel + int(move))) for channel, move in zip(colour, moved, strict=True))
+    return red, green, blue
+
+
+Box = tuple[float, float, float, float]
+
+
+def fill_pattern(canvas: ImageDraw.ImageDraw, box: Box, pattern: str, colour: Colour, *, pitch: float) -> None:
+    """Draw stripes, checks or dots, one every `pitch` pixels, into `box`."""
+    left, top, right, bottom = box
+    line = max(1, round(pitch * 0.4))
+    if pattern in ("striped", "checked"):
+        for y in np.arange(top + pitch * 0.5, bottom - line / 2, pitch):
+            canvas.line((left, float(y), right, float(y)), fill=colour, width=line)
+    if pattern == "checked":
+        for x in np.arange(left + pitch * 0.4, right, pitch):
+            canvas.line((float(x), top, float(x), bottom), fill=colour, width=max(1, line // 2))
+    if pattern == "dotted":
+        radius = pitch * 0.27
+        for y in np.arange(top + pitch * 0.4, bottom - radius, pitch):
+            for x in np.arange(left + pitch * 0.4, right - radius / 2, pitch):
+                dot = (float(x) - radius, float(y) - radius, float(x) + radius, float(y) + radius)
+                canvas.ellipse(dot, fill=colour)
+
 
 Point = tuple[float, float]
 

@@ -1,11 +1,11 @@
-"""Who a generated pedestrian is: attributes that stay the same in every picture."""
+"""Who a synthetic pedestrian is, and what of it can be seen from one side."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from promptreid.synthetic.palette import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
+from promptreid.synthetic.pen import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 
 NONE = "none"
 GENDERS = ("man", "woman")
@@ -138,3 +138,39 @@ def near_twin(random: np.random.Generator, person: Person) -> Person:
     partner = {"upper_colour": person.pattern_colour, "pattern_colour": person.upper_colour}.get(attribute, NONE)
     now: str = getattr(person, attribute)
     return replace(person, **{attribute: pick(random, [name for name in options if name != partner], other_than=now)})
+
+
+def as_seen(person: Person, view: str, *, shoes: bool = True, small_things: bool = True) -> Person:
+    """`person` without what does not show, with kinds that do not show put into the kind that does.
+
+    Args:
+        person: Who it is.
+        view: `"front"`, `"back"` or `"side"`.
+        shoes: Whether the feet are in the picture.
+        small_things: Whether the picture is sharp enough for glasses and for the kind of shoes.
+
+    Returns:
+        What a truthful caption may say; what is hidden is `"none"`.
+    """
+    changes: dict[str, str] = {}
+    if view == "back" and person.hat != NONE:
+        changes["hat"] = "hat"  # a cap's brim points away
+    if person.hat != NONE and person.hair_length == "bald":
+        changes["hair_length"] = NONE
+    if view == "back" or not small_things:
+        changes["glasses"] = NONE
+    if view != "front":
+        changes["inner_colour"] = NONE
+        if person.upper_pattern == "printed":
+            changes |= {"upper_pattern": "plain", "pattern_colour": NONE}
+    if person.bag == "backpack" and view == "front":
+        changes |= {"bag": NONE, "bag_colour": NONE}
+    # Collar, hood and plain neck are all that tells these three apart, and long hair falls over them.
+    hairy = person.hair_length in ("long", "shoulder length")
+    if view != "front" and hairy and person.upper_kind in ("shirt", "hoodie", "sweater"):
+        changes["upper_kind"] = "top"
+    if not shoes:
+        changes |= {"shoe_kind": NONE, "shoe_colour": NONE}
+    elif not small_things:
+        changes["shoe_kind"] = "shoes"
+    return replace(person, **changes)

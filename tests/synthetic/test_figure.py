@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promptreid.synthetic.drawing import draw_figure
-from promptreid.synthetic.palette import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
+from promptreid.synthetic.figure import draw_figure
+from promptreid.synthetic.pen import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 from promptreid.synthetic.person import (
     AGES,
     BAGS,
@@ -23,8 +23,8 @@ from promptreid.synthetic.person import (
     SHOE_KINDS,
     UPPER_KINDS,
     Person,
+    as_seen,
 )
-from promptreid.synthetic.sight import as_seen
 
 VIEWS = ("front", "back", "side")
 BASE = Person(

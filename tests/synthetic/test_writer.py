@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from promptreid.data.layouts import PUBLISHED
 from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
 from promptreid.data.records import ReIDDataset
 from promptreid.errors import DatasetError
-from promptreid.synthetic import layout, load_scenes, write_generated
+from promptreid.synthetic import load_scenes, write_generated, writer
 from promptreid.synthetic.camera import CAMERAS
 
 SIZES = (5, 2, 3)
@@ -40,7 +41,7 @@ def test_write_generated_twice_same_seed_is_byte_identical(tmp_path: Path) -> No
 
 def test_write_generated_in_another_process_is_byte_identical(tmp_path: Path) -> None:
     code = (
-        "from promptreid.data.generated import write_generated; import sys; "
+        "from promptreid.synthetic import write_generated; import sys; "
         f"write_generated(sys.argv[1], num_identities={SIZES}, images_per_identity=3, progress=False)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True)
@@ -97,7 +98,7 @@ def test_write_generated_into_an_empty_folder_fills_it(tmp_path: Path) -> None:
 
 def test_write_generated_onto_foreign_files_refuses_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(DatasetError, match="already holds something that is not a generated data set"):
+    with pytest.raises(DatasetError, match="already holds something that is not a synthetic data set"):
         write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -133,7 +134,7 @@ def test_write_generated_interrupted_leaves_nothing(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         return b""
 
-    monkeypatch.setattr(layout, "photograph", interrupt)
+    monkeypatch.setattr(writer, "photograph", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "set")
     assert len(calls) == 5
@@ -180,7 +181,7 @@ def test_write_generated_bad_arguments_raise_and_write_nothing(tmp_path: Path, c
 )
 def test_write_generated_each_layout_is_read_by_its_loader(
     tmp_path: Path,
-    name: layout.Layout,
+    name: str,
     load: Callable[..., ReIDDataset],
     sizes: tuple[int, int, int],
     captions: int,
@@ -219,8 +220,8 @@ def test_icfg_and_rstp_pictures_lie_where_the_real_ones_do(tmp_path: Path) -> No
 
 def test_write_generated_default_counts_fit_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = []
-    monkeypatch.setattr(layout, "_write", lambda root, plan, progress: plans.append(plan))
-    for name in layout.LAYOUTS:
+    monkeypatch.setattr(writer, "_write", lambda root, plan, progress: plans.append(plan))
+    for name in PUBLISHED:
         write_generated(tmp_path / name, layout=name)
     assert [plan.num_identities for plan in plans] == [(300, 60, 200), (300, 0, 200), (300, 60, 200)]
 

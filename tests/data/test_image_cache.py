@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptreid.data import image_cache as build_cache
-from promptreid.data import image_cache as image_digests
-from promptreid.data.image_cache import ImageCache, build_image_cache, cache_bytes
+from promptreid.data import image_cache
+from promptreid.data.image_cache import ImageCache, build_image_cache, cache_bytes, digest_files
 from promptreid.data.images import open_image
 from promptreid.data.transforms import fit_image
 from promptreid.errors import DatasetError
@@ -58,8 +57,8 @@ def test_build_image_cache_second_time_decodes_nothing(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(paths, tmp_path / "cache")
-    monkeypatch.setattr(build_cache, "_decode", lambda *_: pytest.fail("decoded again"))
-    monkeypatch.setattr(image_digests, "_digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(image_cache, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(image_cache, "_digest", lambda *_: pytest.fail("read again"))
     again = build(paths[::-1], tmp_path / "cache")
     assert again.path == first.path
     assert torch.equal(again[paths[3]], first[paths[3]])
@@ -71,6 +70,37 @@ def test_build_image_cache_changed_picture_is_decoded_anew(paths: list[Path], tm
     cache = build(paths, tmp_path / "cache")
     assert torch.equal(cache[paths[2]], fit_image(open_image(paths[2]), SIZE))
     assert len(pixel_files(tmp_path / "cache")) == 2
+
+
+def test_build_image_cache_changed_image_alone_is_decoded_again(
+    paths: list[Path], tmp_path: Path, draw_picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(paths, tmp_path / "cache")
+    draw_picture(paths[2], seed=99, size=(40, 17))
+    read, decoded = [], []
+    digest, decode = image_cache._digest, image_cache._decode
+    monkeypatch.setattr(image_cache, "_digest", lambda path: read.append(path) or digest(path))
+    monkeypatch.setattr(image_cache, "_decode", lambda path, size: decoded.append(path) or decode(path, size))
+    cache = build(paths, tmp_path / "cache")
+    assert read == decoded == [paths[2]]
+    for path in paths:
+        assert torch.equal(cache[path], fit_image(open_image(path), SIZE))
+    assert torch.equal(cache[paths[0]], before[paths[0]])
+
+
+def test_build_image_cache_of_an_earlier_version_is_used_and_not_copied_from(
+    paths: list[Path], tmp_path: Path, draw_picture
+) -> None:
+    """Manifests of 0.1.0 do not list their images."""
+    first = build(paths, tmp_path / "cache")
+    manifest = json.loads(first.path.with_suffix(".json").read_text(encoding="utf-8"))
+    del manifest["digests"]
+    first.path.with_suffix(".json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert build(paths, tmp_path / "cache").path == first.path
+    draw_picture(paths[2], seed=99, size=(40, 17))
+    cache = build(paths, tmp_path / "cache")
+    assert torch.equal(cache[paths[1]], first[paths[1]])
+    assert torch.equal(cache[paths[2]], fit_image(open_image(paths[2]), SIZE))
 
 
 def test_build_image_cache_other_size_is_another_file(paths: list[Path], tmp_path: Path) -> None:
@@ -132,7 +162,7 @@ def test_build_image_cache_disk_too_small_raises_before_it_writes(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(build_cache.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DatasetError, match=r"7 images at 24x12 takes 0\.00 GB, but only 0\.00 GB are free in"):
         build(paths, tmp_path / "cache")
     assert pixel_files(tmp_path / "cache") == []
@@ -153,7 +183,7 @@ def test_build_image_cache_interrupted_leaves_no_file(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_cache, "_decode", interrupt)
+    monkeypatch.setattr(image_cache, "_decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(paths, tmp_path / "cache")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".lock"}  # digests and the lock
@@ -162,16 +192,16 @@ def test_build_image_cache_interrupted_leaves_no_file(
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from promptreid.data import image_cache as build_cache
-decode, folder = build_cache._decode, Path(sys.argv[1])
+from promptreid.data import image_cache
+decode, folder = image_cache._decode, Path(sys.argv[1])
 def slow(path, size):
     with (folder / "decoded.txt").open("a") as stream:
         stream.write(path.name + chr(10))
     time.sleep(float(sys.argv[2]))
     return decode(path, size)
-build_cache._decode = slow
+image_cache._decode = slow
 paths = sorted((folder / "imgs").iterdir())
-cache = build_cache.build_image_cache(
+cache = image_cache.build_image_cache(
     paths, folder / "cache", image_size=(24, 12), num_threads=1, progress=False
 )
 print(sum(int(cache[path].sum()) for path in paths))
@@ -237,10 +267,10 @@ def test_build_image_cache_bad_arguments_raise(paths: list[Path], tmp_path: Path
 def test_digests_are_kept_by_size_and_time(paths: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    first = image_digests.digest_files(paths, folder, progress=False)
+    first = digest_files(paths, folder, progress=False)
     assert len(set(first)) == 7
     os.utime(paths[0], ns=(1, 1))  # only the time changed: read again, the same digest
-    assert image_digests.digest_files(paths, folder, progress=False) == first
+    assert digest_files(paths, folder, progress=False) == first
     assert json.loads((folder / "digests.json").read_text(encoding="utf-8"))[str(paths[0].absolute())][1] == 1
     paths[1].write_bytes(b"other")
-    assert image_digests.digest_files(paths, folder, progress=False)[1] != first[1]
+    assert digest_files(paths, folder, progress=False)[1] != first[1]

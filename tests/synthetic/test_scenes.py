@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from promptreid.errors import DatasetError
-from promptreid.synthetic import DescribedPicture, load_scenes
-from promptreid.synthetic.captions import describe
-from promptreid.synthetic.scene import Scene
-from promptreid.synthetic.scene_file import SCENES, write_scenes
+from promptreid.synthetic import DescribedImage, load_scenes
+from promptreid.synthetic.scenes import SCENES, Scene, write_scenes
+from promptreid.synthetic.sentences import describe
 
 
 def test_load_scenes_gives_back_what_was_written(tmp_path: Path, scenes: list[Scene]) -> None:
     pictures = [
-        DescribedPicture(
+        DescribedImage(
             tmp_path / "imgs" / f"{scene.camera}/{index}.jpg",
             index,
             "train",

@@ -1,7 +1,8 @@
-"""Writes a generated data set to disk, laid out as one of the real ones is."""
+"""Writes a synthetic data set to disk, laid out as one of the published ones."""
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,22 +12,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from promptreid.data.layouts import IMAGES, PUBLISHED, SYNTHETIC_STAMP, JsonLayout
 from promptreid.errors import DatasetError
 from promptreid.synthetic.camera import CAMERAS, photograph
-from promptreid.synthetic.captions import Caption, describe
-from promptreid.synthetic.formats import FORMATS, LAYOUTS, Format, Layout
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick
-from promptreid.synthetic.scene import draw_scene
-from promptreid.synthetic.scene_file import SCENES, DescribedPicture, write_scenes
-from promptreid.synthetic.web_captions import web_description
+from promptreid.synthetic.scenes import SCENES, Caption, DescribedImage, draw_scene, write_scenes
+from promptreid.synthetic.sentences import describe, web_description
 
 GENERATOR_VERSION = 3
-STAMP = "generated.json"
 
 
 @dataclass(frozen=True)
 class _Plan:
-    layout: Layout
+    layout: str
     num_identities: tuple[int, int, int]
     images_per_identity: int
     gap: float
@@ -34,8 +32,8 @@ class _Plan:
     seed: int
 
     @property
-    def format(self) -> Format:
-        return FORMATS[self.layout]
+    def format(self) -> JsonLayout:
+        return PUBLISHED[self.layout]
 
     def stamp(self) -> dict[str, Any]:
         """What a folder must have been written with to be used again."""
@@ -48,7 +46,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Member:
-    number: int
+    person_id: int
     split: str
     person: Person
     twin_of: int | None
@@ -57,7 +55,7 @@ class _Member:
 def write_generated(
     root: str | Path,
     *,
-    layout: Layout = "CUHK-PEDES",
+    layout: str = "CUHK-PEDES",
     num_identities: tuple[int, int, int] | None = None,
     images_per_identity: int = 4,
     gap: float = 1.0,
@@ -67,7 +65,7 @@ def write_generated(
 ) -> Path:
     """Write drawn pedestrians with captions to `root`, laid out as one of the real data sets is.
 
-    The pictures are drawings, not photographs, and no figure measured on them says anything about the real data sets.
+    The images are drawings, not photographs, and no figure measured on them says anything about the real data sets.
     A complete set written by the same arguments is used again. Everything is written to a hidden folder beside `root`
     first and renamed at the end, so `root` never holds half a data set.
 
@@ -77,9 +75,9 @@ def write_generated(
             validation split) or `"RSTPReid"`.
         num_identities: Persons in the training, validation and test split; (300, 60, 200) if `None`, and no
             validation persons where the layout has no such split.
-        images_per_identity: Pictures of each person.
+        images_per_identity: Images of each person.
         gap: How far look and captions are from the small base's own domain, 0 to 2. It is the share (at most 1) of
-            pictures that show the street and have an annotator's captions, where the others are the web's dolls and
+            images that show the street and have an annotator's captions, where the others are the web's dolls and
             lists; and the strength of what the cameras do to all of them.
         near_twins: Share of the persons, 0 to 1, who have a near-twin in their split: somebody who differs in the
             colour of one thing only.
@@ -90,22 +88,22 @@ def write_generated(
         `root` as a `Path`.
 
     Raises:
-        DatasetError: `root` holds something else, or a generated set that has lost files.
+        DatasetError: `root` holds something else, or a synthetic set that has lost files.
         ValueError: The layout is unknown, a count or share is out of range, or the seed is negative.
 
     Example:
         >>> import tempfile
-        >>> from promptreid.data.reader import load_cuhk_pedes
+        >>> from promptreid.data import load_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = write_generated(folder, num_identities=(4, 2, 2), images_per_identity=2, progress=False)
-        ...     print(load_cuhk_pedes(root).summary())
+        ...     print(load_dataset(root).summary())
         CUHK-PEDES: train 4 persons, 8 images, 16 captions; val 2 persons, 4 images, 8 captions; test 2 persons, 4 images, 8 captions
     """  # noqa: E501
     root = Path(root)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    if layout not in PUBLISHED:
+        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(PUBLISHED)}")
     if num_identities is None:
-        num_identities = (300, 60 if FORMATS[layout].has_val else 0, 200)
+        num_identities = (300, 60 if PUBLISHED[layout].has_validation else 0, 200)
     plan = _Plan(layout, num_identities, images_per_identity, float(gap), float(near_twins), seed)
     _check_plan(plan)
     if _holds(root, plan):
@@ -114,7 +112,7 @@ def write_generated(
     scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         _write(scratch, plan, progress)
-        (scratch / STAMP).write_text(json.dumps(plan.stamp()), encoding="utf-8")
+        (scratch / SYNTHETIC_STAMP).write_text(json.dumps(plan.stamp()), encoding="utf-8")
         scratch.chmod(0o755)
         os.replace(scratch, root)
     except BaseException:
@@ -124,7 +122,7 @@ def write_generated(
 
 
 def _check_plan(plan: _Plan) -> None:
-    counts, val_wanted = plan.num_identities, int(plan.format.has_val)
+    counts, val_wanted = plan.num_identities, int(plan.format.has_validation)
     if len(counts) != 3 or counts[0] < 1 or counts[1] < val_wanted or counts[2] < 1 or plan.images_per_identity < 1:
         raise ValueError(
             f"num_identities is {counts} and images_per_identity {plan.images_per_identity}; expected three counts "
@@ -144,7 +142,7 @@ def _holds(root: Path, plan: _Plan) -> bool:
     """Whether `root` is already this data set; anything else there is refused."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    stamp, wanted = root / STAMP, plan.stamp()
+    stamp, wanted = root / SYNTHETIC_STAMP, plan.stamp()
     try:
         found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else None
     except (OSError, ValueError):
@@ -154,21 +152,21 @@ def _holds(root: Path, plan: _Plan) -> bool:
         return True
     raise DatasetError(
         f"{root} already holds "
-        + ("something that is not a generated data set" if found is None else f"a data set generated with {found}")
+        + ("something that is not a synthetic data set" if found is None else f"a data set generated with {found}")
         + f"; choose another folder, or delete it to write one with {wanted}"
     )
 
 
-def _check_complete(root: Path, form: Format) -> None:
+def _check_complete(root: Path, form: JsonLayout) -> None:
     """Refuse a set whose files were deleted after it was written."""
-    paths = [root / form.annotation, root / SCENES]
+    paths = [root / form.annotations[0], root / SCENES]
     if paths[0].is_file():
         records = json.loads(paths[0].read_text(encoding="utf-8"))
-        paths += [root / "imgs" / record[form.path_key] for record in records]
+        paths += [root / IMAGES / record[form.image_key] for record in records]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(
-            f"the generated data set in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
+            f"the synthetic data set in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
             "delete the folder to write it again"
         )
 
@@ -176,15 +174,15 @@ def _check_complete(root: Path, form: Format) -> None:
 def draw_people(
     num_identities: tuple[int, int, int], *, near_twins: float, seed: int
 ) -> list[tuple[str, Person, int | None]]:
-    """Draw all persons: (split, person, place of the near-twin in this list or `None`); no two look the same."""
+    """Draw all persons: (split, person, index of the near-twin in this list or `None`); no two look the same."""
     people: list[tuple[str, Person, int | None]] = []
     taken: set[Person] = set()
     for split, count in zip(("train", "val", "test"), num_identities, strict=True):
-        for place in range(count):
+        for order in range(count):
             number = len(people)
             random = np.random.default_rng([seed, number, 0])
             # Every second person may be the twin of the one before.
-            twin = place % 2 == 1 and bool(random.random() < near_twins)
+            twin = order % 2 == 1 and bool(random.random() < near_twins)
             person = near_twin(random, people[-1][1]) if twin else draw_person(random)
             while person in taken:
                 person = near_twin(random, person) if twin else draw_person(random)
@@ -194,38 +192,41 @@ def draw_people(
 
 
 def _write(root: Path, plan: _Plan, progress: bool) -> None:
-    form = plan.format
     people = draw_people(plan.num_identities, near_twins=plan.near_twins, seed=plan.seed)
-    pictures: list[DescribedPicture] = []
+    images: list[DescribedImage] = []
     bar = tqdm(people, desc="drawing pedestrians", unit="person", disable=not progress, leave=False)
     for number, (split, person, twin) in enumerate(bar):
         random = np.random.default_rng([plan.seed, number, 1])
-        member = _Member(number, split, person, None if twin is None else twin + form.first_id)
-        pictures.extend(_write_picture(root, random, member, index, plan) for index in range(plan.images_per_identity))
-    records = [
-        form.record(
-            split=picture.split,
-            captions=[caption.text for caption in picture.captions],
-            path=picture.path.relative_to(root / "imgs").as_posix(),
-            number=picture.person_id - form.first_id,
-        )
-        for picture in pictures
-    ]
-    (root / form.annotation).write_text(json.dumps(records), encoding="utf-8")
-    write_scenes(root, pictures)
+        first_id = plan.format.first_id
+        member = _Member(number + first_id, split, person, None if twin is None else twin + first_id)
+        images.extend(_write_image(root, random, member, index, plan) for index in range(plan.images_per_identity))
+    records = [_entry(plan.format, image, root) for image in images]
+    (root / plan.format.annotations[0]).write_text(json.dumps(records), encoding="utf-8")
+    write_scenes(root, images)
 
 
-def _write_picture(
-    root: Path, random: np.random.Generator, member: _Member, index: int, plan: _Plan
-) -> DescribedPicture:
+def _write_image(root: Path, random: np.random.Generator, member: _Member, index: int, plan: _Plan) -> DescribedImage:
     form, camera = plan.format, CAMERAS[int(random.integers(len(CAMERAS)))]
     view = pick(random, camera.views)
     scene = draw_scene(random, member.person, camera=camera.name, view=view, sharp=camera.sharp, gap=plan.gap)
-    path = root / "imgs" / form.picture_path(camera=camera.name, split=member.split, number=member.number, index=index)
+    folder = root / IMAGES / form.image_folder.format(camera=camera.name, split=member.split)
+    # Where all images lie in one folder, the camera is part of the name.
+    path = folder / f"{member.person_id:05d}{'' if form.image_folder else f'_{camera.name}'}_{index}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(photograph(random, scene, camera, gap=plan.gap))
+    count = form.captions_per_image
     if scene.style == "web":
-        captions = tuple(Caption(web_description(random, scene.seen, view), {}, ()) for _ in range(form.captions))
+        captions = tuple(Caption(web_description(random, scene.seen, view), {}, ()) for _ in range(count))
     else:
-        captions = tuple(describe(random, scene) for _ in range(form.captions))
-    return DescribedPicture(path, member.number + form.first_id, member.split, member.twin_of, scene, captions)
+        captions = tuple(describe(random, scene) for _ in range(count))
+    return DescribedImage(path, member.person_id, member.split, member.twin_of, scene, captions)
+
+
+def _entry(form: JsonLayout, image: DescribedImage, root: Path) -> dict[str, Any]:
+    """The annotation of one image."""
+    captions = [caption.text for caption in image.captions]
+    path = image.path.relative_to(root / IMAGES).as_posix()
+    entry: dict[str, Any] = {"split": image.split, "captions": captions, form.image_key: path}
+    if form.has_tokens:
+        entry["processed_tokens"] = [re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower()) for text in captions]
+    return {**entry, "id": image.person_id}

@@ -32,24 +32,38 @@ KINDS: dict[str, tuple[Severity, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a data set.
+    """One thing that is wrong with a data set, a record or an image file.
 
     Attributes:
         kind: One of `KINDS`, such as `"missing"`.
-        message: What is wrong, with the annotation file, the record and the value.
-        record: The record's index in the annotation (line number in CSV and JSONL), or `None`.
+        message: What is wrong; once it is `located`, with the annotation file and the record.
+        position: The record's index in the annotation (line number in CSV and JSONL), or `None`.
         path: The image below the image folder, or `None`.
     """
 
     kind: str
     message: str
-    record: int | None = None
+    position: int | None = None
     path: str | None = None
 
     @property
     def severity(self) -> Severity:
         """`"error"` stops training, `"warning"` does not."""
         return KINDS[self.kind][0]
+
+    def located(self, where: str, position: int, path: str | None = None) -> "Problem":
+        """The same problem with where it was found before its message."""
+        return Problem(self.kind, f"{where} {self.message}", position, path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON holds."""
+        return {
+            "severity": self.severity,
+            "kind": self.kind,
+            "message": self.message,
+            "record": self.position,
+            "path": self.path,
+        }
 
 
 @dataclass(frozen=True)
@@ -123,14 +137,14 @@ class CheckReport:
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values that JSON can hold."""
         values = {**asdict(self), "root": str(self.root), "annotation": str(self.annotation), "ok": self.ok}
-        values["problems"] = [{"severity": problem.severity, **asdict(problem)} for problem in self.problems]
+        values["problems"] = [problem.as_dict() for problem in self.problems]
         return values
 
 
 def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Problems by kind, in the order of `KINDS`, and within a kind as they were found."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    return tuple(sorted(problems, key=lambda problem: order[problem.kind]))
+    order = list(KINDS)
+    return tuple(sorted(problems, key=lambda problem: order.index(problem.kind)))
 
 
 def _by_folder(missing: Iterable[Problem]) -> str:

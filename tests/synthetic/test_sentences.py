@@ -6,10 +6,10 @@ import numpy as np
 import open_clip
 import pytest
 
-from promptreid.synthetic.captions import MISTAKE_RATE, Caption, describe
-from promptreid.synthetic.scene import Scene
+from promptreid.synthetic.scenes import Scene
+from promptreid.synthetic.sentences import MISTAKE_RATE, Caption, describe
 
-from .reader import LEFT_OVER, read_caption
+from .caption_reader import LEFT_OVER, read_caption
 
 
 @pytest.fixture(scope="module")

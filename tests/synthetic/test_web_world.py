@@ -1,4 +1,4 @@
-"""The base's own domain: square pictures, captions of 2 to 60 tokens, every word of the annotators among them."""
+"""The base's pretraining world: square images, captions of 2 to 60 tokens, every word of the annotators among them."""
 
 import re
 from collections import Counter
@@ -6,16 +6,13 @@ from collections import Counter
 import numpy as np
 import open_clip
 import pytest
+from web_world import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, draw_web_pair, web_caption
 
-from promptreid.synthetic.captions import describe
-from promptreid.synthetic.person import Person
-from promptreid.synthetic.scene import Scene
-from promptreid.synthetic.sight import as_seen
-from promptreid.synthetic.web import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, draw_web_pair
-from promptreid.synthetic.web_captions import web_caption, web_description
-from promptreid.synthetic.words import article, count_tokens, join
+from promptreid.synthetic.person import Person, as_seen
+from promptreid.synthetic.scenes import Scene
+from promptreid.synthetic.sentences import article, count_tokens, describe, join, web_description
 
-from .reader import read_caption
+from .caption_reader import read_caption
 
 
 def words_of(text: str) -> set[str]:
