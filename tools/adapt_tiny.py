@@ -1,9 +1,9 @@
-"""Train the stage-1 prompts that ship beside the small base: domain adaptation to generated pedestrians.
+"""Train the stage-1 prompts that ship beside the small base: domain adaptation to synthetic pedestrians.
 
     python tools/adapt_tiny.py
 
-Encoders stay as they are; only prompts learn. The data have a seed of their own, which no example, test or benchmark
-uses, so that nobody is searched among persons that the prompts have seen. Settings and scores go into
+Encoders stay as they are; only prompts learn. The data have their own seed, which no example, test or benchmark
+uses, so that no search is among persons that the prompts have seen. Settings and scores go into
 `adaptation.json`.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
         identities, seed = SETTINGS["identities"], SETTINGS["data_seed"]
         data = load_cuhk_pedes(write_generated(f"{folder}/data", num_identities=identities, seed=seed))
         if data.val is None:
-            raise RuntimeError("the generated data have no validation split")
+            raise RuntimeError("the synthetic data have no validation split")
         with model.disabled():
             bare = evaluate(model, data.val).as_dict()
         schedule = TwoStageSchedule(

@@ -64,7 +64,7 @@ def test_build_image_cache_second_time_decodes_nothing(
     assert torch.equal(again[paths[3]], first[paths[3]])
 
 
-def test_build_image_cache_changed_picture_is_decoded_anew(paths: list[Path], tmp_path: Path, draw_picture) -> None:
+def test_build_image_cache_changed_image_is_decoded_again(paths: list[Path], tmp_path: Path, draw_picture) -> None:
     build(paths, tmp_path / "cache")
     draw_picture(paths[2], seed=99, size=(40, 17))
     cache = build(paths, tmp_path / "cache")
@@ -110,7 +110,7 @@ def test_build_image_cache_other_size_is_another_file(paths: list[Path], tmp_pat
     assert len(pixel_files(tmp_path / "cache")) == 2
 
 
-def test_build_image_cache_equal_pictures_are_stored_once(paths: list[Path], tmp_path: Path) -> None:
+def test_build_image_cache_equal_images_are_stored_once(paths: list[Path], tmp_path: Path) -> None:
     paths[5].write_bytes(paths[0].read_bytes())
     cache = build([*paths, paths[0]], tmp_path / "cache")
     assert cache.path.stat().st_size == cache_bytes(6, SIZE)
@@ -135,14 +135,14 @@ def test_build_image_cache_damaged_cache_is_built_again(paths: list[Path], tmp_p
     assert torch.equal(again[paths[6]], fit_image(open_image(paths[6]), SIZE))
 
 
-def test_build_image_cache_bad_pictures_strict_raises_with_the_list(paths: list[Path], tmp_path: Path) -> None:
+def test_build_image_cache_bad_images_strict_raises_with_the_list(paths: list[Path], tmp_path: Path) -> None:
     paths[1].write_bytes(b"rubbish")
     paths[4].unlink()
     with pytest.raises(DatasetError, match=r"2 of 7 images cannot be used; copy them .*1\.png .*4\.png cannot be read"):
         build(paths, tmp_path / "cache")
 
 
-def test_build_image_cache_bad_pictures_skip_leaves_them_out(paths: list[Path], tmp_path: Path) -> None:
+def test_build_image_cache_bad_images_skip_leaves_them_out(paths: list[Path], tmp_path: Path) -> None:
     paths[1].write_bytes(b"rubbish")
     paths[4].unlink()
     for _ in range(2):  # built, and read again

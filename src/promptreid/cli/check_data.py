@@ -1,10 +1,11 @@
-"""`promptreid check`: looks for everything that is wrong with a data set."""
+"""`promptreid check`: finds everything that is wrong with a data set."""
 
 import argparse
 from pathlib import Path
 
 from promptreid.cli.output import Output
 from promptreid.data.check import check_dataset
+from promptreid.data.reader import LAYOUTS
 from promptreid.towers.tokenizer import tokenizer_of
 
 SHOWN = 10
@@ -17,11 +18,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "check",
         help="look for everything that is wrong with a data set",
         description="Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every "
-        "picture; report all problems at once. Exit code 1 if there are errors.",
+        "image; report all problems at once. Exit code 1 if there are errors.",
     )
     parser.add_argument("root", type=Path, help="the data set's folder")
-    parser.add_argument("--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: found out")
-    parser.add_argument("--no-images", action="store_true", help="look only whether pictures are there: much faster")
+    parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default: recognised from the files")
+    parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(
         "--tokenizer",
         default=CLIP,

@@ -19,12 +19,12 @@ LAYOUTS: dict[str, Layout] = {**PUBLISHED, FOLDER: TableLayout()}
 
 
 def load_dataset(root: str | Path, *, layout: str | Layout | None = None, check_counts: bool = True) -> ReIDDataset:
-    """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, found out from the files that are there.
+    """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, recognised from the files that are there.
 
     Args:
         root: The data set's folder, or its parent.
         layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or a `Layout` of your own; `None`
-            to find out.
+            to recognise it.
         check_counts: Warn where a benchmark's counts are not the published ones.
 
     Returns:

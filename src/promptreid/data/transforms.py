@@ -63,7 +63,7 @@ class TrainTransform(EvalTransform):
         image_size: (height, width) in pixels.
         mean: Mean per channel, as the model states it.
         std: Standard deviation per channel.
-        mirror: Share of images that are mirrored.
+        mirror: Share of images that are mirrored; `CaptionedImages` takes care of captions that say left and right.
 
     Raises:
         ValueError: `mirror` is not in [0, 1], or as for `EvalTransform`.
@@ -114,16 +114,7 @@ class TrainTransform(EvalTransform):
 def train_transform(
     image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], flip: bool = True
 ) -> TrainTransform:
-    """The field's augmentation: flip, pad and crop, random erasing.
-
-    Args:
-        image_size: (height, width) in pixels.
-        mean: Mean per channel, as the model states it.
-        std: Standard deviation per channel.
-        flip: Mirror half of the images. `CaptionedImages` takes care of captions that say left and right.
-
-    Returns:
-        A transform from a PIL image or uint8 (3, h, w) to a float32 tensor (3, H, W).
+    """A `TrainTransform` that mirrors half of the images, or with `flip=False` none.
 
     Example:
         >>> transform = train_transform((96, 48), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -134,15 +125,7 @@ def train_transform(
 
 
 def eval_transform(image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
-    """Resize the whole image, cutting nothing off a person, and normalise.
-
-    Args:
-        image_size: (height, width) in pixels.
-        mean: Mean per channel, as the model states it.
-        std: Standard deviation per channel.
-
-    Returns:
-        A transform from a PIL image or uint8 (3, h, w) to a float32 tensor (3, H, W).
+    """An `EvalTransform`.
 
     Example:
         >>> eval_transform((2, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))(Image.new("RGB", (1, 2))).flatten()

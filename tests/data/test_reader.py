@@ -1,7 +1,8 @@
-"""load_cuhk_pedes: the layout as it is, and every way in which it can be wrong."""
+"""Loaders of the three layouts, of a layout from outside, and load_dataset, which recognises them."""
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promptreid.data.reader import load_cuhk_pedes
+from promptreid import data
+from promptreid.data.annotation import Annotation, parse_entry
+from promptreid.data.check import check_dataset
+from promptreid.data.layouts import JsonLayout
+from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
+from promptreid.data.records import SPLITS
 from promptreid.errors import DatasetError
 
-Write = Callable[[Any], Path]
+Write = Callable[..., Path]
 
 
 def test_load_cuhk_pedes_complete_folder_gives_the_annotation(write_cuhk: Write, entries: list[dict]) -> None:
@@ -188,3 +194,152 @@ def test_load_cuhk_pedes_any_bytes_are_refused_with_our_error(tmp_path: Path, co
     (tmp_path / "reid_raw.json").write_bytes(content)
     with pytest.raises(DatasetError, match=r"reid_raw\.json"):
         load_cuhk_pedes(tmp_path)
+
+
+LOADERS = {"CUHK-PEDES": load_cuhk_pedes, "ICFG-PEDES": load_icfg_pedes, "RSTPReid": load_rstpreid}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_load_dataset_finds_out_which_benchmark_it_is(write_benchmark: Write, name: str) -> None:
+    root = write_benchmark(name)
+    dataset = load_dataset(root)
+    assert dataset == LOADERS[name](root) == load_dataset(root.parent) == load_dataset(str(root), layout=name)
+    assert dataset.name == name
+    assert [split.name for split in dataset.splits] == (
+        ["train", "test"] if name == "ICFG-PEDES" else ["train", "val", "test"]
+    )
+    assert dataset.train.labels == {0: 0, 1: 1}
+    assert dataset.train.records[3].captions[0] == "caption 3"
+
+
+@pytest.mark.parametrize("annotation", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
+def test_load_icfg_pedes_takes_both_spellings(write_benchmark: Write, annotation: str, tmp_path: Path) -> None:
+    root = write_benchmark("ICFG-PEDES", annotation=annotation, root=tmp_path / "sets" / "ICFG_PEDES")
+    assert len(load_icfg_pedes(root).test) == 4
+    assert len(load_icfg_pedes(root.parent).test) == 4
+
+
+def test_load_icfg_pedes_has_no_validation_split(write_benchmark: Write) -> None:
+    assert load_icfg_pedes(write_benchmark("ICFG-PEDES")).val is None
+
+
+def test_load_rstpreid_names_its_own_key(write_benchmark: Write) -> None:
+    root = write_benchmark("RSTPReid")
+    entries = json.loads((root / "data_captions.json").read_text(encoding="utf-8"))
+    entries[3]["file_path"] = entries[3].pop("img_path")
+    (root / "data_captions.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"data_captions\.json, record 3: has no img_path"):
+        load_rstpreid(root)
+
+
+def test_load_icfg_pedes_without_annotation_names_both_spellings(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has no ICFG-PEDES\.json or ICFG_PEDES\.json \(found: nothing\)"):
+        load_icfg_pedes(tmp_path)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loader_warns_of_counts_other_than_published(write_benchmark: Write, name: str) -> None:
+    root = write_benchmark(name, stamp=False)
+    with pytest.warns(UserWarning, match=r"train has 2 persons, 4 images, . captions, published are .*cannot be comp"):
+        dataset = LOADERS[name](root)
+    assert "of" in dataset.summary()
+    assert LOADERS[name](root, check_counts=False) == dataset
+
+
+def test_loader_warning_points_at_the_callers_line(write_benchmark: Write) -> None:
+    root = write_benchmark("RSTPReid", stamp=False)
+    with pytest.warns(UserWarning, match="counts") as caught:
+        load_rstpreid(root)
+    assert caught[0].filename == __file__
+
+
+def test_load_dataset_two_benchmarks_below_one_folder_raise(write_benchmark: Write) -> None:
+    root = write_benchmark("RSTPReid").parent
+    write_benchmark("ICFG-PEDES")
+    with pytest.raises(DatasetError, match=r"holds several data sets \(ICFG-PEDES, RSTPReid\); give the folder of one"):
+        load_dataset(root)
+    assert load_dataset(root, layout="RSTPReid").name == "RSTPReid"
+
+
+def test_load_dataset_in_the_folder_itself_goes_before_sub_folders(write_benchmark: Write) -> None:
+    root = write_benchmark("RSTPReid")
+    write_benchmark("ICFG-PEDES", root=root / "ICFG-PEDES")
+    assert load_dataset(root).name == "RSTPReid"
+
+
+def test_load_dataset_unknown_folder_says_what_it_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "movie.mp4").touch()
+    with pytest.raises(DatasetError, match=r"found: movie\.mp4.*CUHK-PEDES: reid_raw\.json; ICFG-PEDES: .*\.csv or"):
+        load_dataset(tmp_path)
+
+
+def test_load_dataset_caption_all_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "caption_all.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"caption_all\.json, which has no splits"):
+        load_dataset(tmp_path)
+
+
+def test_load_dataset_no_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a data set's folder, or its parent"):
+        load_dataset(tmp_path / "nowhere")
+
+
+def test_load_dataset_unknown_layout_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layout is 'cuhk', expected one of CUHK-PEDES"):
+        load_dataset(tmp_path, layout="cuhk")
+
+
+def test_load_dataset_own_folder_is_found(write_benchmark: Write, tmp_path: Path) -> None:
+    images = write_benchmark("RSTPReid") / "imgs"
+    shutil.copytree(images, tmp_path / "own")
+    table = "image,caption,person_id,split\n0.jpg,a man,1,test\n"
+    (tmp_path / "own" / "people.csv").write_text(table, encoding="utf-8")
+    assert load_dataset(tmp_path / "own").name == "own"
+
+
+class PeopleLayout:
+    """A layout of somebody else's: one object a person, in a file for each split."""
+
+    def read(self, root: Path) -> Annotation:
+        entries = []
+        for split in ("train", "test"):
+            for person in json.loads((root / f"{split}.json").read_text(encoding="utf-8")):
+                for image in person["images"]:
+                    fields = {"split": split, "captions": person["texts"], "file_path": image, "id": person["number"]}
+                    entries.append(parse_entry(fields, root / "crops"))
+        return Annotation.of_entries(entries, name="People", path=root / "train.json", images=root / "crops")
+
+
+def test_load_dataset_layout_from_outside_is_read_and_checked(tmp_path: Path, draw_picture: Callable) -> None:
+    for number in range(4):
+        draw_picture(tmp_path / "crops" / f"{number}.png", seed=number)
+    people = [{"number": 7, "texts": ["a man"], "images": ["0.png", "1.png"]}]
+    (tmp_path / "train.json").write_text(json.dumps(people), encoding="utf-8")
+    people = [{"number": 9, "texts": ["a woman", "she walks"], "images": ["2.png"]}]
+    (tmp_path / "test.json").write_text(json.dumps(people), encoding="utf-8")
+    dataset = load_dataset(tmp_path, layout=PeopleLayout())
+    assert dataset.summary() == ("People: train 1 persons, 2 images, 2 captions; test 1 persons, 1 images, 2 captions")
+    assert dataset.test.records[0].path == tmp_path / "crops" / "2.png"
+    people[0]["images"].append("../secret.png")
+    (tmp_path / "test.json").write_text(json.dumps(people), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"record 3: file_path '\.\./secret\.png' leaves the folder crops/"):
+        load_dataset(tmp_path, layout=PeopleLayout())
+    report = check_dataset(tmp_path, layout=PeopleLayout(), progress=False)
+    assert [(problem.kind, problem.position) for problem in report.problems] == [("path", 3)]
+
+
+def test_load_dataset_json_layout_with_other_names_needs_no_code(tmp_path: Path, draw_picture: Callable) -> None:
+    layout = JsonLayout("Mine", ("people.json",), "image")
+    entries = [{"split": split, "captions": ["a man"], "image": f"{split}.png", "id": len(split)} for split in SPLITS]
+    for entry in entries:
+        draw_picture(tmp_path / "imgs" / entry["image"])
+    (tmp_path / "people.json").write_text(json.dumps(entries), encoding="utf-8")
+    assert load_dataset(tmp_path, layout=layout).summary().startswith("Mine: train 1 persons, 1 images, 1 captions; v")
+
+
+def test_data_offers_what_a_quick_start_needs() -> None:
+    for name in data.__all__:
+        assert getattr(data, name).__name__ == name
+    assert set(data.__all__) <= set(dir(data))
+    with pytest.raises(AttributeError, match=r"module 'promptreid\.data' has no attribute 'load_dataste'"):
+        data.load_dataste  # noqa: B018
