@@ -227,7 +227,7 @@ def check_intermediates(clip, images, tokens):
         model = wrap(clip)
         prompted = clip.visual.forward_intermediates(images)["image_intermediates"]
     assert [part.shape for part in prompted] == [part.shape for part in bare]
-    in_pool = isinstance(model.vision.injection.tower, PixelTower) and model.config.vision_place == "attention_pool"
+    in_pool = isinstance(model.vision.tower, PixelTower) and model.config.vision_place == "attention_pool"
     assert in_pool or not torch.equal(prompted[-1], bare[-1])
     model.detach()
 

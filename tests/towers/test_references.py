@@ -197,7 +197,7 @@ def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
     clip = build(zoo, name, size)
     images = torch.randn(2, 3, *size).double()
     encoder = PromptedVisionEncoder(clip, length, depth=depth, sequence_first=False)
-    tower, prompts = encoder.injection.tower, encoder.prompts.tokens.detach().double()
+    tower, prompts = encoder.tower, encoder.prompts.tokens.detach().double()
     first, last = around_blocks(tower.blocks, lambda: encoder(images))
     bias, angles = None, None
     trunk = getattr(clip.visual, "trunk", None)

@@ -16,10 +16,9 @@ from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from promptreid.towers.extra import check_transformers
-from promptreid.towers.families.resizing import patch_of, resize_images
-from promptreid.towers.families.vision_towers import image_size_of
-from promptreid.towers.features import fill_unset_parameters
+from promptreid.towers.families import patch_size_of, resize_images
+from promptreid.towers.families.huggingface_text import check_transformers
+from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.names import (
     TINY_FOLDER,
     TINY_NAME,
@@ -95,7 +94,7 @@ def load_clip(
 ) -> nn.Module:
     """Make an open_clip model for images of any size.
 
-    It is the model that `open_clip.create_model` makes, with three traps taken out: weights that were trained with
+    It is the model that `open_clip.create_model` makes, without three traps: weights that were trained with
     QuickGELU get it, position grids are resized from (height, width) to (height, width), and a name or tag that does
     not exist is explained. `"promptreid-tiny"` with `pretrained="generated"` is the small base that ships with this
     package.
@@ -141,7 +140,7 @@ def load_clip(
         check_patch(name, size, (patch, patch))
         clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
         if patch == 1:
-            check_patch(name, size, patch_of(clip))
+            check_patch(name, size, patch_size_of(clip))
     resize_images(clip, size)
     return stamp(clip, ClipSource(name, pretrained, size), config).to(device).eval()
 
@@ -240,16 +239,16 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     """Make the model of a folder or a Hub repository in open_clip's layout."""
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
-    schema, place = name.split(":", 1)
+    schema, location = name.split(":", 1)
     if schema == "local-dir":
-        folder = Path(place)
+        folder = Path(location)
         found = [folder / f"open_clip_model{suffix}" for suffix in (".safetensors", ".bin", ".pt")]
         weights = next((path for path in found if path.is_file()), None)
         if weights is None:
             raise FileNotFoundError(f"{folder} holds no open_clip_model.safetensors, .bin or .pt")
     else:
-        folder = Path(download_pretrained_from_hf(place, filename=CONFIG_NAME, cache_dir=cache)).parent
-        weights = Path(download_pretrained_from_hf(place, cache_dir=cache))
+        folder = Path(download_pretrained_from_hf(location, filename=CONFIG_NAME, cache_dir=cache)).parent
+        weights = Path(download_pretrained_from_hf(location, cache_dir=cache))
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
@@ -259,7 +258,7 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
 
 @contextmanager
 def _without_random_weights_warning() -> Generator[None, None, None]:
-    """Keep open_clip from warning of random weights, which were asked for or are replaced a moment later."""
+    """Keep open_clip from warning of random weights, which were requested or are replaced a moment later."""
     root = logging.getLogger()
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -282,7 +281,7 @@ def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | 
         The shapes; `None` if the architecture cannot be made without memory.
 
     Raises:
-        TypeError, ValueError, KeyError: It is no model configuration.
+        TypeError, ValueError, KeyError: It is not a model configuration.
     """
     try:
         with torch.device("meta"):
