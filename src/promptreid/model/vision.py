@@ -89,7 +89,11 @@ class PromptedVisionEncoder(PromptCarrier):
                 place=None if place == "auto" else place,
             )
             own = prompts(tower)
-        elif isinstance(tower, PixelTower) or place == "attention_pool":
+        elif isinstance(tower, TokenTower) and place == "auto":
+            own = BlockTokens(
+                tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
+            )
+        else:
             refuse_options(
                 f"prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on the image's border, or "
                 "tokens in the attention pool of a ModifiedResNet",
@@ -97,11 +101,8 @@ class PromptedVisionEncoder(PromptCarrier):
                 position_embedding=position_embedding or None,
                 initialization=None if initialization == "normal" else initialization,
             )
-            own = _beside_blocks(tower, length, place)
-        else:
-            own = BlockTokens(
-                tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
-            )
+            at_border = isinstance(tower, PixelTower) and place == "auto"
+            own = BorderPixels(tower, length) if at_border else AttentionPoolTokens(tower, length)
         encode: Any = clip.encode_image
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)))
 
@@ -138,13 +139,3 @@ class PromptedVisionEncoder(PromptCarrier):
                     f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
                     "them; are these pixels of 0 to 255?"
                 )
-
-
-def _beside_blocks(tower: TokenTower | PixelTower, length: int, place: VisionPlace) -> PromptKind:
-    """Prompts that are not in blocks of tokens."""
-    if not isinstance(tower, PixelTower) or (place == "attention_pool" and tower.attention_pool is None):
-        raise ValueError(
-            f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
-            'RN101, …). Leave place at "auto"'
-        )
-    return AttentionPoolTokens(tower, length) if place == "attention_pool" else BorderPixels(tower, length)

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from promptreid.prompts.config import NORMAL_STD
 from promptreid.prompts.kind import PromptKind
-from promptreid.towers.tower import AttentionPool, PixelTower
+from promptreid.towers.tower import AttentionPool, PixelTower, Tower
 
 
 class AttentionPoolTokens(PromptKind):
@@ -26,13 +26,15 @@ class AttentionPoolTokens(PromptKind):
         ValueError: The tower has no attention pool.
     """
 
-    tower: PixelTower
-
-    def __init__(self, tower: PixelTower, length: int) -> None:
-        if tower.attention_pool is None:
-            raise ValueError(f"this {tower.kind} has no attention pool; use BorderPixels")
-        super().__init__(tower, length, width=tower.attention_pool.width)
-        self._pool: AttentionPool = tower.attention_pool
+    def __init__(self, tower: Tower, length: int) -> None:
+        pool = tower.attention_pool if isinstance(tower, PixelTower) else None
+        if pool is None:
+            raise ValueError(
+                f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
+                'RN101, …). Leave place at "auto"'
+            )
+        super().__init__(tower, length, width=pool.width)
+        self._pool: AttentionPool = pool
         self.tokens: nn.Parameter = nn.Parameter(NORMAL_STD * torch.randn(1, length, self.width))
 
     def register_hooks(self) -> Iterator[RemovableHandle]:

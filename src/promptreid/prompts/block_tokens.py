@@ -165,11 +165,6 @@ class BlockTokens(PromptKind):
         return tokens + positions[tower.slot : tower.slot + self.length]
 
     @property
-    def shifts_captions(self) -> bool:
-        """Whether the caption moves on in the position table to make room for the prompts."""
-        return self.position_embedding and self.tower.grid is None and self.length > 0
-
-    @property
     def in_front(self) -> bool:
         """Whether prompts stand before all tokens just now, which spares copies of the sequence.
 
@@ -317,9 +312,10 @@ class InsertTokens:
 
     def _insert(self, sequence: Tensor) -> Tensor:
         prompts, tower = self.prompts, self.prompts.tower
-        axis = tower.sequence_axis
-        if self.index == 0 and prompts.shifts_captions and tower.positions is not None:
-            sequence = shift_positions(sequence, tower.positions, slot=tower.slot, count=prompts.length, axis=axis)
+        axis, positions = tower.sequence_axis, tower.positions
+        if self.index == 0 and prompts.position_embedding and tower.grid is None and positions is not None:
+            # The caption makes room for the prompts in the position table too.
+            sequence = shift_positions(sequence, positions, slot=tower.slot, count=prompts.length, axis=axis)
         if prompts.in_front:
             return put_in_front(sequence, prompts.layer(self.index))
         return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)

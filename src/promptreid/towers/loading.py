@@ -1,5 +1,6 @@
 """Makes open_clip models: any name, any image size, the right activation, and our own files again."""
 
+import importlib
 import json
 import logging
 import tempfile
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -16,8 +17,8 @@ from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from promptreid.towers.families import patch_size_of, resize_images
-from promptreid.towers.families.huggingface_text import check_transformers
+from promptreid.towers.families import patch_grid_of, resize_images
+from promptreid.towers.families.huggingface_text import explain_missing_transformers
 from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.names import (
     TINY_FOLDER,
@@ -132,7 +133,9 @@ def load_clip(
         clip, config = _load_repository(name, pretrained, cache)
     else:
         config = config_of(name)
-        check_transformers(name, config)
+        if "hf_model_name" in config.get("text_cfg", {}):
+            with explain_missing_transformers(f"the text tower of {name}"):
+                importlib.import_module("transformers")
         if quick_gelu:
             config["quick_gelu"] = True
         # Building a large tower takes long; one whose patch is known is refused first.
@@ -140,7 +143,7 @@ def load_clip(
         check_patch(name, size, (patch, patch))
         clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
         if patch == 1:
-            check_patch(name, size, patch_size_of(clip))
+            check_patch(name, size, patch_grid_of(clip).patch)
     resize_images(clip, size)
     return stamp(clip, ClipSource(name, pretrained, size), config).to(device).eval()
 
@@ -204,34 +207,26 @@ def make_from_config(
     return clip
 
 
-def _origin(name: str, pretrained: str | None) -> Literal["random", "shipped", "tag", "file"]:
-    if pretrained is None:
-        return "random"
-    if (name, pretrained) == (TINY_NAME, TINY_TAG):
-        return "shipped"
-    return "tag" if open_clip.get_pretrained_cfg(name, pretrained) else "file"
-
-
 def _load_named(
     name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
 ) -> nn.Module:
     """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
-    origin = _origin(name, pretrained)
+    tagged = pretrained is not None and bool(open_clip.get_pretrained_cfg(name, pretrained))
     with _without_random_weights_warning():
         clip = open_clip.create_model(
             name,
-            pretrained=pretrained if origin == "tag" else None,
+            pretrained=pretrained if tagged else None,
             force_quick_gelu=quick_gelu,
             pretrained_text=False,
             cache_dir=cache,
-            require_pretrained=origin == "tag",
+            require_pretrained=tagged,
         )
-    if origin == "random":
+    if pretrained is None:
         fill_unset_parameters(clip)
-    if origin == "shipped":
+    elif (name, pretrained) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    if origin == "file":
-        load_weight_file(clip, Path(str(pretrained)), saved_size=saved)
+    elif not tagged:
+        load_weight_file(clip, Path(pretrained), saved_size=saved)
     return clip
 
 

@@ -162,14 +162,8 @@ class CaptionTrim:
         if self.tower.trim == "slice":
             yield tokens[:, :longest]
         else:
-            with self.to(longest):
+            with self._length.held(longest):
                 yield tokens
-
-    @contextmanager
-    def to(self, length: int) -> Generator[None, None, None]:
-        """Let the blocks see only the first `length` positions inside the block, in the calling thread alone."""
-        with self._length.held(length):
-            yield
 
     def remove(self) -> None:
         """Take the hook out."""

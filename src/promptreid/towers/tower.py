@@ -1,7 +1,8 @@
 """What a prompt must know of a tower, whatever its family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class TokenTower(Tower):
         bias_arguments: Block arguments that hold an additive bias by position, which prompts do not get.
         rotary_arguments: Block arguments that hold a rotary table of the patches.
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
+        causal: Whether a token may only look back.
         drops_blocks: Whether the tower skips whole blocks while training.
         unordered: Whether the blocks treat all positions alike, so that prompts do the same wherever they stand.
     """
@@ -68,6 +70,7 @@ class TokenTower(Tower):
     bias_arguments: tuple[str, ...] = ()
     rotary_arguments: tuple[str, ...] = ()
     relative_biases: tuple[nn.Module, ...] = ()
+    causal: bool = False
     drops_blocks: bool = False
     unordered: bool = False
 
@@ -80,11 +83,6 @@ class TokenTower(Tower):
     def sequence_axis(self) -> int:
         """Axis of the sequence inside the blocks: 1 for (B, L, D), 0 for (L, B, D); read at call time."""
         return 1 if getattr(self.container, "batch_first", True) else 0
-
-    @property
-    def causal(self) -> bool:
-        """Whether a token may only look back."""
-        return False
 
     @property
     def positions(self) -> Tensor | None:
@@ -100,7 +98,6 @@ class TextTower(TokenTower):
     """A text tower, with what is known of its captions.
 
     Attributes:
-        looks_back: Whether a token may only look back.
         trim: How a batch may be cut to its longest caption without changing any feature: `"never"`; `"end"`, after
             the token that is pooled; `"class_at_end"`, keeping the class token behind the captions and one more
             position; `"slice"`, by passing fewer token ids.
@@ -114,7 +111,6 @@ class TextTower(TokenTower):
         heads: Attention heads of a block, for a mask for each caption; 0 where masks are not made that way.
     """
 
-    looks_back: bool
     trim: Trim
     context_length: int
     shortest_too: bool = False
@@ -124,11 +120,6 @@ class TextTower(TokenTower):
     end_pooled: bool = False
     embedding: nn.Module | None = None
     heads: int = 0
-
-    @property
-    def causal(self) -> bool:
-        """Whether a token may only look back."""
-        return self.looks_back
 
     def caption_end(self, tokens: Tensor) -> Tensor:
         """Position of the token that the feature of each caption is pooled from, if it is pooled at the end.
@@ -155,43 +146,36 @@ class TextTower(TokenTower):
         return int(used.max()) + 1 if len(used) else 1
 
 
-class AttentionPool(Protocol):
-    """An attention pool at the end of an image tower, which can be given further keys and values."""
+@dataclass(frozen=True, eq=False)
+class AttentionPool:
+    """An attention pool at the end of an image tower, which can be given further keys and values.
 
-    @property
-    def module(self) -> nn.Module:
-        """The pool; called with the map, (B, D, H, W), it returns the feature."""
-        ...
+    Attributes:
+        module: The pool; called with the map, (B, D, H, W), it returns the feature, (B, E).
+        width: D, the size of one key's token.
+        attend: Pools a map with tokens, (P, D), as further keys and values: (B, E).
+    """
 
-    @property
-    def width(self) -> int:
-        """D, the size of one key's token."""
-        ...
-
-    def attend(self, features: Tensor, further: Tensor) -> Tensor:
-        """Pool a map with tokens as further keys and values.
-
-        Shape:
-            - features: (B, D, H, W)
-            - further: (P, D)
-            - returns: (B, E)
-        """
-        ...
+    module: nn.Module
+    width: int
+    attend: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class PositionGrid:
-    """Where an image tower keeps what it has learned by absolute position: a row for every patch.
+class PatchGrid:
+    """How an image tower divides the image, and where it keeps what it has learned by absolute position.
 
     Attributes:
-        key: Its name in `clip.state_dict()`.
-        prefix: Rows before those of the patches.
+        patch: (height, width) in pixels of a patch; (1, 1) if there are none, and any size is taken.
         shape: (rows, columns) of patches.
+        key: Name in `clip.state_dict()` of what has a row for every patch; empty for nothing.
+        prefix: Rows before those of the patches.
     """
 
-    key: str
-    prefix: int
-    shape: tuple[int, int]
+    patch: tuple[int, int] = (1, 1)
+    shape: tuple[int, int] = (0, 0)
+    key: str = ""
+    prefix: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

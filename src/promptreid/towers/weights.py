@@ -11,7 +11,7 @@ from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from promptreid.towers.families import patch_size_of, position_grid_of, resize_images
+from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size
 
@@ -34,8 +34,7 @@ def load_weights(
     """
     weights = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
     target = image_size_of(clip)
-    grid = position_grid_of(clip)
-    key = "" if grid is None else grid.key
+    key = patch_grid_of(clip).key
     rows = weights[key].shape[-2] if key in weights else None
     try:
         _fit_layout(clip, rows, saved_size, what=key)
@@ -57,7 +56,9 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
         RuntimeError: The weights do not fit the model, or were saved at another size than stated.
         ValueError: The grid is not square, and nothing says how many rows and columns it has.
     """
-    saved = saved_size or _stated_size(path)
+    saved = saved_size
+    if saved is None and (path.parent / CONFIG_NAME).is_file():
+        saved = saved_image_size(read_config(path.parent)["model_cfg"])
     try:
         _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
         open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
@@ -99,18 +100,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _stated_size(path: Path) -> tuple[int, int] | None:
-    if not (path.parent / CONFIG_NAME).is_file():
-        return None
-    return saved_image_size(read_config(path.parent)["model_cfg"])
-
-
 def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
     """Rows of the position grid that a file holds; `None` if it is not found under open_clip's name."""
-    grid = position_grid_of(clip)
-    if path.suffix in _FOREIGN_SUFFIXES or grid is None:
+    key = patch_grid_of(clip).key
+    if path.suffix in _FOREIGN_SUFFIXES or not key:
         return None
-    key = grid.key
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return file.get_slice(key).get_shape()[-2] if key in file.keys() else None  # noqa: SIM118
@@ -120,24 +114,22 @@ def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
 
 def _fit_layout(clip: nn.Module, rows: int | None, saved: tuple[int, int] | None, *, what: str) -> None:
     """Resize `clip` to what was saved, so that every weight is loaded for the position it was learned at."""
-    own = position_grid_of(clip)
-    if rows is None or own is None:
+    if rows is None:
         if saved is not None:
             resize_images(clip, saved)
         return
+    own = patch_grid_of(clip)
     patches = rows - own.prefix
     if saved is None:
         side = round(patches**0.5)
-        patch = patch_size_of(clip)
-        saved = (side * patch[0], side * patch[1])
+        saved = (side * own.patch[0], side * own.patch[1])
         hint = "it was saved for images that are not square: state their size"
     else:
         hint = "the weights were saved at another image size than stated"
     resize_images(clip, saved)
-    fitted = position_grid_of(clip)
-    rows, columns = (0, 0) if fitted is None else fitted.shape
-    if rows * columns != patches:
+    expected = patch_grid_of(clip).shape
+    if expected[0] * expected[1] != patches:
         raise RuntimeError(
-            f"{what} holds {patches} patches, which is not the {rows} x {columns} grid expected; {hint} "
+            f"{what} holds {patches} patches, which is not the {expected[0]} x {expected[1]} grid expected; {hint} "
             "(weights_size=(height, width), saved_size in load_weights)"
         )

@@ -4,7 +4,8 @@ Two tables list them, tried in order. A family of your own is one object, put in
 `VISION_FAMILIES.insert(0, my_family)`.
 """
 
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -17,66 +18,45 @@ from promptreid.towers.families import (
     timm_trunks,
 )
 from promptreid.towers.features import image_size_of, text_module_of
-from promptreid.towers.tower import PixelTower, PositionGrid, TextTower, TokenTower, refuse_compiled
+from promptreid.towers.tower import PatchGrid, PixelTower, TextTower, TokenTower, Tower, refuse_compiled
+
+AnyTower = TypeVar("AnyTower", bound=Tower, covariant=True)
 
 
-class VisionFamily(Protocol):
-    """A family of image towers; a module or an object with these functions.
+class TowerFamily(Protocol[AnyTower]):
+    """A family of towers: a module or an object with these functions.
 
-    Attributes:
-        resized_keys: How the names of weights end, in `clip.state_dict()`, that are resized with the image.
+    They are given `clip.visual`, or the module that encodes text.
     """
 
+    def matches(self, module: Any, /) -> bool:
+        """Whether a tower is of this family."""
+        ...
+
+    def describe(self, module: Any, /) -> AnyTower:
+        """What prompts must know of a tower; `UnsupportedTowerError` if they cannot be put into it."""
+        ...
+
+
+class VisionFamily(TowerFamily[TokenTower | PixelTower], Protocol):
+    """A family of image towers, which can be resized."""
+
     @property
-    def resized_keys(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    def matches(self, visual: Any) -> bool:
-        """Whether `clip.visual` is of this family."""
+    def resized_keys(self) -> tuple[str, ...]:
+        """How the names of weights that are resized with the image end in `clip.state_dict()`."""
         ...
 
-    def describe(self, visual: Any) -> TokenTower | PixelTower:
-        """What prompts must know of it.
-
-        Raises:
-            UnsupportedTowerError: Prompts cannot be put into it.
-        """
+    def grid(self, visual: Any, /) -> PatchGrid:
+        """How a tower divides the image; `PatchGrid()` if it does not."""
         ...
 
-    def resize(self, visual: Any, image_size: tuple[int, int]) -> None:
-        """Let it take images of another (height, width).
-
-        Raises:
-            ValueError: It cannot.
-        """
-        ...
-
-    def position_grid(self, visual: Any) -> PositionGrid | None:
-        """Where it keeps what it has learned by absolute position; `None` for nothing."""
-        ...
-
-    def patch_size(self, visual: Any) -> tuple[int, int]:
-        """(height, width) in pixels that become one position of the grid; (1, 1) if it takes any size."""
-        ...
-
-
-class TextFamily(Protocol):
-    """A family of text towers; a module or an object with these functions."""
-
-    def matches(self, text: Any) -> bool:
-        """Whether the module that encodes text is of this family."""
-        ...
-
-    def describe(self, text: Any) -> TextTower:
-        """What prompts must know of it.
-
-        Raises:
-            UnsupportedTowerError: Prompts cannot be put into it.
-        """
+    def resize(self, visual: Any, image_size: tuple[int, int], /) -> None:
+        """Let a tower take images of another (height, width); `ValueError` if it cannot."""
         ...
 
 
 VISION_FAMILIES: list[VisionFamily] = [open_clip_vit, modified_resnet, timm_trunks]
-TEXT_FAMILIES: list[TextFamily] = [open_clip_text, huggingface_text]
+TEXT_FAMILIES: list[TowerFamily[TextTower]] = [open_clip_text, huggingface_text]
 
 
 def find_vision_tower(clip: nn.Module) -> TokenTower | PixelTower:
@@ -93,45 +73,40 @@ def find_vision_tower(clip: nn.Module) -> TokenTower | PixelTower:
         UnsupportedTowerError: Prompts cannot be put into towers of this family, or it is unknown.
         AttachmentError: The model is TorchScript or compiled.
     """
-    visual: Any = getattr(clip, "visual", None)
-    family = _vision_family(visual)
-    if family is None:
-        refuse_compiled(clip)
-        raise UnsupportedTowerError(
-            f"no prompts for an image tower of class {_class_of(clip if visual is None else visual)}: known are "
-            "open_clip's VisionTransformer and ModifiedResNet, timm's VisionTransformer, Eva and "
-            "VisionTransformerRelPos, and timm's networks with a stem or patch_embed. Pass an open_clip model, for "
-            'example promptreid.load_clip("ViT-B-16"), or add a family to '
-            "promptreid.towers.families.VISION_FAMILIES."
-        )
-    tower = family.describe(visual)
-    refuse_compiled(clip, *tower.hooked)
-    return tower
+    known = (
+        "an image tower",
+        "open_clip's VisionTransformer and ModifiedResNet, timm's VisionTransformer, Eva and VisionTransformerRelPos, "
+        "and timm's networks with a stem or patch_embed",
+    )
+    return _describe(clip, getattr(clip, "visual", None), VISION_FAMILIES, known)
 
 
 def find_text_tower(clip: nn.Module) -> TextTower:
-    """Describe the text tower of `clip` to a prompt.
+    """Describe the text tower of `clip` to a prompt, which goes in right after the start-of-sequence token.
 
     Args:
         clip: An open_clip model.
 
-    Returns:
-        The tower; prompts go in right after the start-of-sequence token.
-
     Raises:
-        UnsupportedTowerError: Prompts cannot be put into towers of this family, or it is unknown.
-        AttachmentError: The model is TorchScript or compiled.
+        As `find_vision_tower`.
     """
-    text = text_module_of(clip)
-    family = next((family for family in TEXT_FAMILIES if family.matches(text)), None)
+    known = ("a text tower", "open_clip's built-in text Transformers and its Hugging Face encoders")
+    return _describe(clip, text_module_of(clip), TEXT_FAMILIES, known)
+
+
+def _describe(
+    clip: nn.Module, module: Any, families: Iterable[TowerFamily[AnyTower]], known: tuple[str, str]
+) -> AnyTower:
+    family = next((family for family in families if family.matches(module)), None)
     if family is None:
-        refuse_compiled(clip)
+        refuse_compiled(clip)  # its error is the better one, if it applies
+        kind = type(clip if module is None else module)
         raise UnsupportedTowerError(
-            f"no prompts for a text tower of class {_class_of(clip if text is None else text)}: known are open_clip's "
-            "built-in text Transformers and its Hugging Face encoders. Pass an open_clip model, for example "
-            'promptreid.load_clip("ViT-B-16"), or add a family to promptreid.towers.families.TEXT_FAMILIES.'
+            f"no prompts for {known[0]} of class {kind.__module__}.{kind.__qualname__}: known are {known[1]}, and what "
+            "is added to promptreid.towers.families. Pass an open_clip model, for example "
+            'promptreid.load_clip("ViT-B-16").'
         )
-    tower = family.describe(text)
+    tower = family.describe(module)
     refuse_compiled(clip, *tower.hooked)
     return tower
 
@@ -147,7 +122,7 @@ def resize_images(clip: nn.Module, image_size: tuple[int, int]) -> None:
         ValueError: The tower cannot take images of that size.
     """
     visual: Any = clip.visual
-    family = _vision_family(visual)
+    family = _family_of(visual)
     if family is not None:
         family.resize(visual, image_size)
     elif image_size != image_size_of(clip):
@@ -160,21 +135,11 @@ def resize_images(clip: nn.Module, image_size: tuple[int, int]) -> None:
         stated["size"] = image_size
 
 
-def position_grid_of(clip: nn.Module) -> PositionGrid | None:
-    """Where the image tower keeps what it has learned by absolute position; `None` for nothing."""
-    family = _vision_family(clip.visual)
-    return None if family is None else family.position_grid(clip.visual)
+def patch_grid_of(clip: nn.Module) -> PatchGrid:
+    """How the image tower of `clip` divides the image, and where it keeps what it has learned by position."""
+    family = _family_of(clip.visual)
+    return PatchGrid() if family is None else family.grid(clip.visual)
 
 
-def patch_size_of(clip: nn.Module) -> tuple[int, int]:
-    """(height, width) in pixels that become one position of the grid; (1, 1) if any size is taken."""
-    family = _vision_family(clip.visual)
-    return (1, 1) if family is None else family.patch_size(clip.visual)
-
-
-def _vision_family(visual: Any) -> VisionFamily | None:
+def _family_of(visual: Any) -> VisionFamily | None:
     return next((family for family in VISION_FAMILIES if family.matches(visual)), None)
-
-
-def _class_of(module: object) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

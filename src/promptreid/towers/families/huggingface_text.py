@@ -1,7 +1,6 @@
 """Text encoders of transformers, inside open_clip's HFTextEncoder, and the extra that installs them."""
 
-import importlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,24 +47,12 @@ def describe(text: Any) -> TextTower:
         mask_arguments=("attention_mask",),
         bias_arguments=("position_bias",),
         drops_blocks=bool(getattr(encoder, "layerdrop", 0.0)),
-        looks_back=False,
         trim="slice",
         context_length=longest or 0,
         shortest_too=True,
         vocabulary=int(text.vocab_size),
         pad_id=int(config.pad_token_id),
     )
-
-
-def check_transformers(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse an architecture whose text tower is Hugging Face's where transformers is not installed.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    if "hf_model_name" in config.get("text_cfg", {}):
-        with explain_missing_transformers(f"the text tower of {name}"):
-            importlib.import_module("transformers")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def describe(text: Any) -> TextTower:
         slot=1,
         pooling="class token at the end" if class_token else pool_type,
         position_owner=text,
-        looks_back=causal,
+        causal=causal,
         trim=trim,
         context_length=int(text.context_length),
         vocabulary=int(text.vocab_size),

@@ -6,7 +6,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from promptreid.towers.growth import resize_grid
-from promptreid.towers.tower import PositionGrid, TokenTower
+from promptreid.towers.tower import PatchGrid, TokenTower
 
 resized_keys: tuple[str, ...] = ("visual.positional_embedding",)
 
@@ -28,7 +28,7 @@ def describe(visual: Any) -> TokenTower:
         slot=1,
         pooling="attention" if visual.attn_pool is not None else visual.pool_type,
         position_owner=visual,
-        grid=_grid(visual),
+        grid=grid(visual).shape,
         prefix=1,
         unordered=True,
     )
@@ -36,20 +36,16 @@ def describe(visual: Any) -> TokenTower:
 
 def resize(visual: Any, image_size: tuple[int, int]) -> None:
     """Let it take images of another size; pixels that fill no patch are not seen."""
-    rows, columns = patch_size(visual)
-    target = (image_size[0] // rows, image_size[1] // columns)
-    resize_parameter(visual, "positional_embedding", source=_grid(visual), target=target)
+    own = grid(visual)
+    target = (image_size[0] // own.patch[0], image_size[1] // own.patch[1])
+    resize_parameter(visual, "positional_embedding", source=own.shape, target=target)
     visual.image_size, visual.grid_size = image_size, target
 
 
-def position_grid(visual: Any) -> PositionGrid:
-    """Where its position embedding is."""
-    return PositionGrid("visual.positional_embedding", prefix=1, shape=_grid(visual))
-
-
-def patch_size(visual: Any) -> tuple[int, int]:
-    """(height, width) of a patch in pixels."""
-    return visual.patch_size[0], visual.patch_size[1]
+def grid(visual: Any) -> PatchGrid:
+    """How it divides the image."""
+    patch, shape = (tuple(pair) for pair in (visual.patch_size, visual.grid_size))
+    return PatchGrid(patch, shape, "visual.positional_embedding", prefix=1)
 
 
 def resize_parameter(owner: Any, name: str, *, source: tuple[int, int], target: tuple[int, int]) -> None:
@@ -59,7 +55,3 @@ def resize_parameter(owner: Any, name: str, *, source: tuple[int, int], target: 
     own: nn.Parameter = getattr(owner, name)
     resized = resize_grid(own.detach(), source=source, target=target)
     setattr(owner, name, nn.Parameter(resized, requires_grad=own.requires_grad))
-
-
-def _grid(visual: Any) -> tuple[int, int]:
-    return visual.grid_size[0], visual.grid_size[1]

@@ -11,7 +11,7 @@ from torch import nn
 
 from promptreid.errors import UnsupportedTowerError
 from promptreid.towers.features import image_size_of
-from promptreid.towers.tower import PixelTower, PositionGrid, TokenTower
+from promptreid.towers.tower import PatchGrid, PixelTower, TokenTower
 
 # The second ends the names of Swin's tables.
 resized_keys: tuple[str, ...] = ("visual.trunk.pos_embed", "relative_position_bias_table")
@@ -23,11 +23,7 @@ def matches(visual: Any) -> bool:
 
 
 def describe(visual: Any) -> TokenTower | PixelTower:
-    """What prompts must know of it.
-
-    Raises:
-        UnsupportedTowerError: The network has no module that the image passes through first.
-    """
+    """What prompts must know of it; a network without a module that the image passes through first is refused."""
     trunk: Any = visual.trunk
     if isinstance(trunk, VisionTransformer | Eva | VisionTransformerRelPos):
         return _token_tower(visual, trunk)
@@ -49,11 +45,7 @@ def describe(visual: Any) -> TokenTower | PixelTower:
 
 
 def resize(visual: Any, image_size: tuple[int, int]) -> None:
-    """Let it take images of another size.
-
-    Raises:
-        ValueError: timm refuses the size.
-    """
+    """Let it take images of another size, if timm accepts it."""
     try:
         with warnings.catch_warnings():
             # timm's own interpolation of Swin's bias tables.
@@ -68,27 +60,21 @@ def resize(visual: Any, image_size: tuple[int, int]) -> None:
         ) from error
 
 
-def position_grid(visual: Any) -> PositionGrid | None:
-    """Where its position embedding is, if it has one."""
+def grid(visual: Any) -> PatchGrid:
+    """How it divides the image."""
     trunk: Any = visual.trunk
-    if getattr(trunk, "pos_embed", None) is None or not hasattr(trunk, "patch_embed"):
-        return None
-    rows, columns = trunk.patch_embed.grid_size
-    prefix = trunk.pos_embed.shape[1] - rows * columns
-    return PositionGrid("visual.trunk.pos_embed", prefix=prefix, shape=(rows, columns))
-
-
-def patch_size(visual: Any) -> tuple[int, int]:
-    """(height, width) in pixels of a patch; (1, 1) where there is no grid of them."""
-    embed: Any = getattr(visual.trunk, "patch_embed", None)
+    embed: Any = getattr(trunk, "patch_embed", None)
     if not hasattr(embed, "grid_size"):
-        return 1, 1
-    height, width = embed.img_size
-    return height // embed.grid_size[0], width // embed.grid_size[1]
+        return PatchGrid()
+    rows, columns = embed.grid_size
+    patch = (embed.img_size[0] // rows, embed.img_size[1] // columns)
+    if getattr(trunk, "pos_embed", None) is None:
+        return PatchGrid(patch, (rows, columns))
+    return PatchGrid(patch, (rows, columns), "visual.trunk.pos_embed", trunk.pos_embed.shape[1] - rows * columns)
 
 
 def _token_tower(visual: Any, trunk: Any) -> TokenTower:
-    grid = trunk.patch_embed.grid_size
+    rows, columns = trunk.patch_embed.grid_size
     relative = tuple(block.attn.rel_pos for block in trunk.blocks if getattr(block.attn, "rel_pos", None) is not None)
     return TokenTower(
         kind=f"timm.{type(trunk).__name__}",
@@ -96,12 +82,12 @@ def _token_tower(visual: Any, trunk: Any) -> TokenTower:
         container=trunk,
         blocks=tuple(trunk.blocks),
         width=trunk.embed_dim,
-        length=grid[0] * grid[1] + trunk.num_prefix_tokens,
+        length=rows * columns + trunk.num_prefix_tokens,
         slot=trunk.num_prefix_tokens,
         pooling=trunk.global_pool or "none",
         position_owner=None if getattr(trunk, "pos_embed", None) is None else trunk,
         position_name="pos_embed",
-        grid=(grid[0], grid[1]),
+        grid=(rows, columns),
         prefix=trunk.num_prefix_tokens,
         bias_arguments=("shared_rel_pos",),
         rotary_arguments=("rope",),
