@@ -101,8 +101,10 @@ class PromptedVisionEncoder(PromptCarrier):
                 position_embedding=position_embedding or None,
                 initialization=None if initialization == "normal" else initialization,
             )
-            at_border = isinstance(tower, PixelTower) and place == "auto"
-            own = BorderPixels(tower, length) if at_border else AttentionPoolTokens(tower, length)
+            if isinstance(tower, PixelTower) and place == "auto":
+                own = BorderPixels(tower, length)
+            else:
+                own = AttentionPoolTokens(tower, length)
         encode: Any = clip.encode_image
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)))
 

@@ -40,7 +40,11 @@ class BorderPixels(PromptKind):
                 f"length is {length}, and a border that wide covers more than images of {tower.image_size}; "
                 f"give at most {min(tower.image_size) // 2}, 4 to 16 are usual"
             )
-        self.register_buffer("pixels", border_pixels(tower.image_size, width=length), persistent=False)
+        height, width = tower.image_size
+        border = torch.ones(height, width, dtype=torch.bool)
+        border[length : height - length, length : width - length] = False
+        # Their indices in the flattened image, row by row.
+        self.register_buffer("pixels", border.flatten().nonzero().flatten(), persistent=False)
         self.tokens: nn.Parameter = nn.Parameter(torch.zeros(1, len(self.pixels), tower.channels))
 
     def register_hooks(self) -> Iterator[RemovableHandle]:
@@ -56,19 +60,3 @@ class BorderPixels(PromptKind):
         values = self.tokens[0].t()
         canvas = values.new_zeros(values.shape[0], height * width).index_copy(1, self.pixels, values)
         return (images + canvas.view(1, -1, height, width).to(images.dtype), *args[1:])
-
-
-def border_pixels(image_size: tuple[int, int], *, width: int) -> Tensor:
-    """Indices of the border's pixels in the flattened image, row by row.
-
-    Args:
-        image_size: (height, width) of the image.
-        width: Pixels from the edge that belong to the border.
-
-    Shape:
-        - returns: (N,) int64, N = H W - (H - 2 width)(W - 2 width)
-    """
-    height, breadth = image_size
-    border = torch.ones(height, breadth, dtype=torch.bool)
-    border[width : height - width, width : breadth - width] = False
-    return border.flatten().nonzero().flatten()

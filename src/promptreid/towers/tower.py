@@ -202,11 +202,7 @@ class PixelTower(Tower):
 
 
 def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
-    """Refuse what is not a model, is TorchScript or was compiled before prompts were attached.
-
-    Args:
-        clip: The model.
-        modules: Modules of it that prompts are hooked into.
+    """Refuse what is not a model, is TorchScript, or was compiled (or has `modules` that were) before attaching.
 
     Raises:
         AttachmentError: It is TorchScript or compiled; says what to do.
