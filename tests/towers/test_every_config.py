@@ -52,7 +52,7 @@ def unset_memory_is_nan():
 def sums_of_attention_are_exact():
     """Sum float32 attention in float64, for a tower that has it in a float64 model too.
 
-    Then what a place weighs does not depend on how many masked places are beside it, to the last bit.
+    Then what a position weighs does not depend on how many masked positions are beside it, to the last bit.
     """
     softmax = torch.nn.functional.softmax
 

@@ -174,7 +174,7 @@ def test_slot_before_the_end_survives_gradient_checkpointing(clip, tokens):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "vit_relpos_medium_patch16_cls_224"])
-def test_intermediates_of_prompts_that_go_on_are_refused_in_other_families(zoo, name):
+def test_intermediates_of_prompts_that_continue_are_refused_in_other_families(zoo, name):
     clip = make(zoo, name)
     PromptedVisionEncoder(clip, 2, depth=1)
     with pytest.raises(AttachmentError, match="so its intermediate sequences hold them"):
