@@ -17,8 +17,7 @@ import open_clip
 import zoo
 
 from promptreid import load_clip
-from promptreid.towers.families.text_towers import find_text_tower
-from promptreid.towers.families.vision_towers import find_vision_tower
+from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower, TextTower, TokenTower
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"

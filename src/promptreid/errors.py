@@ -22,12 +22,29 @@ class CheckpointError(PromptReidError, ValueError):
 
 
 class CorruptFileError(CheckpointError):
-    """A file is not what its checksum says; getting it again may help."""
+    """A file does not match its checksum; downloading or copying it again may help."""
 
 
 class HubError(PromptReidError, OSError):
-    """The Hub cannot be reached, refuses, or does not have what was asked for."""
+    """The Hub cannot be reached, refuses, or does not have what was requested."""
 
 
 class MissingExtraError(PromptReidError, ImportError):
     """An optional dependency is not installed; the message says which extra brings it."""
+
+
+def missing_extra(what: str, package: str, extra: str, *, instead: str | None = None) -> MissingExtraError:
+    """The error for something that needs a package which is not installed, to be raised by the caller.
+
+    Args:
+        what: What needs it, as the start of a sentence.
+        package: The missing package.
+        extra: The extra of promptreid that installs it.
+        instead: What to do without it.
+
+    Example:
+        >>> str(missing_extra("drawing", "matplotlib", "viz"))
+        'drawing needs matplotlib: pip install "promptreid[viz]"'
+    """
+    advice = "" if instead is None else f"; or {instead}"
+    return MissingExtraError(f'{what} needs {package}: pip install "promptreid[{extra}]"{advice}')

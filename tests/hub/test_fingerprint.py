@@ -9,7 +9,7 @@ from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, load_prompts, save_prompts
 from promptreid.errors import CheckpointError
-from promptreid.towers.families.resizing import resize_images
+from promptreid.towers.families import resize_images
 from promptreid.towers.fingerprint import (
     fingerprint,
     nearer,

@@ -274,7 +274,7 @@ def test_state_dict_round_trip_gives_the_same_features(clip, images, tokens):
     assert len(list(model.parameters())) == len(list(clip.parameters())) + 2
 
 
-def test_two_wraps_of_one_model_are_refused_and_the_first_goes_on(clip, images):
+def test_two_wraps_of_one_model_are_refused_and_the_first_stays_prompted(clip, images):
     model = PromptedCLIP(clip)
     features = model.encode_image(images)
     with pytest.raises(AttachmentError, match=r"already carries prompts.*\.detach\(\)"):
@@ -317,7 +317,7 @@ def test_output_tokens_and_intermediates_have_the_bare_shapes(clip, images):
     assert model.config.vision_length == 4
 
 
-def test_intermediates_of_prompts_that_go_on_are_refused(clip, images, tokens):
+def test_intermediates_of_prompts_that_continue_are_refused(clip, images, tokens):
     bare = clip.visual.forward_intermediates(images)["image_intermediates"]
     model = PromptedCLIP(clip, PromptConfig(text_depth=2, vision_depth=1))
     with pytest.raises(AttachmentError, match=r"depth 1 of 3.* Leave depth out"):
@@ -351,11 +351,11 @@ def test_position_embedding_gives_the_caption_the_places_after_the_prompts(clip,
     # The block's own input, as the block gets it.
     clip.transformer.resblocks[0].ln_1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     encoder(tokens)
-    words, places = clip.token_embedding(tokens), clip.positional_embedding
+    words, positions = clip.token_embedding(tokens), clip.positional_embedding
     prompts = encoder.prompts.tokens[0]
-    torch.testing.assert_close(seen[0][:, 0], words[:, 0] + places[0])
-    torch.testing.assert_close(seen[0][0, 1:3], prompts + places[1:3])
-    torch.testing.assert_close(seen[0][:, 3 : 3 + 10], words[:, 1:11] + places[3:13])
+    torch.testing.assert_close(seen[0][:, 0], words[:, 0] + positions[0])
+    torch.testing.assert_close(seen[0][0, 1:3], prompts + positions[1:3])
+    torch.testing.assert_close(seen[0][:, 3 : 3 + 10], words[:, 1:11] + positions[3:13])
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_loading_leaves_the_prompts_as_they_are_and_starts_none(folder, monkeypa
     def fail(*_, **__):
         raise RuntimeError("probed")
 
-    monkeypatch.setattr("promptreid.model.encoder.start_states", fail)
+    monkeypatch.setattr("promptreid.prompts.block_tokens.start_states", fail)
     load_prompts(folder)
 
 

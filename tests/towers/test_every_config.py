@@ -52,7 +52,7 @@ def unset_memory_is_nan():
 def sums_of_attention_are_exact():
     """Sum float32 attention in float64, for a tower that has it in a float64 model too.
 
-    Then what a place weighs does not depend on how many masked places are beside it, to the last bit.
+    Then what a position weighs does not depend on how many masked positions are beside it, to the last bit.
     """
     softmax = torch.nn.functional.softmax
 
@@ -227,7 +227,7 @@ def check_intermediates(clip, images, tokens):
         model = wrap(clip)
         prompted = clip.visual.forward_intermediates(images)["image_intermediates"]
     assert [part.shape for part in prompted] == [part.shape for part in bare]
-    in_pool = isinstance(model.vision.injection.tower, PixelTower) and model.config.vision_place == "attention_pool"
+    in_pool = isinstance(model.vision.tower, PixelTower) and model.config.vision_place == "attention_pool"
     assert in_pool or not torch.equal(prompted[-1], bare[-1])
     model.detach()
 

@@ -66,7 +66,7 @@ def test_image_size_that_cuts_a_patch_warns_with_a_size_that_does_not():
 @pytest.mark.parametrize("content", [b"", b"garbage" * 40])
 def test_damaged_weight_file_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RuntimeError, match=rf"{name} is no weight file, or a damaged one .* again"):
+    with pytest.raises(RuntimeError, match=rf"{name} is not a weight file, or is damaged .* again"):
         load_clip("promptreid-tiny", pretrained=str(tmp_path / name))
 
 

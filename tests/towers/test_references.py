@@ -134,13 +134,13 @@ def run_reference(block_forward, blocks, sequence, prompts, *, slot, bias=None, 
 
 
 def mask_of(tokens, length, *, slot, count, causal, shown):
-    """-inf where one place may not look at another, written out place by place; `shown(row, place)` by padding."""
-    places = [*range(slot), *[None] * count, *range(slot, length)]
-    bias = torch.zeros(len(tokens), 1, len(places), len(places), dtype=torch.float64)
+    """-inf where one position may not look at another, one by one; `shown(row, position)` tells padding."""
+    positions = [*range(slot), *[None] * count, *range(slot, length)]
+    bias = torch.zeros(len(tokens), 1, len(positions), len(positions), dtype=torch.float64)
     for row in range(len(tokens)):
-        for here in range(len(places)):
-            for there, place in enumerate(places):
-                if (causal and there > here) or (place is not None and not shown(row, place)):
+        for here in range(len(positions)):
+            for there, position in enumerate(positions):
+                if (causal and there > here) or (position is not None and not shown(row, position)):
                     bias[row, 0, here, there] = -math.inf
     return bias
 
@@ -197,7 +197,7 @@ def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
     clip = build(zoo, name, size)
     images = torch.randn(2, 3, *size).double()
     encoder = PromptedVisionEncoder(clip, length, depth=depth, sequence_first=False)
-    tower, prompts = encoder.injection.tower, encoder.prompts.tokens.detach().double()
+    tower, prompts = encoder.tower, encoder.prompts.tokens.detach().double()
     first, last = around_blocks(tower.blocks, lambda: encoder(images))
     bias, angles = None, None
     trunk = getattr(clip.visual, "trunk", None)
@@ -208,10 +208,10 @@ def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
 
         def bias(block):
             own = type(block.attn.rel_pos).get_bias(block.attn.rel_pos).detach()
-            places = [*range(tower.slot), *[None] * length, *range(tower.slot, own.shape[-1])]
-            grown = torch.zeros(1, own.shape[1], len(places), len(places)).double()
-            for here, one in enumerate(places):
-                for there, other in enumerate(places):
+            positions = [*range(tower.slot), *[None] * length, *range(tower.slot, own.shape[-1])]
+            grown = torch.zeros(1, own.shape[1], len(positions), len(positions)).double()
+            for here, one in enumerate(positions):
+                for there, other in enumerate(positions):
                     if one is not None and other is not None:
                         grown[..., here, there] = own[..., one, other]
             return grown
@@ -244,10 +244,10 @@ def test_text_tower_equals_the_written_out_forward(zoo, name, length, depth):
     tower, prompts = encoder.tower, encoder.prompts.tokens.detach().double()
     first, last = around_blocks(tower.blocks, lambda: encoder(tokens))
 
-    def shown(row, place):
-        if "coca" in name:  # open_clip's mask of the padding is shifted by one place
-            return place == 0 or tokens[row, place - 1] != 0
-        return "hf_model_name" not in _text_config(name) or tokens[row, place] != tower.pad_id
+    def shown(row, position):
+        if "coca" in name:  # open_clip's mask of the padding is shifted by one position
+            return position == 0 or tokens[row, position - 1] != 0
+        return "hf_model_name" not in _text_config(name) or tokens[row, position] != tower.pad_id
 
     bias = mask_of(tokens, first.shape[1], slot=1, count=length, causal=tower.causal, shown=shown)
     block_forward = TEXT[name]
@@ -255,12 +255,14 @@ def test_text_tower_equals_the_written_out_forward(zoo, name, length, depth):
         block_forward = partial(t5_block, rounded=zoo.rounds_attention(name))
     with torch.no_grad():
         expected = run_reference(block_forward, tower.blocks, first, prompts, slot=1, bias=bias, extra=tower.blocks[0])
-    # Places that nothing may look at, and that look at nothing, have no value of their own.
-    rows, places = (~(bias == -math.inf).all(dim=-1))[:, 0, [*range(1), *range(1 + length, bias.shape[2])]].nonzero().T
+    # Positions that nothing may look at, and that look at nothing, have no value of their own.
+    rows, positions = (
+        (~(bias == -math.inf).all(dim=-1))[:, 0, [*range(1), *range(1 + length, bias.shape[2])]].nonzero().T
+    )
     if "hf_model_name" in _text_config(name):
-        keep = tokens[rows, places] != tower.pad_id
-        rows, places = rows[keep], places[keep]
-    torch.testing.assert_close(last[rows, places], expected[rows, places], rtol=1e-5, atol=1e-6)
+        keep = tokens[rows, positions] != tower.pad_id
+        rows, positions = rows[keep], positions[keep]
+    torch.testing.assert_close(last[rows, positions], expected[rows, positions], rtol=1e-5, atol=1e-6)
 
 
 def _text_config(name):
@@ -318,10 +320,10 @@ def test_attention_pool_prompts_equal_further_keys_written_out(zoo, length):
         if length == 0:
             assert torch.equal(features, plain)
             return
-        pool, places = bare.visual.attnpool, maps[0].flatten(2).transpose(1, 2)
-        places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + pool.positional_embedding
-        given = torch.cat([places, encoder.prompts.tokens.double().expand(2, -1, -1)], dim=1)
-        attended = attend(pool.q_proj(places[:, :1]), pool.k_proj(given), pool.v_proj(given), pool.num_heads)
+        pool, positions = bare.visual.attnpool, maps[0].flatten(2).transpose(1, 2)
+        positions = torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1) + pool.positional_embedding
+        given = torch.cat([positions, encoder.prompts.tokens.double().expand(2, -1, -1)], dim=1)
+        attended = attend(pool.q_proj(positions[:, :1]), pool.k_proj(given), pool.v_proj(given), pool.num_heads)
         torch.testing.assert_close(features, pool.c_proj(attended[:, 0]), rtol=1e-5, atol=1e-8)
         with encoder.disabled():
             assert torch.equal(encoder(images), plain)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from promptreid import load_clip
-from promptreid.towers.families.resizing import patch_of, position_rows, resize_images
+from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.loading import load_clip_from_config, model_config, preprocess_config
 from promptreid.towers.weights import load_weights
 
@@ -51,11 +51,11 @@ def test_saved_tower_is_made_again_at_its_size_and_turned_on_its_side(zoo, name)
         torch.testing.assert_close(again.encode_image(images), clip.encode_image(images), rtol=0, atol=0)
     turned = remake(zoo, clip, size[::-1])
     assert turned.encode_image(images.transpose(2, 3)).shape == (2, 32)
-    key = position_rows(clip)[0]
+    key = patch_grid_of(clip).key
     if key:
         one, other = clip.state_dict()[key], turned.state_dict()[key]
         assert one.shape == other.shape
-        assert not torch.equal(one, other), "equally many places in another layout are resized, not taken as they are"
+        assert not torch.equal(one, other), "equally many patches in another layout are resized, not taken as they are"
 
 
 @pytest.mark.parametrize("name", [name for name in TOWERS if name in open_clip.list_models()])
@@ -65,7 +65,7 @@ def test_weight_file_that_is_not_square_needs_its_size_and_gets_it(zoo, name, tm
     path = tmp_path / "weights.safetensors"
     save_file({key: value.contiguous().clone() for key, value in clip.state_dict().items()}, path)
     images = torch.randn(2, 3, *size)
-    if position_rows(clip)[0]:
+    if patch_grid_of(clip).key:
         with zoo.shrunk(), pytest.raises(RuntimeError, match="saved for images that are not square: state their size"):
             load_clip(name, pretrained=str(path), image_size=size)
         with zoo.shrunk(), pytest.raises(RuntimeError, match="another image size than stated"):
@@ -87,11 +87,11 @@ def test_size_that_timm_cannot_take_is_refused(zoo):
 
 
 def test_patch_is_that_of_the_tower(zoo):
-    assert patch_of(make(zoo, "ViT-B-32", (64, 32))) == (32, 32)
-    assert patch_of(make(zoo, "ViT-B-16-SigLIP", (64, 32))) == (16, 16)
-    assert patch_of(make(zoo, "ViTamin-S", (64, 32))) == (16, 16)
-    assert patch_of(make(zoo, "RN50", (64, 32))) == (32, 32)
-    assert patch_of(make(zoo, "convnext_base", (64, 32))) == (1, 1)
+    assert patch_grid_of(make(zoo, "ViT-B-32", (64, 32))).patch == (32, 32)
+    assert patch_grid_of(make(zoo, "ViT-B-16-SigLIP", (64, 32))).patch == (16, 16)
+    assert patch_grid_of(make(zoo, "ViTamin-S", (64, 32))).patch == (16, 16)
+    assert patch_grid_of(make(zoo, "RN50", (64, 32))).patch == (32, 32)
+    assert patch_grid_of(make(zoo, "convnext_base", (64, 32))).patch == (1, 1)
 
 
 def test_resizing_there_and_back_to_the_same_size_changes_no_bit(zoo):
@@ -129,7 +129,7 @@ def test_folder_in_open_clips_layout_is_loaded_at_any_size(zoo, tmp_path):
         with pytest.raises(ValueError, match="brings its own weights"):
             load_clip(f"local-dir:{tmp_path}", pretrained="openai", image_size=(64, 32))
     (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no open_clip configuration"):
+    with pytest.raises(ValueError, match="is not an open_clip configuration"):
         load_clip(f"local-dir:{tmp_path}", image_size=(64, 32))
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no open_clip_model"):

@@ -10,10 +10,8 @@ from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.errors import AttachmentError, UnsupportedTowerError
-from promptreid.prompts.caption_hooks import trimmed
-from promptreid.towers.families.text_towers import find_text_tower, longest_caption
-from promptreid.towers.families.vision_towers import find_vision_tower
-from promptreid.towers.recomputation import can_reach_prompts, recomputed_activations
+from promptreid.towers.families import find_text_tower, find_vision_tower
+from promptreid.towers.modes import can_reach_prompts, recomputed_activations
 
 # Older torch cannot trace how a thread turns prompts off: there the graph breaks, and the values are the same.
 ONE_GRAPH = torch.__version__ >= "2.14"
@@ -47,7 +45,7 @@ def test_what_is_no_open_clip_model_or_configuration_is_refused(clip):
             PromptedCLIP(wrong)
     with pytest.raises(TypeError, match="expected a PromptConfig"):
         PromptedCLIP(clip, {"text_length": 2})
-    with pytest.raises(UnsupportedTowerError, match=r"class promptreid\.encoders\.clip\.PromptedCLIP"):
+    with pytest.raises(UnsupportedTowerError, match=r"class promptreid\.model\.prompted_clip\.PromptedCLIP"):
         PromptedVisionEncoder(PromptedCLIP(clip))
 
 
@@ -176,7 +174,7 @@ def test_slot_before_the_end_survives_gradient_checkpointing(clip, tokens):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "vit_relpos_medium_patch16_cls_224"])
-def test_intermediates_of_prompts_that_go_on_are_refused_in_other_families(zoo, name):
+def test_intermediates_of_prompts_that_continue_are_refused_in_other_families(zoo, name):
     clip = make(zoo, name)
     PromptedVisionEncoder(clip, 2, depth=1)
     with pytest.raises(AttachmentError, match="so its intermediate sequences hold them"):
@@ -190,7 +188,7 @@ def test_image_prompts_do_the_same_in_front_of_all_tokens_as_at_their_slot(zoo, 
     images = torch.randn(2, 3, 64, 32)
     at_slot = encoder(images).detach()
     with torch.no_grad():
-        assert encoder.injection.in_front == (depth is None)
+        assert encoder.prompts.in_front == (depth is None)
         torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(images), at_slot, rtol=1e-5, atol=1e-6)
@@ -223,7 +221,7 @@ def test_image_prompts_enter_inference_mode_in_the_middle_of_a_tower(zoo):
     with torch.no_grad():
         result = second(middle.clone()), second(middle)
     torch.testing.assert_close(result[1], result[0], rtol=1e-5, atol=1e-6)
-    assert encoder.injection.attached
+    assert encoder.prompts.attached
 
 
 def test_intermediates_without_gradients_are_those_with(zoo):
@@ -292,7 +290,7 @@ def test_gradient_checkpointing_that_goes_past_prompts_is_refused(clip):
     clip.text = nn.Module()
     clip.text.transformer = nn.Module()
     clip.text.transformer.gradient_checkpointing_enable = lambda: None  # as transformers before 5 has it
-    with pytest.raises(ValueError, match="goes past its prompts"), recomputed_activations(clip, enable=True):
+    with pytest.raises(ValueError, match="skips its prompts"), recomputed_activations(clip, enable=True):
         pass
 
 
@@ -349,25 +347,25 @@ def test_hugging_face_tower_takes_fewer_tokens_but_not_more(zoo):
 def test_empty_batch_of_captions_gives_no_features_and_of_images_is_refused(clip):
     model = PromptedCLIP(clip)
     assert model.encode_text(torch.zeros(0, 24, dtype=torch.int64)).shape == (0, 32)
-    with pytest.raises(ValueError, match="images hold no picture"):
+    with pytest.raises(ValueError, match="the batch holds no images"):
         model.encode_image(torch.zeros(0, 3, 32, 16))
 
 
 def test_longest_caption_is_that_of_the_rule(clip, tokens, zoo):
     tower = find_text_tower(clip)
-    assert longest_caption(tower, tokens) == 14  # twelve words, start and end
+    assert tower.longest_caption(tokens) == 14  # twelve words, start and end
     coca = find_text_tower(make(zoo, "coca_ViT-B-32"))
-    assert longest_caption(coca, torch.tensor([[9, 8, 7, 0, 0], [9, 7, 0, 0, 0]])) == 3
-    assert longest_caption(coca, torch.zeros(2, 5, dtype=torch.int64)) == 1
+    assert coca.longest_caption(torch.tensor([[9, 8, 7, 0, 0], [9, 7, 0, 0, 0]])) == 3
+    assert coca.longest_caption(torch.zeros(2, 5, dtype=torch.int64)) == 1
     siglip = find_text_tower(make(zoo, "ViT-B-16-SigLIP"))
-    assert longest_caption(siglip, torch.zeros(2, 64, dtype=torch.int64)) == 64
+    assert siglip.longest_caption(torch.zeros(2, 64, dtype=torch.int64)) == 64
 
 
 def test_trimming_of_one_encoder_is_not_seen_by_another(clip, tokens):
     other = PromptedTextEncoder(copy.deepcopy(clip))
     one = PromptedTextEncoder(clip)
     whole = other.clip.encode_text(tokens)
-    with trimmed(one.injection.switch, 2):
+    with one.caption_trim.cut(tokens[:, :2]):
         assert torch.equal(other.clip.encode_text(tokens), whole)
 
 

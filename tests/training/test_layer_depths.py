@@ -48,7 +48,7 @@ def test_layer_depths_leave_the_model_as_it_was(model: PromptedCLIP) -> None:
 def test_layer_depths_of_a_tower_without_blocks_are_refused(
     model: PromptedCLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.vision.injection, "tower", None)
+    monkeypatch.setattr(model.vision, "tower", None)
     monkeypatch.setattr(type(model.vision), "kind", "timm.convnext")
     with pytest.raises(ValueError, match=r"timm\.convnext is no row of Transformer blocks"):
         LayerDepths(model)

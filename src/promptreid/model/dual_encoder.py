@@ -13,8 +13,7 @@ from promptreid.errors import CheckpointError
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
 from promptreid.prompts.config import PromptConfig
-from promptreid.towers.families.vision_towers import image_size_of, image_statistics_of
-from promptreid.towers.features import feature_size_of
+from promptreid.towers.features import feature_size_of, image_size_of, image_statistics_of
 from promptreid.towers.fingerprint import fingerprint, weight_samples
 from promptreid.towers.loading import ClipSource, source_of
 from promptreid.towers.tokenizer import load_tokenizer
@@ -91,7 +90,8 @@ class DualEncoder(nn.Module):
                 position_embedding=config.position_embedding,
                 initialization=config.text_initialization if initialize else None,
                 slot=config.text_slot,
-                **self._setup,
+                sequence_first=self._setup["sequence_first"],
+                trim=self._setup["trim"],
             )
         except Exception:
             self.vision.detach()
@@ -163,8 +163,8 @@ class DualEncoder(nn.Module):
         }
 
     def prompt_parameters(self) -> list[nn.Parameter]:
-        """The prompts: one parameter a tower."""
-        return [self.vision.prompts.tokens, self.text.prompts.tokens]
+        """The prompts of both towers."""
+        return [*self.vision.prompts.parameters(), *self.text.prompts.parameters()]
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Every parameter of the open_clip model."""

@@ -4,22 +4,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from promptreid.prompts.attention_pool_tokens import AttentionPoolInjection
-from promptreid.prompts.block_tokens import PromptInjection
-from promptreid.prompts.border_pixels import BorderInjection
-from promptreid.prompts.config import (
-    INITIALIZATIONS,
-    BorderPrompts,
-    Initialization,
-    PoolPrompts,
-    Prompts,
-    check_choice,
-)
-from promptreid.towers.probing import mean_states, start_states
+from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.config import Initialization
+from promptreid.prompts.kind import PromptKind
 
-Injection = PromptInjection | BorderInjection | AttentionPoolInjection
+# Makes a kind of prompt from the description of the tower that it is for.
+PromptFactory = Callable[[Any], PromptKind]
 
 
 class PromptCarrier(nn.Module):
@@ -27,15 +19,43 @@ class PromptCarrier(nn.Module):
 
     Args:
         clip: The open_clip model; referred to, not registered, so its parameters are not listed here.
-        injection: What carries the prompts into the tower.
-        prompts: The prompts.
+        prompts: The prompts, not attached yet.
+        initialization: How prompts in blocks start.
+        probe: Sends a few inputs through the tower.
+
+    Attributes:
+        tower: The description of the tower.
+        prompts: The module that owns the prompts and their hooks.
+
+    Raises:
+        AttachmentError: The tower carries prompts already.
+        ValueError: The initialisation is unknown.
+        TypeError: `prompts` is not a kind of prompt.
     """
 
-    def __init__(self, clip: nn.Module, injection: Injection, prompts: Prompts | BorderPrompts | PoolPrompts) -> None:
+    tower: Any
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        prompts: PromptKind,
+        *,
+        initialization: Initialization | None,
+        probe: Callable[[], Any],
+    ) -> None:
         super().__init__()
+        if not isinstance(prompts, PromptKind):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"prompts made {type(prompts).__name__}, expected a promptreid.prompts.kind.PromptKind")
         self._base = (clip,)  # a tuple hides the module from registration
-        self.prompts: BorderPrompts | PoolPrompts | Prompts = prompts.to(next(clip.parameters()).device)
-        self.injection = injection
+        self.tower = prompts.tower
+        self.prompts: PromptKind = prompts.to(next(clip.parameters()).device)
+        self.prompts.attach()
+        if isinstance(prompts, BlockTokens):
+            try:
+                prompts.start(initialization, probe)
+            except Exception:
+                prompts.detach()
+                raise
 
     @property
     def clip(self) -> nn.Module:
@@ -45,59 +65,35 @@ class PromptCarrier(nn.Module):
     @property
     def kind(self) -> str:
         """Family and class of the tower."""
-        return self.injection.tower.kind
+        return self.tower.kind
 
     @property
     def width(self) -> int:
         """D, the size of one prompt."""
-        return self.prompts.tokens.shape[2]
+        return self.prompts.width
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
         """Run the tower bare inside the block, in the calling thread alone."""
-        with self.injection.disabled():
+        with self.prompts.disabled():
             yield
 
     def detach(self) -> nn.Module:
         """Take the prompts out of the model for good and return it as it was."""
-        self.injection.detach()
+        self.prompts.detach()
         return self.clip
 
     def extra_repr(self) -> str:
         """Name the tower in `print(model)`."""
-        shape: Tensor = self.prompts.tokens
-        return f"{self.kind}, {shape.shape[1]} prompts of width {shape.shape[2]} in {shape.shape[0]} blocks"
+        return self.kind
 
 
-def start_prompts(
-    clip: nn.Module,
-    injection: PromptInjection,
-    prompts: Prompts,
-    *,
-    probe: Callable[[], Any],
-    initialization: Initialization | None,
-) -> None:
-    """Give prompts their first values.
-
-    Args:
-        clip: The open_clip model.
-        injection: The injection that carries them.
-        prompts: The prompts.
-        probe: Sends a few inputs through the bare tower, for the initialisation from hidden states.
-        initialization: How prompts start; `None` leaves them zero, for a loader that sets them.
+def refuse_options(reason: str, **options: object) -> None:
+    """Refuse options that are given, that is not `None`, and have no meaning here.
 
     Raises:
-        ValueError: There is no such initialisation.
+        ValueError: An option is given; names it, and says the reason.
     """
-    if initialization is not None:
-        check_choice("initialization", initialization, INITIALIZATIONS)
-    if prompts.length == 0 or initialization is None:
-        return
-    if initialization == "normal":
-        prompts.start()
-        return
-    with injection.disabled():
-        if initialization == "mean_state":
-            prompts.start(mean_states(clip, injection.tower, probe, count=prompts.length))
-        else:
-            prompts.start(start_states(clip, injection.tower, probe, count=prompts.length), noise=True)
+    given = [f"{name} is {value!r}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)}, but {reason}. Leave these options out")

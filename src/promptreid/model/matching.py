@@ -10,9 +10,8 @@ from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
 from promptreid.hub.hub_errors import TRANSPORT_ERRORS
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
-from promptreid.towers.families.text_towers import find_text_tower
-from promptreid.towers.families.vision_towers import find_vision_tower, image_size_of
-from promptreid.towers.features import is_scripted, uses_quick_gelu
+from promptreid.towers.families import find_text_tower, find_vision_tower
+from promptreid.towers.features import image_size_of, is_scripted, uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices

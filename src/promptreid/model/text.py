@@ -1,37 +1,39 @@
 """The text encoder with prompts."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
-from promptreid.model.encoder import PromptCarrier, start_prompts
-from promptreid.prompts.block_tokens import PromptInjection
-from promptreid.prompts.caption_hooks import trimmed
-from promptreid.prompts.config import Initialization, Prompts, TextSlot
-from promptreid.towers.families.text_towers import find_text_tower, longest_caption
+from promptreid.model.encoder import PromptCarrier, PromptFactory, refuse_options
+from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.config import Initialization, TextSlot
+from promptreid.towers.families import find_text_tower
 from promptreid.towers.features import join_skipped_blocks
+from promptreid.towers.modes import CaptionTrim
 from promptreid.towers.probing import probe_tokens
+from promptreid.towers.tower import TextTower
 
 
 class PromptedTextEncoder(PromptCarrier):
     """The text encoder of an open_clip model with learnable prompts in its blocks.
 
     Block i works on `[start, P_i, caption]`; what it makes of the prompts is dropped and block i+1 gets its own.
-    Prompts take none of the caption's places. Batches are cut to their longest caption where that is exact.
+    Prompts take none of the caption's positions. Batches are cut to their longest caption where that is exact.
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_text` is prompted.
         length: P, prompts a block; 0 gives the bare encoder.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
-        position_embedding: Give prompts the tower's positions 1…P and move the caption on by P.
+        position_embedding: Give prompts the tower's positions 1…P and shift the caption by P.
         initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.
         slot: `"after_start"`, or `"before_end"` for prompts between the caption and its end token (causal towers).
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
         trim: Cut batches to their longest caption in towers where no feature can depend on what follows it; compiled
             and exported code is not cut, and has one shape.
+        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+            options of prompts in blocks are then not used. `None` for prompts in blocks.
 
     Shape:
         - tokens: (B, L) int64, L the model's context length, as `model.tokenizer` makes them; Hugging Face towers
@@ -39,10 +41,10 @@ class PromptedTextEncoder(PromptCarrier):
         - returns: (B, E) text features, of unit length if `normalize`
 
     Raises:
-        UnsupportedTowerError: The text tower is of a kind that prompts cannot be put into.
+        UnsupportedTowerError: Prompts cannot be put into a text tower of this family.
         AttachmentError: The tower already carries prompts, was compiled, or is TorchScript.
-        ValueError: `length`, `depth` or another option do not fit the tower; tokens of the wrong shape or beyond the
-            vocabulary.
+        ValueError: `length`, `depth` or another option does not fit the tower or the kind of prompt; tokens of the
+            wrong shape or beyond the vocabulary.
         TypeError: Tokens that are not integers.
 
     Example:
@@ -57,6 +59,8 @@ class PromptedTextEncoder(PromptCarrier):
         MaPLe (deep text prompts), arXiv 2210.03117; Li et al. 2024, arXiv 2401.02173.
     """
 
+    tower: TextTower
+
     def __init__(
         self,
         clip: nn.Module,
@@ -68,21 +72,30 @@ class PromptedTextEncoder(PromptCarrier):
         slot: TextSlot = "after_start",
         sequence_first: bool = True,
         trim: bool = True,
+        prompts: PromptFactory | None = None,
     ) -> None:
         tower = find_text_tower(clip)
-        prompts = Prompts(tower, length, depth=depth, position_embedding=position_embedding, slot=slot)
-        injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
-        super().__init__(clip, injection, prompts)
-        self.tower = tower
-        self.trim = trim
-        encode: Any = clip.encode_text
-        try:
-            start_prompts(
-                clip, injection, prompts, probe=lambda: encode(probe_tokens(tower)), initialization=initialization
+        if prompts is None:
+            own = BlockTokens(
+                tower,
+                length,
+                depth=depth,
+                position_embedding=position_embedding,
+                slot=slot,
+                sequence_first=sequence_first,
             )
-        except Exception:
-            self.detach()
-            raise
+        else:
+            refuse_options(
+                "prompts are of a kind of your own, which has none of these options",
+                depth=depth,
+                position_embedding=position_embedding or None,
+                slot=None if slot == "after_start" else slot,
+            )
+            own = prompts(tower)
+        encode: Any = clip.encode_text
+        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_tokens(tower)))
+        self.trim = trim
+        self.caption_trim: CaptionTrim = CaptionTrim(tower)
 
     @property
     def context_length(self) -> int:
@@ -94,16 +107,19 @@ class PromptedTextEncoder(PromptCarrier):
         self._check(tokens)
         encode: Any = self.clip.encode_text
         # How long captions are is known only by looking at them, which a traced graph cannot.
-        if not self.trim or self.tower.trim == "never" or torch.compiler.is_compiling():
+        if not self.trim or torch.compiler.is_compiling():
             features = encode(tokens, normalize=False)
         else:
-            longest = longest_caption(self.tower, tokens)
-            sliced = self.tower.trim == "slice"
-            with nullcontext() if sliced else trimmed(self.injection.switch, longest):
-                features = encode(tokens[:, :longest] if sliced else tokens, normalize=False)
+            with self.caption_trim.cut(tokens) as kept:
+                features = encode(kept, normalize=False)
         if self.tower.drops_blocks:
             features = join_skipped_blocks(self.tower, features)
         return unit_length(features, dim=-1) if normalize else features
+
+    def detach(self) -> nn.Module:
+        """Take the prompts out of the model for good and return it as it was."""
+        self.caption_trim.remove()
+        return super().detach()
 
     def _check(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]

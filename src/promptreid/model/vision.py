@@ -7,20 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
-from promptreid.model.encoder import Injection, PromptCarrier, start_prompts
-from promptreid.prompts.attention_pool_tokens import AttentionPoolInjection
-from promptreid.prompts.block_tokens import PromptInjection
-from promptreid.prompts.border_pixels import BorderInjection
-from promptreid.prompts.config import (
-    VISION_PLACES,
-    BorderPrompts,
-    Initialization,
-    PoolPrompts,
-    Prompts,
-    VisionPlace,
-    check_choice,
-)
-from promptreid.towers.families.vision_towers import find_vision_tower, image_size_of
+from promptreid.model.encoder import PromptCarrier, PromptFactory, refuse_options
+from promptreid.prompts.attention_pool_tokens import AttentionPoolTokens
+from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.border_pixels import BorderPixels
+from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace, check_choice
+from promptreid.prompts.kind import PromptKind
+from promptreid.towers.families import find_vision_tower
+from promptreid.towers.features import image_size_of
 from promptreid.towers.probing import probe_images
 from promptreid.towers.tower import PixelTower, TokenTower
 
@@ -45,16 +39,18 @@ class PromptedVisionEncoder(PromptCarrier):
             border starts at zero.
         place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
+        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+            other options are then not used. `None` for the built-in kind that fits.
 
     Shape:
         - images: (B, 3, H, W) floating point, normalised
         - returns: (B, E) image features, of unit length if `normalize`
 
     Raises:
-        UnsupportedTowerError: The image tower is of a kind that prompts cannot be put into.
+        UnsupportedTowerError: Prompts cannot be put into an image tower of this family.
         AttachmentError: The tower already carries prompts, was compiled, or is TorchScript.
-        ValueError: `length`, `depth` or another option do not fit the tower; images of the wrong shape, or not
-            normalised.
+        ValueError: `length`, `depth` or another option does not fit the tower or the kind of prompt; images of the
+            wrong shape, or not normalised.
         TypeError: Images that are not floating point.
 
     Example:
@@ -68,6 +64,8 @@ class PromptedVisionEncoder(PromptCarrier):
         Jia et al. 2022, Visual Prompt Tuning, arXiv 2203.12119; Li et al. 2024, arXiv 2401.02173.
     """
 
+    tower: TokenTower | PixelTower
+
     def __init__(
         self,
         clip: nn.Module,
@@ -78,32 +76,37 @@ class PromptedVisionEncoder(PromptCarrier):
         initialization: Initialization | None = "normal",
         place: VisionPlace = "auto",
         sequence_first: bool = True,
+        prompts: PromptFactory | None = None,
     ) -> None:
         check_choice("place", place, VISION_PLACES)
         tower = find_vision_tower(clip)
-        if isinstance(tower, PixelTower) or place == "attention_pool":
-            _refuse_block_options(tower, depth, position_embedding, initialization)
-            prompts, injection = _beside_blocks(tower, length, place)
-        else:
-            prompts = Prompts(tower, length, depth=depth, position_embedding=position_embedding)
-            injection = PromptInjection(tower, prompts, sequence_first=sequence_first)
-        super().__init__(clip, injection, prompts)
-        if isinstance(injection, PromptInjection) and isinstance(prompts, Prompts):
-            self._start(injection, prompts, initialization)
-
-    def _start(self, injection: PromptInjection, prompts: Prompts, initialization: Initialization | None) -> None:
-        encode: Any = self.clip.encode_image
-        try:
-            start_prompts(
-                self.clip,
-                injection,
-                prompts,
-                probe=lambda: encode(probe_images(self.clip)),
-                initialization=initialization,
+        own: PromptKind
+        if prompts is not None:
+            refuse_options(
+                "prompts are of a kind of your own, which has none of these options",
+                depth=depth,
+                position_embedding=position_embedding or None,
+                place=None if place == "auto" else place,
             )
-        except Exception:
-            self.detach()
-            raise
+            own = prompts(tower)
+        elif isinstance(tower, TokenTower) and place == "auto":
+            own = BlockTokens(
+                tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
+            )
+        else:
+            refuse_options(
+                f"prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on the image's border, or "
+                "tokens in the attention pool of a ModifiedResNet",
+                depth=None if depth == 1 else depth,
+                position_embedding=position_embedding or None,
+                initialization=None if initialization == "normal" else initialization,
+            )
+            if isinstance(tower, PixelTower) and place == "auto":
+                own = BorderPixels(tower, length)
+            else:
+                own = AttentionPoolTokens(tower, length)
+        encode: Any = clip.encode_image
+        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)))
 
     def forward(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Encode a batch of images."""
@@ -128,7 +131,7 @@ class PromptedVisionEncoder(PromptCarrier):
         if torch.compiler.is_compiling():
             return
         if len(images) == 0:
-            raise ValueError("images hold no picture: the batch is empty, and open_clip's towers take at least one")
+            raise ValueError("the batch holds no images: it is empty, and open_clip's towers take at least one")
         if images.device.type == "cpu":
             largest = float(images.detach().abs().amax())
             if math.isnan(largest):
@@ -138,35 +141,3 @@ class PromptedVisionEncoder(PromptCarrier):
                     f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
                     "them; are these pixels of 0 to 255?"
                 )
-
-
-def _beside_blocks(
-    tower: TokenTower | PixelTower, length: int, place: VisionPlace
-) -> tuple[BorderPrompts | PoolPrompts, Injection]:
-    """Prompts that are not in blocks of tokens, and what carries them."""
-    if not isinstance(tower, PixelTower) or (place == "attention_pool" and tower.attention_pool is None):
-        raise ValueError(
-            f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
-            'RN101, …). Leave place at "auto"'
-        )
-    if tower.attention_pool is not None and place == "attention_pool":
-        pool = PoolPrompts(tower, length)
-        return pool, AttentionPoolInjection(tower, pool)
-    border = BorderPrompts(tower, length)
-    return border, BorderInjection(tower, border)
-
-
-def _refuse_block_options(
-    tower: TokenTower | PixelTower, depth: int | None, position_embedding: bool, initialization: str | None
-) -> None:
-    given = {
-        "depth": depth if depth != 1 else None,
-        "position_embedding": position_embedding or None,
-        "initialization": None if initialization == "normal" else initialization,
-    }
-    wrong = [f"{name} is {value!r}" for name, value in given.items() if value is not None]
-    if wrong:
-        raise ValueError(
-            f"{' and '.join(wrong)}, but prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on "
-            "the image's border, or tokens in the attention pool of a ModifiedResNet. Leave these options out"
-        )

@@ -1,95 +1,46 @@
 """Prompt tokens inside the attention pool of open_clip's ModifiedResNet."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from promptreid.prompts.border_pixels import refuse_second_set
-from promptreid.prompts.switch import Switch
-from promptreid.towers.tower import PixelTower
-
-
-class PoolTokens(Protocol):
-    """Learnable tokens, as the injection needs them."""
-
-    length: int
-
-    @property
-    def tokens(self) -> Tensor:
-        """The tokens, (1, P, D)."""
-        ...
+from promptreid.prompts.config import NORMAL_STD
+from promptreid.prompts.kind import PromptKind
+from promptreid.towers.tower import AttentionPool, PixelTower, Tower
 
 
-class AttentionPoolInjection:
-    """The hook that lets the attention pool attend to prompts beside the image's own places.
+class AttentionPoolTokens(PromptKind):
+    """Learnable tokens that the attention pool attends to beside the image's positions, drawn from N(0, 0.02).
 
     Args:
-        tower: A tower with an attention pool.
-        prompts: The tokens.
+        tower: The tower they are for.
+        length: P, how many.
+
+    Shape:
+        - tokens: (1, P, D) float32
 
     Raises:
-        AttachmentError: The tower already carries prompts, or is compiled.
+        ValueError: The tower has no attention pool.
     """
 
-    def __init__(self, tower: PixelTower, prompts: PoolTokens) -> None:
-        self.tower = tower
-        self.prompts = prompts
-        self.switch: Switch = Switch()
-        refuse_second_set(tower)
-        pool: Any = tower.attention_pool
-        self._handles: list[Any] = [pool.register_forward_hook(PoolWithPrompts(self))]
-
-    @property
-    def attached(self) -> bool:
-        """Whether the hook is in place."""
-        return bool(self._handles)
-
-    @contextmanager
-    def disabled(self) -> Generator[None, None, None]:
-        """Run the tower bare inside the block, in the calling thread alone."""
-        with self.switch.off():
-            yield
-
-    def detach(self) -> None:
-        """Take the hook out."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-
-class PoolWithPrompts:
-    """Forward hook of the attention pool: pools again, with the prompts as further keys and values.
-
-    open_clip's pool has no place to put a token in: its mean runs over every place it is given, and its position table
-    has one row for each. So the pooled token is made anew; the pool is small beside the network before it.
-    """
-
-    def __init__(self, injection: AttentionPoolInjection) -> None:
-        self.injection = injection
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Return the pooled feature, (B, E)."""
-        prompts = self.injection.prompts
-        if prompts.length == 0 or not self.injection.switch.on:
-            return None
-        pool: Any = module
-        places = rearrange(args[0], "b d h w -> b (h w) d")
-        sequence = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1)
-        sequence = sequence + pool.positional_embedding.to(sequence.dtype)
-        own = prompts.tokens[0].to(sequence.dtype).expand(len(sequence), -1, -1)
-        context = torch.cat([sequence, own], dim=1)
-        query, key, value = (
-            rearrange(projection(given), "b l (h d) -> b h l d", h=pool.num_heads)
-            for projection, given in (
-                (pool.q_proj, sequence[:, :1]),
-                (pool.k_proj, context),
-                (pool.v_proj, context),
+    def __init__(self, tower: Tower, length: int) -> None:
+        pool = tower.attention_pool if isinstance(tower, PixelTower) else None
+        if pool is None:
+            raise ValueError(
+                f'place is "attention_pool", but this {tower.kind} has none; open_clip\'s ModifiedResNet does (RN50, '
+                'RN101, …). Leave place at "auto"'
             )
-        )
-        pooled = rearrange(F.scaled_dot_product_attention(query, key, value), "b h l d -> b l (h d)")
-        return pool.c_proj(pooled[:, 0])
+        super().__init__(tower, length, width=pool.width)
+        self._pool: AttentionPool = pool
+        self.tokens: nn.Parameter = nn.Parameter(NORMAL_STD * torch.randn(1, length, self.width))
+
+    def register_hooks(self) -> Iterator[RemovableHandle]:
+        """Register the hook at the pool."""
+        yield self._pool.module.register_forward_hook(self._attend)
+
+    def _attend(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Pool again, with the prompts as further keys and values."""
+        return self._pool.attend(args[0], self.tokens[0]) if self.active else None

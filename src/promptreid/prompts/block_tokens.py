@@ -1,4 +1,4 @@
-"""Puts prompts into a tower's blocks and takes them out again, without touching the tower's code.
+"""Prompt tokens in the blocks of a Transformer tower.
 
 Before each block that owns prompts a forward pre-hook inserts them at the tower's slot and grows the masks; after
 a block that is followed by new prompts, and after the last, a forward hook takes them out. Between blocks the
@@ -7,172 +7,294 @@ and nothing is kept from block to block, so pooling, position embedding and chec
 """
 
 import inspect
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
-from promptreid.prompts.caption_hooks import HidePromptsBeforeEnd, NoteCaptionEnds, TrimSequence
-from promptreid.prompts.switch import Switch
+from promptreid.prompts.config import (
+    INITIALIZATIONS,
+    NORMAL_STD,
+    TEXT_SLOTS,
+    Initialization,
+    TextSlot,
+    check_choice,
+    check_integer,
+)
+from promptreid.prompts.kind import PromptKind
 from promptreid.towers.growth import (
     grow_bias,
     grow_mask,
     grow_rotary,
     insert_tokens,
+    mask_before_end,
     put_in_front,
     remove_tokens,
+    sample_grid_positions,
     shift_positions,
     take_from_front,
 )
-from promptreid.towers.memory_layout import runs_slow_when_frozen, set_sequence_first
-from promptreid.towers.tower import TextTower, TokenTower, refuse_compiled
+from promptreid.towers.modes import ThreadValue, runs_slow_when_frozen, set_sequence_first
+from promptreid.towers.probing import mean_states, start_states
+from promptreid.towers.tower import TextTower, TokenTower
+
+# Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
+_NOISE_SHARE = 0.2
 
 
-class PromptTokens(Protocol):
-    """The prompts of one tower, as the injection needs them."""
-
-    length: int
-    depth: int
-    before_end: bool
-
-    @property
-    def shifts_captions(self) -> bool:
-        """Whether the caption moves on in the position table to make room for the prompts."""
-        ...
-
-    def layer(self, index: int) -> Tensor:
-        """Prompts of block `index`, (P, D)."""
-        ...
+class _CaptionEnds(ThreadValue):
+    variable = ContextVar("promptreid_caption_ends", default=())
 
 
-class PromptInjection:
-    """The hooks that carry one set of prompts through one tower.
+class BlockTokens(PromptKind):
+    """The learnable prompts of one tower of blocks.
 
     Args:
-        tower: Where the prompts go.
-        prompts: What goes in.
+        tower: The tower they are for.
+        length: P, prompts a block.
+        depth: J, number of first blocks that own prompts; `None` for every block.
+        position_embedding: Add the tower's own position embedding to each prompt.
+        slot: Where in a caption they act.
         sequence_first: Run the blocks as (L, B, D) where that keeps frozen weights fast; `detach` undoes it.
 
+    Shape:
+        - tokens: (J, P, D) float32, zero until `start`
+
     Raises:
-        AttachmentError: The tower already carries prompts, or is compiled.
+        ValueError: More prompts than the tower has positions, deeper than it has blocks, or a position or slot that
+            the tower does not have.
     """
 
-    def __init__(self, tower: TokenTower, prompts: PromptTokens, *, sequence_first: bool = True) -> None:
-        self.tower = tower
-        self.prompts = prompts
-        self.switch: Switch = Switch()
-        self._handles: list[Any] = []
-        self._sequence_first = sequence_first and runs_slow_when_frozen(tower)
-        self._refuse_occupied()
-        self._attach()
+    tower: TokenTower
 
-    @property
-    def attached(self) -> bool:
-        """Whether the hooks are in place."""
-        return bool(self._handles)
+    def __init__(
+        self,
+        tower: TokenTower,
+        length: int,
+        *,
+        depth: int | None = None,
+        position_embedding: bool = False,
+        slot: TextSlot = "after_start",
+        sequence_first: bool = True,
+    ) -> None:
+        super().__init__(tower, length, width=tower.width)
+        check_choice("slot", slot, TEXT_SLOTS)
+        if depth is not None:
+            check_integer("depth", depth, minimum=1)
+        self.depth: int = len(tower.blocks) if depth is None else depth
+        self.position_embedding = position_embedding
+        self.before_end: bool = slot == "before_end"
+        self._check_size()
+        self._check_options()
+        self._sequence_first: bool = sequence_first and runs_slow_when_frozen(tower)
+        self._caption_ends: _CaptionEnds = _CaptionEnds()
+        self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, length, tower.width))
+
+    def _check_size(self) -> None:
+        tower, blocks = self.tower, len(self.tower.blocks)
+        if self.depth > blocks:
+            raise ValueError(f"depth is {self.depth}, but this {tower.kind} has {blocks} blocks; give 1 to {blocks}")
+        longest = tower.length - tower.slot
+        if self.length > longest:
+            raise ValueError(
+                f"length is {self.length}, but this {tower.kind} has a sequence of {tower.length} tokens and room for "
+                f"at most {longest} prompts; 1 to 16 are usual"
+            )
+
+    def _check_options(self) -> None:
+        tower = self.tower
+        if self.position_embedding and tower.position_owner is None:
+            raise ValueError(
+                f"position_embedding is True, but this {tower.kind} has no learned position embedding that prompts "
+                "could be given; leave it at False"
+            )
+        if self.before_end and not (isinstance(tower, TextTower) and tower.causal and tower.end_pooled):
+            raise ValueError(
+                f'slot is "before_end", but this {tower.kind} (pooling: {tower.pooling}) does not look back from the '
+                'end of the caption, so the slot would change nothing; leave it at "after_start"'
+            )
+        if self.before_end and self.position_embedding:
+            raise ValueError(
+                'slot is "before_end" and position_embedding is True: the positions of prompts are those after the '
+                'start token; choose slot="after_start" or position_embedding=False'
+            )
+        if tower.drops_blocks and self.depth < len(tower.blocks):
+            raise ValueError(
+                f"depth is {self.depth}, but this {tower.kind} skips whole blocks while training, and prompts that "
+                "continue from one block to the next would be lost with a block; leave depth out, or set layerdrop "
+                "to 0"
+            )
+
+    def start(self, initialization: Initialization | None, run: Callable[[], Any]) -> None:
+        """Give the prompts their first values.
+
+        Args:
+            initialization: As in `PromptConfig`; `None` leaves them as they are, for a loader that sets them.
+            run: Sends a few inputs through the tower, for the initialisation from hidden states.
+
+        Raises:
+            ValueError: The initialisation is unknown.
+        """
+        if initialization is not None:
+            check_choice("initialization", initialization, INITIALIZATIONS)
+        if self.length == 0 or initialization is None:
+            return
+        with torch.no_grad(), self.disabled():
+            if initialization == "normal":
+                self.tokens.normal_(std=NORMAL_STD)
+            elif initialization == "mean_state":
+                self.tokens.copy_(mean_states(self.tower, run, count=self.length)[: self.depth])
+            else:
+                states = start_states(self.tower, run, count=self.length)[: self.depth].to(self.tokens)
+                noise = _NOISE_SHARE * states.std(dim=-1, keepdim=True) * torch.randn_like(states)
+                self.tokens.copy_(states + noise)
+
+    def layer(self, index: int) -> Tensor:
+        """Prompts of block `index`, (P, D) float32."""
+        tokens, tower = self.tokens[index], self.tower
+        positions = tower.positions
+        if not self.position_embedding or positions is None or self.length == 0:
+            return tokens
+        if tower.grid is not None:
+            return tokens + sample_grid_positions(positions, grid=tower.grid, count=self.length)
+        return tokens + positions[tower.slot : tower.slot + self.length]
 
     @property
     def in_front(self) -> bool:
         """Whether prompts stand before all tokens just now, which spares copies of the sequence.
 
-        So it is in eval mode without gradients, where places are all alike to the blocks, and every block has prompts
+        They do in eval mode without gradients, where the blocks treat all positions alike and every block has prompts
         of its own, so that one block alone decides; features differ by rounding. Else prompts stand at the tower's
-        slot: in training a pass without gradients must draw the dropout of the pass with them.
+        slot: in training a pass without gradients must draw the same dropout as the pass with them.
         """
         tower = self.tower
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        alone = self.prompts.depth >= len(tower.blocks)
+        alone = self.depth >= len(tower.blocks)
         encoding = not (torch.is_grad_enabled() or tower.container.training or traced)
         return encoding and alone and tower.unordered and tower.sequence_axis == 0
 
-    @property
-    def slot(self) -> int:
-        """Position of the first prompt just now."""
-        return 0 if self.in_front else self.tower.slot
-
-    @contextmanager
-    def disabled(self) -> Generator[None, None, None]:
-        """Run the tower bare inside the block, in the calling thread alone."""
-        with self.switch.off():
-            yield
+    def register_hooks(self) -> Iterator[RemovableHandle]:
+        """Register the hooks of every block, and stand in for methods that no hook reaches."""
+        tower = self.tower
+        if self._sequence_first:
+            set_sequence_first(tower, enable=True)
+        if self.before_end and self.length and isinstance(tower, TextTower) and tower.embedding is not None:
+            # At the blocks' container and not at the first block, so that a block recomputed by gradient checkpointing
+            # is given the same sequence and mask again.
+            yield tower.embedding.register_forward_pre_hook(self._note_caption_ends)
+            yield tower.container.register_forward_pre_hook(self._hide_before_end, with_kwargs=True)
+        last = len(tower.blocks) - 1
+        for index, block in enumerate(tower.blocks):
+            yield block.register_forward_pre_hook(InsertTokens(self, index, block), with_kwargs=True)
+            if index == last or index + 1 < self.depth:
+                yield block.register_forward_hook(self._remove)
+        if self.length == 0:
+            return
+        for bias in tower.relative_biases:
+            vars(bias)["get_bias"] = partial(self._grown_bias, bias)
+        if self.depth < len(tower.blocks) and hasattr(tower.container, "forward_intermediates"):
+            vars(tower.container)["forward_intermediates"] = self._refuse_intermediates
 
     def detach(self) -> None:
-        """Take every hook out and restore the tower's layout."""
-        for handle in self._handles:
-            handle.remove()
-        if self._handles:
+        """Take every hook out and restore the tower's methods and layout."""
+        if self.attached:
             for bias in self.tower.relative_biases:
-                bias.__dict__.pop("get_bias", None)
-            self.tower.container.__dict__.pop("forward_intermediates", None)
+                vars(bias).pop("get_bias", None)
+            vars(self.tower.container).pop("forward_intermediates", None)
             if self._sequence_first:
                 set_sequence_first(self.tower, enable=False)
-        self._handles = []
+        super().detach()
 
-    def _refuse_occupied(self) -> None:
-        refuse_compiled(self.tower.container, *self.tower.blocks)
-        for block in self.tower.blocks:
-            kinds = {type(hook) for hook in block._forward_pre_hooks.values()}  # pyright: ignore[reportPrivateUsage]
-            if InsertPrompts in kinds:
-                raise AttachmentError(
-                    f"this {self.tower.kind} already carries prompts, and two sets would stack. Call .detach() on "
-                    "the first wrapper, or take copy.deepcopy(clip) of the bare model before wrapping."
-                )
+    def extra_repr(self) -> str:
+        """Number and width of the prompts, for `print(model)`."""
+        return f"{super().extra_repr()} in {self.depth} blocks"
 
-    def _attach(self) -> None:
-        if self._sequence_first:
-            set_sequence_first(self.tower, enable=True)
-        if isinstance(self.tower, TextTower) and self.tower.trim in ("end", "class_at_end"):
-            self._hook(self.tower.container, TrimSequence(self.switch, self.tower))
-        if self.prompts.before_end and self.prompts.length:
-            self._attach_before_end()
-        last = len(self.tower.blocks) - 1
-        for index, block in enumerate(self.tower.blocks):
-            self._hook(block, InsertPrompts(self, index, block))
-            if index == last or index + 1 < self.prompts.depth:
-                self._handles.append(block.register_forward_hook(RemovePrompts(self)))
-        if self.prompts.length:
-            self._replace_methods()
+    def _remove(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return a block's output without prompts; of a tuple, the first element is the sequence."""
+        if not self.active:
+            return None
+        if isinstance(output, tuple):
+            return (self._without_prompts(output[0]), *output[1:])
+        return self._without_prompts(output)
 
-    def _replace_methods(self) -> None:
-        """Stand in for methods that no hook reaches."""
-        for bias in self.tower.relative_biases:
-            bias.__dict__["get_bias"] = GrownBias(self, bias)
-        container = self.tower.container
-        if self.prompts.depth < len(self.tower.blocks) and hasattr(container, "forward_intermediates"):
-            container.__dict__["forward_intermediates"] = RefusedIntermediates(self)
+    def _without_prompts(self, sequence: Tensor) -> Tensor:
+        tower, count = self.tower, self.length
+        if self.in_front:
+            return take_from_front(sequence, count=count)
+        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
+            sequence[count : count + tower.slot] = sequence[: tower.slot].clone()
+            return sequence[count:]
+        return remove_tokens(sequence, slot=tower.slot, count=count, axis=tower.sequence_axis)
 
-    def _attach_before_end(self) -> None:
+    def _grown_bias(self, bias: nn.Module) -> Tensor:
+        """A relative position bias with room for the prompts; it is made inside the block, where no hook reaches it."""
+        kind: Any = type(bias)
+        value: Tensor = kind.get_bias(bias)
+        if not self.active:
+            return value
+        grown = grow_bias(value, length=value.shape[-1], slot=self.tower.slot, count=self.length)
+        return value if grown is None else grown
+
+    def _refuse_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse `forward_intermediates` where its sequences would hold prompts; run it where the tower is bare."""
+        tower = self.tower
+        if self.active:
+            raise AttachmentError(
+                f"prompts continue from block to block of this {tower.kind} (depth {self.depth} of "
+                f"{len(tower.blocks)}), so its intermediate sequences hold them. Leave depth out, so that every block "
+                "has its own prompts, or call forward_intermediates inside disabled()"
+            )
+        kind: Any = type(tower.container)
+        return kind.forward_intermediates(tower.container, *args, **kwargs)
+
+    def _note_caption_ends(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note where the captions of this batch end, which the blocks cannot see."""
         tower: Any = self.tower
-        note = NoteCaptionEnds(self.switch, tower)
-        self._handles.append(tower.embedding.register_forward_pre_hook(note))
-        heads = int(tower.blocks[0].attn.num_heads)
-        self._hook(tower.container, HidePromptsBeforeEnd(self.switch, tower, count=self.prompts.length, heads=heads))
+        self._caption_ends.set(tower.caption_end(args[0]))
 
-    def _hook(self, module: nn.Module, hook: Any) -> None:
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    def _hide_before_end(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Let prompts act as if they stood right before the caption's end.
+
+        Prompts carry no position, so where they stand is only a matter of which token sees which. They are put in
+        after the start token as always, and this mask, one for each caption, shows them to the end token alone and
+        what follows it.
+        """
+        ends: Tensor | None = self._caption_ends.get()
+        if ends is None or not self.active:
+            return None
+        tower: Any = self.tower
+        sequence: Tensor = args[0]
+        mask = mask_before_end(ends, length=sequence.shape[1], slot=tower.slot, count=self.length)
+        mask = mask.repeat_interleave(tower.heads, dim=0).to(sequence.dtype)
+        return (sequence,), {**kwargs, "attn_mask": mask}
 
 
-class InsertPrompts:
+class InsertTokens:
     """Forward pre-hook of one block: inserts that block's prompts and grows what goes with the sequence."""
 
-    def __init__(self, injection: PromptInjection, index: int, block: nn.Module) -> None:
-        self.injection = injection
+    def __init__(self, prompts: BlockTokens, index: int, block: nn.Module) -> None:
+        self.prompts = prompts
         self.index = index
         names = list(inspect.signature(block.forward).parameters)
-        tower = injection.tower
+        tower = prompts.tower
         growing = (*tower.mask_arguments, *tower.bias_arguments, *tower.rotary_arguments)
         self.sequence_name: str = names[0]
-        self.places: dict[str, int] = {name: names.index(name) for name in growing if name in names}
+        self.positions: dict[str, int] = {name: names.index(name) for name in growing if name in names}
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return the block's arguments with prompts in them."""
-        prompts = self.injection.prompts
-        if prompts.length == 0 or not self.injection.switch.on:
+        prompts = self.prompts
+        if not prompts.active:
             return None
         positional, named = list(args), dict(kwargs)
         holder: Any = positional if positional else named
@@ -180,25 +302,26 @@ class InsertPrompts:
         sequence: Tensor = holder[first]
         if self.index < prompts.depth:
             holder[first] = sequence = self._insert(sequence)
-        length = sequence.shape[self.injection.tower.sequence_axis] - prompts.length
-        for name, place in self.places.items():
+        length = sequence.shape[prompts.tower.sequence_axis] - prompts.length
+        for name, position in self.positions.items():
             if name in named:
                 named[name] = self._grow(name, named[name], length)
-            elif place < len(positional):
-                positional[place] = self._grow(name, positional[place], length)
+            elif position < len(positional):
+                positional[position] = self._grow(name, positional[position], length)
         return tuple(positional), named
 
     def _insert(self, sequence: Tensor) -> Tensor:
-        tower, prompts = self.injection.tower, self.injection.prompts
-        axis = tower.sequence_axis
-        if self.index == 0 and prompts.shifts_captions and tower.positions is not None:
-            sequence = shift_positions(sequence, tower.positions, slot=tower.slot, count=prompts.length, axis=axis)
-        if self.injection.in_front:
+        prompts, tower = self.prompts, self.prompts.tower
+        axis, positions = tower.sequence_axis, tower.positions
+        if self.index == 0 and prompts.position_embedding and tower.grid is None and positions is not None:
+            # The caption makes room for the prompts in the position table too.
+            sequence = shift_positions(sequence, positions, slot=tower.slot, count=prompts.length, axis=axis)
+        if prompts.in_front:
             return put_in_front(sequence, prompts.layer(self.index))
         return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)
 
     def _grow(self, name: str, value: Tensor | None, length: int) -> Tensor | None:
-        tower, prompts = self.injection.tower, self.injection.prompts
+        prompts, tower = self.prompts, self.prompts.tower
         count = prompts.length
         if name in tower.rotary_arguments:
             return grow_rotary(value, length=length - tower.prefix, slot=tower.slot - tower.prefix, count=count)
@@ -207,72 +330,7 @@ class InsertPrompts:
         if prompts.before_end and (value is None or value.shape[-1] != length + count):
             raise AttachmentError(
                 'prompts with slot="before_end" need the mask that the whole text tower makes; forward_intermediates '
-                'and single blocks go past it. Use encode_text, or slot="after_start".'
+                'and single blocks bypass it. Use encode_text, or slot="after_start".'
             )
-        return grow_mask(value, length=length, slot=self.injection.slot, count=count, causal=tower.causal)
-
-
-class RemovePrompts:
-    """Forward hook of a block that is the last one or is followed by new prompts: takes the prompts out."""
-
-    def __init__(self, injection: PromptInjection) -> None:
-        self.injection = injection
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Return the block's output without prompts; of a tuple, the first element is the sequence."""
-        count = self.injection.prompts.length
-        if count == 0 or not self.injection.switch.on:
-            return None
-        if isinstance(output, tuple):
-            return (self._remove(output[0], count), *output[1:])
-        return self._remove(output, count)
-
-    def _remove(self, sequence: Tensor, count: int) -> Tensor:
-        tower = self.injection.tower
-        if self.injection.in_front:
-            return take_from_front(sequence, count=count)
-        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
-            sequence[count : count + tower.slot] = sequence[: tower.slot].clone()
-            return sequence[count:]
-        return remove_tokens(sequence, slot=tower.slot, count=count, axis=tower.sequence_axis)
-
-
-class GrownBias:
-    """Stands in for the `get_bias` of a relative position bias: the same, with room for the prompts.
-
-    The bias is made inside the block, where no hook reaches it.
-    """
-
-    def __init__(self, injection: PromptInjection, bias: nn.Module) -> None:
-        self.injection = injection
-        self.bias = bias
-
-    def __call__(self) -> Tensor:
-        """The bias between all positions, (1, heads, L + P, L + P)."""
-        kind: Any = type(self.bias)
-        value: Tensor = kind.get_bias(self.bias)
-        tower, count = self.injection.tower, self.injection.prompts.length
-        if not self.injection.switch.on:
-            return value
-        grown = grow_bias(value, length=value.shape[-1], slot=tower.slot, count=count)
-        return value if grown is None else grown
-
-
-class RefusedIntermediates:
-    """Stands in for the `forward_intermediates` of blocks that pass prompts on, which would return prompts as well."""
-
-    def __init__(self, injection: PromptInjection) -> None:
-        self.injection = injection
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it where the tower is bare; refuse it where it is not."""
-        tower = self.injection.tower
-        if self.injection.switch.on:
-            raise AttachmentError(
-                f"prompts go on from block to block of this {tower.kind} (depth {self.injection.prompts.depth} of "
-                f"{len(tower.blocks)}), so its intermediate sequences hold them. Leave depth out, so that every block "
-                "has its own prompts, or call forward_intermediates inside disabled()"
-            )
-        kind: Any = type(tower.container)
-        return kind.forward_intermediates(tower.container, *args, **kwargs)
+        slot = 0 if prompts.in_front else tower.slot
+        return grow_mask(value, length=length, slot=slot, count=count, causal=tower.causal)

@@ -1,4 +1,4 @@
-"""What a model's features are made of: their size, the images it takes, and the parameters without a part in them."""
+"""What a model takes and gives: images, features, and the parameters without a part in them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +16,37 @@ _SCALES = ("logit_scale", "logit_bias")
 _DECODER = "text_decoder"
 
 
+def text_module_of(clip: nn.Module) -> nn.Module | None:
+    """The module that encodes text, which is the model itself in open_clip's `CLIP`; `None` if there is none."""
+    return clip if isinstance(clip, CLIP) else getattr(clip, "text", None)
+
+
+def image_size_of(model: nn.Module) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model, or an image tower of it, takes."""
+    visual: Any = getattr(model, "visual", model)
+    size: int | tuple[int, int] = visual.image_size
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def image_dtype_of(clip: nn.Module) -> torch.dtype:
+    """Precision of the images that `clip` takes: that of its first convolution."""
+    visual: Any = clip.visual
+    kernels = [parameter for parameter in visual.parameters() if parameter.ndim == 4]
+    return (kernels or list(visual.parameters()))[0].dtype
+
+
+def image_statistics_of(clip: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel that images are normalised with, as open_clip states them."""
+    stated: dict[str, Any] = getattr(clip.visual, "preprocess_cfg", None) or {}
+    mean = stated.get("mean", (0.48145466, 0.4578275, 0.40821073))
+    std = stated.get("std", (0.26862954, 0.26130258, 0.27577711))
+    return tuple(float(value) for value in mean), tuple(float(value) for value in std)
+
+
 def feature_size_of(clip: nn.Module) -> int:
     """E, size of the features that both towers share."""
     # The text tower says it in every family; timm's image towers do not.
-    text: Any = clip if isinstance(clip, CLIP) else clip.text
+    text: Any = text_module_of(clip)
     projection: Any = getattr(text, "text_projection", None)
     if isinstance(projection, nn.Linear):
         return projection.out_features
@@ -39,7 +66,7 @@ def parameters_without_features(clip: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def fill_unset_parameters(clip: nn.Module) -> None:
-    """Give CoCa's decoder the projection that open_clip leaves as the memory came, which may be NaN."""
+    """Draw the projection of CoCa's decoder, which open_clip leaves uninitialised, so that it may be NaN."""
     decoder: Any = getattr(clip, _DECODER, None)
     if decoder is not None:
         projection: nn.Parameter = decoder.text_projection
@@ -47,7 +74,7 @@ def fill_unset_parameters(clip: nn.Module) -> None:
 
 
 def join_skipped_blocks(tower: TextTower, features: Tensor) -> Tensor:
-    """The same features, computed also from the blocks that the tower skipped at random, with zero as their share.
+    """The same features, plus zero times the parameters of all blocks, some of which the tower may have skipped.
 
     Without it a skipped block's parameters get no gradient, and `DistributedDataParallel` waits for it in vain.
 

@@ -10,20 +10,15 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from promptreid.towers.families import VISION_FAMILIES
+
 SAMPLES = 256
 _MOST_TENSORS = 4096
 _SAMPLES_PER_TENSOR = 64
-# Resized with the image, so the same base at another size has others.
-_BY_PLACE = (
-    "visual.positional_embedding",
-    "visual.trunk.pos_embed",
-    "visual.attnpool.positional_embedding",
-    "relative_position_bias_table",
-)
 
 
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
-    """Sample weights at fixed places.
+    """Sample weights at fixed positions.
 
     The first up to 256 say which model it is: half of them are spread evenly over the concatenation of all
     floating-point weights in the order of their names, so every large tensor is represented; the other half over the
@@ -36,20 +31,22 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
     Returns:
         The values as float32; fewer if the model has few weights or tensors.
     """
+    # Resized with the image, so the same base at another size has others.
+    resized = tuple(key for family in VISION_FAMILIES for key in family.resized_keys)
     state = {
         name: value
         for name, value in sorted(module.state_dict().items())
-        if value.is_floating_point() and value.numel() and not name.endswith(_BY_PLACE)
+        if value.is_floating_point() and value.numel() and not name.endswith(resized)
     }
     sizes = [value.numel() for value in state.values()]
     starts = list(accumulate(sizes, initial=0))
-    places = _spread(sum(sizes)) + [starts[index] + sizes[index] // 2 for index in _spread(len(sizes))]
-    places.sort()
+    positions = _spread(sum(sizes)) + [starts[index] + sizes[index] // 2 for index in _spread(len(sizes))]
+    positions.sort()
     values: list[float] = []
     middles: list[float] = []
     for begin, value in zip(starts, state.values(), strict=False):
-        inside = places[bisect_left(places, begin) : bisect_left(places, begin + value.numel())]
-        chosen = [place - begin for place in inside] + [value.numel() // 2]
+        inside = positions[bisect_left(positions, begin) : bisect_left(positions, begin + value.numel())]
+        chosen = [position - begin for position in inside] + [value.numel() // 2]
         *found, middle = value.detach().reshape(-1)[torch.tensor(chosen, device=value.device)].float().tolist()
         values += found
         middles.append(middle)
@@ -95,7 +92,7 @@ def nearer(values: Sequence[float], one: Sequence[float], other: Sequence[float]
 def pack_fingerprint(values: Sequence[float], *, exact: bool) -> str:
     """A fingerprint as text: float32 in base64, or half as long as bfloat16, which errs by 0.4 % at most."""
     floats = torch.tensor(values, dtype=torch.float32)
-    # Through integers, because numpy, by which tensors go to bytes, knows no bfloat16.
+    # Through integers, because numpy, which turns tensors into bytes, has no bfloat16.
     numbers = (floats.view(torch.int32) if exact else floats.to(torch.bfloat16).view(torch.int16)).tolist()
     size = 4 if exact else 2
     content = b"".join(number.to_bytes(size, "little", signed=True) for number in numbers)
@@ -106,7 +103,7 @@ def unpack_fingerprint(text: str) -> tuple[float, ...]:
     """What `pack_fingerprint` packed.
 
     Raises:
-        ValueError: The text is not that of finite numbers, as many as a fingerprint has at most.
+        ValueError: The text is not that of finite numbers, or of more than a fingerprint has.
     """
     kind, _, encoded = text.partition(":")
     size, whole, real = {
@@ -125,7 +122,7 @@ def unpack_fingerprint(text: str) -> tuple[float, ...]:
     numbers = [int.from_bytes(content[at : at + size], "little", signed=True) for at in range(0, len(content), size)]
     values = torch.tensor(numbers, dtype=whole).view(real).float()
     if not bool(values.isfinite().all()):
-        raise ValueError("a fingerprint holds something that is no finite number")
+        raise ValueError("a fingerprint holds a value that is not finite")
     return tuple(values.tolist())
 
 

@@ -173,7 +173,7 @@ def mask_before_end(ends: Tensor, *, length: int, slot: int, count: int) -> Tens
 
 
 def shift_positions(sequence: Tensor, positions: Tensor, *, slot: int, count: int, axis: int) -> Tensor:
-    """Move the tokens from `slot` on by `count` places in the tower's own position embedding.
+    """Shift the tokens from `slot` on by `count` positions in the tower's own position embedding.
 
     Positions past the end of the table keep its last row.
 

@@ -1,5 +1,6 @@
 """Makes open_clip models: any name, any image size, the right activation, and our own files again."""
 
+import importlib
 import json
 import logging
 import tempfile
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -16,10 +17,9 @@ from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from promptreid.towers.extra import check_transformers
-from promptreid.towers.families.resizing import patch_of, resize_images
-from promptreid.towers.families.vision_towers import image_size_of
-from promptreid.towers.features import fill_unset_parameters
+from promptreid.towers.families import patch_grid_of, resize_images
+from promptreid.towers.families.huggingface_text import explain_missing_transformers
+from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.names import (
     TINY_FOLDER,
     TINY_NAME,
@@ -95,7 +95,7 @@ def load_clip(
 ) -> nn.Module:
     """Make an open_clip model for images of any size.
 
-    It is the model that `open_clip.create_model` makes, with three traps taken out: weights that were trained with
+    It is the model that `open_clip.create_model` makes, without three traps: weights that were trained with
     QuickGELU get it, position grids are resized from (height, width) to (height, width), and a name or tag that does
     not exist is explained. `"promptreid-tiny"` with `pretrained="generated"` is the small base that ships with this
     package.
@@ -133,7 +133,9 @@ def load_clip(
         clip, config = _load_repository(name, pretrained, cache)
     else:
         config = config_of(name)
-        check_transformers(name, config)
+        if "hf_model_name" in config.get("text_cfg", {}):
+            with explain_missing_transformers(f"the text tower of {name}"):
+                importlib.import_module("transformers")
         if quick_gelu:
             config["quick_gelu"] = True
         # Building a large tower takes long; one whose patch is known is refused first.
@@ -141,7 +143,7 @@ def load_clip(
         check_patch(name, size, (patch, patch))
         clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
         if patch == 1:
-            check_patch(name, size, patch_of(clip))
+            check_patch(name, size, patch_grid_of(clip).patch)
     resize_images(clip, size)
     return stamp(clip, ClipSource(name, pretrained, size), config).to(device).eval()
 
@@ -205,34 +207,26 @@ def make_from_config(
     return clip
 
 
-def _origin(name: str, pretrained: str | None) -> Literal["random", "shipped", "tag", "file"]:
-    if pretrained is None:
-        return "random"
-    if (name, pretrained) == (TINY_NAME, TINY_TAG):
-        return "shipped"
-    return "tag" if open_clip.get_pretrained_cfg(name, pretrained) else "file"
-
-
 def _load_named(
     name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
 ) -> nn.Module:
     """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
-    origin = _origin(name, pretrained)
+    tagged = pretrained is not None and bool(open_clip.get_pretrained_cfg(name, pretrained))
     with _without_random_weights_warning():
         clip = open_clip.create_model(
             name,
-            pretrained=pretrained if origin == "tag" else None,
+            pretrained=pretrained if tagged else None,
             force_quick_gelu=quick_gelu,
             pretrained_text=False,
             cache_dir=cache,
-            require_pretrained=origin == "tag",
+            require_pretrained=tagged,
         )
-    if origin == "random":
+    if pretrained is None:
         fill_unset_parameters(clip)
-    if origin == "shipped":
+    elif (name, pretrained) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    if origin == "file":
-        load_weight_file(clip, Path(str(pretrained)), saved_size=saved)
+    elif not tagged:
+        load_weight_file(clip, Path(pretrained), saved_size=saved)
     return clip
 
 
@@ -240,16 +234,16 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     """Make the model of a folder or a Hub repository in open_clip's layout."""
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
-    schema, place = name.split(":", 1)
+    schema, location = name.split(":", 1)
     if schema == "local-dir":
-        folder = Path(place)
+        folder = Path(location)
         found = [folder / f"open_clip_model{suffix}" for suffix in (".safetensors", ".bin", ".pt")]
         weights = next((path for path in found if path.is_file()), None)
         if weights is None:
             raise FileNotFoundError(f"{folder} holds no open_clip_model.safetensors, .bin or .pt")
     else:
-        folder = Path(download_pretrained_from_hf(place, filename=CONFIG_NAME, cache_dir=cache)).parent
-        weights = Path(download_pretrained_from_hf(place, cache_dir=cache))
+        folder = Path(download_pretrained_from_hf(location, filename=CONFIG_NAME, cache_dir=cache)).parent
+        weights = Path(download_pretrained_from_hf(location, cache_dir=cache))
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
@@ -259,7 +253,7 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
 
 @contextmanager
 def _without_random_weights_warning() -> Generator[None, None, None]:
-    """Keep open_clip from warning of random weights, which were asked for or are replaced a moment later."""
+    """Keep open_clip from warning of random weights, which were requested or are replaced a moment later."""
     root = logging.getLogger()
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -282,7 +276,7 @@ def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | 
         The shapes; `None` if the architecture cannot be made without memory.
 
     Raises:
-        TypeError, ValueError, KeyError: It is no model configuration.
+        TypeError, ValueError, KeyError: It is not a model configuration.
     """
     try:
         with torch.device("meta"):

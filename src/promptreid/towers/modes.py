@@ -1,9 +1,16 @@
-"""Eval mode for a while."""
+"""How a model runs for a while: in eval mode, with activations recomputed, sequence first, with captions cut."""
 
+import itertools
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from promptreid.towers.growth import keep_positions
+from promptreid.towers.tower import TextTower, TokenTower
 
 
 @contextmanager
@@ -25,3 +32,159 @@ def evaluating(module: nn.Module) -> Generator[None, None, None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, None, None]:
+    """Let the towers compute activations again in the backward pass inside the block, if `enable`.
+
+    Raises:
+        ValueError: A tower does not support it; says which.
+    """
+    if not enable:
+        yield
+        return
+    model: Any = clip
+    if not can_reach_prompts(clip):
+        raise ValueError(
+            "gradient checkpointing of a Hugging Face text tower skips its prompts before transformers 5; install "
+            "transformers>=5, or leave gradient_checkpointing off"
+        )
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"{type(clip).__name__} has a tower without gradient checkpointing ({error}); leave gradient_checkpointing "
+            "off, or give chunk_size to train in smaller pieces"
+        ) from error
+    try:
+        yield
+    finally:
+        model.set_grad_checkpointing(False)
+
+
+def can_reach_prompts(clip: nn.Module) -> bool:
+    """Whether recomputed blocks run their hooks: not in Hugging Face's towers before transformers 5."""
+    text: Any = getattr(clip, "text", None)
+    tower: Any = getattr(text, "transformer", None)
+    return hasattr(tower, "activation_checkpointing_enable") or not hasattr(tower, "gradient_checkpointing_enable")
+
+
+def runs_slow_when_frozen(tower: TokenTower) -> bool:
+    """Whether every block attends through a batch-first `nn.MultiheadAttention`.
+
+    With `batch_first=True` it gives its projection a transposed view. With a weight that needs no gradient PyTorch
+    then expands the weight once for every position instead of folding the view, so a frozen tower becomes many times
+    slower. Run sequence-first, the same weights give the same values without the copy.
+    """
+    attentions = [getattr(block, "attn", None) for block in tower.blocks]
+    return bool(getattr(tower.container, "batch_first", False)) and all(
+        isinstance(attention, nn.MultiheadAttention) and attention.batch_first for attention in attentions
+    )
+
+
+def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
+    """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
+    modules: list[Any] = [tower.container, *(block.attn for block in tower.blocks)]
+    for module in modules:
+        module.batch_first = not enable
+
+
+class ThreadValue:
+    """A value that one object has in the calling thread alone; a deep copy of the object has its own.
+
+    A subclass names the context variable. It is read when a hook runs, so several threads can use one model.
+    """
+
+    variable: ClassVar[ContextVar[tuple[tuple[int, Any], ...]]]
+    _keys: ClassVar[Any] = itertools.count()
+
+    def __init__(self) -> None:
+        self.key = next(self._keys)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a deep copy a key of its own, so that setting one does not set the other."""
+        self.__dict__.update(state)
+        self.key: int = next(self._keys)
+
+    def get(self) -> Any:
+        """The value, or `None` if this thread has set none."""
+        for key, value in self.variable.get():
+            if key == self.key:
+                return value
+        return None
+
+    def set(self, value: Any) -> Any:
+        """Set the value; returns the token that resets it."""
+        others = tuple(entry for entry in self.variable.get() if entry[0] != self.key)
+        return self.variable.set((*others, (self.key, value)))
+
+    @contextmanager
+    def held(self, value: Any) -> Generator[None, None, None]:
+        """Set the value inside the block."""
+        token = self.set(value)
+        try:
+            yield
+        finally:
+            self.variable.reset(token)
+
+
+class _KeptLength(ThreadValue):
+    variable = ContextVar("promptreid_kept_length", default=())
+
+
+class CaptionTrim:
+    """Cuts the batches of a text tower to their longest caption, where no feature changes by it.
+
+    In towers that take one length of tokens it is a hook at the blocks' container. It does not stand at the first
+    block, so that a block recomputed by gradient checkpointing gets the same sequence and mask again.
+
+    Args:
+        tower: The tower.
+    """
+
+    def __init__(self, tower: TextTower) -> None:
+        self.tower = tower
+        self._length = _KeptLength()
+        self._handle: Any = None
+        if tower.trim in ("end", "class_at_end"):
+            # In front of other hooks, because prompts count the positions that are left.
+            self._handle = tower.container.register_forward_pre_hook(self._cut, prepend=True, with_kwargs=True)
+
+    @contextmanager
+    def cut(self, tokens: Tensor) -> Generator[Tensor, None, None]:
+        """Give the tokens to encode inside the block, cut or with the tower set to cut them itself.
+
+        Shape:
+            - tokens: (B, L) int64
+        """
+        longest = self.tower.longest_caption(tokens)
+        if self.tower.trim == "slice":
+            yield tokens[:, :longest]
+        else:
+            with self._length.held(longest):
+                yield tokens
+
+    def remove(self) -> None:
+        """Take the hook out."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _cut(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        length: int | None = self._length.get()
+        if length is None:
+            return None
+        sequence: Tensor = args[0]
+        full = sequence.shape[1]
+        kept = list(range(min(length, full)))
+        if self.tower.trim == "class_at_end":
+            # open_clip's mask of the padding is shifted by one position, so one position of padding is seen as well.
+            kept = [*range(min(length + 1, full - 1)), full - 1]
+        if len(kept) == full:
+            return None
+        index = torch.tensor(kept, device=sequence.device)
+        cut = {name: keep_positions(value, index, length=full) for name, value in kwargs.items()}
+        rest = (keep_positions(value, index, length=full) for value in args[1:])
+        return (sequence.index_select(1, index), *rest), cut

@@ -30,11 +30,11 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that open_clip does not have, and say which is near.
+    """Refuse a name that open_clip does not have, and suggest similar ones.
 
     Raises:
         ValueError: There is no such model.
-        TypeError: It is no name.
+        TypeError: It is not text.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"name is {name!r}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
@@ -78,7 +78,7 @@ def check_patch(name: str, image_size: tuple[int, int], patch: tuple[int, int]) 
         )
     if height % rows or width % columns:
         warnings.warn(
-            f"image_size ({height}, {width}) is no multiple of {name}'s patch of {rows}: the last "
+            f"image_size ({height}, {width}) is not a multiple of {name}'s patch of {rows}: the last "
             f"{height % rows} rows and {width % columns} columns of pixels are not seen; "
             f"({height - height % rows}, {width - width % columns}) loses none",
             stacklevel=3,

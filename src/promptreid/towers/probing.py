@@ -7,31 +7,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptreid.towers.families.vision_towers import image_dtype_of, image_size_of
+from promptreid.towers.features import image_dtype_of, image_size_of
+from promptreid.towers.modes import evaluating
 from promptreid.towers.tower import TextTower, TokenTower
 
 _PROBES = 8
 _CAPTION_TOKENS = 24
 
 
-def mean_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
+def mean_states(tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
     """Each block's own mean input, over `count` equal stretches of the sequence after the slot.
 
     Args:
-        clip: The bare model; it is run in eval mode and put back.
-        tower: One of its towers.
+        tower: The bare tower; it is run in eval mode and put back.
         run: Sends a batch through that tower.
         count: P, into how many stretches the sequence is divided.
 
     Shape:
         - returns: (blocks, P, D) float32
     """
-    inputs = _block_inputs(clip, tower, run)
-    stretches = [sequence[tower.slot :].tensor_split(count) for sequence in inputs]
+    stretches = [sequence[tower.slot :].tensor_split(count) for sequence in _block_inputs(tower, run)]
     return torch.stack([torch.stack([part.mean(dim=(0, 1)) for part in parts]) for parts in stretches])
 
 
-def start_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
+def start_states(tower: TokenTower, run: Callable[[], Any], *, count: int) -> Tensor:
     """Each block's own mean input at the position before the slot, `count` times.
 
     In a causal text tower that is the start token, on which later tokens rest the attention they have no use for:
@@ -40,12 +39,12 @@ def start_states(clip: nn.Module, tower: TokenTower, run: Callable[[], Any], *, 
     Shape:
         - returns: (blocks, P, D) float32
     """
-    inputs = _block_inputs(clip, tower, run)
-    states = torch.stack([sequence[max(tower.slot - 1, 0)].mean(dim=0) for sequence in inputs])
+    position = max(tower.slot - 1, 0)
+    states = torch.stack([sequence[position].mean(dim=0) for sequence in _block_inputs(tower, run)])
     return states.unsqueeze(1).repeat(1, count, 1)
 
 
-def _block_inputs(clip: nn.Module, tower: TokenTower, run: Callable[[], Any]) -> list[Tensor]:
+def _block_inputs(tower: TokenTower, run: Callable[[], Any]) -> list[Tensor]:
     """What every block is given, each (L, B, D) float32."""
     seen: list[Tensor] = []
 
@@ -53,22 +52,18 @@ def _block_inputs(clip: nn.Module, tower: TokenTower, run: Callable[[], Any]) ->
         sequence: Tensor = args[0] if args else next(iter(kwargs.values()))
         seen.append((sequence.transpose(0, 1) if tower.sequence_axis == 1 else sequence).float())
 
-    modes = {module: module.training for module in clip.modules()}
     handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in tower.blocks]
-    clip.eval()
     try:
-        with torch.no_grad():
+        with evaluating(tower.module), torch.no_grad():
             run()
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return seen
 
 
 def probe_images(clip: nn.Module) -> Tensor:
-    """A few smooth random pictures, normalised, of the size that `clip` takes: (B, 3, H, W)."""
+    """A few smooth random images, normalised, of the size that `clip` takes: (B, 3, H, W)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(_PROBES, 3, 6, 4, generator=generator)
     images = F.interpolate(coarse, size=image_size_of(clip), mode="bilinear", align_corners=False)

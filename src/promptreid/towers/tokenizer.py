@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import open_clip
 from torch import Tensor
 
-from promptreid.towers.extra import explain_missing_transformers
+from promptreid.towers.families.huggingface_text import explain_missing_transformers
 from promptreid.towers.loading import ClipSource
 from promptreid.towers.names import check_name
 
@@ -16,7 +16,7 @@ _PEEK_FACTOR = 2
 class CaptionTokenizer:
     """An open_clip tokenizer that warns once when captions are longer than the model's context.
 
-    A caption that is too long is cut and its end token kept, as open_clip does; prompts take none of its places.
+    A caption that is too long is cut and its end token kept, as open_clip does; prompts take none of its positions.
 
     Args:
         tokenize: open_clip's tokenizer.
@@ -40,7 +40,7 @@ class CaptionTokenizer:
 
         Args:
             captions: The captions.
-            context_length: Room for so many tokens instead of the model's, to count those of long captions.
+            context_length: L instead of the model's, to count the tokens of long captions.
 
         Shape:
             - returns: (B, L) int64

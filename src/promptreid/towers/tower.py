@@ -1,8 +1,10 @@
 """What a prompt must know of a tower, whatever its family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from promptreid.errors import AttachmentError
@@ -11,20 +13,37 @@ Trim = Literal["never", "end", "class_at_end", "slice"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TokenTower:
-    """A Transformer tower as a prompt sees it: a row of blocks that a token sequence passes through.
+class Tower:
+    """What is known of every tower.
 
-    One is made by `promptreid.towers.families.vision_towers.find_vision_tower` or
-    `promptreid.towers.families.text_towers.find_text_tower`; nothing outside `towers/` reads open_clip's attributes.
+    `promptreid.towers.families` makes them; nothing outside `towers/` reads open_clip's attributes.
 
     Attributes:
         kind: Family and class, such as `"open_clip.VisionTransformer"`.
+        module: The module that is the tower.
+        pooling: How the tower makes one feature of its tokens or its map.
+    """
+
+    kind: str
+    module: nn.Module
+    pooling: str
+
+    @property
+    def hooked(self) -> tuple[nn.Module, ...]:
+        """The modules that prompts may be hooked into."""
+        return (self.module,)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenTower(Tower):
+    """A Transformer tower as a prompt sees it: a row of blocks that a token sequence passes through.
+
+    Attributes:
         container: The module that iterates over the blocks.
         blocks: The Transformer blocks, first to last.
         width: D, the size of one token.
         length: L, tokens in the sequence without prompts.
         slot: Position at which prompts are inserted.
-        pooling: How the tower makes one feature of its tokens.
         position_owner: Module that holds the learned position embedding, or `None` if there is none.
         position_name: Its name in `position_owner`.
         grid: (rows, columns) of patches for images, `None` for text.
@@ -33,17 +52,16 @@ class TokenTower:
         bias_arguments: Block arguments that hold an additive bias by position, which prompts do not get.
         rotary_arguments: Block arguments that hold a rotary table of the patches.
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
+        causal: Whether a token may only look back.
         drops_blocks: Whether the tower skips whole blocks while training.
-        unordered: Whether the blocks treat all places alike, so that prompts do the same wherever they stand.
+        unordered: Whether the blocks treat all positions alike, so that prompts do the same wherever they stand.
     """
 
-    kind: str
     container: nn.Module
     blocks: tuple[nn.Module, ...]
     width: int
     length: int
     slot: int
-    pooling: str
     position_owner: nn.Module | None = None
     position_name: str = "positional_embedding"
     grid: tuple[int, int] | None = None
@@ -52,8 +70,14 @@ class TokenTower:
     bias_arguments: tuple[str, ...] = ()
     rotary_arguments: tuple[str, ...] = ()
     relative_biases: tuple[nn.Module, ...] = ()
+    causal: bool = False
     drops_blocks: bool = False
     unordered: bool = False
+
+    @property
+    def hooked(self) -> tuple[nn.Module, ...]:
+        """The modules that prompts may be hooked into."""
+        return (self.container, *self.blocks)
 
     @property
     def sequence_axis(self) -> int:
@@ -61,13 +85,8 @@ class TokenTower:
         return 1 if getattr(self.container, "batch_first", True) else 0
 
     @property
-    def causal(self) -> bool:
-        """Whether a token may only look back."""
-        return False
-
-    @property
     def positions(self) -> Tensor | None:
-        """The learned position embedding, (L, D), looked up anew so that replaced parameters are seen."""
+        """The learned position embedding, (L, D); read at call time, so that a replaced parameter is seen."""
         if self.position_owner is None:
             return None
         positions: Any = getattr(self.position_owner, self.position_name)
@@ -79,22 +98,19 @@ class TextTower(TokenTower):
     """A text tower, with what is known of its captions.
 
     Attributes:
-        module: The module that owns the tower.
-        looks_back: Whether a token may only look back.
         trim: How a batch may be cut to its longest caption without changing any feature: `"never"`; `"end"`, after
             the token that is pooled; `"class_at_end"`, keeping the class token behind the captions and one more
-            place; `"slice"`, by passing fewer token ids.
+            position; `"slice"`, by passing fewer token ids.
         context_length: Tokens of a caption that the tower takes.
         shortest_too: Whether it takes fewer tokens as well.
         vocabulary: Number of token ids; 0 if not known.
-        pad_id: Token id of the places after the caption.
+        pad_id: Token id of the positions after the caption.
         end_id: Token id that is pooled at, `None` for the largest id of a caption.
         end_pooled: Whether the feature is pooled at the caption's end.
         embedding: The module that looks token ids up.
+        heads: Attention heads of a block, for a mask for each caption; 0 where masks are not made that way.
     """
 
-    module: nn.Module
-    looks_back: bool
     trim: Trim
     context_length: int
     shortest_too: bool = False
@@ -103,49 +119,101 @@ class TextTower(TokenTower):
     end_id: int | None = None
     end_pooled: bool = False
     embedding: nn.Module | None = None
+    heads: int = 0
 
-    @property
-    def causal(self) -> bool:
-        """Whether a token may only look back."""
-        return self.looks_back
+    def caption_end(self, tokens: Tensor) -> Tensor:
+        """Position of the token that the feature of each caption is pooled from, if it is pooled at the end.
+
+        Shape:
+            - tokens: (B, L) int64
+            - returns: (B,) int64, in [0, L)
+        """
+        if self.end_id is not None:
+            return (tokens == self.end_id).int().argmax(dim=-1)
+        return tokens.argmax(dim=-1)
+
+    def longest_caption(self, tokens: Tensor) -> int:
+        """Number of positions, from the first, that hold everything a feature of the batch can depend on.
+
+        Shape:
+            - tokens: (B, L) int64
+        """
+        if tokens.shape[0] == 0 or self.trim == "never":
+            return tokens.shape[1]
+        if self.trim == "end":
+            return int(self.caption_end(tokens).max()) + 1
+        used = (tokens != self.pad_id).any(dim=0).nonzero()
+        return int(used.max()) + 1 if len(used) else 1
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPool:
+    """An attention pool at the end of an image tower, which can be given further keys and values.
+
+    Attributes:
+        module: The pool; called with the map, (B, D, H, W), it returns the feature, (B, E).
+        width: D, the size of one key's token.
+        attend: Pools a map with tokens, (P, D), as further keys and values: (B, E).
+    """
+
+    module: nn.Module
+    width: int
+    attend: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """How an image tower divides the image, and where it keeps what it has learned by absolute position.
+
+    Attributes:
+        patch: (height, width) in pixels of a patch; (1, 1) if there are none, and any size is taken.
+        shape: (rows, columns) of patches.
+        key: Name in `clip.state_dict()` of what has a row for every patch; empty for nothing.
+        prefix: Rows before those of the patches.
+    """
+
+    patch: tuple[int, int] = (1, 1)
+    shape: tuple[int, int] = (0, 0)
+    key: str = ""
+    prefix: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PixelTower:
-    """An image tower without a token sequence, as a prompt sees it: pixels, and at times an attention pool.
+class PixelTower(Tower):
+    """An image tower without a token sequence, as a prompt sees it: pixels, and sometimes an attention pool.
 
     Attributes:
-        kind: Family and class, such as `"timm.ConvNeXt"`.
-        visual: The tower.
         entrance: The first module that the image passes through.
         image_size: (height, width) in pixels.
         channels: Colour channels of the image.
-        pooling: How the tower makes one feature of its map.
-        attention_pool: open_clip's attention pool at the tower's end, where there is one.
+        attention_pool: The attention pool at the tower's end, where there is one.
     """
 
-    kind: str
-    visual: nn.Module
     entrance: nn.Module
     image_size: tuple[int, int]
     channels: int
-    pooling: str
-    attention_pool: nn.Module | None = None
+    attention_pool: AttentionPool | None = None
+
+    @property
+    def hooked(self) -> tuple[nn.Module, ...]:
+        """The modules that prompts may be hooked into."""
+        pool = () if self.attention_pool is None else (self.attention_pool.module,)
+        return (self.module, self.entrance, *pool)
 
 
 def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
-    """Refuse what is no model, is TorchScript or was compiled before prompts were attached.
+    """Refuse what is not a model, is TorchScript, or was compiled (or has `modules` that were) before attaching.
 
     Raises:
-        AttachmentError: It is; says what to do.
-        TypeError: It is no module.
+        AttachmentError: It is TorchScript or compiled; says what to do.
+        TypeError: It is not a module.
     """
     if not isinstance(clip, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"clip is {type(clip).__name__}, expected an open_clip model, as promptreid.load_clip(name) and "
             "open_clip.create_model(name) make them"
         )
-    if isinstance(clip, _script_module()):
+    if isinstance(clip, torch.jit.ScriptModule):
         raise AttachmentError(
             f"this model is TorchScript ({type(clip).__qualname__}), whose blocks take no hooks. Make it without "
             "jit=True, attach the prompts, and export the wrapped model if you need a file of it."
@@ -156,9 +224,3 @@ def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
                 f"this {type(module).__qualname__} was compiled before prompts were attached, and compiled code "
                 "ignores them. Attach first, then call torch.compile on the wrapped model."
             )
-
-
-def _script_module() -> type[nn.Module]:
-    from torch.jit import ScriptModule
-
-    return ScriptModule

@@ -11,8 +11,8 @@ from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from promptreid.towers.families.resizing import patch_of, position_rows, resize_images
-from promptreid.towers.families.vision_towers import image_size_of
+from promptreid.towers.families import patch_grid_of, resize_images
+from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size
 
 CONFIG_NAME = "open_clip_config.json"
@@ -22,7 +22,7 @@ _FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip
 def load_weights(
     clip: nn.Module, state_dict: Mapping[str, Tensor], *, saved_size: tuple[int, int] | None = None
 ) -> None:
-    """Load every weight into `clip`, resizing what the image tower keeps by place.
+    """Load every weight into `clip`, resizing what the image tower keeps by position.
 
     Args:
         clip: The open_clip model.
@@ -34,7 +34,7 @@ def load_weights(
     """
     weights = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
     target = image_size_of(clip)
-    key = position_rows(clip)[0]
+    key = patch_grid_of(clip).key
     rows = weights[key].shape[-2] if key in weights else None
     try:
         _fit_layout(clip, rows, saved_size, what=key)
@@ -54,20 +54,22 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
 
     Raises:
         RuntimeError: The weights do not fit the model, or were saved at another size than stated.
-        ValueError: The grid is no square, and nothing says how many rows and columns it has.
+        ValueError: The grid is not square, and nothing says how many rows and columns it has.
     """
-    saved = saved_size or _stated_size(path)
+    saved = saved_size
+    if saved is None and (path.parent / CONFIG_NAME).is_file():
+        saved = saved_image_size(read_config(path.parent)["model_cfg"])
     try:
         _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
         open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
     except (SafetensorError, EOFError, UnpicklingError) as error:
-        if "Unsupported global" in str(error):  # torch's own words recommend to switch the protection off
+        if "Unsupported global" in str(error):  # torch's own message recommends switching the protection off
             raise RuntimeError(
                 f"{path} holds more than tensors, and reading it could run code; have its author publish it as "
                 "safetensors"
             ) from error
         raise RuntimeError(
-            f"{path} is no weight file, or a damaged one ({type(error).__name__}); expected weights of the named "
+            f"{path} is not a weight file, or is damaged ({type(error).__name__}); expected weights of the named "
             "architecture as .safetensors or .pt. Copy or download it again"
         ) from error
 
@@ -93,20 +95,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no open_clip configuration with model_cfg.vision_cfg.image_size: {error}"
+            f"{path} is not an open_clip configuration with model_cfg.vision_cfg.image_size: {error}"
         ) from None
     return config
 
 
-def _stated_size(path: Path) -> tuple[int, int] | None:
-    if not (path.parent / CONFIG_NAME).is_file():
-        return None
-    return saved_image_size(read_config(path.parent)["model_cfg"])
-
-
 def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
     """Rows of the position grid that a file holds; `None` if it is not found under open_clip's name."""
-    key = position_rows(clip)[0]
+    key = patch_grid_of(clip).key
     if path.suffix in _FOREIGN_SUFFIXES or not key:
         return None
     if path.suffix == ".safetensors":
@@ -117,25 +113,23 @@ def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
 
 
 def _fit_layout(clip: nn.Module, rows: int | None, saved: tuple[int, int] | None, *, what: str) -> None:
-    """Resize `clip` to what was saved, so that every weight is loaded for the place it was learned at."""
-    _, prefix, _ = position_rows(clip)
+    """Resize `clip` to what was saved, so that every weight is loaded for the position it was learned at."""
     if rows is None:
         if saved is not None:
             resize_images(clip, saved)
         return
-    patches = rows - prefix
+    own = patch_grid_of(clip)
+    patches = rows - own.prefix
     if saved is None:
         side = round(patches**0.5)
-        patch = patch_of(clip)
-        saved = (side * patch[0], side * patch[1])
+        saved = (side * own.patch[0], side * own.patch[1])
         hint = "it was saved for images that are not square: state their size"
     else:
         hint = "the weights were saved at another image size than stated"
     resize_images(clip, saved)
-    grid = position_rows(clip)[2]
-    if grid is None or grid[0] * grid[1] != patches:
-        expected = "no grid" if grid is None else f"the {grid[0]} x {grid[1]} grid"
+    expected = patch_grid_of(clip).shape
+    if expected[0] * expected[1] != patches:
         raise RuntimeError(
-            f"{what} holds {patches} patches, which is not {expected} expected; {hint} "
+            f"{what} holds {patches} patches, which is not the {expected[0]} x {expected[1]} grid expected; {hint} "
             "(weights_size=(height, width), saved_size in load_weights)"
         )

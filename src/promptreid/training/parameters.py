@@ -39,7 +39,7 @@ class LayerDepths:
         return self._distances.get(parameter)
 
     def _add(self, carrier: PromptCarrier, encode: Callable[[Tensor], Tensor], values: Tensor) -> None:
-        blocks: tuple[nn.Module, ...] = getattr(carrier.injection.tower, "blocks", ())
+        blocks: tuple[nn.Module, ...] = getattr(carrier.tower, "blocks", ())
         if not blocks:
             raise ValueError(
                 f"{carrier.kind} is no row of Transformer blocks, so its parameters have no depth; leave out "

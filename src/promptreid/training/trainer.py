@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.towers.recomputation import recomputed_activations
+from promptreid.towers.modes import recomputed_activations
 from promptreid.training.batches import Batches, MakeSampler, check_training_data
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog

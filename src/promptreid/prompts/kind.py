@@ -1,0 +1,118 @@
+"""What every kind of prompt has in common: parameters, hooks in one tower, and a way to turn them off for a while."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from promptreid.errors import AttachmentError
+from promptreid.prompts.config import check_integer
+from promptreid.towers.modes import ThreadValue
+
+_OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
+
+
+class _Bare(ThreadValue):
+    variable = ContextVar("promptreid_bare", default=())
+
+
+class PromptKind(nn.Module):
+    """A kind of prompt: a module that owns learnable tensors and the hooks that carry them into one tower.
+
+    Its parameters are what stage 1 trains, and its `state_dict()` is what is saved. A kind of your own defines its
+    parameters and `register_hooks`; `PromptedVisionEncoder(clip, prompts=MyKind)` then puts it in.
+
+    Args:
+        tower: The tower that it is for.
+        length: P, how many prompts; with 0 the tower stays bare.
+        width: D, the size of one prompt.
+
+    Raises:
+        ValueError: `length` is negative.
+        TypeError: `length` is not an integer.
+
+    Example:
+        >>> import torch
+        >>> class Shift(PromptKind):
+        ...     def __init__(self, tower):
+        ...         super().__init__(tower, length=1, width=128)
+        ...         self.shift = nn.Parameter(torch.zeros(128))
+        ...     def register_hooks(self):
+        ...         yield self.tower.module.register_forward_hook(self._add)
+        ...     def _add(self, module, args, output):
+        ...         return output + self.shift if self.active else None
+        >>> from promptreid import PromptedVisionEncoder, load_clip
+        >>> encoder = PromptedVisionEncoder(load_clip("promptreid-tiny", image_size=(96, 48)), prompts=Shift)
+        >>> [name for name, _ in encoder.named_parameters()]
+        ['prompts.shift']
+    """
+
+    tower: Any
+
+    def __init__(self, tower: Any, length: int, *, width: int) -> None:
+        super().__init__()
+        check_integer("length", length, minimum=0)
+        self.tower = tower
+        self.length = length
+        self.width = width
+        self._bare: _Bare = _Bare()
+        self._handles: list[RemovableHandle] = []
+
+    def register_hooks(self) -> Iterator[RemovableHandle]:
+        """Register every hook and yield its handle.
+
+        Hooks are bound methods, or objects that refer to this one, so that a deep copy carries hooks of its own; they
+        do nothing unless `active`.
+        """
+        raise NotImplementedError
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are in place."""
+        return vars(self.tower.module).get(_OCCUPANT) is self
+
+    @property
+    def active(self) -> bool:
+        """Whether prompts go in, in the calling thread."""
+        return self.length > 0 and self._bare.get() is None
+
+    def attach(self) -> None:
+        """Put the hooks into the tower.
+
+        Raises:
+            AttachmentError: The tower carries prompts already.
+        """
+        occupied = vars(self.tower.module)
+        if _OCCUPANT in occupied:
+            raise AttachmentError(
+                f"this {self.tower.kind} already carries prompts, and two sets would stack. Call .detach() on the "
+                "first wrapper, or take copy.deepcopy(clip) of the bare model before wrapping."
+            )
+        occupied[_OCCUPANT] = self
+        try:
+            for handle in self.register_hooks():
+                self._handles.append(handle)
+        except Exception:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Take every hook out."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self.attached:
+            del vars(self.tower.module)[_OCCUPANT]
+
+    @contextmanager
+    def disabled(self) -> Generator[None, None, None]:
+        """Run the tower bare inside the block, in the calling thread alone."""
+        with self._bare.held(True):
+            yield
+
+    def extra_repr(self) -> str:
+        """Number and width of the prompts, for `print(model)`."""
+        return f"{self.length} of width {self.width}"
