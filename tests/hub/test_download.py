@@ -289,8 +289,8 @@ def test_passing_fault_is_overcome(hub, pushed, model, score, fault, monkeypatch
 
 def test_waits_grow(hub, pushed, monkeypatch):
     waits: list[float] = []
-    monkeypatch.setattr("promptreid.hub.hub_errors._FIRST_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr("promptreid.hub.hub_errors.time.sleep", waits.append)
+    monkeypatch.setattr("promptreid.hub.repository._FIRST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("promptreid.hub.repository.time.sleep", waits.append)
     hub.faults.append(lambda *_: 500)
     with pytest.raises(HubError, match="HTTP status 500: try again later"):
         load_prompts("alice/m")
@@ -302,7 +302,7 @@ def test_full_disk_is_explained(hub, pushed, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("promptreid.hub.download.hf_hub_download", fail)
+    monkeypatch.setattr("promptreid.hub.transfer.hf_hub_download", fail)
     with pytest.raises(HubError, match=r"no space left on the disk for prompt_config\.json of alice/m; free some"):
         load_prompts("alice/m")
 

@@ -266,7 +266,7 @@ def test_every_difference_is_named(model, folder, tuned, clip):
         "their vision width is 128, this has 32",
         "their vision depth is 4, this has 3 blocks",
         "their text width is 128, this has 24",
-        "their weights are others",
+        "its weights differ",
         "Leave model out to load the right one",
     ):
         assert words in str(caught.value)
@@ -288,9 +288,9 @@ def test_activation_is_compared(folder, model):
 
 def test_prompts_of_stage_two_are_refused_on_the_base_and_the_other_way_round(folder, tuned, tmp_path):
     stage_two = save_prompts(tuned, tmp_path / "two")
-    with pytest.raises(CheckpointError, match="their weights are others, fine-tuned together with the prompts"):
+    with pytest.raises(CheckpointError, match="its weights differ: theirs were fine-tuned together with the prompts"):
         load_prompts(stage_two, model=make_base())
-    with pytest.raises(CheckpointError, match="their weights are others\\."):
+    with pytest.raises(CheckpointError, match="its weights differ\\."):
         load_prompts(folder, model=copy.deepcopy(tuned).detach())
     assert load_prompts(stage_two, model=tuned.detach()).base_samples is None
 
@@ -417,7 +417,7 @@ def test_encoders_that_lack_weights_are_refused_before_any_is_read(tuned, tmp_pa
 
 def test_tag_whose_weights_changed_is_refused(folder):
     edit(folder, base_fingerprint=(0.5,) * 256, encoders_fingerprint=(0.5,) * 256)
-    with pytest.raises(CheckpointError, match="and not to this model: their weights are others"):
+    with pytest.raises(CheckpointError, match="and not to this model: its weights differ"):
         load_prompts(folder)
 
 
