@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -479,4 +479,4 @@ class PromptedCLIP(nn.Module):
         self._prompts_in_use = name
 
 
-load_prompts = PromptedCLIP.from_pretrained
+load_prompts: Final = PromptedCLIP.from_pretrained
