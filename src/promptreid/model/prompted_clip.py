@@ -20,7 +20,6 @@ from promptreid.hub.transfer import read_prompts
 from promptreid.model.encoder import PromptFactory
 from promptreid.model.matching import (
     Factories,
-    PromptFactory,
     check_clip,
     check_factories,
     check_kinds,
