@@ -106,7 +106,7 @@ def tuned(tiny: Callable[[], torch.nn.Module]) -> PromptedCLIP:
 
 @pytest.fixture
 def score() -> Callable[[PromptedCLIP], torch.Tensor]:
-    """Similarities of fixed captions and pictures."""
+    """Similarities of fixed captions and images."""
     images = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(4))
 
     @torch.no_grad()

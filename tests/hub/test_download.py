@@ -235,7 +235,7 @@ def is_weights(hub, method: str, path: str) -> bool:
     return method == "GET" and "/_lfs/" in path and len(hub.large.get(path[6:70], b"")) > 10**7
 
 
-def test_dropped_connection_goes_on_where_it_was(hub, pushed_tuned, tuned, score, monkeypatch):
+def test_dropped_connection_is_resumed(hub, pushed_tuned, tuned, score, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     left = [3]
 
@@ -249,7 +249,7 @@ def test_dropped_connection_goes_on_where_it_was(hub, pushed_tuned, tuned, score
     assert torch.equal(score(load_prompts("alice/t")), score(tuned))
     assert left == [0]
     resumed = [headers["Range"] for _, path, headers in hub.log if "/_lfs/" in path and "Range" in headers]
-    # The client writes blocks of 10 MB, and goes on after the last whole one.
+    # The client writes blocks of 10 MB, and resumes after the last whole one.
     assert resumed[:2] == ["bytes=10485760-", "bytes=20971520-"]
 
 

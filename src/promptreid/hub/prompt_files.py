@@ -99,7 +99,7 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
             kinds = {name: part.get_dtype() for name, part in slices.items()}
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
+            for name in file.keys():  # noqa: SIM118  it is not a mapping
                 tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise _not_safetensors(path, error) from error
@@ -149,7 +149,7 @@ def check_size(path: Path, *, limit: int) -> None:
     """Refuse a file that is missing or too long.
 
     Raises:
-        CheckpointError: It is not there, is no file, or has more than `limit` bytes.
+        CheckpointError: It is not there, is not a file, or has more than `limit` bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")

@@ -180,7 +180,7 @@ def upload_files(
         repository: The repository; made if it is not there, and so is the branch that its revision names.
         files: Content or path of each file, by its name in the repository.
         private: Whether it is, or may be made, private alone.
-        create_pr: Open a pull request in place of a commit to the branch.
+        create_pr: Open a pull request instead of a commit to the branch.
         message: The commit's message.
 
     Returns:
