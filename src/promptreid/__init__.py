@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from promptreid.evaluation.evaluate import evaluate
     from promptreid.losses.contrastive import ContrastiveLoss
     from promptreid.losses.cross_modal_id import CrossModalIDLoss
-    from promptreid.model.pretrained import load_prompts
-    from promptreid.model.prompted_clip import PromptedCLIP
+    from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
     from promptreid.model.publishing import push_prompts
     from promptreid.model.saving import save_prompts
     from promptreid.model.text import PromptedTextEncoder
@@ -56,7 +55,7 @@ __getattr__ = lazy_names(
         "TwoStageSchedule": "promptreid.training.recipe",
         "evaluate": "promptreid.evaluation.evaluate",
         "load_clip": "promptreid.towers.loading",
-        "load_prompts": "promptreid.model.pretrained",
+        "load_prompts": "promptreid.model.prompted_clip",
         "push_prompts": "promptreid.model.publishing",
         "save_prompts": "promptreid.model.saving",
     },

@@ -14,7 +14,7 @@ from huggingface_hub import constants, utils
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
-from promptreid.hub import hub_errors
+from promptreid.hub import repository
 from promptreid.hub.manifest import PromptManifest
 
 
@@ -70,7 +70,7 @@ def hub(hub_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub_errors, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(repository, "_FIRST_WAIT_SECONDS", 0.001)
     # Before 1.0 huggingface_hub's sessions remember whether they began offline, as a test before this may have wanted.
     getattr(utils, "reset_sessions", lambda: None)()
     disable_progress_bars()
@@ -106,7 +106,7 @@ def tuned(tiny: Callable[[], torch.nn.Module]) -> PromptedCLIP:
 
 @pytest.fixture
 def score() -> Callable[[PromptedCLIP], torch.Tensor]:
-    """Similarities of fixed captions and pictures."""
+    """Similarities of fixed captions and images."""
     images = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(4))
 
     @torch.no_grad()

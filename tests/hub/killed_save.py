@@ -87,7 +87,7 @@ def kill_every_step(root: Path, before: str, after: str) -> dict:
         found = look(folder)
         names = {(1.0, before): "old", (2.0, after): "new", None: "old" if before == "nothing" else "neither"}
         outcomes.append(names.get(found, "neither"))
-        # The next save goes on as if nothing had happened, and clears what was left.
+        # The next save works as if nothing had happened, and clears what was left.
         save(folder, 3.0, "prompts")
         if look(folder) != (3.0, "prompts"):
             outcomes.append("neither")

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -111,6 +113,12 @@ def test_score_that_is_no_fraction_is_refused(make_manifest, value):
         make(make_manifest(), metrics={"image_to_text": {"rank1": value}})
 
 
+@pytest.mark.parametrize("heading", ["", " ", "a\n## b"])
+def test_heading_that_is_not_one_line_is_refused(heading):
+    with pytest.raises(ValueError, match="expected one line of text"):
+        CardDetails(sections={heading: "text"})
+
+
 def test_metrics_and_seeds_that_do_not_fit_are_refused(make_manifest):
     with pytest.raises(ValueError, match="there are 1 metrics and 2 seeds; give one for each seed"):
         make(make_manifest(), metrics=RUNS[0], details=DETAILS)
@@ -125,11 +133,34 @@ def test_metrics_and_seeds_that_do_not_fit_are_refused(make_manifest):
         ("split", None, "split is None"),
         ("license", None, "license is None"),
         ("training", [1], r"training is \[1\], expected settings by name"),
+        ("sections", ["a"], r"sections is \['a'\], expected Markdown by heading"),
+        ("sections", {"Hardware": 3}, "sections is .*, expected Markdown by heading"),
     ],
 )
 def test_details_of_another_type_are_refused(name, value, words):
     with pytest.raises(TypeError, match=words):
         CardDetails(**{name: value})
+
+
+def test_sections_of_ones_own_stand_in_the_card(make_manifest):
+    details = CardDetails(
+        training={"epochs": 3}, sections={"Hardware": "One H100, 40 minutes.", "Cost": "$5 for ${all}"}
+    )
+    text = make(make_manifest(), details=details).text
+    assert "| epochs | 3 |\n\n## Hardware\n\nOne H100, 40 minutes.\n\n## Cost\n\n$5 for ${all}\n\n## Terms of" in text
+    with pytest.raises(ValueError, match="holds an access token"):
+        make(make_manifest(), details=CardDetails(sections={"How": "--token hf_" + "a1B2" * 6}))
+
+
+def test_card_has_nothing_left_of_its_template(make_manifest):
+    digests = dict.fromkeys(("prompts.safetensors", "open_clip_model.safetensors", "open_clip_config.json"), "a" * 64)
+    for manifest in (make_manifest(), make_manifest(sha256=digests)):
+        assert not re.search(r"<!--|\$|\n\n\n|\n\n$", make(manifest).text)
+
+
+def test_prompts_of_a_foreign_kind_are_named_in_the_card(make_manifest):
+    text = make(make_manifest(kinds={"vision": "mine.Wave"})).text
+    assert "4 a block in the text encoder, kind `mine.Wave`, pass `vision_prompts=` to load it, in the image" in text
 
 
 @pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 6, "ghp_" + "a1B2" * 9, "AKIA" + "A1B2" * 4, "sk-" + "a1B2" * 8])

@@ -235,7 +235,7 @@ def is_weights(hub, method: str, path: str) -> bool:
     return method == "GET" and "/_lfs/" in path and len(hub.large.get(path[6:70], b"")) > 10**7
 
 
-def test_dropped_connection_goes_on_where_it_was(hub, pushed_tuned, tuned, score, monkeypatch):
+def test_dropped_connection_is_resumed(hub, pushed_tuned, tuned, score, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     left = [3]
 
@@ -249,7 +249,7 @@ def test_dropped_connection_goes_on_where_it_was(hub, pushed_tuned, tuned, score
     assert torch.equal(score(load_prompts("alice/t")), score(tuned))
     assert left == [0]
     resumed = [headers["Range"] for _, path, headers in hub.log if "/_lfs/" in path and "Range" in headers]
-    # The client writes blocks of 10 MB, and goes on after the last whole one.
+    # The client writes blocks of 10 MB, and resumes after the last whole one.
     assert resumed[:2] == ["bytes=10485760-", "bytes=20971520-"]
 
 
@@ -289,8 +289,8 @@ def test_passing_fault_is_overcome(hub, pushed, model, score, fault, monkeypatch
 
 def test_waits_grow(hub, pushed, monkeypatch):
     waits: list[float] = []
-    monkeypatch.setattr("promptreid.hub.hub_errors._FIRST_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr("promptreid.hub.hub_errors.time.sleep", waits.append)
+    monkeypatch.setattr("promptreid.hub.repository._FIRST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("promptreid.hub.repository.time.sleep", waits.append)
     hub.faults.append(lambda *_: 500)
     with pytest.raises(HubError, match="HTTP status 500: try again later"):
         load_prompts("alice/m")
@@ -302,7 +302,7 @@ def test_full_disk_is_explained(hub, pushed, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("promptreid.hub.download.hf_hub_download", fail)
+    monkeypatch.setattr("promptreid.hub.transfer.hf_hub_download", fail)
     with pytest.raises(HubError, match=r"no space left on the disk for prompt_config\.json of alice/m; free some"):
         load_prompts("alice/m")
 

@@ -75,7 +75,7 @@ def test_prompts_of_encoders_tuned_in_one_tensor_are_refused_on_the_base(deep_cl
     else:
         pytest.fail("the first part sees every tensor")
     tuned = save_prompts(model, tmp_path / "tuned")
-    with pytest.raises(CheckpointError, match="their weights are others, fine-tuned together with the prompts"):
+    with pytest.raises(CheckpointError, match="its weights differ: theirs were fine-tuned together with the prompts"):
         load_prompts(tuned, model=deep_clip)
     assert load_prompts(tuned, model=copy.deepcopy(model).detach()).base_samples is None
     load_prompts(base, model=copy.deepcopy(deep_clip))

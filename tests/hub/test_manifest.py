@@ -39,6 +39,18 @@ def test_manifest_round_trips(make_manifest):
     assert read.encoders_fingerprint != read.base_fingerprint
 
 
+def test_any_tensor_of_a_kind_is_named(make_manifest):
+    names = [f"vision.prompts.blocks.{index}.Wave_2" for index in range(24)] + ["text.prompts.gate"]
+    shapes = {name: (2, 3) if "blocks" in name else () for name in names}
+    assert parse_manifest(make_manifest(shapes=shapes).to_json().encode(), source="f").shapes == shapes
+
+
+def test_kinds_are_written_only_where_they_are_not_built_in(make_manifest):
+    assert "kinds" not in json.loads(make_manifest().to_json())
+    manifest = make_manifest(kinds={"text": "mine.prompts.Wave"})
+    assert parse_manifest(manifest.to_json().encode(), source="f") == manifest
+
+
 def test_manifest_of_a_base_as_it_was_keeps_one_fingerprint(make_manifest):
     values = json.loads(make_manifest().to_json())
     assert values["encoders_fingerprint"] is None
@@ -107,11 +119,11 @@ def test_file_that_is_no_manifest_is_refused(content, words):
         ({"prompts": {"position_embedding": 1}}, "position_embedding is not true or false"),
         ({"shapes": []}, "shapes is"),
         ({"shapes": {}}, "shapes is"),
-        ({"shapes": {f"text.prompts.{'a' * n}": [1] for n in range(1, 18)}}, "1 to 16 tensors"),
-        ({"shapes": {"clip.visual.proj": [1]}}, "which are no prompts"),
+        ({"shapes": {f"text.prompts.{n}": [1] for n in range(257)}}, "1 to 256 tensors"),
+        ({"shapes": {"clip.visual.proj": [1]}}, "which are not prompt tensors"),
         ({"shapes": {"text.prompts.tokens": [65536, 65536]}}, "4294967296 numbers"),
         ({"shapes": {"text.prompts.tokens": [-1, 2, 3]}}, "expected integers from 0"),
-        ({"shapes": {"text.prompts.tokens": [1, 2, 3, 4, 5]}}, "expected 1 or 2 or 3 or 4 integers"),
+        ({"shapes": {"text.prompts.tokens": [1, 2, 3, 4, 5]}}, "expected 0 or 1 or 2 or 3 or 4 integers"),
         ({"base_fingerprint": "f32:AAA"}, "a fingerprint"),
         ({"base_fingerprint": [1.0]}, "base_fingerprint is"),
         ({"encoders_fingerprint": "f32:AACAPw=="}, "fingerprints have 3 and 1 samples"),
@@ -119,6 +131,9 @@ def test_file_that_is_no_manifest_is_refused(content, words):
         ({"sha256": {"prompts.safetensors": "../x"}}, "does not hold one digest"),
         ({"sha256": {"prompts.safetensors": "a" * 64, "../../evil.pkl": "a" * 64}}, "does not hold one digest"),
         ({"sha256": {"prompts.safetensors": "a" * 64, "open_clip_model.safetensors": "a" * 64}}, "does not hold"),
+        ({"kinds": {}}, "kinds is"),
+        ({"kinds": {"image": "mine.Wave"}}, "kinds is .*expected the kind of prompts of vision or text"),
+        ({"kinds": {"text": "a\nb"}}, "expected a short line"),
         ({"library_version": None}, "library_version is 'None'"),
     ],
 )

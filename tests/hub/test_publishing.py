@@ -79,7 +79,7 @@ def test_card_that_is_a_link_or_no_text_is_refused_unread(hub, model, tmp_path, 
         card.mkdir()
     else:
         card.write_bytes(b"\xff" if kind == "bytes" else b"a" * (2**20 + 1))
-    words = {"large": "has 1048577 bytes", "bytes": "is not text in UTF-8"}.get(kind, "is a link or no file")
+    words = {"large": "has 1048577 bytes", "bytes": "is not text in UTF-8"}.get(kind, "is a link or not a file")
     with pytest.raises(ValueError, match=words):
         push_prompts(folder, "alice/m", token=ALICE)
     assert hub.log == []
@@ -96,11 +96,9 @@ def test_card_of_ours_passes_the_check_of_the_hub(hub, hub_server, model, tuned,
 
 
 def test_token_is_not_shown_by_what_holds_it():
-    from promptreid.hub.download import Repository
-    from promptreid.hub.upload import Target
-    from promptreid.model.reading import Access
+    from promptreid.hub.repository import Repository
 
-    assert ALICE not in repr((Access(token=ALICE), Repository("alice/m", token=ALICE), Target("alice/m", token=ALICE)))
+    assert ALICE not in repr(Repository("alice/m", token=ALICE))
 
 
 def test_save_killed_before_files_got_their_names_is_pushed_whole(hub, model, score, tmp_path):
@@ -285,7 +283,7 @@ def test_conflict_at_each_attempt_is_an_error(hub, model, monkeypatch):
     push_prompts(model, "alice/m", token=ALICE)
     with torch.no_grad():
         model.text.prompts.tokens.add_(1)
-    monkeypatch.setattr("promptreid.hub.upload._MOST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("promptreid.hub.transfer._MOST_WAIT_SECONDS", 0.001)
     hub.faults.append(lambda method, path: 412 if "/commit/" in path and method == "POST" else None)
     with pytest.raises(HubError, match="somebody else keeps changing it"):
         push_prompts(model, "alice/m", token=ALICE)

@@ -130,7 +130,7 @@ def test_prompts_of_other_encoders_are_refused(model, other, tmp_path):
     with torch.no_grad():
         for parameter in other.clip.parameters():
             parameter.add_(0.01)
-    with pytest.raises(CheckpointError, match="their weights are others, fine-tuned together with the prompts"):
+    with pytest.raises(CheckpointError, match="its weights differ: theirs were fine-tuned together with the prompts"):
         model.add_prompts("other", save_prompts(other, tmp_path / "o"))
     assert model.prompt_sets == ("default",)
 

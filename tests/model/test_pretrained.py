@@ -1,7 +1,11 @@
 """Save and load on a local folder, from the model's point of view."""
 
 import copy
+import inspect
 import json
+import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, push_prompts, save_prompts
 from promptreid.errors import AttachmentError, CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
@@ -78,6 +82,43 @@ def edit(folder: Path, **changes: object) -> None:
     manifest = parse_manifest(path.read_bytes(), source="")
     digests = {name: file_digest(folder / name) for name in manifest.sha256}
     path.write_text(replace(manifest, **{"sha256": digests, **changes}).to_json())
+
+
+def calls_in(action: Callable[[], object]) -> Counter[str]:
+    """How often each function of promptreid is called, by its name."""
+    calls: Counter[str] = Counter()
+
+    def note(frame, event: str, _) -> None:
+        if event == "call" and "promptreid" in Path(frame.f_code.co_filename).parts:
+            calls[frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_loading_looks_at_the_base_once(folder):
+    for arguments in ({}, {"model": make_base()}):
+        calls = calls_in(lambda arguments=arguments: load_prompts(folder, **arguments))
+        assert [calls[name] for name in ("fingerprint", "find_vision_tower", "find_text_tower")] == [1, 1, 1]
+        assert calls["refuse_compiled"] == 2  # once a tower
+
+
+def test_saving_compares_the_weights_and_hashes_once(model, tuned, tmp_path):
+    calls = calls_in(lambda: save_prompts(tuned, tmp_path / "tuned"))
+    files = ["prompts.safetensors", "open_clip_model.safetensors", "open_clip_config.json"]
+    assert [calls[name] for name in ("weights_changed", "fingerprint", "_checksum")] == [1, 1, 1]
+    assert calls["file_digest"] == len(files)
+
+
+def test_signatures_are_shown_in_full_and_stand_once():
+    arguments = inspect.signature(load_prompts).parameters
+    assert {"model", "revision", "token", "cache_dir", "local_files_only", "trust_base"} <= arguments.keys()
+    assert inspect.signature(PromptedCLIP.from_pretrained) == inspect.signature(load_prompts)
+    assert (PromptedCLIP.save_pretrained, PromptedCLIP.push_to_hub) == (save_prompts, push_prompts)
 
 
 def test_prompts_loaded_with_their_base_score_the_same(model, folder, batch):
@@ -266,7 +307,7 @@ def test_every_difference_is_named(model, folder, tuned, clip):
         "their vision width is 128, this has 32",
         "their vision depth is 4, this has 3 blocks",
         "their text width is 128, this has 24",
-        "their weights are others",
+        "its weights differ",
         "Leave model out to load the right one",
     ):
         assert words in str(caught.value)
@@ -288,9 +329,9 @@ def test_activation_is_compared(folder, model):
 
 def test_prompts_of_stage_two_are_refused_on_the_base_and_the_other_way_round(folder, tuned, tmp_path):
     stage_two = save_prompts(tuned, tmp_path / "two")
-    with pytest.raises(CheckpointError, match="their weights are others, fine-tuned together with the prompts"):
+    with pytest.raises(CheckpointError, match="its weights differ: theirs were fine-tuned together with the prompts"):
         load_prompts(stage_two, model=make_base())
-    with pytest.raises(CheckpointError, match="their weights are others\\."):
+    with pytest.raises(CheckpointError, match="its weights differ\\."):
         load_prompts(folder, model=copy.deepcopy(tuned).detach())
     assert load_prompts(stage_two, model=tuned.detach()).base_samples is None
 
@@ -417,7 +458,7 @@ def test_encoders_that_lack_weights_are_refused_before_any_is_read(tuned, tmp_pa
 
 def test_tag_whose_weights_changed_is_refused(folder):
     edit(folder, base_fingerprint=(0.5,) * 256, encoders_fingerprint=(0.5,) * 256)
-    with pytest.raises(CheckpointError, match="and not to this model: their weights are others"):
+    with pytest.raises(CheckpointError, match="and not to this model: its weights differ"):
         load_prompts(folder)
 
 

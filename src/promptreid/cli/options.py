@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from promptreid.model.pretrained import load_prompts
-from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.loading import load_clip
 from promptreid.towers.names import TINY_NAME, TINY_TAG

@@ -6,7 +6,7 @@ from pathlib import Path
 from promptreid.cli.options import add_device_argument, check_device
 from promptreid.cli.output import Output
 from promptreid.demo.app import launch
-from promptreid.model.pretrained import load_prompts
+from promptreid.model.prompted_clip import load_prompts
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]

@@ -23,8 +23,7 @@ from promptreid.demo.opening import open_with
 from promptreid.demo.uploads import MAX_BYTES
 from promptreid.demo.versions import compare
 from promptreid.demo.wiring import wire
-from promptreid.model.pretrained import load_prompts
-from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.towers.tiny import tiny_prompts
 
 _STYLE = Path(__file__).with_name("style.css")

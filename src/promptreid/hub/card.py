@@ -4,14 +4,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
+from string import Template
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
-from promptreid.hub.card_text import BODY, DATASET_TERMS, LOAD_ENCODERS, RESPONSIBLE_USE
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
+_TEMPLATE = Path(__file__).with_name("card.md")
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _TASK = "text-to-image person re-identification"
 # What tokens of the Hub and of the usual clouds look like.
@@ -26,7 +28,7 @@ Scores = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CardDetails:
-    """What a model card says beside what the model itself knows; everything may be left out.
+    """What a model card says beside what the model itself knows; everything is optional.
 
     Attributes:
         dataset: Its name, such as `"CUHK-PEDES"`.
@@ -39,11 +41,13 @@ class CardDetails:
         license_link: For `"other"`, the URL of its text, or `"LICENSE"` for a file that you put there; `None` for the
             card's own section on the terms of the data.
         bare_metrics: Scores of the encoders without prompts, as plain open_clip loads them.
-        notes: Anything else, as Markdown.
+        sections: Sections of your own, Markdown by heading, such as `{"Hardware": "One H100."}`; they follow the
+            training settings.
+        notes: Anything else, as Markdown, at the end.
 
     Raises:
         TypeError: A value is of another type.
-        ValueError: The licence is not of the form that the Hub takes.
+        ValueError: The licence is not of the form that the Hub takes, or a heading is not one line.
     """
 
     dataset: str | None = None
@@ -55,6 +59,7 @@ class CardDetails:
     license_name: str | None = None
     license_link: str | None = None
     bare_metrics: Scores | None = None
+    sections: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: str | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +69,19 @@ class CardDetails:
                 raise TypeError(f"{name} is {value!r}, expected text")
         if not isinstance(self.training, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"training is {self.training!r}, expected settings by name")
+        self._check_sections()
         self._check_license()
+
+    def _check_sections(self) -> None:
+        if not isinstance(self.sections, Mapping) or not all(  # pyright: ignore[reportUnnecessaryIsInstance]
+            isinstance(part, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+            for section in self.sections.items()
+            for part in section
+        ):
+            raise TypeError(f"sections is {self.sections!r}, expected Markdown by heading")
+        wrong = [heading for heading in self.sections if not heading.strip() or not heading.isprintable()]
+        if wrong:
+            raise ValueError(f"sections has the heading {wrong[0]!r}, expected one line of text")
 
     def _check_license(self) -> None:
         if not _LICENSE.fullmatch(self.license):
@@ -92,11 +109,12 @@ def make_card(
         manifest: What is published.
         repo_id: Where.
         base_model: The Hub repository of the base, if there is one.
-        metrics: Scores by name as fractions, image to text nested under `"image_to_text"`; or one such a seed.
+        metrics: Scores by name as fractions, image to text nested under `"image_to_text"`; or one of these per seed.
         details: The rest.
 
     Raises:
-        ValueError: A score is no fraction from 0 to 1, there are not as many as seeds, or a secret is in the text.
+        ValueError: A score is not a fraction from 0 to 1, metrics and seeds differ in number, or the text holds an
+            access token.
         TypeError: Metrics are of another type.
     """
     details = CardDetails() if details is None else details
@@ -124,7 +142,7 @@ def make_card(
 
 
 def _other_license(repo_id: str, details: CardDetails) -> dict[str, str]:
-    """The name and place of a licence that the Hub does not list; it wants both."""
+    """Name and link of a licence that the Hub does not list; it wants both."""
     if details.license != "other":
         return {}
     return {
@@ -166,7 +184,7 @@ def _both_ways(run: Scores) -> list[tuple[str, Any]]:
 
 def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:
     if not runs or details.dataset is None:
-        return []  # the Hub's form has no place for a score without a data set
+        return []  # the Hub's form takes no score without a data set
     return [
         EvalResult(
             task_type="text-to-image-retrieval",
@@ -200,23 +218,34 @@ def _summary(runs: list[Scores]) -> list[tuple[str, float, float | None]]:
 
 def _body(manifest: PromptManifest, repo_id: str, runs: list[Scores], details: CardDetails) -> str:
     tuned = ENCODERS in manifest.sha256
-    prompts = manifest.prompts
-    return BODY.format(
+    template = _TEMPLATE.read_text(encoding="utf-8").removesuffix("\n")
+    optional = re.compile("<!-- with encoders -->\n(.*?)<!-- end -->\n", flags=re.DOTALL)
+    template = optional.sub(r"\1" if tuned else "", template)
+    return Template(template).substitute(
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
         task=_TASK,
         what="prompts and fine-tuned encoders" if tuned else "prompts",
         base=_base_line(manifest),
         image_size=f"{manifest.image_size[0]} × {manifest.image_size[1]} pixels (height × width)",
-        lengths=f"{prompts.text_length} a block in the text encoder, {prompts.vision_length} in the image encoder",
+        prompts=_prompts_line(manifest),
         version=manifest.library_version,
-        load_encoders=LOAD_ENCODERS.format(repo_id=repo_id) if tuned else "",
         metrics=_metrics_section(runs, details),
         training=_training_section(details),
-        terms=DATASET_TERMS,
-        responsible_use=RESPONSIBLE_USE,
+        sections="".join(f"\n## {heading}\n\n{text}\n" for heading, text in details.sections.items()),
         notes=f"\n{details.notes}\n" if details.notes else "",
     )
+
+
+def _prompts_line(manifest: PromptManifest) -> str:
+    towers = (("text", manifest.prompts.text_length), ("vision", manifest.prompts.vision_length))
+    told = [
+        f"kind `{_plain(manifest.kinds[tower])}`, pass `{tower}_prompts=` to load it,"
+        if tower in manifest.kinds
+        else f"{length}{' a block' if tower == 'text' else ''}"
+        for tower, length in towers
+    ]
+    return f"{told[0]} in the text encoder, {told[1]} in the image encoder"
 
 
 def _base_line(manifest: PromptManifest) -> str:
@@ -227,8 +256,8 @@ def _base_line(manifest: PromptManifest) -> str:
 def _metrics_section(runs: list[Scores], details: CardDetails) -> str:
     if not runs:
         return "No scores were reported."
-    place = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed data set')}"
-    lines = [f"In percent, {place}.", "", "| score | mean | spread |", "|---|---|---|"]
+    where = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed data set')}"
+    lines = [f"In percent, {where}.", "", "| score | mean | spread |", "|---|---|---|"]
     for name, mean, spread in _summary(runs):
         label = ", ".join([_NAMES.get(name.split(", ")[0], name), *name.split(", ")[1:]])
         lines.append(f"| {label} | {100 * mean:.2f} | {'one run' if spread is None else f'{100 * spread:.2f}'} |")

@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 from promptreid.errors import CheckpointError, CorruptFileError
@@ -21,11 +21,11 @@ ENCODERS_CONFIG = "open_clip_config.json"
 
 _LONGEST_SIDE = 65536
 
-_MOST_PIXELS = 2**22  # of an image; what a tower keeps by place grows with it, to 67 MB in a ViT-L/16
+_MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
 
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
 
-_MOST_TENSORS = 16
+_MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have one a tower
 
 _MOST_LAYERS = 1024
 
@@ -45,7 +45,9 @@ _PREPROCESSING_CHOICES = {
     "resize_mode": ("shortest", "longest", "squash"),
 }
 
-_TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[a-z_.]{1,64}")
+_TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[A-Za-z0-9_.]{1,128}")
+
+_TOWERS = ("vision", "text")
 
 
 def text(values: Mapping[str, Any], name: str, *, longest: int = 512) -> str:
@@ -104,14 +106,22 @@ def shapes(value: Any) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of prompts."""
     if not isinstance(value, dict) or not 0 < len(cast("dict[str, Any]", value)) <= _MOST_TENSORS:
         raise TypeError(f"shapes is {str(value)[:60]!r}, expected the shapes of 1 to {_MOST_TENSORS} tensors")
-    found = {name: integers(value, name, counts=(1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
+    found = {name: integers(value, name, counts=(0, 1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
     strange = [name for name in found if not _TENSOR_NAME.fullmatch(name)]
     if strange:
-        raise ValueError(f"shapes names {str(strange)[:200]}, which are no prompts")
+        raise ValueError(f"shapes names {str(strange)[:200]}, which are not prompt tensors")
     elements = sum(math.prod(shape) for shape in found.values())
     if elements > _MOST_ELEMENTS:
         raise ValueError(f"shapes has {elements} numbers, expected at most {_MOST_ELEMENTS}")
     return found
+
+
+def kinds(value: Any) -> dict[str, str]:
+    """The kind of prompts of each tower that has none of the built-in ones."""
+    entries = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if not entries or entries.keys() - set(_TOWERS):
+        raise TypeError(f"kinds is {str(value)[:60]!r}, expected the kind of prompts of {' or '.join(_TOWERS)}")
+    return {tower: text(entries, tower) for tower in entries}
 
 
 def digests(value: Any) -> dict[str, str]:
@@ -128,7 +138,7 @@ def digests(value: Any) -> dict[str, str]:
 
 
 def check_architecture(values: Mapping[str, Any]) -> None:
-    """Refuse a `model_cfg` of so many blocks that making them, even without weights, takes all memory."""
+    """Refuse a `model_cfg` with more blocks than memory could hold, even without weights."""
     for name, part in values.items():
         layers = cast("dict[str, Any]", part).get("layers", 0) if isinstance(part, dict) else 0
         counts: list[Any] = cast("list[Any]", layers) if isinstance(layers, list) else [layers]
@@ -137,7 +147,7 @@ def check_architecture(values: Mapping[str, Any]) -> None:
 
 
 def check_preprocessing(values: Mapping[str, Any]) -> None:
-    """Refuse a `preprocess_cfg` that open_clip would not write: pictures go through it before the model sees them."""
+    """Refuse a `preprocess_cfg` that open_clip would not write: images go through it before the model sees them."""
     unknown = sorted(values.keys() - {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
     if unknown:
         raise ValueError(f"preprocess_cfg has unknown keys {str(unknown)[:200]}")
@@ -174,7 +184,7 @@ MAX_MANIFEST_BYTES = 2**16
 # What we write is four levels deep; what walks through JSON by recursion fails at some hundreds.
 _DEEPEST = 16
 
-# From each older version to the next: what was then a file of that version is one of the next afterwards.
+# From each older version to the next: how the values of a file of that version are changed into those of the next.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -193,6 +203,7 @@ class PromptManifest:
         encoders_fingerprint: Samples of the weights that the prompts were saved with.
         sha256: Digest of each file, by its name.
         library_version: promptreid's version that wrote it.
+        kinds: Qualified name of the kind of prompts, for each tower whose prompts are not built in.
     """
 
     model_name: str
@@ -205,16 +216,34 @@ class PromptManifest:
     encoders_fingerprint: tuple[float, ...]
     sha256: Mapping[str, str]
     library_version: str
+    kinds: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_json(self) -> str:
         """The text of `prompt_config.json`, in the newest format."""
+        values = self._values()
+        values["checksum"] = _checksum(values)
+        return _as_text(values)
+
+    def check_readable(self) -> None:
+        """Refuse what `parse_manifest` would refuse.
+
+        Raises:
+            CheckpointError: A value is out of bounds, or the text is too long.
+        """
+        content = _as_text({**self._values(), "checksum": "0" * 64}).encode()
+        values = _parse_values(content, source="prompt_config.json")
+        values.pop("checksum")
+        _build(values, source="prompt_config.json")
+
+    def _values(self) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if not self.kinds:  # as files of built-in kinds have always been
+            del values["kinds"]
         same = self.encoders_fingerprint == self.base_fingerprint
         # Beside fine-tuned weights the few bytes do not matter, and they differ little from the base's.
         values["base_fingerprint"] = pack_fingerprint(self.base_fingerprint, exact=not same)
         values["encoders_fingerprint"] = None if same else pack_fingerprint(self.encoders_fingerprint, exact=True)
-        values["checksum"] = _checksum(values)
-        return json.dumps(values, separators=(",", ":")) + "\n"
+        return values
 
 
 def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
@@ -227,9 +256,7 @@ def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
     Raises:
         CheckpointError: It is not JSON, of a newer format, damaged, or a key is missing, unknown or out of bounds.
     """
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{source} has {len(content)} bytes; a prompt configuration has a few thousand at most")
-    values = parse_object(content, source=source)
+    values = _parse_values(content, source=source)
     version = _check_version(values.get("format_version"), source)
     if values.pop("checksum", None) != _checksum(values):
         raise CorruptFileError(
@@ -238,11 +265,17 @@ def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
         )
     for older in range(version, FORMAT_VERSION):
         values = MIGRATIONS[older](values)
-    _check_keys(values.keys(), {"format_version", *(item.name for item in fields(PromptManifest))}, source)
-    try:
-        return _build(values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: {error}; save the prompts again") from error
+    return _build(values, source=source)
+
+
+def _parse_values(content: bytes, *, source: str) -> dict[str, Any]:
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{source} has {len(content)} bytes; a prompt configuration has a few thousand at most")
+    return parse_object(content, source=source)
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":")) + "\n"
 
 
 def parse_object(content: bytes, *, source: str) -> dict[str, Any]:
@@ -296,8 +329,9 @@ def _check_version(version: object, source: str) -> int:
     return version
 
 
-def _check_keys(found: Any, known: set[str], source: str) -> None:
-    missing, unknown = sorted(known - set(found)), sorted(set(found) - known)
+def _check_keys(found: Set[str], source: str) -> None:
+    known = {"format_version", *(item.name for item in fields(PromptManifest))}
+    missing, unknown = sorted(known - found - {"kinds"}), sorted(found - known)
     if missing or unknown:
         raise CheckpointError(
             f"{source}: missing keys {missing or 'none'}, unknown keys {str(unknown)[:200] if unknown else 'none'}; "
@@ -305,22 +339,26 @@ def _check_keys(found: Any, known: set[str], source: str) -> None:
         )
 
 
-def _build(values: dict[str, Any]) -> PromptManifest:
-    base = unpack_fingerprint(text(values, "base_fingerprint", longest=2**15))
-    own = values["encoders_fingerprint"]
-    encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2**15))
-    if len(base) != len(encoders):
-        raise ValueError(f"its fingerprints have {len(base)} and {len(encoders)} samples")
-    height, width = image_size(values)
-    return PromptManifest(
-        model_name=text(values, "model_name"),
-        pretrained=None if values["pretrained"] is None else text(values, "pretrained"),
-        image_size=(height, width),
-        quick_gelu=truth(values, "quick_gelu"),
-        prompts=prompt_config(values["prompts"]),
-        shapes=shapes(values["shapes"]),
-        base_fingerprint=base,
-        encoders_fingerprint=encoders,
-        sha256=digests(values["sha256"]),
-        library_version=text(values, "library_version"),
-    )
+def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
+    _check_keys(values.keys(), source)
+    try:
+        base = unpack_fingerprint(text(values, "base_fingerprint", longest=2**15))
+        own = values["encoders_fingerprint"]
+        encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2**15))
+        if len(base) != len(encoders):
+            raise ValueError(f"its fingerprints have {len(base)} and {len(encoders)} samples")
+        return PromptManifest(
+            model_name=text(values, "model_name"),
+            pretrained=None if values["pretrained"] is None else text(values, "pretrained"),
+            image_size=image_size(values),
+            quick_gelu=truth(values, "quick_gelu"),
+            prompts=prompt_config(values["prompts"]),
+            shapes=shapes(values["shapes"]),
+            base_fingerprint=base,
+            encoders_fingerprint=encoders,
+            sha256=digests(values["sha256"]),
+            library_version=text(values, "library_version"),
+            kinds=kinds(values["kinds"]) if "kinds" in values else {},
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}; save the prompts again") from error

@@ -4,19 +4,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
 from promptreid.errors import CheckpointError, CorruptFileError
-from promptreid.files import file_digest, is_finite, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import file_digest, is_finite, locked, write_bytes_atomically, write_tensors_atomically
 from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
@@ -28,6 +27,14 @@ from promptreid.hub.manifest import (
     parse_manifest,
     parse_object,
 )
+
+MANIFEST = "prompt_config.json"
+FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
+MAX_CONFIG_BYTES = 2**20
+
+_LOCK = ".prompts.lock"
+_LOCK_SECONDS = 300
+_READS = 3
 
 _LENGTH_BYTES = 8
 
@@ -42,21 +49,19 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_small_tensors(path: Path, *, digest: str, shapes: Shapes, header_bytes: int) -> dict[str, Tensor]:
+def read_small_tensors(path: Path, *, digest: str, shapes: Shapes) -> dict[str, Tensor]:
     """Read a file of float32 tensors whose names and shapes are known.
 
     Args:
         path: The file.
         digest: Its SHA-256.
         shapes: The name and shape of every tensor.
-        header_bytes: How long the header may be.
 
     Raises:
         CheckpointError: The file is missing, too long, or holds anything else; `CorruptFileError` if damaged.
     """
-    most = 4 * sum(math.prod(shape) for shape in shapes.values()) + header_bytes
-    content = read_bytes(path, limit=most, digest=digest)
-    _check_header_length(path, len(content), content[:_LENGTH_BYTES], limit=header_bytes)
+    content = read_bytes(path, limit=most_bytes(shapes), digest=digest)
+    _check_header_length(path, len(content), content[:_LENGTH_BYTES], limit=_header_bytes(shapes))
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -68,6 +73,16 @@ def read_small_tensors(path: Path, *, digest: str, shapes: Shapes, header_bytes:
     if not is_finite(tensors):
         raise CheckpointError(f"{path} holds NaN or infinity; save the prompts again")
     return tensors
+
+
+def most_bytes(shapes: Shapes) -> int:
+    """How many bytes a file of float32 tensors of these shapes may have."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values()) + _header_bytes(shapes)
+
+
+def _header_bytes(shapes: Shapes) -> int:
+    # safetensors' own header and its padding; each tensor's entry has its name, type, shape and offsets.
+    return 4096 + 256 * max(0, len(shapes) - 2)
 
 
 def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
@@ -84,7 +99,7 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
             kinds = {name: part.get_dtype() for name, part in slices.items()}
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
@@ -104,7 +119,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
+            for name in file.keys():  # noqa: SIM118  it is not a mapping
                 tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise _not_safetensors(path, error) from error
@@ -134,7 +149,7 @@ def check_size(path: Path, *, limit: int) -> None:
     """Refuse a file that is missing or too long.
 
     Raises:
-        CheckpointError: It is not there, is no file, or has more than `limit` bytes.
+        CheckpointError: It is not there, is not a file, or has more than `limit` bytes.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
@@ -173,22 +188,6 @@ def _not_safetensors(path: Path, reason: object) -> CheckpointError:
 def _short(value: Mapping[str, Any]) -> str:
     text = str(dict(sorted(value.items())))
     return text if len(text) <= 300 else f"{text[:300]}…"
-
-
-MANIFEST = "prompt_config.json"
-
-FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
-
-MAX_CONFIG_BYTES = 2**20
-
-# safetensors' own header and its padding, for a file that holds the prompts of two towers.
-HEADER_BYTES = 4096
-
-_LOCK = ".prompts.lock"
-
-_LOCK_SECONDS = 300
-
-_READS = 3
 
 
 @dataclass(frozen=True)
@@ -245,10 +244,13 @@ def write_prompt_files(
     _check_readable(manifest, open_clip_config)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
-        digests = {PROMPTS: _stage_tensors(directory, PROMPTS, tensors)}
+        digests = {PROMPTS: _stage(directory, PROMPTS, lambda path: write_tensors_atomically(path, tensors))}
         if encoders is not None:
-            digests[ENCODERS] = _stage_tensors(directory, ENCODERS, encoders)
-            digests[ENCODERS_CONFIG] = _stage_json(directory, ENCODERS_CONFIG, open_clip_config or {})
+            config = (json.dumps(open_clip_config or {}, indent=2) + "\n").encode()
+            digests[ENCODERS] = _stage(directory, ENCODERS, lambda path: write_tensors_atomically(path, encoders))
+            digests[ENCODERS_CONFIG] = _stage(
+                directory, ENCODERS_CONFIG, lambda path: write_bytes_atomically(path, config)
+            )
         complete = replace(manifest, sha256=digests)
         write_bytes_atomically(directory / MANIFEST, complete.to_json().encode())
         _settle(directory, digests)
@@ -269,7 +271,7 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
         try:
             return _read(*seen, with_encoders=with_encoders)
         except (CheckpointError, FileNotFoundError):
-            # If somebody saved over it meanwhile, what was read is half of each, and worth another look.
+            # If somebody saved over it meanwhile, half of each was read, and it is worth looking again.
             now = _look(directory)
             if now == seen:
                 break
@@ -278,32 +280,15 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
         return _read(*_look(directory), with_encoders=with_encoders)
 
 
-@contextmanager
-def _kept_still(directory: Path) -> Generator[None, None, None]:
+def _kept_still(directory: Path) -> AbstractContextManager[None]:
     """Keep others from saving into a folder; one that we may not write to is taken as it is."""
     lock = directory / _LOCK
-    if lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK):
-        with _locked(directory):
-            yield
-    else:
-        yield
+    writable = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
+    return _locked(directory) if writable else nullcontext()
 
 
-@contextmanager
-def _locked(directory: Path) -> Generator[None, None, None]:
-    lock = directory / _LOCK
-    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
-        # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
-        raise OSError(f"{lock} is not a file of its own; remove it, and save again")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(lock, timeout=_LOCK_SECONDS))
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"another process has been saving into {directory} for {_LOCK_SECONDS} s; wait for it or end it, and "
-                "try again"
-            ) from error
-        yield
+def _locked(directory: Path) -> AbstractContextManager[None]:
+    return locked(directory / _LOCK, action=f"saving into {directory}", timeout_seconds=_LOCK_SECONDS)
 
 
 def _look(directory: Path) -> tuple[PromptManifest, dict[str, Path]]:
@@ -316,24 +301,19 @@ def _look(directory: Path) -> tuple[PromptManifest, dict[str, Path]]:
     return manifest, {name: find_file(directory, name, digest) for name, digest in manifest.sha256.items()}
 
 
-def _read(manifest: PromptManifest, places: Mapping[str, Path], *, with_encoders: bool) -> PromptFiles:
-    tensors = read_small_tensors(
-        places[PROMPTS], digest=manifest.sha256[PROMPTS], shapes=manifest.shapes, header_bytes=HEADER_BYTES
-    )
-    if ENCODERS not in places or not with_encoders:
+def _read(manifest: PromptManifest, paths: Mapping[str, Path], *, with_encoders: bool) -> PromptFiles:
+    tensors = read_small_tensors(paths[PROMPTS], digest=manifest.sha256[PROMPTS], shapes=manifest.shapes)
+    if ENCODERS not in paths or not with_encoders:
         return PromptFiles(manifest, tensors, None)
-    config = _read_open_clip_config(places[ENCODERS_CONFIG], manifest.sha256[ENCODERS_CONFIG])
-    shapes = read_shapes(places[ENCODERS], digest=manifest.sha256[ENCODERS])
-    return PromptFiles(manifest, tensors, SavedEncoders(places[ENCODERS], shapes, config))
-
-
-def largest_prompts(manifest: PromptManifest) -> int:
-    """How many bytes `prompts.safetensors` may have."""
-    return 4 * sum(math.prod(shape) for shape in manifest.shapes.values()) + HEADER_BYTES
+    path = paths[ENCODERS_CONFIG]
+    content = read_bytes(path, limit=MAX_CONFIG_BYTES, digest=manifest.sha256[ENCODERS_CONFIG])
+    config = _parse_open_clip_config(content, source=str(path))
+    shapes = read_shapes(paths[ENCODERS], digest=manifest.sha256[ENCODERS])
+    return PromptFiles(manifest, tensors, SavedEncoders(paths[ENCODERS], shapes, config))
 
 
 def find_file(directory: Path, name: str, digest: str) -> Path:
-    """Where a file of a folder is: under its own name, or still under the one that a killed save gave it."""
+    """Path of a file of a folder: under its own name, or still under the one that a killed save gave it."""
     staged = _staged(directory, name, digest)
     return staged if staged.is_file() else directory / name
 
@@ -342,17 +322,10 @@ def _staged(directory: Path, name: str, digest: str) -> Path:
     return directory / f".{name}-{digest}"
 
 
-def _stage_tensors(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> str:
+def _stage(directory: Path, name: str, write: Callable[[Path], None]) -> str:
+    """Write a file under a name that no reader looks for yet, and return its SHA-256."""
     unnamed = directory / f".{name}-new"
-    write_tensors_atomically(unnamed, tensors)
-    digest = file_digest(unnamed)
-    unnamed.replace(_staged(directory, name, digest))
-    return digest
-
-
-def _stage_json(directory: Path, name: str, entries: Mapping[str, Any]) -> str:
-    unnamed = directory / f".{name}-new"
-    write_bytes_atomically(unnamed, (json.dumps(entries, indent=2) + "\n").encode())
+    write(unnamed)
     digest = file_digest(unnamed)
     unnamed.replace(_staged(directory, name, digest))
     return digest
@@ -367,11 +340,6 @@ def _settle(directory: Path, digests: Mapping[str, str]) -> None:
             (directory / name).unlink(missing_ok=True)
         for left in directory.glob(f".{name}-*"):
             left.unlink(missing_ok=True)
-
-
-def _read_open_clip_config(path: Path, digest: str) -> dict[str, Any]:
-    content = read_bytes(path, limit=MAX_CONFIG_BYTES, digest=digest)
-    return _parse_open_clip_config(content, source=str(path))
 
 
 def _parse_open_clip_config(content: bytes, *, source: str) -> dict[str, Any]:
@@ -391,7 +359,7 @@ def _check_readable(manifest: PromptManifest, open_clip_config: Mapping[str, Any
     """Refuse to write what the bounds on reading would refuse."""
     digests = dict.fromkeys((PROMPTS,) if open_clip_config is None else (PROMPTS, ENCODERS, ENCODERS_CONFIG), "0" * 64)
     try:
-        parse_manifest(replace(manifest, sha256=digests).to_json().encode(), source=MANIFEST)
+        replace(manifest, sha256=digests).check_readable()
         if open_clip_config is not None:
             _parse_open_clip_config(json.dumps(open_clip_config).encode(), source=ENCODERS_CONFIG)
     except CheckpointError as error:

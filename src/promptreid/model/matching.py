@@ -1,21 +1,24 @@
 """Finds the open_clip model that saved prompts belong to, or says why a given one is not it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 from torch import nn
 
 from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
-from promptreid.hub.hub_errors import TRANSPORT_ERRORS
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
+from promptreid.hub.repository import TRANSPORT_ERRORS
+from promptreid.model.encoder import PromptFactory
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.features import image_size_of, is_scripted, uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
 from promptreid.towers.tower import PixelTower, TokenTower
+
+Factories = Mapping[str, PromptFactory | None]
 
 
 def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | Path | None = None) -> nn.Module:
@@ -27,7 +30,7 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
         cache_dir: Folder for a downloaded base; `None` for open_clip's default.
 
     Raises:
-        CheckpointError: The model is not one that open_clip lists, or is not the one the prompts were trained with.
+        CheckpointError: open_clip does not list the model, or it cannot be made.
         HubError: The base cannot be downloaded.
     """
     manifest = files.manifest
@@ -41,19 +44,18 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
         else:
             clip = _make_saved(files.encoders, source)
     except UnpicklingError as error:
-        # torch's own words recommend to switch the protection off.
+        # torch's own words recommend switching the protection off.
         raise CheckpointError(
             f"the weights of {_base_words(manifest)} hold more than tensors, and reading them could run code. "
             "Have their author publish them as safetensors"
         ) from error
     except (*TRANSPORT_ERRORS, RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise _not_made(manifest, error) from error
-    check_clip(files, clip)
     return clip
 
 
 def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
-    # open_clip reports a download that failed in errors of other kinds.
+    # open_clip reports a failed download as errors of other types.
     fault: BaseException | None = error
     while fault is not None and (type(fault) is FileNotFoundError or not isinstance(fault, TRANSPORT_ERRORS)):
         fault = fault.__context__
@@ -68,30 +70,31 @@ def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError
     )
 
 
-def check_clip(files: PromptFiles, clip: nn.Module) -> None:
+def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
     """Refuse an open_clip model that prompts do not belong to, naming every difference.
+
+    Returns:
+        The fingerprint of its weights, which takes time to compute.
 
     Raises:
         CheckpointError: Architecture, activation, image size, width, depth or weights differ.
-        TypeError: It is no open_clip model.
+        TypeError: It is not an open_clip model.
     """
     if is_scripted(clip):
         raise TypeError("model is TorchScript; make it without jit, as promptreid.load_clip does")
     if not hasattr(clip, "visual") or not hasattr(clip, "encode_text"):
         raise TypeError(f"model is {type(clip).__name__}, expected the open_clip model that promptreid.load_clip makes")
-    manifest = files.manifest
-    differences = [*_setup_differences(manifest, clip), *_tower_differences(manifest, clip)]
-    tuned = manifest.encoders_fingerprint != manifest.base_fingerprint
-    own, saved = fingerprint(clip), manifest.encoders_fingerprint
-    if len(saved) < len(own):
-        own = without_tensors(own)
-    if not same_fingerprint(own, saved) or (tuned and not nearer(own, saved, manifest.base_fingerprint)):
-        differences.append(f"their weights are others{', fine-tuned together with the prompts' if tuned else ''}")
-    if differences:
+    manifest, whole = files.manifest, fingerprint(clip)
+    differences = _setup_differences(manifest, clip)
+    weights = _weight_difference(manifest, whole)
+    if differences or weights:
+        # Towers that hold the right weights are the right ones; only for an error is it worth finding them here.
+        differences += [*_tower_differences(manifest, clip), *weights]
         raise CheckpointError(
             f"these prompts belong to {_base_words(manifest)}, and not to this model: {'; '.join(differences)}. "
             "Leave model out to load the right one"
         )
+    return whole
 
 
 def source_in(manifest: PromptManifest) -> ClipSource:
@@ -154,6 +157,35 @@ def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, t
         )
 
 
+def check_factories(manifest: PromptManifest, factories: Factories) -> None:
+    """Refuse prompts of a kind that nobody can make here, before the base is made for them.
+
+    Raises:
+        CheckpointError: The prompts of a tower are not of a built-in kind, and nothing makes them.
+    """
+    for tower, kind in manifest.kinds.items():
+        if factories[tower] is None:
+            raise CheckpointError(
+                f"the {tower} prompts are of the kind {kind}, which is not built in; pass {tower}_prompts=, a function "
+                "that takes the tower and makes them"
+            )
+
+
+def check_kinds(manifest: PromptManifest, kinds: Mapping[str, str]) -> None:
+    """Refuse prompts of another kind, whose tensors may have the same shapes by chance.
+
+    Raises:
+        CheckpointError: The prompts of a tower were saved by another kind than those that are to hold them.
+    """
+    for tower in ("vision", "text"):
+        saved, own = (each.get(tower, "a built-in kind") for each in (manifest.kinds, kinds))
+        if saved != own:
+            raise CheckpointError(
+                f"the {tower} prompts were saved by {saved}, and this model has {own}; load them into a model with "
+                f"{tower}_prompts= making the kind that saved them, or without it for a built-in kind"
+            )
+
+
 def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
     differences: list[str] = []
     source = source_of(clip)
@@ -168,6 +200,15 @@ def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
     return differences
 
 
+def _weight_difference(manifest: PromptManifest, whole: tuple[float, ...]) -> list[str]:
+    saved, base = manifest.encoders_fingerprint, manifest.base_fingerprint
+    own = whole if len(saved) >= len(whole) else without_tensors(whole)
+    tuned = saved != base
+    if same_fingerprint(own, saved) and not (tuned and not nearer(own, saved, base)):
+        return []
+    return [f"its weights differ{': theirs were fine-tuned together with the prompts' if tuned else ''}"]
+
+
 def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
     finders: tuple[tuple[str, Callable[[nn.Module], TokenTower | PixelTower]], ...] = (
         ("vision", find_vision_tower),
@@ -176,6 +217,8 @@ def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
     differences: list[str] = []
     for name, find in finders:
         shape = manifest.shapes.get(f"{name}.prompts.tokens", ())
+        if name in manifest.kinds:
+            continue
         try:
             tower = find(clip)
         except UnsupportedTowerError:

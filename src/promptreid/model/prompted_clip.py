@@ -1,21 +1,40 @@
-"""The prompted model as people use it: it encodes, saves, loads, publishes, and holds several sets of prompts."""
+"""The prompted model: an open_clip model with prompts in both towers, which encodes, saves, loads and publishes."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from promptreid.hub.card import CardDetails
-from promptreid.model.dual_encoder import DualEncoder
-from promptreid.model.matching import check_clip
+from promptreid.data.transforms import eval_transform, train_transform
+from promptreid.errors import CheckpointError
+from promptreid.hub.manifest import ENCODERS
+from promptreid.hub.prompt_files import PromptFiles
+from promptreid.hub.repository import Repository
+from promptreid.hub.transfer import read_prompts
+from promptreid.model.encoder import PromptFactory
+from promptreid.model.matching import (
+    Factories,
+    check_clip,
+    check_factories,
+    check_kinds,
+    make_clip,
+    source_in,
+)
 from promptreid.model.publishing import push_prompts
-from promptreid.model.reading import Access, load_as, read_prompts
-from promptreid.model.saving import Encoders, save_prompts
+from promptreid.model.saving import save_prompts
+from promptreid.model.text import PromptedTextEncoder
+from promptreid.model.vision import PromptedVisionEncoder
 from promptreid.prompts.config import PromptConfig
-from promptreid.towers.loading import ClipSource
+from promptreid.towers.features import feature_size_of, image_size_of, image_statistics_of
+from promptreid.towers.fingerprint import fingerprint, weight_samples
+from promptreid.towers.loading import ClipSource, source_of
+from promptreid.towers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,12 +55,12 @@ class PromptSet:
     tensors: dict[str, Tensor]
 
 
-class PromptedCLIP(DualEncoder):
+class PromptedCLIP(nn.Module):
     """An open_clip model with learnable prompts in its image and its text encoder.
 
     It owns the open_clip model (keys `clip.*`, exactly open_clip's own behind the prefix) and the prompts
     (`vision.prompts.tokens`, `text.prompts.tokens`), so every parameter appears once. The open_clip model's
-    `encode_image`, `encode_text` and `forward` go on working and are prompted.
+    `encode_image`, `encode_text` and `forward` still work and are prompted.
 
     Args:
         clip: An open_clip model, from `load_clip` or `open_clip.create_model`.
@@ -50,6 +69,10 @@ class PromptedCLIP(DualEncoder):
         sequence_first: Keep frozen attention fast (values change by rounding only).
         trim: Cut captions to the longest of a batch where that is exact.
         initialize: Start the prompts; `False` leaves them zero, for a loader that sets them.
+        vision_prompts: Makes prompts of your own kind for the image tower, which it is given; `None` for a built-in
+            kind, as `config` says.
+        text_prompts: The same for the text tower.
+        base_fingerprint: Samples of the base's weights where they are known already, as to a loader.
 
     Attributes:
         clip: The open_clip model.
@@ -86,14 +109,64 @@ class PromptedCLIP(DualEncoder):
         sequence_first: bool = True,
         trim: bool = True,
         initialize: bool = True,
+        vision_prompts: PromptFactory | None = None,
+        text_prompts: PromptFactory | None = None,
+        base_fingerprint: tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__(clip, config, source=source, sequence_first=sequence_first, trim=trim, initialize=initialize)
+        super().__init__()
+        config = PromptConfig() if config is None else config
+        if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
+        self.source: ClipSource | None = source_of(clip) if source is None else source
+        self._setup: dict[str, bool] = {"sequence_first": sequence_first, "trim": trim}
+        self._factories: Factories = {"vision": vision_prompts, "text": text_prompts}
+        self._wrap(clip, config, initialize=initialize)
+        self.clip = clip
+        self.base_fingerprint: tuple[float, ...] = fingerprint(clip) if base_fingerprint is None else base_fingerprint
+        self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
         self._prompts_in_use = FIRST_SET
         self._prompt_sets = {FIRST_SET: PromptSet(self.config, {})}
 
-    def save_pretrained(self, directory: str | Path, *, encoders: Encoders = "auto", overwrite: bool = False) -> Path:
-        """Save to a folder, as `save_prompts` does."""
-        return save_prompts(self, directory, encoders=encoders, overwrite=overwrite)
+    def attach(self, config: PromptConfig, *, initialize: bool = True) -> None:
+        """Replace the prompts by others, which are set up as `config` says.
+
+        Args:
+            config: Lengths, depths and initialisation.
+            initialize: Start them; `False` leaves them zero.
+
+        Raises:
+            ValueError: The configuration does not fit the towers; the open_clip model is bare then.
+        """
+        self.detach()
+        self._wrap(self.clip, config, initialize=initialize)
+        self.train(self.training)
+
+    def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
+        self.config: PromptConfig = config
+        self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
+            clip,
+            config.vision_length,
+            depth=config.vision_depth,
+            position_embedding=config.position_embedding,
+            initialization=config.vision_initialization if initialize else None,
+            place=config.vision_place,
+            sequence_first=self._setup["sequence_first"],
+            prompts=self._factories["vision"],
+        )
+        try:
+            self.text: PromptedTextEncoder = PromptedTextEncoder(
+                clip,
+                config.text_length,
+                depth=config.text_depth,
+                position_embedding=config.position_embedding,
+                initialization=config.text_initialization if initialize else None,
+                slot=config.text_slot,
+                prompts=self._factories["text"],
+                **self._setup,
+            )
+        except Exception:
+            self.vision.detach()
+            raise
 
     @classmethod
     def from_pretrained(
@@ -108,37 +181,218 @@ class PromptedCLIP(DualEncoder):
         trust_base: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        vision_prompts: PromptFactory | None = None,
+        text_prompts: PromptFactory | None = None,
     ) -> "Self":
-        """Load from a folder or the Hub, as `load_prompts` does."""
-        access = Access(revision, token, cache_dir, local_files_only)
-        return load_as(cls, repo_or_directory, access, model=model, trust_base=trust_base, device=device, dtype=dtype)
+        """Load a model that `save_prompts` or `push_prompts` wrote; its scores equal the saver's.
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = True,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-        metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        details: CardDetails | None = None,
-        encoders: Encoders = "auto",
-    ) -> str:
-        """Publish on the Hub, as `push_prompts` does."""
-        return push_prompts(
-            self,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            token=token,
-            metrics=metrics,
-            details=details,
-            encoders=encoders,
-        )
+        Prompts belong to the weights, the activation and the image size they were trained with, and a `model` that
+        differs in any of them is refused. To use them at another image size all the same, at other scores, set them
+        yourself: `PromptedCLIP(clip, saved.config).load_prompt_state_dict(saved.prompt_state_dict())`.
+
+        `promptreid.load_prompts` is this method.
+
+        Args:
+            repo_or_directory: A folder, or else the id of a repository on the Hub.
+            model: A bare open_clip model to put the prompts into; `None` makes the right one, from the folder's own
+                weights if it has them, else from the base's pretrained tag.
+            revision: Branch, tag or commit of the repository; `None` for main.
+            token: Access token for it; `None` for the one that is logged in.
+            cache_dir: huggingface_hub's cache, and the folder for a base that is downloaded; `None` for their
+                defaults.
+            local_files_only: Take the repository from the cache alone.
+            trust_base: Make the base even if open_clip does not list its architecture or weights: a file on your
+                disk, say. Somebody you do not know could then make open_clip load what they like.
+            device: Where the model is put; `None` leaves it on the CPU, or where `model` is.
+            dtype: Precision of the encoders; prompts stay float32, as in training.
+            vision_prompts: Makes the image tower's prompts, where they were of a kind of your own when saved.
+            text_prompts: The same for the text tower.
+
+        Returns:
+            The prompted model, in eval mode.
+
+        Raises:
+            CheckpointError: A file is missing or corrupt, the base is not one that open_clip lists, or the prompts do
+                not belong to `model`; says what differs. Or they are of a kind that is not built in and was not
+                passed.
+            HubError: The repository, its revision or a file is not there or may not be seen, or the Hub cannot be
+                reached.
+            AttachmentError: `model` carries prompts already.
+            FileNotFoundError: There is no such folder, and it is not a repository's id either.
+            TypeError: `model` is not an open_clip model, or `dtype` is not floating point.
+            ValueError: `revision` was given for a folder.
+        """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype such as torch.bfloat16")
+        if isinstance(model, PromptedCLIP):
+            raise TypeError("model is a PromptedCLIP already; pass the open_clip model that model.detach() returns")
+        repository = Repository(repo_or_directory, revision, token, cache_dir, local_files_only)
+        files = read_prompts(repository, with_encoders=model is None)
+        factories: Factories = {"vision": vision_prompts, "text": text_prompts}
+        check_factories(files.manifest, factories)
+        clip = make_clip(files, trust_base=trust_base, cache_dir=cache_dir) if model is None else model
+        prompted = cls._restore(clip, files, factories)
+        if dtype is not None:
+            prompted.clip.to(dtype)
+        prompted = prompted if device is None else prompted.to(device)
+        return prompted.eval()
+
+    @classmethod
+    def _restore(cls, clip: nn.Module, files: PromptFiles, factories: Factories) -> "Self":
+        """Put saved prompts into the open_clip model that they belong to."""
+        manifest, base = files.manifest, check_clip(files, clip)
+        tuned = ENCODERS in manifest.sha256
+        try:
+            prompted = cls(
+                clip,
+                manifest.prompts,
+                source=source_in(manifest),
+                initialize=False,
+                vision_prompts=factories["vision"],
+                text_prompts=factories["text"],
+                base_fingerprint=manifest.base_fingerprint if tuned else base,
+            )
+        except ValueError as error:
+            raise CheckpointError(f"these prompts cannot be put into {manifest.model_name}: {error}") from error
+        try:
+            check_kinds(manifest, prompted.prompt_kinds)
+            prompted.load_prompt_state_dict(files.tensors)
+        except CheckpointError:
+            prompted.detach()
+            raise
+        if tuned:
+            prompted.base_samples = None
+        return prompted
+
+    # The same functions as methods, so that each list of arguments stands once.
+    save_pretrained = save_prompts
+    push_to_hub = push_prompts
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return image_size_of(self.clip)
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Mean per channel that images are normalised with."""
+        return image_statistics_of(self.clip)[0]
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Standard deviation per channel that images are normalised with."""
+        return image_statistics_of(self.clip)[1]
+
+    @property
+    def context_length(self) -> int:
+        """L, tokens a caption has room for."""
+        return self.text.context_length
+
+    @property
+    def embed_dim(self) -> int:
+        """E, size of the features that both encoders share."""
+        return feature_size_of(self.clip)
+
+    @cached_property
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """Turns a caption or a list of captions into token ids, (B, L) int64.
+
+        Raises:
+            ValueError: It is not known which architecture this is.
+        """
+        if self.source is None:
+            raise ValueError(
+                "this open_clip model was not made by promptreid.load_clip, so its tokenizer is not known; use "
+                "open_clip.get_tokenizer(name), or pass source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
+            )
+        return load_tokenizer(self.source)
+
+    @property
+    def train_transform(self) -> Callable[[Any], Tensor]:
+        """Augmenting transform, PIL image to normalised (3, H, W)."""
+        return train_transform(self.image_size, mean=self.image_mean, std=self.image_std)
+
+    @property
+    def eval_transform(self) -> Callable[[Any], Tensor]:
+        """Transform for evaluation and search, PIL image to normalised (3, H, W); nothing is cropped away."""
+        return eval_transform(self.image_size, mean=self.image_mean, std=self.image_std)
+
+    def encode_image(self, images: Tensor, *, normalize: bool = False) -> Tensor:
+        """Image features, (B, E)."""
+        return self.vision(images, normalize=normalize)
+
+    def encode_text(self, tokens: Tensor, *, normalize: bool = False) -> Tensor:
+        """Text features, (B, E)."""
+        return self.text(tokens, normalize=normalize)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Encode image and caption pairs: `image_features`, `text_features`, `logit_scale`."""
+        return {
+            "image_features": self.encode_image(images),
+            "text_features": self.encode_text(tokens),
+            "logit_scale": self.clip.logit_scale.exp(),  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        }
+
+    def prompt_parameters(self) -> list[nn.Parameter]:
+        """Every parameter of the prompts; those of the built-in kinds have one a tower."""
+        return [*self.vision.prompts.parameters(), *self.text.prompts.parameters()]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Every parameter of the open_clip model."""
+        return list(self.clip.parameters())
+
+    @property
+    def prompt_kinds(self) -> dict[str, str]:
+        """Qualified name of the kind of prompts, for each tower (`"vision"`, `"text"`) that has a kind of your own."""
+        made = {"vision": type(self.vision.prompts), "text": type(self.text.prompts)}
+        return {
+            tower: f"{made[tower].__module__}.{made[tower].__qualname__}"
+            for tower, factory in self._factories.items()
+            if factory is not None
+        }
+
+    def prompt_state_dict(self) -> dict[str, Tensor]:
+        """The prompts by name, detached: what a prompt file holds."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("clip.")}
+
+    def load_prompt_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Set the prompts.
+
+        Raises:
+            CheckpointError: Names are missing or unexpected, or shapes differ; all of them are listed.
+        """
+        own = self.prompt_state_dict()
+        faults = [f"missing {name}" for name in own.keys() - state_dict.keys()]
+        faults += [f"unexpected {name}" for name in state_dict.keys() - own.keys()]
+        faults += [
+            f"{name} has shape {tuple(state_dict[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & state_dict.keys()
+            if state_dict[name].shape != own[name].shape
+        ]
+        if faults:
+            raise CheckpointError(
+                f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Shapes are (blocks, prompts, "
+                "width): wrap the architecture they were trained for with the PromptConfig they were trained with"
+            )
+        self.load_state_dict(dict(state_dict), strict=False)
+
+    @contextmanager
+    def disabled(self) -> Generator[None, None, None]:
+        """Run both towers bare inside the block, in the calling thread alone."""
+        with self.vision.disabled(), self.text.disabled():
+            yield
+
+    def detach(self) -> nn.Module:
+        """Take the prompts out of the open_clip model for good and return it as it was."""
+        self.vision.detach()
+        self.text.detach()
+        return self.clip
+
+    def print_trainable_parameters(self) -> None:
+        """Write to standard output how many parameters train now, and what share of all that is."""
+        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in self.parameters())
+        sys.stdout.write(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.3%})\n")
 
     @property
     def prompt_sets(self) -> tuple[str, ...]:
@@ -172,8 +426,8 @@ class PromptedCLIP(DualEncoder):
             local_files_only: Take a repository from the cache alone.
 
         Raises:
-            ValueError: There is a set of that name, or it is none.
-            CheckpointError: The prompts belong to other encoders, or are corrupt.
+            ValueError: The name is empty, or a set has it already.
+            CheckpointError: The prompts belong to other encoders, are of another kind, or are corrupt.
             HubError: The repository is not there, or cannot be reached.
         """
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -183,15 +437,16 @@ class PromptedCLIP(DualEncoder):
         if isinstance(prompts, PromptConfig):
             self._prompt_sets[name] = PromptSet(prompts, {})
             return
-        access = Access(revision, token, cache_dir, local_files_only)
-        files = read_prompts(prompts, access, with_encoders=False)
+        repository = Repository(prompts, revision, token, cache_dir, local_files_only)
+        files = read_prompts(repository, with_encoders=False)
         check_clip(files, self.clip)
+        check_kinds(files.manifest, self.prompt_kinds)
         self._prompt_sets[name] = PromptSet(files.manifest.prompts, dict(files.tensors))
 
     def use(self, name: str) -> None:
         """Switch to another set of prompts; what was learned in the one before is kept.
 
-        The prompts are other parameters afterwards, so make optimisers anew. Threads that infer meanwhile may see the
+        The prompts are other parameters afterwards, so make new optimisers. Threads that infer meanwhile may see the
         text prompts of one set with the image prompts of the other.
 
         Args:
@@ -205,19 +460,22 @@ class PromptedCLIP(DualEncoder):
             raise KeyError(f"there are no prompts {name!r}; the model holds {', '.join(self._prompt_sets)}")
         if name == self._prompts_in_use:
             return
-        model, chosen = self, self._prompt_sets[name]
-        kept = PromptSet(model.config, {key: value.clone() for key, value in model.prompt_state_dict().items()})
-        trained = [parameter.requires_grad for parameter in model.prompt_parameters()]
+        chosen = self._prompt_sets[name]
+        kept = PromptSet(self.config, {key: value.clone() for key, value in self.prompt_state_dict().items()})
+        trained = {key: parameter.requires_grad for key, parameter in self.named_parameters()}
         try:
-            model.attach(chosen.config, initialize=not chosen.tensors)
+            self.attach(chosen.config, initialize=not chosen.tensors)
             if chosen.tensors:
-                model.load_prompt_state_dict(chosen.tensors)
+                self.load_prompt_state_dict(chosen.tensors)
         except Exception:
-            model.attach(kept.config, initialize=False)
-            model.load_prompt_state_dict(kept.tensors)
+            self.attach(kept.config, initialize=False)
+            self.load_prompt_state_dict(kept.tensors)
             raise
         finally:
-            for parameter, wanted in zip(model.prompt_parameters(), trained, strict=True):
-                parameter.requires_grad_(wanted)
+            for key, parameter in self.named_parameters():
+                parameter.requires_grad_(trained.get(key, True))
         self._prompt_sets[self._prompts_in_use] = kept
         self._prompts_in_use = name
+
+
+load_prompts: Final = PromptedCLIP.from_pretrained

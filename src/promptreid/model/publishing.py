@@ -4,25 +4,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptreid.errors import CheckpointError
 from promptreid.hub.card import CardDetails, check_secrets, make_card
-from promptreid.hub.download import check_repo_id
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
-from promptreid.hub.upload import Target, upload_files
-from promptreid.model.dual_encoder import DualEncoder
+from promptreid.hub.repository import Repository
+from promptreid.hub.transfer import upload_files
 from promptreid.model.matching import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.names import is_listed_model, is_listed_tag, published_at
+
+if TYPE_CHECKING:
+    from promptreid.model.prompted_clip import PromptedCLIP
 
 _CARD = "README.md"
 _MOST_CARD_BYTES = 2**20
 
 
 def push_prompts(
-    model: DualEncoder | str | Path,
+    model: "PromptedCLIP | str | Path",
     repo_id: str,
     *,
     private: bool = True,
@@ -36,36 +38,38 @@ def push_prompts(
 ) -> str:
     """Publish a model's prompts, and its encoders where they were fine-tuned, with a model card.
 
-    One commit holds everything, so nobody ever downloads half of it. What goes up is the files that `save_prompts`
-    writes and the card: never pictures, captions, identity labels or the identity head.
+    One commit holds everything, so nobody ever downloads half of it. Only the files that `save_prompts` writes and
+    the card are uploaded: never images, captions, identity labels or the identity head. Also `model.push_to_hub`.
 
     Args:
         model: The model, or a folder that `save_prompts` wrote; a `README.md` in it is taken as the card.
         repo_id: The repository, `"user/name"`; made if it is not there.
-        private: Whether it is visible to its owner alone; a public one is refused unless this is `False`.
+        private: Whether only its owner sees it; a public one is refused unless this is `False`.
         revision: Branch, made from main if it is not there; for a pull request, the branch it is for.
         create_pr: Open a pull request.
         commit_message: Title of the commit.
         token: Access token that may write; `None` for the one that is logged in. It is written nowhere.
-        metrics: What `evaluate(...).as_dict()` returns, or one such for each seed: the card states mean and spread.
-        details: Data set, split, rule of the checkpoint, settings and whatever else the card is to say.
+        metrics: What `evaluate(...).as_dict()` returns, or a list of them, one per seed: the card states mean and
+            spread.
+        details: Data set, split, how the checkpoint was chosen, settings and whatever else the card is to say.
         encoders: `"auto"` publishes the weights if they differ from the base's, `"always"` in any case.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
-        HubError: The Hub is not reached or refuses; the repository is as it was then.
+        HubError: The Hub cannot be reached, or refuses; the repository is unchanged then.
         CheckpointError: The folder is damaged, or holds weights that are not the architecture's.
         FileNotFoundError: There is no such folder.
         ValueError: The repository is public and `private` is not `False`, nobody else could make the base, a score
-            is no fraction, a token is in the card, or the Hub finds its metadata wrong.
+            is not a fraction, a token is in the card, or the Hub finds its metadata wrong.
         TypeError: An argument is of another type.
 
     Example:
         >>> push_prompts(model, "user/cuhk-pedes-vit-b16", metrics=scores)  # doctest: +SKIP
     """
-    check_repo_id(repo_id)
+    repository = Repository(repo_id, revision, token)
+    repo_id = repository.repo_id
     for name, value in (("private", private), ("create_pr", create_pr)):
         if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{name} is {value!r}, expected True or False")
@@ -83,11 +87,16 @@ def push_prompts(
         uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
         message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
         check_secrets("\n".join((card, manifest.to_json(), message)), token=token)
-        return upload_files(Target(repo_id, private, revision, create_pr, token), uploads, message=message)
+        return upload_files(repository, uploads, private=private, create_pr=create_pr, message=message)
 
 
 def _publishable(files: PromptFiles) -> PromptManifest:
-    """The manifest as others may read it; refuses what nobody else could load."""
+    """The manifest as others may read it.
+
+    Raises:
+        ValueError: Nobody else could make the base.
+        CheckpointError: The weights are not those of the architecture.
+    """
     manifest, encoders = files.manifest, files.encoders
     listed = is_listed_model(manifest.model_name) and (
         manifest.pretrained is not None and is_listed_tag(manifest.model_name, manifest.pretrained)
@@ -97,10 +106,10 @@ def _publishable(files: PromptFiles) -> PromptManifest:
             check_shapes(encoders, manifest.model_name)
         except (TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"{encoders.path.parent / ENCODERS_CONFIG} is no configuration of {manifest.model_name} ({error!r}); "
-                "save the prompts again"
+                f"{encoders.path.parent / ENCODERS_CONFIG} is not a configuration of {manifest.model_name} "
+                f"({error!r}); save the prompts again"
             ) from error
-        # The path of a file on this machine is nobody else's business, and the weights come along.
+        # The path of a file on this machine is nobody else's business, and the weights are published too.
         return manifest if listed else replace(manifest, pretrained=None)
     if not listed:
         raise ValueError(
@@ -129,7 +138,7 @@ def _card(
 def _own_card(path: Path) -> str:
     # A link in a folder that somebody else made may lead to any file of ours, which would be published.
     if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path} is a link or no file; put a copy in its place to publish it as the card")
+        raise ValueError(f"{path} is a link or not a file; replace it by a copy to publish it as the card")
     if path.stat().st_size > _MOST_CARD_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {_MOST_CARD_BYTES} for a card")
     try:

@@ -1,31 +1,36 @@
 """Saves a prompted model to a folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
 
 from promptreid.files import is_finite
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, write_prompt_files
-from promptreid.model.dual_encoder import DualEncoder
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
-from promptreid.towers.loading import model_config, preprocess_config
+from promptreid.towers.loading import ClipSource, model_config, preprocess_config
 from promptreid.version import __version__
+
+if TYPE_CHECKING:
+    from promptreid.model.prompted_clip import PromptedCLIP
 
 Encoders = Literal["auto", "always"]
 
 
 def save_prompts(
-    model: DualEncoder,
+    model: "PromptedCLIP",
     directory: str | Path,
     *,
     encoders: Encoders = "auto",
     overwrite: bool = False,
 ) -> Path:
-    """Save a model's prompts, and its encoders where they are no longer the base's.
+    """Save a model's prompts, and its encoders where they are no longer the base's; also `model.save_pretrained`.
 
     After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some hundred kilobytes. After stage
-    2 the encoders have changed, and prompts alone would be useless on the base: the weights then come along as
+    2 the encoders have changed, and prompts alone would be useless on the base: the weights are then saved too, as
     open_clip's own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an
     older one leaves the older or the newer one; other files in the folder are not touched.
 
@@ -42,7 +47,7 @@ def save_prompts(
         FileExistsError: The folder holds prompts already.
         NotADirectoryError: `directory` is a file.
         OSError: The disk is full, or the folder cannot be written.
-        TypeError: `model` is no `PromptedCLIP`.
+        TypeError: `model` is not a `PromptedCLIP`.
         ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
             `encoders` is unknown.
 
@@ -57,16 +62,18 @@ def save_prompts(
         (96, 48)
     """
     directory = Path(directory)
-    _check_saveable(model, encoders)
+    source = _check_saveable(model, encoders)
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
     if (directory / MANIFEST).exists() and not overwrite:
         raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
-    manifest = _describe(model)
+    changed = source.pretrained is None or model.base_samples is None or weights_changed(model.base_samples, model.clip)
     tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
-    weights = model.clip.state_dict() if encoders == "always" or _encoders_changed(model) else None
+    manifest = _describe(model, source, tensors, changed=changed)
+    weights: dict[str, Tensor] | None = None
     config: dict[str, Any] | None = None
-    if weights is not None:
+    if changed or encoders == "always":
+        weights = model.clip.state_dict()
         config = {"model_cfg": model_config(model.clip), "preprocess_cfg": preprocess_config(model.clip)}
     if not is_finite({**tensors, **(weights or {})}):
         raise ValueError("the model holds NaN or infinity; training diverged, so nothing was saved")
@@ -74,8 +81,8 @@ def save_prompts(
     return directory
 
 
-def _check_saveable(model: DualEncoder, encoders: str) -> None:
-    if not isinstance(model, DualEncoder):  # pyright: ignore[reportUnnecessaryIsInstance]
+def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
+    if not hasattr(model, "prompt_state_dict"):
         raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP; wrap it: PromptedCLIP(clip)")
     if encoders not in ("auto", "always"):
         raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
@@ -84,37 +91,30 @@ def _check_saveable(model: DualEncoder, encoders: str) -> None:
             "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
             "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
         )
-    gained = sorted(model.clip.state_dict().keys() - (model.base_samples or model.clip.state_dict()).keys())
+    gained = [] if model.base_samples is None else sorted(model.clip.state_dict().keys() - model.base_samples.keys())
     if gained:
         raise ValueError(
             f"the open_clip model has gained {', '.join(gained[:5])} since it was wrapped, and open_clip could not "
             "load what would be saved; take them out first"
         )
+    return model.source
 
 
-def _encoders_changed(model: DualEncoder) -> bool:
-    if model.source is None or model.source.pretrained is None or model.base_samples is None:
-        return True
-    return weights_changed(model.base_samples, model.clip)
-
-
-def _describe(model: DualEncoder) -> PromptManifest:
-    if model.source is None:
-        raise ValueError("it is not known which open_clip model this is")
+def _describe(
+    model: "PromptedCLIP", source: ClipSource, tensors: Mapping[str, Tensor], *, changed: bool
+) -> PromptManifest:
     # Where the encoders changed, the few bytes of the whole fingerprint do not matter.
-    base = own = without_tensors(model.base_fingerprint)
-    if _encoders_changed(model):
-        base = model.base_fingerprint
-        own = fingerprint(model.clip)[: len(base)]
+    base = model.base_fingerprint if changed else without_tensors(model.base_fingerprint)
     return PromptManifest(
-        model_name=model.source.name,
-        pretrained=model.source.pretrained,
+        model_name=source.name,
+        pretrained=source.pretrained,
         image_size=model.image_size,
         quick_gelu=uses_quick_gelu(model.clip),
         prompts=model.config,
-        shapes={name: tuple(value.shape) for name, value in model.prompt_state_dict().items()},
+        shapes={name: tuple(value.shape) for name, value in tensors.items()},
         base_fingerprint=base,
-        encoders_fingerprint=own,
+        encoders_fingerprint=fingerprint(model.clip)[: len(base)] if changed else base,
         sha256={},
         library_version=__version__,
+        kinds=model.prompt_kinds,
     )

@@ -1,0 +1,163 @@
+"""A repository on the Hub and how it is reached; retries what may work a little later, and explains what failed."""
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from promptreid.errors import HubError
+
+Result = TypeVar("Result")
+
+# huggingface_hub has changed its HTTP library twice; its own error has the library's base class among its bases.
+TRANSPORT_ERRORS: tuple[type[BaseException], ...] = (OSError, EntryNotFoundError, *HfHubHTTPError.__bases__)
+_ATTEMPTS = 4
+_FIRST_WAIT_SECONDS = 0.5
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+_STATUS_WORDS = {
+    401: "the token is missing, wrong or expired; pass another as token=, or run `hf auth login`",
+    403: "you have no right to do that there; use a token that may write, and a name of your own or of your team",
+    409: "something of that name is there already, or it is being changed just now; try again",
+    412: "somebody else keeps changing it; try again",
+    413: "a file is too large for it",
+    429: "it asks for fewer requests; try again in a few minutes",
+}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of prompts on the Hub and how it is reached, for downloads and uploads alike.
+
+    Attributes:
+        name: Its id, `"user/name"`; for reading, a folder of this machine as well, which needs none of the rest.
+        revision: Branch, tag or commit; `None` for main.
+        token: Access token; `None` for the one that is logged in.
+        cache_dir: huggingface_hub's cache; `None` for its default.
+        local_files_only: Use the cache alone.
+    """
+
+    name: str | Path
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    @property
+    def repo_id(self) -> str:
+        """The id of the repository.
+
+        Raises:
+            ValueError: `name` is not `"user/name"`.
+        """
+        name = str(self.name)
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(f"{name!r} is not the id of a Hub repository, such as 'user/name': {error}") from error
+        return name
+
+    def call(self, request: Callable[[], Result], *, revision: str | None = None, file: str | None = None) -> Result:
+        """Ask the Hub, again after 0.5, 1 and 2 s if the fault may pass, and explain what remains.
+
+        huggingface_hub's own `http_backoff` retries one HTTP request; its downloads and its API make many that it
+        sends only once.
+
+        Args:
+            request: What to do.
+            revision: Branch, tag or commit, for the error.
+            file: File, for the error.
+
+        Raises:
+            HubError: It did not work.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return request()
+            except (RuntimeError, *TRANSPORT_ERRORS) as caught:
+                error = _fault_in(caught)
+                if attempt + 1 == _ATTEMPTS or not _is_transient(error):
+                    raise HubError(self._explain(error, revision, file)) from error
+                # A little at random, so that many who were turned away together do not come back together.
+                time.sleep(_FIRST_WAIT_SECONDS * 2**attempt * (1 + 0.2 * random.random()))
+        raise HubError(f"{self.name} was not asked for")  # pragma: no cover  the loop ends by return or raise
+
+    def _explain(self, error: BaseException, revision: str | None, file: str | None) -> str:
+        name, where = self.name, f"{self.name} at revision {revision!r}" if revision else self.name
+        explanations: dict[type[BaseException], str] = {
+            GatedRepoError: f"{name} is gated; log in, accept its terms on its page, and pass token=",
+            RepositoryNotFoundError: f"there is no repository {name}, or none that you may see; check the name, and "
+            "pass token= (or run `hf auth login`) if it is private",
+            RevisionNotFoundError: f"{name} has no branch, tag or commit {revision!r}; leave revision out for main",
+            LocalEntryNotFoundError: f"{file or 'a file'} of {where} is not in the cache, and the Hub was not asked or "
+            "not reached; connect and load it once without local_files_only and HF_HUB_OFFLINE",
+            EntryNotFoundError: f"{where} has no file {file}; it is not a repository that push_prompts wrote",
+            OfflineModeIsEnabled: f"{where} needs the Hub, but HF_HUB_OFFLINE is set; unset it, or use what was loaded "
+            "before",
+        }
+        for kind, words in explanations.items():
+            if isinstance(error, kind):
+                return words
+        if _is_full(error):
+            return f"no space left on the disk for {file or 'the files'} of {where}; free some or pass cache_dir="
+        status = status_of(error)
+        if status is not None:
+            return f"the Hub refuses {where} with HTTP status {status}: {_STATUS_WORDS.get(status, 'try again later')}"
+        return (
+            f"the Hub cannot be reached for {where} ({type(error).__name__}: {str(error)[:200]}); check the network, "
+            "or pass local_files_only=True to use what was loaded before"
+        )
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error carries."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the Hub was not reached at all."""
+    return isinstance(error, OfflineModeIsEnabled) or _is_transient(error)
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may work a little later."""
+    if isinstance(error, OfflineModeIsEnabled) or _is_full(error):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in _TRANSIENT
+    return not isinstance(error, EntryNotFoundError | FileExistsError | PermissionError | NotADirectoryError)
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
+def _fault_in(caught: BaseException) -> BaseException:
+    """The fault itself: huggingface_hub wraps those of uploads in a `RuntimeError`, and before 1.0 those of downloads.
+
+    There a download that the network interrupted is a file that is not in the cache, as it is when the cache alone
+    was asked.
+    """
+    cause = caught.__cause__
+    wrapped = not isinstance(caught, TRANSPORT_ERRORS) or isinstance(caught, LocalEntryNotFoundError)
+    if wrapped and isinstance(cause, TRANSPORT_ERRORS) and not isinstance(cause, OfflineModeIsEnabled):
+        return cause
+    if isinstance(caught, TRANSPORT_ERRORS):
+        return caught
+    raise caught
