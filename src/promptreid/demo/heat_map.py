@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.demo.versions import Version
+from promptreid.demo.comparison import Version
 
 _ROWS, _COLUMNS = 12, 6
 _BATCH = 24
