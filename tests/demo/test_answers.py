@@ -3,10 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from promptreid import PromptedCLIP
-from promptreid.demo.answers import MAX_SENTENCE, Galleries, Opening, prepare_opening, split_phrases
+from promptreid.demo.answers import MAX_SENTENCE, Galleries, Opening, paint_heat, prepare_opening, split_phrases
 from promptreid.demo.comparison import ComparedGallery, make_versions
 from promptreid.demo.page import Session
 from promptreid.demo.sources import Crops, list_crops
@@ -118,6 +119,21 @@ def test_heat_maps_of_no_image_are_refused(galleries: Galleries, position: int) 
 def test_heat_maps_of_no_phrase_are_refused(galleries: Galleries, phrase: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         galleries.heat_maps("colours", 0, phrase)
+
+
+def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
+    heat = torch.zeros(12, 6)
+    heat[:6] = 1
+    image = Image.new("RGB", (48, 96), (190, 36, 40))
+    image.paste((40, 74, 170), (0, 48, 48, 96))
+    painted = paint_heat(image, heat)
+    assert painted.size == (192, 384)
+    hot, cold = painted.getpixel((96, 40)), painted.getpixel((96, 340))
+    assert isinstance(hot, tuple)
+    assert isinstance(cold, tuple)
+    # 65 % of the red, which is (190, 36, 40), and 35 % of the tint, (213, 94, 0)
+    assert hot == pytest.approx((198, 56, 26), abs=1)
+    assert len(set(cold)) == 1
 
 
 def test_galleries_with_two_galleries_of_one_name_is_refused(compared: ComparedGallery) -> None:

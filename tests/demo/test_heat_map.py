@@ -1,10 +1,9 @@
 import pytest
-import torch
 from PIL import Image
 
 from promptreid import PromptedCLIP
 from promptreid.demo.comparison import make_versions
-from promptreid.demo.heat_map import paint_heat, phrase_heat
+from promptreid.demo.heat_map import phrase_heat
 
 
 def two_halves() -> Image.Image:
@@ -30,16 +29,3 @@ def test_phrase_heat_of_any_size_is_between_0_and_1(model: PromptedCLIP, size: t
 def test_phrase_heat_of_nothing_is_refused(model: PromptedCLIP) -> None:
     with pytest.raises(ValueError, match="the phrase is empty; give a few words"):
         phrase_heat(make_versions(model)[0], two_halves(), " ")
-
-
-def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
-    heat = torch.zeros(12, 6)
-    heat[:6] = 1
-    painted = paint_heat(two_halves(), heat)
-    assert painted.size == (192, 384)
-    hot, cold = painted.getpixel((96, 40)), painted.getpixel((96, 340))
-    assert isinstance(hot, tuple)
-    assert isinstance(cold, tuple)
-    # 65 % of the red, which is (190, 36, 40), and 35 % of the tint, (213, 94, 0)
-    assert hot == pytest.approx((198, 56, 26), abs=1)
-    assert len(set(cold)) == 1

@@ -5,15 +5,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from promptreid.demo.comparison import ComparedGallery, Found
-from promptreid.demo.heat_map import paint_heat, phrase_heat
+from promptreid.demo.heat_map import phrase_heat
 from promptreid.errors import DatasetError
 
 MAX_SENTENCE = 500
 NUM_SHOWN = 6  # images shown before the visitor asks for more
 NUM_EXAMPLES = 4
+_HEAT_HEIGHT = 384
+_HEAT_TINT = np.array([213.0, 94.0, 0.0])  # vermilion of Okabe and Ito
 Captioned = tuple[Image.Image, str]
 _PHRASE_ENDS = re.compile(
     r"[.,;:]|\b(?:and|with|who|is|has|have|on|in|wearing|wears|dressed|carrying|carries|holding|the person)\b",
@@ -174,6 +178,18 @@ def _status(answer: Found, threshold: float, unreadable: int, *, known: bool) ->
     missing = f" {unreadable} of them can no longer be read." if unreadable else ""
     legend = " ✓ is the person described." if known else ""
     return f"{label}: best score {answer.best:.2f}, a typical image scores {answer.typical:.2f}.{legend}{missing}"
+
+
+def paint_heat(image: Image.Image, heat: Tensor) -> Image.Image:
+    """Lay a heat map, (rows, columns) in [0, 1], over an image: the hot parts in colour, the cold ones grey."""
+    width = max(1, round(image.width * _HEAT_HEIGHT / image.height))
+    shown = image.convert("RGB").resize((width, _HEAT_HEIGHT))
+    grey = np.asarray(shown.convert("L").convert("RGB"), dtype=np.float32)
+    colour = np.asarray(shown, dtype=np.float32)
+    large = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(shown.size, Image.Resampling.BICUBIC)
+    weight = (np.asarray(large, dtype=np.float32) / 255)[..., None]
+    mixed = (1 - weight) * (0.6 * grey + 60) + weight * (0.65 * colour + 0.35 * _HEAT_TINT)
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
