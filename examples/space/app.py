@@ -1,7 +1,7 @@
 """The demo as a Hugging Face Space: this file, README.md and requirements.txt are all it takes.
 
 python app.py                                       # the drawn gallery and the model that ship with promptreid
-DEMO_PROMPTS=user/prompts DEMO_GALLERY=crops python app.py      # your prompts, your pictures
+DEMO_PROMPTS=user/prompts DEMO_GALLERY=crops python app.py      # your prompts, your images
 """
 
 import os

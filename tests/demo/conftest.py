@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip, load_prompts
-from promptreid.demo.crops import Crops, drawn_crops
-from promptreid.demo.desk import Desk
-from promptreid.demo.finder import Finder
-from promptreid.demo.phrases import best_phrase, phrases_of
-from promptreid.demo.versions import compare
+from promptreid.demo.answers import Galleries, choose_phrase, split_phrases
+from promptreid.demo.comparison import ComparedGallery, make_versions
+from promptreid.demo.sources import Crops, draw_crops
 from promptreid.towers.tiny import tiny_prompts
 
 COLOURS = {"red": (190, 36, 40), "green": (44, 124, 66), "blue": (40, 74, 170), "yellow": (226, 190, 50)}
@@ -53,13 +51,13 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
 
 
 @pytest.fixture(scope="session")
-def finder(model: PromptedCLIP, crops: Crops) -> Finder:
-    return Finder(crops, compare(model), progress=False)
+def compared(model: PromptedCLIP, crops: Crops) -> ComparedGallery:
+    return ComparedGallery(crops, make_versions(model), progress=False)
 
 
 @pytest.fixture(scope="session")
-def desk(finder: Finder) -> Desk:
-    return Desk([finder])
+def galleries(compared: ComparedGallery) -> Galleries:
+    return Galleries([compared])
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +69,7 @@ def shipped() -> PromptedCLIP:
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Crops:
     """The people that the page opens with."""
-    return drawn_crops(tmp_path_factory.mktemp("gallery") / "drawn")
+    return draw_crops(tmp_path_factory.mktemp("gallery") / "drawn")
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class Known:
 
     Attributes:
         sentence: The caption; the shortest whose person the gallery ranks first.
-        phrase: What the page looks for in the pictures.
-        labels: What must stand below the first six pictures.
+        phrase: What the page looks for in the images.
+        labels: What must stand below the first six images.
     """
 
     sentence: str
@@ -93,15 +91,15 @@ class Known:
 def known(shipped: PromptedCLIP, drawn: Crops) -> Known:
     """Found by `Gallery` alone, so that the page is held against something that knows nothing of it."""
     gallery = Gallery.build(shipped, drawn.paths, progress=False)
-    places = {path: place for place, path in enumerate(drawn.paths)}
+    positions = {path: position for position, path in enumerate(drawn.paths)}
     for sentence in sorted(drawn.captions, key=lambda caption: (len(caption), caption)):
         hits = gallery.search(sentence, k=6)
-        right = [drawn.person_ids[places[hit.path]] == drawn.captions[sentence] for hit in hits]
-        phrase = best_phrase(phrases_of(sentence))
+        right = [drawn.person_ids[positions[hit.path]] == drawn.captions[sentence] for hit in hits]
+        phrase = choose_phrase(split_phrases(sentence))
         if right[0] and phrase:
             marks = [" ✓" if yes else "" for yes in right]
             labels = [
-                f"{rank} · {hit.score:.2f}{mark}\n{drawn.cameras[places[hit.path]]}"
+                f"{rank} · {hit.score:.2f}{mark}\n{drawn.cameras[positions[hit.path]]}"
                 for rank, (hit, mark) in enumerate(zip(hits, marks, strict=True), start=1)
             ]
             return Known(sentence, phrase, labels)

@@ -17,6 +17,7 @@ import pytest
 
 import promptreid.demo.app as app
 from promptreid import save_prompts
+from promptreid.demo.app import require_gradio
 from promptreid.errors import DatasetError, MissingExtraError
 
 
@@ -44,7 +45,7 @@ def upload(url: str, content: bytes, name: str = "crop.png") -> tuple[int, bytes
 
 
 def ask_about_upload(url: str, path: str) -> dict[str, Any]:
-    """Ask for pictures like the one that is said to have been uploaded to `path`; the queue's last message."""
+    """Ask for images like the one that is said to have been uploaded to `path`; the queue's last message."""
     config = json.loads(request(f"{url}config")[2])
     upload_id = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "upload")
     call = next(call for call in config["dependencies"] if [upload_id, "change"] in call["targets"])
@@ -111,7 +112,7 @@ def test_upload_of_more_than_ten_megabytes_is_refused(folder_page: Any) -> None:
     assert not [path for path in folder_page.scratch.rglob("*") if path.is_file() and path.stat().st_size > 2**20]
 
 
-def test_upload_is_answered_with_pictures(folder_page: Any, hostile_folder: Path) -> None:
+def test_upload_is_answered_with_images(folder_page: Any, hostile_folder: Path) -> None:
     status, answer = upload(folder_page.url, (hostile_folder / "yard" / "red.png").read_bytes())
     assert status == 200
     message = ask_about_upload(folder_page.url, json.loads(answer)[0])
@@ -124,11 +125,11 @@ def test_upload_is_answered_with_pictures(folder_page: Any, hostile_folder: Path
     ("content", "name"),
     [(b"<svg onload='alert(1)'/>", "crop.png"), (b"", "crop.png"), (b"%!PS\nquit", "crop.jpg")],
 )
-def test_upload_of_no_picture_is_answered_with_the_reason(folder_page: Any, content: bytes, name: str) -> None:
+def test_upload_of_no_image_is_answered_with_the_reason(folder_page: Any, content: bytes, name: str) -> None:
     status, answer = upload(folder_page.url, content, name)
     assert status == 200
     message = ask_about_upload(folder_page.url, json.loads(answer)[0])
-    assert "no readable picture" in json.dumps(message["output"]["data"])
+    assert "not a readable image" in json.dumps(message["output"]["data"])
 
 
 def test_upload_of_a_type_that_is_not_taken_is_refused(folder_page: Any) -> None:
@@ -194,7 +195,7 @@ def test_start_twice_in_one_process_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with app.start() as running:
         assert running.url == "http://127.0.0.1:1/"
-        with pytest.raises(RuntimeError, match="serves a demo already; close it first"):
+        with pytest.raises(RuntimeError, match="already serving a demo; close it first"):
             app.start()
     assert closed == [False]
     app.start().close()
@@ -231,3 +232,19 @@ def test_page_is_served_as_its_documentation_says(model: Any, hostile_folder: Pa
         assert request(url[0])[0] == 200
         process.communicate("\n", timeout=60)
     assert process.returncode == 0
+
+
+def test_require_gradio_without_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingExtraError, match=r'the demo needs gradio: pip install "promptreid\[demo\]"'):
+        require_gradio()
+
+
+def test_require_gradio_turns_its_telemetry_off_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "untouched")
+    monkeypatch.setitem(sys.modules, "gradio", sys)
+    assert require_gradio() is sys
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["GRADIO_RUN_HISTORY"] == "False"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"

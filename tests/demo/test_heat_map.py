@@ -1,10 +1,9 @@
 import pytest
-import torch
 from PIL import Image
 
 from promptreid import PromptedCLIP
-from promptreid.demo.heat_map import paint_heat, phrase_heat
-from promptreid.demo.versions import compare
+from promptreid.demo.comparison import make_versions
+from promptreid.demo.heat_map import phrase_heat
 
 
 def two_halves() -> Image.Image:
@@ -15,7 +14,7 @@ def two_halves() -> Image.Image:
 
 
 def test_phrase_heat_lies_on_the_half_that_is_named(model: PromptedCLIP) -> None:
-    bare = compare(model)[1]
+    bare = make_versions(model)[1]
     red, blue = (phrase_heat(bare, two_halves(), f"a {name} shirt") for name in ("red", "blue"))
     assert red.shape == blue.shape == (12, 6)
     assert red[:6].mean() - red[6:].mean() > blue[:6].mean() - blue[6:].mean() + 0.1
@@ -23,23 +22,10 @@ def test_phrase_heat_lies_on_the_half_that_is_named(model: PromptedCLIP) -> None
 
 @pytest.mark.parametrize("size", [(48, 96), (1, 1), (300, 20), (20, 300)])
 def test_phrase_heat_of_any_size_is_between_0_and_1(model: PromptedCLIP, size: tuple[int, int]) -> None:
-    heat = phrase_heat(compare(model)[0], two_halves().resize(size), "red coat")
+    heat = phrase_heat(make_versions(model)[0], two_halves().resize(size), "red coat")
     assert bool(((heat >= 0) & (heat <= 1)).all())
 
 
 def test_phrase_heat_of_nothing_is_refused(model: PromptedCLIP) -> None:
     with pytest.raises(ValueError, match="the phrase is empty; give a few words"):
-        phrase_heat(compare(model)[0], two_halves(), " ")
-
-
-def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
-    heat = torch.zeros(12, 6)
-    heat[:6] = 1
-    painted = paint_heat(two_halves(), heat)
-    assert painted.size == (192, 384)
-    hot, cold = painted.getpixel((96, 40)), painted.getpixel((96, 340))
-    assert isinstance(hot, tuple)
-    assert isinstance(cold, tuple)
-    # 65 % of the red, which is (190, 36, 40), and 35 % of the tint, (213, 94, 0)
-    assert hot == pytest.approx((198, 56, 26), abs=1)
-    assert len(set(cold)) == 1
+        phrase_heat(make_versions(model)[0], two_halves(), " ")

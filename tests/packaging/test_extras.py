@@ -63,7 +63,7 @@ def test_another_missing_module_is_not_taken_for_transformers():
 
 
 def test_page_without_gradio_names_the_extra(without):
-    from promptreid.demo.extra import require_gradio
+    from promptreid.demo.app import require_gradio
 
     without("gradio")
     with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[demo\]"'):

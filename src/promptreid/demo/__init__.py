@@ -1,1 +1,1 @@
-"""A page in the browser: search a gallery by a sentence or a picture, with and without prompts."""
+"""A page in the browser: search a gallery by a sentence or an image, with and without prompts."""

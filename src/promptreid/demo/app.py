@@ -1,4 +1,4 @@
-"""Starts the page."""
+"""Starts the page and stops it."""
 
 import importlib
 import logging
@@ -13,24 +13,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from promptreid.demo.crops import drawn_crops, folder_crops
-from promptreid.demo.desk import Desk
-from promptreid.demo.extra import require_gradio
-from promptreid.demo.finder import Finder
-from promptreid.demo.gatekeeper import LOOPBACK, Gatekeeper
-from promptreid.demo.layout import TITLE, lay_out
-from promptreid.demo.opening import open_with
-from promptreid.demo.uploads import MAX_BYTES
-from promptreid.demo.versions import compare
-from promptreid.demo.wiring import wire
+from promptreid.demo.answers import Galleries, prepare_opening
+from promptreid.demo.comparison import ComparedGallery, make_versions
+from promptreid.demo.page import TITLE, fill_page
+from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter
+from promptreid.demo.sources import draw_crops, list_crops
+from promptreid.errors import MissingExtraError
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.towers.tiny import tiny_prompts
 
 _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
 _KEPT_SECONDS_IN_PUBLIC = 3600
-_MOST_WAITING = 64
+_MAX_WAITING = 64
 _FONTS = ["system-ui", "sans-serif"]
+# gradio reads these when it is imported or when a page is made; nothing is ever sent to anyone from this page.
+_SILENT = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
 
@@ -39,7 +41,7 @@ class RunningDemo:
     """A page that is being served; close it, or use it in a `with` statement.
 
     Attributes:
-        url: Where it is.
+        url: Its address.
     """
 
     def __init__(self, url: str, held: ExitStack) -> None:
@@ -47,7 +49,7 @@ class RunningDemo:
         self._held = held
 
     def close(self) -> None:
-        """Stop serving, and delete the drawn gallery and every copy that was made of a picture for the browser."""
+        """Stop serving, and delete the drawn gallery and every copy of an image that was made for the browser."""
         self._held.close()
 
     def __enter__(self) -> "RunningDemo":
@@ -70,14 +72,14 @@ def start(
 ) -> RunningDemo:
     """Serve the page in the background.
 
-    It never serves a file: the browser gets copies of the pictures that are shown, made small, from a folder that
-    only this user can read and that `close` deletes. Nothing is sent to anyone else.
+    It never serves a file of the gallery: the browser gets copies of the images that are shown, made small, from a
+    folder that only this user can read and that `close` deletes. Nothing is sent to anyone else.
 
     Args:
         gallery: A folder of crops to search, offered beside the drawn pedestrians.
         model: What `load_prompts` returns; `None` for the small base and prompts that ship with the package.
         host: Address to listen on. At the default only this computer reaches the page; at `"0.0.0.0"` everyone who
-            reaches this computer can search the gallery and see its pictures.
+            reaches this computer can search the gallery and see its images.
         port: `None` for the first free one from 7860.
         open_browser: Open the page in the browser.
         progress: Show progress bars while galleries are encoded.
@@ -87,24 +89,24 @@ def start(
 
     Raises:
         MissingExtraError: gradio is not installed.
-        DatasetError: The folder is missing, or has no readable picture.
+        DatasetError: The folder is missing, or has no readable image.
         OSError: The port is taken.
-        RuntimeError: This process serves a page already.
+        RuntimeError: This process is already serving a page.
 
     Example:
         >>> with start("crops/") as page:  # doctest: +SKIP
         ...     print(page.url)
     """
     gr = require_gradio()
-    offered = [] if gallery is None else [folder_crops(gallery)]
+    offered = [] if gallery is None else [list_crops(gallery)]
     with ExitStack() as held:
         held.enter_context(_only_page())
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="promptreid-demo-"))).resolve()
-        versions = compare(_shipped_model() if model is None else model)
-        offered.append(drawn_crops(scratch / "drawn"))
-        desk = Desk([Finder(crops, versions, progress=progress) for crops in offered])
+        versions = make_versions(load_prompts(tiny_prompts()) if model is None else model)
+        offered.append(draw_crops(scratch / "drawn"))
+        galleries = Galleries([ComparedGallery(crops, versions, progress=progress) for crops in offered])
         shown = held.enter_context(_gradio_folder(scratch / "shown"))
-        page = _serve(gr, desk, shown, host, port, open_browser)
+        page = _serve(gr, galleries, shown, host, port, open_browser)
         held.callback(page.close, verbose=False)
         return RunningDemo(page.local_url, held.pop_all())
 
@@ -117,18 +119,11 @@ def launch(
     port: int | None = None,
     open_browser: bool = False,
 ) -> None:
-    """Serve the page until Ctrl-C or a termination signal; says where it is on standard output.
-
-    Args:
-        gallery: As `start` takes it.
-        model: As `start` takes it.
-        host: As `start` takes it.
-        port: As `start` takes it.
-        open_browser: As `start` takes it.
+    """Serve the page until Ctrl-C or a termination signal, and print its address; the arguments are those of `start`.
 
     Raises:
         MissingExtraError: gradio is not installed.
-        DatasetError: The folder is missing, or has no readable picture.
+        DatasetError: The folder is missing, or has no readable image.
         OSError: The port is taken.
 
     Example:
@@ -148,19 +143,30 @@ def launch(
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """End as Ctrl-C does, so that the copies of pictures are deleted."""
+    """End as Ctrl-C does, so that the copies of images are deleted."""
     raise KeyboardInterrupt
 
 
-def _shipped_model() -> PromptedCLIP:
-    return load_prompts(tiny_prompts())
+def require_gradio() -> Any:
+    """Import gradio, with its telemetry and its record of what was asked turned off.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    os.environ.update(_SILENT)
+    try:
+        return importlib.import_module("gradio")
+    except ImportError as error:
+        raise MissingExtraError('the demo needs gradio: pip install "promptreid[demo]"') from error
 
 
 @contextmanager
 def _only_page() -> Generator[None, None, None]:
-    """Refuse a second page in one process: gradio knows one folder for its copies only."""
+    """Refuse a second page in one process: gradio knows only one folder for its copies."""
     if not _page_lock.acquire(blocking=False):
-        raise RuntimeError("this process serves a demo already; close it first, or start the second in its own process")
+        raise RuntimeError(
+            "this process is already serving a demo; close it first, or start the second in its own process"
+        )
     try:
         yield
     finally:
@@ -169,7 +175,7 @@ def _only_page() -> Generator[None, None, None]:
 
 @contextmanager
 def _gradio_folder(folder: Path) -> Generator[Path, None, None]:
-    """Let gradio put its copies into `folder`, and overrule settings that would open other folders to the browser."""
+    """Let gradio put its copies into `folder`, and remove settings that would open other folders to the browser."""
     folder.mkdir(mode=0o700)
     before = {name: os.environ.pop(name, None) for name in ("GRADIO_TEMP_DIR", "GRADIO_ALLOWED_PATHS")}
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -182,16 +188,15 @@ def _gradio_folder(folder: Path) -> Generator[Path, None, None]:
                 os.environ[name] = value
 
 
-def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
-    """Make the page and answer from a thread of its own; gradio's page."""
+def _serve(gr: Any, galleries: Galleries, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
+    """Make gradio's page, and serve it from a thread of its own."""
     private = host in LOOPBACK
-    guard: Any = importlib.import_module("starlette.middleware").Middleware(Gatekeeper, shown=shown, private=private)
-    opening = open_with(desk)
-    kept = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept)) as page:
-        inputs, results = lay_out(gr, desk, opening, private=private)
-        wire(gr, desk, opening, inputs, results)
-    page.queue(max_size=_MOST_WAITING)
+    middleware: Any = importlib.import_module("starlette.middleware").Middleware
+    opening = prepare_opening(galleries)
+    kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept_seconds)) as page:
+        fill_page(gr, galleries, opening, private=private)
+    page.queue(max_size=_MAX_WAITING)
     page.launch(
         server_name=host,
         server_port=port,
@@ -199,7 +204,7 @@ def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_b
         share=False,
         prevent_thread_lock=True,
         quiet=True,
-        max_file_size=MAX_BYTES,
+        max_file_size=MAX_UPLOAD_BYTES,
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
@@ -207,7 +212,12 @@ def _serve(gr: Any, desk: Desk, shown: Path, host: str, port: int | None, open_b
         footer_links=[],
         theme=_theme(gr),
         css=_STYLE.read_text(encoding="utf-8"),
-        app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        app_kwargs={
+            "middleware": [middleware(RequestFilter, shown=shown, private=private)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
     )
     return page
 

@@ -1,20 +1,17 @@
 """Shows which part of a crop answers a phrase, by covering one part after another."""
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.demo.versions import Version
+from promptreid.demo.comparison import Version
 
 _ROWS, _COLUMNS = 12, 6
 _BATCH = 24
-_TINT = np.array([213.0, 94.0, 0.0])  # vermilion of Okabe and Ito
-_SHOWN_HEIGHT = 384
 
 
 def phrase_heat(version: Version, image: Image.Image, phrase: str) -> Tensor:
-    """How much of the similarity to `phrase` is lost when a part of the picture is covered.
+    """How much of the similarity to `phrase` is lost when a part of the image is covered.
 
     Each part is covered with the mean colour, three by three cells at a time; a cell's value is the mean loss over
     the covers that hold it.
@@ -48,18 +45,6 @@ def phrase_heat(version: Version, image: Image.Image, phrase: str) -> Tensor:
     heat = torch.einsum("n,nrc->rc", losses, covers) / covers.sum(0)
     heat = heat.clamp(min=0)
     return heat / heat.max().clamp(min=1e-12)
-
-
-def paint_heat(image: Image.Image, heat: Tensor) -> Image.Image:
-    """Lay the heat over the picture: the hot parts in colour, the cold ones grey."""
-    height = _SHOWN_HEIGHT
-    shown = image.convert("RGB").resize((max(1, round(image.width * height / image.height)), height))
-    grey = np.asarray(shown.convert("L").convert("RGB"), dtype=np.float32)
-    colour = np.asarray(shown, dtype=np.float32)
-    large = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(shown.size, Image.Resampling.BICUBIC)
-    weight = (np.asarray(large, dtype=np.float32) / 255)[..., None]
-    mixed = (1 - weight) * (0.6 * grey + 60) + weight * (0.65 * colour + 0.35 * _TINT)
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
 def _covers() -> Tensor:

@@ -1,11 +1,16 @@
 import asyncio
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from promptreid.demo.gatekeeper import Gatekeeper
+from promptreid.demo import request_checks
+from promptreid.demo.request_checks import RequestFilter, read_upload
 
 SHOWN = Path("/scratch/shown")
 
@@ -47,7 +52,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Gatekeeper(app, shown, private=private)(scope, receive, send))  # pyright: ignore
+    asyncio.run(RequestFilter(app, shown, private=private)(scope, receive, send))  # pyright: ignore
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -56,7 +61,7 @@ def ask(
     ["/", "/config", "/theme.css", "/assets/index.js", "/static/js/a.js", "/gradio_api/queue/data",
      "/gradio_api/upload_progress", "/gradio_api/heartbeat/abc", "/gradio_api/file=/scratch/shown/ab/image.png"],
 )  # fmt: skip
-def test_gatekeeper_lets_the_page_through_with_its_headers(path: str) -> None:
+def test_request_filter_lets_the_page_through_with_its_headers(path: str) -> None:
     status, headers, body = ask(path)
     assert (status, body) == (200, b"page")
     assert headers[b"x-own"] == b"1"
@@ -73,25 +78,25 @@ def test_gatekeeper_lets_the_page_through_with_its_headers(path: str) -> None:
      "/gradio_api/file=/scratch/shown/../drawn/a.jpg", "/gradio_api/file=/scratch/shown/%2e%2e/drawn/a.jpg",
      "/gradio_api/file=scratch/shown/a.png", "/gradio_api/file=/scratch/shown-too/a.png", "/gradio_api/file/a.png"],
 )  # fmt: skip
-def test_gatekeeper_knows_no_other_address(path: str) -> None:
+def test_request_filter_knows_no_other_address(path: str) -> None:
     assert ask(path)[0] == 404
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "192.168.0.7:7860"]
 )
-def test_gatekeeper_of_a_private_page_refuses_other_hosts(host: str) -> None:
+def test_request_filter_of_a_private_page_refuses_other_hosts(host: str) -> None:
     assert ask("/", host=host)[0] == 421
     assert ask("/", host=host, private=False)[0] == 200
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:7860", "127.0.0.1"])
-def test_gatekeeper_of_a_private_page_answers_this_computer(host: str) -> None:
+def test_request_filter_of_a_private_page_answers_this_computer(host: str) -> None:
     assert ask("/", host=host)[0] == 200
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_gatekeeper_passes_a_question_on_unchanged(pieces: int) -> None:
+def test_request_filter_passes_a_question_on_unchanged(pieces: int) -> None:
     body = json.dumps(
         {"data": ["see http://example.org", {"path": "/scratch/shown/a.png", "url": "http://x/"}]}
     ).encode()
@@ -106,27 +111,27 @@ def test_gatekeeper_passes_a_question_on_unchanged(pieces: int) -> None:
         {"data": {"path": " HTTP://example.org"}},
     ],
 )
-def test_gatekeeper_refuses_to_fetch_from_elsewhere(question: object) -> None:
+def test_request_filter_refuses_to_fetch_from_elsewhere(question: object) -> None:
     assert ask("/gradio_api/queue/join", body=json.dumps(question).encode())[0] == 403
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
-def test_gatekeeper_refuses_a_question_it_cannot_read(body: bytes) -> None:
+def test_request_filter_refuses_a_question_it_cannot_read(body: bytes) -> None:
     assert ask("/gradio_api/queue/join", body=body)[0] == 403
 
 
-def test_gatekeeper_refuses_a_question_that_is_too_long() -> None:
+def test_request_filter_refuses_a_question_that_is_too_long() -> None:
     assert ask("/gradio_api/queue/join", body=b" " * 1_000_001, pieces=4)[0] == 413
 
 
-def test_gatekeeper_refuses_websockets() -> None:
+def test_request_filter_refuses_websockets() -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
-    asyncio.run(Gatekeeper(app, SHOWN, private=True)(scope, send, send))  # pyright: ignore
+    asyncio.run(RequestFilter(app, SHOWN, private=True)(scope, send, send))  # pyright: ignore
     assert sent[0]["status"] == 421
 
 
@@ -134,7 +139,7 @@ def test_gatekeeper_refuses_websockets() -> None:
     "origin",
     ["https://evil.example", "http://127.0.0.1:9999", "http://localhost:7860", "null", "http://127.0.0.1:78600"],
 )
-def test_gatekeeper_of_a_private_page_answers_no_other_page(origin: str) -> None:
+def test_request_filter_of_a_private_page_answers_no_other_page(origin: str) -> None:
     headers = {b"origin": origin.encode()}
     for path in ("/gradio_api/queue/join", "/gradio_api/cancel"):
         assert ask(path, body=b"null", headers=headers)[0] == 403
@@ -148,11 +153,11 @@ def test_gatekeeper_of_a_private_page_answers_no_other_page(origin: str) -> None
     [("http://127.0.0.1:7860", "127.0.0.1:7860"), ("http://localhost:8000", "localhost:8000"),
      ("https://localhost", "localhost")],
 )  # fmt: skip
-def test_gatekeeper_answers_its_own_page(origin: str, host: str) -> None:
+def test_request_filter_answers_its_own_page(origin: str, host: str) -> None:
     assert ask("/gradio_api/queue/join", host=host, body=b"null", headers={b"origin": origin.encode()})[0] == 200
 
 
-def test_gatekeeper_lets_only_a_page_for_others_be_framed() -> None:
+def test_request_filter_lets_only_a_page_for_others_be_framed() -> None:
     assert b"frame-ancestors 'none'" in ask("/")[1][b"content-security-policy"]
     assert b"frame-ancestors" not in ask("/", private=False)[1][b"content-security-policy"]
 
@@ -176,7 +181,9 @@ FILE = 'name="files"; filename="a.png"'
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("pieces", [1, 7])
 @pytest.mark.parametrize(("size", "status"), [(0, 200), (10 * 2**20, 200), (10 * 2**20 + 2**16, 413)])
-def test_gatekeeper_takes_uploads_of_at_most_ten_megabytes(size: int, status: int, pieces: int, private: bool) -> None:
+def test_request_filter_takes_uploads_of_at_most_ten_megabytes(
+    size: int, status: int, pieces: int, private: bool
+) -> None:
     assert upload((FILE, size), private=private, pieces=pieces) == status
 
 
@@ -185,25 +192,25 @@ def test_gatekeeper_takes_uploads_of_at_most_ten_megabytes(size: int, status: in
     [[], [(FILE, 5), (FILE, 5)], [('name="x"; filename="a.png"', 5)], [('name="files"', 5)],
      [('filename="a.png"', 5)], [(FILE, 5), ('name="x"', 5)]],
 )  # fmt: skip
-def test_gatekeeper_takes_one_file_at_a_time(parts: list[tuple[str, int]]) -> None:
+def test_request_filter_takes_one_file_at_a_time(parts: list[tuple[str, int]]) -> None:
     assert upload(*parts) == 400
 
 
 @pytest.mark.parametrize(
     "content_type", [b"", b"text/plain", b"multipart/form-data", b"multipart/form-data; boundary="]
 )
-def test_gatekeeper_takes_only_forms(content_type: bytes) -> None:
+def test_request_filter_takes_only_forms(content_type: bytes) -> None:
     body = b"--line\r\nContent-Disposition: form-data; " + FILE.encode() + b"\r\n\r\nx\r\n--line--\r\n"
     assert ask("/gradio_api/upload", body=body, headers={b"content-type": content_type})[0] == 400
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/queue/data", "/"])
-def test_gatekeeper_bounds_every_question(path: str) -> None:
+def test_request_filter_bounds_every_question(path: str) -> None:
     assert ask(path, body=bytes(1_000_000))[0] == 200
     assert ask(path, body=bytes(1_000_001), pieces=5)[0] == 413
 
 
-def test_gatekeeper_of_a_page_for_others_keeps_a_bounded_amount(tmp_path: Path) -> None:
+def test_request_filter_of_a_page_for_others_keeps_a_bounded_amount(tmp_path: Path) -> None:
     (tmp_path / "one.png").touch()
     assert upload((FILE, 5), private=False, shown=tmp_path) == 200
     with (tmp_path / "one.png").open("wb") as file:
@@ -211,3 +218,85 @@ def test_gatekeeper_of_a_page_for_others_keeps_a_bounded_amount(tmp_path: Path) 
     (tmp_path / "empty.png").touch()  # takes a block
     assert upload((FILE, 5), private=False, shown=tmp_path) == 507
     assert upload((FILE, 5), private=True, shown=tmp_path) == 200
+
+
+def random_image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 4, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("ending", "kind"), [(".png", "PNG"), (".bmp", "BMP"), (".webp", "WEBP"), (".jpg", "JPEG")])
+def test_read_upload_of_each_format_gives_rgb(tmp_path: Path, ending: str, kind: str) -> None:
+    path = tmp_path / f"crop{ending}"
+    random_image().save(path, kind)
+    image = read_upload(path)
+    assert (image.mode, image.size) == ("RGB", (4, 8))
+
+
+def test_read_upload_named_wrongly_goes_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "crop.jpg"
+    random_image().save(path, "PNG")
+    assert read_upload(path).size == (4, 8)
+
+
+def test_read_upload_turned_by_exif_stands_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    random_image().save(tmp_path / "crop.jpg", exif=exif)
+    assert read_upload(tmp_path / "crop.jpg").size == (8, 4)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_read_upload_of_any_mode_gives_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("crop.jpg" if mode == "CMYK" else "crop.png")
+    Image.new(mode, (4, 8)).save(path)
+    assert read_upload(path).mode == "RGB"
+
+
+def test_read_upload_larger_than_needed_is_shrunk(tmp_path: Path) -> None:
+    Image.new("RGB", (600, 3000)).save(tmp_path / "crop.png")
+    assert read_upload(tmp_path / "crop.png").size == (205, 1024)  # 600 / 3000 * 1024 = 204.8
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "EPS", "ICO", "PDF"])
+def test_read_upload_of_another_format_is_refused_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    random_image().save(tmp_path / "crop.png", kind)
+    with pytest.raises(ValueError, match="not a readable image; upload a JPEG, PNG, WebP or BMP"):
+        read_upload(tmp_path / "crop.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg onload='alert(1)'/>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" * 9])
+def test_read_upload_of_rubbish_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "crop.png").write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable image"):
+        read_upload(tmp_path / "crop.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_read_upload_cut_short_is_refused(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8))
+    image.save(tmp_path / "whole", kind)
+    content = (tmp_path / "whole").read_bytes()
+    (tmp_path / "half").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a readable image"):
+        read_upload(tmp_path / "half")
+
+
+def test_read_upload_of_a_large_file_is_refused_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_checks, "MAX_UPLOAD_BYTES", 2**20)
+    (tmp_path / "crop.png").write_bytes(bytes(3 * 2**19))
+    with pytest.raises(ValueError, match=r"has 1\.5 MB, at most 1 MB"):
+        read_upload(tmp_path / "crop.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(5001, 5000), (10_000, 10_000), (60_000, 60_000)])
+def test_read_upload_with_too_many_pixels_is_refused_from_the_header(tmp_path: Path, width: int, height: int) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ValueError, match=r"too large|at most 25,000,000 are allowed"):
+        read_upload(tmp_path / "bomb.png")

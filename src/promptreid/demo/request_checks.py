@@ -1,4 +1,4 @@
-"""Stands before the page's server: what it lets in, and what it tells the browser to refuse."""
+"""Checks everything that browsers send to the page: addresses, senders, sizes, uploaded files."""
 
 import asyncio
 import json
@@ -10,24 +10,33 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
 
-from promptreid.demo.uploads import MAX_BYTES
+from PIL import Image, ImageOps
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _Refusal = tuple[int, str]  # status and reason
 
+MAX_UPLOAD_BYTES = 10 * 2**20
+UPLOAD_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_MAX_UPLOAD_PIXELS = 25_000_000
+_MAX_KEPT_SIDE = 1024
+
 LOOPBACK = ("127.0.0.1", "localhost")
 _API = "/gradio_api"
 # gradio has many more addresses: a proxy for other sites, a record of what was asked, editing of the page …
-_PAGES = ("/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt")
-_QUEUE = ("queue/join", "queue/data", "upload", "upload_progress", "cancel", "reset", "reset/", "startup-events")
+_PATHS = frozenset(
+    ["/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/robots.txt"]
+    + [f"{_API}/queue/{name}" for name in ("join", "data")]
+    + [f"{_API}/{name}" for name in ("upload", "upload_progress", "cancel", "reset", "reset/", "startup-events")]
+)
 _FOLDERS = ("/assets/", "/static/", f"{_API}/heartbeat/")
 _FILES = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
 _UPLOAD = f"{_API}/upload"
-_MAX_QUESTION_BYTES = 1_000_000
-_MAX_UPLOAD_BYTES = MAX_BYTES + 64 * 2**10  # a form wraps the file in some lines
+_MAX_BODY_BYTES = 1_000_000
+_MAX_FORM_BYTES = MAX_UPLOAD_BYTES + 64 * 2**10  # a form wraps the file in some lines
 _MAX_KEPT_BYTES = 500 * 2**20
 _LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
 _POLICY = b"content-security-policy"
@@ -43,19 +52,19 @@ _HEADERS = {
 }
 
 
-class Gatekeeper:
-    """ASGI middleware: answers only what the page itself asks.
+class RequestFilter:
+    """ASGI middleware that answers only what the page itself asks.
 
-    Refused are addresses that the page does not use, files outside the folder of shown copies, questions that would
-    make the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for
-    this computer alone also refuses whatever a stranger's page sends: requests that name another host, its name having
-    been made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others takes no
+    It refuses addresses that the page does not use, files outside the folder of shown copies, requests that would make
+    the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for this
+    computer alone also refuses whatever a stranger's page sends: requests for another host name, which may have been
+    made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others accepts no
     upload while it holds copies of more than 500 MB.
 
     Args:
         app: The application behind.
         shown: The folder of copies made for the browser.
-        private: Whether only this computer may ask.
+        private: Whether only this computer may send requests.
     """
 
     def __init__(self, app: Callable[[Any, _Receive, _Send], Awaitable[None]], shown: Path, *, private: bool) -> None:
@@ -72,30 +81,30 @@ class Gatekeeper:
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST":
             body, refusal = await self._read(scope, receive)
-            receive = _again(body, receive)
+            receive = _replay(body, receive)
         if refusal is None:
             await self.app(scope, receive, send_page)
         else:
             await _refuse(send, *refusal)
 
     def _refusal(self, scope: _Message) -> _Refusal | None:
-        """Why a request is not let in, by its address and sender alone."""
+        """Why a request is refused, by its address and sender alone."""
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
             return 421, "this page answers to 127.0.0.1 only"
         if self.private and _is_from_another_page(scope):
-            return 403, "this page answers no other page"
+            return 403, "this page does not answer other pages"
         return None if self._is_known_path(scope["path"]) else (404, "there is nothing here")
 
     def _is_known_path(self, path: str) -> bool:
         if path.startswith(_FILES):
             file = posixpath.normpath(unquote(path.removeprefix(_FILES)))
             return file.startswith(f"{self.shown.as_posix()}/")
-        return path in _PAGES or path.startswith(_FOLDERS) or path in [f"{_API}/{name}" for name in _QUEUE]
+        return path in _PATHS or path.startswith(_FOLDERS)
 
     async def _read(self, scope: _Message, receive: _Receive) -> tuple[bytes, _Refusal | None]:
-        """The body of a request, whole, so that nothing half arrived is left over, and why it is refused."""
+        """The whole body of a request, so that no half of it is left over, and why it is refused."""
         is_upload = scope["path"] == _UPLOAD
-        most = _MAX_UPLOAD_BYTES if is_upload else _MAX_QUESTION_BYTES
+        most = _MAX_FORM_BYTES if is_upload else _MAX_BODY_BYTES
         body = bytearray()
         more = True
         while more and len(body) <= most:
@@ -103,21 +112,22 @@ class Gatekeeper:
             body += message.get("body", b"")
             more = bool(message.get("more_body", False))
         if len(body) > most:
-            return b"", (413, f"at most {MAX_BYTES // 2**20} MB are taken" if is_upload else "the question is too long")
+            return b"", (413, f"at most {MAX_UPLOAD_BYTES // 2**20} MB" if is_upload else "the request is too long")
+        content = bytes(body)
         if is_upload:
-            return bytes(body), await self._upload_refusal(_header(scope, b"content-type"), bytes(body))
-        return bytes(body), _question_refusal(bytes(body)) if scope["path"] == _JOIN else None
+            return content, await self._upload_refusal(_header(scope, b"content-type"), content)
+        return content, _question_refusal(content) if scope["path"] == _JOIN else None
 
     async def _upload_refusal(self, content_type: str, body: bytes) -> _Refusal | None:
         if not _is_one_file(content_type, body):
             return 400, "an upload is one file"
         if not self.private and await asyncio.to_thread(_bytes_in, self.shown) > _MAX_KEPT_BYTES:
-            return 507, "this page holds as many pictures as it may; try again in an hour"
+            return 507, "this page holds as many images as it may; try again in an hour"
         return None
 
 
-def _again(body: bytes, receive: _Receive) -> _Receive:
-    """Receives a body that was read already, then what comes after it."""
+def _replay(body: bytes, receive: _Receive) -> _Receive:
+    """Receives a body that was already read, then what comes after it."""
     waiting: list[_Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> _Message:
@@ -139,13 +149,13 @@ def _header(scope: _Message, name: bytes) -> str:
 
 
 def _is_from_another_page(scope: _Message) -> bool:
-    """Whether a script or form of a page at another address asks: browsers then say which, as the origin."""
+    """Whether a script or form of a page at another address sent this: browsers name that page as the origin."""
     origin = _header(scope, b"origin")
     return bool(origin) and origin.partition("://")[2] != _header(scope, b"host")
 
 
 def _is_one_file(content_type: str, body: bytes) -> bool:
-    """Whether a form holds one file under the name that gradio keeps and deletes; others it would leave lying about."""
+    """Whether a form holds one file, under the name that gradio keeps and deletes; others it would never delete."""
     boundary = re.search(r'boundary="?([^";,\s]+)', content_type)
     if boundary is None:
         return False
@@ -159,11 +169,11 @@ def _question_refusal(body: bytes) -> _Refusal | None:
         foreign = _names_another_site(json.loads(body or b"null"))
     except (ValueError, RecursionError):
         foreign = True
-    return (403, "a question may only speak of files that were uploaded here") if foreign else None
+    return (403, "a request may only name files that were uploaded here") if foreign else None
 
 
 def _names_another_site(value: object) -> bool:
-    """Whether a file in the question is an address to fetch."""
+    """Whether a file named in the request is an address to fetch."""
     if isinstance(value, dict):
         entries = cast("dict[str, object]", value)
         path = entries.get("path")
@@ -173,7 +183,7 @@ def _names_another_site(value: object) -> bool:
 
 def _with_headers(send: _Send, *, framed: bool) -> _Send:
     own = dict(_HEADERS)
-    if not framed:  # no other page may show this one inside itself, and lead clicks to it
+    if not framed:  # no other page may show this one in a frame and lead clicks to it
         own[_POLICY] += b"; frame-ancestors 'none'"
 
     async def send_with_headers(message: _Message) -> None:
@@ -189,3 +199,39 @@ async def _refuse(send: _Send, status: int, reason: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *_HEADERS.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
+
+
+def read_upload(path: str | Path) -> Image.Image:
+    """Decode an uploaded image.
+
+    Only the decoders of four formats are ever tried, whatever the file is called, and the size is read from the header
+    before any pixel is.
+
+    Args:
+        path: The uploaded file.
+
+    Returns:
+        The image as RGB, turned as its EXIF data says, at most 1,024 pixels a side.
+
+    Raises:
+        ValueError: The file is too large, of another format, has too many pixels, or is broken.
+    """
+    size = Path(path).stat().st_size
+    if size > MAX_UPLOAD_BYTES:
+        most = MAX_UPLOAD_BYTES // 2**20
+        raise ValueError(f"the image has {size / 2**20:.1f} MB, at most {most} MB are allowed; shrink it")
+    try:
+        with Image.open(path, formats=_UPLOAD_FORMATS) as image:
+            width, height = image.size
+            if width * height > _MAX_UPLOAD_PIXELS:
+                raise ValueError(
+                    f"the image is {width} x {height} pixels, at most {_MAX_UPLOAD_PIXELS:,} are allowed; "
+                    "cut the person out of it"
+                )
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"the image is too large: {error}") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError("this file is not a readable image; upload a JPEG, PNG, WebP or BMP file") from error
+    upright.thumbnail((_MAX_KEPT_SIDE, _MAX_KEPT_SIDE))
+    return upright
