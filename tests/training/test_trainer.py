@@ -124,11 +124,11 @@ class Killed(Exception):
 
 @contextmanager
 def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
-    """Break the run off when it is about to do step `stop`."""
+    """Interrupt the run when it is about to do step `stop`."""
     step = RunningStage.step
 
     def stopping(self: RunningStage, *args: Any, **settings: Any) -> Any:
-        if trainer._run.state.step == stop:
+        if trainer.position.step == stop:
             raise Killed
         return step(self, *args, **settings)
 
@@ -138,7 +138,7 @@ def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
 
 
 @pytest.mark.parametrize("stops", [[1], [2], [3, 5], [4, 6, 7]])
-def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
+def test_trainer_interrupted_and_resumed_ends_with_the_same_bits(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, stops: list[int], tmp_path: Path
 ) -> None:
     def settings(folder: str) -> dict[str, Any]:
@@ -157,16 +157,16 @@ def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
     model.load_state_dict(start[0])
     schedule[1].loss_modules.load_state_dict(start[1])
     for stop in stops:
-        trainer = make(**settings("broken"))
+        trainer = make(**settings("interrupted"))
         with stopped_at(trainer, stop), pytest.raises(Killed):
             trainer.fit()
         torch.rand(3)
-    trainer = make(**settings("broken"))
+    trainer = make(**settings("interrupted"))
     trainer.fit()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert without_seconds(trainer.history) == without_seconds(whole.history)
     for name in ("log.jsonl", "steps.jsonl"):
-        lines = [read_lines(tmp_path / folder / name) for folder in ("whole", "broken")]
+        lines = [read_lines(tmp_path / folder / name) for folder in ("whole", "interrupted")]
         assert without_seconds(lines[0]) == without_seconds(lines[1])
     assert trainer.best["scores"] == whole.best["scores"]
 
@@ -245,7 +245,7 @@ def test_trainer_non_finite_loss_stops_with_step_and_leaves_the_weights_before_i
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_trainer_pictures_that_are_not_numbers_leave_the_weights_before_them(
+def test_trainer_images_that_are_not_numbers_leave_the_weights_before_them(
     make: Any, broken_pairs: Any, model: PromptedCLIP
 ) -> None:
     with pytest.raises(ValueError, match=r"not numbers \(NaN\)"):
@@ -393,7 +393,7 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) ->
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match="belongs to another model"):
         make(model=other, stages=schedule).fit()
 
 
@@ -401,7 +401,7 @@ def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(mak
     make().fit()
     path = tmp_path / "run" / "checkpoints" / "step-000000008" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to go on from step-000000006"):
+    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to resume from step-000000006"):
         make().fit()
 
 
