@@ -14,7 +14,7 @@ import torch
 
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 from promptreid.training.trainer import Trainer
@@ -195,6 +195,80 @@ def test_trainer_stages_end_with_their_best_weights(make: Any, model: PromptedCL
     torch.nn.init.zeros_(model.clip.visual.proj)
     trainer.load_best()
     assert all(torch.equal(value, states[2][name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_on_epoch_end_gets_each_entry_and_the_model_it_is_of(make: Any, model: PromptedCLIP) -> None:
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def note(entry: dict[str, Any], model: PromptedCLIP) -> str:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        calls.append((entry, model.state_dict()[PROMPTS[0]].clone()))
+        return "ignored"
+
+    scores = iter([0.9, 0.2, 0.5, 0.6])
+    history = make(
+        on_epoch_end=note, evaluate=lambda _: {"mAP": next(scores)}, evaluate_every_epoch=True, best_metric="mAP"
+    ).fit()
+    assert [entry for entry, _ in calls] == history
+    # After the last epoch of stage 1 the model holds the weights of the epoch that was chosen, which was the first.
+    assert torch.equal(calls[0][1], calls[1][1])
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_trainer_on_epoch_end_cannot_change_the_run_nor_how_it_resumes(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, stop: int
+) -> None:
+    def meddle(entry: dict[str, Any], model: PromptedCLIP) -> None:
+        entry.clear()
+        model.train()
+        torch.manual_seed(0)
+        torch.rand(3)
+
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.2)  # so that modes and generators matter
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    expected = without_seconds(make(output_dir=tmp_path / "alone").fit())
+    bits = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    trainer = make(on_epoch_end=meddle)
+    with stopped_at(trainer, stop), pytest.raises(Killed):
+        trainer.fit()
+    assert without_seconds(make(on_epoch_end=meddle).fit()) == expected
+    assert all(torch.equal(value, bits[name]) for name, value in model.state_dict().items())
+
+
+class CentreLoss(torch.nn.Module):
+    """A loss from outside the package, with a parameter of its own: a centre for each person."""
+
+    def __init__(self, num_identities: int, embed_dim: int) -> None:
+        super().__init__()
+        self.centres = torch.nn.Parameter(torch.randn(num_identities, embed_dim))
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        centres = self.centres[person_ids]
+        return ((images - centres).square() + (texts - centres).square()).mean()
+
+
+def test_trainer_trains_a_foreign_loss_and_resumes_it_with_the_same_bits(
+    make: Any, model: PromptedCLIP, tmp_path: Path
+) -> None:
+    recipe = Recipe(num_identities=5, stage_one_epochs=1, stage_two_epochs=2)
+    centre = CentreLoss(5, model.embed_dim)
+    stages = [recipe.domain_adaptation(model), recipe.task_adaptation(model, losses={"centre": centre})]
+    modules = torch.nn.ModuleList([model, *(stage.loss_modules for stage in stages)])
+    start = copy.deepcopy(modules.state_dict())
+    history = make(stages=stages, output_dir=tmp_path / "whole").fit()
+    expected = copy.deepcopy(modules.state_dict())
+    assert set(history[-1]["losses"]) == {"contrastive", "centre", "identity", "total"}
+    assert not torch.equal(expected["2.centre.centres"], start["2.centre.centres"])
+    modules.load_state_dict(start)
+    trainer = make(stages=stages)
+    with stopped_at(trainer, 5), pytest.raises(Killed):
+        trainer.fit()
+    torch.nn.init.zeros_(centre.centres)
+    make(stages=stages).fit()
+    assert all(torch.equal(value, expected[name]) for name, value in modules.state_dict().items())
 
 
 def test_trainer_without_validation_ends_with_the_last_epoch_and_says_so(make: Any, model: PromptedCLIP) -> None:
