@@ -96,7 +96,7 @@ class Trainer:
 
     Raises:
         MissingExtraError: accelerate or a tracker is not installed.
-        ValueError: Settings do not fit together or the device; the batch is larger than the data set or does not
+        ValueError: Settings do not fit together or the device; the batch is larger than the dataset or does not
             divide by the processes; fewer than two persons, or labels for which a loss has no output.
         CheckpointError: `output_dir` holds another run.
 
