@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, load_clip
-from promptreid.training.trainer import StageLoop
+from promptreid.training.step import RunningStage
 
 ROUNDS = 12
 STEPS = 6  # a round and loop; the first of them is not counted
@@ -88,18 +88,18 @@ def trainer_loop(model: PromptedCLIP, data: Pictures) -> list[tuple[float, float
 @contextmanager
 def timed_steps(ticks: list[tuple[float, float]]) -> Generator[None, None, None]:
     """Note the clock after every step of the trainer."""
-    original: Callable[..., Any] = StageLoop._step
+    original: Callable[..., Any] = RunningStage.step
 
-    def step(*arguments: Any) -> Any:
-        result = original(*arguments)
+    def step(*arguments: Any, **settings: Any) -> Any:
+        result = original(*arguments, **settings)
         ticks.append(clock())
         return result
 
-    StageLoop._step = step
+    RunningStage.step = step
     try:
         yield
     finally:
-        StageLoop._step = original
+        RunningStage.step = original
 
 
 def seconds(ticks: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ IDENTITIES = (200, 20, 50)  # persons to draw for training, validation and test
 EPOCHS = (2, 3)  # of stage 1 and stage 2
 LEARNING_RATES = (5e-3, 3e-4)
 BATCH_SIZE = 64
-NUM_WORKERS = 0  # processes that load pictures, for each GPU
+NUM_WORKERS = 0  # processes that load images, for each GPU
 SEED = 0
 
 

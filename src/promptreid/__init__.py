@@ -6,6 +6,7 @@ from promptreid.lazy import lazy_names
 from promptreid.version import __version__
 
 if TYPE_CHECKING:
+    from promptreid.adaptation import adapt
     from promptreid.evaluation.evaluate import evaluate
     from promptreid.losses.contrastive import ContrastiveLoss
     from promptreid.losses.cross_modal_id import CrossModalIDLoss
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from promptreid.prompts.config import PromptConfig
     from promptreid.retrieval.gallery import Gallery
     from promptreid.towers.loading import load_clip
-    from promptreid.training.recipe import TwoStageSchedule
+    from promptreid.training.recipe import Recipe, TwoStageSchedule
     from promptreid.training.stage import Stage
     from promptreid.training.trainer import Trainer
 
@@ -29,10 +30,12 @@ __all__ = [
     "PromptedCLIP",
     "PromptedTextEncoder",
     "PromptedVisionEncoder",
+    "Recipe",
     "Stage",
     "Trainer",
     "TwoStageSchedule",
     "__version__",
+    "adapt",
     "evaluate",
     "load_clip",
     "load_prompts",
@@ -50,9 +53,11 @@ __getattr__ = lazy_names(
         "PromptedCLIP": "promptreid.model.prompted_clip",
         "PromptedTextEncoder": "promptreid.model.text",
         "PromptedVisionEncoder": "promptreid.model.vision",
+        "Recipe": "promptreid.training.recipe",
         "Stage": "promptreid.training.stage",
         "Trainer": "promptreid.training.trainer",
         "TwoStageSchedule": "promptreid.training.recipe",
+        "adapt": "promptreid.adaptation",
         "evaluate": "promptreid.evaluation.evaluate",
         "load_clip": "promptreid.towers.loading",
         "load_prompts": "promptreid.model.prompted_clip",

@@ -27,7 +27,7 @@ def person_ids() -> torch.Tensor:
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Persons' random pictures and captions, augmented from all three generators and, if asked, broken."""
+    """Persons' random images and captions, augmented from all three generators and, if asked, broken."""
 
     def __init__(self, length: int = 10, *, persons: int = 5, broken: int | None = None) -> None:
         generator = torch.Generator().manual_seed(5)

@@ -11,15 +11,15 @@ from typing import Any
 
 from killed_run import run
 
-from promptreid.training.trainer import StageLoop
+from promptreid.training.trainer import Trainer
 
 
 def interrupt(at_step: int, number: int, *, times: int = 1) -> None:
     """Send this process a signal in the middle of a step."""
-    step = StageLoop._step
+    step = Trainer._step
 
-    def interrupted(self: StageLoop, *arguments: Any) -> Any:
-        if self.run.state.step == at_step:
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
+        if self.position.step == at_step:
             for _ in range(times):
                 handler = signal.getsignal(number)
                 os.kill(os.getpid(), number)
@@ -29,7 +29,7 @@ def interrupt(at_step: int, number: int, *, times: int = 1) -> None:
                     time.sleep(0.001)
         return step(self, *arguments)
 
-    StageLoop._step = interrupted
+    Trainer._step = interrupted
 
 
 def status_of(folder: Path, prepare: Callable[[], None]) -> int:

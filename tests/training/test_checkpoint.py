@@ -46,7 +46,7 @@ def test_save_checkpoint_same_step_again_replaces_it(checkpoint: Checkpoint, tmp
 
 
 @pytest.mark.parametrize("where", ["write_tensors_atomically", "file_digest", "write_bytes_atomically"])
-def test_save_checkpoint_broken_off_leaves_the_one_before(
+def test_save_checkpoint_interrupted_leaves_the_one_before(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     save_checkpoint(checkpoint, tmp_path, step=1)
@@ -64,7 +64,7 @@ def test_save_checkpoint_broken_off_leaves_the_one_before(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_save_checkpoint_broken_off_while_removing_leaves_no_half_one(
+def test_save_checkpoint_interrupted_while_removing_leaves_no_half_one(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(checkpoint, tmp_path, step=1, keep=1)
@@ -133,5 +133,5 @@ def test_load_checkpoint_damaged_names_the_one_before(checkpoint: Checkpoint, tm
     save_checkpoint(checkpoint, tmp_path, step=6)
     path = save_checkpoint(checkpoint, tmp_path, step=7)
     damage(path, "one bit")
-    with pytest.raises(CheckpointError, match="delete it to go on from step-000000006"):
+    with pytest.raises(CheckpointError, match="delete it to resume from step-000000006"):
         load_checkpoint(path)

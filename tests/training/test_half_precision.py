@@ -100,7 +100,7 @@ def test_trainer_fp16_that_overflows_at_every_scale_is_stopped(make_fp16: Any, m
 
 
 @pytest.mark.parametrize("stop", [3, 4, 6])
-def test_trainer_fp16_broken_off_and_continued_ends_with_the_same_bits(
+def test_trainer_fp16_interrupted_and_resumed_ends_with_the_same_bits(
     make_fp16: Any,
     model: PromptedCLIP,
     schedule: TwoStageSchedule,
@@ -112,7 +112,7 @@ def test_trainer_fp16_broken_off_and_continued_ends_with_the_same_bits(
         pass
 
     def fit(folder: str) -> dict[str, Any]:
-        # Grows at every second step, so that a scale that is not gone on from shows.
+        # Grows at every second step, so that a scale that is not restored shows.
         scaler = {"init_scale": 64.0, "growth_interval": 2}
         trainer = make_fp16(scaler, output_dir=tmp_path / folder, checkpoint_every_steps=1)
         trainer.fit()
@@ -137,6 +137,6 @@ def test_trainer_fp16_broken_off_and_continued_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(RunningStage, "step", stopping)
         with pytest.raises(Killed):
-            fit("broken")
-    assert fit("broken") == scale
+            fit("interrupted")
+    assert fit("interrupted") == scale
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM write a checkpoint and leave; the same command goes on to the same end."""
+"""Ctrl-C and SIGTERM write a checkpoint and leave; the same command resumes and comes to the same end."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ DRIVER = Path(__file__).with_name("interrupted_run.py")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_trainer_interrupted_writes_a_checkpoint_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_trainer_interrupted_writes_a_checkpoint_and_resumes_to_the_same_end(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(DRIVER), str(tmp_path)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -33,7 +33,7 @@ def test_trainer_interrupted_writes_a_checkpoint_and_goes_on_to_the_same_end(tmp
     told = "\n".join(said)
     assert "SIGINT step-000000005" in told
     assert "stopped by SIGINT: the checkpoint is" in told
-    assert "step-000000005; give the same command again to go on" in told
+    assert "step-000000005; run the same command again to resume" in told
     assert "SIGTERM step-000000006" in told
     assert "stopped by SIGTERM" in told
     assert told.count("Traceback") == 1  # of the run that was told twice, which wrote nothing more

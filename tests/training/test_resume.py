@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL and started again ends bit for bit as an unbroken one."""
+"""A run killed with SIGKILL and started again ends bit for bit as an uninterrupted one."""
 
 import json
 import os

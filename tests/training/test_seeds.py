@@ -1,4 +1,4 @@
-"""Runs under several seeds: mean and spread, and going on where they were broken off."""
+"""Runs under several seeds: mean and spread, and interrupted ones are resumed."""
 
 import json
 import math

@@ -14,7 +14,7 @@ import torch
 
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 from promptreid.training.trainer import Trainer
@@ -124,11 +124,11 @@ class Killed(Exception):
 
 @contextmanager
 def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
-    """Break the run off when it is about to do step `stop`."""
+    """Interrupt the run when it is about to do step `stop`."""
     step = RunningStage.step
 
     def stopping(self: RunningStage, *args: Any, **settings: Any) -> Any:
-        if trainer._run.state.step == stop:
+        if trainer.position.step == stop:
             raise Killed
         return step(self, *args, **settings)
 
@@ -138,7 +138,7 @@ def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
 
 
 @pytest.mark.parametrize("stops", [[1], [2], [3, 5], [4, 6, 7]])
-def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
+def test_trainer_interrupted_and_resumed_ends_with_the_same_bits(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, stops: list[int], tmp_path: Path
 ) -> None:
     def settings(folder: str) -> dict[str, Any]:
@@ -157,16 +157,16 @@ def test_trainer_broken_off_and_continued_ends_with_the_same_bits(
     model.load_state_dict(start[0])
     schedule[1].loss_modules.load_state_dict(start[1])
     for stop in stops:
-        trainer = make(**settings("broken"))
+        trainer = make(**settings("interrupted"))
         with stopped_at(trainer, stop), pytest.raises(Killed):
             trainer.fit()
         torch.rand(3)
-    trainer = make(**settings("broken"))
+    trainer = make(**settings("interrupted"))
     trainer.fit()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert without_seconds(trainer.history) == without_seconds(whole.history)
     for name in ("log.jsonl", "steps.jsonl"):
-        lines = [read_lines(tmp_path / folder / name) for folder in ("whole", "broken")]
+        lines = [read_lines(tmp_path / folder / name) for folder in ("whole", "interrupted")]
         assert without_seconds(lines[0]) == without_seconds(lines[1])
     assert trainer.best["scores"] == whole.best["scores"]
 
@@ -195,6 +195,80 @@ def test_trainer_stages_end_with_their_best_weights(make: Any, model: PromptedCL
     torch.nn.init.zeros_(model.clip.visual.proj)
     trainer.load_best()
     assert all(torch.equal(value, states[2][name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_on_epoch_end_gets_each_entry_and_the_model_it_is_of(make: Any, model: PromptedCLIP) -> None:
+    calls: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def note(entry: dict[str, Any], model: PromptedCLIP) -> str:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        calls.append((entry, model.state_dict()[PROMPTS[0]].clone()))
+        return "ignored"
+
+    scores = iter([0.9, 0.2, 0.5, 0.6])
+    history = make(
+        on_epoch_end=note, evaluate=lambda _: {"mAP": next(scores)}, evaluate_every_epoch=True, best_metric="mAP"
+    ).fit()
+    assert [entry for entry, _ in calls] == history
+    # After the last epoch of stage 1 the model holds the weights of the epoch that was chosen, which was the first.
+    assert torch.equal(calls[0][1], calls[1][1])
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_trainer_on_epoch_end_cannot_change_the_run_nor_how_it_resumes(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, stop: int
+) -> None:
+    def meddle(entry: dict[str, Any], model: PromptedCLIP) -> None:
+        entry.clear()
+        model.train()
+        torch.manual_seed(0)
+        torch.rand(3)
+
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.2)  # so that modes and generators matter
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    expected = without_seconds(make(output_dir=tmp_path / "alone").fit())
+    bits = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    trainer = make(on_epoch_end=meddle)
+    with stopped_at(trainer, stop), pytest.raises(Killed):
+        trainer.fit()
+    assert without_seconds(make(on_epoch_end=meddle).fit()) == expected
+    assert all(torch.equal(value, bits[name]) for name, value in model.state_dict().items())
+
+
+class CentreLoss(torch.nn.Module):
+    """A loss from outside the package, with a parameter of its own: a centre for each person."""
+
+    def __init__(self, num_identities: int, embed_dim: int) -> None:
+        super().__init__()
+        self.centres = torch.nn.Parameter(torch.randn(num_identities, embed_dim))
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        centres = self.centres[person_ids]
+        return ((images - centres).square() + (texts - centres).square()).mean()
+
+
+def test_trainer_trains_a_foreign_loss_and_resumes_it_with_the_same_bits(
+    make: Any, model: PromptedCLIP, tmp_path: Path
+) -> None:
+    recipe = Recipe(num_identities=5, stage_one_epochs=1, stage_two_epochs=2)
+    centre = CentreLoss(5, model.embed_dim)
+    stages = [recipe.domain_adaptation(model), recipe.task_adaptation(model, losses={"centre": centre})]
+    modules = torch.nn.ModuleList([model, *(stage.loss_modules for stage in stages)])
+    start = copy.deepcopy(modules.state_dict())
+    history = make(stages=stages, output_dir=tmp_path / "whole").fit()
+    expected = copy.deepcopy(modules.state_dict())
+    assert set(history[-1]["losses"]) == {"contrastive", "centre", "identity", "total"}
+    assert not torch.equal(expected["2.centre.centres"], start["2.centre.centres"])
+    modules.load_state_dict(start)
+    trainer = make(stages=stages)
+    with stopped_at(trainer, 5), pytest.raises(Killed):
+        trainer.fit()
+    torch.nn.init.zeros_(centre.centres)
+    make(stages=stages).fit()
+    assert all(torch.equal(value, expected[name]) for name, value in modules.state_dict().items())
 
 
 def test_trainer_without_validation_ends_with_the_last_epoch_and_says_so(make: Any, model: PromptedCLIP) -> None:
@@ -245,7 +319,7 @@ def test_trainer_non_finite_loss_stops_with_step_and_leaves_the_weights_before_i
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_trainer_pictures_that_are_not_numbers_leave_the_weights_before_them(
+def test_trainer_images_that_are_not_numbers_leave_the_weights_before_them(
     make: Any, broken_pairs: Any, model: PromptedCLIP
 ) -> None:
     with pytest.raises(ValueError, match=r"not numbers \(NaN\)"):
@@ -393,7 +467,7 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) ->
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match="belongs to another model"):
         make(model=other, stages=schedule).fit()
 
 
@@ -401,7 +475,7 @@ def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(mak
     make().fit()
     path = tmp_path / "run" / "checkpoints" / "step-000000008" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to go on from step-000000006"):
+    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to resume from step-000000006"):
         make().fit()
 
 

@@ -1,4 +1,4 @@
-"""Losses, gradients and whole runs of two gloo processes; `test_gather.py` starts this file as a program."""
+"""Losses, gradients and whole runs of two gloo processes; `test_processes.py` starts this file as a program."""
 
 import os
 import socket
@@ -86,7 +86,7 @@ def save_gradients(path: Path, case: str, *, mixed_precision: str = "no") -> Non
     batches = SAMPLERS[sampler](seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index)
     batch = default_collate(items.__getitems__(next(iter(batches))))
     batch["images"] = batch["images"].to(dtype)
-    losses = running._backward(batch)
+    losses = running.backward(batch)
     named = {**dict(model.named_parameters()), **dict(stage.loss_modules.named_parameters(prefix="losses"))}
     found = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
     found |= {f"loss {name}": value.detach() for name, value in losses.items()}
@@ -129,7 +129,7 @@ def train(
     step = RunningStage.step
 
     def stopping(self: RunningStage, *args: Any, **settings: Any) -> Any:
-        if trainer._run.state.step == stop_at_step:
+        if trainer.position.step == stop_at_step:
             raise Stop
         return step(self, *args, **settings)
 
@@ -139,7 +139,7 @@ def train(
     except Stop:
         return
     rank = int(os.environ.get("RANK", "0"))
-    assert trainer._run.last == path / "checkpoints" / "step-000000009"  # in every process
+    assert trainer.last_checkpoint == path / "checkpoints" / "step-000000009"  # in every process
     save_file({name: value.clone() for name, value in model.state_dict().items()}, path / f"rank{rank}.safetensors")
 
 

@@ -3,10 +3,10 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from promptreid.adaptation import score_table
 from promptreid.cli.options import add_model_arguments, chosen_model, load_model
 from promptreid.cli.output import Output
 from promptreid.data.reader import load_dataset
@@ -62,18 +62,6 @@ def run(settings: argparse.Namespace, output: Output) -> int:
     if settings.output is not None:
         output.say(f"metrics.json and ranking.png are in {settings.output}")
     return 0
-
-
-def score_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Scores in percent, one row a name and direction."""
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
-    width = max(len(name) for name in rows) + 2
-    lines = [" " * (width + 15) + "".join(f"{name:>8}" for name in names)]
-    for direction in ("text to image", "image to text"):
-        for name, scores in rows.items():
-            own = scores if direction == "text to image" else scores["image_to_text"]
-            lines.append(f"{name:<{width}}{direction:<15}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
-    return "\n".join(lines)
 
 
 def _join_processes(device: str) -> str:

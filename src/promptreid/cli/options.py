@@ -82,8 +82,8 @@ def check_device(device: str) -> str:
         ValueError: It does not.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 

@@ -1,1 +1,1 @@
-"""What trains when, and the loop that does it and goes on after a kill."""
+"""Stages, recipes, and the trainer that runs them and resumes after a kill."""

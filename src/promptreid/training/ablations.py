@@ -1,8 +1,8 @@
 """The paper's ablations, and one of ours, as lists of stages.
 
-Each takes a model and a `Recipe` and returns stages for `Trainer` or a loop of your own. What the model must carry
-is part of the ablation: prompts in both towers, in one, or in none; another model is refused with a ValueError that
-says which `PromptConfig` to make it with.
+Each takes a model and a `Recipe` and returns stages for `adapt`, `Trainer` or a loop of your own. Which prompts the
+model must carry is part of the ablation: in both towers, in one, or in none. Another model is refused with a ValueError
+that says which `PromptConfig` to make it with.
 
 Source: arXiv 2401.02173, the ablation of prompts and stages; the last of the list and the warm-up are ours.
 """
@@ -38,18 +38,16 @@ def direct_after_head_warm_up(model: PromptedCLIP, recipe: Recipe) -> list[Stage
     _check_prompts(model, "direct_after_head_warm_up", "none")
     if not recipe.identity_weight:
         raise ValueError("direct_after_head_warm_up warms up the identity head, but identity_weight is 0")
-    identity = recipe.identity_loss(model)
-    head = Stage(
+    losses = {"identity": recipe.identity_loss(model)}
+    head = recipe.stage(
         "head_warm_up",
         model,
         trains=[],
-        losses={"identity": identity},
+        losses=losses,
         epochs=recipe.stage_one_epochs,
         learning_rate=recipe.stage_one_learning_rate,
-        warmup_epochs=recipe.warmup_share * recipe.stage_one_epochs,
-        max_norm=recipe.max_norm,
     )
-    return [head, recipe.task_adaptation(model, identity=identity, name="direct_fine_tuning")]
+    return [head, recipe.task_adaptation(model, losses=losses, name="direct_fine_tuning")]
 
 
 def prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
@@ -65,7 +63,7 @@ def joint_one_stage(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
 
 
 def prompts_in_both_stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """Prompts go on training in stage 2 instead of being frozen."""
+    """Prompts keep training in stage 2 instead of being frozen."""
     _check_prompts(model, "prompts_in_both_stages", "both")
     return [recipe.domain_adaptation(model), recipe.task_adaptation(model, trains=["prompts", "encoders"])]
 
@@ -109,7 +107,7 @@ def _check_prompts(model: PromptedCLIP, ablation: str, carried: Literal["both", 
     if any((lengths[tower] > 0) != wanted[tower] for tower in wanted):
         text, image = (4 if wanted[tower] else 0 for tower in ("text", "image"))
         raise ValueError(
-            f"{ablation} is of a model with prompts in {carried.replace('both', 'both towers')}, this one has "
+            f"{ablation} needs a model with prompts in {carried.replace('both', 'both towers')}, this one has "
             f"{lengths['text']} for text and {lengths['image']} for images a block; make it with "
             f"PromptedCLIP(clip, PromptConfig(text_length={text}, vision_length={image}))"
         )

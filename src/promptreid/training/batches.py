@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promptreid.data.samplers import EpochSampler
-from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.losses.functional import check_labels
 from promptreid.training.stage import Stage
 
 
@@ -41,7 +39,7 @@ def set_random_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_randomness() -> Generator[None, None, None]:
-    """Put the generators back afterwards, so that what runs inside changes nothing outside."""
+    """Put the generators back afterwards, so that what is drawn inside changes nothing outside."""
     state = random_state()
     try:
         yield
@@ -50,14 +48,14 @@ def preserved_randomness() -> Generator[None, None, None]:
 
 
 class SeededItems(Dataset[dict[str, Tensor]]):
-    """A data set whose items are drawn from a seed of their own in each epoch.
+    """A dataset whose items are drawn from a seed of their own in each epoch.
 
     Augmentation then depends on seed, epoch and index alone: not on the number of workers or processes, nor on where
-    a killed run went on.
+    a killed run was resumed.
 
     Args:
         dataset: The items.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, dataset: Dataset[dict[str, Tensor]], *, seed: int) -> None:
@@ -95,10 +93,10 @@ class SeededItems(Dataset[dict[str, Tensor]]):
 
 
 def check_training_data(dataset: Any, stages: Sequence[Stage]) -> None:
-    """Refuse persons that the stages' losses cannot tell apart, where the data set says whose its items are.
+    """Refuse persons that the stages' losses cannot tell apart, where the dataset has labels.
 
     Args:
-        dataset: Its attribute `person_ids`, if there is one, holds the labels of its images or items.
+        dataset: Its attribute `person_ids`, if it has one, holds the labels of its images or items.
         stages: The stages.
 
     Raises:
@@ -112,27 +110,19 @@ def check_training_data(dataset: Any, stages: Sequence[Stage]) -> None:
             f"train_data holds {len(torch.unique(person_ids))} identity; telling persons apart needs at least 2"
         )
     for stage in stages:
-        for name, loss in stage.loss_modules.items():
-            if isinstance(loss, CrossModalIDLoss):
-                try:
-                    check_labels(person_ids, loss.num_identities)
-                except ValueError as error:
-                    raise ValueError(
-                        f"train_data does not fit the loss {name!r} of stage {stage.name!r}, made for num_identities="
-                        f"{loss.num_identities}: {error}"
-                    ) from error
+        stage.check_labels(person_ids)
 
 
-NEEDED = ("images", "tokens", "person_ids")
+BATCH_KEYS = ("images", "tokens", "person_ids")  # what a step takes, in this order
 
 
 class BatchSampler(Protocol):
-    """What draws the batches; the samplers of `promptreid.data.samplers` do."""
+    """Draws the batches, as the samplers of `promptreid.data.samplers` do."""
 
     batch_size: int
 
     def __len__(self) -> int:
-        """Batches a whole epoch."""
+        """Number of batches in a whole epoch."""
         ...
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -148,12 +138,12 @@ MakeSampler = Callable[..., BatchSampler]
 
 
 class Batches:
-    """Batches of a data set for one of several processes.
+    """Batches of a dataset for one of several processes.
 
     Args:
         dataset: Items with `"images"`, `"tokens"` and `"person_ids"`.
-        batch_size: Pairs a batch, over all processes.
-        seed: Of order and augmentation.
+        batch_size: Pairs per batch, over all processes.
+        seed: Seed of order and augmentation.
         make_sampler: Makes the sampler from `seed`, `num_replicas` and `rank`; `EpochSampler` over all items if None.
         num_workers: Processes that load data.
         num_replicas: Processes that train.
@@ -199,7 +189,7 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        """Batches a whole epoch."""
+        """Number of batches in a whole epoch."""
         return len(self.sampler)
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -209,7 +199,7 @@ class Batches:
         yield from self._loader
 
     def settings(self) -> dict[str, Any]:
-        """What a run must have in common with a checkpoint to go on from it."""
+        """What a run must have in common with a checkpoint to resume from it."""
         return {
             "batch_size": self.sampler.batch_size,
             "batches": len(self.sampler),
@@ -221,13 +211,13 @@ class Batches:
 def _length(dataset: Any) -> int:
     length = len(cast(Sized, dataset)) if hasattr(dataset, "__len__") else None
     if not length:
-        how_many = "no length" if length is None else "no items"
-        raise ValueError(f"train_data, a {type(dataset).__name__}, has {how_many}; expected two or more, by index")
+        found = "no length" if length is None else "no items"
+        raise ValueError(f"train_data, a {type(dataset).__name__}, has {found}; expected two or more, by index")
     return length
 
 
 def _check_item(item: Mapping[str, Any]) -> None:
-    missing = [name for name in NEEDED if name not in item]
+    missing = [name for name in BATCH_KEYS if name not in item]
     if missing:
         raise ValueError(
             f"items of train_data lack {', '.join(missing)}; expected dictionaries of tensors with images (3, H, W), "
@@ -236,6 +226,6 @@ def _check_item(item: Mapping[str, Any]) -> None:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Ctrl-C in a terminal reaches every process; a worker that died of it would break the step under way.
+    # Ctrl-C in a terminal reaches every process; a worker that died of it would interrupt the current step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

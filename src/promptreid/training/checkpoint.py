@@ -1,4 +1,4 @@
-"""Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all."""
+"""Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all, and how a run resumes."""
 
 import json
 import shutil
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from promptreid.errors import CheckpointError
-from promptreid.files import file_digest, flush, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import (
+    file_digest,
+    flush,
+    remove_scratch,
+    write_bytes_atomically,
+    write_tensors_atomically,
+)
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
@@ -28,7 +34,7 @@ NEEDED = ("settings", "position", "random")
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on: tensors by name, and all the rest as JSON holds it."""
+    """What a run needs to resume: tensors by name, and everything else as JSON holds it."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     state: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -44,7 +50,7 @@ class Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a folder, oldest first."""
+    """Complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
@@ -55,7 +61,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     or nothing under its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    clear_unfinished(folder)
+    _clear_unfinished(folder)
     target = folder / f"step-{step:09d}"
     unfinished = folder / f"unfinished-{target.name}"
     unfinished.mkdir()
@@ -106,27 +112,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _refusal(path, f"{TENSORS} cannot be read: {error}") from error
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's whole state to one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors_atomically(path, model.state_dict())
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load what `save_weights` wrote.
-
-    Raises:
-        CheckpointError: The file is not there, damaged, or of another model.
-    """
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot load the weights {path}: {error}; they are written once evaluate has given a best_metric"
-        ) from error
-
-
-def clear_unfinished(folder: Path) -> None:
+def _clear_unfinished(folder: Path) -> None:
     """Remove what a killed run had not finished writing."""
     for path in folder.glob("unfinished-*"):
         shutil.rmtree(path)
@@ -134,8 +120,8 @@ def clear_unfinished(folder: Path) -> None:
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
-    mend = f"delete it to go on from {others[-1]}" if others else "delete it to start over, or give another output_dir"
-    return CheckpointError(f"cannot go on from the checkpoint {path}: {reason}; {mend}")
+    mend = f"resume from {others[-1]}" if others else "start over, or give another output_dir"
+    return CheckpointError(f"cannot resume from the checkpoint {path}: {reason}; delete it to {mend}")
 
 
 def _remove(path: Path) -> None:
@@ -145,9 +131,76 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+class RunFolder:
+    """A folder with `log.jsonl`, `checkpoints/` and `best.safetensors`, each written whole or not at all.
+
+    Args:
+        path: The folder; made when something is first written.
+        keep: Number of checkpoints that are kept.
+    """
+
+    def __init__(self, path: str | Path, *, keep: int = 2) -> None:
+        self.path: Path = Path(path)
+        self.keep = keep
+        self.checkpoints: Path = self.path / "checkpoints"
+        self.best: Path = self.path / "best.safetensors"
+
+    def find(self, settings: dict[str, Any], *, resume: bool) -> Path | None:
+        """The checkpoint to resume from, if there is one.
+
+        Raises:
+            CheckpointError: The folder holds a run with other settings, or any run where `resume` is False.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            return None
+        if not resume:
+            raise CheckpointError(
+                f"output_dir {self.path} holds a run already; give another folder, or resume=True to resume it"
+            )
+        _check_settings(read_state(found[-1])["settings"], settings, found[-1])
+        return found[-1]
+
+    def save(self, checkpoint: Checkpoint, history: Sequence[dict[str, Any]], *, step: int) -> Path:
+        """Write a checkpoint, then the log."""
+        path = save_checkpoint(checkpoint, self.checkpoints, step=step, keep=self.keep)
+        self.write_log(history)
+        return path
+
+    def write_log(self, history: Sequence[dict[str, Any]]) -> None:
+        """Write one line per entry."""
+        content = "".join(json.dumps(entry) + "\n" for entry in history)
+        write_bytes_atomically(self.path / "log.jsonl", content.encode())
+
+    def repair(self, history: Sequence[dict[str, Any]]) -> None:
+        """Repair what a kill left behind: unfinished files, and a log without its last line."""
+        _clear_unfinished(self.checkpoints)
+        for name in (self.best.name, "log.jsonl", "steps.jsonl"):
+            remove_scratch(self.path / name)
+        self.write_log(history)
+
+    def save_best(self, model: nn.Module) -> None:
+        """Keep a model's weights as the best so far."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_tensors_atomically(self.best, model.state_dict())
+
+    def load_best(self, model: nn.Module) -> None:
+        """Load the best weights.
+
+        Raises:
+            CheckpointError: There are none yet, or the file is damaged or belongs to another model.
+        """
+        try:
+            model.load_state_dict(load_file(self.best))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(
+                f"cannot load the weights {self.best}: {error}; they are written once evaluate has given a best_metric"
+            ) from error
+
+
 @dataclass
-class RunState:
-    """The next batch to train on, and what has been learnt of the run so far.
+class Position:
+    """Where a run stands: the next batch to train on, and the results so far.
 
     Attributes:
         stage: Index of the stage.
@@ -155,8 +208,8 @@ class RunState:
         batch: Within the epoch, from 0.
         step: Steps of the optimiser over all stages.
         sums: Losses of this epoch's batches so far, summed by name.
-        seconds: Spent on this epoch so far.
-        history: One entry an epoch; the lines of the log.
+        seconds: Time spent on this epoch so far.
+        history: One entry per epoch; the lines of the log.
         best: The entry with the best score of this stage so far.
     """
 
@@ -174,18 +227,18 @@ class RunState:
         """Whether the stage has not begun, so that its optimiser has no state yet."""
         return self.epoch == self.batch == 0
 
-    def end_step(self, losses: Mapping[str, float], *, seconds: float) -> None:
-        """Add one step's losses to the epoch's."""
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
-        self.batch, self.step, self.seconds = self.batch + 1, self.step + 1, self.seconds + seconds
-
     @property
     def means(self) -> dict[str, float]:
         """The epoch's mean losses so far."""
         return {name: value / self.batch for name, value in self.sums.items()}
 
+    def end_step(self, losses: Mapping[str, float], *, seconds: float) -> None:
+        """Add one step's losses to the epoch's."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
+        self.batch, self.step, self.seconds = self.batch + 1, self.step + 1, self.seconds + seconds
+
     def end_epoch(self, entry: dict[str, Any], *, epochs: int) -> None:
-        """Keep the epoch's entry and go to the next epoch, or the next stage after the last."""
+        """Keep the epoch's entry and move to the next epoch, or to the next stage after the last."""
         self.history.append(entry)
         self.batch, self.sums, self.seconds = 0, {}, 0.0
         self.epoch += 1
@@ -193,9 +246,9 @@ class RunState:
             self.stage, self.epoch = self.stage + 1, 0
 
 
-def capture(model: nn.Module, stages: Sequence[Stage], state: RunState, running: RunningStage | None) -> Checkpoint:
-    """Put model, heads, optimiser, scheduler and position into a checkpoint."""
-    checkpoint = Checkpoint(state={"position": asdict(state)})
+def capture(model: nn.Module, stages: Sequence[Stage], position: Position, running: RunningStage | None) -> Checkpoint:
+    """Put model, heads, optimiser, scheduler and position into a checkpoint; `running` is None between stages."""
+    checkpoint = Checkpoint(state={"position": asdict(position)})
     checkpoint.add("model", model.state_dict())
     for index, stage in enumerate(stages):
         checkpoint.add(f"losses.{index}", stage.loss_modules.state_dict())
@@ -206,11 +259,11 @@ def capture(model: nn.Module, stages: Sequence[Stage], state: RunState, running:
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, path: Path, model: nn.Module, stages: Sequence[Stage]) -> RunState:
+def restore(checkpoint: Checkpoint, path: Path, model: nn.Module, stages: Sequence[Stage]) -> Position:
     """Load model and heads, and return where the run stood.
 
     Raises:
-        CheckpointError: The weights are of another model.
+        CheckpointError: The weights belong to another model.
     """
     try:
         model.load_state_dict(checkpoint.take("model"))
@@ -218,20 +271,23 @@ def restore(checkpoint: Checkpoint, path: Path, model: nn.Module, stages: Sequen
             stage.loss_modules.load_state_dict(checkpoint.take(f"losses.{index}"))
     except RuntimeError as error:
         raise CheckpointError(
-            f"the checkpoint {path} is of another model: {error}; continue with the model it was written by, or give "
-            "another output_dir"
+            f"the checkpoint {path} belongs to another model: {error}; continue with the model it was written by, or "
+            "give another output_dir"
         ) from error
-    return RunState(**checkpoint.state["position"])
+    return Position(**checkpoint.state["position"])
 
 
-def restore_running(checkpoint: Checkpoint, running: RunningStage) -> None:
-    """Load optimiser and scheduler of a stage that was under way."""
-    _set_optimizer_state(running.optimizer, checkpoint.take("optimizer"), checkpoint.state["optimizer"])
-    running.scheduler.load_state_dict(checkpoint.state["scheduler"])
+def restore_running(checkpoint: Checkpoint, running: RunningStage, *, between_stages: bool) -> None:
+    """Load optimiser and scheduler of a stage that had begun, and the gradient scaler."""
+    if not between_stages:
+        _set_optimizer_state(running.optimizer, checkpoint.take("optimizer"), checkpoint.state["optimizer"])
+        running.scheduler.load_state_dict(checkpoint.state["scheduler"])
+    if running.scaler is not None:
+        running.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-def check_settings(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    """Refuse to go on from a checkpoint of a run with other settings.
+def _check_settings(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
+    """Refuse to resume from a checkpoint of a run with other settings.
 
     Raises:
         CheckpointError: Settings differ; all of them are listed.
@@ -244,8 +300,8 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], path: Path) -
     ]
     if differences:
         raise CheckpointError(
-            f"the checkpoint {path} belongs to another run: {'; '.join(differences)}. Run with the settings of before "
-            "to go on, or give another output_dir to start anew"
+            f"the checkpoint {path} belongs to another run: {'; '.join(differences)}. Use the earlier settings to "
+            "resume it, or give another output_dir to start a new run"
         )
 
 
@@ -281,7 +337,7 @@ def _set_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], rest:
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     for group in rest["param_groups"]:
-        # JSON knows no tuples; torch gives and expects them for everything but the parameters' indices.
+        # JSON has no tuples; torch gives and expects them for everything but the parameters' indices.
         group |= {
             key: tuple(cast(list[Any], value))
             for key, value in group.items()

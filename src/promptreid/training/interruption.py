@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until a checkpoint is written."""
+"""Ctrl-C and SIGTERM, held back until a checkpoint has been written."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ import torch.distributed as dist
 
 _HELD = (signal.SIGINT, signal.SIGTERM)
 # Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process; torchrun, and accelerate which uses it, then
-# send the same signal to their processes once more. So much later a second one is meant.
+# send the same signal to their processes once more. A second signal counts only after this time.
 _PASSED_ON_SECONDS = 3.0
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts at once.
+    """Inside the block the first SIGINT or SIGTERM is only noted; a second one acts at once.
 
     Under `torchrun` a second one counts from three seconds after the first, because its launcher passes each on.
     Signals reach the main thread alone, so in another thread nothing is held back.
 
     Args:
-        device: Where processes tell each other that one was asked to stop.
+        device: Device on which processes tell each other that one was asked to stop.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            # One that is ignored stays so: a shell lets its background programs not see the terminal's Ctrl-C.
+            # An ignored signal stays ignored: a shell hides the terminal's Ctrl-C from background programs.
             heeded = [number for number in _HELD if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
@@ -46,7 +46,7 @@ class Interruption:
         self._let_go()
 
     def wanted(self) -> bool:
-        """Whether any process was asked to stop; every process has to ask."""
+        """Whether any process was asked to stop; every process must call this."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             number = torch.tensor(self._number, device=self._device)
             dist.all_reduce(number, dist.ReduceOp.MAX)
@@ -54,7 +54,7 @@ class Interruption:
         return self._number > 0
 
     def exit(self, message: str) -> None:
-        """Leave the program with the status that a shell gives to this signal.
+        """Leave the program with the exit status that a shell gives to this signal.
 
         Raises:
             SystemExit: Always.
@@ -84,5 +84,5 @@ class Interruption:
 
 
 def _say(message: str) -> None:
-    # Not through sys.stderr, which may be in the middle of a write that the signal has interrupted.
+    # Not through sys.stderr: the signal may have interrupted a write to it.
     os.write(2, f"\npromptreid: {message}\n".encode())

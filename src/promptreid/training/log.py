@@ -1,4 +1,4 @@
-"""What is told of a run while it trains: a progress bar, a JSON line a step and an epoch, and trackers."""
+"""Progress of a run while it trains: a bar per epoch, a JSON line per step, and trackers."""
 
 import importlib.util
 import json
@@ -19,10 +19,10 @@ class EpochBar:
 
     Args:
         label: Stage and epoch.
-        batches: Of a whole epoch.
-        done: Batches of it that were done before.
+        batches: Batches in the whole epoch.
+        done: Batches of it that were done before the run was resumed.
         left_after: Batches of the run after this epoch.
-        shown: Whether there is a bar at all.
+        shown: Whether the bar is shown.
     """
 
     def __init__(self, label: str, *, batches: int, done: int, left_after: int, shown: bool) -> None:
@@ -39,7 +39,7 @@ class EpochBar:
         self._bar.close()
 
     def step(self, means: Mapping[str, float]) -> None:
-        """Show one more batch."""
+        """Show one more batch and the mean losses so far."""
         if self._bar.disable:
             return
         self._done += 1
@@ -51,14 +51,14 @@ class EpochBar:
 
 
 class RunLog:
-    """`steps.jsonl` with a line a step, and trackers such as TensorBoard; in the main process alone.
+    """`steps.jsonl` with a line per step, and trackers such as TensorBoard; in the main process alone.
 
-    A run that goes on after a kill cuts off the lines beyond its checkpoint, so the file ends as an unbroken run's.
+    A resumed run cuts off the lines beyond its checkpoint, so the file ends as that of an uninterrupted run.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         accelerator: accelerate's `Accelerator`, made with the trackers.
-        step: The checkpoint's that the run goes on from; 0 for a new run.
+        step: Step of the checkpoint that the run is resumed from; 0 for a new run.
     """
 
     def __init__(self, folder: Path, accelerator: Any, *, step: int) -> None:
@@ -73,10 +73,10 @@ class RunLog:
         accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
     def write_step(self, *, step: int, losses: Mapping[str, float], seconds: float, **others: Any) -> None:
-        """Write what one step gave; `others` are its place, learning rate and gradient norm."""
+        """Write what one step gave; `others` are its stage, epoch, learning rate and gradient norm."""
         if self._file is None:
             return
-        # An overflow of fp16 is no number that JSON knows.
+        # JSON has no number for an overflow of fp16.
         known = {
             name: None if isinstance(value, float) and not isfinite(value) else value for name, value in others.items()
         }
@@ -88,13 +88,13 @@ class RunLog:
             self._accelerator.log(numbers, step=step)
 
     def write_epoch(self, entry: Mapping[str, Any]) -> None:
-        """Tell the trackers an epoch's scores; its line is written with the checkpoint."""
+        """Give an epoch's scores to the trackers; its line in `log.jsonl` is written with the checkpoint."""
         if self._file is not None and self._accelerator.trackers and entry.get("scores"):
             scores = {f"scores/{name}": value for name, value in entry["scores"].items()}
             self._accelerator.log(scores, step=entry["step"])
 
     def close(self) -> None:
-        """Finish the file and the trackers."""
+        """Close the file and the trackers."""
         if self._file is not None:
             self._file.close()
         # Not accelerator.end_training, which would also end the process group that a next trainer needs.
@@ -103,11 +103,11 @@ class RunLog:
 
 
 def check_trackers(trackers: Sequence[Any]) -> None:
-    """Refuse trackers that accelerate does not know or that are not installed; it would leave them out silently.
+    """Refuse trackers that accelerate does not know or that are not installed; it would ignore them silently.
 
     Raises:
         ValueError: accelerate has no such tracker.
-        MissingExtraError: It is not installed.
+        MissingExtraError: A tracker is not installed.
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 

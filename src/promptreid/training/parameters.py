@@ -1,4 +1,4 @@
-"""The parameters of a model that a stage names, and how deep in their tower they are."""
+"""The parts of a model that a stage trains, and how deep in their tower parameters are."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from promptreid.model.encoder import PromptCarrier
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.features import parameters_without_features
+from promptreid.towers.modes import evaluating
 from promptreid.towers.probing import probe_images, probe_tokens
 
 
 class LayerDepths:
-    """Where the parameters of both towers stand: before the blocks, in one of them, or after.
+    """How far the parameters of both towers are from their tower's end, counted in blocks.
 
     Parameters that no feature is computed from, such as the logit scale, have no depth.
 
@@ -28,7 +29,7 @@ class LayerDepths:
     def __init__(self, model: PromptedCLIP) -> None:
         self._distances: dict[nn.Parameter, int] = {}
         inputs = (probe_images(model.clip)[:1], probe_tokens(model.text.tower)[:1])
-        with _every_parameter_differentiable(model.clip), model.disabled():
+        with _differentiable(model.clip), evaluating(model.clip), model.disabled():
             for carrier, encode, values in zip(
                 (model.vision, model.text), (model.encode_image, model.encode_text), inputs, strict=True
             ):
@@ -42,7 +43,7 @@ class LayerDepths:
         blocks: tuple[nn.Module, ...] = getattr(carrier.tower, "blocks", ())
         if not blocks:
             raise ValueError(
-                f"{carrier.kind} is no row of Transformer blocks, so its parameters have no depth; leave out "
+                f"{carrier.kind} is not a sequence of Transformer blocks, so its parameters have no depth; leave out "
                 "layer_decay and the part projections"
             )
         seen: list[Tensor] = []
@@ -78,18 +79,15 @@ def _parameters_behind(values: Tensor) -> list[nn.Parameter]:
 
 
 @contextmanager
-def _every_parameter_differentiable(module: nn.Module) -> Generator[None, None, None]:
+def _differentiable(module: nn.Module) -> Generator[None, None, None]:
     asked = [parameter.requires_grad for parameter in module.parameters()]
-    modes = {child: child.training for child in module.modules()}
-    module.requires_grad_(True).eval()
+    module.requires_grad_(True)
     try:
         with torch.enable_grad():
             yield
     finally:
         for parameter, value in zip(module.parameters(), asked, strict=True):
             parameter.requires_grad_(value)
-        for child, training in modes.items():
-            child.training = training
 
 
 Part = Literal["prompts", "image_prompts", "text_prompts", "encoders", "norms", "projections"]

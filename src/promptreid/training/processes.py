@@ -20,11 +20,11 @@ Item = TypeVar("Item")
 def make_accelerator(
     device: str | torch.device | None, mixed_precision: str, *, trackers: Sequence[Any] = (), folder: Path | None = None
 ) -> "Accelerator":
-    """An accelerator on a device, or on the best there is, with trackers that write into a folder.
+    """An accelerator on a device, or on the best one available, with trackers that write into a folder.
 
     Raises:
         MissingExtraError: accelerate is not installed.
-        ValueError: The device or the precision cannot be had.
+        ValueError: The device or the precision is not available.
     """
     try:
         from accelerate import Accelerator
@@ -78,7 +78,7 @@ def all_ranks(value: Item) -> list[Item]:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """All-gather whose backward gives each process the sum of what all processes ask of its share."""
+    """All-gather whose backward gives each process the sum of all processes' gradients of its share."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

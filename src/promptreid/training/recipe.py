@@ -1,9 +1,9 @@
 """The numbers of Prompt Decoupling, and the stages they make."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, overload
 
 from torch import nn
 
@@ -24,22 +24,22 @@ class Recipe:
     Rates, epochs and the rest are our own choice where the paper gives none.
 
     Args:
-        num_identities: C, persons in the training split.
-        stage_one_epochs: Passes of domain adaptation.
-        stage_two_epochs: Passes of task adaptation.
+        num_identities: C, persons in the training split; `adapt` fills it in from the data.
+        stage_one_epochs: Passes of domain adaptation; 0 leaves stage 1 out, which is plain fine-tuning.
+        stage_two_epochs: Passes of task adaptation; 0 leaves stage 2 out, which is prompt tuning alone.
         stage_one_learning_rate: Peak rate of the prompts.
         stage_two_learning_rate: Peak rate of the encoders.
         matching: What pulls pairs together: `"contrastive"`, or `"sdm"` as an alternative.
-        temperature: The matching loss's.
+        temperature: Temperature of the matching loss.
         learnable_temperature: Let it train.
-        same_person: What the contrastive loss makes of other pairs of the same person.
-        similarity: The contrastive loss's; the dot product is an ablation.
+        same_person: How the contrastive loss treats other pairs of the same person in a batch.
+        similarity: Similarity of the contrastive loss; the dot product is an ablation.
         identity_weight: Weight of the identity loss in stage 2; 0 leaves it out.
-        label_smoothing: The identity loss's.
-        classifier: The identity loss's.
-        cross_modal_projection: The identity loss's.
-        weight_decay: In stage 2.
-        layer_decay: In stage 2.
+        label_smoothing: Label smoothing of the identity loss.
+        classifier: Classifier of the identity loss.
+        cross_modal_projection: Whether the identity loss classifies projections.
+        weight_decay: AdamW's, in stage 2.
+        layer_decay: Layer decay of the rate in stage 2.
         warmup_share: Share of each stage's epochs in which the rate rises.
         max_norm: Longest the gradient may be; None for no clipping.
 
@@ -56,7 +56,8 @@ class Recipe:
         Li et al. 2024, Prompt Decoupling, arXiv 2401.02173; temperature: IRRA, arXiv 2303.12501.
     """
 
-    num_identities: int
+    # The paper's rates and epochs are not known to us: these are our own choice, near those of CSKT and IRRA.
+    num_identities: int | None = None
     stage_one_epochs: int = 30
     stage_two_epochs: int = 60
     stage_one_learning_rate: float = 3e-4
@@ -76,7 +77,7 @@ class Recipe:
     max_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_identities < 2:
+        if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share}, expected 0 <= warmup_share < 1")
@@ -85,8 +86,27 @@ class Recipe:
         if self.matching not in get_args(Matching):
             raise ValueError(f'matching is {self.matching!r}, expected "contrastive" or "sdm"')
 
+    def with_stages(
+        self, *, epochs: Sequence[int] | None = None, learning_rates: Sequence[float] | None = None
+    ) -> "Recipe":
+        """A copy with other epochs and peak rates of stage 1 and stage 2; what is None stays as it is.
+
+        Example:
+            >>> Recipe().with_stages(epochs=(1, 2)).stage_two_epochs
+            2
+        """
+        one, two = epochs or (self.stage_one_epochs, self.stage_two_epochs)
+        first, second = learning_rates or (self.stage_one_learning_rate, self.stage_two_learning_rate)
+        return replace(
+            self,
+            stage_one_epochs=one,
+            stage_two_epochs=two,
+            stage_one_learning_rate=first,
+            stage_two_learning_rate=second,
+        )
+
     def matching_loss(self) -> nn.Module:
-        """A fresh loss that pulls pairs together."""
+        """A new loss that pulls pairs together."""
         if self.matching == "sdm":
             return SDMLoss(self.temperature, learnable_temperature=self.learnable_temperature)
         return ContrastiveLoss(
@@ -97,7 +117,16 @@ class Recipe:
         )
 
     def identity_loss(self, model: PromptedCLIP) -> CrossModalIDLoss:
-        """A fresh identity loss with its head."""
+        """A new identity loss with its head.
+
+        Raises:
+            ValueError: `num_identities` is not known.
+        """
+        if self.num_identities is None:
+            raise ValueError(
+                "the identity loss needs num_identities, the number of persons in the training split; "
+                "data.train.num_identities counts them"
+            )
         return CrossModalIDLoss(
             self.num_identities,
             model.embed_dim,
@@ -106,17 +135,32 @@ class Recipe:
             cross_modal_projection=self.cross_modal_projection,
         )
 
-    def domain_adaptation(self, model: PromptedCLIP, *, trains: Sequence[Part] = ("prompts",)) -> Stage:
-        """Stage 1: the matching loss alone, at the rate of prompts and without weight decay."""
-        return Stage(
+    def stage(self, name: str, model: PromptedCLIP, *, epochs: int, **settings: Any) -> Stage:
+        """A stage of your own with the recipe's warm-up and clipping; `settings` are those of `Stage`."""
+        warmup = self.warmup_share * epochs
+        return Stage(name, model, epochs=epochs, warmup_epochs=warmup, max_norm=self.max_norm, **settings)
+
+    def domain_adaptation(
+        self,
+        model: PromptedCLIP,
+        *,
+        trains: Sequence[Part] = ("prompts",),
+        losses: Mapping[str, nn.Module] | None = None,
+    ) -> Stage:
+        """Stage 1: the matching loss, at the rate of prompts and without weight decay.
+
+        Args:
+            model: The model to train.
+            trains: Parts of it that train.
+            losses: Losses beside the stage's own, by name; each has the weight 1.
+        """
+        return self.stage(
             "domain_adaptation",
             model,
             trains=trains,
-            losses={self.matching: self.matching_loss()},
+            losses={self.matching: self.matching_loss(), **(losses or {})},
             epochs=self.stage_one_epochs,
             learning_rate=self.stage_one_learning_rate,
-            warmup_epochs=self.warmup_share * self.stage_one_epochs,
-            max_norm=self.max_norm,
         )
 
     def task_adaptation(
@@ -124,110 +168,74 @@ class Recipe:
         model: PromptedCLIP,
         *,
         trains: Sequence[Part] = ("encoders",),
-        identity: CrossModalIDLoss | None = None,
+        losses: Mapping[str, nn.Module] | None = None,
         name: str = "task_adaptation",
     ) -> Stage:
-        """Stage 2: the matching and the identity loss; `identity` goes on with a head that exists already."""
-        losses = {self.matching: self.matching_loss()}
-        if self.identity_weight:
-            losses["identity"] = identity or self.identity_loss(model)
-        return Stage(
+        """Stage 2: the matching loss and, unless its weight is 0, the identity loss.
+
+        Args:
+            model: The model to train.
+            trains: Parts of it that train.
+            losses: Losses beside the stage's own, by name, each of weight 1; `"identity"` takes the place of a new
+                identity loss, as to continue with a head that exists already.
+            name: Name of the stage.
+        """
+        named = {self.matching: self.matching_loss(), **(losses or {})}
+        if self.identity_weight and "identity" not in named:
+            named["identity"] = self.identity_loss(model)
+        return self.stage(
             name,
             model,
             trains=trains,
-            losses=losses,
+            losses=named,
             weights={"identity": self.identity_weight} if self.identity_weight else None,
             epochs=self.stage_two_epochs,
             learning_rate=self.stage_two_learning_rate,
             prompt_learning_rate=self.stage_one_learning_rate,
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
-            warmup_epochs=self.warmup_share * self.stage_two_epochs,
-            max_norm=self.max_norm,
         )
 
 
 class TwoStageSchedule(Sequence[Stage]):
     """First domain adaptation (prompts learn, encoders frozen), then task adaptation (the other way round).
 
-    Stage 1 minimises the contrastive loss; stage 2 the contrastive loss and the cross-modal identity loss. Rates,
-    epochs and the rest are our own choice where the paper gives none.
+    Stage 1 minimises the contrastive loss; stage 2 the contrastive loss and the cross-modal identity loss.
 
     Args:
         model: The model to train.
-        num_identities: C, persons in the training split.
-        stage_one_epochs: Passes of stage 1; 0 leaves it out, which is plain fine-tuning.
-        stage_two_epochs: Passes of stage 2; 0 leaves it out, which is prompt tuning alone.
-        stage_one_learning_rate: Peak rate of the prompts.
-        stage_two_learning_rate: Peak rate of the encoders.
-        temperature: The contrastive loss's, fixed.
-        same_person: What the contrastive loss makes of other pairs of the same person in a batch.
-        identity_weight: Weight of the identity loss in stage 2; 0 leaves it out.
-        label_smoothing: The identity loss's.
-        weight_decay: AdamW's, in stage 2.
-        warmup_share: Share of each stage's epochs in which the rate rises.
-        max_norm: Longest the gradient may be; None for no clipping.
+        recipe: The numbers of both stages; those of `Recipe()` if None.
+        **options: Settings of `Recipe` by name, which replace those of `recipe`; `num_identities` is needed in one
+            of the two unless there is no identity loss.
 
     Raises:
         ValueError: Both stages are left out, a stage has nothing to train, or a setting is out of range.
+        TypeError: An option is unknown.
 
     Example:
         >>> from promptreid import PromptedCLIP, load_clip
         >>> model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
-        >>> [stage.name for stage in TwoStageSchedule(model, num_identities=100)]
+        >>> [stage.name for stage in TwoStageSchedule(model, num_identities=100, stage_one_epochs=5)]
         ['domain_adaptation', 'task_adaptation']
+        >>> schedule = TwoStageSchedule(model, Recipe(num_identities=100, matching="sdm"))
+        >>> list(schedule[1].loss_modules)
+        ['sdm', 'identity']
 
     Source:
         Li et al. 2024, Prompt Decoupling, arXiv 2401.02173.
     """
 
-    def __init__(
-        self,
-        model: PromptedCLIP,
-        *,
-        num_identities: int,
-        stage_one_epochs: int = 30,
-        stage_two_epochs: int = 60,
-        stage_one_learning_rate: float = 3e-4,
-        stage_two_learning_rate: float = 1e-5,
-        temperature: float = 0.02,
-        same_person: SamePerson = "ignored",
-        identity_weight: float = 1.0,
-        label_smoothing: float = 0.0,
-        weight_decay: float = 0.01,
-        warmup_share: float = 1 / 12,
-        max_norm: float | None = 1.0,
-    ) -> None:
-        recipe = Recipe(
-            num_identities=num_identities,
-            stage_one_epochs=stage_one_epochs,
-            stage_two_epochs=stage_two_epochs,
-            stage_one_learning_rate=stage_one_learning_rate,
-            stage_two_learning_rate=stage_two_learning_rate,
-            temperature=temperature,
-            same_person=same_person,
-            identity_weight=identity_weight,
-            label_smoothing=label_smoothing,
-            weight_decay=weight_decay,
-            warmup_share=warmup_share,
-            max_norm=max_norm,
-        )
-        self._stages = _stages(model, recipe)
-
-    @classmethod
-    def from_recipe(cls, model: PromptedCLIP, recipe: Recipe) -> "TwoStageSchedule":
-        """The schedule of a recipe, which has more settings than fit above.
-
-        Example:
-            >>> from promptreid import PromptedCLIP, load_clip
-            >>> model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
-            >>> schedule = TwoStageSchedule.from_recipe(model, Recipe(num_identities=100, matching="sdm"))
-            >>> list(schedule[1].loss_modules)
-            ['sdm', 'identity']
-        """
-        schedule = cls.__new__(cls)
-        schedule._stages = _stages(model, recipe)
-        return schedule
+    def __init__(self, model: PromptedCLIP, recipe: Recipe | None = None, **options: Any) -> None:
+        recipe = replace(recipe or Recipe(), **options)
+        one, two = recipe.stage_one_epochs, recipe.stage_two_epochs
+        if min(one, two) < 0 or one == two == 0:
+            raise ValueError(
+                f"stage_one_epochs is {one} and stage_two_epochs {two}: nothing to train; give at least one epoch to "
+                "at least one stage"
+            )
+        self._stages: list[Stage] = [recipe.domain_adaptation(model)] if one else []
+        if two:
+            self._stages.append(recipe.task_adaptation(model))
 
     @overload
     def __getitem__(self, index: int) -> Stage: ...
@@ -240,14 +248,3 @@ class TwoStageSchedule(Sequence[Stage]):
 
     def __len__(self) -> int:
         return len(self._stages)
-
-
-def _stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    one, two = recipe.stage_one_epochs, recipe.stage_two_epochs
-    if min(one, two) < 0 or one == two == 0:
-        raise ValueError(
-            f"stage_one_epochs is {one} and stage_two_epochs {two}: nothing to train; give at least one epoch to at "
-            "least one stage"
-        )
-    stages = [recipe.domain_adaptation(model)] if one else []
-    return [*stages, recipe.task_adaptation(model)] if two else stages

@@ -16,7 +16,7 @@ from promptreid.files import write_bytes_atomically
 
 @dataclass(frozen=True)
 class SeedScores:
-    """Scores of one run a seed.
+    """Scores of one run per seed.
 
     Attributes:
         scores: Scores by name, by seed.
@@ -42,14 +42,14 @@ class SeedScores:
         }
 
     def table(self) -> str:
-        """One line a score, in percent."""
+        """One line per score, in percent."""
         mean, std, count = self.mean, self.std, len(self.scores)
         seeds = "1 seed" if count == 1 else f"{count} seeds"
         width = max(map(len, mean))
         return "\n".join(f"{name:<{width}}{100 * mean[name]:10.2f} ± {100 * std[name]:.2f}  ({seeds})" for name in mean)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON holds it; a spread that is not known is null."""
+        """Everything as JSON holds it; an unknown spread is null."""
         std = {name: None if math.isnan(value) else value for name, value in self.std.items()}
         return {
             "seeds": {str(seed): dict(scores) for seed, scores in self.scores.items()},
@@ -65,14 +65,14 @@ class SeedScores:
 def run_seeds(
     train: Callable[[int, Path], Mapping[str, float]], seeds: Sequence[int], *, output_dir: str | Path
 ) -> SeedScores:
-    """Train once for each seed and sum the scores up.
+    """Train once for each seed and collect the scores.
 
-    A seed whose run has ended is not run again, and one that was broken off goes on if `train` gives its folder to a
-    `Trainer`: the same command goes on after a kill.
+    A seed whose run has ended is not run again, and an interrupted one is resumed if `train` gives its folder to a
+    `Trainer`: after a kill, run the same command again.
 
     Args:
         train: From a seed and the seed's folder to scores by name. Everything that is drawn (model, schedule, order)
-            has to be drawn from the seed.
+            must be drawn from the seed.
         seeds: The seeds.
         output_dir: Gets `seed-<n>/scores.json` for each, and `seeds.json`.
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.functional import check_labels
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.parameters import LayerDepths, Part, part_modules, part_parameters, parts_parameters
 
@@ -19,7 +21,7 @@ def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_deca
 
     Args:
         rates: Every parameter with its peak rate.
-        weight_decay: Of the others.
+        weight_decay: Weight decay of the others.
 
     Returns:
         Groups with `"params"`, `"lr"` and `"weight_decay"`, rates in the order in which they first appear, those
@@ -51,19 +53,20 @@ class Stage:
         model: The model to train.
         trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
             (or of them `"norms"`, `"projections"`). May be empty where a loss has parameters of its own.
-        losses: Modules by name, each called with image features, text features and person ids. Their parameters
-            belong to the stage: they train with it, are kept in its checkpoints and are never published.
+        losses: Modules by name, ours or your own, each called with image features, text features and person ids.
+            Their parameters belong to the stage: they train with it, are kept in its checkpoints and are never
+            published.
         weights: Weights of the losses by name; 1 where not given.
         epochs: Passes over the training data.
         learning_rate: Peak rate.
         prompt_learning_rate: Peak rate of prompts where it differs, as where they train beside encoders.
         weight_decay: Left out for biases, norms and everything else of one dimension.
-        new_module_factor: Times the rate for the losses' own parameters, which start from nothing.
-        layer_decay: Times the rate for each block further from the encoders' end; 1 for none.
+        new_module_factor: Multiplies the rate for the losses' own parameters, which start from nothing.
+        layer_decay: Multiplies the rate once for each block further from the encoders' end; 1 for no decay.
         algorithm: `"adamw"`, or `"adam"`, whose weight decay is an L2 penalty.
         betas: The algorithm's two decay rates.
         epsilon: The algorithm's smallest denominator.
-        warmup_epochs: The rate rises linearly from a tenth over these, then falls to 0 along a cosine, by step.
+        warmup_epochs: Epochs in which the rate rises linearly from a tenth; then it falls to 0 along a cosine.
         max_norm: Longest the gradient may be; None for no clipping.
 
     Raises:
@@ -173,9 +176,26 @@ class Stage:
         total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
         return {**values, "total": total}
 
+    def check_labels(self, person_ids: Tensor) -> None:
+        """Refuse labels for which an identity loss of this stage has no output.
+
+        On a GPU a label out of range would end the process without a message, so check before labels are moved there.
+
+        Raises:
+            ValueError: A label is out of range.
+        """
+        for name, loss in self.loss_modules.items():
+            if isinstance(loss, CrossModalIDLoss):
+                try:
+                    check_labels(person_ids, loss.num_identities)
+                except ValueError as error:
+                    raise ValueError(
+                        f"train_data does not fit the loss {name!r} of stage {self.name!r}, made for num_identities="
+                        f"{loss.num_identities}: {error}"
+                    ) from error
+
     def settings(self) -> dict[str, Any]:
-        """What a run must have in common with a checkpoint to go on from it, as JSON holds it."""
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        """What a run must have in common with a checkpoint to resume from it, as JSON holds it."""
         return {
             "name": self.name,
             "trains": list(self.trains),
@@ -184,7 +204,7 @@ class Stage:
             "algorithm": self.algorithm,
             "betas": list(self.betas),
             "max_norm": self.max_norm,
-            **numbers,
+            **{name: getattr(self, name) for name in _NUMBERS},
         }
 
     def _rates(self) -> Iterator[tuple[nn.Parameter, float]]:
@@ -211,7 +231,6 @@ class Stage:
                 f"stage {self.name!r} has weights for {sorted(self.weights)} but the losses "
                 f"{sorted(self.loss_modules)}; give a weight only for a loss that is there"
             )
-
         if self.algorithm not in get_args(Algorithm):
             raise ValueError(f'algorithm of stage {self.name!r} is {self.algorithm!r}, expected "adamw" or "adam"')
 

@@ -1,29 +1,29 @@
-"""One step of training: encoders and losses, chunk by chunk if memory is short, and what a step must not give."""
+"""One step of training: losses, gradients (chunk by chunk if memory is short), checks, and the optimiser's step."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from promptreid.losses.cross_modal_id import CrossModalIDLoss
-from promptreid.losses.functional import at_least_float32, check_labels
+from promptreid.losses.functional import at_least_float32
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.batches import BATCH_KEYS
 from promptreid.training.processes import gather_batch
 from promptreid.training.stage import Stage
 
-_LOWEST_SCALE = 2.0**-14  # 30 steps without one taken, from where the scaler begins
+_LOWEST_SCALE = 2.0**-14  # 30 overflows in a row, from where the scaler begins
 
 
 class TrainingStep(nn.Module):
     """Encoders and losses as one module, so that one wrapper serves all parameters that train.
 
     Args:
-        stage: Whose model and losses they are.
-        compile: Let torch.compile make the encoders' code.
+        stage: The stage; its model and losses are used.
+        compile: Compile the encoders with torch.compile.
 
     Shape:
         - images: (B / W, 3, H, W); tokens: (B / W, L); person_ids: (B / W,): the share of one of W processes
@@ -66,7 +66,7 @@ class TrainingStep(nn.Module):
     def whole_batch_losses(
         self, image_features: Tensor, text_features: Tensor, person_ids: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of features that are there already."""
+        """Losses of features that have been computed already, gathered from all processes."""
         # float32 at least: in half precision the gradients that processes ask of a feature would be rounded one by one.
         features = at_least_float32(image_features), at_least_float32(text_features)
         return self._losses(*gather_batch(*features, person_ids))
@@ -78,7 +78,7 @@ class TrainingStep(nn.Module):
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
-    """Stop a run whose losses or gradient are no longer numbers, before they reach the weights.
+    """Stop a run whose losses or gradient are no longer finite, before they reach the weights.
 
     Raises:
         FloatingPointError: One is infinite or not a number.
@@ -92,10 +92,10 @@ def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: o
 
 
 def check_scale(scale: float, *, where: str, last_checkpoint: object | None) -> None:
-    """Stop a run in fp16 whose gradients overflow step after step, whatever they are scaled by.
+    """Stop a run in fp16 whose gradients overflow step after step, at every scale.
 
     Raises:
-        FloatingPointError: The scaler has gone down so far that no gradient of use is left to scale.
+        FloatingPointError: The scale is so small that no useful gradient is left.
     """
     if scale < _LOWEST_SCALE:
         raise FloatingPointError(
@@ -108,103 +108,22 @@ def _last(checkpoint: object | None) -> str:
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
 
-_NEEDED = ("images", "tokens", "person_ids")
-
-
-class GradientCache:
-    """Runs a step in chunks that fit into memory, with the gradients of the whole batch.
-
-    First every chunk is encoded without keeping anything but features; then the loss of the whole batch gives the
-    gradient of each feature; last every chunk is encoded again and passes its features' gradients on. Each chunk
-    draws the same dropout both times.
-
-    Args:
-        step: Encoders and losses.
-        module: The step as accelerate wrapped it.
-        accelerator: accelerate's `Accelerator`.
-        chunk_size: Pairs encoded at a time.
-
-    Source:
-        Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983.
-    """
-
-    def __init__(self, step: TrainingStep, module: nn.Module, accelerator: Any, *, chunk_size: int) -> None:
-        self.step = step
-        self.module = module
-        self.accelerator = accelerator
-        self.chunk_size = chunk_size
-
-    def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add the gradients of a batch and return its losses.
-
-        Shape:
-            - batch: `"images"` (B / W, 3, H, W), `"tokens"` (B / W, L), `"person_ids"` (B / W,), on any device
-            - returns: losses of the whole batch, () each
-        """
-        states: list[list[Tensor]] = []
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for chunk in self._chunks(batch):
-            states.append(_dropout_state(self.accelerator.device))
-            with torch.no_grad(), self.accelerator.autocast():
-                pairs.append(self.step.encode(chunk["images"], chunk["tokens"]))
-        images, texts = (_leaf(torch.cat(features)) for features in zip(*pairs, strict=True))
-        person_ids = batch["person_ids"].to(self.accelerator.device)
-        with self.accelerator.no_sync(self.module):
-            losses = self.step.whole_batch_losses(images, texts, person_ids)
-            self.accelerator.backward(losses["total"])
-        self._pass_on(batch, states, _gradient(images), _gradient(texts))
-        return {name: value.detach() for name, value in losses.items()}
-
-    def _pass_on(self, batch: Mapping[str, Tensor], states: list[list[Tensor]], images: Tensor, texts: Tensor) -> None:
-        last = len(states) - 1
-        parts = zip(self._chunks(batch), images.split(self.chunk_size), texts.split(self.chunk_size), strict=True)
-        for index, (chunk, image_part, text_part) in enumerate(parts):
-            _set_dropout_state(self.accelerator.device, states[index])
-            # Processes exchange gradients once, after the last chunk.
-            wait: AbstractContextManager[Any] = (
-                nullcontext() if index == last else self.accelerator.no_sync(self.module)
-            )
-            with wait:
-                out = self.module(*chunk.values(), gradients=(image_part, text_part))
-                if out["total"].requires_grad:
-                    out["total"].backward()
-
-    def _chunks(self, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        # Moved to the device piece by piece, so that it holds one piece at a time.
-        for start in range(0, len(batch["person_ids"]), self.chunk_size):
-            part = slice(start, start + self.chunk_size)
-            yield {name: batch[name][part].to(self.accelerator.device, non_blocking=True) for name in _NEEDED}
-
-
-def _leaf(features: Tensor) -> Tensor:
-    # float32 at least: half precision would round the gradients of the whole batch before they are passed on.
-    return (features.float() if features.dtype in (torch.float16, torch.bfloat16) else features).requires_grad_()
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _dropout_state(device: torch.device) -> list[Tensor]:
-    state = [torch.get_rng_state()]
-    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
-
-
-def _set_dropout_state(device: torch.device, state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
 class RunningStage:
-    """A stage with its optimiser, scheduler and gradient scaler.
+    """A stage in training, with its optimiser, scheduler and gradient scaler.
+
+    With a `chunk_size` smaller than the batch, gradients are cached (GradCache). First every chunk is encoded and
+    nothing but its features is kept; then the loss of the whole batch gives the gradient of each feature; last every
+    chunk is encoded again and passes its features' gradients on. Each chunk draws the same dropout both times.
 
     Args:
         stage: The stage; it is prepared.
         accelerator: accelerate's `Accelerator`.
-        steps_per_epoch: For the schedule.
+        steps_per_epoch: Steps per epoch, for the schedule.
         chunk_size: Pairs that a process encodes at a time; its whole share if None.
-        compile: Let torch.compile make the encoders' code.
+        compile: Compile the encoders with torch.compile.
+
+    Source:
+        Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983.
     """
 
     def __init__(
@@ -218,20 +137,19 @@ class RunningStage:
     ) -> None:
         stage.prepare()
         optimizer = stage.optimizer()
-        step = TrainingStep(stage, compile=compile)
         self.stage = stage
-        self.module: nn.Module = accelerator.prepare_model(step)
-        # Before accelerate wraps the optimiser, which would take off with fp16 what the schedule put around its step.
+        self.scaler: Any = accelerator.scaler
+        self._step = TrainingStep(stage, compile=compile)
+        self.module: nn.Module = accelerator.prepare_model(self._step)
+        # Before accelerate wraps the optimiser, which with fp16 would remove what the schedule puts around its step.
         self.scheduler: LambdaLR = stage.scheduler(optimizer, steps_per_epoch)
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
-        self.scaler: Any = accelerator.scaler
         self._accelerator = accelerator
         self._chunk_size = chunk_size
-        self._cache = GradientCache(step, self.module, accelerator, chunk_size=chunk_size or 1)
 
     @property
     def learning_rate(self) -> float:
-        """Of the first group."""
+        """Learning rate of the first group."""
         return float(self.scheduler.get_last_lr()[0])
 
     def step(
@@ -251,14 +169,14 @@ class RunningStage:
             ValueError: A label is out of range.
             FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
-        self._check_labels(batch["person_ids"])
-        losses = self._backward(batch)
+        self.stage.check_labels(batch["person_ids"])
+        losses = self.backward(batch)
         longest = math.inf if self.stage.max_norm is None else self.stage.max_norm
         norm: Tensor = self._accelerator.clip_grad_norm_(self.stage.parameters(), longest)
         watched = torch.stack([value.detach().float() for value in (*losses.values(), norm)])
-        *values, length = watched.tolist()  # the one time in a step that the CPU waits for the device
+        *values, length = watched.tolist()  # the only time in a step that the CPU waits for the device
         named = dict(zip(losses, values, strict=True))
-        # fp16 gradients overflow now and then: there the scaler skips the step by itself.
+        # fp16 gradients overflow now and then; the scaler then skips the step by itself.
         judged = named if self.scaler is not None else named | {"gradient norm": length}
         check_finite(judged, where=where, last_checkpoint=last_checkpoint)
         self.optimizer.step()
@@ -269,17 +187,58 @@ class RunningStage:
         self.optimizer.zero_grad()
         return named, length
 
-    def _backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._chunk_size is not None and self._chunk_size < len(batch["person_ids"]):
-            return self._cache.backward(batch)
-        device = self._accelerator.device
-        share = {name: batch[name].to(device, non_blocking=True) for name in ("images", "tokens", "person_ids")}
-        losses: dict[str, Tensor] = self.module(share["images"], share["tokens"], share["person_ids"])
+    def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add the gradients of a batch to the parameters and return its losses.
+
+        Shape:
+            - batch: `"images"` (B / W, 3, H, W), `"tokens"` (B / W, L), `"person_ids"` (B / W,), on any device
+            - returns: losses of the whole batch, () each
+        """
+        size = len(batch["person_ids"])
+        if self._chunk_size is not None and self._chunk_size < size:
+            return self._backward_in_chunks(batch, self._chunk_size)
+        (whole,) = self._chunks(batch, size)
+        losses: dict[str, Tensor] = self.module(*whole)
         self._accelerator.backward(losses["total"])
         return losses
 
-    def _check_labels(self, person_ids: Tensor) -> None:
-        # Here, where they are still on the CPU: on a GPU a wrong one would end the process without a word.
-        for loss in self.stage.loss_modules.values():
-            if isinstance(loss, CrossModalIDLoss):
-                check_labels(person_ids, loss.num_identities)
+    def _backward_in_chunks(self, batch: Mapping[str, Tensor], chunk_size: int) -> dict[str, Tensor]:
+        device = self._accelerator.device
+        states: list[list[Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for images, tokens, _ in self._chunks(batch, chunk_size):
+            states.append(_dropout_state(device))
+            with torch.no_grad(), self._accelerator.autocast():
+                pairs.append(self._step.encode(images, tokens))
+        # float32 at least: half precision would round the gradients of the whole batch before they are passed on.
+        leaves = [at_least_float32(torch.cat(features)).requires_grad_() for features in zip(*pairs, strict=True)]
+        with self._accelerator.no_sync(self.module):
+            losses = self._step.whole_batch_losses(leaves[0], leaves[1], batch["person_ids"].to(device))
+            self._accelerator.backward(losses["total"])
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        parts = zip(states, self._chunks(batch, chunk_size), *(g.split(chunk_size) for g in gradients), strict=True)
+        for index, (state, chunk, image_part, text_part) in enumerate(parts, start=1):
+            _set_dropout_state(device, state)
+            # Processes exchange gradients once, after the last chunk.
+            with nullcontext() if index == len(states) else self._accelerator.no_sync(self.module):
+                total = self.module(*chunk, gradients=(image_part, text_part))["total"]
+                if total.requires_grad:
+                    total.backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _chunks(self, batch: Mapping[str, Tensor], size: int) -> Iterator[list[Tensor]]:
+        # Moved to the device chunk by chunk, so that it holds one at a time.
+        for start in range(0, len(batch["person_ids"]), size):
+            chunk = (batch[name][start : start + size] for name in BATCH_KEYS)
+            yield [values.to(self._accelerator.device, non_blocking=True) for values in chunk]
+
+
+def _dropout_state(device: torch.device) -> list[Tensor]:
+    state = [torch.get_rng_state()]
+    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+
+
+def _set_dropout_state(device: torch.device, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,159 +1,59 @@
 """The training loop: stages in order, checkpoints, a log, and resuming after a kill."""
 
+import copy
 import json
 import logging
+import math
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.towers.modes import recomputed_activations
-from promptreid.training.batches import Batches, MakeSampler, check_training_data
+from promptreid.towers.modes import evaluating, recomputed_activations
+from promptreid.training.batches import (
+    Batches,
+    MakeSampler,
+    check_training_data,
+    preserved_randomness,
+    random_state,
+    set_random_state,
+)
+from promptreid.training.checkpoint import (
+    Checkpoint,
+    Position,
+    RunFolder,
+    capture,
+    load_checkpoint,
+    restore,
+    restore_running,
+)
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog
-from promptreid.training.processes import make_accelerator
-from promptreid.training.run import Run, RunFolder
-from promptreid.training.selection import Evaluate, Selection
+from promptreid.training.processes import all_ranks, first_rank, make_accelerator
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
+Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
+
+OnEpochEnd = Callable[[dict[str, Any], PromptedCLIP], object]
+
 _log = logging.getLogger("promptreid.training")
-
-
-class StageLoop:
-    """Runs what is left of the stage that a run has come to.
-
-    Args:
-        run: The run.
-        running: The stage with its optimiser.
-        batches: The training data.
-        selection: Which epoch's weights the stage ends with.
-        log: Told of every step and epoch.
-        held: Asked after each step whether to stop.
-        checkpoint_every_steps: Write checkpoints within epochs too.
-        bars: Whether progress is shown.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        running: RunningStage,
-        *,
-        batches: Batches,
-        selection: Selection,
-        log: RunLog,
-        held: Interruption,
-        checkpoint_every_steps: int | None,
-        bars: bool,
-    ) -> None:
-        self.run = run
-        self.running = running
-        self.batches = batches
-        self.selection = selection
-        self.log = log
-        self.held = held
-        self.checkpoint_every_steps = checkpoint_every_steps
-        self.bars = bars
-
-    def finish(self) -> None:
-        """Run the epochs that are left.
-
-        Raises:
-            SystemExit: Ctrl-C or SIGTERM; a checkpoint has been written.
-        """
-        if self.run.state.between_stages:
-            self.run.state.best = None
-        self.run.go_on(self.running)
-        for _ in range(self.run.state.epoch, self.running.stage.epochs):
-            self._run_epoch()
-            self._end_epoch()
-
-    def _run_epoch(self) -> None:
-        state, stage = self.run.state, self.running.stage
-        earlier = sum(stage.epochs for stage in self.run.stages[: state.stage])
-        later = sum(stage.epochs for stage in self.run.stages[state.stage :]) - state.epoch - 1
-        label = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
-        steps = len(self.batches)
-        with EpochBar(label, batches=steps, done=state.batch, left_after=later * steps, shown=self.bars) as bar:
-            before = time.perf_counter()
-            for batch in self.batches.epoch(state.epoch + earlier, start=state.batch):
-                before = self._step(batch, before)
-                del batch  # else it takes memory while the next one is loaded
-                bar.step(state.means)
-                if state.batch < steps:
-                    self._save_within_epoch()
-
-    def _step(self, batch: Any, before: float) -> float:
-        state, stage = self.run.state, self.running.stage
-        rate = self.running.learning_rate
-        where = f"step {state.step} (stage {stage.name}, epoch {state.epoch + 1}, batch {state.batch + 1})"
-        losses, norm = self.running.step(batch, where=where, last_checkpoint=self.run.last)
-        now = time.perf_counter()
-        state.end_step(losses, seconds=now - before)
-        self.log.write_step(
-            stage=stage.name,
-            epoch=state.epoch + 1,
-            step=state.step,
-            losses=losses,
-            gradient_norm=norm,
-            learning_rate=rate,
-            seconds=now - before,
-        )
-        return now
-
-    def _save_within_epoch(self) -> None:
-        wanted = self.held.wanted()
-        if wanted or (self.checkpoint_every_steps and self.run.state.step % self.checkpoint_every_steps == 0):
-            self.run.save(self.running)
-        if wanted:
-            self._leave()
-
-    def _end_epoch(self) -> None:
-        state, stage = self.run.state, self.running.stage
-        entry: dict[str, Any] = {
-            "stage": stage.name,
-            "epoch": state.epoch + 1,
-            "step": state.step,
-            "losses": state.means,
-            "learning_rate": self.running.learning_rate,
-            "seconds": round(state.seconds, 3),
-        }
-        last = state.epoch + 1 == stage.epochs
-        scores = self.selection.scores(self.run.model, stage, last=last)
-        if scores is not None:
-            entry["scores"] = scores
-        if self.selection.prefers(scores, state.best):
-            self.run.keep_best(entry)
-        if last:
-            entry["chosen"] = self._choose(entry)
-        state.end_epoch(entry, epochs=stage.epochs)
-        self.run.save(None if last else self.running)
-        self.log.write_epoch(entry)
-        if self.held.wanted():
-            self._leave()
-
-    def _choose(self, entry: dict[str, Any]) -> dict[str, Any]:
-        chosen = self.selection.verdict(entry, self.run.state.best)
-        if self.selection.metric is not None:
-            self.run.choose_best()
-        _log.info("stage %s ends with the weights of epoch %d (%s)", entry["stage"], chosen["epoch"], chosen["rule"])
-        return chosen
-
-    def _leave(self) -> None:
-        self.held.exit(f"the checkpoint is {self.run.last}; give the same command again to go on")
 
 
 class Trainer:
     """Runs stages one after another, on one device or, under `accelerate launch` or `torchrun`, on many.
 
-    A run that was killed goes on from its last checkpoint when the same command is given again, and ends as it would
-    have ended (bit for bit on the CPU). Ctrl-C and SIGTERM end the step under way, write a checkpoint and leave the
-    program; the same command goes on from there.
+    A killed run resumes from its last checkpoint when the same command is run again, and ends as it would have ended
+    (bit for bit on the CPU). Ctrl-C and SIGTERM finish the current step, write a checkpoint and leave the program;
+    the same command resumes from there.
 
     Each stage ends with the weights of its best epoch by `best_metric`, or, without one, of its last; `history` and
     the log say which.
@@ -162,38 +62,41 @@ class Trainer:
         model: The model to train.
         stages: What to run, in order: a `TwoStageSchedule` or any sequence of `Stage`.
         train_data: Items with `"images"` (3, H, W), `"tokens"` (L,) and `"person_ids"` (), such as `CaptionedImages`.
-        batch_size: Pairs a step, over all processes.
-        output_dir: Gets `steps.jsonl` (a line a step), `log.jsonl` (a line an epoch), `checkpoints/`,
+        batch_size: Pairs per step, over all processes.
+        output_dir: Gets `steps.jsonl` (a line per step), `log.jsonl` (a line per epoch), `checkpoints/`,
             `best.safetensors` and `trackers/`. Processes on several machines must share it.
-        seed: Of order, augmentation and dropout. Draw the model and the schedule under a seed of your own.
-        device: For example `"cpu"` or `"cuda:1"`; the best there is if None.
+        seed: Seed of order, augmentation and dropout. Draw the model and the schedule under a seed of your own.
+        device: For example `"cpu"` or `"cuda:1"`; the best one available if None.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
         num_workers: Processes that load data; what they load does not depend on it.
         make_sampler: Makes the batch sampler from `seed`, `num_replicas` and `rank`, for example `functools.partial`
             of a sampler with its other settings; all pairs in random order if None.
-        chunk_size: Pairs that each process encodes at a time; of a batch larger than that each pair is encoded twice
-            and gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
+        chunk_size: Pairs that each process encodes at a time. In a larger batch each pair is encoded twice and
+            gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
-        compile: Let torch.compile make the encoders' code.
+        compile: Compile the encoders with torch.compile.
         evaluate: From the model, in eval mode, to scores by name; called after each stage.
         evaluate_every_epoch: Call it after every epoch.
         best_metric: The score whose highest value chooses each stage's weights, such as `"mAP"` of the validation
             split; never one of the test split. None where there is no validation split.
+        on_epoch_end: Called after every epoch, in every process, with a copy of the epoch's entry in `history` and
+            the model in eval mode without gradients, after a stage's last epoch with the weights that were chosen.
+            What it returns is ignored. Random numbers that it draws change nothing in the run. It is called before
+            the epoch's checkpoint is written, so again if a kill repeats the epoch.
         checkpoint_every_steps: Write checkpoints within epochs too.
-        keep_checkpoints: How many of the last checkpoints are kept.
-        trackers: Names that accelerate knows, such as `"tensorboard"` or `"wandb"`, or trackers of its own kind.
+        keep_checkpoints: Number of checkpoints that are kept.
+        trackers: Names that accelerate knows, such as `"tensorboard"` or `"wandb"`, or its `GeneralTracker` objects.
         progress: Show a bar for each epoch.
-        resume: Go on from the checkpoints in `output_dir`; if False, a folder that holds a run is refused.
+        resume: Resume from the checkpoints in `output_dir`; if False, a folder that holds a run is refused.
 
     Attributes:
-        history: One entry an epoch: stage, epoch, step, losses, learning rate, seconds, scores, and for a stage's last
-            epoch which weights were chosen and why.
-        best: The entry with the best score of the last stage, or None.
+        position: Where the run stands.
+        last_checkpoint: The newest checkpoint, or None.
 
     Raises:
         MissingExtraError: accelerate or a tracker is not installed.
-        ValueError: Settings do not fit together or the device; the batch is larger than the data set or does not
-            divide by the processes; fewer than two persons, or labels that a loss has no output for.
+        ValueError: Settings do not fit together or the device; the batch is larger than the dataset or does not
+            divide by the processes; fewer than two persons, or labels for which a loss has no output.
         CheckpointError: `output_dir` holds another run.
 
     Example:
@@ -223,6 +126,7 @@ class Trainer:
         evaluate: Evaluate | None = None,
         evaluate_every_epoch: bool = False,
         best_metric: str | None = None,
+        on_epoch_end: OnEpochEnd | None = None,
         checkpoint_every_steps: int | None = None,
         keep_checkpoints: int = 2,
         trackers: Sequence[Any] = ("tensorboard",),
@@ -235,14 +139,21 @@ class Trainer:
         _check_counts(
             1, chunk_size=chunk_size, checkpoint_every_steps=checkpoint_every_steps, keep_checkpoints=keep_checkpoints
         )
+        if best_metric is not None and evaluate is None:
+            raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
         check_training_data(train_data, stages)
+        self.model = model
+        self.stages: list[Stage] = list(stages)
         self.folder: RunFolder = RunFolder(output_dir, keep=keep_checkpoints)
         self.seed = seed
-        self.checkpoint_every_steps = checkpoint_every_steps
         self.chunk_size = chunk_size
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
-        self._selection = Selection(evaluate, every_epoch=evaluate_every_epoch, metric=best_metric)
+        self.evaluate = evaluate
+        self.evaluate_every_epoch = evaluate_every_epoch
+        self.best_metric = best_metric
+        self.on_epoch_end = on_epoch_end
+        self.checkpoint_every_steps = checkpoint_every_steps
         self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
         self._bars = progress and self._accelerator.is_main_process
         self._batches = Batches(
@@ -255,52 +166,41 @@ class Trainer:
             rank=self._accelerator.process_index,
             pin_memory=self._accelerator.device.type == "cuda",
         )
-        self._run = Run(
-            model,
-            list(stages),
-            folder=self.folder,
-            accelerator=self._accelerator,
-            settings=self._settings(stages),
-            resume=resume,
-        )
-
-    @property
-    def model(self) -> PromptedCLIP:
-        """The model."""
-        return self._run.model
-
-    @property
-    def stages(self) -> list[Stage]:
-        """The stages, in order."""
-        return self._run.stages
+        self._settings = self._checkpoint_settings()
+        self.position: Position = Position()
+        self.last_checkpoint: Path | None = self.folder.find(self._settings, resume=resume)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry an epoch, oldest first."""
-        return self._run.state.history
+        """One entry per epoch, oldest first: stage, epoch, step, losses, learning rate, seconds and scores.
+
+        That of a stage's last epoch also says which weights were chosen, and why.
+        """
+        return self.position.history
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The entry with the highest `best_metric` of the last stage that was run."""
-        return self._run.state.best
+        """The entry with the highest `best_metric` of the last stage that was run, or None."""
+        return self.position.best
 
     def fit(self) -> list[dict[str, Any]]:
         """Run what is left of the stages and return the history.
 
         Raises:
-            CheckpointError: The checkpoint to go on from is damaged or of another model.
+            CheckpointError: The checkpoint to resume from is damaged or belongs to another model.
             FloatingPointError: A loss or gradient is no longer finite.
             SystemExit: Ctrl-C or SIGTERM; a checkpoint has been written.
         """
-        self._run.begin(seed=self.seed)
-        log = RunLog(self.folder.path, self._accelerator, step=self._run.state.step)
+        checkpoint = self._begin()
+        log = RunLog(self.folder.path, self._accelerator, step=self.position.step)
         try:
             with (
                 Interruption(self._accelerator.device) as held,
                 recomputed_activations(self.model.clip, enable=self.gradient_checkpointing),
             ):
-                for stage in self.stages[self._run.state.stage :]:
-                    self._run_stage(stage, log, held)
+                for stage in self.stages[self.position.stage :]:
+                    self._run_stage(stage, checkpoint, log, held)
+                    checkpoint = None
         finally:
             log.close()
         self.model.eval()
@@ -314,7 +214,24 @@ class Trainer:
         """
         self.folder.load_best(self.model)
 
-    def _run_stage(self, stage: Stage, log: RunLog, held: Interruption) -> None:
+    def _begin(self) -> Checkpoint | None:
+        """Load the last checkpoint if there is one, else seed the generators."""
+        checkpoint = None
+        if self.last_checkpoint is not None:
+            checkpoint = load_checkpoint(self.last_checkpoint)
+            self.position = restore(checkpoint, self.last_checkpoint, self.model, self.stages)
+            if self._accelerator.is_main_process:
+                self.folder.repair(self.history)
+        self.model.to(self._accelerator.device)
+        if checkpoint is None:
+            # Dropout differs between processes; everything that must not differ is seeded elsewhere.
+            seed = self.seed + self._accelerator.process_index
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        return checkpoint
+
+    def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
         running = RunningStage(
             stage,
             self._accelerator,
@@ -322,26 +239,144 @@ class Trainer:
             chunk_size=self.chunk_size,
             compile=self.compile,
         )
-        loop = StageLoop(
-            self._run,
-            running,
-            batches=self._batches,
-            selection=self._selection,
-            log=log,
-            held=held,
-            checkpoint_every_steps=self.checkpoint_every_steps,
-            bars=self._bars,
-        )
-        loop.finish()
+        if self.position.between_stages:
+            self.position.best = None
+        if checkpoint is not None:
+            restore_running(checkpoint, running, between_stages=self.position.between_stages)
+            rank = self._accelerator.process_index
+            set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+        for _ in range(self.position.epoch, stage.epochs):
+            self._run_epoch(running, log, held)
+            self._end_epoch(running, log)
+            if held.wanted():
+                self._leave(held)
         self._accelerator.free_memory()
 
-    def _settings(self, stages: Sequence[Stage]) -> dict[str, Any]:
+    def _run_epoch(self, running: RunningStage, log: RunLog, held: Interruption) -> None:
+        position, stage, steps = self.position, running.stage, len(self._batches)
+        earlier = sum(stage.epochs for stage in self.stages[: position.stage])
+        later = sum(stage.epochs for stage in self.stages[position.stage :]) - position.epoch - 1
+        label = f"{stage.name} {position.epoch + 1}/{stage.epochs}"
+        with EpochBar(label, batches=steps, done=position.batch, left_after=later * steps, shown=self._bars) as bar:
+            before = time.perf_counter()
+            for batch in self._batches.epoch(position.epoch + earlier, start=position.batch):
+                before = self._step(running, batch, before, log)
+                del batch  # else it takes memory while the next one is loaded
+                bar.step(position.means)
+                if position.batch == steps:
+                    continue  # the epoch's end writes this checkpoint
+                stop, every = held.wanted(), self.checkpoint_every_steps
+                if stop or (every and position.step % every == 0):
+                    self._save(running)
+                if stop:
+                    self._leave(held)
+
+    def _step(self, running: RunningStage, batch: Any, before: float, log: RunLog) -> float:
+        """Train on a batch and log it; returns the time at which it ended."""
+        position, name = self.position, running.stage.name
+        rate = running.learning_rate
+        where = f"step {position.step} (stage {name}, epoch {position.epoch + 1}, batch {position.batch + 1})"
+        losses, norm = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
+        now = time.perf_counter()
+        position.end_step(losses, seconds=now - before)
+        log.write_step(
+            stage=name,
+            epoch=position.epoch + 1,
+            step=position.step,
+            losses=losses,
+            gradient_norm=norm,
+            learning_rate=rate,
+            seconds=now - before,
+        )
+        return now
+
+    def _end_epoch(self, running: RunningStage, log: RunLog) -> None:
+        position, stage = self.position, running.stage
+        entry: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "losses": position.means,
+            "learning_rate": running.learning_rate,
+            "seconds": round(position.seconds, 3),
+        }
+        last = position.epoch + 1 == stage.epochs
+        if self.evaluate is not None and (last or self.evaluate_every_epoch):
+            entry["scores"] = self._scores(self.evaluate)
+            self._keep_if_best(entry)
+        if last:
+            entry["chosen"] = self._choose(entry)
+        if self.on_epoch_end is not None:
+            with self._undisturbed():
+                self.on_epoch_end(copy.deepcopy(entry), self.model)
+        position.end_epoch(entry, epochs=stage.epochs)
+        self._save(None if last else running)
+        log.write_epoch(entry)
+
+    @contextmanager
+    def _undisturbed(self) -> Generator[None, None, None]:
+        with preserved_randomness(), evaluating(self.model), torch.no_grad():
+            yield
+
+    def _scores(self, evaluate: Evaluate) -> dict[str, float]:
+        with self._undisturbed():
+            found = {name: float(value) for name, value in evaluate(self.model).items()}
+        # Every process evaluates, as evaluation may be shared among them, but one decides: GPUs differ in last bits.
+        found = first_rank(found)
+        metric = self.best_metric
+        if metric is not None and metric not in found:
+            raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(found)}")
+        if metric is not None and not math.isfinite(found[metric]):
+            raise ValueError(f"evaluate returned {metric}={found[metric]}, expected a finite number to choose by")
+        return found
+
+    def _keep_if_best(self, entry: dict[str, Any]) -> None:
+        """Keep the weights if their score is the stage's highest so far; the first of equals stays."""
+        metric, best = self.best_metric, self.position.best
+        if metric is None or (best is not None and entry["scores"][metric] <= best["scores"][metric]):
+            return
+        self.position.best = entry
+        if self._accelerator.is_main_process:
+            self.folder.save_best(self.model)
+
+    def _choose(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Load the weights with which the stage ends; returns which they are and by what rule."""
+        metric, best = self.best_metric, self.position.best
+        chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
+        if metric is not None and best is not None:
+            self._accelerator.wait_for_everyone()
+            if best["step"] != entry["step"]:
+                self.folder.load_best(self.model)
+            chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
+            chosen[metric] = best["scores"][metric]
+        _log.info("stage %s ends with the weights of epoch %d (%s)", entry["stage"], chosen["epoch"], chosen["rule"])
+        return chosen
+
+    def _save(self, running: RunningStage | None) -> None:
+        """Write a checkpoint; `running` is None between stages."""
+        everyone: list[tuple[dict[str, Tensor], dict[str, Any]]] = all_ranks(random_state())
+        path = None
+        if self._accelerator.is_main_process:
+            checkpoint = capture(self.model, self.stages, self.position, running)
+            checkpoint.state |= {"settings": self._settings, "random": [state for _, state in everyone]}
+            if self._accelerator.scaler is not None:  # one scaler serves all stages
+                checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
+            for rank, (states, _) in enumerate(everyone):
+                checkpoint.add(f"random.{rank}", states)
+            path = self.folder.save(checkpoint, self.history, step=self.position.step)
+        self.last_checkpoint = first_rank(path)  # every process names it in errors, and waits here until it is written
+
+    def _leave(self, held: Interruption) -> None:
+        held.exit(f"the checkpoint is {self.last_checkpoint}; run the same command again to resume")
+
+    def _checkpoint_settings(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with this run."""
         settings = {
             **self._batches.settings(),
             "seed": self.seed,
             "processes": self._accelerator.num_processes,
             "mixed_precision": self._accelerator.mixed_precision,
-            "stages": [stage.settings() for stage in stages],
+            "stages": [stage.settings() for stage in self.stages],
         }
         return json.loads(json.dumps(settings))
 

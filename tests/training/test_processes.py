@@ -90,7 +90,7 @@ def test_trainer_two_processes_train_as_one_does(runs: Path) -> None:
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_trainer_two_processes_broken_off_and_continued_end_with_the_same_bits(runs: Path) -> None:
+def test_trainer_two_processes_interrupted_and_resumed_end_with_the_same_bits(runs: Path) -> None:
     for rank in range(2):
         whole = load_file(runs / "whole" / f"rank{rank}.safetensors")
         broken = load_file(runs / "broken" / f"rank{rank}.safetensors")

@@ -1,4 +1,4 @@
-"""Which parameter stands how deep, and the rates that follow."""
+"""How deep each parameter is, and the rates that follow; the parts of a model."""
 
 import copy
 
@@ -50,7 +50,7 @@ def test_layer_depths_of_a_tower_without_blocks_are_refused(
 ) -> None:
     monkeypatch.setattr(model.vision, "tower", None)
     monkeypatch.setattr(type(model.vision), "kind", "timm.convnext")
-    with pytest.raises(ValueError, match=r"timm\.convnext is no row of Transformer blocks"):
+    with pytest.raises(ValueError, match=r"timm\.convnext is not a sequence of Transformer blocks"):
         LayerDepths(model)
 
 

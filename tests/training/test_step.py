@@ -1,4 +1,4 @@
-"""Gradient caching against the plain step; equality in two processes is in `test_gather.py`."""
+"""Gradient caching against the plain step; equality in two processes is in `test_processes.py`."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def batch(images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor) 
 def gradients(stage: Stage, batch: Any, *, chunk_size: int | None) -> dict[str, torch.Tensor]:
     running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=chunk_size)
     running.optimizer.zero_grad()
-    losses = running._backward(batch)
+    losses = running.backward(batch)
     named = {**dict(stage.model.named_parameters()), **dict(stage.loss_modules.named_parameters())}
     found = {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
     return found | {name: value.detach() for name, value in losses.items()}
@@ -51,7 +51,7 @@ def test_gradient_cache_draws_the_same_dropout_in_both_passes(model: PromptedCLI
     stage.prepare()
     model.clip.visual.register_forward_hook(lambda module, args, output: seen.append(output.detach().clone()))
     running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=2)
-    running._backward(batch)
+    running.backward(batch)
     assert len(seen) == 6
     assert all(torch.equal(first, second) for first, second in zip(seen[:3], seen[3:], strict=True))
     assert not torch.equal(seen[0], seen[1])
@@ -66,5 +66,5 @@ def test_gradient_cache_keeps_no_graph_of_more_than_a_chunk(model: PromptedCLIP,
         lambda module, args, output: sizes.append((len(output), output.requires_grad))
     )
     running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=2)
-    running._backward(batch)
+    running.backward(batch)
     assert sizes == [(2, False), (2, False), (1, False), (2, True), (2, True), (1, True)]

@@ -1,4 +1,4 @@
-"""The two stages of Prompt Decoupling."""
+"""The two stages of Prompt Decoupling and their numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
-from promptreid.training.recipe import TwoStageSchedule
+from promptreid.training.recipe import Recipe, TwoStageSchedule
 
 
 def test_two_stage_schedule_default_is_domain_then_task_adaptation(model: PromptedCLIP) -> None:
@@ -21,6 +21,33 @@ def test_two_stage_schedule_default_is_domain_then_task_adaptation(model: Prompt
     assert schedule[1].weights == {"contrastive": 1.0, "identity": 0.5}
     assert schedule[1].loss_modules["identity"].classifier.weight.shape == (3, model.embed_dim)
     assert schedule[1:] == [schedule[1]]
+
+
+def test_two_stage_schedule_takes_a_recipe_and_options_replace_its_numbers(model: PromptedCLIP) -> None:
+    recipe = Recipe(num_identities=3, stage_one_epochs=2, matching="sdm")
+    schedule = TwoStageSchedule(model, recipe, stage_two_epochs=4)
+    assert [stage.epochs for stage in schedule] == [2, 4]
+    assert list(schedule[0].loss_modules) == ["sdm"]
+    with pytest.raises(TypeError, match="stage_three_epochs"):
+        TwoStageSchedule(model, recipe, stage_three_epochs=1)
+
+
+def test_two_stage_schedule_of_unknown_persons_says_what_to_give(model: PromptedCLIP) -> None:
+    with pytest.raises(ValueError, match="the identity loss needs num_identities"):
+        TwoStageSchedule(model)
+    assert len(TwoStageSchedule(model, identity_weight=0)) == 2
+
+
+def test_recipe_with_stages_changes_epochs_and_rates_alone() -> None:
+    changed = Recipe(temperature=0.1).with_stages(epochs=[1, 0], learning_rates=(0.1, 0.2))
+    assert changed == Recipe(
+        temperature=0.1,
+        stage_one_epochs=1,
+        stage_two_epochs=0,
+        stage_one_learning_rate=0.1,
+        stage_two_learning_rate=0.2,
+    )
+    assert changed.with_stages() == changed
 
 
 def test_two_stage_schedule_identity_head_stays_out_of_the_model(model: PromptedCLIP) -> None:

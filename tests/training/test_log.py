@@ -1,4 +1,4 @@
-"""Lines a step, trackers, and what a run that goes on keeps of them."""
+"""Lines a step, trackers, and what a resumed run keeps of them."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def test_run_log_writes_a_line_a_step_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 4, "los', "[]\n", "\x00\n"])
-def test_run_log_going_on_cuts_off_what_is_done_again(tmp_path: Path, tail: str) -> None:
+def test_run_log_resumed_cuts_off_what_is_done_again(tmp_path: Path, tail: str) -> None:
     log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=0)
     write(log, 1, 2, 3)
     log.close()

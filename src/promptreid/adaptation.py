@@ -1,0 +1,260 @@
+"""The whole method in one call: score the bare model, train the stages, score after each, and save."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from promptreid.data.dataset import CaptionedImages
+from promptreid.data.records import ReIDDataset, ReIDSplit
+from promptreid.evaluation.evaluate import Evaluation, encode_split, evaluate, score
+from promptreid.evaluation.sharding import is_main_process
+from promptreid.evaluation.splits import EncodedSplit
+from promptreid.files import write_bytes_atomically
+from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
+from promptreid.model.saving import save_prompts
+from promptreid.towers.names import TINY_NAME, TINY_TAG
+from promptreid.training.recipe import Recipe, TwoStageSchedule
+from promptreid.training.stage import Stage
+from promptreid.training.trainer import Trainer
+
+BATCH_SIZE = 64
+
+ZERO_SHOT = "zero shot"
+
+EvaluateTest = Literal["always", "last", "never"]
+
+MakeStages = Callable[[PromptedCLIP, Recipe], Sequence[Stage]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a base is adapted unless other settings are given.
+
+    Attributes:
+        pretrained: Tag of its weights; None where one must be given.
+        image_size: (height, width) in pixels.
+        recipe: The numbers of both stages.
+    """
+
+    pretrained: str | None
+    image_size: tuple[int, int]
+    recipe: Recipe
+
+
+_PAPER = Preset(None, (384, 128), Recipe())
+_TINY = Preset(TINY_TAG, (96, 48), Recipe().with_stages(epochs=(3, 6), learning_rates=(5e-3, 3e-4)))
+
+
+def preset_for(model_name: str) -> Preset:
+    """The preset of an open_clip model: the small base that ships has one of its own."""
+    return _TINY if model_name == TINY_NAME else _PAPER
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `adapt` found. A state is `"zero shot"` or the name of the stage that ended, with spaces.
+
+    Attributes:
+        scores: Scores on the test split by state, in order.
+        encoded: The test split as each state encodes it, for figures.
+        histories: The trainer's history by stage name, in order.
+        checkpoint_rule: How the epoch was chosen with whose weights each stage ended.
+        model_dir: Folder of the saved model; None if it was not saved.
+    """
+
+    scores: dict[str, Evaluation]
+    encoded: dict[str, EncodedSplit]
+    histories: dict[str, list[dict[str, Any]]]
+    checkpoint_rule: str
+    model_dir: Path | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Scores, rule and folder as `results.json` holds them; scores are fractions."""
+        return {
+            "results": {state: scores.as_dict() for state, scores in self.scores.items()},
+            "checkpoint_rule": self.checkpoint_rule,
+            "model": None if self.model_dir is None else str(self.model_dir),
+        }
+
+
+def adapt(
+    model: PromptedCLIP,
+    data: ReIDDataset,
+    recipe: Recipe | None = None,
+    *,
+    output_dir: str | Path,
+    make_stages: MakeStages = TwoStageSchedule,
+    stage_settings: Callable[[Stage], Mapping[str, Any]] | None = None,
+    evaluate_test: EvaluateTest = "always",
+    save: bool = True,
+    progress: bool = True,
+    **settings: Any,
+) -> Adaptation:
+    """Adapt a model to a dataset: zero-shot scores, the stages with a `Trainer` each, scores after each, saving.
+
+    The validation split chooses the epoch with whose weights each stage ends, by mAP; where there is none it is the
+    last epoch. The test split never chooses. Run again with the same arguments after a kill, it resumes.
+
+    Args:
+        model: The model; it is trained in place. Draw it under a seed.
+        data: The dataset.
+        recipe: The numbers of the stages; those of `Recipe()` if None. `num_identities` is filled in from the data.
+        output_dir: Gets a folder per stage with its log and checkpoints, `model/` and `results.json`.
+        make_stages: From model and recipe to the stages, such as one of `promptreid.training.ablations`.
+        stage_settings: From a stage to settings of its `Trainer` alone, such as its own `make_sampler`.
+        evaluate_test: Score the test split in every state, in the last one alone, or never.
+        save: Save the model as `save_prompts` does.
+        progress: Show progress bars.
+        **settings: Settings of the `Trainer`, for every stage: `seed`, `num_workers`, `on_epoch_end`, `trackers` and
+            others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 on a GPU, and
+            `train_data` all pairs of the training split.
+
+    Returns:
+        Scores and encoded test split by state, histories, and where the model is.
+
+    Raises:
+        ValueError: Two stages have the same name, or a setting is out of range.
+        CheckpointError: `output_dir` holds another run.
+        MissingExtraError: accelerate is not installed.
+
+    Example:
+        ```python
+        model = PromptedCLIP(load_clip("ViT-B-16", pretrained="openai"))
+        result = adapt(model, load_dataset("data/CUHK-PEDES"), Recipe(), output_dir="runs/first")
+        print(result.scores["task adaptation"].text_to_image.rank1)
+        ```
+    """
+    recipe = recipe or Recipe()
+    if recipe.num_identities is None:
+        recipe = replace(recipe, num_identities=data.train.num_identities)
+    stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers
+    states = [ZERO_SHOT, *(stage.name.replace("_", " ") for stage in stages)]
+    if len(set(states)) < len(states):
+        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+    wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
+    folder = Path(output_dir)
+    settings = _with_defaults(settings, model, data, progress=progress)
+    encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
+
+    encoded: dict[str, EncodedSplit] = {}
+    histories: dict[str, list[dict[str, Any]]] = {}
+    if ZERO_SHOT in wanted:
+        with model.disabled():
+            encoded[ZERO_SHOT] = encode()
+    for stage, state in zip(stages, states[1:], strict=True):
+        own = stage_settings(stage) if stage_settings is not None else {}
+        histories[stage.name] = Trainer(model, [stage], output_dir=folder / stage.name, **{**settings, **own}).fit()
+        if state in wanted:
+            encoded[state] = encode()
+
+    scores = {state: score(split) for state, split in encoded.items()}
+    rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
+    result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None)
+    if is_main_process():
+        if result.model_dir is not None:
+            save_prompts(model, result.model_dir, overwrite=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "results.json", result.as_dict())
+    return result
+
+
+def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
+    """Load the model that `adapt` saved, and check that it scores as it did before saving.
+
+    Args:
+        result: What `adapt` returned, with scores of the last state.
+        test: The test split.
+        device: Where the model is to be.
+
+    Raises:
+        RuntimeError: The scores differ.
+        ValueError: The model was not saved or not scored.
+    """
+    if result.model_dir is None or not result.scores:
+        raise ValueError("adapt did not save the model or did not score it, so there is nothing to compare")
+    model = load_prompts(result.model_dir, device=device)
+    before, after = list(result.scores.values())[-1], evaluate(model, test)
+    for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
+        if any(abs(new.as_dict()[name] - value) > 1e-6 for name, value in old.as_dict().items()):
+            raise RuntimeError(f"the saved model scores {after}, but it scored {before} before saving")
+    return model
+
+
+def _with_defaults(
+    settings: Mapping[str, Any], model: PromptedCLIP, data: ReIDDataset, *, progress: bool
+) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    defaults: dict[str, Any] = {
+        "batch_size": BATCH_SIZE,
+        "device": device,
+        "mixed_precision": "bf16" if device.type == "cuda" else "no",
+        "num_workers": 0,
+        "progress": progress,
+    }
+    if "train_data" not in settings:
+        defaults["train_data"] = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
+    if data.val is not None:
+        defaults |= {"evaluate": partial(_scores_on, data.val), "evaluate_every_epoch": True, "best_metric": "mAP"}
+    return {**defaults, **settings}
+
+
+def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:
+    return evaluate(model, split, progress=False).text_to_image.as_dict()
+
+
+def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
+    """Make the folder of a run and write `settings.json`, or accept it if it holds a run with these settings.
+
+    Args:
+        output_dir: The folder.
+        settings: Everything that makes two runs different, as JSON holds it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder holds another run or other files.
+        NotADirectoryError: The folder or one that it is in is a file.
+    """
+    folder = Path(output_dir)
+    stamp = folder / "settings.json"
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file; give a folder as --output")
+    if stamp.is_file():
+        try:
+            found = json.loads(stamp.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FileExistsError(f"{stamp} is damaged ({error}); give another --output, or delete {folder}") from error
+        if found != json.loads(json.dumps(settings)):
+            raise FileExistsError(f"{folder} holds a run with other settings; give another --output, or delete it")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds other files; give an empty or new folder as --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(stamp, settings)
+    return folder
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_bytes_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores in percent, one row per name and direction.
+
+    Args:
+        rows: `Evaluation.as_dict()` by name.
+    """
+    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    width = max(len(name) for name in rows) + 3
+    lines = [" " * (width + 14) + "".join(f"{name:>8}" for name in names)]
+    for direction in ("text to image", "image to text"):
+        for name, scores in rows.items():
+            own = scores if direction == "text to image" else scores["image_to_text"]
+            lines.append(f"{name:<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""The whole method in one call: what it scores, what it writes, which epochs it takes, and what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip
+from promptreid import adaptation as module
+from promptreid.adaptation import claim_output, load_and_verify, preset_for, score_table
+from promptreid.data.reader import load_cuhk_pedes
+from promptreid.data.records import ReIDDataset
+from promptreid.synthetic import write_generated
+from promptreid.training import ablations
+
+RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
+QUIET: dict[str, Any] = {"batch_size": 8, "trackers": (), "progress": False}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ReIDDataset:
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    return load_cuhk_pedes(write_generated(root, num_identities=(4, 2, 3), seed=0, progress=False))
+
+
+def make_model(config: PromptConfig | None = None) -> PromptedCLIP:
+    torch.manual_seed(0)
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    return PromptedCLIP(clip, config or PromptConfig(text_length=1, vision_length=1))
+
+
+def test_adapt_scores_every_state_saves_the_model_and_resumes(data: ReIDDataset, tmp_path: Path) -> None:
+    result = adapt(make_model(), data, RECIPE, output_dir=tmp_path, **QUIET)
+    states = ["zero shot", "domain adaptation", "task adaptation"]
+    assert list(result.scores) == list(result.encoded) == states
+    assert {name: len(history) for name, history in result.histories.items()} == {
+        "domain_adaptation": 1,
+        "task_adaptation": 2,
+    }
+    assert result.checkpoint_rule == "epoch with the best validation mAP"
+    assert [history[-1]["chosen"]["rule"] for history in result.histories.values()] == ["highest mAP"] * 2
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == json.loads(json.dumps(result.as_dict()))
+    assert list(written["results"]) == states
+    assert written["model"] == str(tmp_path / "model")
+    assert result.model_dir is not None
+    bare = make_model(PromptConfig(text_length=0, vision_length=0))
+    with torch.no_grad():
+        first = bare.encode_image(bare.eval_transform(_image(data))[None], normalize=True)
+    torch.testing.assert_close(result.encoded["zero shot"].image_features[:1], first, rtol=1e-4, atol=1e-5)
+    # Run again, it trains nothing and comes to the same scores.
+    again = adapt(make_model(), data, RECIPE, output_dir=tmp_path, **QUIET)
+    assert again.histories == result.histories
+    assert again.scores == result.scores
+    assert load_and_verify(result, data.test).image_size == (96, 48)
+
+
+def _image(data: ReIDDataset) -> Any:
+    from promptreid.data.images import open_image
+
+    return open_image(data.test.records[0].path)
+
+
+def test_adapt_without_validation_split_takes_the_last_epoch(data: ReIDDataset, tmp_path: Path) -> None:
+    result = adapt(make_model(), replace(data, val=None), RECIPE, output_dir=tmp_path, **QUIET)
+    assert result.checkpoint_rule == "last epoch"
+    assert result.histories["task_adaptation"][-1]["chosen"] == {"rule": "last epoch", "epoch": 2, "step": 8}
+
+
+@pytest.mark.parametrize(("evaluate_test", "states"), [("last", ["direct fine tuning"]), ("never", [])])
+def test_adapt_runs_other_stages_with_settings_of_their_own_and_looks_at_the_test_split_only_if_asked(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_test: Any, states: list[str]
+) -> None:
+    if evaluate_test == "never":
+        monkeypatch.setattr(module, "encode_split", lambda *_, **__: pytest.fail("looked at the test split"))
+    seen: list[int] = []
+    result = adapt(
+        make_model(PromptConfig(text_length=0, vision_length=0)),
+        data,
+        RECIPE,
+        output_dir=tmp_path,
+        make_stages=ablations.direct_fine_tuning,
+        stage_settings=lambda stage: {"batch_size": 8 * stage.epochs},
+        evaluate_test=evaluate_test,
+        save=False,
+        on_epoch_end=lambda entry, model: seen.append(entry["step"]),
+        **QUIET,
+    )
+    assert list(result.scores) == states
+    assert seen == [2, 4]  # 32 pairs in batches of 16
+    assert result.model_dir is None
+    assert not (tmp_path / "model").exists()
+
+
+def test_adapt_without_stages_scores_the_bare_model(data: ReIDDataset, tmp_path: Path) -> None:
+    result = adapt(make_model(), data, output_dir=tmp_path, make_stages=lambda *_: [], evaluate_test="last", save=False)
+    assert list(result.scores) == ["zero shot"]
+
+
+def test_adapt_stages_of_one_name_are_refused(data: ReIDDataset, tmp_path: Path) -> None:
+    def twice(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
+        return [recipe.domain_adaptation(model)] * 2
+
+    with pytest.raises(ValueError, match="give each stage a name of its own"):
+        adapt(make_model(), data, output_dir=tmp_path, make_stages=twice)
+
+
+def test_load_and_verify_notices_other_scores(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE.with_stages(epochs=(1, 0))
+    result = adapt(make_model(), data, recipe, output_dir=tmp_path, **QUIET)
+    other = result.scores["zero shot"]
+    worse = replace(other, text_to_image=replace(other.text_to_image, mAP=other.text_to_image.mAP / 2))
+    monkeypatch.setattr(module, "evaluate", lambda *_: worse)
+    with pytest.raises(RuntimeError, match=r"the saved model scores .* but it scored .* before saving"):
+        load_and_verify(result, data.test)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        load_and_verify(replace(result, model_dir=None), data.test)
+
+
+def test_claim_output_takes_an_empty_folder_and_the_same_run_again(tmp_path: Path) -> None:
+    settings = {"seed": 0, "image_size": (96, 48)}
+    folder = claim_output(tmp_path / "new" / "run", settings)
+    (folder / "results.json").write_text("{}")
+    assert claim_output(folder, settings) == folder
+    with pytest.raises(FileExistsError, match="holds a run with other settings"):
+        claim_output(folder, {**settings, "seed": 1})
+
+
+def test_preset_of_the_small_base_is_its_own() -> None:
+    assert preset_for("promptreid-tiny").image_size == (96, 48)
+    assert preset_for("promptreid-tiny").pretrained == "generated"
+    assert preset_for("ViT-B-16").recipe == Recipe()
+
+
+def test_score_table_has_a_row_per_name_and_direction() -> None:
+    scores = {"rank1": 0.5, "rank5": 0.75, "rank10": 1.0, "mAP": 0.625, "mINP": 0.25}
+    assert score_table({"zero shot": {**scores, "image_to_text": scores}}) == (
+        "                             rank1   rank5  rank10     mAP    mINP\n"
+        "zero shot   text to image    50.00   75.00  100.00   62.50   25.00\n"
+        "zero shot   image to text    50.00   75.00  100.00   62.50   25.00"
+    )
