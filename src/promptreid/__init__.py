@@ -1,6 +1,7 @@
 """promptreid: prompt-tunable open_clip models for text-to-image person re-identification."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from promptreid.lazy import lazy_names
 from promptreid.version import __version__
@@ -43,7 +44,7 @@ __all__ = [
     "save_prompts",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "ContrastiveLoss": "promptreid.losses.contrastive",

@@ -1,6 +1,7 @@
 """Data sets: annotation files, records, images, transforms and samplers."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from promptreid.lazy import lazy_names
 
@@ -21,7 +22,7 @@ __all__ = [
     "load_dataset",
 ]
 
-__getattr__ = lazy_names(
+__getattr__: Callable[[str], Any] = lazy_names(
     __name__,
     {
         "CaptionedImages": "promptreid.data.dataset",
