@@ -242,7 +242,9 @@ def _decoded_before(folder: Path, image_size: tuple[int, int]) -> dict[str, tupl
     """The row of each image, by its digest, in any complete cache of this size."""
     found: dict[str, tuple[PixelRows, int]] = {}
     for path in sorted(folder.glob(f"images-{image_size[0]}x{image_size[1]}-*.uint8")):
-        manifest = _read_manifest(path) or {"bad": {}}
+        manifest = _read_manifest(path)
+        if manifest is None or manifest.get("format_version") != FORMAT_VERSION:
+            continue
         pixels = PixelRows(path, image_size)
         for row, digest in enumerate(manifest.get("digests", ())):
             if digest not in manifest["bad"]:
@@ -255,14 +257,7 @@ def _build(
 ) -> None:
     """Write the pixels, then the manifest that says they are complete. The caller holds the lock."""
     remove_scratch(target)
-    need = cache_bytes(len(contents), image_size)
-    free = shutil.disk_usage(target.parent).free
-    if need > free:
-        raise DatasetError(
-            f"a cache of {len(contents):,} images at {image_size[0]}x{image_size[1]} takes {need / 1e9:,.2f} GB, but "
-            f"only {free / 1e9:,.2f} GB are free in {target.parent}; free some, give another folder, or train without "
-            "cache"
-        )
+    need = _reserve(target.parent, len(contents), image_size)
     before = _decoded_before(target.parent, image_size)
     fresh = [path for digest, path in contents.items() if digest not in before]
     if progress:
@@ -289,6 +284,17 @@ def _build(
             stream.write(result.tobytes())
     manifest = {"format_version": FORMAT_VERSION, "bytes": need, "bad": bad, "digests": list(contents)}
     write_bytes_atomically(target.with_suffix(".json"), json.dumps(manifest).encode())
+
+
+def _reserve(folder: Path, num_images: int, image_size: tuple[int, int]) -> int:
+    """The bytes that a cache takes, for which there must be room."""
+    need, free = cache_bytes(num_images, image_size), shutil.disk_usage(folder).free
+    if need > free:
+        raise DatasetError(
+            f"a cache of {num_images:,} images at {image_size[0]}x{image_size[1]} takes {need / 1e9:,.2f} GB, but only "
+            f"{free / 1e9:,.2f} GB are free in {folder}; free some, give another folder, or train without cache"
+        )
+    return need
 
 
 def _decode(path: Path, image_size: tuple[int, int]) -> "np.ndarray | str":
