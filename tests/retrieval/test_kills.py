@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from promptreid.retrieval.gallery_files import read_gallery, write_gallery
-from promptreid.retrieval.table import PictureTable
+from promptreid.retrieval.table import ImageTable
 
 WRITER = Path(__file__).with_name("killed_writer.py")
 
@@ -21,13 +21,13 @@ WRITER = Path(__file__).with_name("killed_writer.py")
 def index(tmp_path):
     """2,000 rows that each hold their own number throughout."""
     rows = torch.arange(2000).float()[:, None].expand(-1, 64)
-    table = PictureTable.of([f"{number}.jpg" for number in range(2000)], first_id=0)
+    table = ImageTable.of([f"{number}.jpg" for number in range(2000)], first_id=0)
     write_gallery(tmp_path / "index", rows, table, {"header": {}, "next_id": 2000}, replaces=None)
     return tmp_path / "index"
 
 
 def check_whole(folder):
-    """Every picture has its own features; returns how many there are."""
+    """Every image has its own features; returns how many there are."""
     saved = read_gallery(folder)
     numbers = saved.table.ids.float()
     assert torch.equal(saved.features, numbers[:, None].expand(-1, 64))
