@@ -1,4 +1,4 @@
-"""From which score on a search result is worth showing."""
+"""From which score a search result is worth showing."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Calibration:
     """A threshold for scores and what it does.
 
     Attributes:
-        threshold: Cosine similarity from which a picture counts as a match.
+        threshold: Cosine similarity from which an image counts as a match.
         false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for somebody who is
             not in the gallery would still find something.
         hit_rate: Share of the queries whose best right item reaches it.
@@ -44,12 +44,12 @@ def calibrate_threshold(
     """Choose the lowest threshold at which searches for absent persons find something at most this often.
 
     Each query stands for a search for somebody absent when its own right items are taken out: then it finds
-    something if its best wrong item reaches the threshold. Use labelled pictures that look like those that will be
+    something if its best wrong item reaches the threshold. Use labelled images that look like those that will be
     searched, about as many, and none that the model was trained on.
 
     Args:
-        query_features: Of sentences or pictures.
-        gallery_features: Of pictures.
+        query_features: Of sentences or images.
+        gallery_features: Of images.
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item.
         false_alarm_rate: Largest share of false alarms, in [0, 1).

@@ -102,7 +102,7 @@ def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Eval
         output_dir: The folder; made if it does not exist.
         encoded: The features.
         scores: Their scores.
-        examples: Captions in the picture, spread evenly over the split.
+        examples: Captions in the figure, spread evenly over the split.
 
     Returns:
         The folder.

@@ -322,7 +322,7 @@ class Gallery:
         """Write the gallery to a folder and bind it there.
 
         Args:
-            directory: The folder; `None` for the one it is bound to. A gallery that is there is replaced.
+            directory: The folder; `None` for the one it is bound to. A gallery in that folder is replaced.
 
         Returns:
             The folder.

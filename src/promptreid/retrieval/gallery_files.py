@@ -226,7 +226,7 @@ class GalleryStore:
         return exact, exact if self._other is None else self._other
 
     def take_ids(self, count: int) -> int:
-        """The first of `count` numbers that no picture ever had."""
+        """The first of `count` numbers that no image ever had."""
         first, self._next_id = self._next_id, self._next_id + count
         return first
 

@@ -84,7 +84,7 @@ class ExactIndex:
         self.features = features
 
     def add(self, images: ImageTable, features: Tensor) -> None:
-        """Take images in, below those that are there."""
+        """Take images in, below those it has."""
         self.images = self.images.joined(images)
         self.features = torch.cat([self.features, features.to(self.features.device, self.features.dtype)])
 

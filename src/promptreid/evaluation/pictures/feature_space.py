@@ -1,4 +1,4 @@
-"""Features as pictures: how similar right and wrong pairs are, and a map of persons in the plane."""
+"""Figures of features: how similar right and wrong pairs are, and a map of persons in the plane."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", "#000000", "#F0E442"
 def draw_similarities(path: str | Path, splits: Mapping[str, EncodedSplit]) -> Path:
     """Draw how similar captions are to right and to wrong images: one panel a state of the model.
 
-    Right pairs are filled, wrong ones outlined, so that the picture reads without colour. Each histogram has an area
+    Right pairs are filled, wrong ones outlined, so that the figure reads without colour. Each histogram has an area
     of one; the panels share their axis.
 
     Args:
