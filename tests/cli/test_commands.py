@@ -36,7 +36,8 @@ def test_help_explains_itself_and_the_exit_codes(capsys, name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in NAMES), ["search", "gallery", "--no-such"]]
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in NAMES if name != "train"), ["search", "-k", "many"]],
 )
 def test_help_and_mistakes_in_the_arguments_do_not_wait_for_torch(arguments):
     script = (
@@ -247,7 +248,7 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
 
 
 def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_path, monkeypatch):
-    def stop(output, **settings):
+    def stop(console, /, **settings):
         raise SystemExit(143)  # as the trainer leaves when it gets SIGTERM
 
     monkeypatch.setattr(train_command, "run", stop)

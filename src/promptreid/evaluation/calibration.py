@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from promptreid.evaluation.metrics import check_retrieval_input
-from promptreid.evaluation.splits import EncodedSplit
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -72,7 +71,7 @@ def calibrate_threshold(
     if not 0 <= false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
     check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
-    right, wrong = best_scores(query_features, gallery_features, query_ids, gallery_ids)
+    right, wrong = _best_scores(query_features, gallery_features, query_ids, gallery_ids)
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
@@ -90,18 +89,7 @@ def calibrate_threshold(
     )
 
 
-def calibrate_split(encoded: EncodedSplit, *, false_alarm_rate: float = 0.05) -> Calibration:
-    """`calibrate_threshold` for the captions and images of a split."""
-    return calibrate_threshold(
-        encoded.text_features,
-        encoded.image_features,
-        encoded.text_ids,
-        encoded.image_ids,
-        false_alarm_rate=false_alarm_rate,
-    )
-
-
-def best_scores(
+def _best_scores(
     query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarity of each query's best right and best wrong item, (Q,) float32 each; -inf where there is none."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import CheckpointError
-from promptreid.evaluation.calibration import Calibration, calibrate_split
+from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.splits import encode_split
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import Changes, ImageSource, add_images, find_images, remove_images, update_images
@@ -307,7 +307,13 @@ class Gallery:
             ValueError: The gallery has no model, or the split has only one person.
         """
         encoded = encode_split(self._encoder(), split, progress=progress)
-        chosen = calibrate_split(encoded, false_alarm_rate=false_alarm_rate)
+        chosen = calibrate_threshold(
+            encoded.text_features,
+            encoded.image_features,
+            encoded.text_ids,
+            encoded.image_ids,
+            false_alarm_rate=false_alarm_rate,
+        )
         self._store.header["calibration"] = asdict(chosen)
         self._store.save_header()
         return chosen

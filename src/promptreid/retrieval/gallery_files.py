@@ -4,11 +4,9 @@ import json
 import secrets
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,47 +26,28 @@ _TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
 _ATTEMPTS = 10
 
 
-@dataclass(frozen=True, eq=False)
-class SavedGallery:
-    """What the files of a gallery hold.
-
-    Attributes:
-        features: (G, E) float32 or float16; as read, they stay on disk until they are looked at.
-        table: The images.
-        header: Everything else, as JSON holds it.
-        generation: Name of this state; another one has another name.
-    """
-
-    features: Tensor
-    table: ImageTable
-    header: dict[str, Any]
-    generation: str
-
-
 def exists(folder: Path) -> bool:
     """Whether the folder holds a gallery."""
     return (folder / _DESCRIPTION).is_file()
 
 
-def write_gallery(
-    folder: Path, features: Tensor, table: ImageTable, header: dict[str, Any], *, replaces: str | None
-) -> str:
+def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> str:
     """Write a gallery; what the folder held before is valid until the last step and gone after it.
 
     Args:
         folder: Made if it does not exist, for its owner alone.
-        features: (G, E).
-        table: The images.
+        exact: The images and their features.
         header: What else to keep.
         replaces: Generation that the folder must hold; `None` replaces anything.
 
     Returns:
-        The new generation.
+        The new generation: the name of this state, which no other state has.
 
     Raises:
         CheckpointError: Another process has changed the gallery meanwhile.
         OSError: The files cannot be written, for example because the disk is full; the old ones are untouched.
     """
+    table = exact.images
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     generation = secrets.token_hex(8)
     features_file = f"features-{generation}.safetensors"
@@ -81,7 +60,7 @@ def write_gallery(
         "metadata": list(table.metadata),
     }
     content = json.dumps(description).encode()
-    tensors = {"features": features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
+    tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
     with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
         _check_generation(folder, replaces)
         try:
@@ -106,8 +85,11 @@ def _check_generation(folder: Path, expected: str | None) -> None:
         )
 
 
-def read_gallery(folder: Path) -> SavedGallery:
+def read_gallery(folder: Path) -> tuple[ExactIndex, dict[str, Any]]:
     """Read a gallery; its features are mapped from disk, not copied into memory.
+
+    Returns:
+        The images with their features, and everything else that was written, with the `generation`.
 
     Raises:
         CheckpointError: Files are missing, corrupt or of another format version.
@@ -129,15 +111,16 @@ def read_gallery(folder: Path) -> SavedGallery:
     raise CheckpointError(f"{folder} changes faster than it can be read; try again")
 
 
-def _assemble(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> SavedGallery:
+def _assemble(
+    folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[ExactIndex, dict[str, Any]]:
+    paths, metadata = description.pop("paths"), description.pop("metadata")
     found = {name: value.ndim for name, value in tensors.items()}
-    lengths = {len(description["paths"]), len(description["metadata"]), *(len(value) for value in tensors.values())}
+    lengths = {len(paths), len(metadata), *(len(value) for value in tensors.values())}
     if found != _TENSORS or len(lengths) != 1 or not tensors["features"].is_floating_point():
         raise CheckpointError(f"{folder}: {description['features_file']} does not fit {_DESCRIPTION}; build it again")
-    table = ImageTable(
-        description.pop("paths"), tensors["ids"], tensors["sizes"], tensors["modified_ns"], description.pop("metadata")
-    )
-    return SavedGallery(tensors["features"], table, description, description["generation"])
+    table = ImageTable(paths, tensors["ids"], tensors["sizes"], tensors["modified_ns"], metadata)
+    return ExactIndex(table, tensors["features"]), description
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -237,7 +220,7 @@ class GalleryStore:
         if self.directory is not None:
             self._write(self.directory, exact, replaces=self._generation)
             # Mapped again, because the old mapping would keep what was removed on the disk.
-            exact.features = read_gallery(self.directory).features.to(exact.features.device)
+            exact.features = read_gallery(self.directory)[0].features.to(exact.features.device)
         self.exact = exact
         if self._other is not None:
             _apply(self._other, removed, added)
@@ -272,20 +255,19 @@ class GalleryStore:
         Raises:
             CheckpointError: Files are missing, corrupt or of another format version.
         """
-        saved = read_gallery(directory)
-        header, next_id = saved.header.get("header"), saved.header.get("next_id")
+        exact, description = read_gallery(directory)
+        header, next_id = description.get("header"), description.get("next_id")
         if not isinstance(header, dict):
             raise CheckpointError(f"{directory} is damaged (its header is {header!r}); build the gallery again")
-        if not isinstance(next_id, int) or (len(saved.table) and next_id <= int(torch.max(saved.table.ids))):
+        if not isinstance(next_id, int) or (len(exact.images) and next_id <= int(exact.images.ids.max())):
             raise CheckpointError(f"{directory} is damaged (next_id is {next_id!r}); build the gallery again")
-        exact = ExactIndex(saved.table, saved.features)
         store = cls(exact, header=cast("dict[str, Any]", header), index=index)
-        store.directory, store._generation, store._next_id = directory, saved.generation, next_id
+        store.directory, store._generation, store._next_id = directory, description["generation"], next_id
         return store
 
     def _write(self, directory: Path, exact: ExactIndex, *, replaces: str | None) -> None:
         header = {"header": self.header, "next_id": self._next_id}
-        self._generation = write_gallery(directory, exact.features, exact.images, header, replaces=replaces)
+        self._generation = write_gallery(directory, exact, header, replaces=replaces)
 
 
 def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:

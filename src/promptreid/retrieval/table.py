@@ -119,17 +119,13 @@ class ImageTable:
         if where is None:
             return None
         if isinstance(where, Mapping):
-            self._check_keys(where)
+            known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
+            if unknown := sorted(set(where) - known):
+                raise ValueError(
+                    f"no image of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
+                )
         matches = matcher(where)
-        return torch.tensor([row for row, known in enumerate(self.metadata) if matches(known)], dtype=torch.int64)
-
-    def _check_keys(self, where: Mapping[str, Any]) -> None:
-        known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
-        unknown = sorted(set(where) - known)
-        if unknown:
-            raise ValueError(
-                f"no image of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
-            )
+        return torch.tensor([row for row, entry in enumerate(self.metadata) if matches(entry)], dtype=torch.int64)
 
 
 def matcher(where: Where) -> Callable[[Metadata], bool]:
