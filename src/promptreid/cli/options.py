@@ -72,7 +72,9 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_layout_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--layout`."""
-    parser.add_argument("--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files")
+    parser.add_argument(
+        "--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files"
+    )
 
 
 def chosen_model(options: ModelArguments) -> ModelChoice:
