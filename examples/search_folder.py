@@ -3,8 +3,8 @@
     python examples/search_folder.py                                             # drawn people
     python examples/search_folder.py FOLDER "a man in a blue jacket with a white bag"
 
-The small model below knows drawn pedestrians only: for photographs put another one in its place. Pictures of people
-are biometric data: read docs/responsible_use.md before you search them.
+The small model below knows drawn pedestrians only: replace it by another one for photographs. Images of people can be
+biometric data: read docs/responsible_use.md before you search them.
 """
 
 import sys

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, adapt, load_clip
-from promptreid.adaptation import claim_output, load_and_verify, score_table
+from promptreid.adaptation import claim_output, load_and_verify
 from promptreid.cli.train_model import add_training_arguments, complete_training_arguments
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
+from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.synthetic import write_generated
 

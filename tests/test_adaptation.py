@@ -10,7 +10,7 @@ import torch
 
 from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip
 from promptreid import adaptation as module
-from promptreid.adaptation import claim_output, load_and_verify, preset_for, score_table
+from promptreid.adaptation import claim_output, load_and_verify, preset_for
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset
 from promptreid.synthetic import write_generated
@@ -135,12 +135,3 @@ def test_preset_of_the_small_base_is_its_own() -> None:
     assert preset_for("promptreid-tiny").image_size == (96, 48)
     assert preset_for("promptreid-tiny").pretrained == "generated"
     assert preset_for("ViT-B-16").recipe == Recipe()
-
-
-def test_score_table_has_a_row_per_name_and_direction() -> None:
-    scores = {"rank1": 0.5, "rank5": 0.75, "rank10": 1.0, "mAP": 0.625, "mINP": 0.25}
-    assert score_table({"zero shot": {**scores, "image_to_text": scores}}) == (
-        "                             rank1   rank5  rank10     mAP    mINP\n"
-        "zero shot   text to image    50.00   75.00  100.00   62.50   25.00\n"
-        "zero shot   image to text    50.00   75.00  100.00   62.50   25.00"
-    )

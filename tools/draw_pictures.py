@@ -14,7 +14,7 @@ from pathlib import Path
 from promptreid import load_prompts
 from promptreid.cli.main import main as command
 from promptreid.data.reader import load_dataset
-from promptreid.evaluation.pictures.phrases import draw_phrase_maps
+from promptreid.evaluation.pictures.occlusion import draw_occlusion_maps
 from promptreid.synthetic import write_generated
 from promptreid.towers.tiny import tiny_prompts
 
@@ -38,7 +38,7 @@ def main() -> None:
         record = load_dataset(data).test.records[0]
         print(record.captions)
         phrases = settings.phrases or parts(record.captions[0])
-        draw_phrase_maps(settings.output / "phrases.png", load_prompts(tiny_prompts()), record.path, phrases)
+        draw_occlusion_maps(settings.output / "phrases.png", load_prompts(tiny_prompts()), record.path, phrases)
 
 
 def parts(caption: str) -> list[str]:

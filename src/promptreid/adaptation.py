@@ -11,13 +11,12 @@ import torch
 
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.evaluation.evaluate import Evaluation, encode_split, evaluate, score
-from promptreid.evaluation.sharding import is_main_process
-from promptreid.evaluation.splits import EncodedSplit
+from promptreid.evaluation.evaluate import Evaluation, evaluate, score
+from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_bytes_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
-from promptreid.towers.names import TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import TINY_NAME, TINY_TAG
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
@@ -242,19 +241,3 @@ def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores in percent, one row per name and direction.
-
-    Args:
-        rows: `Evaluation.as_dict()` by name.
-    """
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
-    width = max(len(name) for name in rows) + 3
-    lines = [" " * (width + 14) + "".join(f"{name:>8}" for name in names)]
-    for direction in ("text to image", "image to text"):
-        for name, scores in rows.items():
-            own = scores if direction == "text to image" else scores["image_to_text"]
-            lines.append(f"{name:<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
-    return "\n".join(lines)

@@ -8,10 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from promptreid.cli import push_model as push_command
-from promptreid.cli import serve_demo as demo_command
 from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
+from promptreid.data.reader import LAYOUTS
 
 NAMES = ["check", "train", "evaluate", "index", "search", "demo", "push"]
 
@@ -23,7 +22,7 @@ def index(drawn, tmp_path, call):
 
 
 def test_every_command_is_there():
-    assert [module.__name__.rpartition(".")[2] for module in COMMANDS] == NAMES
+    assert list(COMMANDS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,6 +33,32 @@ def test_help_explains_itself_and_the_exit_codes(capsys, name):
     assert leaving.value.code == 0
     assert "--json" in text
     assert "exit codes: 0 done" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in NAMES if name != "train"), ["search", "-k", "many"]],
+)
+def test_help_and_mistakes_in_the_arguments_do_not_wait_for_torch(arguments):
+    script = (
+        "import sys\n"
+        "from promptreid.cli.main import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["check", "train", "evaluate"])
+def test_help_names_every_layout(capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(layout in text for layout in LAYOUTS)
 
 
 def test_version_and_unknown_commands_leave_as_argparse_does(capsys):
@@ -70,7 +95,7 @@ def test_check_counts_and_finds_what_is_wrong(call, drawn, tmp_path):
 def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path):
     code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
     assert code == 0
-    assert "32 pictures are indexed" in text
+    assert "32 images are indexed" in text
     assert "knows drawn pedestrians only" in notes
     picture = tmp_path / "found.png"
     code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
@@ -111,23 +136,23 @@ def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
     call("index", crops, "--output", tmp_path / "own")
     one = next(crops.rglob("*.jpg"))
     shutil.copyfile(one, crops / "new.jpg")
-    (crops / "broken.jpg").write_bytes(b"no picture")
+    (crops / "broken.jpg").write_bytes(b"no image")
     code, answer, notes = call("index", crops, "--output", tmp_path / "own", "--json")
     assert (code, answer["added"], answer["unchanged"], answer["pictures"]) == (0, 1, 32, 33)
     assert answer["unreadable"] == [str((crops / "broken.jpg").resolve())]
-    assert "warning: 1 of 34 pictures cannot be read" in notes
+    assert "warning: 1 of 34 images cannot be read" in notes
     one.unlink()
     assert call("index", crops, "--output", tmp_path / "own", "--prune", "--json")[1]["removed"] == 1
     code, text, _ = call("index", "--output", tmp_path / "own", "--remove", crops.resolve() / "new.jpg", 5)
     assert code == 0
-    assert "removed 2 pictures; 30 are left" in text
+    assert "removed 2 images; 30 are left" in text
 
 
 def test_index_lists_every_picture_that_it_cannot_read(call, drawn, tmp_path):
     crops = tmp_path / "crops"
     shutil.copytree(drawn / "imgs", crops)
     for number in range(12):
-        (crops / f"broken_{number:02d}.jpg").write_bytes(b"no picture")
+        (crops / f"broken_{number:02d}.jpg").write_bytes(b"no image")
     code, answer, _ = call("index", crops, "--output", tmp_path / "own", "--json")
     assert (code, answer["added"], answer["pictures"]) == (0, 32, 32)
     assert [path.rpartition("/")[2] for path in answer["unreadable"]] == [f"broken_{n:02d}.jpg" for n in range(12)]
@@ -137,10 +162,10 @@ def test_index_of_nothing_that_can_be_read_is_refused(call, tmp_path):
     (tmp_path / "crops").mkdir()
     assert call("index", tmp_path / "crops", "--output", tmp_path / "own")[0] == 2
     assert not (tmp_path / "own").exists()
-    (tmp_path / "crops" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "crops" / "broken.jpg").write_bytes(b"no image")
     code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own")
     assert code == 2
-    assert "none of the pictures" in notes
+    assert "none of the images" in notes
 
 
 def test_index_of_a_folder_and_removal_at_once_are_refused(call, drawn, index):
@@ -204,7 +229,7 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
         given.update(folder=folder, repository=repository, **settings)
         return "https://hub/commit/1"
 
-    monkeypatch.setattr(push_command, "push_prompts", pretend)
+    monkeypatch.setattr("promptreid.model.publishing.push_prompts", pretend)
     scores = {"rank1": 0.5, "num_queries": 4}
     metrics = tmp_path / "metrics.json"
     metrics.write_text(json.dumps({"text_to_image": scores, "image_to_text": scores}))
@@ -219,31 +244,33 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
     metrics.write_text("{}")
     code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
     assert code == 2
-    assert "is no metrics.json" in notes
+    assert "is not a metrics.json" in notes
 
 
 def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_path, monkeypatch):
-    def stop(settings, output):
+    def stop(console, /, **settings):
         raise SystemExit(143)  # as the trainer leaves when it gets SIGTERM
 
     monkeypatch.setattr(train_command, "run", stop)
     code, answer, notes = call("train", drawn, "--output", tmp_path / "run", "--json")
     assert (code, answer["exit_code"]) == (143, 143)
-    assert answer["error"].startswith("stopped by a signal; the same command goes on")
+    assert answer["error"].startswith("stopped by a signal; the same command resumes")
     assert notes == f"error: {answer['error']}\n"
 
 
 def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
     given = {}
-    monkeypatch.setattr(demo_command, "launch", lambda folder, **settings: given.update(settings))
-    monkeypatch.setattr(demo_command, "load_prompts", lambda model, device: (model, device))
+    monkeypatch.setattr("promptreid.demo.app.launch", lambda folder, **settings: given.update(settings))
+    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", lambda model, device: (model, device))
     assert call("demo", "--model", "someone/prompts", "--device", "cpu")[0] == 0
     assert given["model"] == ("someone/prompts", "cpu")
 
 
 def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
     given = {}
-    monkeypatch.setattr(demo_command, "launch", lambda folder, **settings: given.update(folder=folder, **settings))
+    monkeypatch.setattr(
+        "promptreid.demo.app.launch", lambda folder, **settings: given.update(folder=folder, **settings)
+    )
     assert call("demo", drawn / "imgs", "--port", 7861)[0] == 0
     assert given == {
         "folder": drawn / "imgs",
@@ -257,7 +284,7 @@ def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["index"], "give the folder of pictures to index"),
+        (["index"], "give the folder of images to index"),
         (["index", "nowhere"], "there is no folder"),
         (["index", ".", "--export", "a.csv"], "a.csv ends in .csv, expected .parquet or .npz"),
         (["index", ".", "--model", "ViT-B-61", "--pretrained", "openai"], "open_clip has no model named 'ViT-B-61'"),
@@ -289,7 +316,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, argu
         (["--threshold", "high"], "--threshold is 'high', expected a number"),
         (["--threshold", "calibrated"], "never calibrated"),
         (["--where", "folder"], "--where is 'folder', expected KEY=VALUE"),
-        (["--where", "camera=1"], "no picture of the gallery has camera; known are: folder"),
+        (["--where", "camera=1"], "no image of the gallery has camera; known are: folder"),
         (["-k", "0"], "k is 0"),
     ],
 )

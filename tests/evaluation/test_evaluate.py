@@ -14,22 +14,22 @@ from promptreid.data.images import open_image
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError
-from promptreid.evaluation import sharding
-from promptreid.evaluation.evaluate import encode_split, score
+from promptreid.evaluation import splits
+from promptreid.evaluation.evaluate import encode_split, score, score_table
 from promptreid.evaluation.metrics import compute_metrics
 from promptreid.synthetic import write_generated
 
 
-def test_encode_split_gives_each_picture_and_caption_its_own_features(model, split):
+def test_encode_split_gives_each_image_and_caption_its_own_features(model, split):
     encoded = encode_split(model, split, batch_size=7, progress=False)
     assert encoded.image_features.shape == (24, 128)
     assert encoded.text_features.shape == (48, 128)
     assert encoded.captions == [caption for record in split.records for caption in record.captions]
     assert encoded.image_ids.tolist() == [record.person_id for record in split.records]
     assert encoded.text_ids.tolist() == [record.person_id for record in split.records for _ in record.captions]
-    picture = model.eval_transform(open_image(split.records[9].path)).unsqueeze(0)
+    image = model.eval_transform(open_image(split.records[9].path)).unsqueeze(0)
     with torch.no_grad():
-        own = model.eval().encode_image(picture, normalize=True)[0]
+        own = model.eval().encode_image(image, normalize=True)[0]
         words = model.encode_text(model.tokenizer([encoded.captions[31]]), normalize=True)[0]
     torch.testing.assert_close(encoded.image_features[9], own, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoded.text_features[31], words, rtol=1e-4, atol=1e-5)
@@ -68,7 +68,7 @@ def test_evaluate_of_the_shipped_model_is_far_above_chance(model, tmp_path):
     drawn = write_generated(tmp_path / "data", num_identities=(1, 1, persons), seed=0, progress=False)
     with model.disabled():
         scores = evaluate(model, load_cuhk_pedes(drawn).test, progress=False)
-    # 320 sentences and 160 pictures; chance finds the right person first in one of 40 searches.
+    # 320 sentences and 160 images; chance finds the right person first in one of 40 searches.
     assert scores.text_to_image.num_queries == 8 * persons
     assert scores.text_to_image.rank1 > 5 / persons
     assert scores.image_to_text.rank1 > 5 / persons
@@ -100,13 +100,22 @@ def test_encode_split_with_a_batch_of_nothing_is_refused(model, split):
         encode_split(model, split, batch_size=0)
 
 
+def test_score_table_has_a_row_per_name_and_direction():
+    scores = {"rank1": 0.5, "rank5": 0.75, "rank10": 1.0, "mAP": 0.625, "mINP": 0.25}
+    assert score_table({"zero shot": {**scores, "image_to_text": scores}}) == (
+        "                             rank1   rank5  rank10     mAP    mINP\n"
+        "zero shot   text to image    50.00   75.00  100.00   62.50   25.00\n"
+        "zero shot   image to text    50.00   75.00  100.00   62.50   25.00"
+    )
+
+
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 24])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_shards_cover_everything_once(monkeypatch, total, processes):
     shards = []
     for rank in range(processes):
-        monkeypatch.setattr(sharding, "_place", lambda rank=rank: (rank, processes))
-        shards.append(list(sharding.own_shard(total)))
+        monkeypatch.setattr(splits, "_rank_and_processes", lambda rank=rank: (rank, processes))
+        shards.append(list(splits.own_shard(total)))
     assert [index for shard in shards for index in shard] == list(range(total))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
@@ -115,13 +124,13 @@ def test_evaluate_in_three_processes_joins_their_shares(tmp_path):
     script = tmp_path / "shares.py"
     script.write_text(
         "import sys, torch\n"
-        "from promptreid.evaluation import sharding\n"
+        "from promptreid.evaluation import splits\n"
         "rank = int(sys.argv[1])\n"
         "torch.distributed.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=rank, world_size=3)\n"
-        "share = torch.arange(7.0)[list(sharding.own_shard(7))][:, None].expand(-1, 2)\n"
-        "joined = sharding.join_shards(share, 7)\n"
+        "share = torch.arange(7.0)[list(splits.own_shard(7))][:, None].expand(-1, 2)\n"
+        "joined = splits.join_shards(share, 7)\n"
         "assert torch.equal(joined, torch.arange(7.0)[:, None].expand(-1, 2)), joined\n"
-        "assert sharding.is_main_process() == (rank == 0)\n"
+        "assert splits.is_main_process() == (rank == 0)\n"
         "torch.distributed.barrier()\n"
         "torch.distributed.destroy_process_group()\n"
     )

@@ -74,10 +74,10 @@ def test_parquet_without_pyarrow_names_the_extra(without, tmp_path):
     import torch
 
     from promptreid.retrieval.export import export_features
-    from promptreid.retrieval.table import PictureTable
+    from promptreid.retrieval.table import ImageTable
 
     without("pyarrow")
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[export\]"'):
-        export_features(tmp_path / "features.parquet", torch.zeros(1, 2), PictureTable(["a.jpg"], one, one, one, [{}]))
+        export_features(tmp_path / "features.parquet", torch.zeros(1, 2), ImageTable(["a.jpg"], one, one, one, [{}]))
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ def model(shipped):
 
 @pytest.fixture
 def folder(split, tmp_path):
-    """A copy of the split's 24 pictures, in its folders."""
+    """A copy of the split's 24 images, in its folders."""
     target = tmp_path / "crops"
     for record in split.records:
         place = target / record.path.parent.name / record.path.name

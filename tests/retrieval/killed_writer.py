@@ -1,4 +1,4 @@
-"""Adds and removes pictures of a gallery over and over, until it is killed: `killed_writer.py FOLDER`."""
+"""Adds and removes images of a gallery over and over, until it is killed: `killed_writer.py FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from promptreid.retrieval.gallery_files import GalleryStore
-from promptreid.retrieval.table import PictureTable
+from promptreid.retrieval.table import ImageTable
 
 
 def main() -> None:
@@ -15,16 +15,15 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:
-        table, features = store.state
-        if len(table) > 3000:
-            store.replace(table.select(range(2000)), features[:2000])
+        ids = store.images.ids.tolist()
+        if len(ids) > 3000:
+            store.change(removed=ids[2000:])
             continue
         first = store.take_ids(200)
-        # Every row holds its own number throughout, so that a reader can tell whether it belongs to its picture.
+        # Every row holds its own number throughout, so that a reader can tell whether it belongs to its image.
         rows = torch.arange(first, first + 200).float()[:, None].expand(-1, 64)
         names = [f"{number}.jpg" for number in range(first, first + 200)]
-        own = PictureTable.of(names, first_id=first)
-        store.replace(table.joined(own), torch.cat([features, rows]))
+        store.change(added=(ImageTable.of(names, first_id=first), rows))
 
 
 if __name__ == "__main__":

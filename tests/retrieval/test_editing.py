@@ -19,7 +19,7 @@ def index(model, folder, tmp_path):
     return Gallery.build(model, folder, directory=tmp_path / "index", batch_size=10, progress=False)
 
 
-def another_picture(folder, name, *, like=0):
+def another_image(folder, name, *, like=0):
     source = sorted(folder.rglob("*.jpg"))[like]
     target = folder / name
     target.parent.mkdir(exist_ok=True)
@@ -29,19 +29,19 @@ def another_picture(folder, name, *, like=0):
 
 def test_build_into_a_folder_saves_it(model, index):
     assert Gallery.load(index.directory, model).paths == index.paths
-    with pytest.raises(FileExistsError, match=r"holds a gallery already; go on with Gallery.load and update"):
+    with pytest.raises(FileExistsError, match=r"holds a gallery already; update it"):
         Gallery.build(model, list(index.paths[:2]), directory=index.directory, progress=False)
 
 
 def test_build_that_finds_nothing_readable_is_refused(model, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match="none of the 1 pictures can be read"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="none of the 1 images can be read"):
         Gallery.build(model, tmp_path, progress=False)
 
 
 def test_add_appends_and_numbers_on(model, index, folder):
     before = index.features.clone()
-    changes = index.add([another_picture(folder, "new/a.jpg"), another_picture(folder, "new/b.jpg")], progress=False)
+    changes = index.add([another_image(folder, "new/a.jpg"), another_image(folder, "new/b.jpg")], progress=False)
     assert (changes.added, changes.unreadable) == (2, ())
     assert index.ids.tolist() == list(range(26))
     assert torch.equal(index.features[:24], before)
@@ -49,10 +49,10 @@ def test_add_appends_and_numbers_on(model, index, folder):
     assert Gallery.load(index.directory, model).paths == index.paths
 
 
-def test_add_of_a_picture_that_is_there_is_refused(index, folder):
-    with pytest.raises(ValueError, match=r"1 of 1 pictures are in the gallery already, such as .*; update\(\)"):
+def test_add_of_a_image_that_is_there_is_refused(index, folder):
+    with pytest.raises(ValueError, match=r"1 of 1 images are in the gallery already, such as .*; update\(\)"):
         index.add([index.paths[3]], progress=False)
-    new = another_picture(folder, "new.jpg")
+    new = another_image(folder, "new.jpg")
     with pytest.raises(ValueError, match=r"new\.jpg is given twice"):
         index.add([new, new], progress=False)
     assert len(index) == 24
@@ -60,16 +60,16 @@ def test_add_of_a_picture_that_is_there_is_refused(index, folder):
 
 def test_update_encodes_only_what_is_new_or_changed(model, index, folder, monkeypatch):
     encoded = []
-    real = editing.encode_pictures
+    real = editing.encode_images
 
     def watched(model, paths, **settings):
         encoded.extend(paths)
         return real(model, paths, **settings)
 
-    monkeypatch.setattr(editing, "encode_pictures", watched)
+    monkeypatch.setattr(editing, "encode_images", watched)
     assert index.update(folder, progress=False).unchanged == 24
     assert encoded == []
-    new = another_picture(folder, "new.jpg", like=4)
+    new = another_image(folder, "new.jpg", like=4)
     changed = index.paths[7]
     shutil.copyfile(index.paths[11], changed)
     os.utime(changed, ns=(1, 1))
@@ -88,12 +88,19 @@ def test_update_encodes_only_what_is_new_or_changed(model, index, folder, monkey
     assert Gallery.load(index.directory, model).paths == index.paths
 
 
-def test_update_gives_a_changed_picture_its_new_features(model, index, folder):
+def test_update_with_an_invalid_or_unknown_option_is_refused(index, folder):
+    with pytest.raises(ValueError, match="batch_size is 0 and num_threads 4, expected at least 1"):
+        index.update(folder, batch_size=0, progress=False)
+    with pytest.raises(TypeError, match="batchsize"):
+        index.update(folder, batchsize=3)
+
+
+def test_update_gives_a_changed_image_its_new_features(model, index, folder):
     row, other = 7, 20
     shutil.copyfile(index.paths[other], index.paths[row])
     os.utime(index.paths[row], ns=(1, 1))
     index.update(folder, progress=False)
-    rows = {number: place for place, number in enumerate(index.ids.tolist())}
+    rows = {number: row for row, number in enumerate(index.ids.tolist())}
     torch.testing.assert_close(index.features[rows[row]], index.features[rows[other]], rtol=1e-4, atol=1e-5)
 
 
@@ -113,14 +120,14 @@ def test_remove_of_everything_leaves_an_empty_gallery_whose_numbers_go_on(model,
     index.remove(index.ids.tolist())
     again = Gallery.load(index.directory, model)
     assert len(again) == 0
-    again.add([another_picture(folder, "new.jpg")], progress=False)
+    again.add([another_image(folder, "new.jpg")], progress=False)
     assert again.ids.tolist() == [24]
 
 
-@pytest.mark.parametrize("picture", [99, "nowhere.jpg"])
-def test_remove_of_an_unknown_picture_removes_nothing(index, picture):
-    with pytest.raises(KeyError, match=r"has no picture .*; nothing was removed"):
-        index.remove([0, picture])
+@pytest.mark.parametrize("image", [99, "nowhere.jpg"])
+def test_remove_of_an_unknown_image_removes_nothing(index, image):
+    with pytest.raises(KeyError, match=r"has no image .*; nothing was removed"):
+        index.remove([0, image])
     assert len(index) == 24
 
 
@@ -134,7 +141,7 @@ def test_search_filters_by_metadata(model, folder, index):
     everything = [hit for hit in index.search("a man", 24) if hit.metadata["folder"] == folders[0]]
     assert [hit.path for hit in hits] == [hit.path for hit in everything]
     assert index.search("a man", 5, where={"folder": "nowhere"}) == []
-    with pytest.raises(ValueError, match="no picture of the gallery has camera; known are: folder"):
+    with pytest.raises(ValueError, match="no image of the gallery has camera; known are: folder"):
         index.search("a man", 5, where={"camera": 1})
 
 
@@ -149,9 +156,9 @@ def test_build_with_metadata_of_its_own(model, folder):
     paths = sorted(folder.rglob("*.jpg"))[:3]
     gallery = Gallery.build(model, paths, metadata=[{"hour": n} for n in range(3)], progress=False)
     assert [hit.metadata["hour"] for hit in gallery.search("a man", 3, where={"hour": (1,)})] == [1]
-    with pytest.raises(ValueError, match="3 pictures but metadata for 1"):
+    with pytest.raises(ValueError, match="3 images but metadata for 1"):
         Gallery.build(model, paths, metadata=[{}], progress=False)
-    with pytest.raises(ValueError, match="metadata goes with a list of pictures"):
+    with pytest.raises(ValueError, match="metadata goes with a list of images"):
         Gallery.build(model, folder, metadata=[{}], progress=False)
     with pytest.raises(TypeError, match="images holds int, expected paths or ImageRecord"):
         Gallery.build(model, [7], progress=False)
@@ -208,7 +215,7 @@ def test_gallery_without_a_model_searches_by_features_only(index, folder):
     with pytest.raises(ValueError, match="loaded without a model, so it can only be searched by features"):
         loaded.search("a man", 1)
     with pytest.raises(ValueError, match="loaded without a model"):
-        loaded.add([another_picture(folder, "new.jpg")], progress=False)
+        loaded.add([another_image(folder, "new.jpg")], progress=False)
     assert loaded.remove([0]) == 1
 
 
@@ -261,11 +268,11 @@ def test_save_on_a_full_disk_leaves_the_old_gallery(model, index, folder, monkey
         raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in index.directory.iterdir())
-    for step in ("_write_tensors", "write_bytes_atomically"):
+    for step in ("write_tensors_atomically", "write_bytes_atomically"):
         with monkeypatch.context() as patch:
             patch.setattr(gallery_files, step, lambda *_, **__: full())
             with pytest.raises(OSError, match=r"cannot write the gallery to .*No space left.* MB .*untouched"):
-                index.add([another_picture(folder, "new.jpg")], progress=False)
+                index.add([another_image(folder, "new.jpg")], progress=False)
         assert len(index) == 24
         assert sorted(path.name for path in index.directory.iterdir()) == before
         assert len(Gallery.load(index.directory, model)) == 24

@@ -21,7 +21,7 @@ def features_of(model, path):
         return model.eval().encode_image(model.eval_transform(open_image(path)).unsqueeze(0), normalize=True)[0]
 
 
-def test_build_encodes_every_picture_of_the_folder_in_order(model, folder, gallery):
+def test_build_encodes_every_image_of_the_folder_in_order(model, folder, gallery):
     assert [str(path) for path in gallery.paths] == sorted(str(path) for path in folder.rglob("*.jpg"))
     assert gallery.features.shape == (24, 128)
     torch.testing.assert_close(gallery.features[17], features_of(model, gallery.paths[17]), rtol=1e-4, atol=1e-5)
@@ -38,18 +38,16 @@ def test_build_puts_the_training_mode_back(model, folder):
     assert model.training
 
 
-def test_build_leaves_unreadable_pictures_out_and_names_them(model, folder):
-    (folder / "broken.jpg").write_bytes(b"no picture")
+def test_build_leaves_unreadable_images_out_and_names_them(model, folder):
+    (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no picture either")
-    with pytest.warns(
-        UserWarning, match=r"2 of 26 pictures cannot be read and are left out: .*broken.jpg, .*empty.png"
-    ):
+    (folder / "notes.txt").write_text("no image either")
+    with pytest.warns(UserWarning, match=r"2 of 26 images cannot be read and are left out: .*broken.jpg, .*empty.png"):
         gallery = Gallery.build(model, folder, batch_size=3, progress=False)
     assert len(gallery) == 24
 
 
-def test_search_by_a_picture_finds_itself_first(gallery):
+def test_search_by_a_image_finds_itself_first(gallery):
     for query in (gallery.paths[5], open_image(gallery.paths[5]), gallery.features[5], gallery.features[5] * 3):
         best = gallery.search(query, 3)[0]
         assert (best.path, best.index) == (gallery.paths[5], 5)
@@ -68,7 +66,7 @@ def test_search_by_a_sentence_ranks_by_cosine_similarity(model, gallery):
     assert [hit.index for hit in gallery.search(sentence, 4)] == expected[:4]
 
 
-def test_search_of_equal_scores_gives_the_earlier_picture_first(model, folder):
+def test_search_of_equal_scores_gives_the_earlier_image_first(model, folder):
     one = next(folder.rglob("*.jpg"))
     gallery = Gallery(model, [one] * 6, torch.nn.functional.normalize(torch.ones(6, 128), dim=-1))
     assert [hit.index for hit in gallery.search(torch.ones(128), 4)] == [0, 1, 2, 3]
@@ -170,8 +168,8 @@ def test_search_for_a_bad_query_is_refused(gallery, query, error, words):
         gallery.search(query, 3)
 
 
-def test_search_for_a_picture_that_cannot_be_read_is_refused(gallery, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_search_for_a_image_that_cannot_be_read_is_refused(gallery, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"cannot read the image .*broken.png"):
         gallery.search(tmp_path / "broken.png", 3)
 
@@ -179,12 +177,12 @@ def test_search_for_a_picture_that_cannot_be_read_is_refused(gallery, tmp_path):
 def test_build_of_nothing_is_refused(model, tmp_path):
     with pytest.raises(DatasetError, match=r"there is no folder .*nowhere"):
         Gallery.build(model, tmp_path / "nowhere", progress=False)
-    with pytest.raises(DatasetError, match="has no pictures"):
+    with pytest.raises(DatasetError, match="has no images"):
         Gallery.build(model, tmp_path, progress=False)
     with pytest.raises(DatasetError, match="the list of images is empty"):
         Gallery.build(model, [], progress=False)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match="none of the 1 pictures can be read"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="none of the 1 images can be read"):
         Gallery.build(model, tmp_path, progress=False)
 
 
@@ -202,7 +200,7 @@ def test_gallery_of_bad_features_is_refused(model):
 
 
 def test_search_of_an_empty_gallery_is_refused(model):
-    with pytest.raises(ValueError, match="the gallery is empty; add pictures first"):
+    with pytest.raises(ValueError, match="the gallery is empty; add images first"):
         Gallery(model, [], torch.ones(0, 128)).search("a man", 1)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from promptreid.retrieval.gallery_files import read_gallery, write_gallery
-from promptreid.retrieval.table import PictureTable
+from promptreid.retrieval.index import ExactIndex
+from promptreid.retrieval.table import ImageTable
 
 WRITER = Path(__file__).with_name("killed_writer.py")
 
@@ -21,19 +22,19 @@ WRITER = Path(__file__).with_name("killed_writer.py")
 def index(tmp_path):
     """2,000 rows that each hold their own number throughout."""
     rows = torch.arange(2000).float()[:, None].expand(-1, 64)
-    table = PictureTable.of([f"{number}.jpg" for number in range(2000)], first_id=0)
-    write_gallery(tmp_path / "index", rows, table, {"header": {}, "next_id": 2000}, replaces=None)
+    table = ImageTable.of([f"{number}.jpg" for number in range(2000)], first_id=0)
+    write_gallery(tmp_path / "index", ExactIndex(table, rows), {"header": {}, "next_id": 2000}, replaces=None)
     return tmp_path / "index"
 
 
 def check_whole(folder):
-    """Every picture has its own features; returns how many there are."""
-    saved = read_gallery(folder)
-    numbers = saved.table.ids.float()
+    """Every image has its own features; returns how many there are."""
+    saved, _ = read_gallery(folder)
+    numbers = saved.images.ids.float()
     assert torch.equal(saved.features, numbers[:, None].expand(-1, 64))
-    assert [f"{int(number)}.jpg" for number in numbers] == list(saved.table.paths)
-    assert saved.table.paths[:2000] == [f"{number}.jpg" for number in range(2000)]
-    return len(saved.table)
+    assert [f"{int(number)}.jpg" for number in numbers] == list(saved.images.paths)
+    assert saved.images.paths[:2000] == [f"{number}.jpg" for number in range(2000)]
+    return len(saved.images)
 
 
 def start(index):
@@ -59,8 +60,8 @@ def test_gallery_whose_writer_is_killed_loses_nothing(index, kills):
         kill_after(start(index), generator.uniform(0.0, 0.3))
         assert check_whole(index) >= 2000
     # What killed writers left behind goes with the next write.
-    saved = read_gallery(index)
-    write_gallery(index, saved.features, saved.table, saved.header, replaces=saved.generation)
+    saved, description = read_gallery(index)
+    write_gallery(index, saved, description, replaces=description["generation"])
     names = sorted(path.name for path in index.iterdir())
     assert names == sorted(["gallery.json", "gallery.lock", *(path.name for path in index.glob("features-*"))])
     assert len(names) == 3

@@ -3,25 +3,20 @@
 import argparse
 from pathlib import Path
 
+from promptreid.cli.options import add_layout_argument
 from promptreid.cli.output import Output
-from promptreid.data.check import check_dataset
-from promptreid.data.reader import LAYOUTS
-from promptreid.towers.tokenizer import tokenizer_of
+
+DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
+report all problems at once. Exit code 1 if there are errors."""
 
 SHOWN = 10
 CLIP = "ViT-B-16"
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
-    """Describe the command."""
-    parser = commands.add_parser(
-        "check",
-        help="look for everything that is wrong with a data set",
-        description="Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every "
-        "image; report all problems at once. Exit code 1 if there are errors.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parser.add_argument("root", type=Path, help="the data set's folder")
-    parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default: recognised from the files")
+    add_layout_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(
         "--tokenizer",
@@ -31,19 +26,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "CLIP models share",
     )
     parser.add_argument("--limit", type=int, default=SHOWN, help="messages shown of each kind; default %(default)s")
-    return parser
 
 
-def run(settings: argparse.Namespace, output: Output) -> int:
+def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, tokenizer: str, limit: int) -> int:
     """Check the data set."""
+    from promptreid.data.check import check_dataset
+    from promptreid.towers.tokenizer import tokenizer_of
+
     report = check_dataset(
-        settings.root,
-        layout=settings.layout,
-        images=not settings.no_images,
-        tokenizer=tokenizer_of(settings.tokenizer),
-        progress=output.progress,
+        root, layout=layout, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress
     )
-    for line in report.lines(limit=settings.limit):
-        output.say(line)
-    output.record(**report.as_dict())
+    for line in report.lines(limit=limit):
+        console.say(line)
+    console.record(**report.as_dict())
     return 0 if report.ok else 1

@@ -3,69 +3,88 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from promptreid.adaptation import score_table
-from promptreid.cli.options import add_model_arguments, chosen_model, load_model
+from promptreid.cli.options import (
+    ModelArguments,
+    add_layout_argument,
+    add_model_arguments,
+    check_device,
+    chosen_model,
+    load_model,
+)
 from promptreid.cli.output import Output
-from promptreid.data.reader import load_dataset
-from promptreid.data.records import ReIDSplit
-from promptreid.evaluation.evaluate import evaluate
-from promptreid.evaluation.sharding import is_main_process
+from promptreid.towers.tiny import TINY_NAME
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DESCRIPTION = """Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each process
+encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …"""
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
-    """Describe the command."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="score a model on a data set",
-        description="Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each "
-        "process encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parser.add_argument("root", type=Path, help="the data set's folder")
-    add_model_arguments(parser)
+    add_model_arguments(parser, default=TINY_NAME)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="folder for metrics.json and ranking.png; default: none written")
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that load pictures")
-    parser.add_argument("--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: found out")
-    return parser
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
+    add_layout_argument(parser)
 
 
-def run(settings: argparse.Namespace, output: Output) -> int:
+def run(
+    console: Output,
+    /,
+    *,
+    root: Path,
+    split: str,
+    output: Path | None,
+    batch_size: int,
+    num_workers: int,
+    layout: str | None,
+    **model: "Unpack[ModelArguments]",
+) -> int:
     """Evaluate the model."""
-    choice = chosen_model(settings)
-    data = load_dataset(settings.root, layout=settings.layout)
-    splits: dict[str, ReIDSplit] = {split.name: split for split in data.splits}
-    if settings.split not in splits:
-        raise ValueError(f"{data.name} has no {settings.split} split; it has {', '.join(splits)}")
-    device = _join_processes(settings.device)
-    model = load_model(choice, device=device)
+    from torch import distributed
+
+    from promptreid.data.reader import load_dataset
+    from promptreid.evaluation.evaluate import evaluate, score_table
+    from promptreid.evaluation.splits import is_main_process
+
+    choice = chosen_model(model)
+    data = load_dataset(root, layout=layout)
+    splits = {found.name: found for found in data.splits}
+    if split not in splits:
+        raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
+    encoder = load_model(choice, device=_join_processes(check_device(model["device"])))
     try:
         scores = evaluate(
-            model,
-            splits[settings.split],
-            batch_size=settings.batch_size,
-            num_workers=settings.num_workers,
-            progress=output.progress,
-            output_dir=settings.output,
+            encoder,
+            splits[split],
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=console.progress,
+            output_dir=output,
         ).as_dict()
         if not is_main_process():
-            output.as_json = False
+            console.as_json = False
             return 0
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    output.record(data=data.name, split=settings.split, model=choice.as_dict(), scores=scores)
-    output.say(score_table({f"{settings.split} split": scores}))
-    if settings.output is not None:
-        output.say(f"metrics.json and ranking.png are in {settings.output}")
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    console.record(data=data.name, split=split, model=choice.as_dict(), scores=scores)
+    console.say(score_table({f"{split} split": scores}))
+    if output is not None:
+        console.say(f"metrics.json and ranking.png are in {output}")
     return 0
 
 
 def _join_processes(device: str) -> str:
     """Join the other processes that torchrun started, if it did; returns this one's device."""
+    import torch
+
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if not device.startswith("cuda"):

@@ -1,18 +1,25 @@
-"""Which model a command uses."""
+"""Which model a command uses, and where it runs."""
 
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
+from promptreid.towers.tiny import TINY_NAME, TINY_TAG
 
-from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
-from promptreid.prompts.config import PromptConfig
-from promptreid.towers.loading import load_clip
-from promptreid.towers.names import TINY_NAME, TINY_TAG
+if TYPE_CHECKING:
+    from promptreid.model.prompted_clip import PromptedCLIP
 
 _TINY_SIZE = (96, 48)
+
+
+class ModelArguments(TypedDict):
+    """What `add_model_arguments` adds."""
+
+    model: str | None
+    pretrained: str | None
+    image_size: list[int] | None
+    device: str | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class ModelChoice:
         image_size: (height, width) for an open_clip name; `None` for the usual one.
     """
 
-    model: str = TINY_NAME
+    model: str
     pretrained: str | None = None
     image_size: tuple[int, int] | None = None
 
@@ -39,13 +46,17 @@ class ModelChoice:
         return asdict(self)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None = TINY_NAME) -> None:
-    """Add `--model`, `--pretrained`, `--image-size` and `--device`."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Add `--model`, `--pretrained`, `--image-size` and `--device`.
+
+    Args:
+        parser: The command's.
+        default: Which model is used without `--model`, in words.
+    """
     parser.add_argument(
         "--model",
-        default=default,
         help="a folder that `promptreid train` or save_prompts wrote, a Hub repository USER/NAME, or the name of an "
-        "open_clip model, which is then used without prompts" + (f"; default {default}" if default else ""),
+        f"open_clip model, which is then used without prompts; default: {default}",
     )
     parser.add_argument("--pretrained", help="weights of an open_clip model: a tag such as openai, or a file")
     parser.add_argument(
@@ -56,17 +67,26 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--device`."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
 
 
-def chosen_model(settings: argparse.Namespace) -> ModelChoice:
+def add_layout_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--layout`."""
+    parser.add_argument(
+        "--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files"
+    )
+
+
+def chosen_model(options: ModelArguments) -> ModelChoice:
     """The model that the arguments name; a folder by its full path, so that it is found from anywhere.
 
     Raises:
         ValueError: Weights or a size are given for a model that brings its own.
     """
-    size = None if settings.image_size is None else (settings.image_size[0], settings.image_size[1])
-    choice = ModelChoice(settings.model, settings.pretrained, size)
+    size = options["image_size"]
+    choice = ModelChoice(
+        options["model"] or TINY_NAME, options["pretrained"], None if size is None else (size[0], size[1])
+    )
     if choice.is_saved:
         if choice.pretrained or choice.image_size:
             raise ValueError(f"--pretrained and --image-size go with an open_clip name; {choice.model} brings its own")
@@ -75,12 +95,16 @@ def chosen_model(settings: argparse.Namespace) -> ModelChoice:
     return choice
 
 
-def check_device(device: str) -> str:
-    """Return a device that works here.
+def check_device(device: str | None) -> str:
+    """Return a device that works here; the GPU or the processor for `None`.
 
     Raises:
         ValueError: It does not.
     """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -88,15 +112,19 @@ def check_device(device: str) -> str:
     return device
 
 
-def load_model(choice: ModelChoice, *, device: str) -> PromptedCLIP:
+def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
     """Make the model, in eval mode.
 
     Raises:
         ValueError: The name, the weights or the device cannot be had.
         CheckpointError: The folder is damaged.
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: The folder does not exist.
     """
-    check_device(device)
+    from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
+    from promptreid.prompts.config import PromptConfig
+    from promptreid.towers.loading import load_clip
+
+    device = check_device(device)
     if choice.is_saved:
         return load_prompts(choice.model, device=device)
     tiny = choice.model == TINY_NAME
@@ -104,7 +132,7 @@ def load_model(choice: ModelChoice, *, device: str) -> PromptedCLIP:
     if pretrained is None:
         raise ValueError(
             f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
-            f"{choice.model} is meant to be a folder: there is none of that name here"
+            f"{choice.model} is meant to be a folder: there is no folder of that name here"
         )
     size = choice.image_size or (_TINY_SIZE if tiny else (384, 128))
     clip = load_clip(choice.model, pretrained=pretrained, image_size=size, device=device)

@@ -1,27 +1,26 @@
-"""`promptreid search`: finds the pictures that a sentence or a picture describes."""
+"""`promptreid search`: finds the images that a sentence or an image describes."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from promptreid.cli.index_crops import open_gallery
-from promptreid.cli.options import add_model_arguments
+from promptreid.cli.options import ModelArguments, ModelChoice, add_model_arguments, chosen_model, load_model
 from promptreid.cli.output import Output
-from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
-from promptreid.retrieval.table import Hit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from promptreid.retrieval.gallery import Gallery
+
+DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
+--picture. Exit code 1 if nothing reaches the threshold."""
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
-    """Describe the command."""
-    parser = commands.add_parser(
-        "search",
-        help="find the pictures that a sentence describes",
-        description="Search an index by a sentence, or by a picture. Prints score and path of the best, and draws "
-        "them with --picture. Exit code 1 if nothing reaches the threshold.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parser.add_argument("index", type=Path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
-    parser.add_argument("--image", type=Path, help="search by this picture instead of a sentence")
+    parser.add_argument("--image", type=Path, help="search by this image instead of a sentence")
     parser.add_argument("-k", type=int, default=10, help="how many at most; default %(default)s")
     parser.add_argument(
         "--threshold", help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated'
@@ -31,40 +30,71 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only pictures with this, such as folder=cam_a",
+        help="only images with this, such as folder=cam_a",
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw what was found into a PNG file")
-    add_model_arguments(parser, default=None)
-    return parser
+    add_model_arguments(parser, default="the one that made the index")
 
 
-def run(settings: argparse.Namespace, output: Output) -> int:
+def run(
+    console: Output,
+    /,
+    *,
+    index: Path,
+    sentence: str | None,
+    image: Path | None,
+    k: int,
+    threshold: str | None,
+    where: list[str],
+    picture: Path | None,
+    **model: "Unpack[ModelArguments]",
+) -> int:
     """Search the index."""
-    if (settings.sentence is None) == (settings.image is None):
+    if (sentence is None) == (image is None):
         raise ValueError('give a sentence, as in promptreid search gallery "a man in a blue jacket", or --image FILE')
-    gallery = open_gallery(settings.index, settings, device=settings.device)
+    query, title = (sentence, sentence) if image is None else (image, f"like {image.name}")
+    gallery = open_gallery(index, model)
     hits = gallery.search(
-        settings.sentence if settings.image is None else settings.image,
-        min(settings.k, max(1, len(gallery))),
-        threshold=_threshold(settings.threshold),
-        where=_where(settings.where) or None,
+        query or "",
+        min(k, max(1, len(gallery))),
+        threshold=_threshold(threshold),
+        where=_where(where) or None,
     )
     for rank, hit in enumerate(hits, start=1):
-        output.say(f"{rank:>3}  {hit.score:6.3f}  {hit.path}")
-    output.record(hits=[_entry(hit) for hit in hits])
+        console.say(f"{rank:>3}  {hit.score:6.3f}  {hit.path}")
+    console.record(
+        hits=[{"path": str(hit.path), "score": hit.score, "id": hit.id, "metadata": dict(hit.metadata)} for hit in hits]
+    )
     if not hits:
-        output.say("no good match")
+        console.say("no good match")
         return 1
-    if settings.picture is not None:
-        title = settings.sentence if settings.image is None else f"like {settings.image.name}"
-        ranking = Ranking(title, [hit.path for hit in hits], [hit.score for hit in hits])
-        output.say(f"drawn in {draw_ranking(settings.picture, [ranking])}")
-        output.record(picture=str(settings.picture))
+    if picture is not None:
+        from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
+
+        ranking = Ranking(title or "", [hit.path for hit in hits], [hit.score for hit in hits])
+        console.say(f"drawn in {draw_ranking(picture, [ranking])}")
+        console.record(picture=str(picture))
     return 0
 
 
-def _entry(hit: Hit) -> dict[str, Any]:
-    return {"path": str(hit.path), "score": hit.score, "id": hit.id, "metadata": dict(hit.metadata)}
+def open_gallery(directory: Path, options: ModelArguments) -> "Gallery":
+    """Load an index with the model that made it, or with the one that the arguments name.
+
+    Raises:
+        CheckpointError: The index is damaged or of another model.
+        ValueError: The index does not say which model made it.
+    """
+    from promptreid.retrieval.gallery import Gallery
+
+    if options["model"] is None:
+        noted = Gallery.load(directory).notes.get("model")
+        if not isinstance(noted, dict):
+            raise ValueError(f"{directory} does not say which model made it; give --model")
+        size = noted.get("image_size")
+        choice = ModelChoice(noted["model"], noted.get("pretrained"), None if size is None else (size[0], size[1]))
+    else:
+        choice = chosen_model(options)
+    return Gallery.load(directory, load_model(choice, device=options["device"]))
 
 
 def _threshold(text: str | None) -> float | str | None:

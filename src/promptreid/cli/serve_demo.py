@@ -5,18 +5,13 @@ from pathlib import Path
 
 from promptreid.cli.options import add_device_argument, check_device
 from promptreid.cli.output import Output
-from promptreid.demo.app import launch
-from promptreid.model.prompted_clip import load_prompts
+
+DESCRIPTION = """Serve a page on this computer that searches drawn pedestrians, or your own crops, by a sentence or an
+image, adapted beside bare. Needs the extra demo. Ends with Ctrl-C."""
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
-    """Describe the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="search in the browser",
-        description="Serve a page on this computer that searches drawn pedestrians, or your own crops, by a sentence "
-        "or a picture, adapted beside bare. Needs the extra demo. Ends with Ctrl-C.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parser.add_argument("folder", type=Path, nargs="?", help="crops to search; default: drawn pedestrians only")
     parser.add_argument(
         "--model",
@@ -26,11 +21,23 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_device_argument(parser)
-    return parser
 
 
-def run(settings: argparse.Namespace, output: Output) -> int:
+def run(
+    console: Output,
+    /,
+    *,
+    folder: Path | None,
+    model: str | None,
+    host: str,
+    port: int | None,
+    open: bool,
+    device: str | None,
+) -> int:
     """Serve the page until Ctrl-C."""
-    model = None if settings.model is None else load_prompts(settings.model, device=check_device(settings.device))
-    launch(settings.folder, model=model, host=settings.host, port=settings.port, open_browser=settings.open)
+    from promptreid.demo.app import launch
+    from promptreid.model.prompted_clip import load_prompts
+
+    loaded = None if model is None else load_prompts(model, device=check_device(device))
+    launch(folder, model=loaded, host=host, port=port, open_browser=open)
     return 0

@@ -2,41 +2,30 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from promptreid.adaptation import BATCH_SIZE, Adaptation, adapt, preset_for, score_table
-from promptreid.cli.options import add_device_argument, check_device
+from promptreid.cli.options import add_device_argument, add_layout_argument, check_device
 from promptreid.cli.output import Output
-from promptreid.data.reader import load_dataset
-from promptreid.evaluation.evaluate import write_evaluation
-from promptreid.evaluation.pictures.curves import draw_training_curves
-from promptreid.evaluation.pictures.feature_map import draw_feature_map
-from promptreid.evaluation.pictures.similarity import draw_similarities
-from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.prompts.config import PromptConfig
-from promptreid.towers.loading import load_clip
-from promptreid.towers.names import TINY_NAME
-from promptreid.training.recipe import Recipe
+from promptreid.towers.tiny import TINY_NAME
+
+if TYPE_CHECKING:
+    from promptreid.adaptation import Adaptation
+    from promptreid.training.recipe import Recipe
+
+DESCRIPTION = """Train prompts with frozen encoders, then the encoders with frozen prompts; score before, between and
+after; save the model in OUTPUT/model, and figures of what changed beside it. A killed run resumes when the same
+command is run again. The validation split chooses the epoch, and the test split never does. Needs the extras train
+and viz."""
 
 _LARGEST_SIDE = 2048
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:  # pyright: ignore[reportPrivateUsage]
-    """Describe the command."""
-    parser = commands.add_parser(
-        "train",
-        help="adapt a model to a dataset, in both stages",
-        description="Train prompts with frozen encoders, then the encoders with frozen prompts; score before, between "
-        "and after; save the model in OUTPUT/model, and figures of what changed beside it. A killed run resumes when "
-        "the same command is run again. The validation split chooses the epoch, and the test split never does. Needs "
-        "the extras train and viz.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
     parser.add_argument("root", type=Path, help="the dataset's folder (see `promptreid check`)")
     parser.add_argument("--output", type=Path, required=True, help="folder for everything written")
     add_training_arguments(parser)
-    parser.add_argument("--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: found out")
-    return parser
+    add_layout_argument(parser)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,18 +38,18 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning-rates", type=float, nargs=2, metavar=("ONE", "TWO"), help="of the stages; default 3e-4 1e-5"
     )
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
     add_device_argument(parser)
 
 
-def complete_training_arguments(settings: argparse.Namespace) -> Recipe:
+def complete_training_arguments(settings: argparse.Namespace) -> "Recipe":
     """Check the options of `add_training_arguments` and fill in the preset of the model where nothing was given.
 
     Args:
-        settings: The parsed arguments; afterwards `pretrained` is a tag or None, and `image_size`, `epochs` and
-            `learning_rates` are pairs.
+        settings: The parsed arguments; afterwards `pretrained` is a tag or None, `device` a device, and `image_size`,
+            `epochs` and `learning_rates` are pairs.
 
     Returns:
         The recipe with these epochs and learning rates.
@@ -68,6 +57,8 @@ def complete_training_arguments(settings: argparse.Namespace) -> Recipe:
     Raises:
         ValueError: An option is out of range, or the device cannot be used.
     """
+    from promptreid.adaptation import preset_for
+
     preset = preset_for(settings.model)
     recipe = preset.recipe.with_stages(epochs=settings.epochs, learning_rates=settings.learning_rates)
     lowest = {"seed": 0, "num_workers": 0, "batch_size": 1, "prompt_length": 1 if recipe.stage_one_epochs else 0}
@@ -83,7 +74,7 @@ def complete_training_arguments(settings: argparse.Namespace) -> Recipe:
     pretrained = settings.pretrained or preset.pretrained
     if pretrained is None:
         raise ValueError(f'--model {settings.model} needs --pretrained TAG, such as openai; "none" for random weights')
-    check_device(settings.device)
+    settings.device = check_device(settings.device)
     settings.pretrained = None if pretrained == "none" else pretrained
     settings.image_size = tuple(settings.image_size or preset.image_size)
     settings.epochs = (recipe.stage_one_epochs, recipe.stage_two_epochs)
@@ -91,8 +82,18 @@ def complete_training_arguments(settings: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def run(settings: argparse.Namespace, output: Output) -> int:
+def run(console: Output, /, **given: Any) -> int:
     """Train the model."""
+    import torch
+
+    from promptreid.adaptation import adapt
+    from promptreid.data.reader import load_dataset
+    from promptreid.evaluation.evaluate import score_table, write_evaluation
+    from promptreid.model.prompted_clip import PromptedCLIP
+    from promptreid.prompts.config import PromptConfig
+    from promptreid.towers.loading import load_clip
+
+    settings = argparse.Namespace(**given)
     recipe = complete_training_arguments(settings)
     config = PromptConfig(text_length=settings.prompt_length, vision_length=settings.prompt_length)
     data = load_dataset(settings.root, layout=settings.layout)
@@ -100,7 +101,7 @@ def run(settings: argparse.Namespace, output: Output) -> int:
     clip = load_clip(
         settings.model, pretrained=settings.pretrained, image_size=settings.image_size, device=settings.device
     )
-    output.say(data.summary())
+    console.say(data.summary())
     result = adapt(
         PromptedCLIP(clip, config),
         data,
@@ -111,20 +112,23 @@ def run(settings: argparse.Namespace, output: Output) -> int:
         device=settings.device,
         num_workers=settings.num_workers,
         trackers=(),
-        progress=output.progress,
+        progress=console.progress,
     )
-    output.record(**result.as_dict())
-    output.say(score_table(result.as_dict()["results"]))
+    console.record(**result.as_dict())
+    console.say(score_table(result.as_dict()["results"]))
     last = list(result.encoded)[-1]
     write_evaluation(settings.output, result.encoded[last], result.scores[last])
     _draw(settings.output, result)
     rule = result.checkpoint_rule
-    output.say(f"kept: {rule}; results.json, metrics.json, pictures and model/ are in {settings.output}")
+    console.say(f"kept: {rule}; results.json, metrics.json, pictures and model/ are in {settings.output}")
     return 0
 
 
-def _draw(folder: Path, result: Adaptation) -> None:
+def _draw(folder: Path, result: "Adaptation") -> None:
     """What the stages changed: similarities, features in the plane, and how training went."""
+    from promptreid.evaluation.pictures.curves import draw_training_curves
+    from promptreid.evaluation.pictures.feature_space import draw_feature_map, draw_similarities
+
     draw_similarities(folder / "similarities.png", result.encoded)
     draw_feature_map(folder / "feature_map.png", result.encoded)
     history = [entry for entries in result.histories.values() for entry in entries]

@@ -1,4 +1,4 @@
-"""From which score on a search result is worth showing."""
+"""From which score a search result is worth showing."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from promptreid.evaluation.metrics import check_retrieval_input
-from promptreid.evaluation.splits import EncodedSplit
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -18,7 +17,7 @@ class Calibration:
     """A threshold for scores and what it does.
 
     Attributes:
-        threshold: Cosine similarity from which a picture counts as a match.
+        threshold: Cosine similarity from which an image counts as a match.
         false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for somebody who is
             not in the gallery would still find something.
         hit_rate: Share of the queries whose best right item reaches it.
@@ -44,12 +43,12 @@ def calibrate_threshold(
     """Choose the lowest threshold at which searches for absent persons find something at most this often.
 
     Each query stands for a search for somebody absent when its own right items are taken out: then it finds
-    something if its best wrong item reaches the threshold. Use labelled pictures that look like those that will be
+    something if its best wrong item reaches the threshold. Use labelled images that look like those that will be
     searched, about as many, and none that the model was trained on.
 
     Args:
-        query_features: Of sentences or pictures.
-        gallery_features: Of pictures.
+        query_features: Of sentences or images.
+        gallery_features: Of images.
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item.
         false_alarm_rate: Largest share of false alarms, in [0, 1).
@@ -72,7 +71,7 @@ def calibrate_threshold(
     if not 0 <= false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
     check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
-    right, wrong = best_scores(query_features, gallery_features, query_ids, gallery_ids)
+    right, wrong = _best_scores(query_features, gallery_features, query_ids, gallery_ids)
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
@@ -90,18 +89,7 @@ def calibrate_threshold(
     )
 
 
-def calibrate_split(encoded: EncodedSplit, *, false_alarm_rate: float = 0.05) -> Calibration:
-    """`calibrate_threshold` for the captions and images of a split."""
-    return calibrate_threshold(
-        encoded.text_features,
-        encoded.image_features,
-        encoded.text_ids,
-        encoded.image_ids,
-        false_alarm_rate=false_alarm_rate,
-    )
-
-
-def best_scores(
+def _best_scores(
     query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarity of each query's best right and best wrong item, (Q,) float32 each; -inf where there is none."""

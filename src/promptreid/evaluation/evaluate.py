@@ -1,27 +1,20 @@
 """Scores a model on a split, both ways."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
-
-from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
-from promptreid.evaluation.sharding import is_main_process, join_shards, own_shard
-from promptreid.evaluation.splits import EncodedSplit
+from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_bytes_atomically
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.version import __version__
 
-__all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "write_evaluation"]
+__all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "score_table", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -39,46 +32,6 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Text to image by name, and the same nested under `image_to_text`; fractions."""
         return {**self.text_to_image.as_dict(), "image_to_text": self.image_to_text.as_dict()}
-
-
-def encode_split(
-    model: PromptedCLIP, split: ReIDSplit, *, batch_size: int = 64, num_workers: int = 0, progress: bool = True
-) -> EncodedSplit:
-    """Encode every image and every caption of a split once, on the model's device.
-
-    Under `torchrun` or `accelerate launch` each process encodes its share, and all get all features.
-
-    Args:
-        model: The model; its train or eval mode is put back afterwards.
-        split: The images and captions.
-        batch_size: Items at a time, in each process.
-        num_workers: Processes that load images.
-        progress: Show progress bars.
-
-    Returns:
-        The features.
-
-    Raises:
-        DatasetError: An image cannot be read.
-        ValueError: `batch_size` is not positive.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    images = ImagesOnly(split, transform=model.eval_transform)
-    captions = CaptionsOnly(split, tokenizer=model.tokenizer)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        image_features = _encode(
-            model.encode_image, images, f"images of {split.name}", model, batch_size, num_workers, progress
-        )
-        text_features = _encode(
-            model.encode_text, captions, f"captions of {split.name}", model, batch_size, 0, progress
-        )
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return EncodedSplit(split, image_features, text_features, images.person_ids, captions.person_ids, captions.captions)
 
 
 def evaluate(
@@ -118,7 +71,7 @@ def evaluate(
 
 
 def score(encoded: EncodedSplit, *, per_query: bool = False) -> Evaluation:
-    """Score features that are there already; `per_query` keeps each query's own scores for error analysis."""
+    """Score features; `per_query` keeps each query's own scores for error analysis."""
     images, texts = encoded.image_features, encoded.text_features
     return Evaluation(
         compute_metrics(texts, images, encoded.text_ids, encoded.image_ids, per_query=per_query),
@@ -126,14 +79,30 @@ def score(encoded: EncodedSplit, *, per_query: bool = False) -> Evaluation:
     )
 
 
+def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores in percent as text, one row per name and direction.
+
+    Args:
+        rows: `Evaluation.as_dict()` by name.
+    """
+    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    width = max(len(name) for name in rows) + 3
+    lines = [" " * (width + 14) + "".join(f"{name:>8}" for name in names)]
+    for direction in ("text to image", "image to text"):
+        for name, scores in rows.items():
+            own = scores if direction == "text to image" else scores["image_to_text"]
+            lines.append(f"{name:<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
+    return "\n".join(lines)
+
+
 def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Evaluation, *, examples: int = 4) -> Path:
     """Write `metrics.json`, and `ranking.png` with what some captions found.
 
     Args:
-        output_dir: The folder; made if it is not there.
+        output_dir: The folder; made if it does not exist.
         encoded: The features.
         scores: Their scores.
-        examples: Captions in the picture, spread evenly over the split.
+        examples: Captions in the figure, spread evenly over the split.
 
     Returns:
         The folder.
@@ -161,27 +130,3 @@ def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Eval
 def _counted(metrics: RetrievalMetrics) -> dict[str, Any]:
     counts = asdict(metrics)
     return {**metrics.as_dict(), **{name: counts[name] for name in ("num_queries", "num_without_positive")}}
-
-
-def _encode(
-    encode: Callable[..., Tensor],
-    items: Dataset[Tensor],
-    name: str,
-    model: PromptedCLIP,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> Tensor:
-    device = next(model.parameters()).device
-    total = len(items)  # pyright: ignore[reportArgumentType]
-    share = own_shard(total)
-    loader = DataLoader(
-        Subset(items, share), batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda"
-    )
-    features: list[Tensor] = [torch.empty(0, model.embed_dim)]
-    shown = progress and is_main_process()
-    bar = tqdm(loader, desc=f"encoding {name}", unit="batch", disable=not shown, leave=False, delay=1)
-    with torch.inference_mode():
-        for batch in bar:
-            features.append(encode(batch.to(device, non_blocking=True), normalize=True).float().cpu())
-    return join_shards(torch.cat(features).clone(), total)

@@ -80,12 +80,12 @@ def compute_metrics(
     float32 (in float64 if both features are) for one chunk of queries after the other.
 
     Args:
-        query_features: Not normalised or normalised, no matter.
+        query_features: Normalised or not.
         gallery_features: The same.
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item.
         ranks: Which Rank-k to compute.
-        chunk_size: Queries at a time; `None` for as many as are fastest, within 64 MB.
+        chunk_size: Queries at a time; `None` for the fastest number within 64 MB.
         device: Where to compute; `None` for where the query features are.
         per_query: Return each query's own scores too.
 
@@ -111,11 +111,11 @@ def compute_metrics(
         CMC and mAP: Zheng et al. 2015 (Market-1501). mINP: Ye et al. 2021, arXiv 2001.04193, equation 4.
     """
     check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
-    place = query_features.device if device is None else torch.device(device)
+    used = query_features.device if device is None else torch.device(device)
     both_double = query_features.dtype == gallery_features.dtype == torch.float64
     dtype = torch.float64 if both_double else torch.float32
-    queries, _ = _scaled(query_features.to(place, dtype))
-    gallery, lengths = _scaled(gallery_features.to(place, dtype))
+    queries, _ = _scaled(query_features.to(used, dtype))
+    gallery, lengths = _scaled(gallery_features.to(used, dtype))
 
     def similarities(chosen: Tensor) -> Tensor:
         # A query's own length changes nothing in its ranking. Dividing by the gallery's after the product keeps
@@ -124,7 +124,7 @@ def compute_metrics(
 
     return _score(
         similarities,
-        Positives(query_ids.to(place), gallery_ids.to(place)),
+        Positives(query_ids.to(used), gallery_ids.to(used)),
         ranks=ranks,
         chunk_size=chunk_size,
         element_size=queries.element_size(),
@@ -140,7 +140,7 @@ def score_similarity(
     ranks: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
 ) -> RetrievalMetrics:
-    """Score rankings by a matrix of similarities that is there already, such as a re-ranker's.
+    """Score rankings by your own matrix of similarities, such as a re-ranker's.
 
     Args:
         similarity: Higher is more alike.

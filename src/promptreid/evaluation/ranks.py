@@ -50,8 +50,8 @@ class Positives:
     def columns(self, queries: Tensor) -> Tensor:
         """Right items of some queries, in the gallery's order: (Q, M), the last repeated where a query has fewer."""
         counts = self.counts[queries, None]
-        places = torch.arange(int(counts.max()), device=queries.device).expand(len(queries), -1)
-        return self.order[self.starts[queries, None] + torch.minimum(places, counts - 1)]
+        offsets = torch.arange(int(counts.max()), device=queries.device).expand(len(queries), -1)
+        return self.order[self.starts[queries, None] + torch.minimum(offsets, counts - 1)]
 
 
 def rank_positives(similarity: Tensor, positives: Positives, queries: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def rank_positives(similarity: Tensor, positives: Positives, queries: Tensor) ->
 
     Shape:
         - similarity: (Q, G) floating point; queries: (Q,) int64
-        - returns: (Q, M) int64, M the most right items a query has; places beyond a query's own hold `UNUSED`
+        - returns: (Q, M) int64, M the most right items a query has; entries beyond a query's own hold `UNUSED`
     """
     counts = positives.counts[queries]
     ranks = torch.full((len(queries), int(counts[0])), UNUSED, dtype=torch.int64, device=similarity.device)
@@ -98,9 +98,9 @@ def _rank_by_counting(similarity: Tensor, columns: Tensor, counts: Tensor) -> Te
     ranks = torch.empty(columns.shape, dtype=dtype, device=similarity.device)
     scores = similarity.gather(1, columns)
     wanted = (counts[:, None] > torch.arange(columns.shape[1], device=counts.device)).sum(dim=0)
-    for place, rows in enumerate(wanted.tolist()):
-        _mark_above(similarity[:rows], scores[:rows, place, None], columns[:rows, place], above[:rows])
-        torch.sum(above[:rows], dim=1, out=ranks[:rows, place])
+    for column, rows in enumerate(wanted.tolist()):
+        _mark_above(similarity[:rows], scores[:rows, column, None], columns[:rows, column], above[:rows])
+        torch.sum(above[:rows], dim=1, out=ranks[:rows, column])
     return ranks.long()
 
 
@@ -117,13 +117,13 @@ def _mark_above(similarity: Tensor, scores: Tensor, columns: Tensor, above: Tens
         between = slice(first + 1, last + 1)
         torch.gt(similarity[:, between], scores, out=above[:, between])
         tied = torch.eq(similarity[:, between], scores, out=torch.empty_like(above[:, between]))
-        places = torch.arange(first + 1, last + 1, dtype=above.dtype, device=columns.device)
-        earlier = torch.le(places, columns[:, None].to(above.dtype), out=torch.empty_like(tied))
+        positions = torch.arange(first + 1, last + 1, dtype=above.dtype, device=columns.device)
+        earlier = torch.le(positions, columns[:, None].to(above.dtype), out=torch.empty_like(tied))
         above[:, between].addcmul_(tied, earlier)
 
 
 def _rank_by_sorting(similarity: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
-    """The same, by sorting each row once."""
+    """The same as `_rank_by_counting`, by sorting each row once."""
     order = similarity.sort(dim=1, descending=True, stable=True).indices
-    places = torch.arange(1, similarity.shape[1] + 1, device=similarity.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).gather(1, columns)
+    ranks = torch.arange(1, similarity.shape[1] + 1, device=similarity.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks).gather(1, columns)

@@ -1,10 +1,18 @@
-"""A split after encoding."""
+"""A split after encoding, by one process or by several that share the work."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
+from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -26,3 +34,98 @@ class EncodedSplit:
     image_ids: Tensor
     text_ids: Tensor
     captions: list[str]
+
+
+def encode_split(
+    model: PromptedCLIP, split: ReIDSplit, *, batch_size: int = 64, num_workers: int = 0, progress: bool = True
+) -> EncodedSplit:
+    """Encode every image and every caption of a split once, on the model's device.
+
+    Under `torchrun` or `accelerate launch` each process encodes its share, and all get all features.
+
+    Args:
+        model: The model; its train or eval mode is put back afterwards.
+        split: The images and captions.
+        batch_size: Items at a time, in each process.
+        num_workers: Processes that load images.
+        progress: Show progress bars.
+
+    Returns:
+        The features.
+
+    Raises:
+        DatasetError: An image cannot be read.
+        ValueError: `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    images = ImagesOnly(split, transform=model.eval_transform)
+    captions = CaptionsOnly(split, tokenizer=model.tokenizer)
+    shown = progress and is_main_process()
+
+    def encode(function: Callable[..., Tensor], items: Dataset[Tensor], kind: str, workers: int) -> Tensor:
+        device = next(model.parameters()).device
+        total = len(items)  # pyright: ignore[reportArgumentType]
+        loader = DataLoader(
+            Subset(items, own_shard(total)),
+            batch_size=batch_size,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        bar = tqdm(
+            loader, desc=f"encoding {kind} of {split.name}", unit="batch", disable=not shown, leave=False, delay=1
+        )
+        features: list[Tensor] = [torch.empty(0, model.embed_dim)]
+        with torch.inference_mode():
+            for batch in bar:
+                features.append(function(batch.to(device, non_blocking=True), normalize=True).float().cpu())
+        # A clone made outside of inference mode may take part in autograd later.
+        return join_shards(torch.cat(features).clone(), total)
+
+    with evaluating(model):
+        image_features = encode(model.encode_image, images, "images", num_workers)
+        text_features = encode(model.encode_text, captions, "captions", 0)
+    return EncodedSplit(split, image_features, text_features, images.person_ids, captions.person_ids, captions.captions)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and shows progress."""
+    return _rank_and_processes()[0] == 0
+
+
+def own_shard(total: int) -> range:
+    """This process's share of `total` items: neighbours, as even as can be."""
+    rank, processes = _rank_and_processes()
+    return range(total * rank // processes, total * (rank + 1) // processes)
+
+
+def join_shards(share: Tensor, total: int) -> Tensor:
+    """Every process's share in order, in every process.
+
+    Args:
+        share: This process's rows, those of `own_shard(total)`.
+        total: Rows of all.
+
+    Shape:
+        - share: (len(own_shard(total)), E), on the CPU
+        - returns: (total, E), on the CPU
+    """
+    processes = _rank_and_processes()[1]
+    if processes == 1:
+        return share
+    # NCCL moves nothing but GPU memory, and all_gather wants shares of one size.
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else share.device
+    longest = -(-total // processes)
+    padded = share.new_zeros(longest, *share.shape[1:])
+    padded[: len(share)] = share
+    parts = [torch.empty_like(padded, device=device) for _ in range(processes)]
+    dist.all_gather(parts, padded.to(device))
+    sizes = [total * (rank + 1) // processes - total * rank // processes for rank in range(processes)]
+    return torch.cat([part[:size].cpu() for part, size in zip(parts, sizes, strict=True)])
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()

@@ -1,1 +1,1 @@
-"""Search: a gallery of your own pictures, and pictures of what was found."""
+"""Search: a gallery of your own images, the index below it, and its files."""

@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from PIL import Image
@@ -16,42 +16,53 @@ from tqdm import tqdm
 from promptreid.data.images import open_image
 from promptreid.errors import DatasetError
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.modes import evaluating
+
+Query = str | Path | Image.Image
 
 # Batches that are decoded ahead of the encoder.
 _AHEAD = 2
 
 
+class EncodingOptions(TypedDict, total=False):
+    """How images are encoded; `encode_images` has the defaults."""
+
+    batch_size: int
+    num_threads: int
+    progress: bool
+
+
 @dataclass(frozen=True)
-class EncodedPictures:
+class EncodedImages:
     """One batch.
 
     Attributes:
-        places: Which of the pictures were encoded.
-        features: (len(places), E) float32, of unit length, on the CPU.
+        positions: Which of the images were encoded.
+        features: (len(positions), E) float32, of unit length, on the CPU.
         unreadable: Which could not be read.
     """
 
-    places: list[int]
+    positions: list[int]
     features: Tensor
     unreadable: list[int]
 
 
-def encode_pictures(
+def encode_images(
     model: PromptedCLIP,
     paths: Sequence[str],
     *,
     batch_size: int = 64,
     num_threads: int = 4,
     progress: bool = True,
-) -> Generator[EncodedPictures, None, None]:
-    """Encode pictures batch by batch, in their order, in eval mode on the model's device.
+) -> Generator[EncodedImages, None, None]:
+    """Encode images batch by batch, in their order, in eval mode on the model's device.
 
-    Pictures are read by threads, which decoding lets run side by side. The model's modes are put back at the end.
+    Files are read by threads, since decoding does not hold Python's lock.
 
     Args:
-        model: The model.
+        model: The model; its train or eval mode is put back at the end.
         paths: The files.
-        batch_size: Pictures at a time.
+        batch_size: Images at a time.
         num_threads: Threads that read ahead.
         progress: Show a progress bar.
 
@@ -68,43 +79,37 @@ def encode_pictures(
         except DatasetError:
             return None
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="promptreid-read")
-    bar = tqdm(total=len(paths), desc="encoding pictures", unit="picture", disable=not progress, leave=False, delay=1)
+    bar = tqdm(total=len(paths), desc="encoding images", unit="image", disable=not progress, leave=False, delay=1)
     try:
-        waiting: deque[Future[Tensor | None]] = deque()
-        for begin in range(0, len(paths), batch_size):
-            end = min(begin + batch_size, len(paths))
-            ahead = min(len(paths), end + _AHEAD * batch_size)
-            waiting.extend(pool.submit(read, path) for path in paths[begin + len(waiting) : ahead])
-            yield _encode_images(model, begin, [waiting.popleft().result() for _ in range(end - begin)])
-            bar.update(end - begin)
+        with evaluating(model):
+            waiting: deque[Future[Tensor | None]] = deque()
+            for begin in range(0, len(paths), batch_size):
+                end = min(begin + batch_size, len(paths))
+                ahead = min(len(paths), end + _AHEAD * batch_size)
+                waiting.extend(pool.submit(read, path) for path in paths[begin + len(waiting) : ahead])
+                yield _encode_batch(model, begin, [waiting.popleft().result() for _ in range(end - begin)])
+                bar.update(end - begin)
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
-        for module, training in modes.items():
-            module.training = training
 
 
-def _encode_images(model: PromptedCLIP, begin: int, pictures: list[Tensor | None]) -> EncodedPictures:
-    places = [begin + place for place, picture in enumerate(pictures) if picture is not None]
-    unreadable = [begin + place for place, picture in enumerate(pictures) if picture is None]
-    features = encode_batch(model, [picture for picture in pictures if picture is not None])
-    return EncodedPictures(places, features, unreadable)
+def _encode_batch(model: PromptedCLIP, begin: int, images: list[Tensor | None]) -> EncodedImages:
+    positions = [begin + offset for offset, image in enumerate(images) if image is not None]
+    unreadable = [begin + offset for offset, image in enumerate(images) if image is None]
+    return EncodedImages(
+        positions, _image_features(model, [image for image in images if image is not None]), unreadable
+    )
 
 
-def encode_batch(model: PromptedCLIP, pictures: list[Tensor]) -> Tensor:
-    """Unit features of transformed pictures, (B, E) float32 on the CPU.
-
-    Raises:
-        ValueError: They hold NaN or infinity.
-    """
-    if not pictures:
+def _image_features(model: PromptedCLIP, images: list[Tensor]) -> Tensor:
+    """Unit features of transformed images, (B, E) float32 on the CPU; the model is in eval mode."""
+    if not images:
         return torch.empty(0, model.embed_dim)
     with torch.inference_mode():
-        images: Any = torch.stack(pictures).to(next(model.parameters()).device)
-        features = model.encode_image(images, normalize=True).float().cpu()
+        batch: Any = torch.stack(images).to(next(model.parameters()).device)
+        features = model.encode_image(batch, normalize=True).float().cpu()
     # A clone made outside of inference mode may take part in autograd later.
     return check_finite(features.clone())
 
@@ -121,9 +126,6 @@ def check_finite(features: Tensor) -> Tensor:
     return features
 
 
-Query = str | Path | Image.Image
-
-
 def is_one_query(query: object) -> bool:
     """Whether a query stands for one search and not for a list of them."""
     return isinstance(query, str | Path | Image.Image) or (isinstance(query, Tensor) and query.ndim == 1)
@@ -133,14 +135,14 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
     """Unit features of a query or a list of queries, (Q, E) float32 on the CPU.
 
     Args:
-        model: Encodes sentences and pictures.
-        query: A sentence, a picture (a `Path` or a PIL image), a list of these, or features (E,) or (Q, E).
+        model: Encodes sentences and images.
+        query: A sentence, an image (a `Path` or a PIL image), a list of these, or features (E,) or (Q, E).
         dimensions: E.
 
     Raises:
         ValueError: There is no model, no query, a sentence is empty, or features are of the wrong shape or not finite.
         TypeError: A query is of another kind.
-        DatasetError: A picture cannot be read.
+        DatasetError: An image cannot be read.
     """
     if isinstance(query, Tensor):
         return _check_features(query, dimensions)
@@ -160,29 +162,23 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
             "this gallery was loaded without a model, so it can only be searched by features; load it with the model "
             "that encoded it: Gallery.load(directory, model)"
         )
-    return _encode_items(model, items)
+    with evaluating(model):
+        return _query_features(model, items)
 
 
-def _encode_items(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        features: list[Tensor | None] = [None] * len(items)
-        sentences = [place for place, item in enumerate(items) if isinstance(item, str)]
-        if sentences:
-            tokens = model.tokenizer([cast(str, items[place]) for place in sentences])
-            with torch.inference_mode():
-                encoded = model.encode_text(tokens.to(next(model.parameters()).device), normalize=True)
-            for place, row in zip(sentences, check_finite(encoded.float().cpu().clone()), strict=True):
-                features[place] = row
-        for place, item in enumerate(items):
-            if not isinstance(item, str):
-                picture = open_image(item) if isinstance(item, Path) else item.convert("RGB")
-                features[place] = encode_batch(model, [model.eval_transform(picture)])[0]
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return torch.stack([row for row in features if row is not None])
+def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
+    features = torch.empty(len(items), model.embed_dim)
+    sentences = [position for position, item in enumerate(items) if isinstance(item, str)]
+    if sentences:
+        tokens = model.tokenizer([cast(str, items[position]) for position in sentences])
+        with torch.inference_mode():
+            encoded = model.encode_text(tokens.to(next(model.parameters()).device), normalize=True)
+        features[sentences] = check_finite(encoded.float().cpu().clone())
+    for position, item in enumerate(items):
+        if not isinstance(item, str):
+            image = open_image(item) if isinstance(item, Path) else item.convert("RGB")
+            features[position] = _image_features(model, [model.eval_transform(image)])[0]
+    return features
 
 
 def _check_features(features: Tensor, dimensions: int) -> Tensor:

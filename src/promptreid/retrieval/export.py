@@ -10,17 +10,17 @@ from torch import Tensor
 
 from promptreid.errors import MissingExtraError
 from promptreid.files import write_bytes_atomically
-from promptreid.retrieval.table import PictureTable
+from promptreid.retrieval.table import ImageTable
 
 
-def export_features(path: Path, features: Tensor, table: PictureTable) -> Path:
+def export_features(path: Path, features: Tensor, table: ImageTable) -> Path:
     """Write ids, paths, metadata (as JSON text) and features; the ending chooses the format.
 
     Args:
         path: A new file ending in `.parquet` (features as a list column) or `.npz` (arrays `ids`, `paths`,
             `metadata`, `features`, to be read without pickle).
         features: (G, E).
-        table: The pictures.
+        table: The images.
 
     Raises:
         ValueError: Another ending.

@@ -1,49 +1,50 @@
-"""Search a folder of pedestrian crops by a sentence or a picture."""
+"""Search a folder of pedestrian crops by a sentence or an image."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
-from promptreid.evaluation.calibration import Calibration, calibrate_split
-from promptreid.evaluation.evaluate import encode_split
+from promptreid.errors import CheckpointError
+from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.splits import encode_split
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.contents import GalleryContents, new_store
-from promptreid.retrieval.editing import (
-    Changes,
-    ImageSource,
-    Pace,
-    add_pictures,
-    list_pictures,
-    remove_pictures,
-    update_pictures,
-)
-from promptreid.retrieval.encode import Query, is_one_query
+from promptreid.retrieval.editing import Changes, ImageSource, add_images, find_images, remove_images, update_images
+from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query
+from promptreid.retrieval.export import export_features
 from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.identity import check_identity, model_identity
-from promptreid.retrieval.searching import lowest_score, search_pictures
-from promptreid.retrieval.table import Hit, Metadata, Where
+from promptreid.retrieval.index import ExactIndex, Index
+from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Storage = Literal["float32", "float16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
+# Rounding to float16 changes a feature's length by less.
+_LENGTH_ERROR = 1e-2
 
-class Gallery(GalleryContents):
-    """Features of pictures, to be searched exactly and kept in a folder.
+
+class Gallery:
+    """Features of images, to be searched and kept in a folder.
 
     A gallery that was saved or loaded is bound to its folder: `add`, `update` and `remove` then change the files too,
     in one step that a kill cannot halve. Features of people can count as biometric data, so the files are readable by
     their owner alone, and what is removed is gone from them.
 
     Args:
-        model: Encodes queries; the one that encoded the pictures. `None` allows only features as queries.
-        paths: The pictures.
+        model: Encodes queries; the one that encoded the images. `None` allows only features as queries.
+        paths: The images.
         features: Their features, of unit length.
-        metadata: What is known of each picture, to filter by.
+        metadata: What is known of each image, to filter by.
+        index: What searches, empty (see `promptreid.retrieval.index.Index`); `None` compares every feature.
 
     Attributes:
         model: The model.
@@ -52,7 +53,7 @@ class Gallery(GalleryContents):
         - features: (G, E) float32 or float16
 
     Raises:
-        ValueError: Not finite, not one feature a picture, or another number of metadata.
+        ValueError: Features are not finite, not of unit length or not one per image, or the metadata are too few.
 
     Example:
         >>> gallery = Gallery.build(model, "crops/")  # doctest: +SKIP
@@ -67,8 +68,17 @@ class Gallery(GalleryContents):
         features: Tensor,
         *,
         metadata: Sequence[Metadata] | None = None,
+        index: Index | None = None,
     ) -> None:
-        super().__init__(new_store(paths, features, metadata))
+        if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
+            raise ValueError(
+                f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
+                "expected floating point (images, dim)"
+            )
+        if metadata is not None and len(metadata) != len(paths):
+            raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry per image")
+        table = ImageTable.of([str(path) for path in paths], first_id=0, metadata=metadata)
+        self._store = GalleryStore(ExactIndex(table, _check_unit_length(features)), index=index)
         self.model = model
         if model is not None:
             self._store.header["model"] = model_identity(model)
@@ -83,95 +93,146 @@ class Gallery(GalleryContents):
         directory: str | Path | None = None,
         storage: Storage = "float32",
         notes: Mapping[str, Any] | None = None,
-        batch_size: int = 64,
-        num_threads: int = 4,
-        progress: bool = True,
+        index: Index | None = None,
+        **options: "Unpack[EncodingOptions]",
     ) -> "Gallery":
-        """Encode a folder of pictures with its sub-folders, a split, or a list of records or files.
+        """Encode a folder of images with its sub-folders, a split, or a list of records or files.
 
-        Pictures that cannot be read are left out, counted and named in one warning.
+        Images that cannot be read are left out, counted and named in one warning.
 
         Args:
             model: The model.
-            images: The pictures.
+            images: The images.
             metadata: What is known of each, with a list.
-            directory: Save there now and then and at the end, so that a build that is killed can go on by `load` and
-                `update`; `None` keeps the gallery in memory until `save`.
-            storage: `"float16"` takes half the room; scores change by less than 0.001.
+            directory: Save there now and then and at the end, so that a build that is killed can be resumed by `load`
+                and `update`; `None` keeps the gallery in memory until `save`.
+            storage: `"float16"` takes half the memory; scores change by less than 0.001.
             notes: Whatever is to be kept with the gallery, as JSON holds it.
-            batch_size: Pictures at a time.
-            num_threads: Threads that read pictures ahead.
-            progress: Show a progress bar.
+            index: What searches, empty; `None` compares every feature.
+            **options: `batch_size=64`: images at a time; `num_threads=4`: threads that read images ahead;
+                `progress=True`: show a progress bar.
 
         Raises:
-            DatasetError: There is no picture, or none that can be read.
+            DatasetError: There is no image, or none that can be read.
             FileExistsError: `directory` holds a gallery already.
             ValueError: A setting is out of range, or the model gives NaN or infinity.
         """
         if storage not in _DTYPES:
             raise ValueError(f"storage is {storage!r}, expected one of {', '.join(_DTYPES)}")
-        files = list_pictures(images, metadata=metadata)
-        gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]))
+        files = find_images(images, metadata=metadata)
+        gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]), index=index)
         gallery.notes.update(notes or {})
         if directory is not None:
             gallery._store.bind(Path(directory))
-        changes = add_pictures(gallery._store, model, files, Pace(batch_size, num_threads, progress))
-        changes.warn_unreadable(len(files))
+        _warn_unreadable(add_images(gallery._store, model, files, **options), len(files))
         return gallery
+
+    @classmethod
+    def load(cls, directory: str | Path, model: PromptedCLIP | None = None, *, index: Index | None = None) -> "Gallery":
+        """Read what `save` wrote. Features are mapped from disk: loading is quick and takes little memory.
+
+        Args:
+            directory: The folder.
+            model: The model that encoded the images; `None` if only features are to be queries.
+            index: What searches, empty; `None` compares every feature.
+
+        Raises:
+            CheckpointError: Files are missing, corrupt, of another format version, or of another model.
+        """
+        store = GalleryStore.load(Path(directory), index=index)
+        if model is not None:
+            check_identity(store.header.get("model"), model, source=str(directory))
+        gallery = cls.__new__(cls)
+        gallery.model, gallery._store = model, store
+        try:
+            _ = gallery.calibration
+        except TypeError as error:
+            raise CheckpointError(f"{directory} has a damaged calibration ({error}); calibrate it again") from error
+        return gallery
+
+    def __len__(self) -> int:
+        return len(self._store.images)
+
+    def __repr__(self) -> str:
+        features = self.features
+        shape = f"{len(features)} images, {features.shape[1]} dimensions, {features.dtype}"
+        return f"{type(self).__name__}({shape}, {self.directory})"
+
+    @property
+    def features(self) -> Tensor:
+        """(G, E) features of unit length."""
+        return self._store.exact.features
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The images, in the order of the features."""
+        return tuple(Path(path) for path in self._store.images.paths)
+
+    @property
+    def ids(self) -> Tensor:
+        """(G,) int64, the number of each image, which never changes."""
+        return self._store.images.ids
+
+    @property
+    def metadata(self) -> Sequence[Metadata]:
+        """What is known of each image."""
+        return self._store.images.metadata
+
+    @property
+    def directory(self) -> Path | None:
+        """The folder it is bound to."""
+        return self._store.directory
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Whatever the caller likes to keep with the gallery, as JSON holds it; `save` writes it."""
+        return self._store.header.setdefault("notes", {})
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibrated threshold."""
+        values = self._store.header.get("calibration")
+        return None if values is None else Calibration(**values)
 
     def add(
         self,
         images: ImageSource,
         *,
         metadata: Sequence[Metadata] | None = None,
-        batch_size: int = 64,
-        num_threads: int = 4,
-        progress: bool = True,
+        **options: "Unpack[EncodingOptions]",
     ) -> Changes:
-        """Encode more pictures; the arguments are those of `build`.
+        """Encode more images; the arguments are those of `build`.
 
         Raises:
-            ValueError: A picture is in the gallery already, or the gallery has no model.
-            DatasetError: There is no picture.
+            ValueError: An image is in the gallery already, or the gallery has no model.
+            DatasetError: There is no image.
         """
-        files = list_pictures(images, metadata=metadata)
-        pace = Pace(batch_size, num_threads, progress)
-        changes = add_pictures(self._store, self._encoder(), files, pace)
-        changes.warn_unreadable(len(files))
+        files = find_images(images, metadata=metadata)
+        changes = add_images(self._store, self._encoder(), files, **options)
+        _warn_unreadable(changes, len(files))
         return changes
 
-    def update(
-        self,
-        images: ImageSource,
-        *,
-        prune: bool = False,
-        batch_size: int = 64,
-        num_threads: int = 4,
-        progress: bool = True,
-    ) -> Changes:
-        """Encode only pictures that are new or whose file has changed in size or time.
+    def update(self, images: ImageSource, *, prune: bool = False, **options: "Unpack[EncodingOptions]") -> Changes:
+        """Encode only images that are new or whose file has changed in size or time.
 
         Args:
-            images: The pictures as they are now.
-            prune: Remove pictures that the gallery knows and that are not among `images`.
-            batch_size: Pictures at a time.
-            num_threads: Threads that read pictures ahead.
-            progress: Show a progress bar.
+            images: The images as they are now.
+            prune: Remove images that the gallery knows and that are not among `images`.
+            **options: Those of `build`.
 
         Returns:
             What was done.
 
         Raises:
-            DatasetError: There is no picture.
+            DatasetError: There is no image.
         """
-        files = list_pictures(images)
-        pace = Pace(batch_size, num_threads, progress)
-        changes = update_pictures(self._store, self._encoder(), files, pace, prune=prune)
-        changes.warn_unreadable(len(files))
+        files = find_images(images)
+        changes = update_images(self._store, self._encoder(), files, prune=prune, **options)
+        _warn_unreadable(changes, len(files))
         return changes
 
-    def remove(self, pictures: Sequence[int | str | Path]) -> int:
-        """Remove pictures by number or path, and their features from the files too.
+    def remove(self, images: Sequence[int | str | Path]) -> int:
+        """Remove images by number or path, and their features from the files too.
 
         Returns:
             How many were removed.
@@ -179,7 +240,7 @@ class Gallery(GalleryContents):
         Raises:
             KeyError: One is not in the gallery; then none is removed.
         """
-        return remove_pictures(self._store, pictures)
+        return remove_images(self._store, images)
 
     @overload
     def search(
@@ -204,41 +265,41 @@ class Gallery(GalleryContents):
         threshold: float | str | None = None,
         where: Where | None = None,
     ) -> list[Hit] | list[list[Hit]]:
-        """Find the pictures most similar to a query, or to each of several.
+        """Find the images most similar to a query, or to each of several.
 
         Args:
-            query: A sentence, a picture (a `Path` or a PIL image) or features (E,); or a list of sentences and
-                pictures or features (Q, E), for a list of results.
+            query: A sentence, an image (a `Path` or a PIL image) or features (E,); or a list of sentences and
+                images or features (Q, E), for a list of results.
             k: How many at most.
             threshold: Leave out scores below it, so that a result may be empty: no good match. `"calibrated"` takes
                 the one that `calibrate` chose.
-            where: Search only pictures with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`, or those for
+            where: Search only images with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`, or those for
                 which a function of the metadata is true.
 
         Returns:
-            The best first; of equal scores the earlier picture in the gallery comes first.
+            The best first; of equal scores the earlier image in the gallery comes first.
 
         Raises:
             ValueError: The gallery is empty, `k` is not from 1 to its size, a sentence is empty, features are not
-                finite, no picture has a key of `where`, or the gallery was never calibrated.
+                finite, no image has a key of `where`, or the gallery was never calibrated.
             TypeError: A query is of another kind.
-            DatasetError: A picture cannot be read.
+            DatasetError: An image cannot be read.
         """
-        found = search_pictures(
-            self._store.state,
-            self.model,
-            query,
-            k,
-            lowest=lowest_score(threshold, self.calibration),
-            where=where,
-        )
+        lowest = self._lowest_score(threshold)
+        exact, index = self._store.snapshot()
+        if len(exact.images) == 0:
+            raise ValueError("the gallery is empty; add images first")
+        if not 1 <= k <= len(exact.images):
+            raise ValueError(f"k is {k}, but the gallery has {len(exact.images)} images; give 1 to {len(exact.images)}")
+        queries = encode_queries(self.model, query, dimensions=exact.features.shape[1])
+        found = [_hits(exact.images, best, lowest) for best in index.search(queries, k, where=where)]
         return found[0] if is_one_query(query) else found
 
     def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
         """Choose the threshold of `search(threshold="calibrated")` on a labelled split; saved with the gallery.
 
         Args:
-            split: Pictures that look like the gallery's, with captions; best a validation split.
+            split: Images that look like the gallery's, with captions; best a validation split.
             false_alarm_rate: How often a search for somebody absent may find something.
             progress: Show progress bars.
 
@@ -246,22 +307,28 @@ class Gallery(GalleryContents):
             ValueError: The gallery has no model, or the split has only one person.
         """
         encoded = encode_split(self._encoder(), split, progress=progress)
-        chosen = calibrate_split(encoded, false_alarm_rate=false_alarm_rate)
+        chosen = calibrate_threshold(
+            encoded.text_features,
+            encoded.image_features,
+            encoded.text_ids,
+            encoded.image_ids,
+            false_alarm_rate=false_alarm_rate,
+        )
         self._store.header["calibration"] = asdict(chosen)
         self._store.save_header()
         return chosen
 
     def to(self, device: str | torch.device) -> "Gallery":
-        """Search on a device from now on; returns the gallery itself."""
-        table, features = self._store.state
-        self._store.state = (table, features.to(device))
+        """Compare features on a device from now on; returns the gallery itself."""
+        exact = self._store.exact
+        self._store.exact = ExactIndex(exact.images, exact.features.to(device))
         return self
 
     def save(self, directory: str | Path | None = None) -> Path:
         """Write the gallery to a folder and bind it there.
 
         Args:
-            directory: The folder; `None` for the one it is bound to. A gallery that is there is replaced.
+            directory: The folder; `None` for the one it is bound to. A gallery in that folder is replaced.
 
         Returns:
             The folder.
@@ -277,24 +344,15 @@ class Gallery(GalleryContents):
         self._store.save(folder)
         return folder
 
-    @classmethod
-    def load(cls, directory: str | Path, model: PromptedCLIP | None = None) -> "Gallery":
-        """Read what `save` wrote. Features are mapped from disk: loading is quick and takes little memory.
-
-        Args:
-            directory: The folder.
-            model: The model that encoded the pictures; `None` if only features are to be queries.
+    def export(self, path: str | Path) -> Path:
+        """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable by its owner alone.
 
         Raises:
-            CheckpointError: Files are missing, corrupt, of another format version, or of another model.
+            ValueError: Another ending.
+            MissingExtraError: Parquet is asked for and pyarrow is not installed.
         """
-        store = GalleryStore.load(Path(directory))
-        if model is not None:
-            check_identity(store.header.get("model"), model, source=str(directory))
-        gallery = cls(None, [], torch.empty(0, store.state[1].shape[1]))
-        gallery.model, gallery._store = model, store
-        gallery.check_calibration()
-        return gallery
+        exact = self._store.exact
+        return export_features(Path(path), exact.features, exact.images)
 
     def _encoder(self) -> PromptedCLIP:
         if self.model is None:
@@ -303,3 +361,45 @@ class Gallery(GalleryContents):
                 "Gallery.load(directory, model)"
             )
         return self.model
+
+    def _lowest_score(self, threshold: float | str | None) -> float:
+        """The score that `threshold` stands for."""
+        if threshold is None:
+            return -float("inf")
+        if threshold == "calibrated":
+            if self.calibration is None:
+                raise ValueError(
+                    'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(split) '
+                    "with labelled images, or give a number"
+                )
+            return self.calibration.threshold
+        if isinstance(threshold, str) or not -1 <= threshold <= 1:
+            raise ValueError(f'threshold is {threshold!r}, expected a cosine similarity in [-1, 1] or "calibrated"')
+        return threshold
+
+
+def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
+    """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
+    rows = images.rows_of(number for number, _ in found)
+    return [images.hit(row, score) for row, (_, score) in zip(rows, found, strict=True) if row >= 0 and score >= lowest]
+
+
+def _warn_unreadable(changes: Changes, total: int) -> None:
+    """Count and name unreadable images in one warning."""
+    if changes.unreadable:
+        first = ", ".join(changes.unreadable[:10])
+        warnings.warn(
+            f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}", stacklevel=3
+        )
+
+
+def _check_unit_length(features: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(check_finite(features), dim=1, dtype=torch.float32)
+    wrong = ((lengths - 1).abs() > _LENGTH_ERROR).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} of {len(features)} features are not of unit length, such as number {int(wrong[0])} of "
+            f"length {float(lengths[wrong[0]]):.3g}; scores are cosine similarities: give "
+            "torch.nn.functional.normalize(features, dim=-1)"
+        )
+    return features

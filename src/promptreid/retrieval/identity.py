@@ -8,13 +8,13 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint, same_fingerprint
 
 # What is compared by samples of its weights, and how an error names it. The prompts are so few beside the base that
-# samples of the whole model would miss them, so each tower's prompts are sampled on their own.
+# samples of the whole model would miss them, so each tower's prompts are sampled separately.
 _WEIGHTS = {"clip": "open_clip weights", "vision_prompts": "image prompts", "text_prompts": "text prompts"}
 _SETTINGS = {
     "image_size": "image size",
     "position_embedding": "position embedding of prompts",
-    "text_slot": "place of text prompts",
-    "vision_place": "place of image prompts",
+    "text_slot": "position of text prompts",
+    "vision_place": "position of image prompts",
 }
 
 

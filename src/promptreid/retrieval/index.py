@@ -1,7 +1,12 @@
-"""The best items of a gallery for each query, exactly."""
+"""What finds the images of a gallery: the protocol of an index, and the exact one."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from promptreid.retrieval.table import ImageTable, Where
 
 # Bytes of scores, and of features widened to float32, that are held at a time.
 _SCORE_BYTES = 64 * 2**20
@@ -14,6 +19,91 @@ _ERROR = 2.0**-9
 
 # More rows than this share of the gallery are not worth being picked out.
 _CANDIDATE_SHARE = 32
+
+
+class Index(Protocol):
+    """What finds the images of a gallery; another engine, such as a database, needs these three methods.
+
+    The gallery keeps the images, their features and their files. It tells its index of every change, and asks it at
+    every search. An index is empty when it is given to a gallery.
+    """
+
+    def add(self, images: ImageTable, features: Tensor) -> None:
+        """Take images in.
+
+        Args:
+            images: Numbers (`ids`), which no image in the index has, paths and metadata.
+            features: Their features, of unit length.
+
+        Shape:
+            - features: (images, E) float32 or float16
+        """
+        ...
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forget the images of these numbers, all of which are in the index."""
+        ...
+
+    def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> Sequence[Sequence[tuple[int, float]]]:
+        """Find the images most similar to each query.
+
+        Args:
+            queries: What is looked for, of unit length.
+            k: How many at most for each query.
+            where: Search only images whose metadata match (`promptreid.retrieval.table.matcher`).
+
+        Shape:
+            - queries: (Q, E) float32, on the CPU
+
+        Returns:
+            For each query, numbers of images and their cosine similarities, the best first.
+
+        Raises:
+            ValueError: The index cannot apply `where`.
+        """
+        ...
+
+
+class ExactIndex:
+    """Compares each query with every feature.
+
+    Args:
+        images: What it holds at first.
+        features: Their features.
+
+    Attributes:
+        images: What it holds.
+        features: Their features.
+
+    Shape:
+        - features: (G, E) float32 or float16, on any device
+    """
+
+    def __init__(self, images: ImageTable, features: Tensor) -> None:
+        self.images = images
+        self.features = features
+
+    def add(self, images: ImageTable, features: Tensor) -> None:
+        """Take images in, below those it has."""
+        self.images = self.images.joined(images)
+        self.features = torch.cat([self.features, features.to(self.features.device, self.features.dtype)])
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forget images; the others keep their order."""
+        kept = (~torch.isin(self.images.ids, torch.tensor(ids, dtype=torch.int64))).nonzero().flatten()
+        self.images = self.images.select(kept.tolist())
+        self.features = self.features[kept.to(self.features.device)]
+
+    def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> list[list[tuple[int, float]]]:
+        """Find the best; of equal scores the earlier image comes first.
+
+        Raises:
+            ValueError: No image has a key of `where`.
+        """
+        rows = self.images.rows_where(where)
+        scores, best = top_scores(self.features, queries, k, rows=rows, unit_length=True)
+        ids = self.images.ids[best]
+        return [list(zip(*found, strict=True)) for found in zip(ids.tolist(), scores.tolist(), strict=True)]
 
 
 def top_scores(
@@ -58,14 +148,14 @@ def top_scores(
 
 
 def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) -> Tensor | None:
-    """Rows among which the best `k` are sure to be, ascending, found by float16 arithmetic."""
+    """Rows among which the best `k` are sure to be, ascending; found by float16 arithmetic."""
     scores = torch.mv(features, query.half()).float()
     scores = scores if rows is None else scores[rows]
     if k >= len(scores):
         return rows
     lowest = scores.topk(k).values[-1]
-    places = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
-    return places if rows is None else rows[places]
+    positions = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
+    return positions if rows is None else rows[positions]
 
 
 def _scores(features: Tensor, queries: Tensor) -> Tensor:
@@ -93,7 +183,7 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 0:
         return scores[:, :0], torch.empty(len(scores), 0, dtype=torch.int64, device=scores.device)
     values, indices = scores.topk(k, dim=1)
-    # topk takes any of the items that tie for the last place, and puts ties in any order.
+    # topk takes any of the items that tie at the end, and puts ties in any order.
     tied = (scores >= values[:, -1:]).sum(dim=1) > k
     for row in tied.nonzero().flatten().tolist():
         candidates = (scores[row] >= values[row, -1]).nonzero().flatten()

@@ -1,8 +1,9 @@
-"""What a gallery knows of its pictures besides their features."""
+"""What a gallery knows of its images besides their features."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ Where = Mapping[str, Any] | Callable[[Metadata], bool]
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture found.
+    """One image found.
 
     Attributes:
-        path: The picture.
+        path: The image.
         score: Cosine similarity to the query, in [-1, 1].
-        index: Its place in the gallery now.
-        id: The gallery's number for it, which never changes and is never given to another picture.
+        index: Its present position in the gallery.
+        id: The gallery's number for it, which never changes and is never given to another image.
         metadata: What the gallery knows of it, such as its folder.
     """
 
@@ -33,12 +34,12 @@ class Hit:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureTable:
-    """One row a picture; rows are only ever added to or selected from a new table, so readers may keep the old one.
+class ImageTable:
+    """One row an image; rows are only ever added to or selected from a new table, so readers may keep the old one.
 
     Attributes:
         paths: The files.
-        ids: (G,) int64, each picture's number.
+        ids: (G,) int64, each image's number.
         sizes: (G,) int64, bytes of the file when it was encoded; -1 if unknown.
         modified_ns: (G,) int64, when the file was last changed, in nanoseconds; -1 if unknown.
         metadata: What is known of each.
@@ -54,7 +55,7 @@ class PictureTable:
         return len(self.paths)
 
     @classmethod
-    def of(cls, paths: Sequence[str], *, first_id: int, metadata: Sequence[Metadata] | None = None) -> "PictureTable":
+    def of(cls, paths: Sequence[str], *, first_id: int, metadata: Sequence[Metadata] | None = None) -> "ImageTable":
         """A table of files as they are on disk now, numbered from `first_id`."""
         stamps = [file_stamp(path) for path in paths]
         sizes = torch.tensor([size for size, _ in stamps], dtype=torch.int64)
@@ -64,13 +65,13 @@ class PictureTable:
         return cls(list(paths), ids, sizes, modified, known)
 
     def hit(self, row: int, score: float) -> Hit:
-        """The picture of a row, found with a score."""
+        """The image of a row, found with a score."""
         return Hit(Path(self.paths[row]), score, row, int(self.ids[row]), self.metadata[row])
 
-    def select(self, rows: Sequence[int]) -> "PictureTable":
+    def select(self, rows: Sequence[int]) -> "ImageTable":
         """The table of some rows."""
         chosen = torch.tensor(rows, dtype=torch.int64)
-        return PictureTable(
+        return ImageTable(
             [self.paths[row] for row in rows],
             self.ids[chosen],
             self.sizes[chosen],
@@ -78,9 +79,9 @@ class PictureTable:
             [self.metadata[row] for row in rows],
         )
 
-    def joined(self, other: "PictureTable") -> "PictureTable":
+    def joined(self, other: "ImageTable") -> "ImageTable":
         """This table and another below it."""
-        return PictureTable(
+        return ImageTable(
             [*self.paths, *other.paths],
             torch.cat([self.ids, other.ids]),
             torch.cat([self.sizes, other.sizes]),
@@ -88,31 +89,58 @@ class PictureTable:
             [*self.metadata, *other.metadata],
         )
 
+    def rows_by_path(self) -> dict[str, int]:
+        """The row of each image by its absolute path."""
+        return {os.path.abspath(path): row for row, path in enumerate(self.paths)}
+
+    def rows_of(self, ids: Iterable[int]) -> list[int]:
+        """The row of each number; -1 where no image has it."""
+        wanted = torch.tensor(list(ids), dtype=torch.int64)
+        if len(self) == 0:
+            return [-1] * len(wanted)
+        ordered, rows = self._by_id
+        positions = torch.searchsorted(ordered, wanted).clamp(max=len(self) - 1)
+        return torch.where(ordered[positions] == wanted, rows[positions], -1).tolist()
+
+    @cached_property
+    def _by_id(self) -> tuple[Tensor, Tensor]:
+        ordered, rows = self.ids.sort()
+        return ordered, rows
+
     def rows_where(self, where: Where | None) -> Tensor | None:
-        """Rows whose metadata fit, or `None` for all.
+        """Rows whose metadata match, or `None` for all.
 
         Args:
             where: Values by key, where a list, tuple or set means any of its values; or a function of the metadata.
 
         Raises:
-            ValueError: No picture has a key that is asked for.
+            ValueError: No image has a key that is asked for.
         """
         if where is None:
             return None
         if isinstance(where, Mapping):
-            self._check_keys(where)
-            fits = _condition(where)
-        else:
-            fits = where
-        return torch.tensor([row for row, known in enumerate(self.metadata) if fits(known)], dtype=torch.int64)
+            known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
+            if unknown := sorted(set(where) - known):
+                raise ValueError(
+                    f"no image of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
+                )
+        matches = matcher(where)
+        return torch.tensor([row for row, entry in enumerate(self.metadata) if matches(entry)], dtype=torch.int64)
 
-    def _check_keys(self, where: Mapping[str, Any]) -> None:
-        known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
-        unknown = sorted(set(where) - known)
-        if unknown:
-            raise ValueError(
-                f"no picture of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
-            )
+
+def matcher(where: Where) -> Callable[[Metadata], bool]:
+    """A filter as a function of an image's metadata.
+
+    Example:
+        >>> matcher({"folder": ["cam_a", "cam_b"]})({"folder": "cam_b"})
+        True
+    """
+    if not isinstance(where, Mapping):
+        return where
+    wanted = {
+        key: value if isinstance(value, list | tuple | set | frozenset) else (value,) for key, value in where.items()
+    }
+    return lambda known: all(key in known and known[key] in values for key, values in wanted.items())
 
 
 def file_stamp(path: str) -> tuple[int, int]:
@@ -122,10 +150,3 @@ def file_stamp(path: str) -> tuple[int, int]:
     except (OSError, ValueError):
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-def _condition(where: Mapping[str, Any]) -> Callable[[Metadata], bool]:
-    wanted = {
-        key: value if isinstance(value, list | tuple | set | frozenset) else (value,) for key, value in where.items()
-    }
-    return lambda known: all(key in known and known[key] in values for key, values in wanted.items())

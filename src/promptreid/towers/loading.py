@@ -21,9 +21,6 @@ from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
 from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.names import (
-    TINY_FOLDER,
-    TINY_NAME,
-    TINY_TAG,
     check_image_size,
     check_name,
     check_patch,
@@ -31,6 +28,7 @@ from promptreid.towers.names import (
     is_repository,
     needs_quick_gelu,
 )
+from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
 from promptreid.towers.weights import CONFIG_NAME, load_weight_file, load_weights, read_config, saved_image_size
 
 

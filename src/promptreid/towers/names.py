@@ -8,11 +8,7 @@ from typing import Any
 
 import open_clip
 
-TINY_NAME = "promptreid-tiny"
-
-TINY_TAG = "generated"
-
-TINY_FOLDER = Path(__file__).parent / "tiny"
+from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
 
 _REPOSITORIES = ("hf-hub:", "local-dir:")
 

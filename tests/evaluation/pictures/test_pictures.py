@@ -6,12 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from promptreid.data.images import open_image
 from promptreid.data.records import ReIDSplit
 from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
-from promptreid.evaluation.pictures.feature_map import draw_feature_map, principal_components
-from promptreid.evaluation.pictures.phrases import draw_phrase_maps, phrase_map
-from promptreid.evaluation.pictures.similarity import draw_similarities, similarity_histograms
+from promptreid.evaluation.pictures.feature_space import (
+    draw_feature_map,
+    draw_similarities,
+    principal_components,
+    similarity_histograms,
+)
 from promptreid.evaluation.splits import EncodedSplit
 
 
@@ -86,22 +88,3 @@ def test_draw_training_curves_from_a_log(tmp_path):
     log.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1 is list, expected an object"):
         read_log(log)
-
-
-def test_phrase_map_is_a_map_and_leaves_the_model_as_it_was(model, split):
-    model.train()
-    picture = model.eval_transform(open_image(split.records[0].path))
-    cells = phrase_map(model, picture, "a red coat")
-    assert cells.shape == (12, 6)
-    assert (float(cells.min()), float(cells.max())) == (0.0, 1.0)
-    assert torch.equal(cells, phrase_map(model, picture, "a red coat"))
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="the phrase is empty"):
-        phrase_map(model, picture, " ")
-
-
-def test_draw_phrase_maps_makes_a_panel_a_phrase(model, split, tmp_path):
-    size_of(draw_phrase_maps(tmp_path / "map.png", model, split.records[0].path, ["red coat", "white shoes"]))
-    with pytest.raises(ValueError, match="phrases is empty"):
-        draw_phrase_maps(tmp_path / "map.png", model, split.records[0].path, [])

@@ -1,1 +1,1 @@
-"""Pictures of what a model finds and why; they need the extra `viz`."""
+"""Drawn figures of what a model finds and why; they need the extra `viz`."""

@@ -1,4 +1,4 @@
-"""What all pictures have in common: matplotlib without a screen, and files written whole."""
+"""What all figures have in common: matplotlib without a screen, and files written whole."""
 
 import io
 from pathlib import Path

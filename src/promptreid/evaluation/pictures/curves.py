@@ -44,7 +44,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the `log.jsonl` of a run.
 
     Raises:
-        ValueError: A line is no JSON object; the message names it.
+        ValueError: A line is not a JSON object; the message names it.
     """
     entries: list[dict[str, Any]] = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
@@ -60,8 +60,8 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 def _draw(axis: Any, history: Sequence[dict[str, Any]], key: str, label: str) -> None:
     names = list(dict.fromkeys(name for entry in history for name in entry.get(key, {})))
-    for place, name in enumerate(names):
-        colour, line, marker = _STYLES[place % len(_STYLES)]
+    for number, name in enumerate(names):
+        colour, line, marker = _STYLES[number % len(_STYLES)]
         points = [(epoch, entry[key][name]) for epoch, entry in enumerate(history, 1) if name in entry.get(key, {})]
         axis.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker, markersize=3, label=name)
     stages = [entry.get("stage") for entry in history]

@@ -1,4 +1,4 @@
-"""A picture of what was found: query sentences, ranked crops, right or wrong."""
+"""A figure of what was found: query sentences, ranked crops, right or wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = 10
 
     Args:
         encoded: Features of the split.
-        captions: Which captions, by their place in `encoded.captions`.
+        captions: Which captions, by their positions in `encoded.captions`.
         k: Crops a caption.
     """
     rankings: list[Ranking] = []
-    for place in captions:
-        scores = encoded.image_features @ encoded.text_features[place]
+    for caption in captions:
+        scores = encoded.image_features @ encoded.text_features[caption]
         order = scores.sort(descending=True, stable=True).indices[:k].tolist()
         rankings.append(
             Ranking(
-                encoded.captions[place],
+                encoded.captions[caption],
                 [encoded.split.records[index].path for index in order],
                 [float(scores[index]) for index in order],
-                [bool(encoded.image_ids[index] == encoded.text_ids[place]) for index in order],
+                [bool(encoded.image_ids[index] == encoded.text_ids[caption]) for index in order],
             )
         )
     return rankings

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+TINY_NAME, TINY_TAG = "promptreid-tiny", "generated"
+
 TINY_FOLDER = Path(__file__).parent
 
 
