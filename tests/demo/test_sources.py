@@ -77,7 +77,7 @@ def test_open_of_a_large_image_is_shrunk(tmp_path: Path, paint: Paint, monkeypat
 
 
 def test_list_crops_without_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a folder of pictures"):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a folder of images"):
         list_crops(tmp_path / "nowhere")
 
 

@@ -18,7 +18,7 @@ from promptreid.demo.comparison import ComparedGallery, make_versions
 from promptreid.demo.page import TITLE, fill_page
 from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter
 from promptreid.demo.sources import draw_crops, list_crops
-from promptreid.errors import MissingExtraError
+from promptreid.errors import missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.towers.tiny import tiny_prompts
 
@@ -157,7 +157,7 @@ def require_gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
-        raise MissingExtraError('the demo needs gradio: pip install "promptreid[demo]"') from error
+        raise missing_extra("the demo", "gradio", "demo") from error
 
 
 @contextmanager
