@@ -63,7 +63,7 @@ def test_kind_is_saved_and_loaded_with_the_same_features(kind_example, batch, tm
 def test_loading_without_the_class_names_the_kind(kind_example):
     from promptreid.errors import CheckpointError
 
-    with pytest.raises(CheckpointError, match="BlockShifts.*vision_prompts"):
+    with pytest.raises(CheckpointError, match=r"BlockShifts.*vision_prompts"):
         kind_example.load_prompts(kind_example.folder)
 
 
