@@ -28,7 +28,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "README.md"]
 
-# Attributes of the same name in several classes: a type that napoleon reads out of plain words is no link.
+# Several classes have attributes of the same name, and napoleon takes plain words for types: those are not links.
 suppress_warnings = ["ref.python"]
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
@@ -60,6 +60,6 @@ html_theme_options = {
 
 
 def setup(app: Sphinx) -> None:
-    """Name the lexers of tables and of lines of JSON."""
+    """Register lexers for CSV tables and JSON lines."""
     app.add_lexer("csv", TextLexer)
     app.add_lexer("jsonl", JsonLexer)

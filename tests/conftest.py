@@ -110,3 +110,29 @@ def split(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("drawn") / "data"
     return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tmp_path_factory) -> Path:
+    """What a page of the documentation may expect in the working directory; take a copy before running it there.
+
+    `data/CUHK-PEDES` in its layout, `data/people` in the layout of docs/extending.md, and a folder of `crops`.
+    """
+    import shutil
+
+    from promptreid.data.reader import load_cuhk_pedes
+    from promptreid.synthetic import write_generated
+
+    folder = tmp_path_factory.mktemp("reader")
+    drawn = load_cuhk_pedes(write_generated(folder / "data/CUHK-PEDES", num_identities=(8, 4, 4), progress=False))
+    for name in ("crops", "data/people/photos"):
+        (folder / name).mkdir(parents=True)
+    lines = []
+    for number, record in enumerate(record for split in drawn.splits for record in split.records):
+        name = f"{number:04}.jpg"
+        shutil.copy(record.path, folder / "data/people/photos" / name)
+        lines.append("\t".join((name, str(record.person_id), record.split, *record.captions)) + "\n")
+    (folder / "data/people/people.tsv").write_text("".join(lines), encoding="utf-8")
+    for path in sorted((folder / "data/CUHK-PEDES/imgs").rglob("*.jpg"))[:12]:
+        shutil.copy(path, folder / "crops" / path.name)
+    return folder

@@ -32,8 +32,8 @@ HEAD = """# Which models take prompts
 Every architecture that `open_clip.list_models()` names takes prompts in both encoders: {count} in open_clip
 {version}. This page is written by `python tools/coverage_table.py`, from the models themselves.
 
-*Slot* is where prompts go in: after how many tokens of the sequence, or on the image's border. *Captions
-cut* says whether a batch is cut to its longest caption, which changes no feature; where it would, nothing is cut.
+*Slot* is where prompts are inserted: after how many tokens of the sequence, or on the image's border. *Captions
+cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature.
 
 ## In short
 

@@ -1,4 +1,4 @@
-"""Lets docstrings hold fenced Python, as Markdown has it, beside reStructuredText."""
+"""Lets docstrings use Markdown's fenced code blocks beside reStructuredText."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ def fenced_to_directive(lines: list[str]) -> list[str]:
     return out
 
 
-def _mend(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _replace_fences(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = fenced_to_directive(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Come before napoleon, which listens to the same event."""
-    app.connect("autodoc-process-docstring", _mend, priority=100)
+    """Run before napoleon, which listens to the same event."""
+    app.connect("autodoc-process-docstring", _replace_fences, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

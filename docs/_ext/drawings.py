@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one page background; what trains also says so in words, so no meaning hangs on a colour."""
+    """Colours of one page background. What trains is labelled in words too, so no meaning depends on a colour."""
 
     page: str
     ink: str
@@ -30,7 +30,7 @@ PALETTES = {
 def box(
     axes: Axes, at: tuple[float, float, float, float], text: str, colour: str, ink: str, *, size: float = 9
 ) -> None:
-    """A rounded box at (x, y, width, height) with text in its middle; its edge has the text's colour."""
+    """A rounded box at (x, y, width, height) with centred text; its edge has the text's colour."""
     x, y, width, height = at
     style = "round,pad=0,rounding_size=0.08"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, fc=colour, ec=ink, lw=1.0))
@@ -95,7 +95,7 @@ ROWS = (
 
 
 def draw_slots(p: Palette) -> Figure:
-    """Where prompts stand in the sequence of one block."""
+    """Where prompts are in the sequence of one block."""
     figure = Figure(figsize=(8.4, 3.9), facecolor=p.page, layout="constrained")
     axes = figure.subplots()
     blank(axes, 16, 7.2)
@@ -103,12 +103,12 @@ def draw_slots(p: Palette) -> Figure:
         y = 5.6 - 1.75 * row
         axes.text(0.1, y + 0.95, name, ha="left", va="center", color=p.ink, fontsize=10, weight="bold")
         x = 0.1
-        for place, token in enumerate(tokens):
-            width = 2.4 if place == slot else 1.75
+        for position, token in enumerate(tokens):
+            width = 2.4 if position == slot else 1.75
             if token.startswith("→"):
                 axes.text(x, y + 0.31, token, ha="left", va="center", color=p.ink, fontsize=9)
                 continue
-            box(axes, (x, y, width, 0.62), token, p.trains if place == slot else p.frozen, p.ink)
+            box(axes, (x, y, width, 0.62), token, p.trains if position == slot else p.frozen, p.ink)
             x += width + 0.15
     y = 0.2
     axes.text(
@@ -133,7 +133,7 @@ FIGURES = {"method": draw_method, "slots": draw_slots}
 
 
 def draw_all(folder: Path) -> list[Path]:
-    """Write every figure as SVG for both backgrounds; the same bytes each time."""
+    """Write every figure as SVG for both backgrounds, with the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with rc_context({"svg.hashsalt": "promptreid", "svg.fonttype": "path"}):
@@ -150,6 +150,6 @@ def _draw(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Draw before Sphinx looks for pictures."""
+    """Draw before Sphinx looks for images."""
     app.connect("builder-inited", _draw)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Writes the API reference, room by room, from the source tree as it is: a new module needs nobody's doing."""
+"""Writes the API reference, room by room, from the source tree, so that a new module appears without further work."""
 
 from pathlib import Path
 
@@ -15,21 +15,20 @@ ROOMS = {
     "synthetic": "Synthetic pedestrians",
     "losses": "Losses",
     "training": "Stages and training",
+    "adaptation": "The whole method in one call",
     "evaluation": "Evaluation",
-    "retrieval": "Galleries and pictures",
+    "retrieval": "Galleries and search",
     "hub": "Files and the Hub",
     "cli": "Command line",
     "demo": "Demo",
 }
-ALONE = ("errors", "files", "version")
+REST = ("errors", "files", "lazy", "version")
 
 
-def modules(folder: Path) -> list[str]:
-    """Every public module of a package or a file, in the order of their names."""
-    if folder.is_file():
-        return [f"promptreid.{folder.stem}"]
+def modules(room: str) -> list[str]:
+    """Every public module of a room, which is a package or a single file, sorted by name."""
     names: list[str] = []
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*PACKAGE.glob(f"{room}.py"), *(PACKAGE / room).rglob("*.py")]):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if not any(part.startswith("_") for part in parts):
             names.append(".".join(("promptreid", *parts)))
@@ -37,14 +36,14 @@ def modules(folder: Path) -> list[str]:
 
 
 def page(title: str, names: list[str]) -> str:
-    """One page: a heading a module, and all that it documents."""
+    """One page: for each module a heading and everything it documents."""
     parts = [f"# {title}\n"]
     parts += [f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n" for name in names]
     return "\n".join(parts)
 
 
 def public_names() -> str:
-    """The table of what `promptreid` itself offers."""
+    """The table of the names that `promptreid` itself exports."""
     rows: list[str] = []
     for name in promptreid.__all__:
         thing = getattr(promptreid, name)
@@ -57,24 +56,23 @@ def public_names() -> str:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Leave a page alone that has not changed, so that Sphinx does not build it anew."""
+    """Leave an unchanged page alone, so that Sphinx does not build it again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
 
 
 def write_api(folder: Path) -> None:
-    """The index and a page a room."""
-    rooms = {room: title for room, title in ROOMS.items() if (PACKAGE / room).exists()}
-    for room, title in rooms.items():
-        write_if_changed(folder / f"{room}.md", page(title, modules(PACKAGE / room)))
-    alone = [name for stem in ALONE for name in modules(PACKAGE / f"{stem}.py")]
-    write_if_changed(folder / "rest.md", page("Errors, files, version", alone))
-    toctree = "\n".join([*rooms, "rest"])
+    """The index and one page for each room."""
+    pages = {room: page(title, modules(room)) for room, title in ROOMS.items()}
+    pages["rest"] = page("Errors, files, lazy names, version", [name for stem in REST for name in modules(stem)])
+    for room, text in pages.items():
+        write_if_changed(folder / f"{room}.md", text)
+    toctree = "\n".join(pages)
     write_if_changed(
         folder / "index.md",
         "# API reference\n\n"
-        "These names are the public ones: `from promptreid import …`. What is below them, by room, is documented "
+        "These are the public names: `from promptreid import …`. The modules below, listed by room, are documented "
         "and typed too, but may move until version 1.0.\n\n"
         f"{public_names()}\n\n```{{toctree}}\n:maxdepth: 1\n\n{toctree}\n```\n",
     )

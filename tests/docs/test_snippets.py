@@ -28,28 +28,14 @@ def blocks(page: Path, *languages: str) -> list[str]:
 PAGES_WITH_PYTHON = [page for page in pages() if blocks(page, "python")]
 
 
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """What a page may take for granted: `data/CUHK-PEDES`, in its layout, and a folder of `crops`."""
-    from promptreid.synthetic import write_generated
-
-    folder = tmp_path_factory.mktemp("reader")
-    write_generated(folder / "data" / "CUHK-PEDES", num_identities=(8, 4, 4), seed=0, progress=False)
-    crops = sorted((folder / "data" / "CUHK-PEDES" / "imgs").rglob("*.jpg"))[:12]
-    (folder / "crops").mkdir()
-    for path in crops:
-        shutil.copy(path, folder / "crops" / path.name)
-    return folder
-
-
 def test_there_are_pages_with_snippets():
     assert {page.stem for page in PAGES_WITH_PYTHON} >= {"index", "quick_start", "concepts", "own_training_loop"}
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
-def test_snippets_of_a_page_run_one_after_another(page, drawn, tmp_path, monkeypatch):
+def test_snippets_of_a_page_run_one_after_another(page, reader_folder, tmp_path, monkeypatch):
     folder = tmp_path / "reader"
-    shutil.copytree(drawn, folder)
+    shutil.copytree(reader_folder, folder)
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": "snippet"}
     for number, text in enumerate(blocks(page, "python"), start=1):

@@ -1,4 +1,4 @@
-"""Each tutorial runs as it stands but for the settings on its top, which a reader changes too."""
+"""Each example program runs unchanged except for the settings at its top, which a reader changes too."""
 
 import os
 import re
@@ -21,11 +21,11 @@ SMALL = {"IDENTITIES": "(8, 4, 4)", "EPOCHS": "(1, 1)", "BATCH_SIZE": "16"}
 
 
 def adapted(name: str, folder: Path, **settings: str) -> Path:
-    """A copy of a tutorial with other settings."""
+    """A copy of a program with other settings."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")
     for setting, value in settings.items():
         text, count = re.subn(rf"^{setting} = [^#\n]*", f"{setting} = {value}  ", text, flags=re.MULTILINE)
-        assert count == 1, f"{name} has no setting {setting} on its top"
+        assert count == 1, f"{name} has no setting {setting} at its top"
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 

@@ -52,7 +52,7 @@ def bare_environment() -> dict[str, str]:
 
 @pytest.mark.xdist_group("packaging")
 class TestDistributions:
-    def test_twine_finds_no_fault(self, distributions):
+    def test_twine_finds_no_error(self, distributions):
         command(sys.executable, "-m", "twine", "check", "--strict", *distributions.values())
 
     def test_wheel_holds_every_module_the_base_and_the_types_and_nothing_else(self, distributions):
