@@ -13,8 +13,7 @@ import torch
 from accelerate import PartialState
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip, save_prompts
-from promptreid.data.dataset import CaptionedImages
-from promptreid.data.reader import load_dataset
+from promptreid.data import CaptionedImages, load_dataset
 from promptreid.synthetic import write_generated
 
 DATA = "runs/many_gpus/data"

@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, evaluate, load_clip, save_prompts
-from promptreid.data.dataset import CaptionedImages
-from promptreid.data.reader import load_dataset
+from promptreid.data import CaptionedImages, load_dataset
 from promptreid.synthetic import write_generated
 
 DATA = "runs/own_training_loop/data"
