@@ -78,8 +78,7 @@ def main() -> None:
     record |= {"test_captions": data.test.num_captions, "seconds": round(time.perf_counter() - started, 1)}
     (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(score_table({name.replace("_", " "): found for name, found in scores.items()}))
-    print("saved and loaded again: the same scores")
-    print(f"of {len(gallery)} pictures, “{rankings[0].caption}” finds {best.path}")
+    print(f"saved and loaded again: the same scores\nof {len(gallery)} pictures, “{rankings[0].caption}” finds {best.path}")
     print(f"{record['seconds']:.0f} s; results.json, ranking.png and model/ are in {output}")
 
 
