@@ -3,8 +3,7 @@
     python examples/train_cuhk.py                                    # drawn pedestrians, a few minutes on a laptop
     python examples/train_cuhk.py --data-root DIR --model ViT-B-16 --pretrained openai   # on CUHK-PEDES
 
-Without --data-root it draws its own dataset and adapts the small base that ships with promptreid: it shows that
-the method runs, and its scores say nothing about CUHK-PEDES.
+Without --data-root it draws a dataset and adapts the small base that ships; such scores say nothing about CUHK-PEDES.
 """
 
 import argparse
@@ -78,7 +77,8 @@ def main() -> None:
     record |= {"test_captions": data.test.num_captions, "seconds": round(time.perf_counter() - started, 1)}
     (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(score_table({name.replace("_", " "): found for name, found in scores.items()}))
-    print(f"saved and loaded again: the same scores\nof {len(gallery)} pictures, “{rankings[0].caption}” finds {best.path}")
+    print("saved and loaded again: the same scores")
+    print(f"of {len(gallery)} pictures, “{rankings[0].caption}” finds {best.path}")
     print(f"{record['seconds']:.0f} s; results.json, ranking.png and model/ are in {output}")
 
 
