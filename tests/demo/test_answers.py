@@ -8,9 +8,10 @@ from PIL import Image
 
 from promptreid import PromptedCLIP
 from promptreid.demo.answers import MAX_SENTENCE, Galleries, Opening, paint_heat, prepare_opening, split_phrases
-from promptreid.demo.comparison import ComparedGallery, make_versions
+from promptreid.demo.comparison import ComparedGallery, Version, make_versions
 from promptreid.demo.page import Session
 from promptreid.demo.sources import Crops, list_crops
+from promptreid.evaluation.pictures.occlusion import occlusion_map
 
 SENTENCE = "A person in red clothes."
 
@@ -121,12 +122,40 @@ def test_heat_maps_of_no_phrase_are_refused(galleries: Galleries, phrase: str, w
         galleries.heat_maps("colours", 0, phrase)
 
 
+def two_halves() -> Image.Image:
+    """Red above, blue below."""
+    image = Image.new("RGB", (48, 96), (190, 36, 40))
+    image.paste((40, 74, 170), (0, 48, 48, 96))
+    return image
+
+
+def find_heat(version: Version, image: Image.Image, phrase: str) -> torch.Tensor:
+    with version.running() as model:
+        return occlusion_map(model, model.eval_transform(image), phrase)
+
+
+def test_heat_lies_on_the_half_that_is_named(model: PromptedCLIP) -> None:
+    bare = make_versions(model)[1]
+    red, blue = (find_heat(bare, two_halves(), f"a {name} shirt") for name in ("red", "blue"))
+    assert red.shape == blue.shape == (12, 6)
+    assert red[:6].mean() - red[6:].mean() > blue[:6].mean() - blue[6:].mean() + 0.1
+
+
+@pytest.mark.parametrize("size", [(48, 96), (1, 1), (300, 20), (20, 300)])
+def test_heat_of_an_image_of_any_size_is_between_0_and_1(model: PromptedCLIP, size: tuple[int, int]) -> None:
+    heat = find_heat(make_versions(model)[0], two_halves().resize(size), "red coat")
+    assert bool(((heat >= 0) & (heat <= 1)).all())
+
+
+def test_heat_of_an_empty_phrase_is_refused(model: PromptedCLIP) -> None:
+    with pytest.raises(ValueError, match="the phrase is empty; give a few words"):
+        find_heat(make_versions(model)[0], two_halves(), " ")
+
+
 def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
     heat = torch.zeros(12, 6)
     heat[:6] = 1
-    image = Image.new("RGB", (48, 96), (190, 36, 40))
-    image.paste((40, 74, 170), (0, 48, 48, 96))
-    painted = paint_heat(image, heat)
+    painted = paint_heat(two_halves(), heat)
     assert painted.size == (192, 384)
     hot, cold = painted.getpixel((96, 40)), painted.getpixel((96, 340))
     assert isinstance(hot, tuple)

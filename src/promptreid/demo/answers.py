@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from promptreid.demo.comparison import ComparedGallery, Found
-from promptreid.demo.heat_map import phrase_heat
 from promptreid.errors import DatasetError
+from promptreid.evaluation.pictures.occlusion import occlusion_map
 
 MAX_SENTENCE = 500
 NUM_SHOWN = 6  # images shown before the visitor asks for more
@@ -139,7 +139,12 @@ class Galleries:
         if not 0 <= position < len(gallery.crops.paths):
             raise IndexError(f"there is no image {position}, the gallery has {len(gallery.crops.paths)}")
         image = gallery.crops.open(position)
-        return [(paint_heat(image, phrase_heat(version, image, phrase)), version.label) for version in gallery.versions]
+        maps: list[Captioned] = []
+        for version in gallery.versions:
+            with version.running() as model:
+                heat = occlusion_map(model, model.eval_transform(image), phrase)
+            maps.append((paint_heat(image, heat), version.label))
+        return maps
 
     def _gallery(self, name: str) -> ComparedGallery:
         try:
