@@ -210,7 +210,9 @@ class PromptManifest:
         Raises:
             CheckpointError: A value is out of bounds, or the text is too long.
         """
-        _build(_parse_values(_as_text(self._values()).encode(), source="prompt_config.json"), source="prompt_config.json")
+        _build(
+            _parse_values(_as_text(self._values()).encode(), source="prompt_config.json"), source="prompt_config.json"
+        )
 
     def _values(self) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
