@@ -11,30 +11,19 @@ from typing import Any, cast
 from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.fingerprint import pack_fingerprint, unpack_fingerprint
+from promptreid.towers.loading import ClipSource
 
 # The files that a digest can be of; only the first is always there.
 PROMPTS = "prompts.safetensors"
-
 ENCODERS = "open_clip_model.safetensors"
-
 ENCODERS_CONFIG = "open_clip_config.json"
 
 _LONGEST_SIDE = 65536
-
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
-
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
-
 _MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have one a tower
-
 _MOST_LAYERS = 1024
-
-_LIMITS = {
-    "text_length": 4096,
-    "vision_length": _LONGEST_SIDE,
-    "text_depth": _MOST_LAYERS,
-    "vision_depth": _MOST_LAYERS,
-}
+_LIMITS = {"text_length": 4096, "vision_length": 65536, "text_depth": _MOST_LAYERS, "vision_depth": _MOST_LAYERS}
 
 # Pixels are from 0 to 1 when the mean is taken off and the standard deviation divides.
 _STATISTICS = {"mean": (-10.0, 10.0), "std": (1e-3, 10.0)}
@@ -46,7 +35,6 @@ _PREPROCESSING_CHOICES = {
 }
 
 _TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[A-Za-z0-9_.]{1,128}")
-
 _TOWERS = ("vision", "text")
 
 
@@ -153,7 +141,11 @@ def check_preprocessing(values: Mapping[str, Any]) -> None:
         raise ValueError(f"preprocess_cfg has unknown keys {str(unknown)[:200]}")
     for name, (lowest, highest) in _STATISTICS.items():
         value = values.get(name)
-        if value is not None and not _are_numbers(value, lowest, highest):
+        numbers = cast("list[Any]", value) if isinstance(value, list) else []
+        right = [
+            n for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and lowest <= n <= highest
+        ]
+        if value is not None and not len(numbers) == len(right) == 3:
             raise ValueError(f"{name} is {str(value)[:60]}, expected 3 numbers from {lowest} to {highest}")
     for name, choices in _PREPROCESSING_CHOICES.items():
         value = values.get(name)
@@ -164,17 +156,6 @@ def check_preprocessing(values: Mapping[str, Any]) -> None:
         raise ValueError(f"fill_color is {str(fill)[:60]!r}, expected 0 to 255")
     if values.get("size") is not None:
         image_size({"image_size": values["size"]})
-
-
-def _are_numbers(value: Any, lowest: float, highest: float) -> bool:
-    return (
-        isinstance(value, list)
-        and len(cast("list[Any]", value)) == 3
-        and all(
-            isinstance(n, int | float) and not isinstance(n, bool) and lowest <= n <= highest
-            for n in cast("list[Any]", value)
-        )
-    )
 
 
 FORMAT_VERSION = 1
@@ -221,8 +202,7 @@ class PromptManifest:
     def to_json(self) -> str:
         """The text of `prompt_config.json`, in the newest format."""
         values = self._values()
-        values["checksum"] = _checksum(values)
-        return _as_text(values)
+        return _as_text({**values, "checksum": _checksum(values)})
 
     def check_readable(self) -> None:
         """Refuse what `parse_manifest` would refuse.
@@ -230,10 +210,9 @@ class PromptManifest:
         Raises:
             CheckpointError: A value is out of bounds, or the text is too long.
         """
-        content = _as_text({**self._values(), "checksum": "0" * 64}).encode()
-        values = _parse_values(content, source="prompt_config.json")
-        values.pop("checksum")
-        _build(values, source="prompt_config.json")
+        _build(
+            _parse_values(_as_text(self._values()).encode(), source="prompt_config.json"), source="prompt_config.json"
+        )
 
     def _values(self) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -244,6 +223,11 @@ class PromptManifest:
         values["base_fingerprint"] = pack_fingerprint(self.base_fingerprint, exact=not same)
         values["encoders_fingerprint"] = None if same else pack_fingerprint(self.encoders_fingerprint, exact=True)
         return values
+
+    @property
+    def source(self) -> ClipSource:
+        """Where the model of the prompts came from."""
+        return ClipSource(self.model_name, self.pretrained, self.image_size)
 
 
 def parse_manifest(content: bytes, *, source: str) -> PromptManifest:

@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from promptreid.errors import CheckpointError, CorruptFileError
@@ -35,15 +35,11 @@ MAX_CONFIG_BYTES = 2**20
 _LOCK = ".prompts.lock"
 _LOCK_SECONDS = 300
 _READS = 3
-
 _LENGTH_BYTES = 8
-
 # open_clip's largest model has some 1,500 tensors, whose header is 0.2 MB; safetensors itself would take 100 MB.
 _MAX_HEADER_BYTES = 2**22
-
 # open_clip's largest model has 5 billion weights.
 MAX_WEIGHTS_BYTES = 2**35
-
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -91,10 +87,9 @@ def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: The file is missing or corrupt, or holds something other than numbers.
     """
-    check_size(path, limit=MAX_WEIGHTS_BYTES)
-    if path.stat().st_size < _LENGTH_BYTES:
+    _check_size(path, limit=MAX_WEIGHTS_BYTES)
+    if path.stat().st_size < _LENGTH_BYTES or file_digest(path) != digest:
         raise _corrupt(path)
-    check_digest(path, digest)
     with path.open("rb") as stream:
         _check_header_length(path, path.stat().st_size, stream.read(_LENGTH_BYTES), limit=_MAX_HEADER_BYTES)
     try:
@@ -116,11 +111,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file changed since, or holds NaN or infinity.
     """
-    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is not a mapping
-                tensors[name] = file.get_tensor(name)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _not_safetensors(path, error) from error
     if not is_finite(tensors):
@@ -134,7 +126,7 @@ def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
     Raises:
         CheckpointError: It is missing, or longer; `CorruptFileError` if its digest is another.
     """
-    check_size(path, limit=limit)
+    _check_size(path, limit=limit)
     with path.open("rb") as stream:
         # No more than its size, which is 0 for what /proc holds, and that may be without end. The size of what was
         # opened, and not of the path, where another file may stand by now.
@@ -145,27 +137,12 @@ def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
     return content
 
 
-def check_size(path: Path, *, limit: int) -> None:
-    """Refuse a file that is missing or too long.
-
-    Raises:
-        CheckpointError: It is not there, is not a file, or has more than `limit` bytes.
-    """
+def _check_size(path: Path, *, limit: int) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
     size = path.stat().st_size
     if size > limit:
         raise CheckpointError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
-
-
-def check_digest(path: Path, expected: str) -> None:
-    """Refuse a file whose SHA-256 is not `expected`.
-
-    Raises:
-        CorruptFileError: It is another.
-    """
-    if file_digest(path) != expected:
-        raise _corrupt(path)
 
 
 def _corrupt(path: Path) -> CorruptFileError:
@@ -243,14 +220,12 @@ def write_prompt_files(
     """
     _check_readable(manifest, open_clip_config)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
-        digests = {PROMPTS: _stage(directory, PROMPTS, lambda path: write_tensors_atomically(path, tensors))}
+    with _kept_still(directory):
+        digests = {PROMPTS: _stage(directory, PROMPTS, tensors)}
         if encoders is not None:
             config = (json.dumps(open_clip_config or {}, indent=2) + "\n").encode()
-            digests[ENCODERS] = _stage(directory, ENCODERS, lambda path: write_tensors_atomically(path, encoders))
-            digests[ENCODERS_CONFIG] = _stage(
-                directory, ENCODERS_CONFIG, lambda path: write_bytes_atomically(path, config)
-            )
+            digests |= {ENCODERS: _stage(directory, ENCODERS, encoders)}
+            digests |= {ENCODERS_CONFIG: _stage(directory, ENCODERS_CONFIG, config)}
         complete = replace(manifest, sha256=digests)
         write_bytes_atomically(directory / MANIFEST, complete.to_json().encode())
         _settle(directory, digests)
@@ -276,18 +251,15 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
             if now == seen:
                 break
             seen = now
-    with _kept_still(directory):
+    lock = directory / _LOCK
+    # A folder that we may not write to is taken as it is.
+    writable = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
+    with _kept_still(directory) if writable else nullcontext():
         return _read(*_look(directory), with_encoders=with_encoders)
 
 
 def _kept_still(directory: Path) -> AbstractContextManager[None]:
-    """Keep others from saving into a folder; one that we may not write to is taken as it is."""
-    lock = directory / _LOCK
-    writable = lock.is_file() and not lock.is_symlink() and os.access(lock, os.W_OK)
-    return _locked(directory) if writable else nullcontext()
-
-
-def _locked(directory: Path) -> AbstractContextManager[None]:
+    """Keep others from saving into a folder."""
     return locked(directory / _LOCK, action=f"saving into {directory}", timeout_seconds=_LOCK_SECONDS)
 
 
@@ -322,10 +294,13 @@ def _staged(directory: Path, name: str, digest: str) -> Path:
     return directory / f".{name}-{digest}"
 
 
-def _stage(directory: Path, name: str, write: Callable[[Path], None]) -> str:
+def _stage(directory: Path, name: str, content: bytes | Mapping[str, Tensor]) -> str:
     """Write a file under a name that no reader looks for yet, and return its SHA-256."""
     unnamed = directory / f".{name}-new"
-    write(unnamed)
+    if isinstance(content, bytes):
+        write_bytes_atomically(unnamed, content)
+    else:
+        write_tensors_atomically(unnamed, content)
     digest = file_digest(unnamed)
     unnamed.replace(_staged(directory, name, digest))
     return digest

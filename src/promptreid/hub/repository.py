@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -38,6 +38,15 @@ _STATUS_WORDS = {
     413: "a file is too large for it",
     429: "it asks for fewer requests; try again in a few minutes",
 }
+
+
+class Access(TypedDict, total=False):
+    """How a repository is reached: the attributes of `Repository` beside its name."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Finds the open_clip model that saved prompts belong to, or says why a given one is not it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,7 +17,7 @@ from promptreid.towers.features import image_size_of, is_scripted, uses_quick_ge
 from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
-from promptreid.towers.tower import PixelTower, TokenTower
+from promptreid.towers.tower import PixelTower
 
 Factories = Mapping[str, PromptFactory | None]
 
@@ -35,14 +36,11 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
     """
     manifest = files.manifest
     _check_listed(manifest, files.encoders, trust_base=trust_base)
-    source = source_in(manifest)
+    source = manifest.source
     try:
-        if files.encoders is None:
-            clip = load_clip(
-                source.name, pretrained=source.pretrained, image_size=source.image_size, cache_dir=cache_dir
-            )
-        else:
-            clip = _make_saved(files.encoders, source)
+        if files.encoders is not None:
+            return _make_saved(files.encoders, source)
+        return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size, cache_dir=cache_dir)
     except UnpicklingError as error:
         # torch's own words recommend switching the protection off.
         raise CheckpointError(
@@ -51,7 +49,6 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
         ) from error
     except (*TRANSPORT_ERRORS, RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise _not_made(manifest, error) from error
-    return clip
 
 
 def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
@@ -95,11 +92,6 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
             "Leave model out to load the right one"
         )
     return whole
-
-
-def source_in(manifest: PromptManifest) -> ClipSource:
-    """Where the model of some prompts came from."""
-    return ClipSource(manifest.model_name, manifest.pretrained, manifest.image_size)
 
 
 def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
@@ -210,25 +202,17 @@ def _weight_difference(manifest: PromptManifest, whole: tuple[float, ...]) -> li
 
 
 def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
-    finders: tuple[tuple[str, Callable[[nn.Module], TokenTower | PixelTower]], ...] = (
-        ("vision", find_vision_tower),
-        ("text", find_text_tower),
-    )
     differences: list[str] = []
-    for name, find in finders:
+    for name, find in (("vision", find_vision_tower), ("text", find_text_tower)):
         shape = manifest.shapes.get(f"{name}.prompts.tokens", ())
-        if name in manifest.kinds:
-            continue
-        try:
+        with suppress(UnsupportedTowerError):
             tower = find(clip)
-        except UnsupportedTowerError:
-            continue
-        if isinstance(tower, PixelTower):
-            continue  # its prompts fit or not by their shape alone
-        if len(shape) == 3 and shape[2] != tower.width:
-            differences.append(f"their {name} width is {shape[2]}, this has {tower.width}")
-        if len(shape) == 3 and shape[0] > len(tower.blocks):
-            differences.append(f"their {name} depth is {shape[0]}, this has {len(tower.blocks)} blocks")
+            if name in manifest.kinds or isinstance(tower, PixelTower) or len(shape) != 3:
+                continue  # such prompts fit or not by their shape alone
+            if shape[2] != tower.width:
+                differences.append(f"their {name} width is {shape[2]}, this has {tower.width}")
+            if shape[0] > len(tower.blocks):
+                differences.append(f"their {name} depth is {shape[0]}, this has {len(tower.blocks)} blocks")
     return differences
 
 

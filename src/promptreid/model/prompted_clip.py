@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,7 @@ from promptreid.data.transforms import eval_transform, train_transform
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles
-from promptreid.hub.repository import Repository
+from promptreid.hub.repository import Access, Repository
 from promptreid.hub.transfer import read_prompts
 from promptreid.model.encoder import PromptFactory
 from promptreid.model.matching import (
@@ -24,7 +23,6 @@ from promptreid.model.matching import (
     check_factories,
     check_kinds,
     make_clip,
-    source_in,
 )
 from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
@@ -37,22 +35,11 @@ from promptreid.towers.loading import ClipSource, source_of
 from promptreid.towers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 FIRST_SET = "default"
-
-
-@dataclass
-class PromptSet:
-    """Prompts that a model holds beside those it uses.
-
-    Attributes:
-        config: How they are set up.
-        tensors: Their values by name; empty for those in use, which are in the model itself.
-    """
-
-    config: PromptConfig
-    tensors: dict[str, Tensor]
+# How prompts that a model holds are set up, and their values by name: none for those in use or not started yet.
+PromptSet = tuple[PromptConfig, dict[str, Tensor]]
 
 
 class PromptedCLIP(nn.Module):
@@ -125,7 +112,7 @@ class PromptedCLIP(nn.Module):
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip) if base_fingerprint is None else base_fingerprint
         self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
         self._prompts_in_use = FIRST_SET
-        self._prompt_sets = {FIRST_SET: PromptSet(self.config, {})}
+        self._prompt_sets: dict[str, PromptSet] = {FIRST_SET: (self.config, {})}
 
     def attach(self, config: PromptConfig, *, initialize: bool = True) -> None:
         """Replace the prompts by others, which are set up as `config` says.
@@ -246,7 +233,7 @@ class PromptedCLIP(nn.Module):
             prompted = cls(
                 clip,
                 manifest.prompts,
-                source=source_in(manifest),
+                source=manifest.source,
                 initialize=False,
                 vision_prompts=factories["vision"],
                 text_prompts=factories["text"],
@@ -272,16 +259,6 @@ class PromptedCLIP(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return image_size_of(self.clip)
-
-    @property
-    def image_mean(self) -> tuple[float, ...]:
-        """Mean per channel that images are normalised with."""
-        return image_statistics_of(self.clip)[0]
-
-    @property
-    def image_std(self) -> tuple[float, ...]:
-        """Standard deviation per channel that images are normalised with."""
-        return image_statistics_of(self.clip)[1]
 
     @property
     def context_length(self) -> int:
@@ -310,12 +287,14 @@ class PromptedCLIP(nn.Module):
     @property
     def train_transform(self) -> Callable[[Any], Tensor]:
         """Augmenting transform, PIL image to normalised (3, H, W)."""
-        return train_transform(self.image_size, mean=self.image_mean, std=self.image_std)
+        mean, std = image_statistics_of(self.clip)
+        return train_transform(self.image_size, mean=mean, std=std)
 
     @property
     def eval_transform(self) -> Callable[[Any], Tensor]:
         """Transform for evaluation and search, PIL image to normalised (3, H, W); nothing is cropped away."""
-        return eval_transform(self.image_size, mean=self.image_mean, std=self.image_std)
+        mean, std = image_statistics_of(self.clip)
+        return eval_transform(self.image_size, mean=mean, std=std)
 
     def encode_image(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Image features, (B, E)."""
@@ -408,11 +387,7 @@ class PromptedCLIP(nn.Module):
         self,
         name: str,
         prompts: str | Path | PromptConfig,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        **access: "Unpack[Access]",
     ) -> None:
         """Hold another set of prompts for the same encoders, which are not copied; `use` switches to it.
 
@@ -420,10 +395,7 @@ class PromptedCLIP(nn.Module):
             name: What to call it.
             prompts: A folder or a Hub repository of prompts that were trained with these encoders, or the
                 configuration of new ones, which start when they are first used.
-            revision: Branch, tag or commit of a repository.
-            token: Access token for it.
-            cache_dir: huggingface_hub's cache.
-            local_files_only: Take a repository from the cache alone.
+            **access: `revision`, `token`, `cache_dir` and `local_files_only` of a repository, as for `load_prompts`.
 
         Raises:
             ValueError: The name is empty, or a set has it already.
@@ -435,13 +407,12 @@ class PromptedCLIP(nn.Module):
         if name in self._prompt_sets:
             raise ValueError(f"prompts {name!r} are there already; the model holds {', '.join(self._prompt_sets)}")
         if isinstance(prompts, PromptConfig):
-            self._prompt_sets[name] = PromptSet(prompts, {})
+            self._prompt_sets[name] = (prompts, {})
             return
-        repository = Repository(prompts, revision, token, cache_dir, local_files_only)
-        files = read_prompts(repository, with_encoders=False)
+        files = read_prompts(Repository(prompts, **access), with_encoders=False)
         check_clip(files, self.clip)
         check_kinds(files.manifest, self.prompt_kinds)
-        self._prompt_sets[name] = PromptSet(files.manifest.prompts, dict(files.tensors))
+        self._prompt_sets[name] = (files.manifest.prompts, dict(files.tensors))
 
     def use(self, name: str) -> None:
         """Switch to another set of prompts; what was learned in the one before is kept.
@@ -460,22 +431,23 @@ class PromptedCLIP(nn.Module):
             raise KeyError(f"there are no prompts {name!r}; the model holds {', '.join(self._prompt_sets)}")
         if name == self._prompts_in_use:
             return
-        chosen = self._prompt_sets[name]
-        kept = PromptSet(self.config, {key: value.clone() for key, value in self.prompt_state_dict().items()})
+        kept = (self.config, {key: value.clone() for key, value in self.prompt_state_dict().items()})
         trained = {key: parameter.requires_grad for key, parameter in self.named_parameters()}
         try:
-            self.attach(chosen.config, initialize=not chosen.tensors)
-            if chosen.tensors:
-                self.load_prompt_state_dict(chosen.tensors)
+            self._switch(*self._prompt_sets[name])
         except Exception:
-            self.attach(kept.config, initialize=False)
-            self.load_prompt_state_dict(kept.tensors)
+            self._switch(*kept)
             raise
         finally:
             for key, parameter in self.named_parameters():
                 parameter.requires_grad_(trained.get(key, True))
         self._prompt_sets[self._prompts_in_use] = kept
         self._prompts_in_use = name
+
+    def _switch(self, config: PromptConfig, tensors: dict[str, Tensor]) -> None:
+        self.attach(config, initialize=not tensors)
+        if tensors:
+            self.load_prompt_state_dict(tensors)
 
 
 load_prompts: Final = PromptedCLIP.from_pretrained
