@@ -46,12 +46,11 @@ def test_hugging_face_text_tower_without_transformers_names_the_extra(without):
 
 
 def test_hugging_face_tokenizer_without_transformers_names_the_extra(without):
-    from promptreid.towers.loading import ClipSource
-    from promptreid.towers.tokenizer import load_tokenizer
+    from promptreid.towers.tokenizer import tokenizer_of
 
     without("transformers")
     with pytest.raises(MissingExtraError, match=r'tokenizer of ViT-B-16-SigLIP .* pip install "promptreid\[hf\]"'):
-        load_tokenizer(ClipSource("ViT-B-16-SigLIP", None, (224, 224)))
+        tokenizer_of("ViT-B-16-SigLIP")
 
 
 def test_another_missing_module_is_not_taken_for_transformers():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization
@@ -86,6 +86,18 @@ class PromptCarrier(nn.Module):
     def extra_repr(self) -> str:
         """Name the tower in `print(model)`."""
         return self.kind
+
+
+def make_own(factory: PromptFactory, tower: Any, **options: object) -> PromptKind:
+    """A kind of prompt of the user's own, which has none of the built-in kinds' options."""
+    refuse_options("prompts are of a kind of your own, which has none of these options", **options)
+    return factory(tower)
+
+
+def check_tensor(value: object, what: str, maker: str) -> None:
+    """Refuse what is not a tensor, and say what makes one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} are {type(value).__name__}, expected a tensor, as {maker} makes")
 
 
 def refuse_options(reason: str, **options: object) -> None:

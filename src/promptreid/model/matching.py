@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
 from torch import nn
 
 from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
@@ -13,7 +14,7 @@ from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
 from promptreid.hub.repository import TRANSPORT_ERRORS
 from promptreid.model.encoder import PromptFactory
 from promptreid.towers.families import find_text_tower, find_vision_tower
-from promptreid.towers.features import image_size_of, is_scripted, uses_quick_gelu
+from promptreid.towers.features import image_size_of, uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
@@ -77,7 +78,7 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
         CheckpointError: Architecture, activation, image size, width, depth or weights differ.
         TypeError: It is not an open_clip model.
     """
-    if is_scripted(clip):
+    if isinstance(clip, torch.jit.ScriptModule):
         raise TypeError("model is TorchScript; make it without jit, as promptreid.load_clip does")
     if not hasattr(clip, "visual") or not hasattr(clip, "encode_text"):
         raise TypeError(f"model is {type(clip).__name__}, expected the open_clip model that promptreid.load_clip makes")

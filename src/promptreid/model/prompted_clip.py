@@ -32,7 +32,7 @@ from promptreid.prompts.config import PromptConfig
 from promptreid.towers.features import feature_size_of, image_size_of, image_statistics_of
 from promptreid.towers.fingerprint import fingerprint, weight_samples
 from promptreid.towers.loading import ClipSource, source_of
-from promptreid.towers.tokenizer import load_tokenizer
+from promptreid.towers.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -282,7 +282,7 @@ class PromptedCLIP(nn.Module):
                 "this open_clip model was not made by promptreid.load_clip, so its tokenizer is not known; use "
                 "open_clip.get_tokenizer(name), or pass source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
             )
-        return load_tokenizer(self.source)
+        return tokenizer_of(self.source.name)
 
     @property
     def train_transform(self) -> Callable[[Any], Tensor]:

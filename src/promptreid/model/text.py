@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
-from promptreid.model.encoder import PromptCarrier, PromptFactory, refuse_options
+from promptreid.model.encoder import PromptCarrier, PromptFactory, check_tensor, make_own
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization, TextSlot
 from promptreid.towers.families import find_text_tower
@@ -85,13 +85,13 @@ class PromptedTextEncoder(PromptCarrier):
                 sequence_first=sequence_first,
             )
         else:
-            refuse_options(
-                "prompts are of a kind of your own, which has none of these options",
+            own = make_own(
+                prompts,
+                tower,
                 depth=depth,
                 position_embedding=position_embedding or None,
                 slot=None if slot == "after_start" else slot,
             )
-            own = prompts(tower)
         encode: Any = clip.encode_text
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_tokens(tower)))
         self.trim = trim
@@ -122,10 +122,7 @@ class PromptedTextEncoder(PromptCarrier):
         return super().detach()
 
     def _check(self, tokens: Tensor) -> None:
-        if not isinstance(tokens, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"tokens are {type(tokens).__name__}, expected a tensor, as model.tokenizer(captions) makes"
-            )
+        check_tensor(tokens, "tokens", "model.tokenizer(captions)")
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise TypeError(
                 f"tokens have dtype {tokens.dtype}, expected integers as model.tokenizer(captions) makes them"

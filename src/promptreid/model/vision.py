@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
-from promptreid.model.encoder import PromptCarrier, PromptFactory, refuse_options
+from promptreid.model.encoder import PromptCarrier, PromptFactory, check_tensor, make_own, refuse_options
 from promptreid.prompts.attention_pool_tokens import AttentionPoolTokens
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.border_pixels import BorderPixels
@@ -82,13 +82,13 @@ class PromptedVisionEncoder(PromptCarrier):
         tower = find_vision_tower(clip)
         own: PromptKind
         if prompts is not None:
-            refuse_options(
-                "prompts are of a kind of your own, which has none of these options",
+            own = make_own(
+                prompts,
+                tower,
                 depth=depth,
                 position_embedding=position_embedding or None,
                 place=None if place == "auto" else place,
             )
-            own = prompts(tower)
         elif isinstance(tower, TokenTower) and place == "auto":
             own = BlockTokens(
                 tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
@@ -115,8 +115,7 @@ class PromptedVisionEncoder(PromptCarrier):
         return unit_length(features, dim=-1) if normalize else features
 
     def _check(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"images are {type(images).__name__}, expected a tensor, as model.eval_transform makes")
+        check_tensor(images, "images", "model.eval_transform")
         height, width = image_size_of(self.clip)
         if images.ndim != 4 or images.shape[1:] != (3, height, width):
             raise ValueError(

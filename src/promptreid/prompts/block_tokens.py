@@ -8,7 +8,6 @@ and nothing is kept from block to block, so pooling, position embedding and chec
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -45,10 +44,6 @@ from promptreid.towers.tower import TextTower, TokenTower
 
 # Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
 _NOISE_SHARE = 0.2
-
-
-class _CaptionEnds(ThreadValue):
-    variable = ContextVar("promptreid_caption_ends", default=())
 
 
 class BlockTokens(PromptKind):
@@ -92,7 +87,7 @@ class BlockTokens(PromptKind):
         self._check_size()
         self._check_options()
         self._sequence_first: bool = sequence_first and runs_slow_when_frozen(tower)
-        self._caption_ends: _CaptionEnds = _CaptionEnds()
+        self._caption_ends: ThreadValue = ThreadValue()
         self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, length, tower.width))
 
     def _check_size(self) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -13,10 +12,6 @@ from promptreid.prompts.config import check_integer
 from promptreid.towers.modes import ThreadValue
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
-
-
-class _Bare(ThreadValue):
-    variable = ContextVar("promptreid_bare", default=())
 
 
 class PromptKind(nn.Module):
@@ -58,7 +53,7 @@ class PromptKind(nn.Module):
         self.tower = tower
         self.length = length
         self.width = width
-        self._bare: _Bare = _Bare()
+        self._bare: ThreadValue = ThreadValue()
         self._handles: list[RemovableHandle] = []
 
     def register_hooks(self) -> Iterator[RemovableHandle]:

@@ -91,8 +91,3 @@ def join_skipped_blocks(tower: TextTower, features: Tensor) -> Tensor:
 def uses_quick_gelu(clip: nn.Module) -> bool:
     """Whether a model computes QuickGELU, which the weights cannot tell."""
     return any(isinstance(module, QuickGELU) for module in clip.modules())
-
-
-def is_scripted(clip: object) -> bool:
-    """Whether a model is TorchScript, into which no prompts can be put."""
-    return isinstance(clip, torch.jit.ScriptModule)

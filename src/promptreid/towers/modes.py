@@ -90,13 +90,16 @@ def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
         module.batch_first = not enable
 
 
+# Of every object in the calling thread, by its key.
+_VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values", default=())
+
+
 class ThreadValue:
     """A value that one object has in the calling thread alone; a deep copy of the object has its own.
 
-    A subclass names the context variable. It is read when a hook runs, so several threads can use one model.
+    It is read when a hook runs, so several threads can use one model.
     """
 
-    variable: ClassVar[ContextVar[tuple[tuple[int, Any], ...]]]
     _keys: ClassVar[Any] = itertools.count()
 
     def __init__(self) -> None:
@@ -109,15 +112,15 @@ class ThreadValue:
 
     def get(self) -> Any:
         """The value, or `None` if this thread has set none."""
-        for key, value in self.variable.get():
+        for key, value in _VALUES.get():
             if key == self.key:
                 return value
         return None
 
     def set(self, value: Any) -> Any:
         """Set the value; returns the token that resets it."""
-        others = tuple(entry for entry in self.variable.get() if entry[0] != self.key)
-        return self.variable.set((*others, (self.key, value)))
+        others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
+        return _VALUES.set((*others, (self.key, value)))
 
     @contextmanager
     def held(self, value: Any) -> Generator[None, None, None]:
@@ -126,11 +129,7 @@ class ThreadValue:
         try:
             yield
         finally:
-            self.variable.reset(token)
-
-
-class _KeptLength(ThreadValue):
-    variable = ContextVar("promptreid_kept_length", default=())
+            _VALUES.reset(token)
 
 
 class CaptionTrim:
@@ -145,7 +144,7 @@ class CaptionTrim:
 
     def __init__(self, tower: TextTower) -> None:
         self.tower = tower
-        self._length = _KeptLength()
+        self._length = ThreadValue()
         self._handle: Any = None
         if tower.trim in ("end", "class_at_end"):
             # In front of other hooks, because prompts count the positions that are left.

@@ -7,7 +7,6 @@ import open_clip
 from torch import Tensor
 
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
-from promptreid.towers.loading import ClipSource
 from promptreid.towers.names import check_name
 
 _PEEK_FACTOR = 2
@@ -23,9 +22,7 @@ class CaptionTokenizer:
         context_length: L, tokens of a caption; `None` for the tokenizer's own.
 
     Example:
-        >>> from promptreid import load_clip
-        >>> from promptreid.towers.loading import source_of
-        >>> tokenizer = load_tokenizer(source_of(load_clip("promptreid-tiny")))
+        >>> tokenizer = tokenizer_of("promptreid-tiny")
         >>> tokenizer(["a man in a blue coat", "a woman"]).shape
         torch.Size([2, 77])
     """
@@ -74,26 +71,13 @@ class CaptionTokenizer:
             )
 
 
-def load_tokenizer(source: ClipSource) -> CaptionTokenizer:
-    """The tokenizer of an architecture; some of them are downloaded on first use.
-
-    Raises:
-        MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
-    """
-    return _tokenizer(source.name)
-
-
 def tokenizer_of(name: str) -> CaptionTokenizer:
-    """The tokenizer of an open_clip model of that name, without the model.
+    """The tokenizer of an open_clip model of that name, without the model; some are downloaded on first use.
 
     Raises:
         ValueError: There is no such model.
         MissingExtraError: It is one of Hugging Face's, and transformers is not installed.
     """
     check_name(name)
-    return _tokenizer(name)
-
-
-def _tokenizer(name: str) -> CaptionTokenizer:
     with explain_missing_transformers(f"the tokenizer of {name}"):
         return CaptionTokenizer(open_clip.get_tokenizer(name))
