@@ -96,7 +96,7 @@ def test_compared_gallery_with_a_broken_image_warns_once_and_keeps_positions(
 ) -> None:
     paint(tmp_path / "2.png", (190, 36, 40))
     (tmp_path / "1.png").write_bytes(b"broken")
-    with pytest.warns(UserWarning, match="1 of 2 pictures cannot be read") as warned:
+    with pytest.warns(UserWarning, match="1 of 2 images cannot be read") as warned:
         compared = ComparedGallery(list_crops(tmp_path), make_versions(model), progress=False)
     assert len(warned) == 1
     assert [match.position for match in compared.search(SENTENCE)[0].matches] == [1]
@@ -105,7 +105,7 @@ def test_compared_gallery_with_a_broken_image_warns_once_and_keeps_positions(
 
 def test_compared_gallery_without_readable_image_is_refused(model: PromptedCLIP, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="none of the 1 pictures can be read"):
+    with pytest.raises(DatasetError, match="none of the 1 images can be read"):
         ComparedGallery(list_crops(tmp_path), make_versions(model), progress=False)
 
 
