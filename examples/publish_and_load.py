@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, push_prompts, save_prompts
-from promptreid.data.reader import load_dataset
+from promptreid.data import load_dataset
 from promptreid.hub.card import CardDetails
 from promptreid.synthetic import write_generated
 
