@@ -15,19 +15,12 @@ UNUSED = torch.iinfo(torch.int64).max
 
 
 class Positives:
-    """Which gallery items are right for each query.
-
-    Args:
-        query_ids: Person of each query.
-        gallery_ids: Person of each gallery item.
+    """Which gallery items are right for each query, from their persons, (Q,) and (G,).
 
     Attributes:
         order: Gallery indices grouped by person; within a person in the gallery's order.
         starts: Where each query's person begins in `order`; equal for queries of one person.
         counts: How many right items each query has.
-
-    Shape:
-        - query_ids: (Q,), gallery_ids: (G,) integer
     """
 
     def __init__(self, query_ids: Tensor, gallery_ids: Tensor) -> None:
@@ -55,10 +48,7 @@ class Positives:
 
 
 def rank_positives(similarity: Tensor, positives: Positives, queries: Tensor) -> Tensor:
-    """Rank of every right item, ascending and 1-based.
-
-    A rank is one plus the number of gallery items scored above; of equal scores the earlier gallery item counts as
-    higher, as a stable descending sort has it.
+    """Rank of every right item, ascending and 1-based, ties as in `compute_metrics`.
 
     Args:
         similarity: One row a query.

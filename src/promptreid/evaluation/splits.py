@@ -93,35 +93,25 @@ def is_main_process() -> bool:
     return _rank_and_processes()[0] == 0
 
 
-def own_shard(total: int) -> range:
-    """This process's share of `total` items: neighbours, as even as can be."""
-    rank, processes = _rank_and_processes()
+def own_shard(total: int, rank: int | None = None) -> range:
+    """The share of `total` items of this process, or of that of a rank: neighbours, as even as can be."""
+    own, processes = _rank_and_processes()
+    rank = own if rank is None else rank
     return range(total * rank // processes, total * (rank + 1) // processes)
 
 
 def join_shards(share: Tensor, total: int) -> Tensor:
-    """Every process's share in order, in every process.
-
-    Args:
-        share: This process's rows, those of `own_shard(total)`.
-        total: Rows of all.
-
-    Shape:
-        - share: (len(own_shard(total)), E), on the CPU
-        - returns: (total, E), on the CPU
-    """
+    """Every process's share in order, in every process: from (len(own_shard(total)), E) to (total, E), on the CPU."""
     processes = _rank_and_processes()[1]
     if processes == 1:
         return share
     # NCCL moves nothing but GPU memory, and all_gather wants shares of one size.
     device = torch.device("cuda") if dist.get_backend() == "nccl" else share.device
-    longest = -(-total // processes)
-    padded = share.new_zeros(longest, *share.shape[1:])
+    padded = share.new_zeros(-(-total // processes), *share.shape[1:])
     padded[: len(share)] = share
     parts = [torch.empty_like(padded, device=device) for _ in range(processes)]
     dist.all_gather(parts, padded.to(device))
-    sizes = [total * (rank + 1) // processes - total * rank // processes for rank in range(processes)]
-    return torch.cat([part[:size].cpu() for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat([part[: len(own_shard(total, rank))].cpu() for rank, part in enumerate(parts)])
 
 
 def _rank_and_processes() -> tuple[int, int]:

@@ -30,12 +30,7 @@ _WRITE_SHARE = 20.0
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to put into a gallery.
-
-    Attributes:
-        path: The file.
-        metadata: What is known of it.
-    """
+    """An image to put into a gallery, and what is known of it."""
 
     path: str
     metadata: Metadata
@@ -44,15 +39,8 @@ class ImageFile:
 def find_images(images: ImageSource, *, metadata: Sequence[Metadata] | None = None) -> list[ImageFile]:
     """Find the images of a folder with its sub-folders, a split, a list of records or of files.
 
-    An image from a folder knows its sub-folder (`"folder"`), one from a record its person and split.
-
-    Args:
-        images: Where the images are.
-        metadata: What else is known of each; only with a list.
-
-    Raises:
-        DatasetError: The folder does not exist, or there is no image.
-        ValueError: `metadata` has another length, or comes with a folder.
+    An image from a folder knows its sub-folder (`"folder"`), one from a record its person and split; `metadata` is what
+    else is known of each, only with a list.
     """
     if isinstance(images, str | Path):
         if metadata is not None:
@@ -106,12 +94,7 @@ class Changes:
 def add_images(
     store: GalleryStore, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
 ) -> Changes:
-    """Encode images that the gallery does not have yet.
-
-    Raises:
-        ValueError: It has one of them already, or one is given twice.
-        DatasetError: None of them can be read.
-    """
+    """Encode images that the gallery does not have yet; refuses what it has, and what is given twice."""
     known = store.images.rows_by_path()
     given = Counter(os.path.abspath(file.path) for file in files)
     present = [file.path for file in files if os.path.abspath(file.path) in known]
@@ -168,11 +151,7 @@ def update_images(
 
 
 def remove_images(store: GalleryStore, images: Sequence[int | str | Path]) -> int:
-    """Remove images by number or path, and with them their features.
-
-    Raises:
-        KeyError: One is not in the gallery; then none is removed.
-    """
+    """Remove images by number or path, and with them their features: all of them, or none and a `KeyError`."""
     table = store.images
     by_path = table.rows_by_path()
     rows: set[int] = set()

@@ -48,26 +48,11 @@ class EncodedImages:
 
 
 def encode_images(
-    model: PromptedCLIP,
-    paths: Sequence[str],
-    *,
-    batch_size: int = 64,
-    num_threads: int = 4,
-    progress: bool = True,
+    model: PromptedCLIP, paths: Sequence[str], *, batch_size: int = 64, num_threads: int = 4, progress: bool = True
 ) -> Generator[EncodedImages, None, None]:
     """Encode images batch by batch, in their order, in eval mode on the model's device.
 
-    Files are read by threads, since decoding does not hold Python's lock.
-
-    Args:
-        model: The model; its train or eval mode is put back at the end.
-        paths: The files.
-        batch_size: Images at a time.
-        num_threads: Threads that read ahead.
-        progress: Show a progress bar.
-
-    Raises:
-        ValueError: A setting is not positive, or the model gives NaN or infinity.
+    Files are read by `num_threads` threads, since decoding does not hold Python's lock.
     """
     if batch_size < 1 or num_threads < 1:
         raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
@@ -115,11 +100,7 @@ def _image_features(model: PromptedCLIP, images: list[Tensor]) -> Tensor:
 
 
 def check_finite(features: Tensor) -> Tensor:
-    """Return `features`, or refuse them.
-
-    Raises:
-        ValueError: They hold NaN or infinity.
-    """
+    """Return `features`, or refuse them because they hold NaN or infinity."""
     if not bool(features.isfinite().all()):
         bad = int((~features.isfinite().all(dim=-1)).sum())
         raise ValueError(f"{bad} features hold NaN or infinity; did the model diverge?")
@@ -138,11 +119,6 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
         model: Encodes sentences and images.
         query: A sentence, an image (a `Path` or a PIL image), a list of these, or features (E,) or (Q, E).
         dimensions: E.
-
-    Raises:
-        ValueError: There is no model, no query, a sentence is empty, or features are of the wrong shape or not finite.
-        TypeError: A query is of another kind.
-        DatasetError: An image cannot be read.
     """
     if isinstance(query, Tensor):
         return _check_features(query, dimensions)
@@ -157,13 +133,18 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
             raise TypeError(_wrong_kind(item))
         if isinstance(item, str) and not item.strip():
             raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
+    with evaluating(needed(model)):
+        return _query_features(needed(model), items)
+
+
+def needed(model: PromptedCLIP | None) -> PromptedCLIP:
+    """Return the model, or say how to load a gallery with one."""
     if model is None:
         raise ValueError(
             "this gallery was loaded without a model, so it can only be searched by features; load it with the model "
             "that encoded it: Gallery.load(directory, model)"
         )
-    with evaluating(model):
-        return _query_features(model, items)
+    return model
 
 
 def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:

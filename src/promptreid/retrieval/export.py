@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from promptreid.errors import MissingExtraError
+from promptreid.errors import missing_extra
 from promptreid.files import write_bytes_atomically
 from promptreid.retrieval.table import ImageTable
 
@@ -21,10 +21,6 @@ def export_features(path: Path, features: Tensor, table: ImageTable) -> Path:
             `metadata`, `features`, to be read without pickle).
         features: (G, E).
         table: The images.
-
-    Raises:
-        ValueError: Another ending.
-        MissingExtraError: Parquet is asked for and pyarrow is not installed.
     """
     check_ending(path)
     columns: dict[str, Any] = {
@@ -39,11 +35,7 @@ def export_features(path: Path, features: Tensor, table: ImageTable) -> Path:
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a file that would be of no known kind.
-
-    Raises:
-        ValueError: It ends in neither `.parquet` nor `.npz`.
-    """
+    """Refuse a file that would be of no known kind."""
     if path.suffix not in {".npz", ".parquet"}:
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}, expected .parquet or .npz")
 
@@ -65,9 +57,7 @@ def _parquet(columns: dict[str, Any], vectors: Any) -> bytes:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingExtraError(
-            'Parquet needs pyarrow: pip install "promptreid[export]"; or export to a .npz file'
-        ) from error
+        raise missing_extra("Parquet", "pyarrow", "export", instead="export to a .npz file") from error
     arrow: Any = pyarrow
     lists = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.reshape(-1)), vectors.shape[1])
     stream = io.BytesIO()

@@ -15,7 +15,7 @@ from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.splits import encode_split
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import Changes, ImageSource, add_images, find_images, remove_images, update_images
-from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query
+from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query, needed
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.identity import check_identity, model_identity
@@ -195,11 +195,7 @@ class Gallery:
         return None if values is None else Calibration(**values)
 
     def add(
-        self,
-        images: ImageSource,
-        *,
-        metadata: Sequence[Metadata] | None = None,
-        **options: "Unpack[EncodingOptions]",
+        self, images: ImageSource, *, metadata: Sequence[Metadata] | None = None, **options: "Unpack[EncodingOptions]"
     ) -> Changes:
         """Encode more images; the arguments are those of `build`.
 
@@ -208,7 +204,7 @@ class Gallery:
             DatasetError: There is no image.
         """
         files = find_images(images, metadata=metadata)
-        changes = add_images(self._store, self._encoder(), files, **options)
+        changes = add_images(self._store, needed(self.model), files, **options)
         _warn_unreadable(changes, len(files))
         return changes
 
@@ -227,7 +223,7 @@ class Gallery:
             DatasetError: There is no image.
         """
         files = find_images(images)
-        changes = update_images(self._store, self._encoder(), files, prune=prune, **options)
+        changes = update_images(self._store, needed(self.model), files, prune=prune, **options)
         _warn_unreadable(changes, len(files))
         return changes
 
@@ -306,7 +302,7 @@ class Gallery:
         Raises:
             ValueError: The gallery has no model, or the split has only one person.
         """
-        encoded = encode_split(self._encoder(), split, progress=progress)
+        encoded = encode_split(needed(self.model), split, progress=progress)
         chosen = calibrate_threshold(
             encoded.text_features,
             encoded.image_features,
@@ -353,14 +349,6 @@ class Gallery:
         """
         exact = self._store.exact
         return export_features(Path(path), exact.features, exact.images)
-
-    def _encoder(self) -> PromptedCLIP:
-        if self.model is None:
-            raise ValueError(
-                "this gallery was loaded without a model; load it with the one that encoded it: "
-                "Gallery.load(directory, model)"
-            )
-        return self.model
 
     def _lowest_score(self, threshold: float | str | None) -> float:
         """The score that `threshold` stands for."""

@@ -32,20 +32,16 @@ def exists(folder: Path) -> bool:
 
 
 def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> str:
-    """Write a gallery; what the folder held before is valid until the last step and gone after it.
+    """Write a gallery, for its owner alone; what the folder held is valid until the last step and gone after it.
 
     Args:
-        folder: Made if it does not exist, for its owner alone.
+        folder: Made if it does not exist.
         exact: The images and their features.
         header: What else to keep.
         replaces: Generation that the folder must hold; `None` replaces anything.
 
     Returns:
         The new generation: the name of this state, which no other state has.
-
-    Raises:
-        CheckpointError: Another process has changed the gallery meanwhile.
-        OSError: The files cannot be written, for example because the disk is full; the old ones are untouched.
     """
     table = exact.images
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,7 +58,11 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
     content = json.dumps(description).encode()
     tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
     with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
-        _check_generation(folder, replaces)
+        if replaces is not None and (found := _entry(folder, "generation")) != replaces:
+            raise CheckpointError(
+                f"{folder} was {'deleted' if found is None else 'changed by another process'} since it was loaded; "
+                "load it again and repeat the change"
+            )
         try:
             write_tensors_atomically(folder / features_file, tensors, mode=0o600)
             write_bytes_atomically(folder / _DESCRIPTION, content, mode=0o600)
@@ -77,23 +77,8 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
     return generation
 
 
-def _check_generation(folder: Path, expected: str | None) -> None:
-    if expected is not None and (found := _entry(folder, "generation")) != expected:
-        raise CheckpointError(
-            f"{folder} was {'deleted' if found is None else 'changed by another process'} since it was loaded; "
-            "load it again and repeat the change"
-        )
-
-
 def read_gallery(folder: Path) -> tuple[ExactIndex, dict[str, Any]]:
-    """Read a gallery; its features are mapped from disk, not copied into memory.
-
-    Returns:
-        The images with their features, and everything else that was written, with the `generation`.
-
-    Raises:
-        CheckpointError: Files are missing, corrupt or of another format version.
-    """
+    """Read a gallery, its features mapped from disk, and everything else that was written, with the `generation`."""
     for attempt in range(_ATTEMPTS):
         description = _read_description(folder)
         path = folder / description["features_file"]
@@ -176,11 +161,6 @@ def _remove_all_but(folder: Path, kept: str | None) -> None:
 class GalleryStore:
     """One gallery's images, written through to their folder once they have one.
 
-    Args:
-        exact: The images and their features.
-        header: What else is kept, as JSON holds it.
-        index: What searches; `None` for `exact` itself.
-
     Attributes:
         exact: The images and their features; replaced by every change and never changed itself, so that a search in
             another thread sees all of one state.
@@ -237,11 +217,7 @@ class GalleryStore:
             self._write(self.directory, self.exact, replaces=self._generation)
 
     def bind(self, directory: Path) -> None:
-        """Write every later state to a new folder.
-
-        Raises:
-            FileExistsError: It holds a gallery already.
-        """
+        """Write every later state to a new folder, which must not hold a gallery."""
         if exists(directory):
             raise FileExistsError(
                 f"{directory} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
@@ -250,11 +226,7 @@ class GalleryStore:
 
     @classmethod
     def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryStore":
-        """Read a folder; features stay on disk until they are looked at.
-
-        Raises:
-            CheckpointError: Files are missing, corrupt or of another format version.
-        """
+        """Read a folder; features stay on disk until they are looked at."""
         exact, description = read_gallery(directory)
         header, next_id = description.get("header"), description.get("next_id")
         if not isinstance(header, dict):

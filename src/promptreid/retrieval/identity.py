@@ -33,16 +33,7 @@ def model_identity(model: PromptedCLIP) -> dict[str, Any]:
 
 
 def check_identity(saved: Any, model: PromptedCLIP, *, source: str) -> None:
-    """Refuse a model that did not make the features.
-
-    Args:
-        saved: What `model_identity` returned when they were made.
-        model: The model at hand.
-        source: The gallery's name, for errors.
-
-    Raises:
-        CheckpointError: Weights, prompts or settings differ, or `saved` is damaged; says which.
-    """
+    """Refuse a model whose identity is not the `saved` one of the gallery `source`; says what differs."""
     own = model_identity(model)
     if not isinstance(saved, Mapping) or not own.keys() <= cast("Mapping[str, Any]", saved).keys():
         raise CheckpointError(f"{source} does not say which model encoded it; build it again")

@@ -67,10 +67,6 @@ class Index(Protocol):
 class ExactIndex:
     """Compares each query with every feature.
 
-    Args:
-        images: What it holds at first.
-        features: Their features.
-
     Attributes:
         images: What it holds.
         features: Their features.
@@ -95,11 +91,7 @@ class ExactIndex:
         self.features = self.features[kept.to(self.features.device)]
 
     def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> list[list[tuple[int, float]]]:
-        """Find the best; of equal scores the earlier image comes first.
-
-        Raises:
-            ValueError: No image has a key of `where`.
-        """
+        """Find the best; of equal scores the earlier image comes first."""
         rows = self.images.rows_where(where)
         scores, best = top_scores(self.features, queries, k, rows=rows, unit_length=True)
         ids = self.images.ids[best]

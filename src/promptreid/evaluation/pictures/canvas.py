@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from promptreid.errors import MissingExtraError
+from promptreid.errors import missing_extra
 from promptreid.files import write_bytes_atomically
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
@@ -20,7 +20,7 @@ def new_figure(width_inches: float, height_inches: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError('drawing needs matplotlib: pip install "promptreid[viz]"') from error
+        raise missing_extra("drawing", "matplotlib", "viz") from error
     return Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
 
 

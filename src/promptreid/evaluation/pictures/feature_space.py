@@ -104,11 +104,7 @@ def draw_feature_map(path: str | Path, splits: Mapping[str, EncodedSplit], *, pe
 
 
 def principal_components(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Both on the first two principal components of their union, and the share of variance these hold.
-
-    Shape:
-        - images: (G, E), texts: (Q, E); returns: (G, 2), (Q, 2)
-    """
+    """Both on the first two principal components of their union, and the share of variance that these hold."""
     both = torch.cat([images, texts]).double()
     centred = both - both.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
