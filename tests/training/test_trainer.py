@@ -449,16 +449,11 @@ def test_trainer_folder_of_another_run_is_refused(make: Any, model: PromptedCLIP
         make(resume=False)
 
 
-def test_trainer_checkpoint_of_another_model_is_refused(make: Any, clip: Any) -> None:
+def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: PromptedCLIP) -> None:
     from promptreid.prompts.config import PromptConfig
 
     make().fit()
-    clip = copy.deepcopy(clip)
-    for encoder in (clip,):
-        for module in encoder.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
-    other = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2))
+    other = PromptedCLIP(copy.deepcopy(model).detach(), PromptConfig(text_length=3, vision_length=2))
     schedule = TwoStageSchedule(
         other,
         num_identities=5,
