@@ -10,21 +10,25 @@ A ratio is the median over rounds of one variant's time over the other's of the 
 a while is slow for both.
 """
 
-import argparse
 import copy
 import json
-import multiprocessing
-import platform
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timezone
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import open_clip
 import torch
+from _bench import (
+    RESULTS,
+    in_own_process,
+    made_with,
+    make_parser,
+    paired_ratio,
+    random_captions,
+    seconds,
+    spread,
+    take_turns,
+    write_json,
+)
 from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -37,40 +41,26 @@ FROZEN = "frozen forward: as it comes / ours bare"
 STEP = "stage-1 step / all-trainable step"
 CAPTION = f"{CAPTIONS} captions: at 77 / cut to {CAPTION_TOKENS}"
 COMPARISONS = ("prompted", "frozen", "steps", "captions")
-RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], Any]
 
 
-def ratio(first: Work, second: Work, *, rounds: int, synchronize: Work) -> dict[str, Any]:
+def ratio(first: Work, second: Work, *, rounds: int, device: str) -> dict[str, Any]:
     """Time of `first` over time of `second`."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds):
-        pair = ((0, first), (1, second)) if number % 2 else ((1, second), (0, first))
-        for index, work in pair:
-            work()
-            synchronize()
-            started = time.perf_counter()
-            work()
-            synchronize()
-            seconds[index].append(time.perf_counter() - started)
-    ratios = [one / other for one, other in zip(*seconds, strict=True)]
+    works = {"first": first, "second": second}
+    variants = {name: lambda work=work: seconds(work, device=device, warm_up=1) for name, work in works.items()}
+    times = take_turns(variants, rounds=rounds, mirrored=True)
+    found = paired_ratio(times["first"], times["second"]).rounded(3)
     return {
-        "ratio": round(median(ratios), 3),
-        "lowest": round(min(ratios), 3),
-        "highest": round(max(ratios), 3),
-        "seconds": [round(median(times), 4) for times in seconds],
+        "ratio": found.median,
+        "lowest": found.lowest,
+        "highest": found.highest,
+        "seconds": [round(spread(values).median, 4) for values in times.values()],
     }
 
 
-def made_up_captions(batch: int, *, device: str) -> torch.Tensor:
+def made_up_captions(count: int, *, device: str) -> torch.Tensor:
     """Made-up captions whose longest has CAPTION_TOKENS tokens with start and end."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.zeros(batch, 77, dtype=torch.int64)
-    for row in range(batch):
-        words = CAPTION_TOKENS - 2 - row % 8
-        tokens[row, 1 : 1 + words] = torch.randint(1000, 40000, (words,), generator=generator)
-        tokens[row, 0], tokens[row, 1 + words] = 49406, 49407
-    return tokens.to(device)
+    return random_captions(count, words=[CAPTION_TOKENS - 2 - row % 8 for row in range(count)]).to(device)
 
 
 class Bench:
@@ -98,8 +88,7 @@ class Bench:
 
     def compare(self, name: str, first: Work, second: Work, *, rounds: int | None = None) -> dict[str, Any]:
         """The ratio of two pieces of work, printed at once."""
-        wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
-        result = ratio(first, second, rounds=rounds or self.rounds, synchronize=wait)
+        result = ratio(first, second, rounds=rounds or self.rounds, device=self.device)
         print(f"{'bf16' if self.bf16 else 'fp32'}  {name:<50}{result}", flush=True)
         return result
 
@@ -209,49 +198,26 @@ def compiled_ratios(rounds: int) -> dict[str, Any]:
     return {"image encoder: eager / compiled": result, "compiled: share of the matrix rate": round(share, 3)}
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    names = [line.split(":")[1].strip() for line in _processor() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "amx_bf16": any("amx_bf16" in line for line in _processor()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def _processor() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
 def main() -> None:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, output=None)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--only", nargs="+", default=COMPARISONS, choices=COMPARISONS, help="default: all of them")
     arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"backbones_speed_{arguments.device}.json"
+    path = arguments.output or RESULTS / f"backbones_speed_{arguments.device}.json"
     # What is measured now replaces what the file said of it; each precision keeps the machine it was measured on.
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": BATCH, "prompts": PROMPTS}
     for name in arguments.precision:
-        results[name] = results.get(name, {}) | {"machine": machine(), "rounds": arguments.rounds}
+        results[name] = results.get(name, {}) | made_with() | {"rounds": arguments.rounds}
         for comparison in arguments.only:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                call = (comparison, arguments.device, name == "bf16", arguments.rounds)
-                results[name] |= pool.apply(measure, call)
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            results[name] |= in_own_process(measure, comparison, arguments.device, name == "bf16", arguments.rounds)
+        write_json(path, results)
     if arguments.device == "cuda":
         results["compiled"] = compiled_ratios(arguments.rounds)
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(path, results)
     print(f"written to {path}")
 
 

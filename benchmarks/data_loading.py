@@ -1,37 +1,34 @@
-"""How fast data is loaded, against the usual way of the field, on the same pictures in one run.
+"""How fast data is loaded, against the usual way of the field, on the same images in one run.
 
     python benchmarks/data_loading.py
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/data_loading.py    # torch takes its memory in huge pages (Linux)
 
 The usual way opens, resizes (Pillow), augments as floats and tokenises for every caption in every epoch. Ours is timed
-without and with the cache of decoded pictures. Rounds alternate, and the median ratio is reported; every variant runs
+without and with the cache of decoded images. The variants take turns, and the median ratio is reported; each runs
 in this process on one thread, through a DataLoader with batches of 64: crops of about 110 x 290 pixels, 384 x 128 for
-the model. What joining items into a batch takes, which all ways do alike, is given by itself. Processor time is
-reported beside the clock's, for machines that do other things meanwhile. Then: reading an annotation of CUHK-PEDES'
-size, 68,126 training captions of 80,430 in all, tokenising these, and the memory the records take. Pictures are
+the model. The time to join items into a batch, which is the same for all, is given by itself. Processor time is
+reported beside wall-clock time, for machines that do other things meanwhile. Then: reading an annotation of CUHK-PEDES'
+size, 68,126 training captions of 80,430 in all, tokenising these, and the memory the records take. Images are
 smoothed noise; captions are made up of the field's words. It prints a line for each figure and writes
 results/data_loading.json, or results/data_loading_huge_pages.json.
 """
 
 import json
 import os
-import platform
 import random
-import statistics
 import sys
 import tempfile
 import time
 import timeit
 import tracemalloc
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-import torchvision
+from _bench import RESULTS, made_with, make_parser, paired_ratio, seconds, spread, take_turns, write_json
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
@@ -47,47 +44,13 @@ from promptreid.data.transforms import train_transform
 
 IMAGE_SIZE = (384, 128)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-PICTURES, ROUNDS, BATCH = 256, 5, 64
+IMAGES, ROUNDS, BATCH = 256, 5, 64
 TRAIN_IMAGES, OTHER_IMAGES = 34_054, 6_152  # CUHK-PEDES
 WORDS = [
-    "a",
-    "the",
-    "man",
-    "woman",
-    "is",
-    "wearing",
-    "has",
-    "with",
-    "and",
-    "in",
-    "on",
-    "blue",
-    "red",
-    "black",
-    "white",
-    "grey",
-    "striped",
-    "short",
-    "long",
-    "sleeved",
-    "shirt",
-    "coat",
-    "trousers",
-    "jeans",
-    "skirt",
-    "shoes",
-    "sneakers",
-    "backpack",
-    "handbag",
-    "carrying",
-    "walking",
-    "standing",
-    "hair",
-    "glasses",
-    "left",
-    "right",
-    "hand",
-]
+    "a", "the", "man", "woman", "is", "wearing", "has", "with", "and", "in", "on", "blue", "red", "black", "white",
+    "grey", "striped", "short", "long", "sleeved", "shirt", "coat", "trousers", "jeans", "skirt", "shoes", "sneakers",
+    "backpack", "handbag", "carrying", "walking", "standing", "hair", "glasses", "left", "right", "hand",
+]  # fmt: skip
 
 
 class UsualWay(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -123,10 +86,10 @@ def make_caption(generator: random.Random) -> str:
 
 
 def make_split(folder: Path) -> ReIDSplit:
-    """Pictures of the size that surveillance crops have, two captions each."""
+    """Images of the size that surveillance crops have, two captions each."""
     numbers, words = np.random.default_rng(0), random.Random(0)
     records = []
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         width, height = int(numbers.integers(80, 140)), int(numbers.integers(220, 360))
         small = numbers.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
         path = folder / f"{index}.jpg"
@@ -159,23 +122,22 @@ def measure_loading(folder: Path) -> dict[str, Any]:
         "without_cache": CaptionedImages(split, transform=transform, tokenizer=tokenizer),
         "with_cache": CaptionedImages(split, transform=transform, tokenizer=tokenizer, cache=cache),
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for round_number in range(ROUNDS + 1):
-        for name, dataset in ways.items():
-            seconds = seconds_an_epoch(dataset)
-            if round_number:  # the first warms caches up
-                times[name].append(seconds)
+    times = take_turns(
+        {name: lambda dataset=dataset: seconds_an_epoch(dataset) for name, dataset in ways.items()},
+        rounds=ROUNDS,
+        warm_up=1,
+    )
     result: dict[str, Any] = {}
     for clock, kind in enumerate(("", "_processor_time")):
-        usual = [seconds[clock] for seconds in times["usual"]]
+        usual = [taken[clock] for taken in times["usual"]]
         for name in ways:
-            ours = [seconds[clock] for seconds in times[name]]
-            ratios = [a / b for a, b in zip(usual, ours, strict=True)]
-            result[f"pairs_per_second_{name}{kind}"] = 2 * PICTURES / statistics.median(ours)
+            ours = [taken[clock] for taken in times[name]]
+            result[f"pairs_per_second_{name}{kind}"] = 2 * IMAGES / spread(ours).median
             if name != "usual":
-                result[f"ratio_{name}{kind}"] = statistics.median(ratios)
-                result[f"ratio_{name}{kind}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
-    result["build_cache_images_per_second"] = PICTURES / build_seconds
+                ratio = paired_ratio(usual, ours)
+                result[f"ratio_{name}{kind}"] = ratio.median
+                result[f"ratio_{name}{kind}_range"] = list(ratio.rounded(3)[1:])
+    result["build_cache_images_per_second"] = IMAGES / build_seconds
     items = [ways["with_cache"][index] for index in range(BATCH)]
     result["ms_a_pair_with_cache"] = 1000 / result["pairs_per_second_with_cache"]
     result["ms_a_pair_joining_a_batch"] = 1000 * min(timeit.repeat(lambda: default_collate(items), number=1)) / BATCH
@@ -207,21 +169,23 @@ def write_annotation(root: Path) -> Path:
     return root
 
 
+def parse(root: Path) -> None:
+    """Read every entry of an annotation without looking for its image."""
+    for entry in read_entries(root / "reid_raw.json"):
+        parse_entry(entry, root / "imgs", image_key="file_path")
+
+
 def measure_annotation(folder: Path) -> dict[str, Any]:
     """Seconds to read and tokenise, and the memory of the records."""
     root = write_annotation(folder / "CUHK-PEDES")
-    result: dict[str, Any] = {}
-    parse, load = [], []
-    for _ in range(3):
-        start = time.perf_counter()
-        for entry in read_entries(root / "reid_raw.json"):
-            parse_entry(entry, root / "imgs", image_key="file_path")
-        parse.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        dataset = load_cuhk_pedes(root, check_counts=False)
-        load.append(time.perf_counter() - start)
-    result["parse_seconds"] = statistics.median(parse)
-    result["load_seconds_with_images_looked_up"] = statistics.median(load)
+    times = take_turns(
+        {
+            "parse_seconds": lambda: seconds(lambda: parse(root)),
+            "load_seconds_with_images_looked_up": lambda: seconds(lambda: load_cuhk_pedes(root, check_counts=False)),
+        },
+        rounds=3,
+    )
+    result: dict[str, Any] = {name: spread(taken).median for name, taken in times.items()}
     tracemalloc.start()
     dataset = load_cuhk_pedes(root, check_counts=False)
     result["records_mb"], result["records_peak_mb"] = (number / 1e6 for number in tracemalloc.get_traced_memory())
@@ -238,24 +202,15 @@ def measure_annotation(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
+    name = "data_loading_huge_pages.json" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "data_loading.json"
+    arguments = make_parser(__doc__, output=RESULTS / name).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = {**measure_loading(Path(folder)), **measure_annotation(Path(folder))}
-    machine = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "open_clip": open_clip.__version__,
-        "settings": {"image_size": list(IMAGE_SIZE), "pictures": PICTURES, "rounds": ROUNDS, "batch": BATCH},
-    }
-    for name, value in figures.items():
-        print(f"{name:<48}{value if isinstance(value, int | list) else round(value, 3)}")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    name = "data_loading_huge_pages.json" if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1" else "data_loading.json"
-    (results / name).write_text(json.dumps({**machine, **figures}, indent=2) + "\n", encoding="utf-8")
+    settings = {"image_size": list(IMAGE_SIZE), "pictures": IMAGES, "rounds": ROUNDS, "batch": BATCH}
+    for figure, value in figures.items():
+        print(f"{figure:<48}{value if isinstance(value, int | list) else round(value, 3)}")
+    write_json(arguments.output, made_with() | {"settings": settings} | figures)
     if figures["ratio_with_cache"] < 3 or figures["ratio_without_cache"] < 1.2:
         sys.exit("loading is slower than promised: 3 times the usual way with the cache, 1.2 times without")
 

@@ -1,29 +1,25 @@
 """Metrics by counting against a full argsort with the usual cumulative sums: times, results, memory.
 
-`argsort` is as lean as we can write it, `field` what the field's repositories run (loops over queries and places).
+`argsort` is as lean as we can write it, `field` what the field's repositories run (loops over queries and ranks).
 
     python benchmarks/evaluation_speed.py                 # CUHK-PEDES' sizes
     python benchmarks/evaluation_speed.py --icfg          # ICFG-PEDES' sizes; some minutes
 
-Prints ratios of times measured by turns in one process, and writes them to benchmarks/results/.
+Prints ratios of times measured in turn in one process, and writes them to benchmarks/results/evaluation_speed.json, or
+evaluation_speed_icfg.json.
 """
 
-import argparse
-import datetime
-import json
-import platform
 import resource
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from torch import Tensor
 
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics, score_similarity
 
 DIMENSIONS, PERSONS = 512, 1000
-RESULTS = Path(__file__).parent / "results"
+CUHK_PEDES, ICFG_PEDES = (6_156, 3_074, 3), (19_848, 19_848, 1)  # queries, gallery, rounds
 
 
 def sorted_metrics(
@@ -31,15 +27,15 @@ def sorted_metrics(
 ) -> list[float]:
     """Sort every row, then cumulative sums over the sorted labels, without a loop over queries."""
     sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
-    places = torch.arange(1, similarity.shape[1] + 1)
+    ranking = torch.arange(1, similarity.shape[1] + 1)
     for begin in range(0, len(similarity), 1024):  # in chunks too, or it would not fit into memory at ICFG's sizes
         order = torch.argsort(similarity[begin : begin + 1024], dim=1, descending=True)
         matches = gallery_ids[order] == query_ids[begin : begin + 1024, None]
         hits = matches.cumsum(1)
         counts = hits[:, -1]
         found = hits.clamp(max=1)
-        precision = (hits / places * matches).sum(1) / counts
-        last = (matches * places).amax(1)
+        precision = (hits / ranking * matches).sum(1) / counts
+        last = (matches * ranking).amax(1)
         sums += torch.tensor(
             [*(float(found[:, k - 1].sum()) for k in ranks), float(precision.sum()), float((counts / last).sum())],
             dtype=torch.float64,
@@ -50,7 +46,7 @@ def sorted_metrics(
 def field_metrics(
     similarity: Tensor, query_ids: Tensor, gallery_ids: Tensor, ranks: tuple[int, ...] = (1, 5, 10)
 ) -> list[float]:
-    """The same as IRRA and those who build on it compute it: loops over queries and places, in rows of 1,024 here."""
+    """The same as IRRA and those who build on it compute it: loops over queries and ranks, in rows of 1,024 here."""
     sums = torch.zeros(len(ranks) + 2, dtype=torch.float64)
     for begin in range(0, len(similarity), 1024):
         order = torch.argsort(similarity[begin : begin + 1024], dim=1, descending=True)
@@ -59,28 +55,10 @@ def field_metrics(
         found[found > 1] = 1
         hits = matches.cumsum(1)
         penalties = [hits[row][match.nonzero()[-1]] / (match.nonzero()[-1] + 1.0) for row, match in enumerate(matches)]
-        precision = torch.stack([hits[:, place] / (place + 1.0) for place in range(hits.shape[1])], 1) * matches
+        precision = torch.stack([hits[:, rank] / (rank + 1.0) for rank in range(hits.shape[1])], 1) * matches
         means = [*(found[:, k - 1].sum() for k in ranks), (precision.sum(1) / matches.sum(1)).sum()]
         sums += torch.stack([torch.as_tensor(mean).double() for mean in [*means, torch.cat(penalties).sum()]])
     return (sums / len(similarity)).tolist()
-
-
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """Seconds and result of one call."""
-    begin = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begin, result
-
-
-def by_turns(works: dict[str, Callable[[], object]], repeats: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Shortest time and result of each, called one after the other so that all meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    results: dict[str, object] = {}
-    for _ in range(repeats):
-        for name, work in works.items():
-            taken, results[name] = timed(work)
-            times[name].append(taken)
-    return {name: min(found) for name, found in times.items()}, results
 
 
 def largest_difference(metrics: object, reference: object) -> float:
@@ -89,18 +67,24 @@ def largest_difference(metrics: object, reference: object) -> float:
     return max(abs(one - other) for one, other in zip(values, reference, strict=True))
 
 
-def main() -> None:
-    """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--icfg", action="store_true")
-    icfg = parser.parse_args().icfg
-    queries, gallery, repeats = (19_848, 19_848, 1) if icfg else (6_156, 3_074, 3)
+def features(queries: int, gallery: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random text and image features of unit length, and their person ids."""
     generator = torch.Generator().manual_seed(0)
     text, images = (
         torch.nn.functional.normalize(torch.randn(count, DIMENSIONS, generator=generator), dim=-1)
         for count in (queries, gallery)
     )
-    text_ids, image_ids = torch.arange(queries) % PERSONS, torch.arange(gallery) % PERSONS
+    return text, images, torch.arange(queries) % PERSONS, torch.arange(gallery) % PERSONS
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = make_parser(__doc__, output=None)
+    parser.add_argument("--icfg", action="store_true", help="ICFG-PEDES' sizes")
+    arguments = parser.parse_args()
+    icfg = arguments.icfg
+    queries, gallery, repeats = ICFG_PEDES if icfg else CUHK_PEDES
+    text, images, text_ids, image_ids = features(queries, gallery)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     compute_metrics(text, images, text_ids, image_ids)
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -111,7 +95,13 @@ def main() -> None:
     for name, rank in rivals.items():
         works[name] = lambda rank=rank: rank(similarity, text_ids, image_ids)
         works[f"product_and_{name}"] = lambda rank=rank: rank(text @ images.T, text_ids, image_ids)
-    times, results = by_turns(works, repeats)
+    results: dict[str, object] = {}
+
+    def measure(name: str) -> float:
+        return seconds(lambda: results.update({name: works[name]()}))
+
+    found = take_turns({name: lambda name=name: measure(name) for name in works}, rounds=repeats)
+    times = {name: spread(taken).lowest for name, taken in found.items()}
     result = {
         "queries": queries,
         "gallery": gallery,
@@ -126,15 +116,9 @@ def main() -> None:
         },
         "largest_difference": max(largest_difference(results["counting"], results[name]) for name in rivals),
         "peak_megabytes_above_the_inputs": round(above, 1),
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
+        **made_with(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    name = "evaluation_speed_icfg.json" if icfg else "evaluation_speed.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    report(result, arguments.output or RESULTS / ("evaluation_speed_icfg.json" if icfg else "evaluation_speed.json"))
 
 
 if __name__ == "__main__":

@@ -1,60 +1,57 @@
-"""Time an epoch of CUHK-PEDES' exact size: 34,054 pictures with 68,126 captions of 11,003 persons, drawn.
+"""Time an epoch of CUHK-PEDES' exact size: 34,054 images with 68,126 captions of 11,003 persons, drawn.
 
     python benchmarks/full_size_epoch.py --device cuda --num-workers 8
     python benchmarks/full_size_epoch.py --share 0.0005 --batch-size 4 --output /tmp/dry.json      # a try on a CPU
 
 One epoch of stage 1, of stage 2 and of direct fine-tuning with ViT-B/16 at 384 × 128, batch 64, bf16 on a GPU, and one
-evaluation of the test split. Weights are random, which changes no time. Drawn pictures are smaller files than
+evaluation of the test split. Weights are random, which changes no time. Drawn images are smaller files than
 photographs, which matters while the cache is built, not afterwards.
 """
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
+from _bench import RESULTS, describe, made_with, make_parser, report, seconds
 
 from promptreid import PromptConfig, PromptedCLIP, Stage, Trainer, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.files import write_bytes_atomically
 from promptreid.synthetic import write_generated
 from promptreid.training import ablations
 from promptreid.training.recipe import Recipe
 
 COUNTS = {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)}
 EPOCHS = (30, 60)  # of the recipe in benchmarks/paper
-RESULT = Path(__file__).parent / "results" / "full_size_epoch.json"
+RESULT = RESULTS / "full_size_epoch.json"
 
 
 def scaled(share: float) -> dict[str, tuple[int, int, int]]:
-    """The counts of persons, pictures and captions, or a share of them."""
+    """The counts of persons, images and captions, or a share of them."""
     if share == 1:
         return COUNTS
     persons = {name: max(4, round(share * counts[0])) for name, counts in COUNTS.items()}
     return {name: (count, 3 * count, 6 * count) for name, count in persons.items()}
 
 
-def cut(split: ReIDSplit, persons: int, pictures: int, captions: int) -> ReIDSplit:
-    """Keep so many pictures and captions, as evenly as they go, of a split with four pictures a person, two captions each.
+def cut(split: ReIDSplit, persons: int, images: int, captions: int) -> ReIDSplit:
+    """Keep some images and captions, spread evenly, of a split with four images a person and two captions an image.
 
-    Where there are more captions than two a picture, the first pictures get their first caption once more.
-    """  # noqa: E501
-    each, more = divmod(pictures, persons)
+    Where there are more captions than two an image, the first images get their first caption once more.
+    """
+    each, more = divmod(images, persons)
     seen: dict[int, int] = {}
     records = []
     for record in split.records:
-        place = split.labels[record.person_id]
-        seen[place] = seen.get(place, 0) + 1
-        if seen[place] <= each + (place < more):
+        label = split.labels[record.person_id]
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= each + (label < more):
             records.append(record)
     spare = captions - sum(len(record.captions) for record in records)
     records = [
@@ -75,7 +72,7 @@ def draw(folder: Path, share: float) -> ReIDDataset:
     for name, split in splits.items():
         found = (split.num_identities, len(split), split.num_captions)
         if found != counts[name]:
-            raise RuntimeError(f"{name} has {found} persons, pictures and captions, expected {counts[name]}")
+            raise RuntimeError(f"{name} has {found} persons, images and captions, expected {counts[name]}")
     return replace(data, **splits)
 
 
@@ -93,7 +90,7 @@ def time_epochs(data: ReIDDataset, settings: argparse.Namespace, folder: Path) -
     started = time.perf_counter()
     paths = [record.path for record in data.train.records]
     cache = build_image_cache(paths, folder / "cache", image_size=tuple(settings.image_size))
-    seconds = {"building the cache": time.perf_counter() - started}
+    taken = {"building the cache": time.perf_counter() - started}
     for name in ("direct", "pd"):
         stages = make_stages(name, settings, data.train.num_identities)
         model = stages[0].model
@@ -110,58 +107,50 @@ def time_epochs(data: ReIDDataset, settings: argparse.Namespace, folder: Path) -
             num_workers=settings.num_workers,
             trackers=(),
         )
-        seconds |= {entry["stage"]: entry["seconds"] for entry in trainer.fit()}
-    started = time.perf_counter()
-    evaluate(model, data.test, num_workers=settings.num_workers)
-    return seconds | {"evaluation": time.perf_counter() - started}
+        taken |= {entry["stage"]: entry["seconds"] for entry in trainer.fit()}
+    taken["evaluation"] = seconds(lambda: evaluate(model, data.test, num_workers=settings.num_workers))
+    return taken
 
 
-def report(data: ReIDDataset, seconds: dict[str, float], settings: argparse.Namespace) -> dict[str, Any]:
+def summarize(data: ReIDDataset, taken: dict[str, float], settings: argparse.Namespace) -> dict[str, Any]:
     """What is written: times, memory, and what the whole recipe would cost."""
     cuda = settings.device.startswith("cuda")
-    whole = EPOCHS[0] * seconds["domain_adaptation"] + EPOCHS[1] * seconds["task_adaptation"]
+    made = made_with()
+    whole = EPOCHS[0] * taken["domain_adaptation"] + EPOCHS[1] * taken["task_adaptation"]
     return {
         "model": settings.model,
         "image_size": list(settings.image_size),
         "batch_size": settings.batch_size,
         "share_of_cuhk_pedes": settings.share,
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else describe(made["machine"] | {"gpu": None}),
         "persons": data.train.num_identities,
         "pictures": len(data.train),
         "pairs": data.train.num_captions,
         "test_pictures": len(data.test),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds": {name: round(value, 2) for name, value in taken.items()},
         "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "hours_of_prompt_decoupling": round((whole + (sum(EPOCHS) + 1) * seconds["evaluation"]) / 3600, 2),
-        "made_with": {
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "hours_of_prompt_decoupling": round((whole + (sum(EPOCHS) + 1) * taken["evaluation"]) / 3600, 2),
+        **made,
     }
 
 
 def main() -> None:
     """Draw, time, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, output=RESULT)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", default="ViT-B-16")
     parser.add_argument("--image-size", type=int, nargs=2, default=(384, 128), metavar=("H", "W"))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of CUHK-PEDES' size, to try the script")
-    parser.add_argument("--output", type=Path, default=RESULT)
     settings = parser.parse_args()
     if settings.output == RESULT and (settings.share != 1 or not settings.device.startswith("cuda")):
         parser.error(f"{RESULT.name} is kept for the whole size on a GPU; give another --output for a try")
     with tempfile.TemporaryDirectory() as folder:
         data = draw(Path(folder), settings.share)
         print(data.summary(), flush=True)
-        found = report(data, time_epochs(data, settings, Path(folder)), settings)
-    write_bytes_atomically(settings.output, (json.dumps(found, indent=2) + "\n").encode())
-    print(json.dumps(found, indent=2))
+        found = summarize(data, time_epochs(data, settings, Path(folder)), settings)
+    report(found, settings.output)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,12 @@ stage 1) between 50 and 75 %. The test split is never drawn here, and nothing el
 generator and the base are frozen. Drawings: no figure says anything about photographs.
 """
 
-import argparse
 import json
-import platform
 import tempfile
 import time
-from datetime import date
-from pathlib import Path
 
-import open_clip
-import PIL
 import torch
+from _bench import RESULTS, made_with, make_parser, write_json
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
@@ -31,16 +26,15 @@ BATCH_SIZE = 64
 EPOCHS = 6
 LEARNING_RATE = 1e-3
 SEED = 0
-RESULT = Path(__file__).parent / "results" / "generated_calibration.json"
+RESULT = RESULTS / "generated_calibration.json"
 
 
 def main() -> None:
     """Measure, print, and write the result beside this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, output=RESULT)
     parser.add_argument("--identities", type=int, default=IDENTITIES[0], help="persons to fine-tune on")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    parser.add_argument("--output", type=Path, default=RESULT)
     settings = parser.parse_args()
     torch.manual_seed(SEED)
     identities = (settings.identities, *IDENTITIES[1:])
@@ -92,15 +86,9 @@ def main() -> None:
         "direct_fine_tuning": fine_tuned,
         "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in history],
         "seconds": {"drawing": round(drawing_seconds), "training": round(training_seconds)},
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "open_clip": open_clip.__version__,
-            "pillow": PIL.__version__,
-        },
+        **made_with(),
     }  # fmt: skip
-    settings.output.parent.mkdir(exist_ok=True)
-    settings.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(settings.output, report, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
 """What the synthetic data are like: counts, lengths, speed, and the contact sheets of docs/synthetic.md.
 
     python benchmarks/generated_summary.py
+    python benchmarks/generated_summary.py --persons 30 --output /tmp/summary.json --sheets /tmp      # a try
 
 The training split only; the test split is never looked at.
 """
 
-import json
-import platform
 import sys
 import tempfile
 import textwrap
 import time
 from collections import Counter
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
+from _bench import RESULTS, made_with, make_parser, report
 from PIL import Image, ImageDraw
 
 from promptreid.synthetic import DescribedImage, load_scenes, write_generated
@@ -27,10 +25,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 from web_world import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 
 PERSONS = 500
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks/results/generated_summary.json"
-STREET_SHEET = ROOT / "docs/pictures/generated_street.jpg"
-WEB_SHEET = ROOT / "docs/pictures/generated_web.jpg"
+SHEETS = RESULTS.parents[1] / "docs" / "pictures"
 COLUMNS, CELL = 8, (150, 330)
 
 
@@ -39,7 +34,7 @@ def shares(values: list[str]) -> dict[str, float]:
     return {name: round(count / len(values), 3) for name, count in Counter(values).most_common()}
 
 
-def summarise(pictures: list[DescribedImage]) -> dict[str, Any]:
+def summarize(pictures: list[DescribedImage]) -> dict[str, Any]:
     """Distribution of what is drawn and said."""
     people = {picture.person_id: picture.scene.person for picture in pictures}
     captions = [caption for picture in pictures for caption in picture.captions]
@@ -80,12 +75,12 @@ def singled_out(pictures: list[DescribedImage]) -> float:
 
 
 def sheet(cells: list[tuple[Image.Image, str]], path: Path) -> None:
-    """Save pictures with their captions as one picture."""
+    """Save images with their captions as one image."""
     wide, tall = CELL
     page = Image.new("RGB", (COLUMNS * wide, -(-len(cells) // COLUMNS) * tall), "white")
     canvas = ImageDraw.Draw(page)
-    for place, (image, caption) in enumerate(cells):
-        left, top = place % COLUMNS * wide, place // COLUMNS * tall
+    for position, (image, caption) in enumerate(cells):
+        left, top = position % COLUMNS * wide, position // COLUMNS * tall
         scale = min(170 / image.height, 140 / image.width)
         page.paste(image.resize((round(image.width * scale), round(image.height * scale))), (left + 4, top + 4))
         canvas.multiline_text((left + 4, top + 180), "\n".join(textwrap.wrap(caption, 25)[:11]), fill="black")
@@ -95,27 +90,28 @@ def sheet(cells: list[tuple[Image.Image, str]], path: Path) -> None:
 
 def main() -> None:
     """Draw, count, and write results and sheets."""
+    parser = make_parser(__doc__, output=RESULTS / "generated_summary.json")
+    parser.add_argument("--sheets", type=Path, default=SHEETS, help="folder for the contact sheets")
+    parser.add_argument("--persons", type=int, default=PERSONS, help="at least 24, to fill the sheet")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        root = write_generated(f"{folder}/set", num_identities=(PERSONS, 1, 1), progress=False)
-        speed = 4 * (PERSONS + 2) / (time.process_time() - started)
+        root = write_generated(f"{folder}/set", num_identities=(arguments.persons, 1, 1), progress=False)
+        speed = 4 * (arguments.persons + 2) / (time.process_time() - started)
         pictures = [picture for picture in load_scenes(root) if picture.split == "train"]
         chosen = [picture for person in range(12, 24) for picture in pictures[4 * person : 4 * person + 2]]
-        sheet([(Image.open(picture.path), picture.captions[0].text) for picture in chosen], STREET_SHEET)
+        cells = [(Image.open(picture.path), picture.captions[0].text) for picture in chosen]
+        sheet(cells, arguments.sheets / "generated_street.jpg")
     worlds = [PLAIN_WORLD, VARIED_WORLD]
     pairs = [draw_web_pair(np.random.default_rng([1, index]), worlds[index % 2]) for index in range(24)]
-    sheet([(image, caption) for image, caption in pairs], WEB_SHEET)
-    report = {
+    sheet([(image, caption) for image, caption in pairs], arguments.sheets / "generated_web.jpg")
+    result = {
         "generator_version": GENERATOR_VERSION,
-        **summarise(pictures),
+        **summarize(pictures),
         "images_per_second_of_one_core": round(speed),
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
+        **made_with(),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
+    report(result, arguments.output, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,20 @@
 """How long prompts take to load into a ViT-B/16, how large their files are, and what importing promptreid adds.
 
-    python benchmarks/hub_speed.py --output benchmarks/results/hub_speed.json
+    python benchmarks/hub_speed.py
 
 Loading: a folder of prompts alone into a model that is there (8 rounds after the first). Import: `import open_clip`,
 and then `import promptreid`, in a fresh process (8 of them).
 """
 
-import argparse
-import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
+from _bench import RESULTS, made_with, make_parser, report, spread
 
-from promptreid import PromptConfig, PromptedCLIP, __version__, load_clip, load_prompts, save_prompts
+from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.towers.loading import ClipSource
 
 ROUNDS = 8
@@ -48,9 +43,9 @@ def measure_imports() -> dict[str, float]:
     """Milliseconds to import open_clip, and how many promptreid adds."""
     alone, added = zip(*(import_seconds() for _ in range(ROUNDS)), strict=True)
     return {
-        "open_clip_ms": round(1000 * statistics.median(alone), 1),
-        "added_ms": round(1000 * statistics.median(added), 1),
-        "fastest_added_ms": round(1000 * min(added), 1),
+        "open_clip_ms": round(1000 * spread(alone).median, 1),
+        "added_ms": round(1000 * spread(added).median, 1),
+        "fastest_added_ms": round(1000 * spread(added).lowest, 1),
     }
 
 
@@ -59,7 +54,7 @@ def measure_loading(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     clip = load_clip(MODEL, image_size=IMAGE_SIZE)
     making = time.perf_counter() - start
-    # The weights are random, and stand for the tag's: what counts is their number.
+    # The weights are random, which changes no time.
     model = PromptedCLIP(
         clip,
         PromptConfig(text_length=LENGTH, vision_length=LENGTH),
@@ -77,8 +72,8 @@ def measure_loading(folder: Path) -> dict[str, float]:
     return {
         "make_the_model_ms": round(1000 * making, 1),
         "first_load_ms": round(1000 * first, 1),
-        "median_load_ms": round(1000 * statistics.median(rest), 1),
-        "fastest_load_ms": round(1000 * min(rest), 1),
+        "median_load_ms": round(1000 * spread(rest).median, 1),
+        "fastest_load_ms": round(1000 * spread(rest).lowest, 1),
     }
 
 
@@ -91,25 +86,13 @@ def measure_size(folder: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, print, and write the results where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
-    arguments = parser.parse_args()
+    """Measure, print and write."""
+    arguments = make_parser(__doc__, output=RESULTS / "hub_speed.json").parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "prompts"
         results = {"loading": measure_loading(folder), "size": measure_size(folder), "import": measure_imports()}
-    results["run"] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "promptreid": __version__,
-        "model": f"{MODEL} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {LENGTH} + {LENGTH} prompts in every block",
-    }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    model = f"{MODEL} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {LENGTH} + {LENGTH} prompts in every block"
+    report({"model": model} | results | made_with(), arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,11 @@ measured here says anything about CUHK-PEDES. Prints a line for each tower and i
 benchmarks/results/prompt_initialization.json.
 """
 
-import json
-import platform
 import tempfile
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
+from _bench import RESULTS, made_with, make_parser, write_json
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.reader import load_cuhk_pedes
@@ -25,7 +21,7 @@ from promptreid.synthetic import write_generated
 
 SEEDS = (0, 1, 2, 3, 4)
 IMAGE_SIZE = (96, 48)
-RESULTS = Path(__file__).parent / "results" / "prompt_initialization.json"
+IDENTITIES = (300, 1, 1)
 
 
 def encode(model: PromptedCLIP, folder: str) -> EncodedSplit:
@@ -35,9 +31,10 @@ def encode(model: PromptedCLIP, folder: str) -> EncodedSplit:
 
 def main() -> None:
     """Measure every initialisation in either tower alone, and write it down."""
+    arguments = make_parser(__doc__, output=RESULTS / "prompt_initialization.json").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         # The training split stands in: large enough, and the test split stays unseen by this choice.
-        write_generated(f"{folder}/data", num_identities=(300, 1, 1), seed=1, progress=False)
+        write_generated(f"{folder}/data", num_identities=IDENTITIES, seed=1, progress=False)
         model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=IMAGE_SIZE))
         with model.disabled():
             bare = encode(model, f"{folder}/data")
@@ -49,8 +46,8 @@ def main() -> None:
                 name = f"{tower} {initialization}"
                 results[name] = moved(tower, initialization, bare, f"{folder}/data")
                 print(f"{name:<28}{results[name]}", flush=True)
-    RESULTS.write_text(json.dumps(results | made_with(), indent=2) + "\n", encoding="utf-8")
-    print(f"written to {RESULTS}")
+    write_json(arguments.output, results | {"seeds": len(SEEDS)} | made_with())
+    print(f"written to {arguments.output}")
 
 
 def moved(tower: str, initialization: str, bare: EncodedSplit, folder: str) -> dict[str, float]:
@@ -74,18 +71,6 @@ def moved(tower: str, initialization: str, bare: EncodedSplit, folder: str) -> d
         "rank1_percent": round(rank.mean().item(), 2),
         "rank1_std": round(rank.std().item(), 2),
         "cosine_to_bare": round(cosine.mean().item(), 4),
-    }
-
-
-def made_with() -> dict[str, Any]:
-    """Seeds, versions and machine."""
-    return {
-        "seeds": len(SEEDS),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
 

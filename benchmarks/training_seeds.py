@@ -2,15 +2,15 @@
 
     python benchmarks/training_seeds.py --seeds 0 1 2
 
-The validation split chooses each stage's epoch; the test split is looked at once, at the end. Broken off, the same
-command goes on. What it measures is the spread between seeds on drawings and says nothing about CUHK-PEDES.
+The validation split chooses each stage's epoch; the test split is looked at once, at the end. After an interruption
+the same command resumes. What it measures is the spread between seeds on drawings and says nothing about CUHK-PEDES.
+Writes benchmarks/results/training_seeds.json.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
+from _bench import RESULTS, made_with, make_parser, report
 
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
@@ -58,13 +58,13 @@ def train(seed: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Run the seeds and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, output=RESULTS / "training_seeds.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/training_seeds"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/training_seeds"), help="folder for checkpoints")
     arguments = parser.parse_args()
-    found = run_seeds(train, arguments.seeds, output_dir=arguments.output)
+    found = run_seeds(train, arguments.seeds, output_dir=arguments.runs)
     print(found.table())
-    print(json.dumps(found.as_dict(), indent=2))
+    report(found.as_dict() | made_with(), arguments.output)
 
 
 if __name__ == "__main__":

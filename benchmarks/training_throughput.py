@@ -5,40 +5,32 @@
 
 "usual" is what the field's repositories do: the whole model in fp16 weights, all 77 tokens, fine-tuned directly with
 Adam at the epsilon of IRRA, which fp16 moments need. The variants take turns, so that a GPU's changing clock weighs on
-all of them alike; pictures and captions are on the device before the clock starts. Writes
-benchmarks/results/training_throughput.json on a GPU, and nothing elsewhere.
+all of them alike; images and captions are on the device before the clock starts. On a GPU it writes
+benchmarks/results/training_throughput.json; elsewhere it writes nothing, unless --output says where.
 """
 
 import argparse
 import gc
-import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import RESULTS, made_with, make_parser, random_captions, report, seconds, take_turns
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
 from promptreid.training.processes import make_accelerator
 from promptreid.training.step import RunningStage
 
 ROUNDS = 5
-RESULT = Path(__file__).parent / "results" / "training_throughput.json"
 WORDS = 30  # tokens of a caption; CUHK-PEDES' average about 23 words
 
 
 def batch_of(size: int, model: PromptedCLIP, device: str) -> dict[str, torch.Tensor]:
-    """Random pictures and captions on the device; the labels stay on the CPU, where the trainer checks them."""
-    tokens = torch.zeros(size, model.context_length, dtype=torch.int64)
-    tokens[:, 0], tokens[:, WORDS + 1] = 49406, 49407
-    tokens[:, 1 : WORDS + 1] = torch.randint(1, 49000, (size, WORDS))
+    """Random images and captions on the device; the labels stay on the CPU, where the trainer checks them."""
     return {
         "images": torch.randn(size, 3, *model.image_size, device=device),
-        "tokens": tokens.to(device),
+        "tokens": random_captions(size, words=WORDS, context_length=model.context_length).to(device),
         "person_ids": torch.arange(size) % 100,
     }
 
@@ -86,44 +78,38 @@ def measure(make: Callable[[], Callable[[], Any]], steps: int, device: str) -> t
     step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begin) / steps
+    taken = seconds(lambda: [step() for _ in range(steps)], device=device) / steps
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
-    return seconds, peak
+    return taken, peak
 
 
 def compare(arguments: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
-    """All variants by turns at one batch size."""
+    """All variants in turn at one batch size."""
     variants: dict[str, Callable[[], Callable[[], Any]]] = {
         "usual": lambda: usual_step(arguments, size),
         "stage_one": lambda: stage_step(arguments, 0, size),
         "stage_two": lambda: stage_step(arguments, 1, size),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for _ in range(arguments.rounds):
-        for name, make in variants.items():
-            found[name].append(measure(make, arguments.steps, arguments.device))
+    found = take_turns(
+        {name: lambda make=make: measure(make, arguments.steps, arguments.device) for name, make in variants.items()},
+        rounds=arguments.rounds,
+    )
     medians = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in found.items()}
     usual_seconds, usual_peak = medians["usual"]
     return {
         name: {
-            "images_per_second": round(size / seconds, 1),
+            "images_per_second": round(size / taken, 1),
             "peak_gib": round(peak, 2),
-            "speed_ratio": round(usual_seconds / seconds, 3),
+            "speed_ratio": round(usual_seconds / taken, 3),
             "memory_ratio": round(peak / usual_peak, 3),
         }
-        for name, (seconds, peak) in medians.items()
+        for name, (taken, peak) in medians.items()
     }
 
 
 def main() -> None:
-    """Measure and print; write the result where it was measured on a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure and print; write the result where it was measured on a GPU, or where asked."""
+    parser = make_parser(__doc__, output=None)
     parser.add_argument("--model", default="ViT-B-16")
     parser.add_argument("--image-size", type=int, nargs=2, default=[384, 128])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256])
@@ -131,18 +117,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = arguments.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
         parser.exit(1, "not run: torch sees no CUDA device; --device cpu tries the script out on a small model\n")
-    result = {
-        "settings": {name: value for name, value in vars(arguments).items()},
-        "by_batch_size": {str(size): compare(arguments, size) for size in arguments.batch_sizes},
-        "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "date": date.today().isoformat(),
-    }
-    print(json.dumps(result, indent=2))
-    if arguments.device == "cuda":
-        RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    by_batch_size = {str(size): compare(arguments, size) for size in arguments.batch_sizes}
+    output = arguments.output or (RESULTS / "training_throughput.json" if on_gpu else None)
+    report({"settings": settings, "by_batch_size": by_batch_size} | made_with(), output)
 
 
 if __name__ == "__main__":
