@@ -210,12 +210,12 @@ def make_parser(description: str | None, *, output: Path | None) -> argparse.Arg
         output: Where in `RESULTS` it goes by default; None where that depends on other arguments.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shown = "a file in benchmarks/results" if output is None else f"benchmarks/results/{output.name}"
-    parser.add_argument("--output", type=Path, default=output, help=f"JSON file for the result (default: {shown})")
+    default = "" if output is None else f" (default: benchmarks/results/{output.name})"
+    parser.add_argument("--output", type=Path, default=output, help=f"JSON file for the result{default}")
     return parser
 
 
-def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write a JSON file whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())

@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
+
 from _bench import (
     RESULTS,
     in_own_process,
@@ -29,8 +31,6 @@ from _bench import (
     take_turns,
     write_json,
 )
-from torch import nn
-
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 
 MODEL, IMAGE_SIZE = "ViT-B-16", (384, 128)

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from _bench import RESULTS, made_with, make_parser, paired_ratio, seconds, spread, take_turns, write_json
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 
+from _bench import RESULTS, made_with, make_parser, paired_ratio, seconds, spread, take_turns, write_json
 from promptreid.data.annotation import parse_entry
 from promptreid.data.captions import tokenize_captions
 from promptreid.data.dataset import CaptionedImages

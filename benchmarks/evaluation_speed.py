@@ -13,9 +13,9 @@ import resource
 from collections.abc import Callable
 
 import torch
-from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from torch import Tensor
 
+from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics, score_similarity
 
 DIMENSIONS, PERSONS = 512, 1000

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import RESULTS, describe, made_with, make_parser, report, seconds
 
+from _bench import RESULTS, describe, made_with, make_parser, report, seconds
 from promptreid import PromptConfig, PromptedCLIP, Stage, Trainer, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache

@@ -12,8 +12,8 @@ import tempfile
 import time
 
 import torch
-from _bench import RESULTS, made_with, make_parser, write_json
 
+from _bench import RESULTS, made_with, make_parser, write_json
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes

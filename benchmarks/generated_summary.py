@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import RESULTS, made_with, make_parser, report
 from PIL import Image, ImageDraw
 
+from _bench import RESULTS, made_with, make_parser, report
 from promptreid.synthetic import DescribedImage, load_scenes, write_generated
 from promptreid.synthetic.writer import GENERATOR_VERSION
 

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from _bench import RESULTS, made_with, make_parser, report, spread
-
 from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.towers.loading import ClipSource
 

@@ -11,8 +11,8 @@ import tempfile
 from typing import Any
 
 import torch
-from _bench import RESULTS, made_with, make_parser, write_json
 
+from _bench import RESULTS, made_with, make_parser, write_json
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.evaluation.evaluate import EncodedSplit, encode_split, score

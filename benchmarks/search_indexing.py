@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 
+from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.images import open_image
 from promptreid.synthetic import write_generated

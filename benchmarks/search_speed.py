@@ -6,9 +6,9 @@ Prints ratios of times measured in turn in one process, and writes them to bench
 """
 
 import torch
-from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from torch import Tensor
 
+from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
 from promptreid.retrieval.index import top_scores
 
 IMAGES, DIMENSIONS, BEST, REPEATS = 1_000_000, 512, 10, 7

@@ -11,8 +11,8 @@ import resource
 import tempfile
 
 import torch
-from _bench import RESULTS, RandomPairs, in_own_process, made_with, make_parser, report
 
+from _bench import RESULTS, RandomPairs, in_own_process, made_with, make_parser, report
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, load_clip
 
 VARIANTS = {  # name: batch size, pairs encoded at a time

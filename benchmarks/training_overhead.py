@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from _bench import RESULTS, RandomPairs, made_with, make_parser, paired_ratio, report, take_turns
 from torch.utils.data import DataLoader
 
+from _bench import RESULTS, RandomPairs, made_with, make_parser, paired_ratio, report, take_turns
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, load_clip
 from promptreid.training.step import RunningStage
 

@@ -10,8 +10,8 @@ Writes benchmarks/results/training_seeds.json.
 from pathlib import Path
 
 import torch
-from _bench import RESULTS, made_with, make_parser, report
 
+from _bench import RESULTS, made_with, make_parser, report
 from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes

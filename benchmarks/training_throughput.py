@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _bench import RESULTS, made_with, make_parser, random_captions, report, seconds, take_turns
 
+from _bench import RESULTS, made_with, make_parser, random_captions, report, seconds, take_turns
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
 from promptreid.training.processes import make_accelerator
 from promptreid.training.step import RunningStage

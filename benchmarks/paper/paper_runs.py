@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import open_clip
 import torch
-from paper_arms import ROWS
 
 import promptreid
+from paper_arms import ROWS
 from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import ImageCache, build_image_cache

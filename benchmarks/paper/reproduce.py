@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from paper_arms import ROWS, TABLES, rows_of
 from paper_cost import known_cost
 from paper_runs import Place, Setting, make_model, make_stages, perform
 from paper_tables import PUBLISHED, write_tables
-
 from promptreid.data.reader import load_dataset
 from promptreid.data.records import ReIDDataset
 from promptreid.files import write_bytes_atomically

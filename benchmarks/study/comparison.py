@@ -1,11 +1,18 @@
-"""Means, paired differences, and a bootstrap over seeds and the identities within them."""
+"""Results read back and compared: paired differences, with a bootstrap over seeds and the identities within them."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plan import Run
+from runs import read_result
+
+Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed → result
 Scores = Mapping[int, float]  # person id → mean score of the queries about that person
 
 
@@ -75,8 +82,60 @@ def _bootstrap(differences: list[NDArray[np.float64]], draws: int, random: np.ra
     """Means of `draws` draws: seeds with replacement, then persons with replacement within each."""
     chosen = random.integers(len(differences), size=(draws, len(differences)))
     means = np.empty(chosen.shape)
-    for place, values in enumerate(differences):
-        here = chosen == place
+    for position, values in enumerate(differences):
+        here = chosen == position
         persons = random.integers(len(values), size=(int(here.sum()), len(values)))
         means[here] = values[persons].mean(axis=1)
     return means.mean(axis=1)
+
+
+def gather(runs: Iterable[Run], folder: Path) -> Results:
+    """The results there are of runs of one condition.
+
+    Raises:
+        ValueError: The runs are of several conditions or from different weights, or a file is damaged.
+        FileExistsError: A file holds the result of another run, such as one at other rates.
+    """
+    results: Results = defaultdict(dict)
+    conditions: set[str] = set()
+    bases: set[str] = set()
+    for run in runs:
+        conditions.add(run.condition)
+        result = read_result(run, folder)
+        if result is not None:
+            results[run.arm][run.seed] = result
+            bases.add(result["made_with"].get("base_sha256", "shipped"))
+    if len(bases) > 1:
+        raise ValueError(
+            f"results from different bases ({sorted(bases)}) must not stand in one table; redo one of them"
+        )
+    if len(conditions) > 1:
+        raise ValueError(f"results of {sorted(conditions)} must not stand in one table; gather each by itself")
+    return dict(results)
+
+
+def have_a_pair(results: Results, arm: str, baseline: str) -> bool:
+    """Whether there is a seed that both arms were run on."""
+    return bool(results.get(arm, {}).keys() & results.get(baseline, {}).keys())
+
+
+def rank1_difference(results: Results, arm: str, baseline: str) -> Difference:
+    """Rank-1 of `arm` less that of `baseline`: a mean over persons, paired by seed and person."""
+    return paired_difference(_rank1_by_person(results, arm), _rank1_by_person(results, baseline))
+
+
+def gains(results: Results, arm: str, baseline: str) -> dict[int, dict[int, float]]:
+    """Seed → person → Rank-1 of one arm less that of the other, on the seeds that both have."""
+    one, other = _rank1_by_person(results, arm), _rank1_by_person(results, baseline)
+    return {
+        seed: {person: value - other[seed][person] for person, value in persons.items()}
+        for seed, persons in one.items()
+        if seed in other
+    }
+
+
+def _rank1_by_person(results: Results, arm: str) -> dict[int, dict[int, float]]:
+    return {
+        seed: {int(person): value for person, value in result["rank1_by_person"].items()}
+        for seed, result in results.get(arm, {}).items()
+    }

@@ -1,4 +1,4 @@
-"""The whole protocol, part by part, the main arms first; goes on where it was.
+"""The whole protocol, part by part, the main arms first; after an interruption the same command resumes.
 
     make study-full
     python benchmarks/study/full.py --parts main controls --device cuda
@@ -9,10 +9,8 @@ Results are committed: `benchmarks/results/study`. Runs of the small study are a
 import argparse
 from pathlib import Path
 
-from plan import HERE, expected, parts, read_rates
-from runs import perform, read_result
-from speed import announce
-from tqdm import tqdm
+from plan import RESULTS, expected, parts, read_rates
+from speed import perform_missing
 
 PARTS = ("main", "controls", "gap", "long", "base", "low_data", "transfer", "ablations")
 
@@ -21,7 +19,7 @@ def main() -> None:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "study")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scratch", type=Path, default=Path("runs/study"))
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -31,10 +29,7 @@ def main() -> None:
         if len(runs) < expected(part):
             left_out = f"{expected(part) - len(runs)} of {expected(part)} runs"
             print(f"{part}: {left_out} are left out, as their arms' rates were not tuned; tune.py --arms does it")
-        left = [run for run in runs if read_result(run, arguments.results) is None]
-        announce(part, left, len(runs) - len(left), arguments.device)
-        for run in tqdm(left, desc=part, unit="run"):
-            perform(run, arguments.results, arguments.scratch, device=arguments.device)
+        perform_missing(part, runs, arguments.results, arguments.scratch, device=arguments.device)
     print("done; python benchmarks/study/page.py builds the page")
 
 

@@ -8,28 +8,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ABLATIONS, ARMS, CONTROLS, MAIN
-from figures import draw_differences, draw_response
-from plan import BUDGET, COMPARED, HERE, LONG, RATES, SMALL_ARMS, Run, expected, parts, plan, read_rates
-from sections import figure, section
+from comparison import Results, gather
+from plan import (
+    ABLATIONS,
+    ARMS,
+    BUDGET,
+    COMPARED,
+    CONTROLS,
+    HERE,
+    LONG,
+    MAIN,
+    RATES,
+    RESULTS,
+    SMALL_ARMS,
+    Run,
+    expected,
+    parts,
+    plan,
+    read_rates,
+)
 from steps import split_steps
 from tables import (
-    Results,
     change_table,
     difference_table,
-    gather,
+    draw_differences,
+    draw_response,
+    figure,
     group_table,
     markdown,
     measure_table,
     response_table,
     score_table,
+    section,
 )
 
-RESULTS = HERE.parent / "results" / "study"
 DOCS = HERE.parents[1] / "docs"
 FINDINGS = HERE / "findings.md"
 UNTUNED: dict[str, Any] = {"costs": (1.0, 1.0), "rates": {}}
-Against = tuple[Sequence[str], str]  # some arms, and the one that they are held against
+Against = tuple[Sequence[str], str]  # some arms, and the one that they are compared with
 FULL = "python benchmarks/study/full.py --parts"
 
 INTRODUCTION = """# Evidence

@@ -1,37 +1,46 @@
 """One run of the study: an arm, on the data and from the starting values of a seed. Its result is one JSON file."""
 
+import hashlib
 import json
-import platform
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from arms import ARMS, FIRST_STAGES, Arm
-from bases import base_weights, weights_hash
-from measures import OwnDomain, draw_own_domain, encode_own_domain, measure
-from plan import Run
-from scores import caption_groups, first_hits, rank1_by_group, rank1_by_person
-from steps import Repeated, StepSampler, split_steps
 from torch import Tensor
 
-import promptreid
+from measures import (
+    OwnDomain,
+    caption_groups,
+    draw_own_domain,
+    encode_own_domain,
+    first_hits,
+    measure,
+    rank1_by_group,
+    rank1_by_person,
+)
+from plan import ARMS, FIRST_STAGES, HERE, Arm, Run
 from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.evaluation.evaluate import encode_split, score
-from promptreid.files import write_bytes_atomically
 from promptreid.synthetic import write_generated
 from promptreid.training.recipe import Recipe
+from shared import made_with, write_json
+from steps import Repeated, StepSampler, split_steps
+
+PRETRAINING = HERE.parents[1] / "tools" / "pretrain_tiny.py"
+FURTHER_STEPS, FURTHER_PAIRS = 1000, 48_000  # about as many steps as what ships has seen, on pairs of their own
 
 
 def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuning: bool = False) -> dict[str, Any]:
-    """Train and score a run, or read its result if it is there; a run that was killed goes on.
+    """Train and score a run, or read its result if it is there; an interrupted run resumes.
 
     Args:
         run: The run.
@@ -50,20 +59,18 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuni
     root, data = make_data(run, scratch)
     work = scratch / "work" / run.condition / path.stem
     weights = base_weights(run, scratch)
-    home = _home(
-        run.budget.image_size, weights, device
-    )  # before the seed: what is kept from an earlier run draws nothing
+    # Before the seed is set: what is kept from an earlier run draws nothing.
+    home = _home(run.budget.image_size, weights, device)
     torch.manual_seed(run.seed)
     model = make_model(run, device, weights)
     started = time.perf_counter()
     history = train(run, ARMS[run.arm], model, data, work, device, home)
-    result = {"run": _settings(run), "seconds": round(time.perf_counter() - started, 1), "history": history}
+    result = {"run": settings_of(run), "seconds": round(time.perf_counter() - started, 1), "history": history}
     result["validation"] = evaluate(model, validation_of(data), progress=False).as_dict()
     if not tuning:
         result |= score_test(model, data, root, home)
-    result["made_with"] = versions() | ({} if run.base == "shipped" else {"base_sha256": weights_hash(weights)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+    result["made_with"] = made_with() | ({} if run.base == "shipped" else {"base_sha256": weights_hash(weights)})
+    write_json(path, result, indent=1)
     shutil.rmtree(work, ignore_errors=True)
     return result
 
@@ -83,19 +90,54 @@ def read_result(run: Run, results: Path, *, tuning: bool = False) -> dict[str, A
         settings = result["run"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); delete it, and the run is done again") from error
-    if settings != _settings(run):
+    if settings != settings_of(run):
         raise FileExistsError(
-            f"{path} is the result of another run: {settings}, expected {_settings(run)}; move it away, and the run "
-            "is done anew"
+            f"{path} is the result of another run: {settings}, expected {settings_of(run)}; move it away, and the run "
+            "is done again"
         )
     return result
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def settings_of(run: Run) -> dict[str, Any]:
+    """What a result says of the run that it is of."""
     settings = json.loads(json.dumps(asdict(run)))
     if run.base == "shipped":  # results from before there was another do not name it
         del settings["base"]
     return settings
+
+
+def base_weights(run: Run, scratch: Path) -> str:
+    """What `load_clip` takes for `pretrained`; the first run that needs the other base pretrains it.
+
+    Args:
+        run: Says which one.
+        scratch: Gets the other base's weights, in `base-further`.
+
+    Raises:
+        subprocess.CalledProcessError: Pretraining failed; its own message stands above.
+        ValueError: The folder holds weights of another pretraining, or damaged ones.
+    """
+    if run.base == "shipped":
+        return "generated"
+    folder = scratch / "base-further"
+    record, weights = folder / "training.json", folder / "promptreid-tiny.safetensors"
+    if not record.is_file():  # it is written last
+        print(f"pretraining the other base, {FURTHER_STEPS} steps; about 20 minutes on a core", flush=True)
+        steps, pairs = str(FURTHER_STEPS), str(FURTHER_PAIRS)
+        command = [sys.executable, str(PRETRAINING), "--further", steps, "--pairs", pairs, "--output", str(folder)]
+        subprocess.run(command, check=True)
+    made = json.loads(record.read_text(encoding="utf-8"))
+    settings = made["settings"]["further"], made["settings"]["pairs"]
+    if settings != (FURTHER_STEPS, FURTHER_PAIRS) or weights_hash(weights) != made["weights_sha256"]:
+        raise ValueError(
+            f"{folder} holds damaged weights or those of another pretraining; delete it, and they are made"
+        )
+    return str(weights)
+
+
+def weights_hash(weights: Path | str) -> str:
+    """SHA-256 of a weight file."""
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
 
 
 def make_model(run: Run, device: str, weights: str = "generated") -> PromptedCLIP:
@@ -223,20 +265,6 @@ def score_test(
         "rank1_by_person": rank1_by_person(hits, encoded.text_ids.tolist()),
         "rank1_by_group": rank1_by_group(hits, caption_groups(encoded, root)),
         "measures": measure(model, encoded, *home),
-    }
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with; no names of machines or people."""
-    threads = torch.get_num_threads()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return {
-        "promptreid": promptreid.__version__,
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}{gpu}",
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 

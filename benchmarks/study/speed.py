@@ -1,22 +1,25 @@
-"""How long runs take on this machine, said before they start."""
+"""How long runs take on this machine, said before they start.
+
+python benchmarks/study/speed.py --device cpu
+"""
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from arms import ARMS, NO_PROMPTS
-from measures import OWN_PAIRS
-from plan import BUDGET, Run
-from runs import make_model
 from torch import Tensor
+from tqdm import tqdm
 
+from measures import OWN_PAIRS
+from plan import ARMS, BUDGET, NO_PROMPTS, Run
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.synthetic import write_generated
 from promptreid.training.recipe import Recipe
+from runs import make_model, perform, read_result
+from shared import made_with, make_parser, report, seconds, spread, take_turns
 
 KINDS = {"stage_one": "stage_one", "stage_two": "pd", "direct": "direct", "joint": "joint"}  # kind of step → arm
 Batch = dict[str, Tensor]
@@ -28,12 +31,12 @@ class Speed:
 
     Attributes:
         step: A training step of each kind, loading included.
-        picture: Encoding a picture and two captions.
-        drawing: Drawing a picture.
+        image: Encoding an image and two captions.
+        drawing: Drawing an image.
     """
 
     step: dict[str, float]
-    picture: float
+    image: float
     drawing: float
 
     @property
@@ -46,14 +49,14 @@ class Speed:
         """Seconds of a run without its data."""
         arm, budget = ARMS[run.arm], run.budget
         validation, test = (count * budget.images_per_identity for count in budget.identities[1:])
-        seconds = self.picture * (test + validation + OWN_PAIRS)
+        taken = self.image * (test + validation + OWN_PAIRS)
         if arm.stages is None:
-            return seconds
+            return taken
         first = arm.tuned in ("first", "both") and run.arm != "joint"
         steps = {"stage_one": budget.stage_one_steps if first else 0}
         steps[_last_kind(run.arm)] = 0 if run.arm == "stage_one" else run.last_steps
-        seconds += sum(self.step[kind] * count for kind, count in steps.items())
-        return seconds + self.picture * validation * sum(steps.values()) / budget.round_steps
+        taken += sum(self.step[kind] * count for kind, count in steps.items())
+        return taken + self.image * validation * sum(steps.values()) / budget.round_steps
 
     def of_all(self, runs: Iterable[Run]) -> float:
         """Seconds of several runs, their data drawn once a seed."""
@@ -71,9 +74,9 @@ def _last_kind(arm: str) -> str:
 def measure_speed(device: str = "cpu", *, steps: int = 2) -> Speed:
     """Time steps of every kind in turn, and drawing and encoding; takes some seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        root = write_generated(Path(folder) / "data", num_identities=(16, 1, 1), progress=False)
-        drawing = (time.perf_counter() - started) / (18 * BUDGET.images_per_identity)
+        root = Path(folder) / "data"
+        drawing = seconds(lambda: write_generated(root, num_identities=(16, 1, 1), progress=False))
+        drawing /= 18 * BUDGET.images_per_identity
         split = load_cuhk_pedes(root).train
         model = make_model(Run("zero_shot", 0, (0.0, 0.0)), device)
         pairs = CaptionedImages(split, transform=model.train_transform, tokenizer=model.tokenizer)
@@ -83,28 +86,16 @@ def measure_speed(device: str = "cpu", *, steps: int = 2) -> Speed:
             return {name: torch.stack([item[name] for item in items]).to(device) for name in items[0]}
 
         steppers = {kind: _stepper(arm, load, device) for kind, arm in KINDS.items()}
-        seconds: dict[str, list[float]] = {kind: [] for kind in steppers}
-        for number in range(steps + 1):
-            for kind, step in steppers.items():
-                taken = _seconds(step, device)
-                if number:  # the first is slower
-                    seconds[kind].append(taken)
+        variants = {kind: lambda step=step: seconds(step, device=device) for kind, step in steppers.items()}
+        times = take_turns(variants, rounds=steps, warm_up=1)
         batch = load()
         with torch.inference_mode():
-            encoding = _seconds(lambda: _encode(model, batch), device)
-    return Speed({kind: min(taken) for kind, taken in seconds.items()}, encoding / BUDGET.batch_size, drawing)
+            encoding = seconds(lambda: _encode(model, batch), device=device)
+    return Speed({kind: spread(taken).lowest for kind, taken in times.items()}, encoding / BUDGET.batch_size, drawing)
 
 
 def _encode(model: torch.nn.Module, batch: Batch) -> None:
     model(batch["images"], torch.cat([batch["tokens"]] * 2))
-
-
-def _seconds(do: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
-    do()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _stepper(arm: str, load: Callable[[], Batch], device: str) -> Callable[[], None]:
@@ -136,6 +127,29 @@ def announce(name: str, runs: Iterable[Run], done: int, device: str) -> None:
         print(f"{name}: all {done} runs are done")
         return
     speed = measure_speed(device)
-    steps = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in speed.step.items())
+    steps = ", ".join(f"{kind} {taken:.2f}" for kind, taken in speed.step.items())
     print(f"{name}: {done} runs done, {len(left)} to do; about {speed.of_all(left) / 60:.0f} min here on {device}")
-    print(f"(seconds a step: {steps}; measured just now, so a busy machine makes it more)", flush=True)
+    print(f"(seconds a step: {steps}; measured just now, so it takes longer on a busy machine)", flush=True)
+
+
+def perform_missing(name: str, runs: Iterable[Run], results: Path, scratch: Path, *, device: str) -> None:
+    """Say how long the runs without a result will take, and perform them."""
+    chosen = list(runs)
+    left = [run for run in chosen if read_result(run, results) is None]
+    announce(name, left, len(chosen) - len(left), device)
+    for run in tqdm(left, desc=name, unit="run"):
+        perform(run, results, scratch, device=device)
+
+
+def main() -> None:
+    """Measure and print; write where asked."""
+    parser = make_parser(__doc__, output=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=5, help="of each kind, after one that is not counted")
+    arguments = parser.parse_args()
+    speed = measure_speed(arguments.device, steps=arguments.steps)
+    report({"device": arguments.device, "seconds": asdict(speed), "costs": speed.costs} | made_with(), arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,41 +1,14 @@
-"""Results read back from their files, and the tables that they make (Markdown, percent)."""
+"""Tables (Markdown, percent) and plots of results, and the sections of the page that hold them."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import Difference, mean_and_std, paired_difference
-from plan import Run
-from runs import read_result
+from comparison import Difference, Results, gains, have_a_pair, mean_and_std, paired_difference, rank1_difference
+from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION, new_figure, save_figure
+from shared import describe
 
-Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed → result
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
-
-
-def gather(runs: Iterable[Run], folder: Path) -> Results:
-    """The results there are of runs of one condition.
-
-    Raises:
-        ValueError: The runs are of several conditions or from different weights, or a file is damaged.
-        FileExistsError: A file holds the result of another run, as of rates that were tuned anew.
-    """
-    results: Results = defaultdict(dict)
-    conditions: set[str] = set()
-    bases: set[str] = set()
-    for run in runs:
-        conditions.add(run.condition)
-        result = read_result(run, folder)
-        if result is not None:
-            results[run.arm][run.seed] = result
-            bases.add(result["made_with"].get("base_sha256", "shipped"))
-    if len(bases) > 1:
-        raise ValueError(
-            f"results from different bases ({sorted(bases)}) must not stand in one table; redo one of them"
-        )
-    if len(conditions) > 1:
-        raise ValueError(f"results of {sorted(conditions)} must not stand in one table; gather each by itself")
-    return dict(results)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -69,7 +42,7 @@ def difference_table(results: Results, arms: Iterable[str], baseline: str) -> st
     rows = [
         [f"`{arm}`", *difference_cells(rank1_difference(results, arm, baseline))]
         for arm in arms
-        if arm != baseline and results.get(arm, {}).keys() & results.get(baseline, {}).keys()
+        if arm != baseline and have_a_pair(results, arm, baseline)
     ]
     return markdown([f"less `{baseline}`", "seeds", "Rank-1, points", "95 % interval", ""], rows) if rows else ""
 
@@ -81,20 +54,11 @@ def difference_cells(found: Difference) -> list[str]:
     return [str(found.seeds), f"{100 * found.mean:+.2f} ± {100 * found.std:.2f}", interval, verdict]
 
 
-def rank1_difference(results: Results, arm: str, baseline: str) -> Difference:
-    """Rank-1 of `arm` less that of `baseline`: a mean over persons, paired by seed and person."""
-    arms = [
-        {seed: {int(person): value for person, value in result["rank1_by_person"].items()} for seed, result in runs}
-        for runs in (results[arm].items(), results[baseline].items())
-    ]
-    return paired_difference(arms[0], arms[1])
-
-
 def response_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:
     """The difference between two arms under one condition after the other, such as by gap; empty without any."""
     rows: list[list[str]] = []
     for name, found in results.items():
-        if not found.get(arm, {}).keys() & found.get(baseline, {}).keys():
+        if not have_a_pair(found, arm, baseline):
             rows.append([name, "not run", *[""] * 5])
             continue
         scores = [cell([run["test"]["rank1"] for run in found[one].values()]) for one in (baseline, arm)]
@@ -111,25 +75,15 @@ def change_table(results: Mapping[str, Results], arm: str, baseline: str) -> str
     if not results:
         return ""
     usual, *others = results
+    standard = gains(results[usual], arm, baseline)
+    changed = {name: gains(results[name], arm, baseline) for name in others}
     rows = [
-        [f"{name} less {usual}", *difference_cells(paired_difference(gains, standard))]
-        for name in others
-        if (gains := _gains(results[name], arm, baseline)).keys() & (standard := _gains(results[usual], arm, baseline))
+        [f"{name} less {usual}", *difference_cells(paired_difference(found, standard))]
+        for name, found in changed.items()
+        if found.keys() & standard.keys()
     ]
     head = [f"change of `{arm}` less `{baseline}`", "seeds", "points", "95 % interval", ""]
     return markdown(head, rows) if rows else ""
-
-
-def _gains(results: Results, arm: str, baseline: str) -> dict[int, dict[int, float]]:
-    """Seed → person → Rank-1 of one arm less that of the other."""
-    pairs = {seed: (run, results[baseline][seed]) for seed, run in results.get(arm, {}).items()
-             if seed in results.get(baseline, {})}  # fmt: skip
-    return {
-        seed: {
-            int(person): value - other["rank1_by_person"][person] for person, value in run["rank1_by_person"].items()
-        }
-        for seed, (run, other) in pairs.items()
-    }
 
 
 def measure_table(results: Results, arms: Iterable[str]) -> str:
@@ -171,3 +125,85 @@ def cell(values: Sequence[float]) -> str:
         return ""
     mean, std = mean_and_std(values)
     return f"{100 * mean:.2f} ± {100 * std:.2f}" if len(values) > 1 else f"{100 * mean:.2f}"
+
+
+def draw_differences(path: Path, results: Results, arms: Sequence[str], baseline: str) -> Path | None:
+    """Each arm's difference to `baseline` with its interval; nothing is drawn without a pair."""
+    found = {
+        arm: rank1_difference(results, arm, baseline)
+        for arm in arms
+        if arm != baseline and have_a_pair(results, arm, baseline)
+    }
+    if not found:
+        return None
+    figure = new_figure(7.0, 0.8 + 0.32 * len(found))
+    axes = figure.subplots()
+    for row, difference in enumerate(found.values()):
+        _bar(axes, difference, row)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel(f"Rank-1 less that of {baseline}, points (mean, 95 % interval)")
+    return save_figure(figure, path)
+
+
+def _bar(axes: Any, difference: Difference, row: int) -> None:
+    colour = GREY if not difference.found else BLUE if difference.mean > 0 else VERMILION
+    axes.plot([100 * difference.low, 100 * difference.high], [row, row], color=colour, linewidth=2)
+    axes.plot(100 * difference.mean, row, marker="o" if difference.found else "x", color=colour)
+
+
+def draw_response(path: Path, results: Mapping[float, Results], arm: str, baseline: str, *, label: str) -> Path | None:
+    """The difference between two arms over a condition, with its interval; nothing is drawn for fewer than two."""
+    found = {
+        dose: rank1_difference(under, arm, baseline)
+        for dose, under in sorted(results.items())
+        if have_a_pair(under, arm, baseline)
+    }
+    if len(found) < 2:
+        return None
+    figure = new_figure(5.0, 3.0)
+    axes = figure.subplots()
+    doses = list(found)
+    means = [100 * difference.mean for difference in found.values()]
+    low = [100 * (difference.mean - difference.low) for difference in found.values()]
+    high = [100 * (difference.high - difference.mean) for difference in found.values()]
+    axes.errorbar(doses, means, yerr=[low, high], marker="o", color=GREY, capsize=3)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"Rank-1, {arm} less {baseline}, points")
+    return save_figure(figure, path)
+
+
+def figure(path: Path | None, description: str) -> str:
+    """A plot on the page, if it was drawn."""
+    return f"![{description}](pictures/{path.name})" if path else ""
+
+
+def section(title: str, command: str, results: Results, blocks: Sequence[str], *, minutes: bool = False) -> str:
+    """A heading, what stands below it, and the line that says what made it; or that it was not run."""
+    if not any(results.values()) or not any(blocks):
+        return f"## {title}\n\n**Not run.** `{command}`\n"
+    return "\n\n".join([f"## {title}", *filter(None, blocks), made_by(results, command, minutes=minutes)]) + "\n"
+
+
+def made_by(results: Results, command: str, *, minutes: bool) -> str:
+    """The command, machine, versions and dates of some results, and how long the machine trained if that is asked for.
+
+    Runs of the other parts shared their machine with other work, so how long they took says nothing.
+    """
+    runs = [result for seeds in results.values() for result in seeds.values()]
+    stamps = [run["made_with"] for run in runs]
+    dates = sorted({stamp["date"] for stamp in stamps})
+    made = sorted({in_words(stamp) for stamp in stamps})
+    time = f", {sum(run['seconds'] for run in runs) / 60:.0f} min of training" if minutes else ""
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"`{command}`; {len(runs)} runs are shown{time}: {'; '.join(made)}, {span}."
+
+
+def in_words(stamp: Mapping[str, Any]) -> str:
+    """Machine and versions of a result; the first results have them as words, with the versions beside them."""
+    machine, versions = stamp["machine"], stamp.get("versions", stamp)
+    shown = machine if isinstance(machine, str) else describe(machine)
+    return f"{shown}, torch {versions['torch']}, open_clip {versions['open_clip']}"

@@ -5,7 +5,7 @@
 
 The arms of one call get the same number of runs (docs/protocol.md). Rates that are in `rates.json` stay: arms that are
 added start from the grids as they stand, and only they are extended. The results of all runs go to
-`benchmarks/results/study-tuning/`. Broken off, the same command goes on.
+`benchmarks/results/study-tuning/`. After an interruption the same command resumes.
 """
 
 import argparse
@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from arms import ARMS
-from plan import HERE, RATES, SMALL_ARMS, Run, read_rates
-from runs import perform
-from speed import Speed, measure_speed
 from tqdm import tqdm
 
-from promptreid.files import write_bytes_atomically
+from plan import ARMS, HERE, RATES, SMALL_ARMS, Run, read_rates
+from runs import perform
+from shared import write_json
+from speed import Speed, measure_speed
 
 SEED = 100
 CENTRES = (5e-3, 3.2e-4)  # of stage 1 or the prompts, and of the last stage
@@ -33,7 +32,7 @@ Score = Callable[[str, Rates], float]
 
 
 def rate(centre: float, quarters: int) -> float:
-    """`centre` times 10 to so many quarters, to two digits.
+    """`centre` times 10 to the power of a number of quarters, to two digits.
 
     Example:
         >>> rate(3.2e-4, 0), rate(3.2e-4, 2), rate(3.2e-4, -1)
@@ -44,14 +43,14 @@ def rate(centre: float, quarters: int) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Places on a scale of rates: three coarse ones or five fine ones, and what was added on either side."""
+    """Positions on a scale of rates: three coarse ones or five fine ones, and what was added on either side."""
 
     low: int = 0
     high: int = 0
 
     def coarse(self) -> list[int]:
         """For one rate of an arm with two."""
-        return [COARSE * place for place in range(-1 - self.low, 2 + self.high)]
+        return [COARSE * position for position in range(-1 - self.low, 2 + self.high)]
 
     def fine(self, other: "Grid") -> list[int]:
         """For the rate of an arm with one, which gets as many runs as an arm with two: one run is in both its grids."""
@@ -66,11 +65,11 @@ class Grid:
 Grids = tuple[Grid, Grid]  # of the first rate and of the last
 
 
-def best_of(places: list[int], score: Callable[[int], float]) -> tuple[int, tuple[bool, bool]]:
-    """The place with the highest score, and whether it lies at the lower and at the upper edge."""
-    scores = [score(place) for place in places]
+def best_of(positions: list[int], score: Callable[[int], float]) -> tuple[int, tuple[bool, bool]]:
+    """The position with the highest score, and whether it lies at the lower and at the upper edge."""
+    scores = [score(position) for position in positions]
     best = scores.index(max(scores))
-    return places[best], (best == 0, best == len(places) - 1)
+    return positions[best], (best == 0, best == len(positions) - 1)
 
 
 def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) -> tuple[dict[str, Rates], Grids]:
@@ -88,15 +87,15 @@ def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) 
     two = [name for name in names if ARMS[name].tuned == "both"]
 
     def first_score(name: str) -> Callable[[int], float]:
-        return lambda place: score(name, (rate(CENTRES[0], place), CENTRES[1]))
+        return lambda position: score(name, (rate(CENTRES[0], position), CENTRES[1]))
 
     first, firsts = _search(lambda grid: {name: best_of(grid.coarse(), first_score(name)) for name in two}, start[0])
 
     def last_of(name: str, grid: Grid) -> tuple[int, tuple[bool, bool]]:
         if name in two:
             found = rate(CENTRES[0], firsts[name])
-            return best_of(grid.coarse(), lambda place: score(name, (found, rate(CENTRES[1], place))))
-        return best_of(grid.fine(first), lambda place: score(name, _single(name, place)))
+            return best_of(grid.coarse(), lambda position: score(name, (found, rate(CENTRES[1], position))))
+        return best_of(grid.fine(first), lambda position: score(name, _single(name, position)))
 
     last, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names}, start[1])
     found = {
@@ -107,10 +106,10 @@ def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) 
     return found, (first, last)
 
 
-def _single(name: str, place: int) -> Rates:
+def _single(name: str, position: int) -> Rates:
     if ARMS[name].tuned == "first":
-        return rate(CENTRES[0], place), CENTRES[1]
-    return CENTRES[0], rate(CENTRES[1], place)
+        return rate(CENTRES[0], position), CENTRES[1]
+    return CENTRES[0], rate(CENTRES[1], position)
 
 
 def _search(
@@ -120,10 +119,10 @@ def _search(
         found = look(grid)
         wider = grid.extended(edges for _, edges in found.values())
         if wider == grid:
-            return grid, {name: place for name, (place, _) in found.items()}
+            return grid, {name: position for name, (position, _) in found.items()}
         grid = wider
     raise RuntimeError(
-        f"the best rate is still at an edge after {MOST} extensions; look at the results before going on"
+        f"the best rate is still at an edge after {MOST} extensions; look at the results before extending them further"
     )
 
 
@@ -155,8 +154,7 @@ def announce(arms: tuple[str, ...], start: Grids, speed: Speed) -> None:
 def keep_costs(path: Path, measured: Rates) -> Rates:
     """The costs of the first call, so that all runs that are compared have the same; written by it."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(path, (json.dumps(measured) + "\n").encode())
+        write_json(path, measured, indent=None)
     one, two = json.loads(path.read_text(encoding="utf-8"))
     return one, two
 
@@ -172,7 +170,7 @@ def main() -> None:
     before = read_rates() if RATES.is_file() else {"grids": [(0, 0), (0, 0)], "runs": {}, "rates": {}}
     arms = tuple(name for name in TUNABLE if name in arguments.arms and name not in before["rates"])
     if not arms:
-        print(f"all of these arms are tuned; delete {RATES} to tune anew, where data or base have changed")
+        print(f"all of these arms are tuned; delete {RATES} to tune them again, where data or base have changed")
         return
     start = (Grid(*before["grids"][0]), Grid(*before["grids"][1]))
     speed = measure_speed(arguments.device, steps=5)
@@ -191,7 +189,7 @@ def main() -> None:
         "runs": before["runs"] | runs,
         "rates": before["rates"] | found,
     }
-    write_bytes_atomically(RATES, (json.dumps(rates, indent=2) + "\n").encode())
+    write_json(RATES, rates)
     print(json.dumps(rates, indent=2))
 
 

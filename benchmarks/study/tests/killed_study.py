@@ -1,9 +1,7 @@
-"""Two toy runs of the study, for tests that kill it: python killed_study.py RESULTS SCRATCH."""
+"""Two toy runs of the study, for the test that kills it: python killed_study.py RESULTS SCRATCH."""
 
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "study"))
 
 import runs
 from measures import draw_own_domain

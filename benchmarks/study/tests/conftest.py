@@ -1,25 +1,23 @@
-"""The study's modules are scripts that lie beside one another, not a package."""
+"""Toy runs for the study's tests; pytest finds the study's modules by `pythonpath` in pyproject.toml."""
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import torch
 
-STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
+import measures
+import plan
+import runs
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
-def study(monkeypatch):
-    """Imports a module of the study by name."""
-    monkeypatch.syspath_prepend(str(STUDY))
-    return importlib.import_module
-
-
-@pytest.fixture
-def toy_run(study, monkeypatch):
+def toy_run(monkeypatch):
     """Makes runs of a handful of persons and steps, in a base's domain of ten pairs."""
-    plan, runs, measures = study("plan"), study("runs"), study("measures")
     budget = plan.Budget((8, 3, 4), 2, (96, 48), 8, 2, 4, 2)
     monkeypatch.setattr(runs, "draw_own_domain", lambda: measures.draw_own_domain(10))
     runs._home.cache_clear()

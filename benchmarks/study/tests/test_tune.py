@@ -4,10 +4,8 @@ import math
 
 import pytest
 
-
-@pytest.fixture
-def tune(study):
-    return study("tune")
+import plan
+import tune
 
 
 def peaked(tune, peaks, tried):
@@ -20,7 +18,7 @@ def peaked(tune, peaks, tried):
     return score
 
 
-def test_arms_with_one_and_with_two_rates_get_the_same_number_of_runs(tune):
+def test_arms_with_one_and_with_two_rates_get_the_same_number_of_runs():
     tried = {}
     centre = dict.fromkeys(("direct", "pd", "joint", "stage_one"), (5e-3, 3.2e-4))
     found, grids = tune.tune(centre, peaked(tune, centre, tried))
@@ -33,7 +31,7 @@ def test_arms_with_one_and_with_two_rates_get_the_same_number_of_runs(tune):
     ("arm", "peak"),
     [("direct", (5e-3, 3.2e-5)), ("direct", (5e-3, 3.2e-3)), ("pd", (5e-2, 1e-3)), ("pd", (5e-3, 3.2e-3))],
 )
-def test_a_best_rate_at_the_edge_extends_the_grid_of_every_arm(tune, arm, peak):
+def test_a_best_rate_at_the_edge_extends_the_grid_of_every_arm(arm, peak):
     tried = {}
     peaks = {"direct": (5e-3, 3.2e-4), "pd": (5e-3, 3.2e-4), "joint": (5e-3, 3.2e-4), arm: peak}
     found, _ = tune.tune(peaks, peaked(tune, peaks, tried))
@@ -43,7 +41,7 @@ def test_a_best_rate_at_the_edge_extends_the_grid_of_every_arm(tune, arm, peak):
     assert counts.pop() > 5
 
 
-def test_an_arm_that_is_added_gets_as_many_runs_on_grids_as_they_stand(tune):
+def test_an_arm_that_is_added_gets_as_many_runs_on_grids_as_they_stand():
     peaks = {"direct": (5e-3, 3.2e-3), "joint": (1.6e-3, 3.2e-4), "pd": (5e-3, 3.2e-4)}
     before, tried = {}, {}
     _, grids = tune.tune(["direct", "joint"], peaked(tune, peaks, before))
@@ -54,18 +52,18 @@ def test_an_arm_that_is_added_gets_as_many_runs_on_grids_as_they_stand(tune):
     assert counts.pop() > 5
 
 
-def test_a_peak_beyond_every_extension_is_said(tune):
+def test_a_peak_beyond_every_extension_is_said():
     peaks = {"direct": (5e-3, 1e9)}
     with pytest.raises(RuntimeError, match="still at an edge after 4 extensions"):
         tune.tune(peaks, peaked(tune, peaks, {}))
 
 
-def test_costs_are_kept_from_the_first_call(tune, tmp_path):
+def test_costs_are_kept_from_the_first_call(tmp_path):
     path = tmp_path / "new" / "costs.json"
     assert tune.keep_costs(path, (0.8, 1.1)) == (0.8, 1.1)
     assert tune.keep_costs(path, (0.7, 1.2)) == (0.8, 1.1)
 
 
-def test_no_reported_run_uses_the_seed_of_tuning(study, tune):
-    everything = {"costs": (1.0, 1.0), "rates": dict.fromkeys(study("arms").ARMS, (1.0, 1.0))}
-    assert tune.SEED not in {run.seed for runs in study("plan").parts(everything).values() for run in runs}
+def test_no_reported_run_uses_the_seed_of_tuning():
+    everything = {"costs": (1.0, 1.0), "rates": dict.fromkeys(plan.ARMS, (1.0, 1.0))}
+    assert tune.SEED not in {run.seed for runs in plan.parts(everything).values() for run in runs}

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+import comparison
+import page
+import plan
+import runs
+import small
+import tables
+
+ROOT = Path(__file__).parents[3]
 RATES = {"seed": 100, "costs": [0.8, 1.1]}
 
 
-def made_up(runs, run, rank1):
+def made_up(run, rank1):
     """A result as `perform` writes it, in which every person is found with the same chance."""
     scores = {"rank1": rank1, "rank5": 0.8, "rank10": 0.9, "mAP": 0.5, "mINP": 0.4}
     return {
-        "run": runs._settings(run),
+        "run": runs.settings_of(run),
         "seconds": 60.0,
         "history": [],
         "validation": scores,
@@ -27,14 +34,14 @@ def made_up(runs, run, rank1):
 
 
 @pytest.fixture
-def write(study, tmp_path):
+def write(tmp_path):
     """Writes made-up results for runs; Rank-1 is that of the arm, a little more for every seed."""
 
     def write(runs_planned, rank1):
         for run in runs_planned:
             path = run.path(tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(made_up(study("runs"), run, rank1[run.arm] + 0.02 * run.seed)))
+            path.write_text(json.dumps(made_up(run, rank1[run.arm] + 0.02 * run.seed)))
         return tmp_path
 
     return write
@@ -44,10 +51,9 @@ def rates(*arms):
     return {**RATES, "rates": {arm: [5e-3, 3.2e-4] for arm in arms}, "runs": dict.fromkeys(arms, 5)}
 
 
-def test_scores_and_differences_by_hand(study, write):
-    tables, plan = study("tables"), study("plan")
+def test_scores_and_differences_by_hand(write):
     planned = plan.plan(["direct", "pd"], [0, 1], rates("direct", "pd"))
-    results = tables.gather(planned, write(planned, {"direct": 0.5, "pd": 0.6}))
+    results = comparison.gather(planned, write(planned, {"direct": 0.5, "pd": 0.6}))
     # 50 and 52: mean 51, standard deviation sqrt(2).
     assert "| `direct` | 2 | 51.00 ± 1.41 | 80.00 ± 0.00 |" in tables.score_table(results, ["direct", "joint"])
     assert "| `joint` | not run |" in tables.score_table(results, ["direct", "joint"])
@@ -63,36 +69,33 @@ def test_scores_and_differences_by_hand(study, write):
     assert "| gap 1 | 51.00 ± 1.41 | 61.00 ± 1.41 | 2 | +10.00 ± 0.00 |" in response
 
 
-def test_a_difference_that_may_be_nothing_is_called_so(study):
-    difference = study("comparison").Difference(0.01, 0.02, -0.01, 0.03, 5)
-    assert study("tables").difference_cells(difference)[-1] == "no difference found"
+def test_a_difference_that_may_be_nothing_is_called_so():
+    difference = comparison.Difference(0.01, 0.02, -0.01, 0.03, 5)
+    assert tables.difference_cells(difference)[-1] == "no difference found"
 
 
-def test_results_of_two_conditions_are_kept_apart(study, tmp_path):
-    plan = study("plan")
+def test_results_of_two_conditions_are_kept_apart(tmp_path):
     planned = plan.plan(["pd"], [0], rates("pd")) + plan.plan(["pd"], [0], rates("pd"), gap=0.0)
     with pytest.raises(ValueError, match="must not stand in one table"):
-        study("tables").gather(planned, tmp_path)
+        comparison.gather(planned, tmp_path)
 
 
-def test_results_from_different_bases_are_kept_apart(study, write):
-    plan = study("plan")
+def test_results_from_different_bases_are_kept_apart(write):
     planned = plan.plan(["pd"], [0, 1], rates("pd"), base="further")
     folder = write(planned, {"pd": 0.5})
     path = planned[1].path(folder)
     result = json.loads(path.read_text())
     path.write_text(json.dumps(result | {"made_with": result["made_with"] | {"base_sha256": "ab"}}))
     with pytest.raises(ValueError, match=r"results from different bases .* must not stand in one table"):
-        study("tables").gather(planned, folder)
+        comparison.gather(planned, folder)
 
 
-def test_a_change_of_the_difference_is_paired_by_hand(study, write):
-    tables, plan = study("tables"), study("plan")
+def test_a_change_of_the_difference_is_paired_by_hand(write):
     usual = plan.plan(["direct", "pd"], [0, 1], rates("direct", "pd"))
     long = plan.plan(["direct", "pd"], [0, 1], rates("direct", "pd"), budget=plan.LONG)
     named = {
-        "usual": tables.gather(usual, write(usual, {"direct": 0.5, "pd": 0.4})),
-        "long": tables.gather(long, write(long, {"direct": 0.6, "pd": 0.58})),
+        "usual": comparison.gather(usual, write(usual, {"direct": 0.5, "pd": 0.4})),
+        "long": comparison.gather(long, write(long, {"direct": 0.6, "pd": 0.58})),
     }
     # -2 points instead of -10.
     assert "| long less usual | 2 | +8.00 ± 0.00 | +8.00 to +8.00 | better |" in tables.change_table(
@@ -101,27 +104,24 @@ def test_a_change_of_the_difference_is_paired_by_hand(study, write):
     assert tables.change_table({"usual": named["usual"], "long": {}}, "pd", "direct") == ""
 
 
-def test_results_at_rates_tuned_since_are_refused(study, write):
-    plan = study("plan")
+def test_results_at_rates_tuned_since_are_refused(write):
     folder = write(plan.plan(["pd"], [0], rates("pd")), {"pd": 0.5})
     newer = plan.plan(["pd"], [0], {**RATES, "rates": {"pd": [1e-3, 1e-4]}})
     with pytest.raises(FileExistsError, match="is the result of another run"):
-        study("tables").gather(newer, folder)
+        comparison.gather(newer, folder)
 
 
-def test_the_page_without_results_says_not_run(study, tmp_path):
-    page = study("page")
+def test_the_page_without_results_says_not_run(tmp_path):
     text = page.Page(page.UNTUNED, tmp_path, tmp_path).text()
     assert text.count("**Not run.**") == 11
     assert "- `main`: 0 of 70 runs done" in text
     assert "**not done yet.**" in text
 
 
-def test_the_page_shows_every_part_that_has_results(study, write, tmp_path):
-    plan, page = study("plan"), study("page")
-    tuned = rates(*(name for name in study("arms").ARMS if name != "zero_shot"))
+def test_the_page_shows_every_part_that_has_results(write, tmp_path):
+    tuned = rates(*(name for name in plan.ARMS if name != "zero_shot"))
     everything = [run for part in plan.parts(tuned).values() for run in part if run.seed < 2]
-    folder = write(everything, dict.fromkeys(study("arms").ARMS, 0.3) | {"pd": 0.4})
+    folder = write(everything, dict.fromkeys(plan.ARMS, 0.3) | {"pd": 0.4})
     (tmp_path / "pictures").mkdir()
     text = page.Page(tuned, folder, tmp_path / "pictures").text()
     assert "**Not run.**" not in text
@@ -138,25 +138,23 @@ def test_the_page_shows_every_part_that_has_results(study, write, tmp_path):
     assert all(f"(pictures/{name})" in text for name in names)
 
 
-def test_the_committed_page_is_that_of_the_committed_results(study, tmp_path):
-    page, plan = study("page"), study("plan")
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
     tuned = plan.read_rates() if plan.RATES.is_file() else page.UNTUNED
-    built = page.Page(tuned, page.RESULTS, tmp_path).text()
+    built = page.Page(tuned, plan.RESULTS, tmp_path).text()
     assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == built, "run python benchmarks/study/page.py"
 
 
-def test_a_study_done_again_is_held_against_the_committed_one(study, write, tmp_path):
-    plan, small = study("plan"), study("small")
+def test_a_study_done_again_is_compared_with_the_committed_one(write, tmp_path):
     planned = plan.plan(["pd"], [0, 1], rates("pd"))
     folder = write(planned, {"pd": 0.5})
     assert "2 of 2 runs have a committed result; Rank-1 differs by at most 0.00 points, 2 are equal" in (
-        small.held_against(planned, folder, folder)
+        small.compare_with(planned, folder, folder)
     )
-    assert small.held_against(planned, folder, tmp_path / "none").startswith("No committed results")
+    assert small.compare_with(planned, folder, tmp_path / "none").startswith("There are no committed results")
     other = [dataclasses.replace(run, rates=(1.0, 1.0)) for run in planned]
     own = tmp_path / "own"
     for run in other:
         run.path(own).parent.mkdir(parents=True, exist_ok=True)
-        result = json.loads(run.path(folder).read_text()) | {"run": study("runs")._settings(run)}
+        result = json.loads(run.path(folder).read_text()) | {"run": runs.settings_of(run)}
         run.path(own).write_text(json.dumps(result))
-    assert small.held_against(other, own, folder).startswith("No committed results")
+    assert small.compare_with(other, own, folder).startswith("There are no committed results")

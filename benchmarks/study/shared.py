@@ -1,0 +1,14 @@
+"""What the study takes from other folders: of a command, Python's path holds only the folder it lies in."""
+
+import sys
+from pathlib import Path
+
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "tools")]
+
+from web_world import draw_web_pair
+
+from _bench import describe, made_with, make_parser, report, seconds, spread, take_turns, write_json
+
+__all__ = [
+    "describe", "draw_web_pair", "made_with", "make_parser", "report", "seconds", "spread", "take_turns", "write_json",
+]  # fmt: skip
