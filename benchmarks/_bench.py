@@ -79,6 +79,13 @@ def describe(machine: Mapping[str, Any]) -> str:
     return ", ".join([machine["processor"], machine["architecture"], threads, *filter(None, [machine["gpu"]])])
 
 
+def in_words(made: Mapping[str, Any]) -> str:
+    """Machine and main versions of a record, or of a first one, which has the machine in words and no groups."""
+    versions = made.get("versions", made)
+    machine = made["machine"] if isinstance(made["machine"], str) else describe(made["machine"])
+    return f"{machine}, torch {versions['torch']}, open_clip {versions['open_clip']}"
+
+
 class Spread(NamedTuple):
     """Median and range of some measurements."""
 

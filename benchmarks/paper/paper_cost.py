@@ -1,14 +1,18 @@
-"""How long the paper's recipe takes on one GPU: measured where it was, else by arithmetic, and said which."""
+"""How long the paper's recipe takes on one GPU: measured where it was, else by arithmetic, and said which.
+
+python benchmarks/paper/paper_cost.py
+"""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paper_shared import RESULTS, made_with, make_parser, report
 from promptreid import Stage
 
-MEASURED = Path(__file__).parents[1] / "results" / "full_size_epoch.json"
+MEASURED = RESULTS / "full_size_epoch.json"
 ASSUMED_TERAFLOPS = 100.0  # what a GPU of the A100's class may sustain in bf16; assumed, not measured
 WORDS = 40  # tokens of a caption of usual length, with prompts
 
@@ -20,7 +24,7 @@ class Cost:
     Attributes:
         frozen: A pair in a stage whose encoders are frozen: no gradients of weights.
         trained: A pair in a stage whose encoders train.
-        encoded: A picture and its captions in evaluation.
+        encoded: An image and its captions in evaluation.
         source: Where the numbers are from.
     """
 
@@ -29,16 +33,16 @@ class Cost:
     encoded: float
     source: str
 
-    def seconds(self, stages: Sequence[Stage], pairs: int, *, pictures: int) -> float:
+    def seconds(self, stages: Sequence[Stage], pairs: int, *, images: int) -> float:
         """Of a run: its stages' epochs over `pairs`, each with a look at the validation split, and one at the test's.
 
         Args:
             stages: The stages.
             pairs: Of the training split.
-            pictures: Of the validation and of the test split.
+            images: Of the validation and of the test split.
         """
         training = sum(stage.epochs * pairs * self._a_pair(stage) for stage in stages)
-        return training + self.encoded * pictures * (1 + sum(stage.epochs for stage in stages))
+        return training + self.encoded * images * (1 + sum(stage.epochs for stage in stages))
 
     def _a_pair(self, stage: Stage) -> float:
         return self.trained if "encoders" in stage.trains else self.frozen
@@ -73,10 +77,20 @@ def known_cost(path: Path = MEASURED) -> Cost:
         return assumed_cost()
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     pairs, seconds = found["pairs"], found["seconds"]
-    source = f"measured on {found['device']}, {found['made_with']['date']} (`python benchmarks/full_size_epoch.py`)"
+    source = f"measured on {found['device']}, {found['date']} (`python benchmarks/full_size_epoch.py`)"
     return Cost(
         seconds["domain_adaptation"] / pairs,
         seconds["task_adaptation"] / pairs,
         seconds["evaluation"] / found["test_pictures"],
         source,
     )
+
+
+def main() -> None:
+    """Print the seconds a pair; write them where asked."""
+    arguments = make_parser(__doc__, output=None).parse_args()
+    report({"seconds_a_pair": asdict(known_cost())} | made_with(), arguments.output)
+
+
+if __name__ == "__main__":
+    main()

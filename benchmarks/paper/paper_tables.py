@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paper_arms import MAIN, TABLES
+from paper_rows import MAIN, TABLES
+from paper_shared import in_words
 
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 # Rank-1 / mAP in percent, text to image, from the papers and repositories named (docs/paper.md).
@@ -92,7 +93,7 @@ def _made_with(results: Results) -> str:
     runs = [result for seeds in results.values() for result in seeds]
     if not runs:
         return "Nothing was run yet."
-    made = sorted({", ".join(f"{name} {value}" for name, value in run["made_with"].items()) for run in runs})
+    made = sorted({_stamp(run["made_with"]) for run in runs})
     settings = {name: value for name, value in runs[0]["settings"].items() if name not in ("row", "seed")}
     rule = ", ".join(sorted({run["rule"] for run in runs}))
     hours = sum(run["seconds"] for run in runs) / 3600
@@ -100,3 +101,7 @@ def _made_with(results: Results) -> str:
         f"{len(runs)} runs in {hours:.2f} h; {'; '.join(made)}. The checkpoint: {rule}. "
         f"Settings: {', '.join(f'{name} {value}' for name, value in settings.items())}."
     )
+
+
+def _stamp(made: Mapping[str, Any]) -> str:
+    return f"promptreid {made.get('versions', made)['promptreid']}, {in_words(made)}, {made['date']}"

@@ -4,7 +4,7 @@
     python benchmarks/paper/reproduce.py data/ICFG-PEDES --device cuda
     python benchmarks/paper/reproduce.py data/RSTPReid --device cuda
 
-It writes `runs/paper/<data set>/tables.md`, row by row; the same command goes on after a kill. Here is a try without
+It writes `runs/paper/<data set>/tables.md`, row by row; after an interruption the same command resumes. A try without
 data, weights or a GPU:
 
     python benchmarks/paper/reproduce.py --dry-run CUHK-PEDES --rows zero_shot direct pd
@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 
-from paper_arms import ROWS, TABLES, rows_of
 from paper_cost import known_cost
-from paper_runs import Place, Setting, make_model, make_stages, perform
+from paper_rows import ROWS, TABLES, Resources, Setting, make_model, make_stages, perform, rows_of
 from paper_tables import PUBLISHED, write_tables
 from promptreid.data.reader import load_dataset
 from promptreid.data.records import ReIDDataset
@@ -42,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default runs/paper/<data set>")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0)
-    parser.add_argument("--no-cache", action="store_true", help="decode pictures each time; else 5 GB for CUHK-PEDES")
+    parser.add_argument("--no-cache", action="store_true", help="decode images each time; else 5 GB for CUHK-PEDES")
     setting = parser.add_argument_group("what differs from the paper, for tests and other models")
     setting.add_argument("--model")
     setting.add_argument("--pretrained", help='open_clip tag; "none" for random weights')
@@ -78,18 +77,18 @@ def announce(rows: list[str], seeds: list[int], data: ReIDDataset, setting: Sett
     """Say how long it takes on one GPU, and whether that was measured."""
     cost = known_cost()
     tiny = replace(setting, model="promptreid-tiny", pretrained=None, image_size=(96, 48))
-    pictures = max(len(data.test), len(data.val or ()))
+    images = max(len(data.test), len(data.val or ()))
     hours: dict[str, float] = {}
     for row in rows:
         stages = make_stages(row, make_model(row, 0, tiny, device="cpu"), setting.recipe(data.train.num_identities))
-        hours[row] = cost.seconds(stages, data.train.num_captions, pictures=pictures) / 3600
+        hours[row] = cost.seconds(stages, data.train.num_captions, images=images) / 3600
     print(data.summary())
     print(f"expected on one GPU: {', '.join(f'{row} {value:.1f} h' for row, value in hours.items())};")
     print(f"{len(seeds) * sum(hours.values()):.0f} h for {len(seeds)} seed(s). Source: {cost.source}", flush=True)
 
 
 def main() -> None:
-    """Run every row that is not done yet and write the tables anew after each."""
+    """Run every row that is not done yet and write the tables again after each."""
     arguments = parse_arguments()
     name = f"dry-run-{arguments.dry_run}" if arguments.dry_run else arguments.data.resolve().name
     output = arguments.output or Path("runs", "paper", name)
@@ -98,13 +97,13 @@ def main() -> None:
         raise SystemExit(f"error: {arguments.data} is {data.name}; the paper's data sets are {', '.join(LAYOUTS)}")
     setting, rows = setting_of(arguments), rows_of(arguments.tables)
     rows = [row for row in rows if arguments.rows is None or row in arguments.rows]
-    place = Place(output, arguments.device, arguments.num_workers, not arguments.no_cache)
+    resources = Resources(output, arguments.device, arguments.num_workers, not arguments.no_cache)
     announce(rows, arguments.seeds, data, setting)
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for seed in arguments.seeds:
         for row in rows:
             print(f"row {row}, seed {seed}", flush=True)
-            results[row].append(perform(row, seed, data, setting, place))
+            results[row].append(perform(row, seed, data, setting, resources))
             tables = write_tables(data.name, arguments.tables, results, drawn=arguments.dry_run is not None)
             write_bytes_atomically(output / "tables.md", tables.encode())
     print(f"the tables are in {output / 'tables.md'}")

@@ -7,8 +7,8 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "to
 
 from web_world import draw_web_pair
 
-from _bench import describe, made_with, make_parser, report, seconds, spread, take_turns, write_json
+from _bench import in_words, made_with, make_parser, report, seconds, spread, take_turns, write_json
 
 __all__ = [
-    "describe", "draw_web_pair", "made_with", "make_parser", "report", "seconds", "spread", "take_turns", "write_json",
+    "draw_web_pair", "in_words", "made_with", "make_parser", "report", "seconds", "spread", "take_turns", "write_json",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from comparison import Difference, Results, gains, have_a_pair, mean_and_std, paired_difference, rank1_difference
 from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION, new_figure, save_figure
-from shared import describe
+from shared import in_words
 
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
@@ -200,10 +200,3 @@ def made_by(results: Results, command: str, *, minutes: bool) -> str:
     time = f", {sum(run['seconds'] for run in runs) / 60:.0f} min of training" if minutes else ""
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return f"`{command}`; {len(runs)} runs are shown{time}: {'; '.join(made)}, {span}."
-
-
-def in_words(stamp: Mapping[str, Any]) -> str:
-    """Machine and versions of a result; the first results have them as words, with the versions beside them."""
-    machine, versions = stamp["machine"], stamp.get("versions", stamp)
-    shown = machine if isinstance(machine, str) else describe(machine)
-    return f"{shown}, torch {versions['torch']}, open_clip {versions['open_clip']}"

@@ -1,6 +1,5 @@
 """The paper's recipe: its tables, its cost, and the command on drawn data in each layout with the small base."""
 
-import importlib
 import json
 import runpy
 import sys
@@ -8,20 +7,17 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+import paper_cost
+import paper_rows
+import paper_tables
+
+ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "benchmarks" / "paper"
 TINY = ["--model", "promptreid-tiny", "--pretrained", "none", "--image-size", "96", "48", "--device", "cpu"]
 
 
 @pytest.fixture
-def paper(monkeypatch):
-    """Imports a module of the recipe by name."""
-    monkeypatch.syspath_prepend(str(PAPER))
-    return importlib.import_module
-
-
-@pytest.fixture
-def reproduce(paper, monkeypatch, capsys):
+def reproduce(monkeypatch, capsys):
     """Runs the command as a person would type it, and returns what it printed."""
 
     def reproduce(*arguments):
@@ -92,9 +88,9 @@ def test_another_data_set_is_refused(reproduce, tmp_path):
         reproduce(tmp_path / "own")
 
 
-def test_every_table_has_published_figures_as_the_docs_have_them(paper):
+def test_every_table_has_published_figures_as_the_docs_have_them():
     docs = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
-    for method, figures in paper("paper_tables").PUBLISHED.items():
+    for method, figures in paper_tables.PUBLISHED.items():
         if method == "Prompt Decoupling":
             assert "near 71.6, 60.9 and 56.7" in docs
             continue
@@ -102,76 +98,31 @@ def test_every_table_has_published_figures_as_the_docs_have_them(paper):
         assert " | ".join(f"{rank1} / {mAP}" for rank1, mAP in figures.values()) in docs, method
 
 
-def test_rows_of_the_tables_are_those_of_the_ablations_page(paper):
-    arms = paper("paper_arms")
-    assert set(arms.rows_of(["main", "ablations"])) == set(arms.ROWS)
-    assert arms.rows_of(["main"]) == ["zero_shot", "direct", "pd"]
+def test_rows_of_the_tables_are_those_of_the_ablations_page():
+    assert set(paper_rows.rows_of(["main", "ablations"])) == set(paper_rows.ROWS)
+    assert paper_rows.rows_of(["main"]) == ["zero_shot", "direct", "pd"]
 
 
-def test_cost_by_hand(paper, tmp_path):
+def test_cost_by_hand(tmp_path):
     from promptreid import PromptedCLIP, load_clip
     from promptreid.training import ablations
     from promptreid.training.recipe import Recipe
 
-    cost_module = paper("paper_cost")
     model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
     recipe = Recipe(num_identities=2, stage_one_epochs=3, stage_two_epochs=5)
-    cost = cost_module.Cost(frozen=2.0, trained=3.0, encoded=1.0, source="")
-    # 3 epochs · 10 pairs · 2 s + 5 · 10 · 3 s = 210 s; 8 looks at validation and one at test, 4 pictures each: 36 s.
-    assert cost.seconds(ablations.two_stages(model, recipe), 10, pictures=4) == 246.0
-    assert cost.seconds(ablations.joint_one_stage(model, recipe), 10, pictures=4) == 150.0 + 24.0
-    assert "not measured" in cost_module.known_cost(tmp_path / "none.json").source
+    cost = paper_cost.Cost(frozen=2.0, trained=3.0, encoded=1.0, source="")
+    # 3 epochs · 10 pairs · 2 s + 5 · 10 · 3 s = 210 s; 8 looks at validation and one at test, 4 images each: 36 s.
+    assert cost.seconds(ablations.two_stages(model, recipe), 10, images=4) == 246.0
+    assert cost.seconds(ablations.joint_one_stage(model, recipe), 10, images=4) == 150.0 + 24.0
+    assert "not measured" in paper_cost.known_cost(tmp_path / "none.json").source
     measured = {
         "pairs": 100,
         "test_pictures": 10,
         "device": "a GPU",
-        "made_with": {"date": "2026-01-01"},
+        "date": "2026-01-01",
         "seconds": {"domain_adaptation": 50.0, "task_adaptation": 100.0, "evaluation": 5.0},
     }
     (tmp_path / "found.json").write_text(json.dumps(measured))
-    found = cost_module.known_cost(tmp_path / "found.json")
+    found = paper_cost.known_cost(tmp_path / "found.json")
     assert (found.frozen, found.trained, found.encoded) == (0.5, 1.0, 0.5)
     assert found.source.startswith("measured on a GPU, 2026-01-01")
-
-
-@pytest.fixture
-def full_size(monkeypatch):
-    monkeypatch.syspath_prepend(str(PAPER.parent))
-    return importlib.import_module("full_size_epoch")
-
-
-def test_a_split_is_cut_to_the_published_counts_in_small(full_size):
-    from promptreid.data.records import ImageRecord, ReIDSplit
-
-    records = [ImageRecord(Path(f"{p}-{i}"), p, ("a", "b"), "train") for p in (1, 2, 3) for i in range(4)]
-    # 10 pictures of 3 persons: four of the first, three of the others; 20 captions and one more.
-    split = full_size.cut(ReIDSplit("train", records), 3, 10, 21)
-    assert [record.person_id for record in split.records] == [1] * 4 + [2] * 3 + [3] * 3
-    assert split.num_captions == 21
-    assert split.records[0].captions == ("a", "b", "a")
-
-
-def test_the_counts_are_those_of_cuhk_pedes(full_size):
-    from promptreid.data.layouts import CUHK_PEDES
-
-    published = {name: tuple(vars(count).values()) for name, count in CUHK_PEDES.published.splits.items()}
-    assert published == full_size.COUNTS
-
-
-def test_the_kept_file_is_for_the_whole_size_on_a_gpu(full_size, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["full_size_epoch.py", "--share", "0.001", "--device", "cpu"])
-    with pytest.raises(SystemExit):
-        full_size.main()
-    assert "give another --output for a try" in capsys.readouterr().err
-
-
-def test_a_try_of_the_timing_writes_seconds_of_every_stage(full_size, monkeypatch, tmp_path):
-    arguments = (
-        f"--share 0.0005 --device cpu --model promptreid-tiny --image-size 96 48 --output {tmp_path / 'dry.json'}"
-    )
-    monkeypatch.setattr(sys, "argv", ["full_size_epoch.py", *arguments.split(), "--batch-size", "8"])
-    full_size.main()
-    found = json.loads((tmp_path / "dry.json").read_text())
-    stages = {"domain_adaptation", "task_adaptation", "direct_fine_tuning", "evaluation", "building the cache"}
-    assert set(found["seconds"]) == stages
-    assert found["pairs"] == 36

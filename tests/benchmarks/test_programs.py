@@ -1,0 +1,101 @@
+"""Every benchmark takes --output and records its machine; each is tried in small."""
+
+import contextlib
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PROGRAMS = [path.stem for path in sorted(BENCHMARKS.glob("[a-z]*.py")) if path.stem != "conftest"]
+TINY = {"MODEL": "promptreid-tiny", "IMAGE_SIZE": (96, 48)}
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs a program's `main` with arguments, and with other constants."""
+
+    def command(name, arguments, **constants):
+        module = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        module.main()
+
+    return command
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "speed", "paper_cost"])
+def test_help_shows_where_the_result_goes(command, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        command(name, ["--help"])
+    assert end.value.code == 0
+    assert "--output OUTPUT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "constants"),
+    [
+        ("data_loading", "", {"IMAGES": 16, "BATCH": 8, "TRAIN_IMAGES": 70, "OTHER_IMAGES": 30, "ROUNDS": 2}),
+        ("evaluation_speed", "", {"CUHK_PEDES": (60, 30, 2), "PERSONS": 20}),
+        ("generated_summary", "--persons 24 --sheets {folder}", {}),
+        ("paper_cost", "", {}),
+        ("search_indexing", "", {**TINY, "IDENTITIES": (2, 1, 1)}),
+        ("search_speed", "", {"IMAGES": 1000}),
+        ("training_overhead", "", {"ROUNDS": 1, "STEPS": 3, "BATCH_SIZE": 4}),
+        pytest.param(
+            "generated_calibration",
+            "--identities 8 --epochs 1",
+            {"IDENTITIES": (8, 4, 1), "BATCH_SIZE": 8},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("hub_speed", "", {**TINY, "ROUNDS": 1}, marks=pytest.mark.slow),
+        pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
+        pytest.param("speed", "--steps 1", {}, marks=pytest.mark.slow),
+        pytest.param("training_memory", "", {"VARIANTS": {"64": (8, None), "chunks": (16, 8)}}, marks=pytest.mark.slow),
+        pytest.param(
+            "training_seeds",
+            "--seeds 0 --runs {folder}/runs",
+            {"IDENTITIES": (8, 3, 4), "BATCH_SIZE": 8},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "training_throughput",
+            "--device cpu --model promptreid-tiny --image-size 96 48 --batch-sizes 8 --steps 1 --rounds 1",
+            {},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_try_in_small_writes_figures_with_their_machine(command, tmp_path, name, arguments, constants):
+    output = tmp_path / "result.json"
+    with contextlib.suppress(SystemExit):  # so small, loading may miss what it promises
+        command(name, ["--output", output, *arguments.format(folder=tmp_path).split()], **constants)
+    result = json.loads(output.read_text())
+    assert result["machine"]["processor"]
+    assert result["versions"]["promptreid"]
+    assert result["date"].startswith("20")
+    assert len(result) > 3
+
+
+@pytest.mark.slow
+def test_each_precision_of_the_speed_of_backbones_keeps_its_machine(command, tmp_path, monkeypatch):
+    import backbones_speed
+
+    small = {**TINY, "BATCH": 2, "CAPTIONS": 2}
+    monkeypatch.setattr(backbones_speed, "in_own_process", lambda work, *arguments: work(*arguments))
+    output = tmp_path / "result.json"
+    for precision in ("fp32", "bf16"):
+        arguments = ["--output", output, "--rounds", 1, "--precision", precision, "--only", "prompted", "captions"]
+        command("backbones_speed", arguments, **small)
+    result = json.loads(output.read_text())
+    for precision in ("fp32", "bf16"):
+        assert result[precision]["machine"]["processor"]
+        assert result[precision]["rounds"] == 1
+        assert (
+            result[precision][backbones_speed.PROMPTED]["lowest"]
+            == result[precision][backbones_speed.PROMPTED]["ratio"]
+        )
+        assert result[precision]["2 captions: largest relative difference"] < 0.1
