@@ -16,7 +16,7 @@ INTRODUCTION = """# Benchmarks
 
 Every figure in these pages comes from a command in the repository. These are the commands, and the figures that were
 committed to `benchmarks/results/`, as the build found them there. A benchmark without figures here has **not** been run
-for the record. Each compares variants by turns in one run: ratios carry over to another machine, seconds do not.
+for the record. Each compares variants in turn in one run: ratios carry over to another machine, seconds do not.
 
 The study of the method itself is on another page: [Evidence](evidence.md).
 """
@@ -37,12 +37,12 @@ def flatten(value: object, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list):
         if all(not isinstance(inner, dict | list) for inner in value) and len(value) <= 8:
             return [(name, ", ".join(written(inner) for inner in value))]
-        return [row for place, inner in enumerate(value, start=1) for row in flatten(inner, f"{name} · {place}")]
+        return [row for number, inner in enumerate(value, start=1) for row in flatten(inner, f"{name} · {number}")]
     return [(name, written(value))]
 
 
 def written(value: object) -> str:
-    """A number with four digits that count, thousands apart; anything else as it is."""
+    """A number with four significant digits and thousands separators; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -56,21 +56,22 @@ def cell(text: str) -> str:
 
 
 def figures(path: Path, root: Path) -> str:
-    """The figures of one file as a table, and with what they were made."""
+    """The figures of one file as a table, and what they were made with."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         content = {"results": content}
-    made_with = flatten({key: content[key] for key in _CONTEXT if key in content})
+    context = {key: content[key] for key in _CONTEXT if content.get(key) is not None}
+    grouped = [flatten(value, "" if isinstance(value, dict) else key) for key, value in context.items()]
     rows = flatten({key: value for key, value in content.items() if key not in _CONTEXT})
     table = "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in rows[:MOST_ROWS])
     more = f"\n\n… and {len(rows) - MOST_ROWS} more in the file." if len(rows) > MOST_ROWS else ""
-    stamp = "; ".join(f"{name} {value}" for name, value in made_with)
+    stamp = "; ".join(f"{name} {value}" for group in grouped for name, value in group if value != "None")
     file = path.relative_to(root).as_posix()
     return f"`{file}`{f' ({stamp})' if stamp else ''}:\n\n| figure | value |\n|---|---|\n{table}{more}\n"
 
 
 def section(path: Path, root: Path) -> str:
-    """One benchmark, or nothing if the file is no program."""
+    """One benchmark, or nothing if the file is not a program."""
     source = path.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(source))
     if docstring is None or "__main__" not in source:
@@ -83,7 +84,7 @@ def section(path: Path, root: Path) -> str:
 
 
 def paragraphs(text: str) -> list[str]:
-    """What empty lines part."""
+    """What empty lines separate."""
     return [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 

@@ -94,8 +94,6 @@ def test_each_precision_of_the_speed_of_backbones_keeps_its_machine(command, tmp
     for precision in ("fp32", "bf16"):
         assert result[precision]["machine"]["processor"]
         assert result[precision]["rounds"] == 1
-        assert (
-            result[precision][backbones_speed.PROMPTED]["lowest"]
-            == result[precision][backbones_speed.PROMPTED]["ratio"]
-        )
+        ratio = result[precision][backbones_speed.PROMPTED]
+        assert ratio["lowest"] == ratio["ratio"] == ratio["highest"]  # of one round
         assert result[precision]["2 captions: largest relative difference"] < 0.1

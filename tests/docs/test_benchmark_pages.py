@@ -43,6 +43,15 @@ def test_page_shows_the_figures_of_each_benchmark_with_their_machine(pages, tmp_
     assert "helper" not in page
 
 
+def test_machine_and_versions_of_a_record_stand_in_one_line(pages, tmp_path):
+    machine = {"processor": "A Chip", "threads": 2, "gpu": None}
+    content = {"ratio": 2.0, "machine": machine, "versions": {"torch": "2.14"}, "date": "2026-11-26"}
+    (tmp_path / "new.json").write_text(json.dumps(content))
+    shown = pages.figures(tmp_path / "new.json", tmp_path)
+    assert "`new.json` (date 2026-11-26; processor A Chip; threads 2; torch 2.14):" in shown
+    assert "| ratio | 2 |" in shown
+
+
 def test_commands_stand_in_blocks_and_prose_does_not(pages):
     found = pages.paragraphs("\n    python a.py  # one\n    python a.py --two\n\nWhat it is\nabout.\n")
     assert [pages.paragraph(part) for part in found] == [
