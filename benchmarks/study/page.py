@@ -60,7 +60,7 @@ ICFG-PEDES or RSTPReid. Scores are in percent on the test split, mean ± standar
 
 QUESTIONS = """## Questions
 
-1. Does PD beat fine-tuning the encoders directly, at equal steps and at equal wall time?
+1. Does PD beat fine-tuning the encoders directly, at equal steps and at equal wall-clock time?
 2. Which part of it does the work: the prompts, their training, or the two stages?
 3. Does the gain grow with the gap between the base's domain and the target's? With few identities?
 4. What does it cost on other cameras, and on the base's own domain?
@@ -115,16 +115,16 @@ class Page:
         return section(title, f"{FULL} {part}", results, tables)
 
     def equal_time(self) -> str:
-        """Says that `direct` is the arm of equal wall time as well, where it has as many steps; nothing where not."""
+        """Where `direct` has as many steps as the arm of equal wall-clock time, a sentence that says so."""
         one, two = BUDGET.stage_one_steps, BUDGET.stage_two_steps
         steps = ARMS["direct_equal_time"].last_steps(one, two, costs=(self.rates["costs"][0], self.rates["costs"][1]))
         rounds, length = split_steps(steps, about=BUDGET.round_steps)
         if not self.rates["rates"] or rounds * length != one + two:
             return ""
         return (
-            f"By the clock both stages of `pd` take as long as {steps} steps of direct fine-tuning. In whole rounds "
-            f"these are {rounds * length}: `direct_equal_time` is `direct` itself, and the comparison of the two above "
-            "is that at equal wall time as well.\n"
+            f"In wall-clock time both stages of `pd` take as long as {steps} steps of direct fine-tuning. In whole "
+            f"rounds that is {rounds * length}: `direct_equal_time` is `direct` itself, and the comparison of the two "
+            "above is also the one at equal wall-clock time.\n"
         )
 
     def response(self, title: str, part: str, attribute: str, label: str) -> str:
@@ -145,7 +145,9 @@ class Page:
         usual, twice = (budget.stage_one_steps + budget.stage_two_steps for budget in (BUDGET, LONG))
         costs = self.rates["costs"]
         clock = round(costs[0] * LONG.stage_one_steps + costs[1] * LONG.stage_two_steps)
-        note = f"By the clock `pd` takes {clock} steps of direct fine-tuning here. Rates are those of the usual budget."
+        note = (
+            f"In wall-clock time `pd` takes {clock} steps of direct fine-tuning here. Rates: those of the usual budget."
+        )
         return self.contrast("Twice the steps", "long", (f"{usual} steps", f"{twice} steps"), [note])
 
     def base(self) -> str:
@@ -155,7 +157,7 @@ class Page:
             "From the base that was pretrained further:",
             score_table(further, arms),
             measure_table(further, arms),
-            "MMD² here is measured by that base's own features, so it must not be held against that of other sections.",
+            "MMD² here is measured by that base's own features, so it cannot be compared with that of other sections.",
         ]
         return self.contrast("Another base", "base", ("base as it ships", "pretrained further"), blocks)
 
@@ -189,8 +191,8 @@ class Page:
         note = (
             "MMD² is the squared distance from the target's features to the bare model's features of its own domain, "
             "each modality by itself: `zero_shot` is before stage 1, `stage_one` after it. The modality gap is the "
-            "distance between the mean image and the mean text feature. All of it is with prompts on: switched off "
-            "after stage 1, they leave the base as it was."
+            "distance between the mean image and the mean text feature. All of it is measured with prompts on: without "
+            "them, the model after stage 1 is the base."
         )
         shown = {arm: self.usual[arm] for arm in (*MAIN, *CONTROLS) if arm in self.usual}
         return section(
@@ -200,7 +202,7 @@ class Page:
     def groups(self) -> str:
         """Rank-1 by skin tone, body build and words for gender."""
         note = (
-            "Drawn people, so this shows how a system's errors can be looked at, not how any system treats people. "
+            "These are drawn people: this shows how to analyse a system's errors, not how any system treats people. "
             "“none” are captions without a word for gender."
         )
         shown = {arm: self.usual[arm] for arm in ("zero_shot", "direct", "pd") if arm in self.usual}
@@ -216,9 +218,11 @@ class Page:
         untuned = [f"`{name}`" for name, arm in ARMS.items() if arm.tuned != "none" and name not in self.rates["rates"]]
         if untuned:
             lines.append(f"- rates not tuned, so not run: {', '.join(untuned)}")
-        lines.append("- everything on CUHK-PEDES, ICFG-PEDES and RSTPReid: the data and CLIP's weights are not here; "
-                     "[the recipe](paper_recipe.md) is ready")  # fmt: skip
-        reason = "Where runs are missing it is for want of time on two cores; nothing was left out for its result."
+        lines.append(
+            "- everything on CUHK-PEDES, ICFG-PEDES and RSTPReid: the data and CLIP's weights are not available here; "
+            "[the recipe](paper_recipe.md) is ready"
+        )
+        reason = "Runs are missing for lack of time on two cores; nothing was left out because of its result."
         return "\n".join(["## What was not run, and why", "", *lines, "", reason, ""])
 
     def tuning(self) -> str:

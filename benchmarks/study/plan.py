@@ -33,7 +33,7 @@ class Arm:
         purpose: What it is for, for the tables.
         prompts: What the model carries.
         recipe: What it changes in the recipe.
-        last: How long its last stage is: N₂ steps, all N₁ + N₂ of them, or as long as `pd` takes by the clock.
+        last: How long its last stage is: N₂ steps, all N₁ + N₂ of them, or as long as `pd` takes in wall-clock time.
         tuned: Which of the two learning rates (of stage 1 or the prompts, of the last stage) it has.
     """
 
@@ -55,22 +55,22 @@ def _direct(purpose: str, last: Length = "all", prompts: PromptConfig = NO_PROMP
 
 
 MAIN: dict[str, Arm] = {
-    "zero_shot": Arm(None, "where everything starts", NO_PROMPTS, tuned="none"),
+    "zero_shot": Arm(None, "the starting point", NO_PROMPTS, tuned="none"),
     "direct": _direct("the baseline, with as many steps as both stages of `pd`"),
     "pd": Arm(ablations.two_stages, "the method"),
-    "joint": Arm(ablations.joint_one_stage, "decoupling taken away, the same number of steps", last="all"),
+    "joint": Arm(ablations.joint_one_stage, "without decoupling, at the same number of steps", last="all"),
     "stage_one": Arm(ablations.prompts_only, "domain adaptation alone", tuned="first"),
-    "prompts_both": Arm(ablations.prompts_in_both_stages, "freezing taken away"),
-    "pd_no_id": Arm(ablations.stage_two_without_identity, "the identity loss taken away"),
+    "prompts_both": Arm(ablations.prompts_in_both_stages, "without freezing"),
+    "pd_no_id": Arm(ablations.stage_two_without_identity, "without the identity loss"),
 }
 
 CONTROLS: dict[str, Arm] = {
     "direct_short": _direct("direct fine-tuning with as many steps as stage 2 alone", "stage_two"),
-    "direct_equal_time": _direct("direct fine-tuning for as long as `pd` takes by the clock", "time"),
+    "direct_equal_time": _direct("direct fine-tuning for as long as `pd` takes in wall-clock time", "time"),
     "direct_random_prompts": _direct("is it only more tokens? Random prompts, frozen", "all", RANDOM),
     "direct_start_prompts": _direct("is it only where prompts start? Prompts as `pd` starts them, frozen", "all", DEEP),
-    "norms_stage_one": Arm(ablations.norms_and_projections_first, "need it be prompts?", NO_PROMPTS),
-    "direct_id_warmup": Arm(ablations.direct_after_head_warm_up, "is it only a warmer head?", NO_PROMPTS),
+    "norms_stage_one": Arm(ablations.norms_and_projections_first, "does it have to be prompts?", NO_PROMPTS),
+    "direct_id_warmup": Arm(ablations.direct_after_head_warm_up, "is it only a trained head?", NO_PROMPTS),
 }
 
 
@@ -183,10 +183,10 @@ def read_rates(path: Path = RATES) -> dict[str, Any]:
     """The tuned learning rates, as `tune.py` writes them.
 
     Raises:
-        FileNotFoundError: They were not tuned yet.
+        FileNotFoundError: They have not been tuned yet.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: tune the rates first, with python benchmarks/study/tune.py")
+        raise FileNotFoundError(f"{path} is missing: tune the rates first, with python benchmarks/study/tune.py")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -202,12 +202,12 @@ def plan(arms: Iterable[str], seeds: Iterable[int], rates: Mapping[str, Any], **
         condition: `gap`, `share`, `train_cameras`, `base` or `budget` of `Run`, where they differ from its own.
 
     Raises:
-        KeyError: There is no such arm.
+        KeyError: An arm is unknown.
     """
     names = tuple(arms)
     unknown = [name for name in names if name not in ARMS]
     if unknown:
-        raise KeyError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+        raise KeyError(f"unknown arm {unknown[0]!r}, expected one of {', '.join(ARMS)}")
     costs: tuple[float, float] = (rates["costs"][0], rates["costs"][1])
     tuned = {name: (pair[0], pair[1]) for name, pair in rates["rates"].items()} | {"zero_shot": (0.0, 0.0)}
     return [

@@ -28,7 +28,7 @@ def test_processor_is_the_model_name_of_linux(monkeypatch):
     monkeypatch.setattr(_bench, "_processor_lines", lambda: lines)
     assert _bench.processor_model() == "A Chip 9: 2 GHz"
     monkeypatch.setattr(_bench, "_processor_lines", list)
-    assert _bench.processor_model() == platform.processor() or platform.machine()
+    assert _bench.processor_model() == (platform.processor() or platform.machine())
 
 
 def test_old_and_new_records_read_alike_in_words():

@@ -49,7 +49,7 @@ def test_untuned_arms_are_left_out_and_counted_as_expected():
 
 
 def test_an_unknown_arm_is_named():
-    with pytest.raises(KeyError, match="there is no arm 'direkt'"):
+    with pytest.raises(KeyError, match="unknown arm 'direkt'"):
         plan.plan(["direkt"], [0], rates())
 
 
