@@ -5,9 +5,9 @@
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
 Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
-untimed, because what it needs of memory is otherwise still shaped by the other: who uses the one never runs the other.
-A ratio is the median over rounds of one variant's time over the other's of the same round: a machine that is slow for
-a while is slow for both.
+untimed, so that memory is not laid out as the other variant left it: a user of the one never runs the other. A ratio is
+the median over the rounds of one variant's time over the other's in the same round: a machine that is slow for a while
+is slow for both. Writes benchmarks/results/backbones_speed_cpu.json, or backbones_speed_cuda.json.
 """
 
 import copy

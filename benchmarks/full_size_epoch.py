@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from _bench import RESULTS, describe, made_with, make_parser, report, seconds
-from promptreid import PromptConfig, PromptedCLIP, Stage, Trainer, evaluate, load_clip
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip
+from promptreid.adaptation import adapt
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
 from promptreid.data.reader import load_cuhk_pedes
@@ -29,6 +30,7 @@ from promptreid.training.recipe import Recipe
 
 COUNTS = {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)}
 EPOCHS = (30, 60)  # of the recipe in benchmarks/paper
+METHODS = {"direct": ablations.direct_fine_tuning, "pd": ablations.two_stages}
 RESULT = RESULTS / "full_size_epoch.json"
 
 
@@ -76,13 +78,11 @@ def draw(folder: Path, share: float) -> ReIDDataset:
     return replace(data, **splits)
 
 
-def make_stages(name: str, settings: argparse.Namespace, num_identities: int) -> list[Stage]:
-    """One epoch of each stage of a method, with a fresh model."""
+def make_model(name: str, settings: argparse.Namespace) -> PromptedCLIP:
+    """A fresh model of a method."""
     clip = load_clip(settings.model, pretrained=None, image_size=tuple(settings.image_size), device=settings.device)
     length = 0 if name == "direct" else 4
-    model = PromptedCLIP(clip, PromptConfig(text_length=length, vision_length=length))
-    recipe = Recipe(num_identities=num_identities, stage_one_epochs=1, stage_two_epochs=1, warmup_share=0.0)
-    return (ablations.direct_fine_tuning if name == "direct" else ablations.two_stages)(model, recipe)
+    return PromptedCLIP(clip, PromptConfig(text_length=length, vision_length=length))
 
 
 def time_epochs(data: ReIDDataset, settings: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -91,23 +91,26 @@ def time_epochs(data: ReIDDataset, settings: argparse.Namespace, folder: Path) -
     paths = [record.path for record in data.train.records]
     cache = build_image_cache(paths, folder / "cache", image_size=tuple(settings.image_size))
     taken = {"building the cache": time.perf_counter() - started}
-    for name in ("direct", "pd"):
-        stages = make_stages(name, settings, data.train.num_identities)
-        model = stages[0].model
-        trainer = Trainer(
+    for name, make_stages in METHODS.items():
+        model = make_model(name, settings)
+        found = adapt(
             model,
-            stages,
+            data,
+            Recipe(stage_one_epochs=1, stage_two_epochs=1, warmup_share=0.0),
+            output_dir=folder / name,
+            make_stages=make_stages,
+            evaluate_test="never",
+            save=False,
+            evaluate=None,
+            best_metric=None,
             train_data=CaptionedImages(
                 data.train, transform=model.train_transform, tokenizer=model.tokenizer, cache=cache
             ),
             batch_size=settings.batch_size,
-            output_dir=folder / name,
-            device=settings.device,
-            mixed_precision="bf16" if settings.device.startswith("cuda") else "no",
             num_workers=settings.num_workers,
             trackers=(),
         )
-        taken |= {entry["stage"]: entry["seconds"] for entry in trainer.fit()}
+        taken |= {stage: entries[-1]["seconds"] for stage, entries in found.histories.items()}
     taken["evaluation"] = seconds(lambda: evaluate(model, data.test, num_workers=settings.num_workers))
     return taken
 

@@ -14,11 +14,12 @@ import time
 import torch
 
 from _bench import RESULTS, made_with, make_parser, write_json
-from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
-from promptreid.data.dataset import CaptionedImages
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip
+from promptreid.adaptation import adapt
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.writer import GENERATOR_VERSION
+from promptreid.training.recipe import Recipe
 
 IDENTITIES = (2000, 400, 1)  # the split of one is only there because the layout asks for a test split
 IMAGE_SIZE = (96, 48)
@@ -49,28 +50,21 @@ def main() -> None:
             raise RuntimeError("the generated data have no validation split")
         zero_shot = evaluate(model, val).as_dict()
         print(f"zero-shot     {json.dumps(zero_shot)}", flush=True)
-        schedule = TwoStageSchedule(
-            model,
-            num_identities=data.train.num_identities,
-            stage_one_epochs=0,
-            stage_two_epochs=settings.epochs,
-            stage_two_learning_rate=settings.learning_rate,
+        recipe = Recipe(
+            stage_one_epochs=0, stage_two_epochs=settings.epochs, stage_two_learning_rate=settings.learning_rate
         )
-        pairs = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
         started = time.perf_counter()
-        run = f"{folder}/run"
-        trainer = Trainer(
+        found = adapt(
             model,
-            schedule,
-            train_data=pairs,
+            data,
+            recipe,
+            output_dir=f"{folder}/run",
+            evaluate_test="never",
+            save=False,
+            best_metric=None,
             batch_size=BATCH_SIZE,
-            output_dir=run,
             seed=SEED,
-            device="cpu",
-            evaluate=lambda model: evaluate(model, val, progress=False).text_to_image.as_dict(),
-            evaluate_every_epoch=True,
         )
-        history = trainer.fit()
         training_seconds = time.perf_counter() - started
         fine_tuned = evaluate(model, val).as_dict()
         print(f"fine-tuned    {json.dumps(fine_tuned)}", flush=True)
@@ -84,7 +78,7 @@ def main() -> None:
         "val_captions": val.num_captions,
         "zero_shot": zero_shot,
         "direct_fine_tuning": fine_tuned,
-        "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in history],
+        "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in found.histories["task_adaptation"]],
         "seconds": {"drawing": round(drawing_seconds), "training": round(training_seconds)},
         **made_with(),
     }  # fmt: skip

@@ -34,44 +34,44 @@ def shares(values: list[str]) -> dict[str, float]:
     return {name: round(count / len(values), 3) for name, count in Counter(values).most_common()}
 
 
-def summarize(pictures: list[DescribedImage]) -> dict[str, Any]:
+def summarize(images: list[DescribedImage]) -> dict[str, Any]:
     """Distribution of what is drawn and said."""
-    people = {picture.person_id: picture.scene.person for picture in pictures}
-    captions = [caption for picture in pictures for caption in picture.captions]
+    people = {image.person_id: image.scene.person for image in images}
+    captions = [caption for image in images for caption in image.captions]
     words = np.array([len(caption.text.split()) for caption in captions])
     said = Counter(name for caption in captions for name in caption.said)
     attributes = ("gender", "age", "build", "skin", "hair_length", "upper_kind", "upper_pattern", "lower_kind", "bag",
                   "hat", "glasses", "shoe_kind")  # fmt: skip
     return {
         "persons": len(people),
-        "pictures": len(pictures),
+        "pictures": len(images),
         "captions": len(captions),
         "persons_by": {name: shares([getattr(person, name) for person in people.values()]) for name in attributes},
         "pictures_by": {
-            name: shares([str(getattr(picture.scene, name)) for picture in pictures])
+            name: shares([str(getattr(image.scene, name)) for image in images])
             for name in ("camera", "view", "occluder")
         },
         "caption_words": {"mean": round(float(words.mean()), 1), "min": int(words.min()), "max": int(words.max())},
         "captions_with_a_mistake": round(float(np.mean([bool(caption.mistakes) for caption in captions])), 3),
-        "captions_that_single_out_their_person": round(singled_out(pictures), 3),
+        "captions_that_single_out_their_person": round(singled_out(images), 3),
         "captions_that_name": {name: round(count / len(captions), 3) for name, count in said.most_common()},
     }
 
 
-def singled_out(pictures: list[DescribedImage]) -> float:
+def singled_out(images: list[DescribedImage]) -> float:
     """Share of captions whose person a reader finds first who knows the truth about everybody; ties count in part."""
-    people = {picture.person_id: picture.scene.person for picture in pictures}
+    people = {image.person_id: image.scene.person for image in images}
     found = 0.0
-    for picture in pictures:
-        for caption in picture.captions:
+    for image in images:
+        for caption in image.captions:
             agreement = {
                 number: sum(str(getattr(person, name)) == value for name, value in caption.said.items())
                 for number, person in people.items()
             }
             most = max(agreement.values())
-            if agreement[picture.person_id] == most:
+            if agreement[image.person_id] == most:
                 found += 1 / sum(value == most for value in agreement.values())
-    return found / sum(len(picture.captions) for picture in pictures)
+    return found / sum(len(image.captions) for image in images)
 
 
 def sheet(cells: list[tuple[Image.Image, str]], path: Path) -> None:
@@ -98,16 +98,16 @@ def main() -> None:
         started = time.process_time()
         root = write_generated(f"{folder}/set", num_identities=(arguments.persons, 1, 1), progress=False)
         speed = 4 * (arguments.persons + 2) / (time.process_time() - started)
-        pictures = [picture for picture in load_scenes(root) if picture.split == "train"]
-        chosen = [picture for person in range(12, 24) for picture in pictures[4 * person : 4 * person + 2]]
-        cells = [(Image.open(picture.path), picture.captions[0].text) for picture in chosen]
+        images = [image for image in load_scenes(root) if image.split == "train"]
+        chosen = [image for person in range(12, 24) for image in images[4 * person : 4 * person + 2]]
+        cells = [(Image.open(image.path), image.captions[0].text) for image in chosen]
         sheet(cells, arguments.sheets / "generated_street.jpg")
     worlds = [PLAIN_WORLD, VARIED_WORLD]
     pairs = [draw_web_pair(np.random.default_rng([1, index]), worlds[index % 2]) for index in range(24)]
     sheet([(image, caption) for image, caption in pairs], arguments.sheets / "generated_web.jpg")
     result = {
         "generator_version": GENERATOR_VERSION,
-        **summarize(pictures),
+        **summarize(images),
         "images_per_second_of_one_core": round(speed),
         **made_with(),
     }

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from _bench import RESULTS, made_with, make_parser, report
-from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, evaluate, load_clip
-from promptreid.data.dataset import CaptionedImages
+from promptreid import PromptConfig, PromptedCLIP, load_clip
+from promptreid.adaptation import adapt
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.synthetic import write_generated
+from promptreid.training.recipe import Recipe
 from promptreid.training.seeds import run_seeds
 
 IDENTITIES = (100, 20, 40)
 IMAGE_SIZE = (96, 48)
-EPOCHS = (1, 2)
-LEARNING_RATES = (5e-3, 3e-4)
+RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
 BATCH_SIZE = 64
 METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
@@ -32,28 +32,18 @@ def train(seed: int, folder: Path) -> dict[str, float]:
     torch.manual_seed(seed)
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=IMAGE_SIZE)
     model = PromptedCLIP(clip, PromptConfig())
-    schedule = TwoStageSchedule(
+    found = adapt(
         model,
-        num_identities=data.train.num_identities,
-        stage_one_epochs=EPOCHS[0],
-        stage_two_epochs=EPOCHS[1],
-        stage_one_learning_rate=LEARNING_RATES[0],
-        stage_two_learning_rate=LEARNING_RATES[1],
-    )
-    trainer = Trainer(
-        model,
-        schedule,
-        train_data=CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer),
-        batch_size=BATCH_SIZE,
+        data,
+        RECIPE,
         output_dir=folder / "run",
+        evaluate_test="last",
+        save=False,
+        batch_size=BATCH_SIZE,
         seed=seed,
-        evaluate=lambda model: evaluate(model, data.val, progress=False).text_to_image.as_dict(),
-        evaluate_every_epoch=True,
-        best_metric="mAP",
     )
-    trainer.fit()
-    scores = evaluate(model, data.test, progress=False).text_to_image.as_dict()
-    return {name: scores[name] for name in METRICS}
+    [scores] = found.scores.values()
+    return {name: scores.text_to_image.as_dict()[name] for name in METRICS}
 
 
 def main() -> None:

@@ -5,13 +5,15 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from paper_shared import made_with, write_json
-from promptreid import PromptConfig, PromptedCLIP, Stage, Trainer, evaluate, load_clip
+from promptreid import PromptConfig, PromptedCLIP, Stage, evaluate, load_clip
+from promptreid.adaptation import adapt
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import ImageCache, build_image_cache
 from promptreid.data.records import ReIDDataset
@@ -98,15 +100,9 @@ class Setting:
     epochs: tuple[int, int] = (30, 60)
     rates: tuple[float, float] = (3e-4, 1e-5)
 
-    def recipe(self, num_identities: int) -> Recipe:
+    def recipe(self) -> Recipe:
         """The numbers of both stages."""
-        return Recipe(
-            num_identities=num_identities,
-            stage_one_epochs=self.epochs[0],
-            stage_two_epochs=self.epochs[1],
-            stage_one_learning_rate=self.rates[0],
-            stage_two_learning_rate=self.rates[1],
-        )
+        return Recipe().with_stages(epochs=self.epochs, learning_rates=self.rates)
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,8 @@ def perform(row: str, seed: int, data: ReIDDataset, setting: Setting, resources:
         return result
     started = time.perf_counter()
     model = make_model(row, seed, setting, device=resources.device)
-    stages = make_stages(row, model, setting.recipe(data.train.num_identities))
     work = resources.output / "work" / path.stem
-    history = train(stages, seed, data, setting, resources, work)
+    history = train(row, model, seed, data, setting, resources, work)
     result = {"settings": settings, "rule": "best validation mAP" if data.val else "last epoch", "history": history}
     result["test"] = evaluate(model, data.test, num_workers=resources.num_workers).as_dict()
     result |= {"seconds": round(time.perf_counter() - started, 1), "made_with": made_with()}
@@ -171,12 +166,11 @@ def make_stages(row: str, model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
 
 
 def train(
-    stages: list[Stage], seed: int, data: ReIDDataset, setting: Setting, resources: Resources, work: Path
+    row: str, model: PromptedCLIP, seed: int, data: ReIDDataset, setting: Setting, resources: Resources, work: Path
 ) -> list[dict[str, Any]]:
-    """Run the stages; the validation split chooses each one's epoch, where there is one, else it is the last."""
-    if not stages:
+    """Run a row's stages; the validation split chooses each one's epoch, where there is one, else it is the last."""
+    if ROWS[row].stages is None:
         return []
-    model, validation = stages[0].model, data.val
     pairs = CaptionedImages(
         data.train,
         transform=model.train_transform,
@@ -184,22 +178,23 @@ def train(
         cache=make_cache(data, setting, resources),
         token_cache=resources.output / "tokens",
     )
-    trainer = Trainer(
+    found = adapt(
         model,
-        stages,
+        data,
+        setting.recipe(),
+        output_dir=work,
+        make_stages=partial(make_stages, row),
+        evaluate_test="never",
+        save=False,
         train_data=pairs,
         batch_size=setting.batch_size,
-        output_dir=work,
         seed=seed,
         device=resources.device,
         mixed_precision=resources.mixed_precision,
         num_workers=resources.num_workers,
-        evaluate=validation and (lambda model: evaluate(model, validation, progress=False).text_to_image.as_dict()),
-        evaluate_every_epoch=True,
-        best_metric="mAP" if validation else None,
         keep_checkpoints=1,
     )
-    return trainer.fit()
+    return [entry for entries in found.histories.values() for entry in entries]
 
 
 def make_cache(data: ReIDDataset, setting: Setting, resources: Resources) -> ImageCache | None:

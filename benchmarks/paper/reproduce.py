@@ -80,7 +80,8 @@ def announce(rows: list[str], seeds: list[int], data: ReIDDataset, setting: Sett
     images = max(len(data.test), len(data.val or ()))
     hours: dict[str, float] = {}
     for row in rows:
-        stages = make_stages(row, make_model(row, 0, tiny, device="cpu"), setting.recipe(data.train.num_identities))
+        recipe = replace(setting.recipe(), num_identities=data.train.num_identities)
+        stages = make_stages(row, make_model(row, 0, tiny, device="cpu"), recipe)
         hours[row] = cost.seconds(stages, data.train.num_captions, images=images) / 3600
     print(data.summary())
     print(f"expected on one GPU: {', '.join(f'{row} {value:.1f} h' for row, value in hours.items())};")

@@ -107,7 +107,7 @@ def modality_gap(image_features: Tensor, text_features: Tensor) -> float:
 
 
 def first_hits(encoded: EncodedSplit) -> list[bool]:
-    """For each caption, whether the picture found first shows the person."""
+    """For each caption, whether the image found first shows the person."""
     found = compute_metrics(
         encoded.text_features, encoded.image_features, encoded.text_ids, encoded.image_ids, per_query=True
     ).queries
@@ -130,7 +130,7 @@ def rank1_by_person(hits: Iterable[bool], persons: Iterable[int]) -> dict[int, f
 
 
 def groups_of(scene: Scene, caption: Caption) -> dict[str, str]:
-    """What a sentence and its picture count to.
+    """The groups that a sentence and its image belong to.
 
     Captions in the web's form, as there are at a gap below 1, do not keep which word for gender they use.
     """
@@ -159,9 +159,9 @@ def rank1_by_group(hits: Iterable[bool], groups: Iterable[Mapping[str, str]]) ->
 
 def caption_groups(encoded: EncodedSplit, root: Path) -> list[dict[str, str]]:
     """The groups of each caption of a split, in its order; `root` is what `write_generated` wrote."""
-    pictures = {picture.path: picture for picture in load_scenes(root)}
+    images = {image.path: image for image in load_scenes(root)}
     groups: list[dict[str, str]] = []
     for record in encoded.split.records:
-        picture = pictures[record.path]
-        groups += [groups_of(picture.scene, caption) for caption in picture.captions]
+        image = images[record.path]
+        groups += [groups_of(image.scene, caption) for caption in image.captions]
     return groups

@@ -74,11 +74,11 @@ class Page:
     Args:
         rates: What `read_rates` returned, or `UNTUNED`.
         results: Where the results are.
-        pictures: Gets the plots.
+        plots: Folder for the plots.
     """
 
-    def __init__(self, rates: Mapping[str, Any], results: Path, pictures: Path) -> None:
-        self.rates, self.results, self.pictures = rates, results, pictures
+    def __init__(self, rates: Mapping[str, Any], results: Path, plots: Path) -> None:
+        self.rates, self.results, self.plots = rates, results, plots
         self.parts = parts(rates)
         self.usual = self._gather(self.parts["main"] + self.parts["controls"] + self.parts["ablations"])
         costly = [run for part in ("gap", "long", "base", "low_data", "transfer") for run in self.parts[part]]
@@ -103,12 +103,12 @@ class Page:
         if not any(arm in results for arm in arms if arm != baseline):
             return section(title, f"{FULL} {part}", {}, [])
         shown = arms if baseline in arms else (baseline, *arms)
-        picture = draw_differences(self.pictures / f"evidence_{part}.png", results, shown, baseline)
+        plot = draw_differences(self.plots / f"evidence_{part}.png", results, shown, baseline)
         tables = [
             score_table(results, shown),
             score_table(results, shown, direction="image to text"),
             difference_table(results, shown, baseline),
-            figure(picture, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
+            figure(plot, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
         ]
         if also:
             tables.append(difference_table(results, *also))
@@ -135,8 +135,8 @@ class Page:
             return section(title, f"{FULL} {part}", {}, [])
         results[1.0] = self._compared()
         named = {f"{label} {dose:g}": results[dose] for dose in sorted(results)}
-        picture = draw_response(self.pictures / f"evidence_{part}.png", results, "pd", "direct", label=label)
-        tables = [response_table(named, "pd", "direct"), figure(picture, f"PD less direct fine-tuning by {label}")]
+        plot = draw_response(self.plots / f"evidence_{part}.png", results, "pd", "direct", label=label)
+        tables = [response_table(named, "pd", "direct"), figure(plot, f"PD less direct fine-tuning by {label}")]
         every = {f"{arm} {dose}": seeds for dose, found in results.items() for arm, seeds in found.items()}
         return section(title, f"{FULL} {part}", every, tables)
 

@@ -112,7 +112,7 @@ class Budget:
 
     Attributes:
         identities: Persons in the training, validation and test split.
-        images_per_identity: Pictures of each.
+        images_per_identity: Images of each.
         image_size: (height, width) in pixels.
         batch_size: Pairs a step.
         stage_one_steps: N₁.
@@ -145,9 +145,9 @@ class Run:
         budget: Data and steps.
         gap: The generator's.
         share: Of the training identities that are kept.
-        train_cameras: Those whose pictures are trained and validated on, the others being tested on; all, for
-            everything, if empty.
-        base: Which weights it starts from (bases.py).
+        train_cameras: Those whose images are trained and validated on; the others' are tested on. If empty, all
+            cameras for everything.
+        base: Which weights it starts from (`base_weights` in runs.py).
     """
 
     arm: str

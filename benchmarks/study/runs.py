@@ -25,7 +25,8 @@ from measures import (
     rank1_by_person,
 )
 from plan import ARMS, FIRST_STAGES, HERE, Arm, Run
-from promptreid import PromptedCLIP, Stage, Trainer, evaluate, load_clip
+from promptreid import PromptedCLIP, Stage, evaluate, load_clip
+from promptreid.adaptation import adapt
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
@@ -36,6 +37,7 @@ from shared import made_with, write_json
 from steps import Repeated, StepSampler, split_steps
 
 PRETRAINING = HERE.parents[1] / "tools" / "pretrain_tiny.py"
+History = list[dict[str, Any]]  # an entry a round
 FURTHER_STEPS, FURTHER_PAIRS = 1000, 48_000  # about as many steps as what ships has seen, on pairs of their own
 
 
@@ -64,7 +66,7 @@ def perform(run: Run, results: Path, scratch: Path, *, device: str = "cpu", tuni
     torch.manual_seed(run.seed)
     model = make_model(run, device, weights)
     started = time.perf_counter()
-    history = train(run, ARMS[run.arm], model, data, work, device, home)
+    history = train(run, model, data, work, device, home[0])
     result = {"run": settings_of(run), "seconds": round(time.perf_counter() - started, 1), "history": history}
     result["validation"] = evaluate(model, validation_of(data), progress=False).as_dict()
     if not tuning:
@@ -169,7 +171,7 @@ def make_data(run: Run, folder: Path) -> tuple[Path, ReIDDataset]:
 
 
 def _part_of(data: ReIDDataset, run: Run) -> ReIDDataset:
-    """The run's share of the training identities, and its cameras: the others' pictures are seen by the test alone."""
+    """The run's share of the training identities, and its cameras: the others' images are only tested on."""
     kept = set(list(data.train.labels)[: max(2, round(run.share * data.train.num_identities))])
     train = ReIDSplit("train", [record for record in data.train.records if record.person_id in kept])
     if not run.train_cameras:
@@ -187,63 +189,65 @@ def _of_cameras(split: ReIDSplit, cameras: tuple[str, ...], *, others: bool = Fa
     return ReIDSplit(split.name, chosen)
 
 
-def train(
-    run: Run,
-    arm: Arm,
-    model: PromptedCLIP,
-    data: ReIDDataset,
-    work: Path,
-    device: str,
-    home: tuple[OwnDomain, tuple[Tensor, Tensor]],
-) -> list[dict[str, Any]]:
-    """Run the arm's stages; the validation split chooses the round with which each ends."""
+def train(run: Run, model: PromptedCLIP, data: ReIDDataset, work: Path, device: str, pairs: OwnDomain) -> History:
+    """Run the arm's stages; the validation split chooses the round with which each ends.
+
+    Args:
+        run: The run.
+        model: Its model.
+        data: Its data.
+        work: Gets checkpoints.
+        device: Where.
+        pairs: The base's own domain, for the scale of dot products.
+    """
+    arm, budget = ARMS[run.arm], run.budget
     if arm.stages is None:
         return []
-    budget, validation = run.budget, validation_of(data)
-    rounds = {
-        "first": split_steps(budget.stage_one_steps, about=budget.round_steps),
-        "last": split_steps(run.last_steps, about=budget.round_steps),
-    }
-    recipe = Recipe(
-        num_identities=data.train.num_identities,
-        stage_one_epochs=rounds["first"][0],
-        stage_two_epochs=rounds["last"][0],
-        stage_one_learning_rate=run.rates[0],
-        stage_two_learning_rate=run.rates[1],
-    )
-    recipe = replace(recipe, **arm.recipe)
+    recipe = make_recipe(run, arm)
     if recipe.similarity == "dot":
-        recipe = replace(recipe, temperature=recipe.temperature * squared_length(model, home[0]))
-    pairs = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
+        recipe = replace(recipe, temperature=recipe.temperature * squared_length(model, pairs))
+    train_data = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
 
-    history: list[dict[str, Any]] = []
-    for number, stage in enumerate(arm.stages(model, recipe)):
-        steps = rounds["first" if stage.name in FIRST_STAGES else "last"][1]
-        trainer = make_trainer(run, stage, pairs, steps, work / f"{number}-{stage.name}", validation, device)
-        history += trainer.fit()
-    return history
+    def settings_of_stage(stage: Stage) -> dict[str, Any]:
+        steps = rounds_of(run)["first" if stage.name in FIRST_STAGES else "last"][1]
+        return {
+            "train_data": Repeated(train_data, steps=steps, batch_size=budget.batch_size),
+            "make_sampler": partial(StepSampler, len(train_data), batch_size=budget.batch_size, steps=steps),
+        }
 
-
-def make_trainer(
-    run: Run, stage: Stage, pairs: CaptionedImages, steps: int, folder: Path, validation: ReIDSplit, device: str
-) -> Trainer:
-    """A trainer for one stage, with rounds of `steps`."""
-    batch_size = run.budget.batch_size
-    return Trainer(
-        stage.model,
-        [stage],
-        train_data=Repeated(pairs, steps=steps, batch_size=batch_size),
-        batch_size=batch_size,
-        make_sampler=partial(StepSampler, len(pairs), batch_size=batch_size, steps=steps),
-        output_dir=folder,
+    found = adapt(
+        model,
+        data,
+        recipe,
+        output_dir=work,
+        make_stages=arm.stages,
+        stage_settings=settings_of_stage,
+        evaluate_test="never",
+        save=False,
+        train_data=train_data,
+        batch_size=budget.batch_size,
         seed=run.seed,
         device=device,
-        evaluate=lambda model: evaluate(model, validation, progress=False).text_to_image.as_dict(),
-        evaluate_every_epoch=True,
-        best_metric="mAP",
+        mixed_precision="no",
         keep_checkpoints=1,
         trackers=(),
     )
+    return [entry for entries in found.histories.values() for entry in entries]
+
+
+def rounds_of(run: Run) -> dict[str, tuple[int, int]]:
+    """How many rounds of how many steps the first and the last stage have."""
+    budget = run.budget
+    return {
+        "first": split_steps(budget.stage_one_steps, about=budget.round_steps),
+        "last": split_steps(run.last_steps, about=budget.round_steps),
+    }
+
+
+def make_recipe(run: Run, arm: Arm) -> Recipe:
+    """The numbers of a run's stages; the trainer calls a round an epoch."""
+    epochs = [rounds for rounds, _ in rounds_of(run).values()]
+    return replace(Recipe().with_stages(epochs=epochs, learning_rates=run.rates), **arm.recipe)
 
 
 def squared_length(model: PromptedCLIP, pairs: OwnDomain) -> float:

@@ -22,7 +22,7 @@ def split_steps(steps: int, *, about: int) -> tuple[int, int]:
 
 
 class Repeated(Dataset[dict[str, Tensor]]):
-    """Pairs several times over: each time has an index of its own, so the trainer augments it anew.
+    """Pairs several times over: each time has an index of its own, so the trainer augments it differently.
 
     Args:
         pairs: The pairs.
@@ -47,10 +47,10 @@ class Repeated(Dataset[dict[str, Tensor]]):
 
 
 class StepSampler:
-    """Batches for rounds of a given number of steps; passes over the pairs follow one another without a seam.
+    """Batches for rounds of a given number of steps; passes over the pairs follow one another without a break.
 
     So a training set of one hundredth gets as many steps as the whole one, and a batch may hold a pair twice if
-    there are fewer pairs than it has places. The same for the same seed, wherever a run goes on. Indices are those of
+    there are fewer pairs than it holds. The same for the same seed, wherever a run resumes. Indices are those of
     `Repeated`: pass by pass within a round.
 
     Args:
@@ -90,11 +90,11 @@ class StepSampler:
         start, self.start = self.start, 0
         first = self.epoch * self.steps
         for batch in range(first + start, first + self.steps):
-            places = range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.num_replicas)
-            yield [self._index(place, first_pass=first * self.batch_size // self.length) for place in places]
+            positions = range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.num_replicas)
+            yield [self._index(position, first_pass=first * self.batch_size // self.length) for position in positions]
 
-    def _index(self, place: int, *, first_pass: int) -> int:
-        number, within = divmod(place, self.length)
+    def _index(self, position: int, *, first_pass: int) -> int:
+        number, within = divmod(position, self.length)
         return (number - first_pass) * self.length + _order(self.length, self.seed, number)[within]
 
 

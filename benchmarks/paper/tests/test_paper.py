@@ -77,10 +77,10 @@ def test_another_data_set_is_refused(reproduce, tmp_path):
     from promptreid.synthetic import write_generated
 
     crops = write_generated(tmp_path / "drawn", num_identities=(2, 1, 1), images_per_identity=1, progress=False)
-    picture = next((crops / "imgs").rglob("*.jpg"))
+    image = next((crops / "imgs").rglob("*.jpg"))
     (tmp_path / "own").mkdir()
     for number in range(3):
-        (tmp_path / "own" / f"{number}.jpg").write_bytes(picture.read_bytes())
+        (tmp_path / "own" / f"{number}.jpg").write_bytes(image.read_bytes())
     (tmp_path / "own" / "table.csv").write_text(
         "image,caption,person_id,split\n0.jpg,a,1,train\n1.jpg,b,2,train\n2.jpg,c,3,test\n"
     )

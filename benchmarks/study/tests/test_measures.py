@@ -33,7 +33,7 @@ def test_hits_and_rank1_by_person_by_hand():
     from promptreid.data.records import ReIDSplit
     from promptreid.evaluation.splits import EncodedSplit
 
-    # Sentence 0 is nearest to picture 0 (person 7, right), sentence 1 to picture 0 (wrong), sentence 2 to picture 1.
+    # Sentence 0 is nearest to image 0 (person 7, right), sentence 1 to image 0 (wrong), sentence 2 to image 1.
     images = torch.eye(2)
     texts = torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.0, 1.0]])
     encoded = EncodedSplit(ReIDSplit("test", []), images, texts, torch.tensor([7, 9]), torch.tensor([7, 9, 9]), [])

@@ -13,6 +13,7 @@ import pytest
 import measures
 import plan
 import runs
+from promptreid import adaptation
 
 PARTS = ("test", "validation", "rank1_by_person", "rank1_by_group", "measures", "made_with", "history")
 
@@ -54,7 +55,7 @@ def test_tuning_does_not_look_at_the_test_split(toy_run, scratch, tmp_path, monk
 @pytest.mark.parametrize("stage", [0, 1], ids=["in stage 1", "in stage 2"])
 def test_an_interrupted_run_ends_as_it_would_have_ended(toy_run, scratch, tmp_path, monkeypatch, stage):
     whole = runs.perform(toy_run(), tmp_path / "whole", scratch)
-    own, calls = runs.evaluate, []
+    own, calls = adaptation.evaluate, []
 
     def interrupt(*arguments, **settings):
         calls.append(1)
@@ -63,7 +64,7 @@ def test_an_interrupted_run_ends_as_it_would_have_ended(toy_run, scratch, tmp_pa
         return own(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "evaluate", interrupt)
+        patch.setattr(adaptation, "evaluate", interrupt)
         with pytest.raises(ConnectionError):
             runs.perform(toy_run(), tmp_path / "interrupted", scratch)
     assert not (tmp_path / "interrupted").exists()

@@ -20,8 +20,8 @@ def flat(sampler, rounds, length):
     return found
 
 
-def test_passes_follow_one_another_without_a_seam():
-    # 3 rounds of 2 batches of 4 are 24 places: two whole passes over 10 pairs and four of the third.
+def test_passes_follow_one_another_without_a_break():
+    # 3 rounds of 2 batches of 4 are 24 positions: two whole passes over 10 pairs and four of the third.
     found = flat(steps.StepSampler(10, batch_size=4, steps=2, seed=1), 3, 10)
     assert sorted(found[:10]) == sorted(found[10:20]) == list(range(10))
     assert len(set(found[20:])) == 4
@@ -37,7 +37,7 @@ def test_each_time_a_pair_comes_in_a_round_it_has_an_index_of_its_own():
     assert max(indices) < len(repeated)
 
 
-def test_going_on_within_a_round_gives_the_same_batches():
+def test_resuming_within_a_round_gives_the_same_batches():
     sampler = steps.StepSampler(10, batch_size=4, steps=5, seed=3)
     sampler.set_position(epoch=2)
     whole = list(sampler)
