@@ -77,6 +77,31 @@ def features(queries: int, gallery: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     return text, images, torch.arange(queries) % PERSONS, torch.arange(gallery) % PERSONS
 
 
+def measure(
+    rivals: dict[str, Callable[..., object]],
+    text: Tensor,
+    images: Tensor,
+    text_ids: Tensor,
+    image_ids: Tensor,
+    *,
+    repeats: int,
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Shortest time and result of counting and of its rivals, each alone and with the product of the features."""
+    similarity = text @ images.T
+    works: dict[str, Callable[[], object]] = {"counting": lambda: score_similarity(similarity, text_ids, image_ids)}
+    works["product_and_counting"] = lambda: compute_metrics(text, images, text_ids, image_ids)
+    for name, rank in rivals.items():
+        works[name] = lambda rank=rank: rank(similarity, text_ids, image_ids)
+        works[f"product_and_{name}"] = lambda rank=rank: rank(text @ images.T, text_ids, image_ids)
+    results: dict[str, object] = {}
+
+    def timed(name: str) -> float:
+        return seconds(lambda: results.update({name: works[name]()}))
+
+    times = take_turns({name: lambda name=name: timed(name) for name in works}, rounds=repeats)
+    return {name: spread(taken).lowest for name, taken in times.items()}, results
+
+
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__, output=None)
@@ -88,20 +113,8 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     compute_metrics(text, images, text_ids, image_ids)
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    similarity = text @ images.T
     rivals = {"argsort": sorted_metrics} if icfg else {"argsort": sorted_metrics, "field": field_metrics}
-    works: dict[str, Callable[[], object]] = {"counting": lambda: score_similarity(similarity, text_ids, image_ids)}
-    works["product_and_counting"] = lambda: compute_metrics(text, images, text_ids, image_ids)
-    for name, rank in rivals.items():
-        works[name] = lambda rank=rank: rank(similarity, text_ids, image_ids)
-        works[f"product_and_{name}"] = lambda rank=rank: rank(text @ images.T, text_ids, image_ids)
-    results: dict[str, object] = {}
-
-    def measure(name: str) -> float:
-        return seconds(lambda: results.update({name: works[name]()}))
-
-    found = take_turns({name: lambda name=name: measure(name) for name in works}, rounds=repeats)
-    times = {name: spread(taken).lowest for name, taken in found.items()}
+    times, results = measure(rivals, text, images, text_ids, image_ids, repeats=repeats)
     result = {
         "queries": queries,
         "gallery": gallery,

@@ -10,6 +10,7 @@ generator and the base are frozen. Drawings: no figure says anything about photo
 import json
 import tempfile
 import time
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from _bench import RESULTS, made_with, make_parser, write_json
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip
 from promptreid.adaptation import adapt
 from promptreid.data.reader import load_cuhk_pedes
+from promptreid.data.records import ReIDDataset
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.writer import GENERATOR_VERSION
 from promptreid.training.recipe import Recipe
@@ -27,62 +29,55 @@ BATCH_SIZE = 64
 EPOCHS = 6
 LEARNING_RATE = 1e-3
 SEED = 0
-RESULT = RESULTS / "generated_calibration.json"
 
 
-def main() -> None:
-    """Measure, print, and write the result beside this file."""
-    parser = make_parser(__doc__, output=RESULT)
-    parser.add_argument("--identities", type=int, default=IDENTITIES[0], help="persons to fine-tune on")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    settings = parser.parse_args()
-    torch.manual_seed(SEED)
-    identities = (settings.identities, *IDENTITIES[1:])
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        data = load_cuhk_pedes(write_generated(f"{folder}/data", num_identities=identities, seed=SEED, progress=False))
-        drawing_seconds = time.perf_counter() - started
-        clip = load_clip("promptreid-tiny", pretrained="generated", image_size=IMAGE_SIZE)
-        model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
-        val = data.val
-        if val is None:
-            raise RuntimeError("the generated data have no validation split")
-        zero_shot = evaluate(model, val).as_dict()
-        print(f"zero-shot     {json.dumps(zero_shot)}", flush=True)
-        recipe = Recipe(
-            stage_one_epochs=0, stage_two_epochs=settings.epochs, stage_two_learning_rate=settings.learning_rate
-        )
-        started = time.perf_counter()
-        found = adapt(
-            model,
-            data,
-            recipe,
-            output_dir=f"{folder}/run",
-            evaluate_test="never",
-            save=False,
-            best_metric=None,
-            batch_size=BATCH_SIZE,
-            seed=SEED,
-        )
-        training_seconds = time.perf_counter() - started
-        fine_tuned = evaluate(model, val).as_dict()
-        print(f"fine-tuned    {json.dumps(fine_tuned)}", flush=True)
-    report = {
-        "settings": {
-            "identities": identities, "images_per_identity": 4, "image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE,
-            "epochs": settings.epochs, "learning_rate": settings.learning_rate, "seed": SEED,
-        },
+def calibrate(data: ReIDDataset, folder: str, *, epochs: int, learning_rate: float) -> dict[str, Any]:
+    """Scores on the validation split before and after direct fine-tuning."""
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=IMAGE_SIZE)
+    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
+    val = data.val
+    if val is None:
+        raise RuntimeError("the generated data have no validation split")
+    zero_shot = evaluate(model, val).as_dict()
+    print(f"zero-shot     {json.dumps(zero_shot)}", flush=True)
+    recipe = Recipe(stage_one_epochs=0, stage_two_epochs=epochs, stage_two_learning_rate=learning_rate)
+    settings = {"batch_size": BATCH_SIZE, "seed": SEED, "best_metric": None}
+    started = time.perf_counter()
+    found = adapt(model, data, recipe, output_dir=f"{folder}/run", evaluate_test="never", save=False, **settings)
+    training_seconds = time.perf_counter() - started
+    fine_tuned = evaluate(model, val).as_dict()
+    print(f"fine-tuned    {json.dumps(fine_tuned)}", flush=True)
+    return {
         "generator_version": GENERATOR_VERSION,
         "val_images": len(val),
         "val_captions": val.num_captions,
         "zero_shot": zero_shot,
         "direct_fine_tuning": fine_tuned,
         "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in found.histories["task_adaptation"]],
-        "seconds": {"drawing": round(drawing_seconds), "training": round(training_seconds)},
-        **made_with(),
+        "seconds": {"training": round(training_seconds)},
+    }
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = make_parser(__doc__, output=RESULTS / "generated_calibration.json")
+    parser.add_argument("--identities", type=int, default=IDENTITIES[0], help="persons to fine-tune on")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    identities = (arguments.identities, *IDENTITIES[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        data = load_cuhk_pedes(write_generated(f"{folder}/data", num_identities=identities, seed=SEED, progress=False))
+        drawing_seconds = time.perf_counter() - started
+        found = calibrate(data, folder, epochs=arguments.epochs, learning_rate=arguments.learning_rate)
+    found["seconds"] = {"drawing": round(drawing_seconds), **found["seconds"]}
+    settings = {
+        "identities": identities, "images_per_identity": 4, "image_size": IMAGE_SIZE, "batch_size": BATCH_SIZE,
+        "epochs": arguments.epochs, "learning_rate": arguments.learning_rate, "seed": SEED,
     }  # fmt: skip
-    write_json(settings.output, report, indent=1)
+    write_json(arguments.output, {"settings": settings} | found | made_with(), indent=1)
 
 
 if __name__ == "__main__":

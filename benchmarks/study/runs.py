@@ -200,32 +200,24 @@ def train(run: Run, model: PromptedCLIP, data: ReIDDataset, work: Path, device: 
         device: Where.
         pairs: The base's own domain, for the scale of dot products.
     """
-    arm, budget = ARMS[run.arm], run.budget
+    arm = ARMS[run.arm]
     if arm.stages is None:
         return []
     recipe = make_recipe(run, arm)
     if recipe.similarity == "dot":
         recipe = replace(recipe, temperature=recipe.temperature * squared_length(model, pairs))
     train_data = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
-
-    def settings_of_stage(stage: Stage) -> dict[str, Any]:
-        steps = rounds_of(run)["first" if stage.name in FIRST_STAGES else "last"][1]
-        return {
-            "train_data": Repeated(train_data, steps=steps, batch_size=budget.batch_size),
-            "make_sampler": partial(StepSampler, len(train_data), batch_size=budget.batch_size, steps=steps),
-        }
-
     found = adapt(
         model,
         data,
         recipe,
         output_dir=work,
         make_stages=arm.stages,
-        stage_settings=settings_of_stage,
+        stage_settings=partial(stage_settings, run, train_data),
         evaluate_test="never",
         save=False,
         train_data=train_data,
-        batch_size=budget.batch_size,
+        batch_size=run.budget.batch_size,
         seed=run.seed,
         device=device,
         mixed_precision="no",
@@ -233,6 +225,15 @@ def train(run: Run, model: PromptedCLIP, data: ReIDDataset, work: Path, device: 
         trackers=(),
     )
     return [entry for entries in found.histories.values() for entry in entries]
+
+
+def stage_settings(run: Run, pairs: CaptionedImages, stage: Stage) -> dict[str, Any]:
+    """Rounds of equal length for a stage's trainer, which calls them epochs."""
+    steps, batch_size = rounds_of(run)["first" if stage.name in FIRST_STAGES else "last"][1], run.budget.batch_size
+    return {
+        "train_data": Repeated(pairs, steps=steps, batch_size=batch_size),
+        "make_sampler": partial(StepSampler, len(pairs), batch_size=batch_size, steps=steps),
+    }
 
 
 def rounds_of(run: Run) -> dict[str, tuple[int, int]]:
@@ -245,7 +246,7 @@ def rounds_of(run: Run) -> dict[str, tuple[int, int]]:
 
 
 def make_recipe(run: Run, arm: Arm) -> Recipe:
-    """The numbers of a run's stages; the trainer calls a round an epoch."""
+    """The numbers of a run's stages."""
     epochs = [rounds for rounds, _ in rounds_of(run).values()]
     return replace(Recipe().with_stages(epochs=epochs, learning_rates=run.rates), **arm.recipe)
 
