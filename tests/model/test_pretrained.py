@@ -285,7 +285,7 @@ def test_diverged_model_is_not_saved_over_a_sound_one(model, folder):
 
 def test_head_put_onto_the_open_clip_model_is_not_saved(model, tmp_path):
     model.clip.identity_head = torch.nn.Linear(2, 3)
-    with pytest.raises(ValueError, match=r"has gained identity_head\.bias, identity_head\.weight since it was wrapped"):
+    with pytest.raises(ValueError, match=r"has gained identity_head\.bias, identity_head\.weight since it was made"):
         save_prompts(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -333,7 +333,7 @@ def test_prompts_of_stage_two_are_refused_on_the_base_and_the_other_way_round(fo
         load_prompts(stage_two, model=make_base())
     with pytest.raises(CheckpointError, match="its weights differ\\."):
         load_prompts(folder, model=copy.deepcopy(tuned).detach())
-    assert load_prompts(stage_two, model=tuned.detach()).base_samples is None
+    assert load_prompts(stage_two, model=tuned.detach()).base_digests is None
 
 
 def test_prompts_of_a_hardly_tuned_model_are_refused_on_the_base(model, tmp_path):
@@ -478,3 +478,39 @@ def test_plain_open_clip_loads_the_fine_tuned_encoders(tuned, tmp_path, batch):
         expected = tuned.encode_image(batch[0])
     torch.testing.assert_close(clip.eval().encode_image(batch[0]), expected)
     assert transform(__import__("PIL.Image").Image.new("RGB", (40, 90))).shape == (3, *SIZE)
+
+
+def test_base_changed_before_wrapping_is_saved_with_its_weights(tmp_path, batch):
+    base = make_base()
+    base.load_state_dict({key: value + 0.01 for key, value in base.state_dict().items()})
+    model = PromptedCLIP(base).eval()
+    folder = save_prompts(model, tmp_path / "m")
+    assert names(folder) == ALL_FILES
+    assert torch.equal(scores(load_prompts(folder), batch), scores(model, batch))
+
+
+def test_one_row_changed_after_wrapping_is_saved(model, tmp_path, batch):
+    with torch.no_grad():
+        model.clip.token_embedding.weight[model.tokenizer(["red"])[0, 1]] += 1
+    folder = save_prompts(model, tmp_path / "m")
+    assert names(folder) == ALL_FILES
+    assert torch.equal(scores(load_prompts(folder), batch), scores(model, batch))
+
+
+def test_source_that_was_told_names_the_weights_as_they_were_when_wrapped(tmp_path):
+    base = make_base()
+    base.load_state_dict({key: value + 0.01 for key, value in base.state_dict().items()})
+    torch.save(base.state_dict(), tmp_path / "mine.pt")
+    told = ClipSource("promptreid-tiny", str(tmp_path / "mine.pt"), SIZE)
+    assert names(save_prompts(PromptedCLIP(base, source=told), tmp_path / "m")) == PROMPT_FILES
+
+
+@pytest.mark.parametrize("told", [None, ClipSource("promptreid-tiny", "generated", (96, 48))])
+def test_adapters_inside_are_refused_with_what_to_do(tmp_path, told):
+    base = make_base()
+    linear = base.visual.transformer.resblocks[0].mlp.c_fc
+    linear.lora_A = torch.nn.Linear(linear.in_features, 2, bias=False)  # as PEFT names them
+    model = PromptedCLIP(base, source=told)
+    with pytest.raises(ValueError, match=r"gained visual\..*lora_A\.weight since .*merge_and_unload"):
+        save_prompts(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

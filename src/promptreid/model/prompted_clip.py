@@ -30,8 +30,8 @@ from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.features import feature_size_of, image_size_of, image_statistics_of
-from promptreid.towers.fingerprint import fingerprint, weight_samples
-from promptreid.towers.loading import ClipSource, source_of
+from promptreid.towers.fingerprint import WeightDigests, fingerprint
+from promptreid.towers.loading import ClipSource, digests_of, source_of
 from promptreid.towers.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class PromptedCLIP(nn.Module):
         text: The text encoder, a `PromptedTextEncoder`.
         config: The configuration of the prompts in use.
         base_fingerprint: Samples of the base's weights, that is of the open_clip model's when it was first wrapped.
-        base_samples: Some weights of each tensor as they were then; `None` if the encoders are fine-tuned ones.
+        base_digests: Checksums of the base's weights as its source gives them; `None` if the encoders are fine-tuned
+            ones, or nobody could make them again.
 
     Shape:
         - images: (B, 3, H, W) floating point; tokens: (B, L) int64
@@ -110,7 +111,7 @@ class PromptedCLIP(nn.Module):
         self._wrap(clip, config, initialize=initialize)
         self.clip = clip
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip) if base_fingerprint is None else base_fingerprint
-        self.base_samples: dict[str, Tensor] | None = weight_samples(clip)
+        self.base_digests: WeightDigests | None = digests_of(clip, self.source)
         self._prompts_in_use = FIRST_SET
         self._prompt_sets: dict[str, PromptSet] = {FIRST_SET: (self.config, {})}
 
@@ -248,7 +249,7 @@ class PromptedCLIP(nn.Module):
             prompted.detach()
             raise
         if tuned:
-            prompted.base_samples = None
+            prompted.base_digests = None
         return prompted
 
     # The same functions as methods, so that each list of arguments stands once.

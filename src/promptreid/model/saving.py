@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptreid.files import is_finite
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, write_prompt_files
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
-from promptreid.towers.loading import ClipSource, model_config, preprocess_config
+from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, weight_names
 from promptreid.version import __version__
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def save_prompts(
         raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
     if (directory / MANIFEST).exists() and not overwrite:
         raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
-    changed = source.pretrained is None or model.base_samples is None or weights_changed(model.base_samples, model.clip)
+    changed = _has_changed(model, source)
     tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
     manifest = _describe(model, source, tensors, changed=changed)
     weights: dict[str, Tensor] | None = None
@@ -91,13 +91,28 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
             "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
             "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
         )
-    gained = [] if model.base_samples is None else sorted(model.clip.state_dict().keys() - model.base_samples.keys())
+    gained = sorted(model.clip.state_dict().keys() - weight_names(model.clip, model.source))
     if gained:
         raise ValueError(
-            f"the open_clip model has gained {', '.join(gained[:5])} since it was wrapped, and open_clip could not "
-            "load what would be saved; take them out first"
+            f"the open_clip model has gained {', '.join(gained[:5])}{' …' if len(gained) > 5 else ''} since it was "
+            "made, and open_clip could not load what would be saved. Take them out first; PEFT's layers become weights "
+            "of the model by its merge_and_unload()"
         )
     return model.source
+
+
+def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
+    """Whether the encoders are others than those that anybody can make from the source."""
+    if model.base_digests is None:
+        return True
+
+    def remake() -> nn.Module:
+        return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
+
+    try:
+        return weights_changed(model.base_digests, model.clip, remake)
+    except Exception:  # of whatever kind, the base cannot be had to compare with, and saving the encoders is safe
+        return True
 
 
 def _describe(

@@ -4,7 +4,7 @@ import importlib
 import json
 import logging
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Set
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
 from promptreid.towers.features import fill_unset_parameters, image_size_of
+from promptreid.towers.fingerprint import WeightDigests, weight_digests
 from promptreid.towers.names import (
     check_image_size,
     check_name,
@@ -47,11 +48,25 @@ class ClipSource:
     image_size: tuple[int, int]
 
 
-def stamp(clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any]) -> nn.Module:
-    """Let `clip` remember its source and its configuration, outside of its state."""
+def stamp(
+    clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any], *, digests: WeightDigests | None = None
+) -> nn.Module:
+    """Let `clip` remember its source, its configuration and what its weights were, outside of its state."""
     object.__setattr__(clip, "promptreid_source", source)
     object.__setattr__(clip, "promptreid_model_cfg", model_cfg)
+    object.__setattr__(clip, "promptreid_digests", digests)
     return clip
+
+
+def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
+    """What the weights from `source` are: as `load_clip` found them, else as they are now, where the caller names them.
+
+    `None` for random weights, which nobody can make again.
+    """
+    if source is None or (source.pretrained is None and not is_repository(source.name)):
+        return None
+    known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
+    return known if known is not None and source == source_of(clip) else weight_digests(clip)
 
 
 def source_of(clip: nn.Module) -> ClipSource | None:
@@ -143,7 +158,8 @@ def load_clip(
         if patch == 1:
             check_patch(name, size, patch_grid_of(clip).patch)
     resize_images(clip, size)
-    return stamp(clip, ClipSource(name, pretrained, size), config).to(device).eval()
+    digests = None if pretrained is None and not is_repository(name) else weight_digests(clip)
+    return stamp(clip, ClipSource(name, pretrained, size), config, digests=digests).to(device).eval()
 
 
 def load_clip_from_config(
@@ -247,6 +263,15 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
     load_weight_file(clip, weights, saved_size=saved_image_size(stored))
     return clip, stored
+
+
+def weight_names(clip: nn.Module, source: ClipSource) -> Set[str]:
+    """Names of the weights that a model from `source` is made with; those of `clip` itself where nothing tells."""
+    known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
+    if known is not None:
+        return known.keys()
+    config = getattr(clip, "promptreid_model_cfg", None) or config_of(source.name)
+    return ((weight_shapes(config) if "embed_dim" in config else None) or clip.state_dict()).keys()
 
 
 @contextmanager
