@@ -317,3 +317,49 @@ def test_lasting_fault_during_a_push_leaves_the_repository_as_it_was(hub, model,
         push_prompts(tuned, "alice/m", token=ALICE)
     hub.faults.clear()
     assert torch.equal(score(load_prompts("alice/m", token=ALICE)), score(model))
+
+
+def add(repo, **files: bytes) -> None:
+    commit = repo.find("main")
+    repo.refs["refs/heads/main"] = repo.commit(commit.oid, {**commit.tree, **files}, "by hand")
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "prompts.safetensors"])
+def test_repository_of_another_model_is_refused_and_left_as_it_was(hub, model, tuned, name):
+    import huggingface_hub
+
+    huggingface_hub.HfApi(token=ALICE).create_repo("alice/m", private=True)
+    add(hub.repos["alice/m"], **{name: b"theirs", "README.md": b"theirs"})
+    for pushed in (model, tuned):
+        with pytest.raises(ValueError, match=rf"alice/m holds {name} and no prompt_config\.json, .*another repo_id"):
+            push_prompts(pushed, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].files() == {name: b"theirs", "README.md": b"theirs"}
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_card_that_was_changed_by_hand_is_kept(hub, model, ours, tmp_path):
+    import huggingface_hub
+
+    if ours:
+        push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.5})
+        card = hub.repos["alice/m"].files()["README.md"].replace(b"# m\n", b"# m\n\nMy own words.\n")
+        assert b"own words" in card
+    else:
+        huggingface_hub.HfApi(token=ALICE).create_repo("alice/m", private=True)
+        card = b"---\nlicense: mit\n---\n"
+    add(hub.repos["alice/m"], **{"README.md": card})
+    with pytest.warns(UserWarning, match=r"README\.md of alice/m was written or changed by hand and is kept"):
+        push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.75})
+    files = hub.repos["alice/m"].files()
+    assert set(files) == PROMPTS_ONLY
+    assert files["README.md"] == card
+    folder = save_prompts(model, tmp_path / "m")
+    (folder / "README.md").write_bytes(b"the new card")
+    push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].files()["README.md"] == b"the new card"
+
+
+def test_card_of_ours_is_written_again(hub, model):
+    push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.5})
+    push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.75})
+    assert b"75.00" in hub.repos["alice/m"].files()["README.md"]

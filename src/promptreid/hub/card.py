@@ -1,5 +1,6 @@
 """The model card of a published repository: what it is, how good it is, how to use it, and how not to."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
+CARD = "README.md"
 _TEMPLATE = Path(__file__).with_name("card.md")
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _TASK = "text-to-image person re-identification"
@@ -136,9 +138,20 @@ def make_card(
         data[name] = value
     if base_model is not None:
         data["base_model_relation"] = "finetune" if ENCODERS in manifest.sha256 else "adapter"
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}")
-    check_secrets(str(card))
-    return card
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}".rstrip() + "\n"
+    check_secrets(text)
+    return ModelCard(text)
+
+
+def signed(card: str) -> str:
+    """A card with a last line that tells `is_untouched` whether somebody changed it by hand."""
+    digest = hashlib.sha256(card.encode()).hexdigest()[:16]
+    return f"{card}<!-- written by promptreid, {digest}; a card that was changed by hand is kept at the next push -->\n"
+
+
+def is_untouched(card: str) -> bool:
+    """Whether a card is as `signed` left it."""
+    return card == signed(card[: card.rfind("<!-- ")])
 
 
 def _other_license(repo_id: str, details: CardDetails) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.hf_api import RepoFile
 
 from promptreid.errors import CheckpointError, CorruptFileError, HubError
+from promptreid.hub.card import CARD, is_untouched
 from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
@@ -172,9 +174,15 @@ def _check_sizes(repository: Repository, commit: str, manifest: PromptManifest, 
 
 
 def upload_files(
-    repository: Repository, files: Mapping[str, bytes | Path], *, private: bool, create_pr: bool, message: str
+    repository: Repository,
+    files: Mapping[str, bytes | Path],
+    *,
+    private: bool,
+    create_pr: bool,
+    message: str,
+    replace_card: bool = False,
 ) -> str:
-    """Commit files, and delete those of an older push that are not among them.
+    """Commit files, and delete those of an older push that are not among them; nothing of anybody else's is touched.
 
     Args:
         repository: The repository; made if it is not there, and so is the branch that its revision names.
@@ -182,19 +190,22 @@ def upload_files(
         private: Whether it is, or may be made, private alone.
         create_pr: Open a pull request instead of a commit to the branch.
         message: The commit's message.
+        replace_card: Also replace a card that was changed by hand.
 
     Returns:
         URL of the commit, or of the pull request.
 
     Raises:
         HubError: It did not work; nothing of it is in the repository then.
-        ValueError: The repository is public, and `private` was not set to `False`.
+        ValueError: The repository is public, and `private` was not set to `False`, or it holds another model.
     """
     api, revision = HfApi(token=repository.token), repository.revision
     _prepare(api, repository, private=private, create_pr=create_pr)
     for race in range(_RACES):
         head = repository.call(lambda: api.model_info(repository.repo_id, revision=revision), revision=revision)
-        commit = partial(_commit, api, repository, files, head, create_pr=create_pr, message=message)
+        kept = _kept_files(repository, head, replace_card=replace_card)
+        chosen = {name: content for name, content in files.items() if name not in kept}
+        commit = partial(_commit, api, repository, chosen, head, create_pr=create_pr, message=message)
         try:
             made = repository.call(commit, revision=revision)
         except HubError as error:
@@ -227,6 +238,32 @@ def _commit(
         create_pr=create_pr,
         parent_commit=head.sha,
     )
+
+
+def _kept_files(repository: Repository, head: ModelInfo, *, replace_card: bool) -> set[str]:
+    """What must not be overwritten: a card that we did not write.
+
+    Raises:
+        ValueError: There is a model that we did not write.
+    """
+    name, present = repository.name, {item.rfilename for item in head.siblings or ()}
+    foreign = [] if MANIFEST in present else [file for file in FILES if file in present]
+    if foreign:
+        raise ValueError(
+            f"{name} holds {', '.join(foreign)} and no {MANIFEST}, so it is another model, which would be lost; choose "
+            "another repo_id, or another branch by revision="
+        )
+    if CARD not in present or (replace_card and MANIFEST in present):
+        return set()
+    path = _download_file(replace(repository, cache_dir=None), CARD, head.sha, offline=False, again=False)
+    if is_untouched(path.read_bytes().decode(errors="replace")):
+        return set()
+    warnings.warn(
+        f"{CARD} of {name} was written or changed by hand and is kept, with the scores it states; to replace it, push "
+        f"a folder with a {CARD} of yours, or delete it there first",
+        stacklevel=4,
+    )
+    return {CARD}
 
 
 def _prepare(api: HfApi, repository: Repository, *, private: bool, create_pr: bool) -> None:

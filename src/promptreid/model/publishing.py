@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptreid.errors import CheckpointError
-from promptreid.hub.card import CardDetails, check_secrets, make_card
+from promptreid.hub.card import CARD, CardDetails, check_secrets, make_card, signed
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.repository import Repository
@@ -19,7 +19,6 @@ from promptreid.towers.names import is_listed_model, is_listed_tag, published_at
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
-_CARD = "README.md"
 _MOST_CARD_BYTES = 2**20
 
 
@@ -61,8 +60,8 @@ def push_prompts(
         HubError: The Hub cannot be reached, or refuses; the repository is unchanged then.
         CheckpointError: The folder is damaged, or holds weights that are not the architecture's.
         FileNotFoundError: There is no such folder.
-        ValueError: The repository is public and `private` is not `False`, nobody else could make the base, a score
-            is not a fraction, a token is in the card, or the Hub finds its metadata wrong.
+        ValueError: The repository is public and `private` is not `False`, or holds another model; nobody else could
+            make the base, a score is not a fraction, a token is in the card, or the Hub finds its metadata wrong.
         TypeError: An argument is of another type.
 
     Example:
@@ -83,11 +82,18 @@ def push_prompts(
         files = read_prompt_files(folder)
         manifest = _publishable(files)
         card = _card(folder, manifest, repo_id, metrics, details)
-        uploads: dict[str, bytes | Path] = {_CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
+        uploads: dict[str, bytes | Path] = {CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
         uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
         message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
         check_secrets("\n".join((card, manifest.to_json(), message)), token=token)
-        return upload_files(repository, uploads, private=private, create_pr=create_pr, message=message)
+        return upload_files(
+            repository,
+            uploads,
+            private=private,
+            create_pr=create_pr,
+            message=message,
+            replace_card=(folder / CARD).exists(),
+        )
 
 
 def _publishable(files: PromptFiles) -> PromptManifest:
@@ -126,13 +132,13 @@ def _card(
     metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
     details: CardDetails | None,
 ) -> str:
-    own = folder / _CARD
+    own = folder / CARD
     if own.is_symlink() or own.exists():
         if metrics is not None or details is not None:
             raise ValueError(f"{own} is the card, so metrics and details would be lost; leave them out, or remove it")
         return _own_card(own)
     base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
-    return str(make_card(manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details))
+    return signed(str(make_card(manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details)))
 
 
 def _own_card(path: Path) -> str:
