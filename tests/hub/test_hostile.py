@@ -212,3 +212,38 @@ def test_preprocessing_that_could_not_be_loaded_again_is_not_saved(tuned, tmp_pa
     with pytest.raises(ValueError, match=r"could not be loaded again: .*mean is"):
         save_prompts(tuned, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
+        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
+        ("text_cfg", "tokenizer_kwargs", "x"),
+        ("text_cfg", "hf_tokenizer_name", "/tmp/theirs"),
+        ("text_cfg", "hf_model_name", ["x"]),
+        ("text_cfg", "act_kwargs", {"evil": 1}),
+        ("vision_cfg", "timm_model_name", "hf-hub:somebody/model"),
+        ("vision_cfg", "timm_model_name", "local-dir:/tmp/theirs"),
+        ("vision_cfg", "norm_kwargs", {"evil": 1}),
+    ],
+)
+def test_what_could_make_a_library_run_code_is_refused_from_a_folder_and_a_repository(tuned_folder, part, key, value):
+    from promptreid import load_clip
+    from promptreid.towers.tokenizer import tokenizer_of
+
+    change(tuned_folder / "open_clip_config.json", "model_cfg", part, key, value=value)
+    with pytest.raises(CheckpointError, match=f"{key} is "):
+        load_prompts(tuned_folder, trust_base=True)
+    for load in (load_clip, tokenizer_of):
+        with pytest.raises(ValueError, match=f"{key} is "):
+            load(f"local-dir:{tuned_folder}")
+
+
+def test_what_open_clip_lists_is_not_refused():
+    import open_clip
+
+    from promptreid.towers.weights import check_architecture
+
+    for name in open_clip.list_models():
+        check_architecture(open_clip.get_model_config(name))

@@ -1,5 +1,6 @@
 """Making open_clip models: the right name, size, activation and weights, or a clear refusal."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -190,3 +191,12 @@ def test_loading_leaves_no_filter_on_the_log():
     before = list(logging.getLogger().filters)
     load_clip("promptreid-tiny", pretrained="generated", image_size=(64, 64))
     assert logging.getLogger().filters == before
+
+
+def test_folder_with_open_clips_older_name_of_weights_loads(tmp_path):
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16))
+    config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    loaded = load_clip(f"local-dir:{tmp_path}", image_size=(32, 16))
+    assert torch.equal(loaded.text_projection, clip.text_projection)

@@ -20,13 +20,14 @@ from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
     MAX_MANIFEST_BYTES,
+    MOST_LAYERS,
     PROMPTS,
     PromptManifest,
-    check_architecture,
     check_preprocessing,
     parse_manifest,
     parse_object,
 )
+from promptreid.towers.weights import check_architecture
 
 MANIFEST = "prompt_config.json"
 FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
@@ -323,7 +324,7 @@ def _parse_open_clip_config(content: bytes, *, source: str) -> dict[str, Any]:
     if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{source} has no model_cfg and preprocess_cfg; save the prompts again")
     try:
-        check_architecture(config["model_cfg"])
+        check_architecture(config["model_cfg"], most_layers=MOST_LAYERS)
         check_preprocessing(config["preprocess_cfg"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}; save the prompts again") from error

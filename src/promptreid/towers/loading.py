@@ -32,6 +32,11 @@ from promptreid.towers.names import (
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
 from promptreid.towers.weights import CONFIG_NAME, load_weight_file, load_weights, read_config, saved_image_size
 
+# Weights in a folder, the first that is there; open_clip's own name for the Hub comes before what others call it.
+_WEIGHT_NAMES = tuple(
+    f"open_clip_{stem}{suffix}" for suffix in (".safetensors", ".bin", ".pt") for stem in ("model", "pytorch_model")
+)
+
 
 @dataclass(frozen=True)
 class ClipSource:
@@ -244,20 +249,25 @@ def _load_named(
     return clip
 
 
+def repository_folder(name: str, cache: str | None = None) -> Path:
+    """The folder of `"local-dir:folder"`, or the one in the cache with the configuration of `"hf-hub:user/repo"`."""
+    schema, location = name.split(":", 1)
+    if schema == "local-dir":
+        return Path(location)
+    return Path(download_pretrained_from_hf(location, filename=CONFIG_NAME, cache_dir=cache)).parent
+
+
 def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any]]:
     """Make the model of a folder or a Hub repository in open_clip's layout."""
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
-    schema, location = name.split(":", 1)
-    if schema == "local-dir":
-        folder = Path(location)
-        found = [folder / f"open_clip_model{suffix}" for suffix in (".safetensors", ".bin", ".pt")]
-        weights = next((path for path in found if path.is_file()), None)
+    folder = repository_folder(name, cache)
+    if name.startswith("local-dir:"):
+        weights = next((path for path in map(folder.joinpath, _WEIGHT_NAMES) if path.is_file()), None)
         if weights is None:
-            raise FileNotFoundError(f"{folder} holds no open_clip_model.safetensors, .bin or .pt")
+            raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHT_NAMES)}")
     else:
-        folder = Path(download_pretrained_from_hf(location, filename=CONFIG_NAME, cache_dir=cache)).parent
-        weights = Path(download_pretrained_from_hf(location, cache_dir=cache))
+        weights = Path(download_pretrained_from_hf(name.split(":", 1)[1], cache_dir=cache))
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)

@@ -2,12 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import open_clip
+from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
-from promptreid.towers.names import check_name
+from promptreid.towers.loading import repository_folder
+from promptreid.towers.names import check_name, is_repository
+from promptreid.towers.weights import read_config
 
 _PEEK_FACTOR = 2
 
@@ -80,4 +84,15 @@ def tokenizer_of(name: str) -> CaptionTokenizer:
     """
     check_name(name)
     with explain_missing_transformers(f"the tokenizer of {name}"):
-        return CaptionTokenizer(open_clip.get_tokenizer(name))
+        return CaptionTokenizer(_of_repository(name) if is_repository(name) else open_clip.get_tokenizer(name))
+
+
+def _of_repository(name: str) -> Any:
+    """As `open_clip.get_tokenizer`, which would hand on whatever the repository says."""
+    folder = repository_folder(name)
+    text: dict[str, Any] = read_config(folder)["model_cfg"]["text_cfg"]
+    options: dict[str, Any] = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(**options)
+    where = str(folder) if name.startswith("local-dir:") else text["hf_tokenizer_name"]
+    return HFTokenizer(where, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)

@@ -1,12 +1,14 @@
 """Loads weights into an open_clip model, after fitting it to the layout that they were saved in."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import open_clip
+import timm
 from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size
 
 CONFIG_NAME = "open_clip_config.json"
+# What of a configuration is handed on as keyword arguments, to tokenizers and layers.
+_KEYWORDS: Mapping[str, Set[str]] = {
+    "tokenizer_kwargs": {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"},
+    "act_kwargs": {"approximate"},
+    "norm_kwargs": {"eps", "elementwise_affine"},
+}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip converts at the native size
 
 
@@ -91,13 +100,47 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         saved_image_size(config["model_cfg"])
+        check_architecture(config["model_cfg"])
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not an open_clip configuration with model_cfg.vision_cfg.image_size: {error}"
+            f"{path} is not an open_clip configuration with model_cfg.vision_cfg.image_size, or not a safe one: {error}"
         ) from None
     return config
+
+
+def check_architecture(model_cfg: Mapping[str, Any], *, most_layers: int = 1024) -> None:
+    """Refuse a foreign configuration that asks for more blocks than memory holds, or could make a library run code.
+
+    What of it reaches transformers and timm is on a list: no `trust_remote_code`, no file of this machine, no
+    repository in place of a name that timm knows.
+
+    Raises:
+        ValueError: A value is not on the list; names it.
+    """
+    for name, part in model_cfg.items():
+        values = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
+        layers = values.get("layers", 0)
+        counts: list[Any] = cast("list[Any]", layers) if isinstance(layers, list) else [layers]
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) > most_layers:
+            raise ValueError(f"layers of {name} is {str(layers)[:60]}, expected 0 to {most_layers} in all")
+        _check_handed_on(values)
+
+
+def _check_handed_on(values: Mapping[str, Any]) -> None:
+    for key, allowed in _KEYWORDS.items():
+        given: Any = values.get(key) or {}
+        if not isinstance(given, dict) or cast("dict[str, Any]", given).keys() - allowed:
+            known = ", ".join(sorted(allowed))
+            raise ValueError(f"{key} is {str(cast('Any', given))[:200]}, expected no keys but {known}")
+    trunk: Any = values.get("timm_model_name")
+    if trunk is not None and not (isinstance(trunk, str) and timm.is_model(trunk) and not set(trunk) & set("/:")):
+        raise ValueError(f"timm_model_name is {str(trunk)[:200]!r}, which timm does not list")
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        named: Any = values.get(key)
+        if named and not (isinstance(named, str) and _HUB_NAME.fullmatch(named)):
+            raise ValueError(f"{key} is {str(named)[:200]!r}, expected the name of a Hub repository")
 
 
 def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
