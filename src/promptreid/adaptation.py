@@ -13,7 +13,7 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
-from promptreid.files import write_bytes_atomically
+from promptreid.files import write_json_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.towers.tiny import TINY_NAME, TINY_TAG
@@ -158,7 +158,7 @@ def adapt(
         if result.model_dir is not None:
             save_prompts(model, result.model_dir, overwrite=True)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "results.json", result.as_dict())
+        write_json_atomically(folder / "results.json", result.as_dict())
     return result
 
 
@@ -235,9 +235,5 @@ def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
     elif folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files; give an empty or new folder as --output")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(stamp, settings)
+    write_json_atomically(stamp, settings)
     return folder
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_bytes_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

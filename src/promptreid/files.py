@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -103,6 +105,11 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> 
     """
     with replaced(path, mode=mode) as scratch:
         scratch.write_bytes(content)
+
+
+def write_json_atomically(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON, for people to read unless `indent` is None, in the same way."""
+    write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o666) -> None:

@@ -71,25 +71,17 @@ class SeededItems(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
         """Items of a batch; DataLoader asks for them like this, and the generators are put back once, not each time."""
-        torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        try:
+        with preserved_randomness():
             return [self._draw(index) for index in indices]
-        finally:
-            torch.set_rng_state(torch_state)
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
     def _draw(self, index: int) -> dict[str, Tensor]:
-        self._seed(index)
-        return self.dataset[index]
-
-    def _seed(self, index: int) -> None:
         # SeedSequence mixes the three numbers, so neighbours share nothing. Only the CPU's generator of torch is
         # seeded: torch.manual_seed would reset the GPU's, which dropout draws from.
         words = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(4)
         torch.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
         np.random.seed(int(words[2]))
         random.seed(int(words[3]))
+        return self.dataset[index]
 
 
 def check_training_data(dataset: Any, stages: Sequence[Stage]) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -40,9 +40,7 @@ class Interruption:
             self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._let_go()
 
     def wanted(self) -> bool:
@@ -67,15 +65,13 @@ class Interruption:
         now = time.monotonic()
         if self._first is None:
             self._first, self._number = now, number
-            _say(f"{signal.Signals(number).name}: stopping after this step and its checkpoint; {self._again()}")
+            again = f"send it again {'in a few seconds ' if self._launched else ''}to stop now"
+            _say(f"{signal.Signals(number).name}: stopping after this step and its checkpoint; {again}")
         elif now - self._first > _PASSED_ON_SECONDS:
             self._let_go()
             signal.raise_signal(number)
         if not self._launched:
             self._let_go()
-
-    def _again(self) -> str:
-        return f"send it again {'in a few seconds ' if self._launched else ''}to stop now"
 
     def _let_go(self) -> None:
         for number, handler in self._before.items():

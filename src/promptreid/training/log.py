@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -33,9 +32,7 @@ class EpochBar:
     def __enter__(self) -> "EpochBar":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def step(self, means: Mapping[str, float]) -> None:

@@ -1,7 +1,6 @@
 """The parts of a model that a stage trains, and how deep in their tower parameters are."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -29,11 +28,15 @@ class LayerDepths:
     def __init__(self, model: PromptedCLIP) -> None:
         self._distances: dict[nn.Parameter, int] = {}
         inputs = (probe_images(model.clip)[:1], probe_tokens(model.text.tower)[:1])
-        with _differentiable(model.clip), evaluating(model.clip), model.disabled():
-            for carrier, encode, values in zip(
-                (model.vision, model.text), (model.encode_image, model.encode_text), inputs, strict=True
-            ):
-                self._add(carrier, encode, values)
+        frozen = [parameter for parameter in model.clip.parameters() if not parameter.requires_grad]
+        model.clip.requires_grad_(True)
+        try:
+            with torch.enable_grad(), evaluating(model.clip), model.disabled():
+                self._add(model.vision, model.encode_image, inputs[0])
+                self._add(model.text, model.encode_text, inputs[1])
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
     def distance_from_end(self, parameter: nn.Parameter) -> int | None:
         """0 after the last block, 1 in the last block, and so on; None if the parameter has no depth."""
@@ -78,18 +81,6 @@ def _parameters_behind(values: Tensor) -> list[nn.Parameter]:
     return list(found)
 
 
-@contextmanager
-def _differentiable(module: nn.Module) -> Generator[None, None, None]:
-    asked = [parameter.requires_grad for parameter in module.parameters()]
-    module.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, value in zip(module.parameters(), asked, strict=True):
-            parameter.requires_grad_(value)
-
-
 Part = Literal["prompts", "image_prompts", "text_prompts", "encoders", "norms", "projections"]
 
 
@@ -119,12 +110,8 @@ def part_modules(model: PromptedCLIP, part: Part) -> list[nn.Module]:
         return [model.clip]
     if part == "norms":
         return list(_norms(model.clip))
-    prompts: list[nn.Module] = []
-    if part in ("prompts", "image_prompts"):
-        prompts.append(model.vision.prompts)
-    if part in ("prompts", "text_prompts"):
-        prompts.append(model.text.prompts)
-    return prompts
+    prompts = {"image_prompts": model.vision.prompts, "text_prompts": model.text.prompts}
+    return [module for name, module in prompts.items() if part in ("prompts", name)]
 
 
 def parts_parameters(model: PromptedCLIP, parts: Iterable[Part]) -> list[nn.Parameter]:

@@ -95,15 +95,12 @@ class Recipe:
             >>> Recipe().with_stages(epochs=(1, 2)).stage_two_epochs
             2
         """
-        one, two = epochs or (self.stage_one_epochs, self.stage_two_epochs)
-        first, second = learning_rates or (self.stage_one_learning_rate, self.stage_two_learning_rate)
-        return replace(
-            self,
-            stage_one_epochs=one,
-            stage_two_epochs=two,
-            stage_one_learning_rate=first,
-            stage_two_learning_rate=second,
-        )
+        changes: dict[str, Any] = {}
+        if epochs:
+            changes["stage_one_epochs"], changes["stage_two_epochs"] = epochs
+        if learning_rates:
+            changes["stage_one_learning_rate"], changes["stage_two_learning_rate"] = learning_rates
+        return replace(self, **changes)
 
     def matching_loss(self) -> nn.Module:
         """A new loss that pulls pairs together."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
-from promptreid.files import write_bytes_atomically
+from promptreid.files import write_json_atomically
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class SeedScores:
 
     def table(self) -> str:
         """One line per score, in percent."""
-        mean, std, count = self.mean, self.std, len(self.scores)
-        seeds = "1 seed" if count == 1 else f"{count} seeds"
-        width = max(map(len, mean))
+        mean, std, width = self.mean, self.std, max(map(len, self.mean))
+        seeds = "1 seed" if len(self.scores) == 1 else f"{len(self.scores)} seeds"
         return "\n".join(f"{name:<{width}}{100 * mean[name]:10.2f} ± {100 * std[name]:.2f}  ({seeds})" for name in mean)
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,4 +119,4 @@ def _read(path: Path) -> dict[str, float]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
-        write_bytes_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        write_json_atomically(path, content)

@@ -49,14 +49,10 @@ class TrainingStep(nn.Module):
         features = self.encode(images, tokens)
         if gradients is None:
             return self.whole_batch_losses(*features, person_ids)
-        total = sum(
-            (
-                (values.to(gradient.dtype) * gradient).sum()
-                for values, gradient in zip(features, gradients, strict=True)
-            ),
-            start=self._nothing(),
-        )
-        return {"total": total}
+        # Each of the losses' parameters takes part with nothing, as DistributedDataParallel waits for it.
+        parts = [0.0 * parameter.sum() for parameter in self.loss_modules.parameters()]
+        parts += [(values.to(wanted.dtype) * wanted).sum() for values, wanted in zip(features, gradients, strict=True)]
+        return {"total": sum(parts, start=features[0].new_zeros((), dtype=gradients[0].dtype))}
 
     def encode(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Image and text features of this process's share."""
@@ -70,11 +66,6 @@ class TrainingStep(nn.Module):
         # float32 at least: in half precision the gradients that processes ask of a feature would be rounded one by one.
         features = at_least_float32(image_features), at_least_float32(text_features)
         return self._losses(*gather_batch(*features, person_ids))
-
-    def _nothing(self) -> Tensor:
-        # Zero, made of the losses' parameters: DistributedDataParallel waits until each has taken part.
-        zero = torch.zeros((), device=next(self.model.parameters()).device)
-        return sum((0.0 * parameter.sum() for parameter in self.loss_modules.parameters()), start=zero)
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
