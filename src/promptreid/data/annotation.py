@@ -87,9 +87,9 @@ class Annotation:
         """A record's path below the image folder."""
         return PurePosixPath(record.path.relative_to(self.images).as_posix())
 
-    def where(self, position: int) -> str:
-        """`FILE, record 7:`, as error messages begin."""
-        return f"{self.path}, {self.position_name} {position}:"
+    def problem(self, kind: str, what: str, position: int, path: str | None = None) -> Problem:
+        """A problem of one record, whose message begins with `FILE, record 7:`."""
+        return Problem(kind, what).located(f"{self.path}, {self.position_name} {position}:", position, path)
 
 
 def structural_problems(annotation: Annotation) -> Iterator[Problem]:
@@ -100,8 +100,7 @@ def structural_problems(annotation: Annotation) -> Iterator[Problem]:
         if index is None:
             yield Problem("split", f"{annotation.path}: {words}")
         else:
-            position = annotation.positions[index]
-            yield Problem("split", words).located(annotation.where(position), position)
+            yield annotation.problem("split", words, annotation.positions[index])
     if annotation.published is not None:
         for sentence in count_mismatches(split_counts(annotation.records), annotation.published):
             yield Problem("counts", f"{annotation.path}: {sentence}")
@@ -115,13 +114,11 @@ def _image_problems(annotation: Annotation) -> Iterator[Problem]:
         found = "present" if path in seen else folder.locate(path)
         seen.add(path)
         if found == "missing":
-            problem = Problem("missing", f"there is no image {shown(annotation.images / path)}")
+            what = f"there is no image {shown(annotation.images / path)}"
+            yield annotation.problem("missing", what, position, str(path))
         elif found == "outside":
             what = f"{annotation.path_key} {str(path)!r} leaves the folder {annotation.images.name}/ over a link"
-            problem = Problem("path", f"{what}; copy the images there")
-        else:
-            continue
-        yield problem.located(annotation.where(position), position, str(path))
+            yield annotation.problem("path", f"{what}; copy the images there", position, str(path))
 
 
 def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
@@ -138,7 +135,7 @@ def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
             what += f", in split {earlier.split} and here in {record.split}"
         else:
             kind = "duplicate"
-        yield Problem(kind, what).located(annotation.where(position), position, path)
+        yield annotation.problem(kind, what, position, path)
 
 
 def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> ImageRecord | list[Problem]:

@@ -87,16 +87,6 @@ _NO_SIDE = re.compile(
 )
 
 
-def has_sides(caption: str) -> bool:
-    """Whether a caption tells left from right.
-
-    Example:
-        >>> has_sides("a bag in his left hand"), has_sides("a bright coat")
-        (True, False)
-    """
-    return mirror_caption(caption) != caption
-
-
 def mirror_caption(caption: str) -> str:
     """The caption of the mirrored image: left and right exchanged, in the same case.
 
@@ -202,7 +192,28 @@ def _read(path: Path, count: int) -> Tensor | None:
     return tokens if tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count else None
 
 
-class TokenDeletion:
+class _TokenChange:
+    """What changes tokens by chance needs: the probability, padding, and the tokens that an empty caption has."""
+
+    def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1) -> None:
+        if not 0 <= probability < 1:
+            raise ValueError(f"probability is {probability}, expected at least 0 and less than 1")
+        frame = tokenizer([""])[0]
+        self.probability = probability
+        self.padding: int = int(frame[-1])
+        self.special: Tensor = frame.unique()
+
+    def choose(self, tokens: Tensor, *, keep_one: bool) -> Tensor:
+        """Which tokens are changed, (L,) bool: never start, end or padding."""
+        words = ~torch.isin(tokens, self.special)
+        chosen = words & (torch.rand(tokens.shape) < self.probability)
+        if keep_one and bool(words.any()) and bool((chosen == words).all()):
+            positions = words.nonzero().flatten()
+            chosen[positions[int(torch.randint(len(positions), ()))]] = False
+        return chosen
+
+
+class TokenDeletion(_TokenChange):
     """Leaves out each token of a caption with a probability; start and end stay, and so does at least one token.
 
     What it is given is never changed: it returns a new tensor. It deletes tokens, which for rare words are parts of
@@ -230,22 +241,15 @@ class TokenDeletion:
         Random deletion is one of TBPS-CLIP's augmentations (Cao et al. 2024, arXiv 2308.10045), there of words.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1) -> None:
-        self.probability: float = _check_probability(probability)
-        self.padding: int
-        self.special: Tensor
-        self.padding, self.special = _frame(tokenizer)
-
     def __call__(self, tokens: Tensor) -> Tensor:
         """The caption with tokens left out, padded at the end."""
-        dropped = _choose(tokens, self.special, self.probability, keep_one=True)
-        kept = tokens[~dropped]
+        kept = tokens[~self.choose(tokens, keep_one=True)]
         out = torch.full_like(tokens, self.padding)
         out[: len(kept)] = kept
         return out
 
 
-class TokenMasking:
+class TokenMasking(_TokenChange):
     """Replaces each token of a caption with a probability; start and end stay.
 
     What it is given is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so a plain word stands
@@ -264,10 +268,7 @@ class TokenMasking:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1, mask: str = "something") -> None:
-        self.probability: float = _check_probability(probability)
-        self.padding: int
-        self.special: Tensor
-        self.padding, self.special = _frame(tokenizer)
+        super().__init__(tokenizer, probability=probability)
         row = tokenizer([mask])[0]
         ids = row[~torch.isin(row, self.special)]
         if len(ids) != 1:
@@ -276,25 +277,4 @@ class TokenMasking:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """The caption with tokens replaced."""
-        return tokens.masked_fill(_choose(tokens, self.special, self.probability, keep_one=False), self.mask)
-
-
-def _check_probability(probability: float) -> float:
-    if not 0 <= probability < 1:
-        raise ValueError(f"probability is {probability}, expected at least 0 and less than 1")
-    return probability
-
-
-def _frame(tokenizer: Tokenizer) -> tuple[int, Tensor]:
-    """Padding, and all that an empty caption consists of: start, end and padding."""
-    frame = tokenizer([""])[0]
-    return int(frame[-1]), frame.unique()
-
-
-def _choose(tokens: Tensor, special: Tensor, probability: float, *, keep_one: bool) -> Tensor:
-    words = ~torch.isin(tokens, special)
-    chosen = words & (torch.rand(tokens.shape) < probability)
-    if keep_one and bool(words.any()) and bool((chosen == words).all()):
-        positions = words.nonzero().flatten()
-        chosen[positions[int(torch.randint(len(positions), ()))]] = False
-    return chosen
+        return tokens.masked_fill(self.choose(tokens, keep_one=False), self.mask)

@@ -93,7 +93,7 @@ def _image_problems(
     for (position, record), inspection in zip(present, inspections, strict=True):
         path = str(annotation.relative(record))
         for problem in inspection.problems:
-            yield problem.located(f"{annotation.where(position)} image {path!r}", position, path)
+            yield annotation.problem(problem.kind, f"image {path!r} {problem.message}", position, path)
 
 
 def _copied_images(
@@ -110,7 +110,7 @@ def _copied_images(
                 f"image {path!r} (person {record.person_id}, {record.split}) is the very picture of "
                 f"{annotation.position_name} {before} (person {earlier.person_id}, {earlier.split})"
             )
-            yield Problem("same picture", what).located(annotation.where(position), position, path)
+            yield annotation.problem("same picture", what, position, path)
 
 
 def _long_captions(annotation: Annotation, lengths: list[int], context: int) -> Iterator[Problem]:
@@ -120,6 +120,4 @@ def _long_captions(annotation: Annotation, lengths: list[int], context: int) -> 
             tokens = next(length)
             if tokens > context:
                 what = f"caption {index} has {tokens} tokens, the context {context}"
-                yield Problem("long caption", what).located(
-                    annotation.where(position), position, str(annotation.relative(record))
-                )
+                yield annotation.problem("long caption", what, position, str(annotation.relative(record)))

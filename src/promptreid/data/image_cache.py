@@ -58,6 +58,8 @@ class ImageCache:
 
     Attributes:
         pixels: The file's rows, which are all that loader workers need.
+        path: The file.
+        image_size: (height, width) in pixels.
         bad: Images left out, with the reason.
 
     Shape:
@@ -66,18 +68,10 @@ class ImageCache:
 
     def __init__(self, pixels: PixelRows, *, rows: Mapping[Path, int], bad: Mapping[Path, str]) -> None:
         self.pixels = pixels
+        self.path = pixels.path
+        self.image_size = pixels.image_size
         self.bad: dict[Path, str] = dict(bad)
         self._rows = dict(rows)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.pixels.path
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.pixels.image_size
 
     def __len__(self) -> int:
         """Images that can be read from it."""

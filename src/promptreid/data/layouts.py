@@ -118,12 +118,10 @@ def read_entries(path: Path) -> list[Any]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error}); copy it again from the archive") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read ({error}); copy it again from the archive") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}); copy it again from the archive") from error
+    except (OSError, ValueError, RecursionError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is not valid JSON"
+        what = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else what
+        raise DatasetError(f"{path} {what} ({error}); copy it again from the archive") from error
     if not isinstance(entries, list) or not entries:
         raise DatasetError(f"{path} holds {type(entries).__name__}, expected a list of records that is not empty")
     return cast("list[Any]", entries)

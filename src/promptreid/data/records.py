@@ -42,7 +42,7 @@ def count_line(name: str, found: Mapping[str, SplitCounts], published: Published
     expected = {} if published is None else published.splits
     for split in dict.fromkeys((*found, *expected)):
         if split not in found:
-            parts.append(f"{split} none of {_plain(expected[split])}")
+            parts.append(f"{split} none of {_against(expected[split])}")
         else:
             parts.append(f"{split} {_against(found[split], expected.get(split))}")
     line = f"{name}: {'; '.join(parts) or 'nothing'}"
@@ -57,21 +57,17 @@ def count_mismatches(found: Mapping[str, SplitCounts], published: PublishedCount
     for split in dict.fromkeys((*published.splits, *found)):
         expected = published.splits.get(split)
         if split not in found:
-            sentences.append(f"there is no {split} split, published is one of {_plain(published.splits[split])}")
+            sentences.append(f"there is no {split} split, published is one of {_against(published.splits[split])}")
         elif expected is None:
-            sentences.append(f"there is a {split} split of {_plain(found[split])}, published is none")
+            sentences.append(f"there is a {split} split of {_against(found[split])}, published is none")
         elif found[split] != expected:
             known = found[split] in published.other_copies.get(split, ())
             remark = " (a copy with these counts is known to be in circulation)" if known else ""
-            sentences.append(f"{split} has {_plain(found[split])}, published are {_plain(expected)}{remark}")
+            sentences.append(f"{split} has {_against(found[split])}, published are {_against(expected)}{remark}")
     return sentences
 
 
-def _plain(counts: SplitCounts) -> str:
-    return _against(counts, None)
-
-
-def _against(found: SplitCounts, expected: SplitCounts | None) -> str:
+def _against(found: SplitCounts, expected: SplitCounts | None = None) -> str:
     parts: list[str] = []
     for name in (item.name for item in fields(SplitCounts)):
         number = getattr(found, name)

@@ -26,6 +26,10 @@ class EvalTransform:
         - input: a PIL image, or uint8 (3, h, w)
         - output: (3, H, W) float32
 
+    Example:
+        >>> EvalTransform((2, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))(Image.new("RGB", (1, 2))).flatten()
+        tensor([-1., -1., -1., -1., -1., -1.])
+
     Raises:
         ValueError: The size is not two positive integers, or the statistics are not three numbers each.
     """
@@ -124,14 +128,7 @@ def train_transform(
     return TrainTransform(image_size, mean=mean, std=std, mirror=0.5 if flip else 0.0)
 
 
-def eval_transform(image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> EvalTransform:
-    """An `EvalTransform`.
-
-    Example:
-        >>> eval_transform((2, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))(Image.new("RGB", (1, 2))).flatten()
-        tensor([-1., -1., -1., -1., -1., -1.])
-    """
-    return EvalTransform(image_size, mean=mean, std=std)
+eval_transform = EvalTransform
 
 
 def fit_image(image: Any, image_size: tuple[int, int]) -> Tensor:

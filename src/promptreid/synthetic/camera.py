@@ -19,18 +19,9 @@ _STREET_WIDTH = 900
 class Camera:
     """One camera; its name is the sub-folder that CUHK-PEDES keeps its images in.
 
-    Attributes:
-        name: Sub-folder.
-        size: (height, width) of its images.
-        views: Which sides of people it sees.
-        wall: Colour behind the people.
-        floor: Colour below them.
-        cast: Factor per colour channel.
-        blur: Radius in pixels.
-        contrast: Factor around mid-grey.
-        light: Lowest and highest brightness.
-        quality: Of the JPEG, 1 to 95.
-        sharp: Whether glasses and the kind of shoes can be made out.
+    `size` is (height, width), `views` are the sides of people that it sees, `cast` and `contrast` are factors (a
+    channel; around mid-grey), `blur` is a radius in pixels, `light` the lowest and highest brightness, `quality` the
+    JPEG's, and `sharp` says whether glasses and the kind of shoes can be made out.
     """
 
     name: str

@@ -18,18 +18,7 @@ HEADS = {"child": 0.36, "adult": 0.25, "elderly": 0.25}
 
 @dataclass(frozen=True)
 class Doll:
-    """A doll's place and colours.
-
-    Attributes:
-        person: Whom it shows.
-        view: `"front"`, `"back"` or `"side"`.
-        centre: Horizontal middle, in pixels.
-        top: Top of the head.
-        height: From head to sole.
-        paint: Colour by attribute, such as `upper_colour`.
-        head_scale: Times the usual size of the head.
-        width_scale: Times the usual width.
-    """
+    """A doll's place in pixels (`centre` is its horizontal middle, `top` the top of its head) and colours."""
 
     person: Person
     view: str

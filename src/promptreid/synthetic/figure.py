@@ -29,15 +29,8 @@ class Limb:
 class Skeleton:
     """Joints in shares of the body's height; limbs in drawing order, the far or left one first.
 
-    Attributes:
-        head: Centre of the head.
-        head_size: Half-axes of the head.
-        neck: Base of the neck.
-        pelvis: Middle of the hips.
-        shoulders: Half the width at the shoulders.
-        hips: Half the width at the hips.
-        arms: Both arms.
-        legs: Both legs.
+    `head` is its centre and `head_size` its half-axes, `neck` its base, `pelvis` the middle of the hips; `shoulders`
+    and `hips` are half the width there.
     """
 
     head: Point
@@ -110,14 +103,7 @@ BARE_ARMED = ("t-shirt", "tank top")
 
 @dataclass(frozen=True)
 class Figure:
-    """A person in a pose.
-
-    Attributes:
-        person: Who it is.
-        view: `"front"`, `"back"` or `"side"`.
-        facing: 1 towards the right edge, -1 towards the left one.
-        bones: The pose.
-    """
+    """A person in a pose; `facing` is 1 towards the right edge and -1 towards the left one."""
 
     person: Person
     view: str
@@ -368,17 +354,7 @@ HEIGHTS = {"child": 0.74, "adult": 1.0, "elderly": 0.95}
 def draw_figure(
     image: Image.Image, person: Person, *, view: str, facing: int, phase: float, foot: tuple[float, float], tall: float
 ) -> None:
-    """Draw `person` onto `image`.
-
-    Args:
-        image: What is drawn on.
-        person: Who it is.
-        view: `"front"`, `"back"` or `"side"`.
-        facing: 1 towards the right edge, -1 towards the left one; counts from the side.
-        phase: Of the walking cycle, in [0, 1).
-        foot: Point between the feet, in pixels.
-        tall: Height of a grown person, in pixels.
-    """
+    """Draw `person` onto `image`, standing at `foot` (in pixels), `tall` pixels high if grown up, as in a `Scene`."""
     height = tall * HEIGHTS[person.age]
     pen = Pen(image, centre=foot[0], top=foot[1] - height, height=height)
     figure = Figure(person, view, facing, pose(person, view, facing, phase))

@@ -8,47 +8,23 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 
 GARMENT_COLOURS: dict[str, Colour] = {
-    "black": (28, 28, 32),
-    "white": (236, 236, 232),
-    "grey": (128, 130, 134),
-    "red": (190, 36, 40),
-    "blue": (40, 74, 170),
-    "green": (44, 124, 66),
-    "yellow": (226, 190, 50),
-    "orange": (226, 120, 36),
-    "purple": (112, 58, 138),
-    "pink": (230, 140, 170),
-    "brown": (110, 74, 48),
-    "beige": (206, 184, 148),
-}
+    "black": (28, 28, 32), "white": (236, 236, 232), "grey": (128, 130, 134), "red": (190, 36, 40),
+    "blue": (40, 74, 170), "green": (44, 124, 66), "yellow": (226, 190, 50), "orange": (226, 120, 36),
+    "purple": (112, 58, 138), "pink": (230, 140, 170), "brown": (110, 74, 48), "beige": (206, 184, 148),
+}  # fmt: skip
 WEB_COLOURS: dict[str, Colour] = {
-    "black": (12, 12, 12),
-    "white": (252, 252, 252),
-    "grey": (150, 150, 150),
-    "red": (232, 24, 24),
-    "blue": (28, 70, 235),
-    "green": (22, 165, 54),
-    "yellow": (252, 222, 24),
-    "orange": (255, 140, 10),
-    "purple": (142, 34, 176),
-    "pink": (255, 130, 182),
-    "brown": (134, 78, 34),
-    "beige": (232, 206, 164),
-}
+    "black": (12, 12, 12), "white": (252, 252, 252), "grey": (150, 150, 150), "red": (232, 24, 24),
+    "blue": (28, 70, 235), "green": (22, 165, 54), "yellow": (252, 222, 24), "orange": (255, 140, 10),
+    "purple": (142, 34, 176), "pink": (255, 130, 182), "brown": (134, 78, 34), "beige": (232, 206, 164),
+}  # fmt: skip
 HAIR_COLOURS: dict[str, Colour] = {
-    "black": (24, 20, 20),
-    "brown": (88, 58, 36),
-    "blond": (206, 172, 100),
-    "grey": (160, 160, 160),
+    "black": (24, 20, 20), "brown": (88, 58, 36), "blond": (206, 172, 100), "grey": (160, 160, 160),
     "red": (156, 70, 36),
-}
+}  # fmt: skip
 SKIN_TONES: dict[str, Colour] = {
-    "very light": (246, 214, 190),
-    "light": (228, 186, 152),
-    "medium": (196, 146, 108),
-    "brown": (142, 96, 66),
+    "very light": (246, 214, 190), "light": (228, 186, 152), "medium": (196, 146, 108), "brown": (142, 96, 66),
     "dark": (90, 60, 44),
-}
+}  # fmt: skip
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -89,14 +65,7 @@ Point = tuple[float, float]
 
 
 class Pen:
-    """Draws onto an image, in shares of a body's height.
-
-    Args:
-        image: What is drawn on.
-        centre: Horizontal middle of the body, in pixels.
-        top: Crown of the head, in pixels.
-        height: From crown to sole, in pixels.
-    """
+    """Draws in shares of a body's height; its `centre` (horizontal), crown (`top`) and `height` are in pixels."""
 
     def __init__(self, image: Image.Image, *, centre: float, top: float, height: float) -> None:
         self.canvas: ImageDraw.ImageDraw = ImageDraw.Draw(image)

@@ -27,29 +27,9 @@ GLASSES = (NONE, "glasses", "sunglasses")
 class Person:
     """One identity; kinds and colours are keys of this module's and the palette's tables.
 
-    What a person does not have is `"none"`, so two persons are equal exactly if they look the same.
-
-    Attributes:
-        gender: What annotators call the person: `"man"` or `"woman"` (drawn as shape of the body).
-        age: `"child"`, `"adult"` or `"elderly"`.
-        build: `"slim"`, `"average"` or `"heavy"`.
-        skin: A key of `SKIN_TONES`.
-        hair_colour: A key of `HAIR_COLOURS`; `"none"` for the bald.
-        hair_length: One of `HAIR_LENGTHS`.
-        upper_kind: One of `UPPER_KINDS`.
-        upper_colour: A key of `GARMENT_COLOURS`, as all garment colours.
-        upper_pattern: One of `PATTERNS`.
-        pattern_colour: Of stripes, checks, dots or print; `"none"` if plain.
-        inner_colour: Of the shirt below an open jacket or coat, else `"none"`.
-        lower_kind: One of `LOWER_KINDS`.
-        lower_colour: Its colour.
-        shoe_kind: One of `SHOE_KINDS`.
-        shoe_colour: Its colour.
-        bag: One of `BAGS`.
-        bag_colour: Its colour, or `"none"`.
-        hat: One of `HATS`.
-        hat_colour: Its colour, or `"none"`.
-        glasses: One of `GLASSES`.
+    What a person does not have is `"none"`, so two persons are equal exactly if they look the same. `gender` is what
+    annotators call the person (drawn as shape of the body), `pattern_colour` that of stripes, checks, dots or print,
+    and `inner_colour` that of the shirt below an open jacket or coat.
     """
 
     gender: str
@@ -143,14 +123,8 @@ def near_twin(random: np.random.Generator, person: Person) -> Person:
 def as_seen(person: Person, view: str, *, shoes: bool = True, small_things: bool = True) -> Person:
     """`person` without what does not show, with kinds that do not show put into the kind that does.
 
-    Args:
-        person: Who it is.
-        view: `"front"`, `"back"` or `"side"`.
-        shoes: Whether the feet are in the picture.
-        small_things: Whether the picture is sharp enough for glasses and for the kind of shoes.
-
-    Returns:
-        What a truthful caption may say; what is hidden is `"none"`.
+    `shoes` says whether the feet are in the image, `small_things` whether it is sharp enough for glasses and for the
+    kind of shoes. It is what a truthful caption may say; what is hidden is `"none"`.
     """
     changes: dict[str, str] = {}
     if view == "back" and person.hat != NONE:

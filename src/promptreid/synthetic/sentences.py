@@ -1,91 +1,66 @@
 """Captions: the words for what people look like, an annotator's sentences, and the lists that the web writes."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
+from numpy.random import Generator
 
 from promptreid.synthetic.pen import HAIR_COLOURS
 from promptreid.synthetic.person import NONE, SHOE_COLOURS, Person, pick
 from promptreid.synthetic.scenes import Caption, Scene
 
 SUBJECTS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("man", "child"): ("boy",),
-    ("woman", "child"): ("girl",),
+    ("man", "child"): ("boy",), ("woman", "child"): ("girl",),
     ("man", "adult"): ("man", "man", "guy", "male", "gentleman"),
     ("woman", "adult"): ("woman", "woman", "lady", "female"),
     ("man", "elderly"): ("old man", "elderly man", "elderly gentleman"),
     ("woman", "elderly"): ("old woman", "elderly woman", "elderly lady"),
-}
+}  # fmt: skip
 NEUTRAL_SUBJECTS: dict[str, tuple[str, ...]] = {
-    "child": ("child", "kid"),
-    "adult": ("person",),
-    "elderly": ("elderly person", "old person"),
-}
+    "child": ("child", "kid"), "adult": ("person",), "elderly": ("elderly person", "old person"),
+}  # fmt: skip
+# "top" is what is left of a shirt, hoodie or sweater whose neck is hidden.
 UPPER_WORDS: dict[str, tuple[str, ...]] = {
     "t-shirt": ("t-shirt", "tee shirt", "short sleeved shirt"),
-    "shirt": ("shirt", "button up shirt", "collared shirt"),
-    "jacket": ("jacket", "zip jacket"),
-    "coat": ("coat", "long coat", "overcoat"),
-    "hoodie": ("hoodie", "hooded sweatshirt"),
-    "sweater": ("sweater", "pullover", "jumper"),
-    "tank top": ("tank top", "sleeveless top"),
-    "top": ("top", "long sleeved top"),  # what is left of a shirt, hoodie or sweater whose neck is hidden
-}
+    "shirt": ("shirt", "button up shirt", "collared shirt"), "jacket": ("jacket", "zip jacket"),
+    "coat": ("coat", "long coat", "overcoat"), "hoodie": ("hoodie", "hooded sweatshirt"),
+    "sweater": ("sweater", "pullover", "jumper"), "tank top": ("tank top", "sleeveless top"),
+    "top": ("top", "long sleeved top"),
+}  # fmt: skip
 LOWER_WORDS: dict[str, tuple[str, ...]] = {
-    "trousers": ("trousers", "pants", "slacks"),
-    "jeans": ("jeans", "denim pants"),
-    "shorts": ("shorts", "short pants"),
-    "skirt": ("skirt",),
-    "leggings": ("leggings", "tight pants"),
-}
+    "trousers": ("trousers", "pants", "slacks"), "jeans": ("jeans", "denim pants"),
+    "shorts": ("shorts", "short pants"), "skirt": ("skirt",), "leggings": ("leggings", "tight pants"),
+}  # fmt: skip
 PATTERN_ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "striped": ("striped",),
-    "checked": ("checked", "plaid", "checkered"),
-    "dotted": ("dotted", "spotted"),
-}
+    "striped": ("striped",), "checked": ("checked", "plaid", "checkered"), "dotted": ("dotted", "spotted"),
+}  # fmt: skip
 PATTERN_NOUNS: dict[str, tuple[str, ...]] = {
-    "striped": ("stripes",),
-    "checked": ("checks",),
-    "dotted": ("dots", "spots"),
+    "striped": ("stripes",), "checked": ("checks",), "dotted": ("dots", "spots"),
     "printed": ("logo", "print", "design"),
-}
+}  # fmt: skip
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {
-    "grey": ("grey", "gray"),
-    "blond": ("blond", "blonde", "fair"),
-    "beige": ("beige", "tan", "cream"),
+    "grey": ("grey", "gray"), "blond": ("blond", "blonde", "fair"), "beige": ("beige", "tan", "cream"),
     "purple": ("purple", "violet"),
-}
+}  # fmt: skip
 BUILD_WORDS: dict[str, tuple[str, ...]] = {
-    "slim": ("slim", "thin"),
-    "average": ("",),
-    "heavy": ("heavy set", "stout", "chubby"),
-}
+    "slim": ("slim", "thin"), "average": ("",), "heavy": ("heavy set", "stout", "chubby"),
+}  # fmt: skip
 SKIN_WORDS: dict[str, str] = {
-    "very light": "pale",
-    "light": "light",
-    "medium": "olive",
-    "brown": "brown",
-    "dark": "dark",
-}
+    "very light": "pale", "light": "light", "medium": "olive", "brown": "brown", "dark": "dark",
+}  # fmt: skip
 SHOE_WORDS: dict[str, tuple[str, ...]] = {
-    "shoes": ("shoes",),
-    "sneakers": ("sneakers", "trainers"),
-    "boots": ("boots",),
+    "shoes": ("shoes",), "sneakers": ("sneakers", "trainers"), "boots": ("boots",),
     "sandals": ("sandals", "open shoes"),
-}
+}  # fmt: skip
 BAG_WORDS: dict[str, tuple[str, ...]] = {
-    "backpack": ("backpack", "rucksack"),
-    "handbag": ("handbag", "purse"),
+    "backpack": ("backpack", "rucksack"), "handbag": ("handbag", "purse"),
     "shoulder bag": ("shoulder bag", "messenger bag"),
-}
+}  # fmt: skip
 HAT_WORDS: dict[str, tuple[str, ...]] = {
-    "cap": ("cap", "baseball cap"),
-    "beanie": ("beanie", "knitted cap"),
-    "hat": ("hat",),
-}
+    "cap": ("cap", "baseball cap"), "beanie": ("beanie", "knitted cap"), "hat": ("hat",),
+}  # fmt: skip
 GLASSES_WORDS: dict[str, tuple[str, ...]] = {
     "glasses": ("glasses", "eyeglasses"),
     "sunglasses": ("sunglasses", "dark glasses"),
@@ -99,7 +74,7 @@ class Phrase(NamedTuple):
     attributes: tuple[str, ...]
 
 
-def colour_word(random: np.random.Generator, name: str) -> str:
+def colour_word(random: Generator, name: str) -> str:
     """A word for a colour."""
     return pick(random, COLOUR_WORDS.get(name, (name,)))
 
@@ -112,7 +87,7 @@ def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def subject_phrase(random: np.random.Generator, person: Person, *, neutral: float = 0.2) -> Phrase:
+def subject_phrase(random: Generator, person: Person, *, neutral: float = 0.2) -> Phrase:
     """Who it is, such as `slim elderly lady`; with probability `neutral` without a word for gender."""
     attributes: tuple[str, ...] = ("age",) if person.age != "adult" else ()
     if random.random() < neutral:
@@ -124,7 +99,7 @@ def subject_phrase(random: np.random.Generator, person: Person, *, neutral: floa
     return Phrase(f"{build} {noun}", ("build", *attributes)) if build else Phrase(noun, attributes)
 
 
-def upper_phrase(random: np.random.Generator, person: Person, *, inner: float = 0.6) -> Phrase:
+def upper_phrase(random: Generator, person: Person, *, inner: float = 0.6) -> Phrase:
     """Name the upper garment, such as `red and white striped shirt` or `blue jacket over a white shirt`."""
     colour, noun = colour_word(random, person.upper_colour), pick(random, UPPER_WORDS[person.upper_kind])
     text, attributes = f"{colour} {noun}", ("upper_kind", "upper_colour")
@@ -141,31 +116,23 @@ def upper_phrase(random: np.random.Generator, person: Person, *, inner: float = 
     return Phrase(text, attributes)
 
 
-def lower_phrase(random: np.random.Generator, person: Person) -> Phrase:
-    """Name the lower garment, such as `black trousers`."""
-    colour = colour_word(random, person.lower_colour)
-    return Phrase(f"{colour} {pick(random, LOWER_WORDS[person.lower_kind])}", ("lower_kind", "lower_colour"))
+def _coloured(kind: str, colour: str, words: Mapping[str, tuple[str, ...]]) -> Callable[[Generator, Person], Phrase]:
+    """What names one thing that a person has, such as `black trousers`."""
+
+    def phrase(random: Generator, person: Person) -> Phrase:
+        name = colour_word(random, getattr(person, colour))
+        return Phrase(f"{name} {pick(random, words[getattr(person, kind)])}", (kind, colour))
+
+    return phrase
 
 
-def shoe_phrase(random: np.random.Generator, person: Person) -> Phrase:
-    """Name the shoes."""
-    colour = colour_word(random, person.shoe_colour)
-    return Phrase(f"{colour} {pick(random, SHOE_WORDS[person.shoe_kind])}", ("shoe_kind", "shoe_colour"))
+lower_phrase = _coloured("lower_kind", "lower_colour", LOWER_WORDS)
+shoe_phrase = _coloured("shoe_kind", "shoe_colour", SHOE_WORDS)
+bag_phrase = _coloured("bag", "bag_colour", BAG_WORDS)
+hat_phrase = _coloured("hat", "hat_colour", HAT_WORDS)
 
 
-def bag_phrase(random: np.random.Generator, person: Person) -> Phrase:
-    """Name the bag, which the person must have."""
-    colour = colour_word(random, person.bag_colour)
-    return Phrase(f"{colour} {pick(random, BAG_WORDS[person.bag])}", ("bag", "bag_colour"))
-
-
-def hat_phrase(random: np.random.Generator, person: Person) -> Phrase:
-    """Name the hat, which the person must have."""
-    colour = colour_word(random, person.hat_colour)
-    return Phrase(f"{colour} {pick(random, HAT_WORDS[person.hat])}", ("hat", "hat_colour"))
-
-
-def hair_phrase(random: np.random.Generator, person: Person) -> Phrase:
+def hair_phrase(random: Generator, person: Person) -> Phrase:
     """Name the hair, or that there is none."""
     if person.hair_length == "bald":
         return Phrase(pick(random, ("bald head", "shaved head")), ("hair_length",))
@@ -173,7 +140,7 @@ def hair_phrase(random: np.random.Generator, person: Person) -> Phrase:
     return Phrase(f"{person.hair_length} {colour} hair", ("hair_length", "hair_colour"))
 
 
-def glasses_phrase(random: np.random.Generator, person: Person) -> Phrase:
+def glasses_phrase(random: Generator, person: Person) -> Phrase:
     """Name the glasses, which the person must have."""
     return Phrase(pick(random, GLASSES_WORDS[person.glasses]), ("glasses",))
 
@@ -183,12 +150,25 @@ def skin_phrase(person: Person) -> Phrase:
     return Phrase(f"{SKIN_WORDS[person.skin]} skin", ("skin",))
 
 
+def _other_phrases(random: Generator, person: Person, *, skin: float) -> list[tuple[str, Phrase]]:
+    """What a person has beside garments, each with its manner; the tone of the skin with that probability."""
+    things = (
+        ("wears", person.shoe_kind, shoe_phrase),
+        ("has", person.hair_length, hair_phrase),
+        ("wears", person.hat, hat_phrase),
+        ("wears", person.glasses, glasses_phrase),
+        ("carries", person.bag, bag_phrase),
+    )
+    found = [(manner, phrase(random, person)) for manner, kind, phrase in things if kind != NONE]
+    return [*found, ("has", skin_phrase(person))] if random.random() < skin else found
+
+
 VERBS = ("is wearing", "wears", "is dressed in", "has on")
 VIEW_WORDS = {
     "front": ("walking towards the camera", "facing the camera", "seen from the front"),
     "back": ("walking away from the camera", "facing away", "seen from behind"),
     "side": ("seen from the side", "walking past", "in profile"),
-}
+}  # fmt: skip
 CARRY_WORDS = ("carrying", "holding")
 # What annotators write to fill a line; true of every image.
 OPENERS = ("in this picture", "in the image", "here")
@@ -222,7 +202,7 @@ _CONFUSED = {
 }  # fmt: skip
 
 
-def describe(random: np.random.Generator, scene: Scene) -> Caption:
+def describe(random: Generator, scene: Scene) -> Caption:
     """Caption an image: details left out, in some order, now and then one of them wrong."""
     seen = scene.seen
     believed = _mistake(random, seen) if random.random() < MISTAKE_RATE else seen
@@ -233,7 +213,7 @@ def describe(random: np.random.Generator, scene: Scene) -> Caption:
     return Caption(text.lower() if random.random() < 0.1 else text, said, mistakes)
 
 
-def _mistake(random: np.random.Generator, seen: Person) -> Person:
+def _mistake(random: Generator, seen: Person) -> Person:
     """`seen` with one colour, kind or the build taken for another."""
     colours = [name for name in ("upper_colour", "lower_colour", "shoe_colour", "bag_colour", "hat_colour",
                                  "hair_colour") if getattr(seen, name) != NONE]  # fmt: skip
@@ -252,7 +232,7 @@ def _mistake(random: np.random.Generator, seen: Person) -> Person:
 class _Draft:
     """Writes one caption and notes the attributes that it names."""
 
-    def __init__(self, random: np.random.Generator, person: Person, view: str) -> None:
+    def __init__(self, random: Generator, person: Person, view: str) -> None:
         self.random, self.person, self.view = random, person, view
         self.attributes: list[str] = []
         # Terse, usual and wordy annotators.
@@ -278,20 +258,8 @@ class _Draft:
 
     def details(self) -> list[tuple[str, Phrase]]:
         """What may be told beside the garments: (manner, phrase), in random order, some left out."""
-        random, person = self.random, self.person
-        found: list[tuple[str, Phrase]] = []
-        if person.shoe_kind != NONE:
-            found.append(("wears", shoe_phrase(random, person)))
-        if person.hair_length != NONE:
-            found.append(("has", hair_phrase(random, person)))
-        if person.hat != NONE:
-            found.append(("wears", hat_phrase(random, person)))
-        if person.glasses != NONE:
-            found.append(("wears", glasses_phrase(random, person)))
-        if person.bag != NONE:
-            found.append(("carries", bag_phrase(random, person)))
-        if random.random() < 0.2:
-            found.append(("has", skin_phrase(person)))
+        random = self.random
+        found = _other_phrases(random, self.person, skin=0.2)
         chosen = [detail for detail in found if random.random() < self.detail]
         return [chosen[int(index)] for index in random.permutation(len(chosen))]
 
@@ -351,27 +319,15 @@ class _Draft:
         return bool(self.random.random() < probability)
 
 
-def phrases_of(random: np.random.Generator, person: Person) -> list[str]:
+def phrases_of(random: Generator, person: Person) -> list[str]:
     """Everything that `person` (as seen) has, in random order."""
-    phrases = [
-        article(upper_phrase(random, person).text),
-        article(lower_phrase(random, person).text),
-        shoe_phrase(random, person).text,
-    ]
-    if person.hair_length != NONE:
-        phrases.append(article(hair_phrase(random, person).text))
-    if person.hat != NONE:
-        phrases.append(article(hat_phrase(random, person).text))
-    if person.glasses != NONE:
-        phrases.append(glasses_phrase(random, person).text)
-    if person.bag != NONE:
-        phrases.append(article(bag_phrase(random, person).text))
-    if random.random() < 0.3:
-        phrases.append(skin_phrase(person).text)
+    garments = [upper_phrase(random, person), lower_phrase(random, person)]
+    found = [*garments, *(phrase for _, phrase in _other_phrases(random, person, skin=0.3))]
+    phrases = [article(phrase.text) for phrase in found]
     return [phrases[int(index)] for index in random.permutation(len(phrases))]
 
 
-def web_description(random: np.random.Generator, person: Person, view: str) -> str:
+def web_description(random: Generator, person: Person, view: str) -> str:
     """Caption a person whom it should tell from others: the web's list with most of what there is to see."""
     subject = subject_phrase(random, person).text
     start = (
