@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from promptreid.files import (
     file_digest,
     is_finite,
     locked,
+    make_private_folder,
     remove_scratch,
     write_bytes_atomically,
     write_tensors_atomically,
@@ -146,3 +148,64 @@ def test_lock_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched(tmp_pa
     with pytest.raises(OSError, match="not a file of its own; remove it"), locked(tmp_path / "a.lock", action="saving"):
         pass
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_folder_that_cannot_be_flushed_gets_one_warning_and_the_new_file(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.warns(UserWarning, match=r"cannot be flushed to the disk .*; what was just written is there"):
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+    write_bytes_atomically(tmp_path / "b.json", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.json": b"new", "b.json": b"new"}
+
+
+def test_file_system_without_fsync_gets_one_warning(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.warns(UserWarning, match="a power cut may lose it") as caught:
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+    assert len(caught) == 1
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+
+
+def test_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_bytes_atomically(tmp_path / "a.json", b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
+def test_file_system_without_locks_gets_one_warning(tmp_path, monkeypatch, error):
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    lock = tmp_path / "a.lock"
+    with pytest.warns(UserWarning, match="without locks; let one process at a time"), locked(lock, action="saving"):
+        pass
+    with locked(lock, action="saving"):  # a second warning would be an error
+        pass
+
+
+def test_private_folder_has_no_parents_that_others_may_write(tmp_path):
+    before = os.umask(0)
+    try:
+        make_private_folder(tmp_path / "a" / "b" / "c")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o755, 0o700]

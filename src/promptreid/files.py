@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _BLOCK_BYTES = 2**20
+
+# What some network mounts answer to fsync and flock: they cannot, ever.
+_REFUSALS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(folder: Path, words: str) -> None:
+    """Warn of a folder's file system, once in a process for each thing it lacks."""
+    if (str(folder), words) not in _warned:
+        _warned.add((str(folder), words))
+        warnings.warn(f"{folder} {words}", stacklevel=4)
 
 
 @contextmanager
@@ -43,7 +55,6 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
         # safetensors writes a file of its own, which nobody else may read.
         scratch.chmod(permitted)
         scratch.replace(path)
-        flush(path.parent)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
         if _is_full(error):
@@ -53,6 +64,14 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
                 str(scratch),
             ) from error
         raise
+    flush(path.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder for its owner alone; nobody else may write into the parents made on the way, whatever the umask."""
+    for parent in reversed([path, *path.parents]):
+        if not parent.is_dir():
+            parent.mkdir(mode=0o700 if parent == path else 0o755, exist_ok=True)
 
 
 def remove_scratch(path: Path) -> None:
@@ -66,6 +85,8 @@ def remove_scratch(path: Path) -> None:
 @contextmanager
 def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator[None, None, None]:
     """Let one process at a time into the block; the lock goes with the process, however it ends.
+
+    On a file system without locks everybody is let in, after one warning.
 
     Args:
         path: The lock's file; made if it is not there, for its owner alone.
@@ -86,6 +107,10 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
         raise TimeoutError(
             f"another process has been {action} for {timeout_seconds:g} s; wait for it or end it, and try again"
         ) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _REFUSALS:
+            raise
+        _warn_once(path.parent, "is on a file system without locks; let one process at a time write there")
     try:
         yield
     finally:
@@ -154,14 +179,31 @@ def _is_full(error: BaseException) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    A folder is flushed when its new names are valid already, so that a disk which fails then, and a file system which
+    cannot flush at all, lead to one warning.
+
+    Raises:
+        OSError: A file's content cannot be written.
+    """
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return  # Windows cannot open a folder to flush it
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not is_folder and error.errno not in _REFUSALS:
+            raise
+        _warn_once(
+            path if is_folder else path.parent,
+            f"cannot be flushed to the disk ({error.strerror}); what was just written is there, but a power cut may "
+            "lose it",
+        )
 
 
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
