@@ -134,9 +134,9 @@ def launch(
     with start(gallery, model=model, host=host, port=port, open_browser=open_browser) as page:
         if host not in LOOPBACK:
             _log.warning("everyone who reaches this computer can search this gallery, at %s", page.url)
-        sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
-        sys.stdout.flush()
-        try:
+        try:  # whoever reads the address may end the page at once
+            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
+            sys.stdout.flush()
             threading.Event().wait()
         except KeyboardInterrupt:
             sys.stdout.write("\n")
