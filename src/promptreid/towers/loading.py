@@ -275,6 +275,21 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     return clip, stored
 
 
+def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether open_clip itself makes a model of these weights at their image size, and the model takes such images.
+
+    It is tried, at no cost in memory: of the families whose positions are resized, only some are built for rectangles.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _without_random_weights_warning():
+            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
+            clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
+            clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
+    except Exception:  # of whatever kind: each library has its own
+        return False
+    return {name: tuple(value.shape) for name, value in clip.state_dict().items()} == dict(shapes)
+
+
 def weight_names(clip: nn.Module, source: ClipSource) -> Set[str]:
     """Names of the weights that a model from `source` is made with; those of `clip` itself where nothing tells."""
     known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
