@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from string import Template
 from typing import Any, cast
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
@@ -167,7 +167,7 @@ def _other_license(repo_id: str, details: CardDetails) -> dict[str, str]:
         return {}
     return {
         "license_name": details.license_name or "dataset-terms",
-        "license_link": details.license_link or f"{constants.ENDPOINT}/{repo_id}#terms-of-the-data",
+        "license_link": details.license_link or f"https://huggingface.co/{repo_id}#terms-of-the-data",
     }
 
 
