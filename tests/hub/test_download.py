@@ -463,3 +463,53 @@ def test_retry_after_is_obeyed_and_time_is_bounded(monkeypatch):
         with pytest.raises(HubError, match="429"):
             Repository("alice/m").call(request)
         assert [round(wait) if wait > 1 else 0.5 for wait in waits] == expected
+
+
+def test_commit_is_known_of_what_was_loaded(hub, pushed, model, tmp_path):
+    from promptreid import save_prompts
+
+    assert load_prompts("alice/m").commit == pushed.refs["refs/heads/main"]
+    assert load_prompts(save_prompts(model, tmp_path / "m")).commit is None
+
+
+def test_index_keeps_its_commit_when_the_author_pushes_again(hub, pushed, model, tmp_path, capsys):
+    from PIL import Image
+
+    from promptreid.cli.main import main
+
+    for color in ("red", "blue"):
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 32), color).save(tmp_path / "crops" / f"{color}.png")
+    gallery = str(tmp_path / "gallery")
+    first = pushed.refs["refs/heads/main"]
+    assert main(["index", str(tmp_path / "crops"), "--output", gallery, "--model", "alice/m", "--device", "cpu"]) == 0
+    with torch.no_grad():
+        model.text.prompts.tokens.add_(1)
+        model.vision.prompts.tokens.add_(1)
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    capsys.readouterr()
+    assert main(["search", gallery, "a man", "--json", "--device", "cpu"]) == 0
+    assert main(["search", gallery, "a man", "--model", "alice/m", "--device", "cpu"]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert main(["search", gallery, "a man", "--model", "alice/m", "--revision", first, "--device", "cpu"]) == 0
+    assert main(["search", gallery, "a man", "--model", "promptreid-tiny", "--revision", "v1"]) == 2
+    assert "--revision goes with a Hub repository" in capsys.readouterr().err
+
+
+def test_bare_base_on_the_hub_is_a_model_of_the_command_line(hub, base, tmp_path):
+    from promptreid.cli.options import ModelChoice, load_model
+
+    commit = hub.repos["bob/base"].refs["refs/heads/main"]
+    put(hub.repos["bob/base"], "open_clip_config.json", b"{}")
+    choice = ModelChoice("hf-hub:bob/base", image_size=(32, 16), revision=commit)
+    assert torch.equal(load_model(choice, device="cpu").clip.text_projection, base.text_projection)
+
+
+def test_cache_that_cannot_be_written_is_not_called_the_network(hub, pushed, base, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for load in (
+        lambda: load_prompts("alice/m", cache_dir=tmp_path / "file" / "cache"),
+        lambda: load_clip("hf-hub:bob/base", cache_dir=tmp_path / "file" / "cache"),
+    ):
+        with pytest.raises(HubError, match=r"pass a cache_dir= that you may write to, or set HF_HOME"):
+            load()

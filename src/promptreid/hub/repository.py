@@ -128,6 +128,11 @@ class Repository:
                 return words
         if _is_full(error):
             return f"no space left on the disk for {file or 'the files'} of {where}; free some or pass cache_dir="
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            return (
+                f"{file or 'a file'} of {where} cannot be written to the cache ({str(error)[:200]}); pass a cache_dir= that "
+                "you may write to, or set HF_HOME"
+            )
         status = status_of(error)
         if status is not None:
             return f"the Hub refuses {where} with HTTP status {status}: {_STATUS_WORDS.get(status, 'try again later')}"

@@ -146,7 +146,7 @@ def _card(
 ) -> str:
     base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
     if manifest.model_name.startswith("hf-hub:"):
-        base = manifest.model_name.removeprefix("hf-hub:")
+        base = manifest.model_name.removeprefix("hf-hub:").partition("@")[0]
         base = None if base == repo_id else base
     card = make_card(
         manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details, plain_open_clip=plain

@@ -1,5 +1,6 @@
 """Downloads bases from the Hub as open_clip does, into the same cache, and says what went wrong first."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,21 +17,23 @@ Result = TypeVar("Result")
 
 
 def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, again: bool = False) -> Path:
-    """Download a file of a repository, or a safetensors file in place of a pickle.
+    """Download a file of a repository `user/name` or `user/name@revision`, or safetensors in place of a pickle.
 
     open_clip itself tries one name after another and reports only what the last of them met.
 
     Raises:
         HubError: It cannot be downloaded; names the file and the first cause.
     """
+    repo_id, _, revision = repo_id.partition("@")
+    options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
     safe = _SAFE_WEIGHTS if name == WEIGHTS else f"{name[:-4]}.safetensors"
     names = (safe, name) if name.endswith((".bin", ".pth")) else (name,)
-    cached = [try_to_load_from_cache(repo_id, each, cache_dir=cache) for each in names]
+    cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
     found = next((Path(path) for path in cached if isinstance(path, str)), None)
     missing: BaseException | None = None
     for each in names:
         try:
-            return Path(hf_hub_download(repo_id, each, cache_dir=cache, force_download=again))
+            return Path(hf_hub_download(repo_id, each, force_download=again, **options))
         except Exception as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 missing = error
@@ -42,8 +45,12 @@ def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, aga
 
 
 def _explain(repo_id: str, name: str, error: BaseException) -> HubError:
-    full = isinstance(error, OSError) and error.errno == 28
-    advice = "free some space, or pass cache_dir=" if full else "check the network and your access, and try again"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        advice = "free some space, or pass cache_dir="
+    elif isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        advice = "pass a cache_dir= that you may write to, or set HF_HOME"
+    else:
+        advice = "check the network and your access, and try again"
     return HubError(f"{name} of {repo_id} cannot be downloaded ({type(error).__name__}: {str(error)[:300]}); {advice}")
 
 
