@@ -60,7 +60,7 @@ def test_front_matter_has_what_the_hub_asks_for(make_manifest):
     assert front["pipeline_tag"] in PIPELINES
     assert front["license"] in LICENSES
     assert front["license_name"] == "dataset-terms"
-    assert front["license_link"].endswith("/alice/prompts#terms-of-the-data")
+    assert front["license_link"] == "https://huggingface.co/alice/prompts#terms-of-the-data"
     assert "## Terms of the data" in text
     assert front["datasets"] == ["cuhk-pedes"]
     assert {"open_clip", "person-re-identification"} <= set(front["tags"])

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from promptreid import load_prompts
+from promptreid import load_clip, load_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.prompt_files import write_prompt_files
 from promptreid.model.publishing import push_prompts
@@ -376,3 +376,140 @@ def test_publish_and_load_in_a_process_of_its_own(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert ALICE not in done.stdout + done.stderr
     assert set(hub.repos["alice/whole"].files()) == {"README.md", "prompt_config.json", "prompts.safetensors"}
+
+
+@pytest.fixture
+def base(hub, tiny):
+    """A repository in open_clip's own format, and the model in it."""
+    import hashlib
+    import json
+
+    from safetensors.torch import save
+
+    from promptreid.towers.loading import model_config, preprocess_config
+
+    clip = tiny()
+    huggingface_hub.HfApi(token=BOB).create_repo("bob/base", private=False)
+    config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
+    put(hub.repos["bob/base"], "open_clip_config.json", json.dumps(config).encode())
+    put(hub.repos["bob/base"], "open_clip_model.safetensors", save(clip.state_dict()))
+    for content in hub.repos["bob/base"].files().values():
+        hub.large[hashlib.sha256(content).hexdigest()] = content
+    return clip
+
+
+def test_damaged_base_in_the_cache_is_fetched_once_more(hub, base, cache):
+    load_clip("hf-hub:bob/base", image_size=(32, 16))
+    (path,) = cache.glob("models--bob--base/snapshots/*/open_clip_model.safetensors")
+    path.resolve().write_bytes(b"x" * 100)
+    hub.log.clear()
+    assert torch.equal(load_clip("hf-hub:bob/base", image_size=(32, 16)).text_projection, base.text_projection)
+    assert any(method == "GET" and "/_lfs/" in path for method, path, _ in hub.log)
+
+
+def test_base_that_stays_damaged_is_an_error_of_ours(hub, base):
+    hub.faults.append(lambda method, path: b"x" * 100 if "/_lfs/" in path and method == "GET" else None)
+    with pytest.raises((CheckpointError, HubError), match=r"open_clip_model\.safetensors .*"):
+        load_clip("hf-hub:bob/base", image_size=(32, 16))
+
+
+@pytest.mark.parametrize("fault", ["close", 503, "full"])
+def test_first_cause_and_the_file_are_named(hub, base, fault, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    if fault == "full":
+        whole = huggingface_hub.hf_hub_download
+
+        def fail(repo_id, name, **options):
+            if name.endswith(".json"):
+                return whole(repo_id, name, **options)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("promptreid.towers.downloading.hf_hub_download", fail)
+    else:
+        hub.faults.append(lambda _, path: fault if "safetensors" in path or "/_lfs/" in path else None)
+    with pytest.raises(HubError, match=r"open_clip_model\.safetensors of bob/base cannot be downloaded") as caught:
+        load_clip("hf-hub:bob/base", image_size=(32, 16))
+    assert "404" not in str(caught.value)
+    assert {"full": "No space left", 503: "503", "close": "check the network"}[fault] in str(caught.value)
+
+
+def test_base_in_the_cache_loads_while_the_hub_is_away(hub, base, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    load_clip("hf-hub:bob/base", image_size=(32, 16))
+    go_offline(hub)
+    assert torch.equal(load_clip("hf-hub:bob/base", image_size=(32, 16)).text_projection, base.text_projection)
+
+
+def test_retry_after_is_obeyed_and_time_is_bounded(monkeypatch):
+    from types import SimpleNamespace
+
+    from promptreid.hub.repository import Repository
+
+    now, waits = [0.0], []
+    monkeypatch.setattr("promptreid.hub.repository.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("promptreid.hub.repository.time.sleep", lambda seconds: waits.append(seconds))
+
+    def refuse(seconds: str, takes: float = 0.0):
+        def request() -> None:
+            now[0] += takes
+            error = OSError("busy")
+            error.response = SimpleNamespace(status_code=429, headers={"Retry-After": seconds})
+            raise error
+
+        return request
+
+    for request, expected in ((refuse("7"), [7, 7, 7]), (refuse("600"), []), (refuse("0", takes=20), [0.5])):
+        waits.clear()
+        with pytest.raises(HubError, match="429"):
+            Repository("alice/m").call(request)
+        assert [round(wait) if wait > 1 else 0.5 for wait in waits] == expected
+
+
+def test_commit_is_known_of_what_was_loaded(hub, pushed, model, tmp_path):
+    from promptreid import save_prompts
+
+    assert load_prompts("alice/m").commit == pushed.refs["refs/heads/main"]
+    assert load_prompts(save_prompts(model, tmp_path / "m")).commit is None
+
+
+def test_index_keeps_its_commit_when_the_author_pushes_again(hub, pushed, model, tmp_path, capsys):
+    from PIL import Image
+
+    from promptreid.cli.main import main
+
+    for color in ("red", "blue"):
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 32), color).save(tmp_path / "crops" / f"{color}.png")
+    gallery = str(tmp_path / "gallery")
+    first = pushed.refs["refs/heads/main"]
+    assert main(["index", str(tmp_path / "crops"), "--output", gallery, "--model", "alice/m", "--device", "cpu"]) == 0
+    with torch.no_grad():
+        model.text.prompts.tokens.add_(1)
+        model.vision.prompts.tokens.add_(1)
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    capsys.readouterr()
+    assert main(["search", gallery, "a man", "--json", "--device", "cpu"]) == 0
+    assert main(["search", gallery, "a man", "--model", "alice/m", "--device", "cpu"]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert main(["search", gallery, "a man", "--model", "alice/m", "--revision", first, "--device", "cpu"]) == 0
+    assert main(["search", gallery, "a man", "--model", "promptreid-tiny", "--revision", "v1"]) == 2
+    assert "--revision goes with a Hub repository" in capsys.readouterr().err
+
+
+def test_bare_base_on_the_hub_is_a_model_of_the_command_line(hub, base, tmp_path):
+    from promptreid.cli.options import ModelChoice, load_model
+
+    commit = hub.repos["bob/base"].refs["refs/heads/main"]
+    put(hub.repos["bob/base"], "open_clip_config.json", b"{}")
+    choice = ModelChoice("hf-hub:bob/base", image_size=(32, 16), revision=commit)
+    assert torch.equal(load_model(choice, device="cpu").clip.text_projection, base.text_projection)
+
+
+def test_cache_that_cannot_be_written_is_not_called_the_network(hub, pushed, base, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for load in (
+        lambda: load_prompts("alice/m", cache_dir=tmp_path / "file" / "cache"),
+        lambda: load_clip("hf-hub:bob/base", cache_dir=tmp_path / "file" / "cache"),
+    ):
+        with pytest.raises(HubError, match=r"pass a cache_dir= that you may write to, or set HF_HOME"):
+            load()

@@ -1,5 +1,7 @@
 """Push with the real huggingface_hub client to the tests' own Hub, and load again from there."""
 
+import contextlib
+import hashlib
 import json
 import logging
 import threading
@@ -9,11 +11,14 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 
 from promptreid import PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.errors import CheckpointError, HubError
+from promptreid.files import separate_tensors
 from promptreid.hub.card import CardDetails
 from promptreid.model.publishing import push_prompts
+from promptreid.towers.loading import loads_in_plain_open_clip, model_config, preprocess_config
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
@@ -363,3 +368,91 @@ def test_card_of_ours_is_written_again(hub, model):
     push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.5})
     push_prompts(model, "alice/m", token=ALICE, metrics={"rank1": 0.75})
     assert b"75.00" in hub.repos["alice/m"].files()["README.md"]
+
+
+@pytest.fixture
+def public_base(hub, tiny):
+    """A repository in open_clip's own format."""
+    import huggingface_hub
+
+    clip = tiny()
+    huggingface_hub.HfApi(token=ALICE).create_repo("bob/base", token=BOB, private=False)
+    config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
+    add(
+        hub.repos["bob/base"],
+        **{
+            "open_clip_config.json": json.dumps(config).encode(),
+            "open_clip_model.safetensors": save(clip.state_dict()),
+        },
+    )
+    hub.large.update({hashlib.sha256(c).hexdigest(): c for c in hub.repos["bob/base"].files().values()})
+    return clip
+
+
+def test_base_on_the_hub_is_published_by_name_and_loaded_if_trusted(hub, public_base, score):
+    model = PromptedCLIP(load_clip("hf-hub:bob/base", image_size=(32, 16))).eval()
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    files = hub.repos["alice/m"].files()
+    assert set(files) == PROMPTS_ONLY
+    assert b"`bob/base` on the Hub" in files["README.md"]
+    assert b"base_model: bob/base" in files["README.md"]
+    with pytest.raises(CheckpointError, match=r"lists no architecture 'hf-hub:bob/base', .*trust_base=True"):
+        load_prompts("alice/m")
+    assert torch.equal(score(load_prompts("alice/m", trust_base=True)), score(model))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_base_in_a_folder_is_published_with_its_encoders_and_without_its_path(hub, tiny, tmp_path, score, own):
+    folder = save_prompts(PromptedCLIP(tiny()), tmp_path / "secret-project", encoders="always")
+    if own:  # an architecture that open_clip does not list
+        path = folder / "open_clip_config.json"
+        path.write_text(path.read_text().replace('"context_length": 77', '"context_length": 77, "pad_id": 1'))
+    model = PromptedCLIP(load_clip(f"local-dir:{folder}", image_size=(32, 16))).eval()
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    files = hub.repos["alice/m"].files()
+    assert set(files) == ALL_FILES
+    assert all(b"secret-project" not in content for content in files.values())
+    assert b"fine-tuned" not in files["README.md"]
+    assert torch.equal(score(load_prompts("alice/m", trust_base=own)), score(model))
+
+
+def test_random_base_is_not_called_fine_tuned(hub):
+    push_prompts(PromptedCLIP(load_clip("promptreid-tiny", image_size=(32, 16))), "alice/m", token=ALICE)
+    files = hub.repos["alice/m"].files()
+    assert set(files) == ALL_FILES
+    assert b"prompts and encoders for" in files["README.md"]
+    assert b"fine-tuned" not in files["README.md"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of open_clip's and timm's making these models
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("ViT-B-16", True),
+        ("coca_ViT-B-32", True),
+        ("convnext_base", True),
+        ("RN50", False),
+        ("EVA02-B-16", False),
+        ("ViT-B-16-SigLIP2", False),
+        ("vit_relpos_medium_patch16_cls_224", False),
+        ("swin_base_patch4_window7_224", False),
+    ],
+)
+def test_card_promises_plain_open_clip_exactly_where_it_works(zoo, name, plain, tmp_path):
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=(384, 128))
+        config, state = model_config(clip), clip.state_dict()
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        assert loads_in_plain_open_clip(config, shapes) == plain
+        (tmp_path / "open_clip_model.safetensors").write_bytes(save(separate_tensors(state)))
+        (tmp_path / "open_clip_config.json").write_text(
+            json.dumps({"model_cfg": config, "preprocess_cfg": preprocess_config(clip)})
+        )
+        images = torch.randn(1, 3, 384, 128)
+        works = False
+        with contextlib.suppress(Exception):
+            other = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+            works = torch.allclose(other.encode_image(images), clip.encode_image(images))
+        assert works == plain
+        again = load_clip(f"local-dir:{tmp_path}", image_size=(384, 128))
+        torch.testing.assert_close(again.encode_image(images), clip.encode_image(images))

@@ -107,7 +107,8 @@ def _open_or_make(
     encoder = load_model(choice, device=model["device"])
     find_images(folder)  # nothing is written where there is nothing to index
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
-    gallery.notes["model"] = choice.as_dict()
+    # The commit, so that a later push to the repository does not make the index unusable.
+    gallery.notes["model"] = {**choice.as_dict(), "revision": encoder.commit or choice.revision}
     gallery.save(output)
     return gallery, True
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
 _TINY_SIZE = (96, 48)
+_BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
 class ModelArguments(TypedDict):
@@ -19,6 +20,7 @@ class ModelArguments(TypedDict):
     model: str | None
     pretrained: str | None
     image_size: list[int] | None
+    revision: str | None
     device: str | None
 
 
@@ -27,19 +29,22 @@ class ModelChoice:
     """How to make a model again.
 
     Attributes:
-        model: A folder that `save_prompts` wrote, a Hub repository `user/name`, or an open_clip name.
+        model: A folder that `save_prompts` wrote, a Hub repository `user/name`, or an open_clip name, `hf-hub:` and
+            `local-dir:` included.
         pretrained: open_clip's tag or a weight file, for an open_clip name.
         image_size: (height, width) for an open_clip name; `None` for the usual one.
+        revision: Branch, tag or commit of a Hub repository; `None` for main.
     """
 
     model: str
     pretrained: str | None = None
     image_size: tuple[int, int] | None = None
+    revision: str | None = None
 
     @property
     def is_saved(self) -> bool:
         """Whether the model was saved by promptreid, so that it knows everything of itself."""
-        return Path(self.model).is_dir() or "/" in self.model
+        return Path(self.model).is_dir() or ("/" in self.model and not self.model.startswith(_BARE))
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds."""
@@ -47,7 +52,7 @@ class ModelChoice:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """Add `--model`, `--pretrained`, `--image-size` and `--device`.
+    """Add `--model`, `--pretrained`, `--image-size`, `--revision` and `--device`.
 
     Args:
         parser: The command's.
@@ -56,12 +61,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> Non
     parser.add_argument(
         "--model",
         help="a folder that `promptreid train` or save_prompts wrote, a Hub repository USER/NAME, or the name of an "
-        f"open_clip model, which is then used without prompts; default: {default}",
+        f"open_clip model or hf-hub:USER/NAME, which is then used without prompts; default: {default}",
     )
     parser.add_argument("--pretrained", help="weights of an open_clip model: a tag such as openai, or a file")
     parser.add_argument(
         "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels, for an open_clip model; default 384 128"
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository; default: main")
     add_device_argument(parser)
 
 
@@ -85,13 +91,18 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     """
     size = options["image_size"]
     choice = ModelChoice(
-        options["model"] or TINY_NAME, options["pretrained"], None if size is None else (size[0], size[1])
+        options["model"] or TINY_NAME,
+        options["pretrained"],
+        None if size is None else (size[0], size[1]),
+        options["revision"],
     )
     if choice.is_saved:
         if choice.pretrained or choice.image_size:
             raise ValueError(f"--pretrained and --image-size go with an open_clip name; {choice.model} brings its own")
-        if Path(choice.model).is_dir():
+        if Path(choice.model).is_dir() and choice.revision is None:
             return ModelChoice(str(Path(choice.model).resolve()))
+    elif choice.revision and not choice.model.startswith("hf-hub:"):
+        raise ValueError(f"--revision goes with a Hub repository, and {choice.model} is not one; leave --revision out")
     return choice
 
 
@@ -126,14 +137,15 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
 
     device = check_device(device)
     if choice.is_saved:
-        return load_prompts(choice.model, device=device)
+        return load_prompts(choice.model, revision=choice.revision, device=device)
     tiny = choice.model == TINY_NAME
     pretrained = choice.pretrained or (TINY_TAG if tiny else None)
-    if pretrained is None:
+    if pretrained is None and not choice.model.startswith(_BARE):
         raise ValueError(
             f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
             f"{choice.model} is meant to be a folder: there is no folder of that name here"
         )
     size = choice.image_size or (_TINY_SIZE if tiny else (384, 128))
-    clip = load_clip(choice.model, pretrained=pretrained, image_size=size, device=device)
+    name = choice.model if choice.revision is None else f"{choice.model.partition('@')[0]}@{choice.revision}"
+    clip = load_clip(name, pretrained=pretrained, image_size=size, device=device)
     return PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0)).eval()

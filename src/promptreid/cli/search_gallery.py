@@ -91,7 +91,8 @@ def open_gallery(directory: Path, options: ModelArguments) -> "Gallery":
         if not isinstance(noted, dict):
             raise ValueError(f"{directory} does not say which model made it; give --model")
         size = noted.get("image_size")
-        choice = ModelChoice(noted["model"], noted.get("pretrained"), None if size is None else (size[0], size[1]))
+        size = None if size is None else (size[0], size[1])
+        choice = ModelChoice(noted["model"], noted.get("pretrained"), size, noted.get("revision"))
     else:
         choice = chosen_model(options)
     return Gallery.load(directory, load_model(choice, device=options["device"]))

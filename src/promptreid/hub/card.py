@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from string import Template
 from typing import Any, cast
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
@@ -104,6 +104,7 @@ def make_card(
     base_model: str | None,
     metrics: Scores | Sequence[Scores] | None = None,
     details: CardDetails | None = None,
+    plain_open_clip: bool = True,
 ) -> ModelCard:
     """Write the card of a repository.
 
@@ -113,6 +114,7 @@ def make_card(
         base_model: The Hub repository of the base, if there is one.
         metrics: Scores by name as fractions, image to text nested under `"image_to_text"`; or one of these per seed.
         details: The rest.
+        plain_open_clip: Whether plain open_clip loads the encoders, which it does not in every family of towers.
 
     Raises:
         ValueError: A score is not a fraction from 0 to 1, metrics and seeds differ in number, or the text holds an
@@ -138,7 +140,7 @@ def make_card(
         data[name] = value
     if base_model is not None:
         data["base_model_relation"] = "finetune" if ENCODERS in manifest.sha256 else "adapter"
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details)}".rstrip() + "\n"
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details, plain_open_clip)}".rstrip() + "\n"
     check_secrets(text)
     return ModelCard(text)
 
@@ -154,13 +156,18 @@ def is_untouched(card: str) -> bool:
     return card == signed(card[: card.rfind("<!-- ")])
 
 
+def _is_fine_tuned(manifest: PromptManifest) -> bool:
+    """Whether the encoders were trained together with the prompts, and not only published beside them."""
+    return ENCODERS in manifest.sha256 and manifest.encoders_fingerprint != manifest.base_fingerprint
+
+
 def _other_license(repo_id: str, details: CardDetails) -> dict[str, str]:
     """Name and link of a licence that the Hub does not list; it wants both."""
     if details.license != "other":
         return {}
     return {
         "license_name": details.license_name or "dataset-terms",
-        "license_link": details.license_link or f"{constants.ENDPOINT}/{repo_id}#terms-of-the-data",
+        "license_link": details.license_link or f"https://huggingface.co/{repo_id}#terms-of-the-data",
     }
 
 
@@ -229,17 +236,23 @@ def _summary(runs: list[Scores]) -> list[tuple[str, float, float | None]]:
     return summary
 
 
-def _body(manifest: PromptManifest, repo_id: str, runs: list[Scores], details: CardDetails) -> str:
+def _body(
+    manifest: PromptManifest, repo_id: str, runs: list[Scores], details: CardDetails, plain_open_clip: bool
+) -> str:
     tuned = ENCODERS in manifest.sha256
+    encoders = "fine-tuned encoders" if _is_fine_tuned(manifest) else "encoders"
     template = _TEMPLATE.read_text(encoding="utf-8").removesuffix("\n")
-    optional = re.compile("<!-- with encoders -->\n(.*?)<!-- end -->\n", flags=re.DOTALL)
-    template = optional.sub(r"\1" if tuned else "", template)
+    for name, shown in (("plain open_clip", tuned and plain_open_clip), ("our loader", tuned and not plain_open_clip)):
+        optional = re.compile(f"<!-- {name} -->\n(.*?)<!-- end -->\n", flags=re.DOTALL)
+        template = optional.sub(r"\1" if shown else "", template)
     return Template(template).substitute(
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
         task=_TASK,
-        what="prompts and fine-tuned encoders" if tuned else "prompts",
+        what=f"prompts and {encoders}" if tuned else "prompts",
+        encoders=encoders,
         base=_base_line(manifest),
+        size=manifest.image_size,
         image_size=f"{manifest.image_size[0]} × {manifest.image_size[1]} pixels (height × width)",
         prompts=_prompts_line(manifest),
         version=manifest.library_version,
@@ -262,6 +275,9 @@ def _prompts_line(manifest: PromptManifest) -> str:
 
 
 def _base_line(manifest: PromptManifest) -> str:
+    repository = manifest.model_name.removeprefix("hf-hub:")
+    if repository != manifest.model_name:
+        return f"`{_plain(repository)}` on the Hub, in open_clip's format"
     name = f"open_clip's `{_plain(manifest.model_name)}`"
     return f"{name} with weights `{_plain(manifest.pretrained)}`" if manifest.pretrained else f"{name}, own weights"
 

@@ -191,11 +191,13 @@ class PromptFiles:
         manifest: Which model the prompts belong to.
         tensors: The prompts by name.
         encoders: The fine-tuned weights, or `None` where the base's own are meant or they were not asked for.
+        commit: The commit of the Hub repository that they are from; `None` for a folder.
     """
 
     manifest: PromptManifest
     tensors: Mapping[str, Tensor]
     encoders: SavedEncoders | None
+    commit: str | None = None
 
 
 def write_prompt_files(

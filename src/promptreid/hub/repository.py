@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 TRANSPORT_ERRORS: tuple[type[BaseException], ...] = (OSError, EntryNotFoundError, *HfHubHTTPError.__bases__)
 _ATTEMPTS = 4
 _FIRST_WAIT_SECONDS = 0.5
+# A server that never answers costs this and one try of the client's own; so does a Retry-After of later.
+_BUDGET_SECONDS = 30.0
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 _STATUS_WORDS = {
@@ -82,7 +84,7 @@ class Repository:
         return name
 
     def call(self, request: Callable[[], Result], *, revision: str | None = None, file: str | None = None) -> Result:
-        """Ask the Hub, again after 0.5, 1 and 2 s if the fault may pass, and explain what remains.
+        """Ask the Hub, again after 0.5, 1 and 2 s (or its Retry-After) if the fault may pass, and explain what remains.
 
         huggingface_hub's own `http_backoff` retries one HTTP request; its downloads and its API make many that it
         sends only once.
@@ -95,15 +97,17 @@ class Repository:
         Raises:
             HubError: It did not work.
         """
+        end = time.monotonic() + _BUDGET_SECONDS
         for attempt in range(_ATTEMPTS):
             try:
                 return request()
             except (RuntimeError, *TRANSPORT_ERRORS) as caught:
                 error = _fault_in(caught)
-                if attempt + 1 == _ATTEMPTS or not _is_transient(error):
-                    raise HubError(self._explain(error, revision, file)) from error
                 # A little at random, so that many who were turned away together do not come back together.
-                time.sleep(_FIRST_WAIT_SECONDS * 2**attempt * (1 + 0.2 * random.random()))
+                wait = max(_FIRST_WAIT_SECONDS * 2**attempt * (1 + 0.2 * random.random()), _retry_after(error))
+                if attempt + 1 == _ATTEMPTS or not _is_transient(error) or time.monotonic() + wait > end:
+                    raise HubError(self._explain(error, revision, file)) from error
+                time.sleep(wait)
         raise HubError(f"{self.name} was not asked for")  # pragma: no cover  the loop ends by return or raise
 
     def _explain(self, error: BaseException, revision: str | None, file: str | None) -> str:
@@ -124,6 +128,11 @@ class Repository:
                 return words
         if _is_full(error):
             return f"no space left on the disk for {file or 'the files'} of {where}; free some or pass cache_dir="
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            return (
+                f"{file or 'a file'} of {where} cannot be written to the cache ({str(error)[:200]}); pass a cache_dir= that "
+                "you may write to, or set HF_HOME"
+            )
         status = status_of(error)
         if status is not None:
             return f"the Hub refuses {where} with HTTP status {status}: {_STATUS_WORDS.get(status, 'try again later')}"
@@ -136,6 +145,12 @@ class Repository:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error carries."""
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _retry_after(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait; 0 if it does not say, or says a date."""
+    stated = str(getattr(getattr(error, "response", None), "headers", {}).get("Retry-After") or "")
+    return float(stated) if stated.isascii() and stated.isdigit() else 0.0
 
 
 def is_unreachable(error: BaseException) -> bool:

@@ -78,13 +78,15 @@ def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
             f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
             "as 'user/name'"
         )
+    folder = _download(repository, with_encoders=with_encoders)
     try:
-        return read_prompt_files(_download(repository, with_encoders=with_encoders), with_encoders=with_encoders)
+        files = read_prompt_files(folder, with_encoders=with_encoders)
     except CorruptFileError:
         if repository.local_files_only:
             raise
-    folder = _download(repository, with_encoders=with_encoders, again=True)
-    return read_prompt_files(folder, with_encoders=with_encoders)
+        folder = _download(repository, with_encoders=with_encoders, again=True)
+        files = read_prompt_files(folder, with_encoders=with_encoders)
+    return replace(files, commit=folder.name)
 
 
 def _download(repository: Repository, *, with_encoders: bool, again: bool = False) -> Path:

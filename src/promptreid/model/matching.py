@@ -137,7 +137,9 @@ def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, t
         return
     advice = "If you trust whoever wrote this folder, pass trust_base=True"
     if not is_listed_model(manifest.model_name):
-        raise CheckpointError(f"open_clip lists no architecture {manifest.model_name!r}. {advice}")
+        raise CheckpointError(
+            f"open_clip lists no architecture {manifest.model_name!r}, on which these prompts stand. {advice}"
+        )
     if encoders is not None:
         if without_choices(encoders.open_clip_config["model_cfg"]) != architecture_of(manifest.model_name):
             raise CheckpointError(

@@ -67,6 +67,7 @@ class PromptedCLIP(nn.Module):
         text: The text encoder, a `PromptedTextEncoder`.
         config: The configuration of the prompts in use.
         base_fingerprint: Samples of the base's weights, that is of the open_clip model's when it was first wrapped.
+        commit: The commit of the Hub repository that the prompts were loaded from; `None` for a folder or new ones.
         base_digests: Checksums of the base's weights as its source gives them; `None` if the encoders are fine-tuned
             ones, or nobody could make them again.
 
@@ -111,6 +112,7 @@ class PromptedCLIP(nn.Module):
         self._wrap(clip, config, initialize=initialize)
         self.clip = clip
         self.base_fingerprint: tuple[float, ...] = fingerprint(clip) if base_fingerprint is None else base_fingerprint
+        self.commit: str | None = None
         self.base_digests: WeightDigests | None = digests_of(clip, self.source)
         self._prompts_in_use = FIRST_SET
         self._prompt_sets: dict[str, PromptSet] = {FIRST_SET: (self.config, {})}
@@ -248,6 +250,7 @@ class PromptedCLIP(nn.Module):
         except CheckpointError:
             prompted.detach()
             raise
+        prompted.commit = files.commit
         if tuned:
             prompted.base_digests = None
         return prompted

@@ -14,7 +14,8 @@ from promptreid.hub.repository import Repository
 from promptreid.hub.transfer import upload_files
 from promptreid.model.matching import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
-from promptreid.towers.names import is_listed_model, is_listed_tag, published_at
+from promptreid.towers.loading import loads_in_plain_open_clip
+from promptreid.towers.names import is_listed_model, is_listed_tag, listed_as, published_at
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
@@ -78,10 +79,15 @@ def push_prompts(
             if not folder.is_dir():
                 raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
         else:
-            folder = save_prompts(model, Path(scratch) / "prompts", encoders=encoders)
+            # Nobody else has the folder that the base is from.
+            own = model.source is not None and model.source.name.startswith("local-dir:")
+            folder = save_prompts(model, Path(scratch) / "prompts", encoders="always" if own else encoders)
         files = read_prompt_files(folder)
-        manifest = _publishable(files)
-        card = _card(folder, manifest, repo_id, metrics, details)
+        manifest = _publishable(files, repo_id)
+        plain = files.encoders is None or loads_in_plain_open_clip(
+            files.encoders.open_clip_config["model_cfg"], files.encoders.shapes
+        )
+        card = _own_card(folder / CARD, metrics, details) or _card(manifest, repo_id, metrics, details, plain=plain)
         uploads: dict[str, bytes | Path] = {CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
         uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
         message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
@@ -96,16 +102,18 @@ def push_prompts(
         )
 
 
-def _publishable(files: PromptFiles) -> PromptManifest:
-    """The manifest as others may read it.
+def _publishable(files: PromptFiles, repo_id: str) -> PromptManifest:
+    """The manifest as others may read it: a base of this machine is named as what is published.
 
     Raises:
         ValueError: Nobody else could make the base.
         CheckpointError: The weights are not those of the architecture.
     """
     manifest, encoders = files.manifest, files.encoders
-    listed = is_listed_model(manifest.model_name) and (
-        manifest.pretrained is not None and is_listed_tag(manifest.model_name, manifest.pretrained)
+    listed = manifest.model_name.startswith("hf-hub:") or (
+        is_listed_model(manifest.model_name)
+        and manifest.pretrained is not None
+        and is_listed_tag(manifest.model_name, manifest.pretrained)
     )
     if encoders is not None:
         try:
@@ -116,6 +124,9 @@ def _publishable(files: PromptFiles) -> PromptManifest:
                 f"({error!r}); save the prompts again"
             ) from error
         # The path of a file on this machine is nobody else's business, and the weights are published too.
+        if manifest.model_name.startswith("local-dir:"):
+            name = listed_as(encoders.open_clip_config["model_cfg"]) or f"hf-hub:{repo_id}"
+            return replace(manifest, model_name=name, pretrained=None)
         return manifest if listed else replace(manifest, pretrained=None)
     if not listed:
         raise ValueError(
@@ -126,22 +137,29 @@ def _publishable(files: PromptFiles) -> PromptManifest:
 
 
 def _card(
-    folder: Path,
     manifest: PromptManifest,
     repo_id: str,
     metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
     details: CardDetails | None,
+    *,
+    plain: bool,
 ) -> str:
-    own = folder / CARD
-    if own.is_symlink() or own.exists():
-        if metrics is not None or details is not None:
-            raise ValueError(f"{own} is the card, so metrics and details would be lost; leave them out, or remove it")
-        return _own_card(own)
     base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
-    return signed(str(make_card(manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details)))
+    if manifest.model_name.startswith("hf-hub:"):
+        base = manifest.model_name.removeprefix("hf-hub:").partition("@")[0]
+        base = None if base == repo_id else base
+    card = make_card(
+        manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details, plain_open_clip=plain
+    )
+    return signed(str(card))
 
 
-def _own_card(path: Path) -> str:
+def _own_card(path: Path, metrics: object, details: object) -> str:
+    """The card of a folder; nothing if it has none."""
+    if not path.is_symlink() and not path.exists():
+        return ""
+    if metrics is not None or details is not None:
+        raise ValueError(f"{path} is the card, so metrics and details would be lost; leave them out, or remove it")
     # A link in a folder that somebody else made may lead to any file of ours, which would be published.
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is a link or not a file; replace it by a copy to publish it as the card")

@@ -13,10 +13,10 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import download_pretrained_from_hf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from promptreid.towers.downloading import WEIGHTS, download, with_tagged_weights, with_weights
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
 from promptreid.towers.features import fill_unset_parameters, image_size_of
@@ -134,6 +134,8 @@ def load_clip(
     Raises:
         ValueError: Unknown name or tag, an image size that is not two positive integers or that the tower cannot
             take, or weights whose activation the named architecture does not have.
+        HubError: The weights cannot be downloaded; names the file and the cause.
+        CheckpointError: The weights are damaged, and so they were when they were downloaded once more.
         MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
         RuntimeError: The weights do not fit, or were saved in another layout; missing and unexpected keys are listed.
 
@@ -230,21 +232,25 @@ def _load_named(
     name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
 ) -> nn.Module:
     """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
-    tagged = pretrained is not None and bool(open_clip.get_pretrained_cfg(name, pretrained))
-    with _without_random_weights_warning():
-        clip = open_clip.create_model(
+    tag = pretrained if pretrained is not None and open_clip.get_pretrained_cfg(name, pretrained) else None
+
+    def make() -> nn.Module:
+        return open_clip.create_model(
             name,
-            pretrained=pretrained if tagged else None,
+            pretrained=tag,
             force_quick_gelu=quick_gelu,
             pretrained_text=False,
             cache_dir=cache,
-            require_pretrained=tagged,
+            require_pretrained=tag is not None,
         )
+
+    with _without_random_weights_warning():
+        clip = make() if tag is None else with_tagged_weights(name, tag, cache, make)
     if pretrained is None:
         fill_unset_parameters(clip)
     elif (name, pretrained) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    elif not tagged:
+    elif tag is None:
         load_weight_file(clip, Path(pretrained), saved_size=saved)
     return clip
 
@@ -254,7 +260,7 @@ def repository_folder(name: str, cache: str | None = None) -> Path:
     schema, location = name.split(":", 1)
     if schema == "local-dir":
         return Path(location)
-    return Path(download_pretrained_from_hf(location, filename=CONFIG_NAME, cache_dir=cache)).parent
+    return download(location, CONFIG_NAME, cache=cache).parent
 
 
 def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -262,17 +268,36 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
     folder = repository_folder(name, cache)
-    if name.startswith("local-dir:"):
-        weights = next((path for path in map(folder.joinpath, _WEIGHT_NAMES) if path.is_file()), None)
-        if weights is None:
-            raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHT_NAMES)}")
-    else:
-        weights = Path(download_pretrained_from_hf(name.split(":", 1)[1], cache_dir=cache))
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
-    load_weight_file(clip, weights, saved_size=saved_image_size(stored))
+
+    def load(weights: Path) -> None:
+        load_weight_file(clip, weights, saved_size=saved_image_size(stored))
+
+    if not name.startswith("local-dir:"):
+        with_weights(name.split(":", 1)[1], WEIGHTS, cache, load)
+        return clip, stored
+    found = next((path for path in map(folder.joinpath, _WEIGHT_NAMES) if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHT_NAMES)}")
+    load(found)
     return clip, stored
+
+
+def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether open_clip itself makes a model of these weights at their image size, and the model takes such images.
+
+    It is tried, at no cost in memory: of the families whose positions are resized, only some are built for rectangles.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _without_random_weights_warning():
+            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
+            clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
+            clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
+    except Exception:  # of whatever kind: each library has its own
+        return False
+    return {name: tuple(value.shape) for name, value in clip.state_dict().items()} == dict(shapes)
 
 
 def weight_names(clip: nn.Module, source: ClipSource) -> Set[str]:

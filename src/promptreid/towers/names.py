@@ -131,6 +131,12 @@ def architecture_of(name: str) -> dict[str, Any]:
     return without_choices(open_clip.get_model_config(name) or {})
 
 
+def listed_as(model_cfg: dict[str, Any]) -> str | None:
+    """open_clip's name of an architecture, from its configuration; `None` if it lists none like it."""
+    wanted = without_choices(model_cfg)
+    return next((name for name in open_clip.list_models() if architecture_of(name) == wanted), None)
+
+
 def without_choices(model_cfg: dict[str, Any]) -> dict[str, Any]:
     """A model configuration without its image size and activation."""
     config = deepcopy(model_cfg)
