@@ -11,6 +11,7 @@ import torch
 
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.records import ReIDDataset, ReIDSplit
+from promptreid.errors import WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
@@ -171,7 +172,7 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
         device: Where the model is to be.
 
     Raises:
-        RuntimeError: The scores differ.
+        WeightsError: The scores differ.
         ValueError: The model was not saved or not scored.
     """
     if result.model_dir is None or not result.scores:
@@ -180,7 +181,7 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
     before, after = list(result.scores.values())[-1], evaluate(model, test)
     for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
         if any(abs(new.as_dict()[name] - value) > 1e-6 for name, value in old.as_dict().items()):
-            raise RuntimeError(f"the saved model scores {after}, but it scored {before} before saving")
+            raise WeightsError(f"the saved model scores {after}, but it scored {before} before saving")
     return model
 
 

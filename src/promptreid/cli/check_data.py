@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from promptreid.cli.options import add_layout_argument
+from promptreid.cli.options import add_layout_argument, whole
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the open_clip model that captions must not be too long for; default %(default)s, whose 77 tokens most "
         "CLIP models share",
     )
-    parser.add_argument("--limit", type=int, default=SHOWN, help="messages shown of each kind; default %(default)s")
+    parser.add_argument(
+        "--limit", type=whole(0), default=SHOWN, help="messages shown of each kind; default %(default)s"
+    )
 
 
 def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, tokenizer: str, limit: int) -> int:

@@ -11,7 +11,9 @@ from promptreid.cli.options import (
     add_model_arguments,
     check_device,
     chosen_model,
+    folder_to_write,
     load_model,
+    whole,
 )
 from promptreid.cli.output import Output
 from promptreid.towers.tiny import TINY_NAME
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each process
 encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …"""
+NEEDS = [("output", "matplotlib", "viz")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the data set's folder")
     add_model_arguments(parser, default=TINY_NAME)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="folder for metrics.json and ranking.png; default: none written")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
+    parser.add_argument(
+        "--output", type=folder_to_write, help="folder for metrics.json and ranking.png; default: none written"
+    )
+    parser.add_argument("--batch-size", type=whole(1), default=64, help="default: %(default)s")
+    parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_layout_argument(parser)
 
 
@@ -75,7 +80,7 @@ def run(
         if distributed.is_initialized():
             distributed.destroy_process_group()
     console.record(data=data.name, split=split, model=choice.as_dict(), scores=scores)
-    console.say(score_table({f"{split} split": scores}))
+    console.say(*score_table({f"{split} split": scores}).split("\n"))
     if output is not None:
         console.say(f"metrics.json and ranking.png are in {output}")
     return 0

@@ -5,7 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import ModelArguments, add_model_arguments, chosen_model, load_model
+from promptreid.cli.options import (
+    ModelArguments,
+    add_model_arguments,
+    chosen_model,
+    file_to_write,
+    folder_to_write,
+    load_model,
+    whole,
+)
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.errors import DatasetError
@@ -30,16 +38,22 @@ _TINY_NOTE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("folder", type=Path, nargs="?", help="images, one person each")
-    parser.add_argument("--output", type=Path, default=Path("gallery"), help="the index's folder; default %(default)s")
+    parser.add_argument(
+        "--output", type=folder_to_write, default=Path("gallery"), help="the index's folder; default %(default)s"
+    )
     add_model_arguments(parser, default=f"the one that made the index, or {TINY_NAME} for a new one")
     parser.add_argument(
         "--storage", choices=("float32", "float16"), help="float16 takes half the room; default float32"
     )
     parser.add_argument("--prune", action="store_true", help="remove images that are no longer in the folder")
     parser.add_argument("--remove", nargs="+", metavar="IMAGE", help="remove these images from the index, for good")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write features to a .parquet or .npz file too")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time; default %(default)s")
-    parser.add_argument("--threads", type=int, default=4, help="threads that read images ahead; default %(default)s")
+    parser.add_argument(
+        "--export", type=file_to_write, metavar="FILE", help="write features to a .parquet or .npz file too"
+    )
+    parser.add_argument("--batch-size", type=whole(1), default=64, help="images at a time; default %(default)s")
+    parser.add_argument(
+        "--threads", type=whole(1), default=4, help="threads that read images ahead; default %(default)s"
+    )
 
 
 def run(
@@ -80,7 +94,7 @@ def run(
         console.record(**{**asdict(changes), "unreadable": list(changes.unreadable)})
         if len(gallery) == 0 and is_new:
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
-        console.say(_summary(gallery, changes, is_new=is_new))
+        console.say(*_summary(gallery, changes, is_new=is_new).split("\n"))
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), pictures=len(gallery), dimensions=gallery.features.shape[1])

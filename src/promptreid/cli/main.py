@@ -1,19 +1,24 @@
-"""The command `promptreid`: finds the subcommand, runs it, turns mistakes into one clear line."""
+"""The command `promptreid`: finds the subcommand, runs it, turns every failure into one clear line."""
 
 import argparse
+import re
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from importlib.util import find_spec
+from typing import Any, NoReturn
 
 from promptreid.cli.output import Output
-from promptreid.errors import MissingExtraError, PromptReidError
+from promptreid.errors import MissingExtraError, PromptReidError, missing_extra
 from promptreid.version import __version__
 
 # Each command is a module of this room with `DESCRIPTION`, `add_arguments(parser)` and
-# `run(output, *, <its arguments>) -> exit code`. Only the module of the command that is called is imported, and it
-# imports what is slow inside `run`: a mistake in the arguments must not wait for torch.
+# `run(output, *, <its arguments>) -> exit code`; `NEEDS` lists packages of extras, each with the argument that needs it
+# (`None`: the command itself), so that a missing one is found before any work. Only the module of the command that is
+# called is imported, and it imports what is slow inside `run`: a mistake in the arguments must not wait for torch.
 COMMANDS = {
     "check": ("check_data", "look for everything that is wrong with a data set"),
     "train": ("train_model", "adapt a model to a data set, in both stages"),
@@ -23,9 +28,18 @@ COMMANDS = {
     "demo": ("serve_demo", "search in the browser"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
-NOTHING_FOUND, MISTAKE, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 130
+NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, INTERRUPTED = 1, 2, 3, 4, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
-in the arguments or the input; 3 an optional dependency is missing; 130 interrupted; 143 stopped by SIGTERM"""
+in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 130 interrupted; 143
+stopped by SIGTERM"""
+_CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+# What an error that the library raises advises in Python, as it is said in a shell.
+_IN_A_SHELL = {
+    "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
+    "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
+    "pass token=": "set HF_TOKEN",
+    "pass cache_dir=": "set HF_HUB_CACHE",
+}
 
 
 class UsageError(ValueError):
@@ -36,7 +50,30 @@ class _Parser(argparse.ArgumentParser):
     """Reports mistakes in the arguments as all others are reported, in JSON too."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        wrong = _CHOICES.search(message)
+        near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1) if wrong else []
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{message.replace(': is ', ' is ', 1)}{advice}; see {self.prog} --help")
+
+
+class _CommandParser(_Parser):
+    """Takes positional arguments behind options too, and names its own help."""
+
+    _is_mixing = False
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        if self._is_mixing:  # argparse calls this once for the options, once for the rest
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
+        try:
+            settings, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return settings, unknown
 
 
 def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
@@ -52,7 +89,9 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.Argument
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"promptreid {__version__}")
-    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    parsers = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", parser_class=_CommandParser
+    )
     for name, (module, summary) in COMMANDS.items():
         subparser = parsers.add_parser(name, help=summary, epilog=_EPILOG)
         if name in commands:
@@ -62,7 +101,10 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.Argument
             subparser.add_argument(
                 "--json", action="store_true", help="print one JSON object on standard output, for scripts"
             )
-            subparser.set_defaults(run=command.run)
+            subparser.add_argument(
+                "--traceback", action="store_true", help="print where in the code a failure arose, to report it"
+            )
+            subparser.set_defaults(module=command)
     return parser
 
 
@@ -74,54 +116,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
-        dependency is missing; 130 interrupted; 143 stopped by SIGTERM.
+        dependency is missing; 4 an unexpected failure; 130 interrupted; 143 stopped by SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    called = [word for word in given if word in COMMANDS][:1]
-    try:
-        settings = vars(build_parser(called).parse_args(given))
-    except UsageError as error:
-        output = Output(as_json="--json" in given)
-        return output.finish(output.fail(str(error), MISTAKE))
-    del settings["command"]
-    run, output = settings.pop("run"), Output(as_json=settings.pop("json"))
+    output = Output(as_json="--json" in given)
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
+            output.note(f"warning: {message}")
+
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show
         warnings.simplefilter("default", UserWarning)
-        try:
-            code = int(run(output, **settings))
-        except MissingExtraError as error:
-            code = output.fail(str(error), MISSING_EXTRA)
-        except KeyError as error:
-            code = output.fail(str(error.args[0]) if error.args else str(error), MISTAKE)
-        except _mistakes() as error:
-            code = output.fail(str(error), MISTAKE)
-        except KeyboardInterrupt:
-            code = output.fail("interrupted", INTERRUPTED)
-        except SystemExit as stopped:  # the trainer, once its checkpoint is written
-            code = output.fail("stopped by a signal; the same command resumes from the last checkpoint", _code(stopped))
-    return output.finish(code)
+        code = _guard(output, lambda: _run(given, output), with_traceback="--traceback" in given)
+        return _guard(output, lambda: output.finish(code))
 
 
-def _mistakes() -> tuple[type[BaseException], ...]:
-    """Errors that say what is wrong, and so need no traceback."""
+def _run(given: list[str], output: Output) -> int:
+    called = [word for word in given if word in COMMANDS][:1]
+    settings = vars(build_parser(called).parse_args(given))
+    name, module = settings.pop("command"), settings.pop("module")
+    output.as_json = settings.pop("json")
+    del settings["traceback"]
+    for argument, package, extra in getattr(module, "NEEDS", ()):
+        if (argument is None or settings[argument]) and find_spec(package) is None:
+            raise missing_extra(f"promptreid {name}" + (f" --{argument}" if argument else ""), package, extra)
+    return int(module.run(output, **settings))
+
+
+def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = False) -> int:
+    """The exit code of a step; no failure gets past here but as one line and a code of its own."""
+    try:
+        return step()
+    except KeyboardInterrupt:
+        return output.fail("interrupted", INTERRUPTED)
+    except SystemExit as stopped:  # the trainer, once its checkpoint is written; argparse, after --help
+        if not stopped.code:
+            raise
+        code = stopped.code if isinstance(stopped.code, int) else INTERRUPTED
+        return output.fail("stopped by a signal; the same command resumes from the last checkpoint", code)
+    except Exception as error:
+        if with_traceback:
+            traceback.print_exc()
+        return output.fail(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What is said of an error, and its exit code."""
+    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    for in_python, in_a_shell in _IN_A_SHELL.items():
+        words = words.replace(in_python, in_a_shell)
+    if isinstance(error, MissingExtraError):
+        return words, MISSING_EXTRA
     torch: Any = sys.modules.get("torch")  # a command that failed before it was imported has not run out of memory
-    out_of_memory = () if torch is None else (torch.OutOfMemoryError,)
-    return (PromptReidError, ValueError, TypeError, OSError, FloatingPointError, *out_of_memory)
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return f"out of memory ({words}); a smaller --batch-size needs less", MISTAKE
+    if isinstance(error, PromptReidError | ValueError | TypeError | OSError | FloatingPointError):
+        return words, MISTAKE
+    if (isinstance(error, KeyError) and " " in words) or _comes_from(error, "open_clip"):
+        return words, MISTAKE  # words of ours, or of open_clip, which has only RuntimeErrors for downloads and weights
+    return (
+        f"unexpected {type(error).__name__}: {words}; please report it with what the same command prints "
+        "with --traceback",
+        UNEXPECTED,
+    )
 
 
-def _code(stopped: SystemExit) -> int:
-    return stopped.code if isinstance(stopped.code, int) else INTERRUPTED
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """One line on standard error, without a line number in our code that a user cannot do anything about."""
-    if issubclass(category, UserWarning):
-        sys.stderr.write(f"warning: {message}\n")
+def _comes_from(error: Exception, package: str) -> bool:
+    """Whether a RuntimeError was raised by the code of a package."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, RuntimeError) and frames[-1].f_globals["__name__"].partition(".")[0] == package

@@ -1,6 +1,7 @@
-"""Which model a command uses, and where it runs."""
+"""Arguments that several commands have, and what each may be: checked before any work."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -10,6 +11,7 @@ from promptreid.towers.tiny import TINY_NAME, TINY_TAG
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
+LARGEST_SIDE = 2048
 _TINY_SIZE = (96, 48)
 _BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
@@ -51,6 +53,55 @@ class ModelChoice:
         return asdict(self)
 
 
+def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `lowest` to `highest`."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value < lowest or (highest is not None and value > highest):
+            expected = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+            raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
+        return value
+
+    read.__name__ = "int"  # argparse puts it into what it says of text that is no number
+    return read
+
+
+def folder_to_write(text: str) -> Path:
+    """The type of an argument that is a folder, which need not exist."""
+    existing = next((path for path in (Path(text), *Path(text).parents) if path.exists()), Path())
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"is {text}, but {existing} is a file; give a folder, or a new name")
+    return Path(text)
+
+
+def file_to_write(text: str) -> Path:
+    """The type of an argument that is a file, which need not exist."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"is {text}, which is a folder; give a file in it")
+    folder_to_write(str(Path(text).parent))
+    return Path(text)
+
+
+def file_to_read(text: str) -> Path:
+    """The type of an argument that is an existing file."""
+    if not Path(text).is_file():
+        reason = "it is a folder or a device" if Path(text).exists() else "there is no such file"
+        raise argparse.ArgumentTypeError(f"is {text}, expected a file, but {reason}")
+    return Path(text)
+
+
+def saved_model(text: str) -> str:
+    """The type of an argument that may name a folder of a saved model."""
+    inner = Path(text, "model")
+    if inner.is_dir():
+        from promptreid.hub.prompt_files import MANIFEST
+
+        if (inner / MANIFEST).exists() and not Path(text, MANIFEST).exists():
+            raise argparse.ArgumentTypeError(f"is {text}, a whole run; the model in it is {inner}: give that")
+    return text
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Add `--model`, `--pretrained`, `--image-size`, `--revision` and `--device`.
 
@@ -60,12 +111,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> Non
     """
     parser.add_argument(
         "--model",
+        type=saved_model,
         help="a folder that `promptreid train` or save_prompts wrote, a Hub repository USER/NAME, or the name of an "
         f"open_clip model or hf-hub:USER/NAME, which is then used without prompts; default: {default}",
     )
     parser.add_argument("--pretrained", help="weights of an open_clip model: a tag such as openai, or a file")
     parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels, for an open_clip model; default 384 128"
+        "--image-size",
+        type=whole(1, LARGEST_SIDE),
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels, for an open_clip model; default 384 128",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository; default: main")
     add_device_argument(parser)

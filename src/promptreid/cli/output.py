@@ -6,6 +6,20 @@ import sys
 from typing import Any
 
 
+def printable(text: str) -> str:
+    r"""Text that a terminal can only show: everything else in it, such as a line break, is written as Python writes it.
+
+    Names of files may hold anything: bytes that are no letters, escape sequences, letters that turn the line around.
+
+    Example:
+        >>> print(printable("a\x1b[31m red\n.jpg"))
+        a\x1b[31m red\n.jpg
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class Output:
     """Collects what a command has to say.
 
@@ -22,37 +36,53 @@ class Output:
         """Whether to show progress bars, on standard error: only to people."""
         return not self.as_json and sys.stderr.isatty()
 
-    def say(self, line: str) -> None:
-        """Print a line, for people only."""
+    def say(self, *lines: str) -> None:
+        """Print lines, for people only."""
         if not self.as_json:
-            _print(line)
+            for line in lines:
+                _print(printable(line))
 
-    def note(self, line: str) -> None:
-        """Print a line on standard error, whoever reads."""
-        sys.stderr.write(f"{line}\n")
+    def note(self, text: str) -> None:
+        """Print text on standard error, whoever reads."""
+        for line in text.split("\n"):
+            sys.stderr.write(f"{printable(line)}\n")
 
     def record(self, **entries: Any) -> None:
         """Keep entries of the JSON object."""
         self._entries.update(entries)
 
     def fail(self, message: str, code: int) -> int:
-        """Print an error and return its exit code."""
-        sys.stderr.write(f"error: {message}\n")
-        self._entries = {"error": message}
+        """Print an error as one line and return its exit code; what was recorded before stays in the JSON object."""
+        line = " ".join(part.strip() for part in message.split("\n") if part.strip())
+        self.note(f"error: {line}")
+        self.record(error=line)
         return code
 
     def finish(self, code: int) -> int:
         """Print the JSON object, if that is wanted, and return the exit code."""
-        if self.as_json:
-            _print(json.dumps({**self._entries, "exit_code": code}, ensure_ascii=False, default=str))
-        _print("", end="")
+        if self.as_json:  # in ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it
+            _print(json.dumps({**self._entries, "exit_code": code}, default=str))
         return code
 
 
-def _print(text: str, *, end: str = "\n") -> None:
+def _print(line: str) -> None:
+    """Print a line on standard output, in letters that it has.
+
+    Raises:
+        OSError: It is full or closed; whatever is printed afterwards goes nowhere.
+    """
+    out = sys.stdout
     try:
-        sys.stdout.write(text + end)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read, such as `head`, has seen enough: no error, and nothing for Python to complain of at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if out is None:  # pyright: ignore[reportUnnecessaryComparison]  Python's answer to >&-
+            raise OSError("it is closed")
+        encoding = out.encoding or "utf-8"
+        out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        out.flush()
+    except (OSError, ValueError) as error:
+        # Nothing may be left over that Python would write, and complain of, at the end.
+        if out is None or out.closed:  # pyright: ignore[reportUnnecessaryComparison]
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        else:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        if not isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has seen enough
+            raise OSError(f"standard output cannot be written ({error}); free space, or send it elsewhere") from error

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from promptreid.cli.options import file_to_read, saved_model
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Publish a folder that `promptreid train` or save_prompts wrote, with a model card. The repository is
@@ -13,14 +14,14 @@ private unless you say --public. Log in first with `hf auth login`, or set HF_TO
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=Path, help="the saved model")
+    parser.add_argument("folder", type=saved_model, help="the saved model")
     parser.add_argument("repository", help="USER/NAME")
     parser.add_argument("--public", action="store_true", help="let everybody see it")
     parser.add_argument("--revision", help="branch; made if it does not exist; default main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", help="commit message")
     parser.add_argument(
-        "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
+        "--metrics", type=file_to_read, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
     parser.add_argument("--dataset", metavar="NAME", help="data set of the metrics, for the card")
 
@@ -29,7 +30,7 @@ def run(
     console: Output,
     /,
     *,
-    folder: Path,
+    folder: str,
     repository: str,
     public: bool,
     revision: str | None,

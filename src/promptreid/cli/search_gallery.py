@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptreid.cli.options import ModelArguments, ModelChoice, add_model_arguments, chosen_model, load_model
+from promptreid.cli.options import (
+    ModelArguments,
+    ModelChoice,
+    add_model_arguments,
+    chosen_model,
+    file_to_read,
+    file_to_write,
+    load_model,
+    whole,
+)
 from promptreid.cli.output import Output
 
 if TYPE_CHECKING:
@@ -14,14 +23,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
 --picture. Exit code 1 if nothing reaches the threshold."""
+NEEDS = [("picture", "matplotlib", "viz")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("index", type=Path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
-    parser.add_argument("--image", type=Path, help="search by this image instead of a sentence")
-    parser.add_argument("-k", type=int, default=10, help="how many at most; default %(default)s")
+    parser.add_argument("--image", type=file_to_read, help="search by this image instead of a sentence")
+    parser.add_argument("-k", type=whole(1), default=10, help="how many at most; default %(default)s")
     parser.add_argument(
         "--threshold", help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated'
     )
@@ -32,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="only images with this, such as folder=cam_a",
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw what was found into a PNG file")
+    parser.add_argument("--picture", type=file_to_write, metavar="FILE", help="draw what was found into a PNG file")
     add_model_arguments(parser, default="the one that made the index")
 
 

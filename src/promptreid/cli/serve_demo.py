@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
-from promptreid.cli.options import add_device_argument, check_device
+from promptreid.cli.options import add_device_argument, check_device, saved_model, whole
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Serve a page on this computer that searches drawn pedestrians, or your own crops, by a sentence or an
 image, adapted beside bare. Needs the extra demo. Ends with Ctrl-C."""
+NEEDS = [(None, "gradio", "demo")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,10 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="crops to search; default: drawn pedestrians only")
     parser.add_argument(
         "--model",
+        type=saved_model,
         help="a folder that save_prompts wrote, or a Hub repository USER/NAME; default: the shipped small model",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
-    parser.add_argument("--port", type=int, help="default: a free one")
+    parser.add_argument("--port", type=whole(1, 65535), help="default: a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_device_argument(parser)
 

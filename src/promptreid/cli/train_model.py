@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptreid.cli.options import add_device_argument, add_layout_argument, check_device
+from promptreid.cli.options import LARGEST_SIDE, add_device_argument, add_layout_argument, check_device, folder_to_write
 from promptreid.cli.output import Output
 from promptreid.towers.tiny import TINY_NAME
 
@@ -16,14 +16,13 @@ DESCRIPTION = """Train prompts with frozen encoders, then the encoders with froz
 after; save the model in OUTPUT/model, and figures of what changed beside it. A killed run resumes when the same
 command is run again. The validation split chooses the epoch, and the test split never does. Needs the extras train
 and viz."""
-
-_LARGEST_SIDE = 2048
+NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("root", type=Path, help="the dataset's folder (see `promptreid check`)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for everything written")
+    parser.add_argument("--output", type=folder_to_write, required=True, help="folder for everything written")
     add_training_arguments(parser)
     add_layout_argument(parser)
 
@@ -67,9 +66,9 @@ def complete_training_arguments(settings: argparse.Namespace) -> "Recipe":
             option = f"--{name.replace('_', '-')}"
             reason = ": stage 1 trains prompts alone" if name == "prompt_length" and minimum else ""
             raise ValueError(f"{option} is {getattr(settings, name)}, expected at least {minimum}{reason}")
-    if settings.image_size and not all(1 <= side <= _LARGEST_SIDE for side in settings.image_size):
+    if settings.image_size and not all(1 <= side <= LARGEST_SIDE for side in settings.image_size):
         raise ValueError(
-            f"--image-size is {settings.image_size}, expected a height and a width of 1 to {_LARGEST_SIDE} pixels"
+            f"--image-size is {settings.image_size}, expected a height and a width of 1 to {LARGEST_SIDE} pixels"
         )
     pretrained = settings.pretrained or preset.pretrained
     if pretrained is None:
@@ -115,7 +114,7 @@ def run(console: Output, /, **given: Any) -> int:
         progress=console.progress,
     )
     console.record(**result.as_dict())
-    console.say(score_table(result.as_dict()["results"]))
+    console.say(*score_table(result.as_dict()["results"]).split("\n"))
     last = list(result.encoded)[-1]
     write_evaluation(settings.output, result.encoded[last], result.scores[last])
     _draw(settings.output, result)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,21 +27,13 @@ _PHRASE_ENDS = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the|her|his|their)\s+", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Column:
-    """Results of one version of the model, as shown.
+class Column(NamedTuple):
+    """Results of one version of the model, as shown."""
 
-    Attributes:
-        title: The version's name.
-        status: HTML, with everything that is not ours escaped.
-        crops: Images, each with its caption.
-        positions: Which images of the gallery these are.
-    """
-
-    title: str
-    status: str
+    title: str  # the version's name
+    status: str  # HTML, with everything that is not ours escaped
     crops: list[Captioned]
-    positions: list[int]
+    positions: list[int]  # which images of the gallery these are
 
 
 class Galleries:
@@ -199,23 +192,14 @@ def paint_heat(image: Image.Image, heat: Tensor) -> Image.Image:
 
 @dataclass(frozen=True)
 class Opening:
-    """What the page shows before any search: the first gallery's first example with its answer.
-
-    Attributes:
-        gallery: The gallery.
-        sentence: The example; this and the rest are empty if the gallery knows no sentence.
-        columns: Its answer.
-        phrases: What can be looked for in the images.
-        phrase: The one that is looked for.
-        maps: Where it is in the best image.
-    """
+    """What the page shows before any search: the first gallery's first example with its answer."""
 
     gallery: str
-    sentence: str = ""
+    sentence: str = ""  # this and the rest are empty if the gallery knows no sentence
     columns: tuple[Column, ...] = ()
-    phrases: list[str] = field(default_factory=list[str])
-    phrase: str | None = None
-    maps: list[Captioned] = field(default_factory=list[Captioned])
+    phrases: list[str] = field(default_factory=list[str])  # what can be looked for in the images
+    phrase: str | None = None  # the one that is looked for
+    maps: list[Captioned] = field(default_factory=list[Captioned])  # where it is in the best image
 
 
 def prepare_opening(galleries: Galleries) -> Opening:

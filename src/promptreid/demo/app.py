@@ -10,7 +10,6 @@ import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from promptreid.demo.answers import Galleries, prepare_opening
@@ -18,7 +17,7 @@ from promptreid.demo.comparison import ComparedGallery, make_versions
 from promptreid.demo.page import TITLE, fill_page
 from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter
 from promptreid.demo.sources import draw_crops, list_crops
-from promptreid.errors import missing_extra
+from promptreid.errors import ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.towers.tiny import tiny_prompts
 
@@ -37,28 +36,16 @@ _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
 
 
-class RunningDemo:
+class RunningDemo(ExitStack):
     """A page that is being served; close it, or use it in a `with` statement.
+
+    Closing stops it, and deletes the drawn gallery and every copy of an image that was made for the browser.
 
     Attributes:
         url: Its address.
     """
 
-    def __init__(self, url: str, held: ExitStack) -> None:
-        self.url = url
-        self._held = held
-
-    def close(self) -> None:
-        """Stop serving, and delete the drawn gallery and every copy of an image that was made for the browser."""
-        self._held.close()
-
-    def __enter__(self) -> "RunningDemo":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    url = ""
 
 
 def start(
@@ -90,8 +77,7 @@ def start(
     Raises:
         MissingExtraError: gradio is not installed.
         DatasetError: The folder is missing, or has no readable image.
-        OSError: The port is taken.
-        RuntimeError: This process is already serving a page.
+        ServingError: The port is taken, or this process is already serving a page.
 
     Example:
         >>> with start("crops/") as page:  # doctest: +SKIP
@@ -99,43 +85,45 @@ def start(
     """
     gr = require_gradio()
     offered = [] if gallery is None else [list_crops(gallery)]
-    with ExitStack() as held:
-        held.enter_context(_only_page())
+    with RunningDemo() as held:
+        if not _page_lock.acquire(blocking=False):  # gradio knows only one folder for its copies
+            raise ServingError(
+                "this process is already serving a demo; close it first, or start the second in its own process"
+            )
+        held.callback(_page_lock.release)
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="promptreid-demo-"))).resolve()
         versions = make_versions(load_prompts(tiny_prompts()) if model is None else model)
         offered.append(draw_crops(scratch / "drawn"))
         galleries = Galleries([ComparedGallery(crops, versions, progress=progress) for crops in offered])
-        shown = held.enter_context(_gradio_folder(scratch / "shown"))
+        shown = scratch / "shown"
+        shown.mkdir(mode=0o700)
+        # gradio's copies go there, and no setting may open other folders to the browser.
+        held.enter_context(_environment(GRADIO_TEMP_DIR=str(shown), GRADIO_ALLOWED_PATHS=None))
         page = _serve(gr, galleries, shown, host, port, open_browser)
         held.callback(page.close, verbose=False)
-        return RunningDemo(page.local_url, held.pop_all())
+        if host not in LOOPBACK:
+            _log.warning("everyone who reaches this computer can search this gallery, at %s", page.local_url)
+        running = held.pop_all()
+        running.url = page.local_url
+        return running
 
 
-def launch(
-    gallery: str | Path | None = None,
-    *,
-    model: PromptedCLIP | None = None,
-    host: str = LOOPBACK[0],
-    port: int | None = None,
-    open_browser: bool = False,
-) -> None:
-    """Serve the page until Ctrl-C or a termination signal, and print its address; the arguments are those of `start`.
+def launch(gallery: str | Path | None = None, **settings: Any) -> None:
+    """Serve the page until Ctrl-C or a termination signal, and print its address.
 
-    Raises:
-        MissingExtraError: gradio is not installed.
-        DatasetError: The folder is missing, or has no readable image.
-        OSError: The port is taken.
+    Args:
+        gallery: A folder of crops to search, offered beside the drawn pedestrians.
+        **settings: Those of `start`, whose errors it raises.
 
     Example:
         >>> launch("crops/")  # doctest: +SKIP
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    with start(gallery, model=model, host=host, port=port, open_browser=open_browser) as page:
-        if host not in LOOPBACK:
-            _log.warning("everyone who reaches this computer can search this gallery, at %s", page.url)
+    with start(gallery, **settings) as page:
         try:  # whoever reads the address may end the page at once
-            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
+            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)
+")
             sys.stdout.flush()
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -161,26 +149,12 @@ def require_gradio() -> Any:
 
 
 @contextmanager
-def _only_page() -> Generator[None, None, None]:
-    """Refuse a second page in one process: gradio knows only one folder for its copies."""
-    if not _page_lock.acquire(blocking=False):
-        raise RuntimeError(
-            "this process is already serving a demo; close it first, or start the second in its own process"
-        )
+def _environment(**changes: str | None) -> Generator[None, None, None]:
+    """Set variables of the environment for a while; `None` removes one."""
+    before = {name: os.environ.pop(name, None) for name in changes}
+    os.environ.update({name: value for name, value in changes.items() if value is not None})
     try:
         yield
-    finally:
-        _page_lock.release()
-
-
-@contextmanager
-def _gradio_folder(folder: Path) -> Generator[Path, None, None]:
-    """Let gradio put its copies into `folder`, and remove settings that would open other folders to the browser."""
-    folder.mkdir(mode=0o700)
-    before = {name: os.environ.pop(name, None) for name in ("GRADIO_TEMP_DIR", "GRADIO_ALLOWED_PATHS")}
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        yield folder
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)

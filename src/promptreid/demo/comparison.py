@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -18,19 +18,12 @@ from promptreid.towers.loading import load_clip
 ADAPTED, BARE = "Adapted model", "Bare model"
 
 
-@dataclass(frozen=True)
-class Version:
-    """One of the models compared.
+class Version(NamedTuple):
+    """One of the models compared."""
 
-    Attributes:
-        label: What the page calls it.
-        model: The model.
-        prompted: Whether its prompts are inserted.
-    """
-
-    label: str
+    label: str  # what the page calls it
     model: PromptedCLIP
-    prompted: bool
+    prompted: bool  # whether its prompts are inserted
 
     @contextmanager
     def running(self) -> Generator[PromptedCLIP, None, None]:
@@ -67,34 +60,20 @@ def make_versions(model: PromptedCLIP) -> tuple[Version, ...]:
     return adapted, Version(BARE, bare, prompted=False)
 
 
-@dataclass(frozen=True)
-class Match:
-    """One image found.
+class Match(NamedTuple):
+    """One image found."""
 
-    Attributes:
-        position: Its position in `Crops.paths`.
-        score: Cosine similarity to the query, in [-1, 1].
-    """
-
-    position: int
-    score: float
+    position: int  # in `Crops.paths`
+    score: float  # cosine similarity to the query, in [-1, 1]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What one version of the model found.
+class Found(NamedTuple):
+    """What one version of the model found."""
 
-    Attributes:
-        label: The version.
-        matches: The best first, none below the threshold.
-        best: Score of the best image, below the threshold or not; `None` if the chosen cameras have no image.
-        typical: Median score over the images of the chosen cameras.
-    """
-
-    label: str
-    matches: tuple[Match, ...]
-    best: float | None
-    typical: float | None
+    label: str  # the version
+    matches: tuple[Match, ...]  # the best first, none below the threshold
+    best: float | None  # score of the best image, below the threshold or not; None if the cameras have no image
+    typical: float | None  # median score over the images of the chosen cameras
 
 
 class ComparedGallery:

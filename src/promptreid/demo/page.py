@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
@@ -43,33 +44,7 @@ _COMMON: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Components that the visitor fills in; each is gradio's."""
-
-    gallery: Any
-    summary: Any
-    sentence: Any
-    examples: list[Any]
-    search: Any
-    upload: Any
-    preview: Any
-    threshold: Any
-    cameras: Any
-    count: Any
-
-
-@dataclass(frozen=True)
-class _Results:
-    """Components that show answers; `statuses` and `crops` have one for each version of the model."""
-
-    message: Any
-    statuses: list[Any]
-    crops: list[Any]
-    phrase: Any
-    show: Any
-    heat_message: Any
-    heat: Any
+_Parts = SimpleNamespace  # components of gradio's by name
 
 
 def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool) -> None:
@@ -91,12 +66,14 @@ def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool)
     _connect(gr, Handlers(gr, galleries), gr.State(Session.from_opening(opening)), inputs, results)
 
 
-def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Inputs:
+def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Parts:
+    """Components that the visitor fills in."""
     first = opening.gallery
-    gallery = gr.Radio(galleries.names, value=first, label="Gallery", visible=len(galleries.names) > 1)
-    summary = gr.HTML(galleries.summary(first), elem_id="summary", padding=False)
+    inputs = _Parts()
+    inputs.gallery = gr.Radio(galleries.names, value=first, label="Gallery", visible=len(galleries.names) > 1)
+    inputs.summary = gr.HTML(galleries.summary(first), elem_id="summary", padding=False)
     with gr.Tab("Describe"):
-        sentence = gr.Textbox(
+        inputs.sentence = gr.Textbox(
             value=opening.sentence,
             label="What does the person look like?",
             placeholder="a woman in a red coat and blue jeans",
@@ -105,27 +82,27 @@ def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Inputs:
             max_length=MAX_SENTENCE,
             elem_id="sentence",
         )
-        search = gr.Button("Search", variant="primary", elem_id="search")
+        inputs.search = gr.Button("Search", variant="primary", elem_id="search")
         gr.Markdown("Or try one of these:")
-        examples = [
+        inputs.examples = [
             gr.Button(text, size="sm", visible=bool(text), elem_classes="example")
             for text in _example_texts(galleries, first)
         ]
     with gr.Tab("Upload an image"):
-        upload = gr.File(
+        inputs.upload = gr.File(
             label=f"A crop of one person: JPEG, PNG, WebP or BMP, at most {MAX_UPLOAD_BYTES // 2**20} MB",
             file_types=list(UPLOAD_ENDINGS),
             height=140,
             elem_id="upload",
         )
-        preview = gr.Image(label="Your image", interactive=False, height=220, visible=False, buttons=[])
+        inputs.preview = gr.Image(label="Your image", interactive=False, height=220, visible=False, buttons=[])
     with gr.Accordion("Filters", open=True, elem_id="filters"):
-        threshold, cameras, count = _lay_out_filters(gr, galleries.cameras(first))
-    return _Inputs(gallery, summary, sentence, examples, search, upload, preview, threshold, cameras, count)
+        _lay_out_filters(gr, galleries.cameras(first), inputs)
+    return inputs
 
 
-def _lay_out_filters(gr: Any, names: list[str]) -> tuple[Any, Any, Any]:
-    threshold = gr.Slider(
+def _lay_out_filters(gr: Any, names: list[str], inputs: _Parts) -> None:
+    inputs.threshold = gr.Slider(
         _NO_THRESHOLD,
         1.0,
         value=_NO_THRESHOLD,
@@ -134,38 +111,38 @@ def _lay_out_filters(gr: Any, names: list[str]) -> tuple[Any, Any, Any]:
         info="Images that score less are left out. If none is left, nobody matches.",
         elem_id="threshold",
     )
-    cameras = gr.CheckboxGroup(
+    inputs.cameras = gr.CheckboxGroup(
         names[:_MAX_CAMERAS],
         label="Only these cameras",
         info="None ticked means all.",
         visible=bool(names),
         elem_id="cameras",
     )
-    count = gr.Slider(1, _MAX_SHOWN, value=NUM_SHOWN, step=1, label="Images to show", elem_id="count")
-    return threshold, cameras, count
+    inputs.count = gr.Slider(1, _MAX_SHOWN, value=NUM_SHOWN, step=1, label="Images to show", elem_id="count")
 
 
-def _lay_out_results(gr: Any, galleries: Galleries, opening: Opening) -> _Results:
-    message = gr.HTML(elem_id="message", visible=False)
-    statuses: list[Any] = []
-    crops: list[Any] = []
+def _lay_out_results(gr: Any, galleries: Galleries, opening: Opening) -> _Parts:
+    """Components that show answers; `statuses` and `crops` have one for each version of the model."""
+    results = _Parts(message=gr.HTML(elem_id="message", visible=False), statuses=[], crops=[])
     for number, label in enumerate(galleries.versions):
         column = opening.columns[number] if opening.columns else None
         status, shown = (column.status, column.crops) if column else (None, None)
-        statuses.append(gr.HTML(status, elem_id=f"status-{number}", elem_classes="status", padding=False))
-        crops.append(_image_grid(gr, shown, label, columns=6, elem_id=f"crops-{number}", elem_classes="crops"))
+        results.statuses.append(gr.HTML(status, elem_id=f"status-{number}", elem_classes="status", padding=False))
+        grid = _image_grid(gr, shown, label, columns=6, elem_id=f"crops-{number}", elem_classes="crops")
+        results.crops.append(grid)
     gr.Markdown(_HEAT)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=240):
-            phrase = gr.Dropdown(
+            results.phrase = gr.Dropdown(
                 opening.phrases, value=opening.phrase, label="Phrase", allow_custom_value=True, elem_id="phrase"
             )
-            show = gr.Button("Show", elem_id="show-heat")
-            heat_message = gr.HTML(elem_id="heat-message", visible=False)
+            results.show = gr.Button("Show", elem_id="show-heat")
+            results.heat_message = gr.HTML(elem_id="heat-message", visible=False)
         with gr.Column(scale=3, min_width=240):
             maps = opening.maps or None
-            heat = _image_grid(gr, maps, "Heat map", columns=2, elem_id="heat", elem_classes=["crops", "heat"])
-    return _Results(message, statuses, crops, phrase, show, heat_message, heat)
+            look = {"elem_id": "heat", "elem_classes": ["crops", "heat"]}
+            results.heat = _image_grid(gr, maps, "Heat map", columns=2, **look)
+    return results
 
 
 def _image_grid(gr: Any, images: list[Captioned] | None, label: str, **look: Any) -> Any:
@@ -188,7 +165,7 @@ def _example_texts(galleries: Galleries, name: str) -> list[str]:
     return known + [""] * (NUM_EXAMPLES - len(known))
 
 
-def _connect(gr: Any, handlers: "Handlers", session: Any, inputs: _Inputs, results: _Results) -> None:
+def _connect(gr: Any, handlers: "Handlers", session: Any, inputs: _Parts, results: _Parts) -> None:
     """Say which handler answers which event, from which components, to which."""
     filters = [inputs.cameras, inputs.threshold, inputs.count]
     answers = [session, results.message, *results.statuses, *results.crops]
@@ -234,19 +211,12 @@ def _click_handler(gr: Any, handlers: "Handlers", version: int) -> Any:
 
 @dataclass(frozen=True)
 class Session:
-    """What one visitor asked and was shown; each browser tab has its own, kept by the server.
+    """What one visitor asked and was shown; each browser tab has its own, kept by the server."""
 
-    Attributes:
-        gallery: The gallery that is searched.
-        query: The query; `None` before the first search.
-        positions: Images shown by each version of the model.
-        chosen: The image whose heat map is shown.
-    """
-
-    gallery: str
-    query: str | Image.Image | None = None
-    positions: tuple[tuple[int, ...], ...] = ()
-    chosen: int | None = None
+    gallery: str  # the one that is searched
+    query: str | Image.Image | None = None  # None before the first search
+    positions: tuple[tuple[int, ...], ...] = ()  # images shown by each version of the model
+    chosen: int | None = None  # the image whose heat map is shown
 
     @classmethod
     def from_opening(cls, opening: Opening) -> "Session":

@@ -23,25 +23,15 @@ _CAMERA_IN_NAME = re.compile(r"(?:^|_)c(?:am)?(\d+)(?=s\d|_|\.|$)", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Crops:
-    """Images of one gallery, with what is known about them.
+    """Images of one gallery, with what is known about them."""
 
-    Attributes:
-        name: What the page calls the gallery.
-        root: The folder; no file outside it is ever opened.
-        paths: The images.
-        cameras: The camera of each image.
-        person_ids: Who is on each image, or empty if that is unknown.
-        captions: Sentences whose person is known, mapped to that person's number.
-        note: What a visitor should know about the gallery.
-    """
-
-    name: str
-    root: Path
+    name: str  # what the page calls the gallery
+    root: Path  # no file outside it is ever opened
     paths: tuple[Path, ...]
-    cameras: tuple[str, ...]
-    person_ids: tuple[int, ...] = ()
-    captions: dict[str, int] = field(default_factory=dict[str, int])
-    note: str = ""
+    cameras: tuple[str, ...]  # of each image
+    person_ids: tuple[int, ...] = ()  # who is on each image, or empty if that is unknown
+    captions: dict[str, int] = field(default_factory=dict[str, int])  # sentences, and the person each describes
+    note: str = ""  # what a visitor should know about the gallery
 
     @property
     def camera_names(self) -> list[str]:

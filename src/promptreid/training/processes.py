@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from promptreid.errors import MissingExtraError
+from promptreid.errors import missing_extra
 from promptreid.training.log import check_trackers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def make_accelerator(
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise MissingExtraError('Trainer needs accelerate: pip install "promptreid[train]"') from error
+        raise missing_extra("Trainer", "accelerate", "train") from error
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f'mixed_precision is {mixed_precision!r}, expected "no", "bf16" or "fp16"')
     wanted = None if device is None else torch.device(device)
