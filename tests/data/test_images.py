@@ -72,7 +72,7 @@ def test_broken_picture_is_named_and_refused(tmp_path: Path, name: str) -> None:
 def test_zlib_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.png").write_bytes(BROKEN["a small bomb"][1])
     (tmp_path / "bomb.png").write_bytes(BROKEN["a bomb"][1])
-    monkeypatch.setattr(images, "_to_rgb", lambda _: pytest.fail("its pixels were asked for"))
+    monkeypatch.setattr(images, "to_rgb", lambda _: pytest.fail("its pixels were asked for"))
     with pytest.raises(DatasetError, match=r"has 9000 x 9000 pixels, more than 16384 a side or 67,108,864 in all"):
         open_image(tmp_path / "small.png")
     with pytest.raises(DatasetError, match=r"is absurdly large \(.*256000000 pixels"):

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -331,3 +332,22 @@ def test_metrics_of_bad_input_are_refused(changes, error, words):
 def test_scores_of_bad_similarities_are_refused(similarity, words):
     with pytest.raises(ValueError, match=words):
         score_similarity(similarity, IDS, IDS)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16, list])
+def test_metrics_take_numpy_arrays_and_lists(kind):
+    queries, items = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[::-1]
+    ids = [3, 1, 2] if kind is list else np.array([3, 1, 2], dtype=kind)
+    expected = compute_metrics(torch.eye(3), torch.eye(3).flip(0), torch.tensor([3, 1, 2]), torch.tensor([2, 1, 3]))
+    assert compute_metrics(queries, items, ids, ids[::-1]) == expected
+    assert score_similarity(queries @ items.T, ids, ids[::-1]) == expected
+    frozen = np.eye(3, dtype=">f4")
+    frozen.setflags(write=False)
+    assert compute_metrics(frozen, frozen, ids, ids).rank1 == 1.0
+
+
+def test_metrics_of_persons_that_have_names_are_refused():
+    with pytest.raises(
+        TypeError, match=r"an array of <U1 is given where numbers are needed; give each person a number"
+    ):
+        compute_metrics(torch.eye(2), torch.eye(2), np.array(["a", "b"]), torch.tensor([0, 1]))

@@ -149,12 +149,6 @@ def test_load_in_half_precision_is_accepted(model, gallery, tmp_path):
     assert len(Gallery.load(saved, model.to(torch.bfloat16))) == 24
 
 
-@pytest.mark.parametrize("k", [0, -1, 25])
-def test_search_for_too_few_or_too_many_is_refused(gallery, k):
-    with pytest.raises(ValueError, match=f"k is {k}, .*24"):
-        gallery.search("a man", k)
-
-
 @pytest.mark.parametrize(
     ("query", "error", "words"),
     [

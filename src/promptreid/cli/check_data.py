@@ -7,7 +7,8 @@ from promptreid.cli.options import add_layout_argument, whole
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
-report all problems at once. Exit code 1 if there are errors."""
+report all problems at once. Given the folder that `promptreid index` made, read the whole index and compare its
+checksums. Exit code 1 if there are errors."""
 
 SHOWN = 10
 CLIP = "ViT-B-16"
@@ -15,7 +16,7 @@ CLIP = "ViT-B-16"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the data set's folder")
+    parser.add_argument("root", type=Path, help="the data set's folder, or an index")
     add_layout_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(
@@ -31,10 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, tokenizer: str, limit: int) -> int:
-    """Check the data set."""
+    """Check the data set, or the gallery."""
     from promptreid.data.check import check_dataset
+    from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of
 
+    if exists(root):
+        return _check_gallery(console, root)
     report = check_dataset(
         root, layout=layout, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress
     )
@@ -42,3 +46,15 @@ def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, 
         console.say(line)
     console.record(**report.as_dict())
     return 0 if report.ok else 1
+
+
+def _check_gallery(console: Output, folder: Path) -> int:
+    from promptreid.retrieval.gallery_files import check_gallery
+
+    problems, notes = check_gallery(folder)
+    for line in (*problems, *notes):
+        console.say(line)
+    if not problems:
+        console.say(f"the index {folder} is whole")
+    console.record(ok=not problems, problems=problems, notes=notes)
+    return 1 if problems else 0

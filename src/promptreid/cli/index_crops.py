@@ -16,6 +16,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
+from promptreid.data.images import shown
 from promptreid.errors import DatasetError
 from promptreid.towers.tiny import TINY_NAME
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again, it encodes only images that are new or
 have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
 holds can count as biometric data: its files are readable by you alone."""
+
+_SHOWN = 10
 
 _TINY_NOTE = (
     f"note: {TINY_NAME}, the small model that ships with promptreid, knows drawn pedestrians only. For photographs "
@@ -46,7 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--storage", choices=("float32", "float16"), help="float16 takes half the room; default float32"
     )
     parser.add_argument("--prune", action="store_true", help="remove images that are no longer in the folder")
-    parser.add_argument("--remove", nargs="+", metavar="IMAGE", help="remove these images from the index, for good")
+    parser.add_argument(
+        "--prune-anyway", action="store_true", help="the same, also where that is much or folders cannot be read"
+    )
+    parser.add_argument(
+        "--remove",
+        nargs="+",
+        metavar="IMAGE",
+        help="remove these images from the index, for good: paths, numbers, or patterns such as 'crops/cam_a/*'",
+    )
+    parser.add_argument(
+        "--restore",
+        nargs="+",
+        metavar="IMAGE",
+        help="let images that were removed be indexed again, by path or pattern",
+    )
     parser.add_argument(
         "--export", type=file_to_write, metavar="FILE", help="write features to a .parquet or .npz file too"
     )
@@ -63,18 +80,20 @@ def run(
     folder: Path | None,
     output: Path,
     remove: list[str] | None,
+    restore: list[str] | None,
     export: Path | None,
     prune: bool,
+    prune_anyway: bool,
     storage: str | None,
     batch_size: int,
     threads: int,
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Make or update the index."""
-    if folder is None and not remove and not export:
+    if folder is None and not remove and not restore and not export:
         raise ValueError("give the folder of images to index: promptreid index FOLDER")
-    if folder is not None and remove:
-        raise ValueError("give a folder to index or images to --remove, not both at once")
+    if folder is not None and (remove or restore):
+        raise ValueError("give a folder to index or images to --remove or --restore, not both at once")
     from promptreid.retrieval.export import check_ending
     from promptreid.retrieval.gallery import Gallery
 
@@ -86,15 +105,25 @@ def run(
             removed = gallery.remove([int(name) if name.isdigit() else name for name in remove])
             console.say(f"removed {removed} images; {len(gallery)} are left in {output}")
             console.record(removed=removed)
+        if restore:
+            restored = gallery.restore(restore)
+            console.say(f"{restored} images are indexed again by the next promptreid index FOLDER --output {output}")
+            console.record(restored=restored)
     else:
         gallery, is_new = _open_or_make(console, folder.resolve(), output, storage, model)
         changes = gallery.update(
-            folder.resolve(), prune=prune, batch_size=batch_size, num_threads=threads, progress=console.progress
+            folder.resolve(),
+            prune="anyway" if prune_anyway else prune,
+            batch_size=batch_size,
+            num_threads=threads,
+            progress=console.progress,
         )
-        console.record(**{**asdict(changes), "unreadable": list(changes.unreadable)})
+        console.record(**asdict(changes))
         if len(gallery) == 0 and is_new:
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
         console.say(*_summary(gallery, changes, is_new=is_new).split("\n"))
+        for line in _left_out(changes, f"promptreid index {folder} --output {output}", output):
+            console.say(line)
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), pictures=len(gallery), dimensions=gallery.features.shape[1])
@@ -125,6 +154,28 @@ def _open_or_make(
     gallery.notes["model"] = {**choice.as_dict(), "revision": encoder.commit or choice.revision}
     gallery.save(output)
     return gallery, True
+
+
+def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
+    """What the index does not have, or has and should perhaps not have, with the command that changes it."""
+    lines: list[str] = []
+    if changes.gone:
+        lines += [
+            f"{len(changes.gone)} indexed images are no longer on the disk; {command} --prune removes them:",
+            *_first(changes.gone),
+        ]
+    if changes.excluded:
+        restore = f"promptreid index --output {output} --restore IMAGE"
+        lines += [
+            f"{len(changes.excluded)} images were removed from the index, and stay out; {restore} lets them in:",
+            *_first(changes.excluded),
+        ]
+    return lines
+
+
+def _first(paths: tuple[str, ...]) -> list[str]:
+    more = [f"  and {len(paths) - _SHOWN} more; --json names all"] if len(paths) > _SHOWN else []
+    return [*(f"  {shown(path)}" for path in paths[:_SHOWN]), *more]
 
 
 def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> str:

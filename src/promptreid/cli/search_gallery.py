@@ -1,6 +1,7 @@
 """`promptreid search`: finds the images that a sentence or an image describes."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.table import Metadata
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
 --picture. Exit code 1 if nothing reaches the threshold."""
@@ -65,10 +67,7 @@ def run(
     query, title = (sentence, sentence) if image is None else (image, f"like {image.name}")
     gallery = open_gallery(index, model)
     hits = gallery.search(
-        query or "",
-        min(k, max(1, len(gallery))),
-        threshold=_threshold(threshold),
-        where=_where(where) or None,
+        query or "", k, threshold=_threshold(threshold), where=_where(where, gallery.metadata) or None
     )
     for rank, hit in enumerate(hits, start=1):
         console.say(f"{rank:>3}  {hit.score:6.3f}  {hit.path}")
@@ -117,14 +116,16 @@ def _threshold(text: str | None) -> float | str | None:
         raise ValueError(f'--threshold is {text!r}, expected a number in [-1, 1] or "calibrated"') from None
 
 
-def _where(conditions: list[str]) -> dict[str, list[Any]]:
+def _where(conditions: list[str], metadata: Sequence["Metadata"]) -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text."""
+    from promptreid.retrieval.table import check_passes
+
     wanted: dict[str, list[Any]] = {}
     for condition in conditions:
         key, separator, value = condition.partition("=")
         if not separator or not key:
             raise ValueError(f"--where is {condition!r}, expected KEY=VALUE, such as folder=cam_a")
-        wanted.setdefault(key, []).append(value)
-        if value.lstrip("-").isdigit():
-            wanted[key].append(int(value))
+        values = [value, int(value)] if value.removeprefix("-").isdecimal() else [value]
+        check_passes(metadata, {key: values})
+        wanted.setdefault(key, []).extend(values)
     return wanted

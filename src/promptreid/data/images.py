@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,28 +87,46 @@ class ImageFolder:
         return real == self._real or real.startswith(os.path.join(self._real, ""))
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> list[Path]:
     """Every image in a plain folder and its sub-folders, in the order of their paths: a gallery to search.
 
-    Hidden files and folders (`.name`) are left out.
+    Hidden files and folders (`.name`) are left out; folders that cannot be read are counted and named in one warning.
 
     Args:
         folder: The folder.
+        unreadable: A list that gets what cannot be looked into: images may be missing from the result.
 
     Returns:
         Files with the ending of an image format, whether or not they can be read.
 
     Raises:
-        DatasetError: There is no such folder.
+        DatasetError: There is no such folder, or it cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a folder of images")
     found: list[Path] = []
-    for parent, folders, names in os.walk(root):
+    closed: list[str] = [] if unreadable is None else unreadable
+    for parent, folders, names in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if _is_image_name(name)]
-    return sorted(path for path in found if path.is_file())
+        found += [Path(parent, name) for name in names if _is_image_name(name) and _is_file(Path(parent, name), closed)]
+    if str(root) in closed:
+        raise DatasetError(f"the folder {root} cannot be read; is it mounted, and may you read it?")
+    if closed:
+        first = ", ".join(shown(path) for path in closed[:10])
+        warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=2)
+    return sorted(found)
+
+
+def _is_file(path: Path, closed: list[str]) -> bool:
+    """Whether a path is a file, or a link to one; one that cannot be asked is named in `closed`."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:  # a link that leads nowhere, or a file that was deleted just now
+        return False
+    except OSError:
+        closed.append(str(path))
+        return False
 
 
 def _is_image_name(name: str) -> bool:
@@ -146,7 +165,7 @@ def open_image(path: Any) -> Image.Image:
         with Image.open(path) as image:
             problem = _size_problem(image)
             if problem is None:
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(image)
     except _BOMBS as error:
         raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
     # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
@@ -210,7 +229,7 @@ def _content_problems(path: Path, content: bytes) -> list[Problem]:
             if size is not None:
                 return [size]
             problems = _remarks(path, image)
-            _to_rgb(ImageOps.exif_transpose(image))
+            to_rgb(image)
             return problems
     except _BOMBS as error:
         return [Problem("oversized", f"is absurdly large ({_words(error)})")]
@@ -248,7 +267,13 @@ def _remarks(path: Path, image: Image.Image) -> list[Problem]:
     return remarks
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An open image as RGB, turned as its EXIF data says.
+
+    Raises:
+        ValueError: Its pixels are of unknown range.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         image.load()
         return image

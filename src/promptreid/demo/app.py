@@ -122,8 +122,7 @@ def launch(gallery: str | Path | None = None, **settings: Any) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
     with start(gallery, **settings) as page:
         try:  # whoever reads the address may end the page at once
-            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)
-")
+            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
             sys.stdout.flush()
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from promptreid.evaluation.metrics import check_retrieval_input
+from promptreid.evaluation.metrics import Array, check_retrieval_input
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -33,10 +33,10 @@ class Calibration:
 
 
 def calibrate_threshold(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
+    query_features: Array,
+    gallery_features: Array,
+    query_ids: Array,
+    gallery_ids: Array,
     *,
     false_alarm_rate: float = 0.05,
 ) -> Calibration:
@@ -70,8 +70,8 @@ def calibrate_threshold(
     """
     if not 0 <= false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
-    check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
-    right, wrong = _best_scores(query_features, gallery_features, query_ids, gallery_ids)
+    items = check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
+    right, wrong = _best_scores(*items)
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
@@ -85,7 +85,7 @@ def calibrate_threshold(
         false_alarm_rate=float((wrong >= threshold).double().mean()),
         hit_rate=float((right >= threshold).double().mean()),
         num_queries=len(wrong),
-        gallery_size=len(gallery_features),
+        gallery_size=len(items[1]),
     )
 
 

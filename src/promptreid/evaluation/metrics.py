@@ -5,10 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from promptreid.evaluation.ranks import CACHED_BYTES, UNUSED, Positives, rank_positives
+
+# What is taken where a tensor is meant; lists of numbers too.
+Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 
 # Queries in one chunk: enough for a matrix product at full speed, and bytes of their similarities.
 _CHUNK_QUERIES = 384
@@ -63,10 +67,10 @@ class RetrievalMetrics:
 
 
 def compute_metrics(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
+    query_features: Array,
+    gallery_features: Array,
+    query_ids: Array,
+    gallery_ids: Array,
     *,
     ranks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
@@ -99,7 +103,7 @@ def compute_metrics(
     Raises:
         ValueError: Shapes do not fit, the gallery or the queries are empty, features are not finite, a rank is not
             positive, or no query has a right item.
-        TypeError: A rank or the chunk size is not an integer.
+        TypeError: A rank or the chunk size is not an integer, or ids are not numbers.
 
     Example:
         >>> import torch
@@ -110,7 +114,9 @@ def compute_metrics(
     Source:
         CMC and mAP: Zheng et al. 2015 (Market-1501). mINP: Ye et al. 2021, arXiv 2001.04193, equation 4.
     """
-    check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
+    query_features, gallery_features, query_ids, gallery_ids = check_retrieval_input(
+        query_features, gallery_features, query_ids, gallery_ids
+    )
     used = query_features.device if device is None else torch.device(device)
     both_double = query_features.dtype == gallery_features.dtype == torch.float64
     dtype = torch.float64 if both_double else torch.float32
@@ -133,9 +139,9 @@ def compute_metrics(
 
 
 def score_similarity(
-    similarity: Tensor,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
+    similarity: Array,
+    query_ids: Array,
+    gallery_ids: Array,
     *,
     ranks: Sequence[int] = (1, 5, 10),
     per_query: bool = False,
@@ -164,6 +170,7 @@ def score_similarity(
         >>> score_similarity(torch.tensor([[0.9, 0.1]]), torch.tensor([7]), torch.tensor([3, 7])).mAP
         0.5
     """
+    similarity, query_ids, gallery_ids = as_tensor(similarity), as_tensor(query_ids), as_tensor(gallery_ids)
     if similarity.ndim != 2 or similarity.numel() == 0 or not similarity.is_floating_point():
         raise ValueError(
             f"similarity has shape {tuple(similarity.shape)} and dtype {similarity.dtype}, expected floating point "
@@ -243,14 +250,32 @@ def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
     return scaled, lengths.masked_fill_(lengths == 0, 1.0)
 
 
+def as_tensor(values: Array) -> Tensor:
+    """A tensor of numpy's array, or of a list of numbers.
+
+    Raises:
+        TypeError: It holds something else, such as text.
+    """
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"an array of {array.dtype} is given where numbers are needed; give each person a number")
+    # torch computes little with unsigned integers, and knows the machine's byte order alone.
+    native = np.dtype(np.int64) if array.dtype.kind == "u" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(array, native, ["C", "W"]))
+
+
 def check_retrieval_input(
-    query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
-) -> None:
-    """Refuse features and ids that do not fit together.
+    query_features: Array, gallery_features: Array, query_ids: Array, gallery_ids: Array
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return features and ids as tensors, or refuse what does not fit together.
 
     Raises:
         ValueError: Shapes or kinds do not fit, there is no item, or features are not finite.
     """
+    query_features, gallery_features = as_tensor(query_features), as_tensor(gallery_features)
+    query_ids, gallery_ids = as_tensor(query_ids), as_tensor(gallery_ids)
     _check_features("query", query_features, query_ids)
     _check_features("gallery", gallery_features, gallery_ids)
     if query_features.shape[1] != gallery_features.shape[1]:
@@ -258,6 +283,7 @@ def check_retrieval_input(
             f"query_features have {query_features.shape[1]} dimensions and gallery_features "
             f"{gallery_features.shape[1]}; both must come from the same model"
         )
+    return query_features, gallery_features, query_ids, gallery_ids
 
 
 def _check_features(name: str, features: Tensor, ids: Tensor) -> None:

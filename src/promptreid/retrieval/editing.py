@@ -1,22 +1,25 @@
 """Adds, updates and removes images of a gallery."""
 
+import operator
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from promptreid.data.images import IMAGE_ENDINGS, list_images
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
+from promptreid.files import file_digest
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import EncodedImages, EncodingOptions, encode_images
 from promptreid.retrieval.gallery_files import GalleryStore
-from promptreid.retrieval.table import ImageTable, Metadata, file_stamp
+from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,6 +30,12 @@ ImageSource = str | Path | ReIDSplit | Iterable[str | Path | ImageRecord]
 _WRITE_EVERY_SECONDS = 60.0
 _WRITE_SHARE = 20.0
 
+# More than this share of a gallery is not pruned unasked.
+_PRUNED_SHARE = 4
+
+Prune = bool | Literal["anyway"]
+Images = int | str | Path | Sequence[int | str | Path]
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -36,16 +45,18 @@ class ImageFile:
     metadata: Metadata
 
 
-def find_images(images: ImageSource, *, metadata: Sequence[Metadata] | None = None) -> list[ImageFile]:
+def find_images(
+    images: ImageSource, *, metadata: Sequence[Metadata] | None = None, closed: list[str] | None = None
+) -> list[ImageFile]:
     """Find the images of a folder with its sub-folders, a split, a list of records or of files.
 
     An image from a folder knows its sub-folder (`"folder"`), one from a record its person and split; `metadata` is what
-    else is known of each, only with a list.
+    else is known of each, only with a list. `closed` gets the sub-folders that cannot be read.
     """
     if isinstance(images, str | Path):
         if metadata is not None:
             raise ValueError("metadata goes with a list of images, whose order is known; a folder was given")
-        return _list_folder(Path(images))
+        return _list_folder(Path(images), closed)
     entries = list(images.records) if isinstance(images, ReIDSplit) else list(images)
     if not entries:
         raise DatasetError("the list of images is empty; give at least one path")
@@ -57,16 +68,16 @@ def find_images(images: ImageSource, *, metadata: Sequence[Metadata] | None = No
 
 def _image_file(entry: Any, more: Metadata) -> ImageFile:
     if isinstance(entry, ImageRecord):
-        return ImageFile(str(entry.path), {"person_id": entry.person_id, "split": entry.split, **more})
+        entry, more = entry.path, {"person_id": entry.person_id, "split": entry.split, **more}
     if isinstance(entry, str | Path):
-        return ImageFile(str(entry), dict(more))
+        return ImageFile(str(entry), plain(more, f"metadata of {entry}"))
     raise TypeError(f"images holds {type(entry).__name__}, expected paths or ImageRecord")
 
 
-def _list_folder(folder: Path) -> list[ImageFile]:
+def _list_folder(folder: Path, closed: list[str] | None) -> list[ImageFile]:
     if folder.is_file():
         raise DatasetError(f"{folder} is a file; give its folder, or a list of files: [{str(folder)!r}]")
-    paths = list_images(folder)
+    paths = list_images(folder, unreadable=closed)
     if not paths:
         raise DatasetError(f"{folder} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below")
     return [ImageFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
@@ -80,8 +91,10 @@ class Changes:
         added: New in the gallery.
         changed: Encoded again because their file had changed.
         unchanged: Left as they were.
-        removed: No longer in the gallery.
+        removed: No longer in the gallery, because of `prune`, or because what their file is now cannot be read.
         unreadable: Left out because they cannot be read.
+        excluded: Left out because they were removed from the gallery earlier.
+        gone: Still in the gallery, and no longer on the disk; `prune` removes them.
     """
 
     added: int = 0
@@ -89,6 +102,8 @@ class Changes:
     unchanged: int = 0
     removed: int = 0
     unreadable: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 def add_images(
@@ -106,10 +121,12 @@ def add_images(
     path, times = given.most_common(1)[0]
     if times > 1:
         raise ValueError(f"{path} is given twice; give each image once")
-    unreadable = _encode(store, model, files, **options)
-    if len(unreadable) == len(files):
-        raise DatasetError(f"none of the {len(files)} images can be read; first: {', '.join(unreadable[:10])}")
-    return Changes(added=len(files) - len(unreadable), unreadable=unreadable)
+    excluded = _removed_before(store, files)
+    new = [file for file in files if file.path not in excluded]
+    unreadable = _encode(store, model, new, **options)
+    if new and len(unreadable) == len(new):
+        raise DatasetError(f"none of the {len(new)} images can be read; first: {', '.join(unreadable[:10])}")
+    return Changes(added=len(new) - len(unreadable), unreadable=unreadable, excluded=tuple(excluded))
 
 
 def update_images(
@@ -117,10 +134,20 @@ def update_images(
     model: PromptedCLIP,
     files: Sequence[ImageFile],
     *,
-    prune: bool,
+    prune: Prune,
+    closed: Sequence[str] = (),
     **options: "Unpack[EncodingOptions]",
 ) -> Changes:
-    """Encode what is new or has changed; with `prune` remove what is not among the files."""
+    """Encode what is new or has changed; with `prune` remove what is not among the files.
+
+    Args:
+        store: The gallery.
+        model: The model.
+        files: The images as they are now.
+        prune: `"anyway"` removes even a large share, or where `closed` is not empty.
+        closed: Folders that cannot be read, which may hold more images.
+        **options: Those of `encode_images`.
+    """
     table = store.images
     known = table.rows_by_path()
     sizes, modified = table.sizes.tolist(), table.modified_ns.tolist()
@@ -136,33 +163,137 @@ def update_images(
             new.append(file)
         elif file_stamp(file.path) != (sizes[row], modified[row]):
             changed.append(file)
-    missing = [int(table.ids[row]) for path, row in known.items() if path not in given] if prune else []
-    if missing:
-        store.change(removed=missing)
-    unreadable = _encode(store, model, [*new, *changed], **options)
-    lost = set(unreadable)
+    absent = [path for path in known if path not in given]
+    if prune:
+        _check_pruning(absent, len(known), closed, anyway=prune == "anyway")
+    excluded = _removed_before(store, [*new, *changed])
+    unreadable = _encode(store, model, [file for file in [*new, *changed] if file.path not in excluded], **options)
+    lost = {*excluded, *unreadable}
+    # Features of what a file was before must not be found; where the file cannot even be asked, nothing is known.
+    stale = [os.path.abspath(file.path) for file in changed if file.path in lost and file_stamp(file.path)[0] >= 0]
+    removed = [*absent, *stale] if prune else stale
+    if removed:
+        store.change(removed=[int(table.ids[known[path]]) for path in removed])
     return Changes(
         added=sum(file.path not in lost for file in new),
         changed=sum(file.path not in lost for file in changed),
         unchanged=len(given) - len(new) - len(changed),
-        removed=len(missing),
+        removed=len(removed),
         unreadable=unreadable,
+        excluded=tuple(excluded),
+        gone=() if prune else tuple(path for path in absent if _is_gone(path)),
     )
 
 
-def remove_images(store: GalleryStore, images: Sequence[int | str | Path]) -> int:
-    """Remove images by number or path, and with them their features: all of them, or none and a `KeyError`."""
+def _check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, anyway: bool) -> None:
+    """Refuse to take what cannot be seen, or a wrong folder, for images that were deleted."""
+    if anyway or not absent or not (closed or len(absent) > max(1, total // _PRUNED_SHARE)):
+        return
+    present = len(absent) - sum(_is_gone(path) for path in absent)
+    why = f"{closed[0]} cannot be read, and they may be in it." if closed else "is it the right folder, and mounted?"
+    raise DatasetError(
+        f"pruning would remove {len(absent)} of {total} images, of which {present} are still on the disk: {why} "
+        "Nothing was changed. To remove them all the same: --prune-anyway (in Python prune='anyway')"
+    )
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a file was deleted for certain, and not merely out of reach."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def remove_images(store: GalleryStore, images: Images) -> int:
+    """Remove images by number, path or pattern, and with them their features: all of them, or none and a `KeyError`.
+
+    Their paths and the digests of their files are kept, so that a later update does not bring them back.
+    """
     table = store.images
     by_path = table.rows_by_path()
     rows: set[int] = set()
-    for image in images:
-        row = table.rows_of([image])[0] if isinstance(image, int) else by_path.get(os.path.abspath(image), -1)
-        if row < 0:
-            raise KeyError(f"the gallery has no image {image!r}; nothing was removed")
-        rows.add(row)
+    for image in _listed(images):
+        if isinstance(image, str | os.PathLike):
+            found = [by_path[path] for path in _matching(by_path, image)]
+        else:
+            found = [row for row in table.rows_of([_number(image)]) if row >= 0]
+        if not found:
+            raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
+        rows.update(found)
     if rows:
-        store.change(removed=table.ids[sorted(rows)].tolist())
+        marks = {mark["path"]: mark for mark in store.header.get("removed", [])}
+        marks |= {mark["path"]: mark for mark in (_mark(table, row) for row in sorted(rows))}
+        store.change(removed=table.ids[sorted(rows)].tolist(), header={"removed": list(marks.values())})
     return len(rows)
+
+
+def restore_images(store: GalleryStore, images: Images) -> int:
+    """Forget that images were removed, by path or pattern, so that an update takes them in again."""
+    marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
+    found: set[str] = set()
+    for image in _listed(images):
+        matching = _matching(marks, str(image))
+        if not matching:
+            raise KeyError(
+                f"{str(image)!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}"
+            )
+        found.update(matching)
+    store.change(header={"removed": [mark for path, mark in marks.items() if path not in found]})
+    return len(found)
+
+
+def _mark(table: ImageTable, row: int) -> dict[str, Any]:
+    """What is kept of a removed image: its path, and the file's size and digest if it is still the one encoded."""
+    path, size = os.path.abspath(table.paths[row]), int(table.sizes[row])
+    try:
+        if file_stamp(path) == (size, int(table.modified_ns[row])) and size >= 0:
+            return {"path": path, "size": size, "digest": file_digest(Path(path))}
+    except OSError:
+        pass
+    return {"path": path, "size": -1, "digest": ""}
+
+
+def _removed_before(store: GalleryStore, files: Sequence[ImageFile]) -> dict[str, None]:
+    """Paths, as given, of files that were removed from the gallery, or are copies of such."""
+    marks: list[dict[str, Any]] = store.header.get("removed", [])
+    paths, sizes = {mark["path"] for mark in marks}, {mark["size"] for mark in marks if mark["digest"]}
+    digests = {mark["digest"] for mark in marks}
+
+    def is_removed(path: str) -> bool:
+        if os.path.abspath(path) in paths:
+            return True
+        try:
+            return file_stamp(path)[0] in sizes and file_digest(Path(path)) in digests
+        except OSError:
+            return False
+
+    return {file.path: None for file in files if is_removed(file.path)} if marks else {}
+
+
+def _listed(images: Images) -> Sequence[Any]:
+    return [images] if isinstance(images, int | str | os.PathLike) else images
+
+
+def _number(image: Any) -> int:
+    try:
+        return operator.index(image)
+    except TypeError:
+        raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
+
+
+def _matching(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
+    """The absolute paths that a path or a pattern stands for; `*` stays in its folder, `**` does not."""
+    pattern = os.path.abspath(image)
+    if pattern in paths:
+        return [pattern]
+    if not any(letter in pattern for letter in "*?["):
+        return []
+    depth = pattern.count(os.sep)
+    return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
 
 
 def _encode(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from promptreid.data.images import open_image
+from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
 from promptreid.errors import DatasetError
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating
@@ -131,8 +131,7 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
     for item in items:
         if not isinstance(item, str | Path | Image.Image):
             raise TypeError(_wrong_kind(item))
-        if isinstance(item, str) and not item.strip():
-            raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
+        _check_words(item)
     with evaluating(needed(model)):
         return _query_features(needed(model), items)
 
@@ -157,9 +156,22 @@ def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
         features[sentences] = check_finite(encoded.float().cpu().clone())
     for position, item in enumerate(items):
         if not isinstance(item, str):
-            image = open_image(item) if isinstance(item, Path) else item.convert("RGB")
+            image = open_image(item) if isinstance(item, Path) else to_rgb(item)
             features[position] = _image_features(model, [model.eval_transform(image)])[0]
     return features
+
+
+def _check_words(query: Query) -> None:
+    """Refuse a sentence that says nothing or names an image, and a path of nothing."""
+    if isinstance(query, str) and not query.strip():
+        raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
+    if isinstance(query, str) and Path(query).suffix.lower() in IMAGE_ENDINGS:
+        raise ValueError(
+            f"the query {query!r} is the name of an image, and texts are searched as sentences; to search by the image "
+            f"give pathlib.Path({query!r}), or --image {query} on the command line"
+        )
+    if isinstance(query, Path) and not query.exists():
+        raise DatasetError(f"there is no image {query} to search by; check the path")
 
 
 def _check_features(features: Tensor, dimensions: int) -> Tensor:

@@ -1,35 +1,46 @@
 """Search a folder of pedestrian crops by a sentence or an image."""
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from promptreid.data.images import shown
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import CheckpointError
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.editing import Changes, ImageSource, add_images, find_images, remove_images, update_images
+from promptreid.retrieval.editing import (
+    Changes,
+    Images,
+    ImageSource,
+    Prune,
+    add_images,
+    find_images,
+    remove_images,
+    restore_images,
+    update_images,
+)
 from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query, needed
 from promptreid.retrieval.export import export_features
-from promptreid.retrieval.gallery_files import GalleryStore
+from promptreid.retrieval.gallery_files import LENGTH_ERROR, GalleryStore
 from promptreid.retrieval.identity import check_identity, model_identity
 from promptreid.retrieval.index import ExactIndex, Index
-from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where
+from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Storage = Literal["float32", "float16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-# Rounding to float16 changes a feature's length by less.
-_LENGTH_ERROR = 1e-2
 
 
 class Gallery:
@@ -65,11 +76,12 @@ class Gallery:
         self,
         model: PromptedCLIP | None,
         paths: Sequence[str | Path],
-        features: Tensor,
+        features: Array,
         *,
         metadata: Sequence[Metadata] | None = None,
         index: Index | None = None,
     ) -> None:
+        features = as_tensor(features)
         if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
             raise ValueError(
                 f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
@@ -77,7 +89,10 @@ class Gallery:
             )
         if metadata is not None and len(metadata) != len(paths):
             raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry per image")
-        table = ImageTable.of([str(path) for path in paths], first_id=0, metadata=metadata)
+        names = [str(path) for path in paths]
+        if metadata is not None:
+            metadata = [plain(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
+        table = ImageTable.of(names, first_id=0, metadata=metadata)
         self._store = GalleryStore(ExactIndex(table, _check_unit_length(features)), index=index)
         self.model = model
         if model is not None:
@@ -103,7 +118,7 @@ class Gallery:
         Args:
             model: The model.
             images: The images.
-            metadata: What is known of each, with a list.
+            metadata: What is known of each, with a list: numbers, texts, dates, and lists and dictionaries of them.
             directory: Save there now and then and at the end, so that a build that is killed can be resumed by `load`
                 and `update`; `None` keeps the gallery in memory until `save`.
             storage: `"float16"` takes half the memory; scores change by less than 0.001.
@@ -116,12 +131,13 @@ class Gallery:
             DatasetError: There is no image, or none that can be read.
             FileExistsError: `directory` holds a gallery already.
             ValueError: A setting is out of range, or the model gives NaN or infinity.
+            TypeError: Metadata or notes are of a kind that JSON does not take.
         """
         if storage not in _DTYPES:
             raise ValueError(f"storage is {storage!r}, expected one of {', '.join(_DTYPES)}")
         files = find_images(images, metadata=metadata)
         gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]), index=index)
-        gallery.notes.update(notes or {})
+        gallery.notes.update(plain(notes or {}, "notes"))
         if directory is not None:
             gallery._store.bind(Path(directory))
         _warn_unreadable(add_images(gallery._store, model, files, **options), len(files))
@@ -186,7 +202,7 @@ class Gallery:
     @property
     def notes(self) -> dict[str, Any]:
         """Whatever the caller likes to keep with the gallery, as JSON holds it; `save` writes it."""
-        return self._store.header.setdefault("notes", {})
+        return self._store.header["notes"]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -197,7 +213,7 @@ class Gallery:
     def add(
         self, images: ImageSource, *, metadata: Sequence[Metadata] | None = None, **options: "Unpack[EncodingOptions]"
     ) -> Changes:
-        """Encode more images; the arguments are those of `build`.
+        """Encode more images; the arguments are those of `build`. What was removed earlier is left out.
 
         Raises:
             ValueError: An image is in the gallery already, or the gallery has no model.
@@ -208,27 +224,38 @@ class Gallery:
         _warn_unreadable(changes, len(files))
         return changes
 
-    def update(self, images: ImageSource, *, prune: bool = False, **options: "Unpack[EncodingOptions]") -> Changes:
+    def update(self, images: ImageSource, *, prune: Prune = False, **options: "Unpack[EncodingOptions]") -> Changes:
         """Encode only images that are new or whose file has changed in size or time.
+
+        Features of a file that has changed and cannot be read any more are removed. Images that were removed with
+        `remove`, and copies of them, do not come back.
 
         Args:
             images: The images as they are now.
-            prune: Remove images that the gallery knows and that are not among `images`.
+            prune: Remove images that the gallery knows and that are not among `images`. More than a quarter of the
+                gallery, or images that may be in a folder that cannot be read, only `"anyway"` removes.
             **options: Those of `build`.
 
         Returns:
             What was done.
 
         Raises:
-            DatasetError: There is no image.
+            DatasetError: There is no image, or `prune` needs to be `"anyway"`; then nothing was changed.
         """
-        files = find_images(images)
-        changes = update_images(self._store, needed(self.model), files, prune=prune, **options)
+        closed: list[str] = []
+        files = find_images(images, closed=closed)
+        changes = update_images(self._store, needed(self.model), files, prune=prune, closed=closed, **options)
         _warn_unreadable(changes, len(files))
         return changes
 
-    def remove(self, images: Sequence[int | str | Path]) -> int:
-        """Remove images by number or path, and their features from the files too.
+    def remove(self, images: Images) -> int:
+        """Remove images, and their features from the files too.
+
+        Their paths and the digests of their files are kept, so that `update` and `add` leave them out.
+
+        Args:
+            images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
+                `**` for folders too.
 
         Returns:
             How many were removed.
@@ -237,6 +264,17 @@ class Gallery:
             KeyError: One is not in the gallery; then none is removed.
         """
         return remove_images(self._store, images)
+
+    def restore(self, images: Images) -> int:
+        """Forget that images were removed, by path or pattern, so that `update` and `add` take them in again.
+
+        Returns:
+            How many removals were forgotten.
+
+        Raises:
+            KeyError: One was not removed; then nothing is changed.
+        """
+        return restore_images(self._store, images)
 
     @overload
     def search(
@@ -255,7 +293,7 @@ class Gallery:
 
     def search(
         self,
-        query: Query | Tensor | list[Query] | list[str],
+        query: Query | Array | list[Query] | list[str],
         k: int = 10,
         *,
         threshold: float | str | None = None,
@@ -266,29 +304,33 @@ class Gallery:
         Args:
             query: A sentence, an image (a `Path` or a PIL image) or features (E,); or a list of sentences and
                 images or features (Q, E), for a list of results.
-            k: How many at most.
+            k: How many at most; a smaller gallery gives what it has.
             threshold: Leave out scores below it, so that a result may be empty: no good match. `"calibrated"` takes
                 the one that `calibrate` chose.
-            where: Search only images with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`, or those for
-                which a function of the metadata is true.
+            where: Search only images with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`; a value may be a
+                function too. Or those for which a function of all metadata is true.
 
         Returns:
             The best first; of equal scores the earlier image in the gallery comes first.
 
         Raises:
-            ValueError: The gallery is empty, `k` is not from 1 to its size, a sentence is empty, features are not
-                finite, no image has a key of `where`, or the gallery was never calibrated.
-            TypeError: A query is of another kind.
+            ValueError: The gallery is empty, `k` is less than 1, a sentence is empty or the name of an image, features
+                are not finite, no image passes `where`, or the gallery was never calibrated.
+            TypeError: A query is of another kind, or `k` is not an integer.
             DatasetError: An image cannot be read.
+            CheckpointError: Features of the gallery are damaged.
         """
+        k = _positive(k)
+        query = as_tensor(query) if isinstance(query, np.ndarray) else query
         lowest = self._lowest_score(threshold)
         exact, index = self._store.snapshot()
         if len(exact.images) == 0:
             raise ValueError("the gallery is empty; add images first")
-        if not 1 <= k <= len(exact.images):
-            raise ValueError(f"k is {k}, but the gallery has {len(exact.images)} images; give 1 to {len(exact.images)}")
         queries = encode_queries(self.model, query, dimensions=exact.features.shape[1])
-        found = [_hits(exact.images, best, lowest) for best in index.search(queries, k, where=where)]
+        best = index.search(queries, min(k, len(exact.images)), where=where)
+        if where is not None and not any(best):
+            check_passes(exact.images.metadata, where)
+        found = [_hits(exact.images, one, lowest) for one in best]
         return found[0] if is_one_query(query) else found
 
     def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
@@ -310,8 +352,7 @@ class Gallery:
             encoded.image_ids,
             false_alarm_rate=false_alarm_rate,
         )
-        self._store.header["calibration"] = asdict(chosen)
-        self._store.save_header()
+        self._store.change(header={"calibration": asdict(chosen)})
         return chosen
 
     def to(self, device: str | torch.device) -> "Gallery":
@@ -366,6 +407,16 @@ class Gallery:
         return threshold
 
 
+def _positive(k: Any) -> int:
+    try:
+        number = operator.index(k)
+    except TypeError:
+        raise TypeError(f"k is {k!r}, expected a whole number, such as 10") from None
+    if number < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    return number
+
+
 def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
     """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
     rows = images.rows_of(number for number, _ in found)
@@ -375,15 +426,16 @@ def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float)
 def _warn_unreadable(changes: Changes, total: int) -> None:
     """Count and name unreadable images in one warning."""
     if changes.unreadable:
-        first = ", ".join(changes.unreadable[:10])
+        first = ", ".join(shown(path) for path in changes.unreadable[:10])
         warnings.warn(
-            f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}", stacklevel=3
+            f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
+            stacklevel=3,
         )
 
 
 def _check_unit_length(features: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(check_finite(features), dim=1, dtype=torch.float32)
-    wrong = ((lengths - 1).abs() > _LENGTH_ERROR).nonzero().flatten()
+    wrong = ((lengths - 1).abs() > LENGTH_ERROR).nonzero().flatten()
     if len(wrong):
         raise ValueError(
             f"{len(wrong)} of {len(features)} features are not of unit length, such as number {int(wrong[0])} of "

@@ -2,25 +2,41 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
-from promptreid.files import locked, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import (
+    file_digest,
+    locked,
+    make_private_folder,
+    write_bytes_atomically,
+    write_tensors_atomically,
+)
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import ImageTable
 
 FORMAT_VERSION = 1
 
+# Rounding to float16 changes a feature's length by less.
+LENGTH_ERROR = 1e-2
+
 _DESCRIPTION, _LOCK = "gallery.json", "gallery.lock"
 
 _TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
+
+# The description begins with the digest of what follows; galleries of 0.1.0 have none.
+_SEAL = b'{"sha256": "%s", '
 
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
@@ -44,7 +60,7 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
         The new generation: the name of this state, which no other state has.
     """
     table = exact.images
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(folder)
     generation = secrets.token_hex(8)
     features_file = f"features-{generation}.safetensors"
     description = {
@@ -55,7 +71,12 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
         "paths": list(table.paths),
         "metadata": list(table.metadata),
     }
-    content = json.dumps(description).encode()
+    try:
+        body = json.dumps(description).encode()
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
+        ) from error
     tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
     with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
         if replaces is not None and (found := _entry(folder, "generation")) != replaces:
@@ -65,16 +86,27 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
             )
         try:
             write_tensors_atomically(folder / features_file, tensors, mode=0o600)
-            write_bytes_atomically(folder / _DESCRIPTION, content, mode=0o600)
+            body = b'{"features_sha256": "%s", ' % file_digest(folder / features_file).encode() + body[1:]
+            write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
         except (OSError, SafetensorError) as error:
-            _remove_all_but(folder, _entry(folder, "features_file"))
-            needed = sum(value.nbytes for value in tensors.values()) + len(content)
+            with suppress(OSError):
+                (folder / features_file).unlink(missing_ok=True)
+            needed = sum(value.nbytes for value in tensors.values()) + len(body)
             raise OSError(
                 f"cannot write the gallery to {folder} ({error}); it needs {needed / 1e6:,.1f} MB beside the old one. "
                 "What was saved there before is untouched"
             ) from error
-        _remove_all_but(folder, features_file)
+        if left := _remove(_leftovers(folder, features_file)):
+            warnings.warn(
+                f"the gallery in {folder} is written, but files of its earlier state cannot be removed: "
+                f"{', '.join(map(str, left))}; what was removed from the gallery may be in them: delete them",
+                stacklevel=4,
+            )
     return generation
+
+
+def _seal(body: bytes) -> bytes:
+    return _SEAL % sha256(body).hexdigest().encode()
 
 
 def read_gallery(folder: Path) -> tuple[ExactIndex, dict[str, Any]]:
@@ -102,7 +134,8 @@ def _assemble(
     paths, metadata = description.pop("paths"), description.pop("metadata")
     found = {name: value.ndim for name, value in tensors.items()}
     lengths = {len(paths), len(metadata), *(len(value) for value in tensors.values())}
-    if found != _TENSORS or len(lengths) != 1 or not tensors["features"].is_floating_point():
+    fits = found == _TENSORS and len(lengths) == 1 and tensors["features"].is_floating_point()
+    if not fits or len(tensors["ids"].unique()) != len(paths) or tensors["ids"].dtype != torch.int64:
         raise CheckpointError(f"{folder}: {description['features_file']} does not fit {_DESCRIPTION}; build it again")
     table = ImageTable(paths, tensors["ids"], tensors["sizes"], tensors["modified_ns"], metadata)
     return ExactIndex(table, tensors["features"]), description
@@ -113,7 +146,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); build one and save it there")
     try:
-        description = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        description = json.loads(content)
         version = description["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no readable gallery ({path}: {error}); build it again") from error
@@ -122,6 +156,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder} has format version {version!r}, this library reads {FORMAT_VERSION}; "
             "pip install --upgrade promptreid, or build it again"
         )
+    body = b"{" + content[len(_SEAL % (b"0" * 64)) :]
+    if "sha256" in description and not content.startswith(_seal(body)):
+        raise CheckpointError(f"{path} is damaged (its SHA-256 is not the one that it holds); build the gallery again")
     _check_description(path, description)
     return description
 
@@ -150,12 +187,53 @@ def _entry(folder: Path, name: str) -> str | None:
         return None
 
 
-def _remove_all_but(folder: Path, kept: str | None) -> None:
-    """Delete features that the description does not name any more, and what writers that were killed left behind."""
-    for pattern in ("features-*.safetensors", ".features-*", ".tmp*", f".{_DESCRIPTION}-*"):
-        for path in folder.glob(pattern):
-            if path.name != kept:
-                path.unlink(missing_ok=True)
+def _leftovers(folder: Path, kept: str) -> list[Path]:
+    """Features that the description does not name any more, and what writers that were killed left behind."""
+    patterns = ("features-*.safetensors", ".features-*", ".tmp*", f".{_DESCRIPTION}-*")
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.name != kept]
+
+
+def _remove(paths: Sequence[Path]) -> list[Path]:
+    """Delete files; returns those that cannot be deleted."""
+    left: list[Path] = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            left.append(path)
+    return left
+
+
+def _clean(folder: Path, features_file: str) -> None:
+    """Delete what killed writers left, which may hold features that were to be removed, unless somebody is writing."""
+    if _leftovers(folder, features_file):
+        with suppress(OSError), locked(folder / _LOCK, action=f"writing the gallery {folder}", timeout_seconds=0):
+            if (kept := _entry(folder, "features_file")) is not None:
+                _remove(_leftovers(folder, kept))
+
+
+def check_gallery(folder: Path) -> tuple[list[str], list[str]]:
+    """Read a whole gallery, compare its digests and look at every feature.
+
+    Returns:
+        What is wrong with it, and what could not be compared.
+
+    Raises:
+        CheckpointError: It cannot be read at all.
+    """
+    exact, description = read_gallery(folder)
+    path, noted = folder / description["features_file"], description.get("features_sha256")
+    problems: list[str] = []
+    notes = (
+        [f"{folder} was written by 0.1.0, without checksums; the next change to it adds them"] if noted is None else []
+    )
+    if noted is not None and noted != file_digest(path):
+        problems.append(f"{path.name} is damaged: its SHA-256 is not the one that {_DESCRIPTION} holds")
+    lengths = torch.linalg.vector_norm(exact.features, dim=1, dtype=torch.float32)
+    wrong = (~((lengths - 1).abs() < LENGTH_ERROR)).nonzero().flatten().tolist()
+    if wrong:
+        problems.append(f"{len(wrong)} features are not of unit length, such as that of {exact.images.paths[wrong[0]]}")
+    return problems, notes
 
 
 class GalleryStore:
@@ -174,6 +252,7 @@ class GalleryStore:
         self.directory: Path | None = None
         self._other = index
         self._generation: str | None = None
+        self.header.setdefault("notes", {})
         self._next_id = 1 + int(exact.images.ids.max()) if len(exact.images) else 0
         if index is not None and len(exact.images):
             index.add(exact.images, exact.features)
@@ -193,28 +272,31 @@ class GalleryStore:
         first, self._next_id = self._next_id, self._next_id + count
         return first
 
-    def change(self, *, removed: Sequence[int] = (), added: tuple[ImageTable, Tensor] | None = None) -> None:
-        """Remove images by number and append others: first in the folder, if there is one, then here."""
+    def change(
+        self,
+        *,
+        removed: Sequence[int] = (),
+        added: tuple[ImageTable, Tensor] | None = None,
+        header: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Remove images by number, append others, keep more in the header: first in the folder, if any, then here."""
         exact = copy(self.exact)
         _apply(exact, removed, added)
+        new_header = {**self.header, **(header or {})}
         if self.directory is not None:
-            self._write(self.directory, exact, replaces=self._generation)
+            self._write(self.directory, exact, new_header, replaces=self._generation)
             # Mapped again, because the old mapping would keep what was removed on the disk.
-            exact.features = read_gallery(self.directory)[0].features.to(exact.features.device)
-        self.exact = exact
+            with suppress(CheckpointError):  # it is written, and the features are here as well
+                exact.features = read_gallery(self.directory)[0].features.to(exact.features.device)
+        self.exact, self.header = exact, new_header
         if self._other is not None:
             _apply(self._other, removed, added)
 
     def save(self, directory: Path) -> None:
         """Write to a folder and stay bound to it."""
         same = self.directory is not None and directory.resolve() == self.directory.resolve()
-        self._write(directory, self.exact, replaces=self._generation if same else None)
+        self._write(directory, self.exact, self.header, replaces=self._generation if same else None)
         self.directory = directory
-
-    def save_header(self) -> None:
-        """Write what changed in the header, if there is a folder."""
-        if self.directory is not None:
-            self._write(self.directory, self.exact, replaces=self._generation)
 
     def bind(self, directory: Path) -> None:
         """Write every later state to a new folder, which must not hold a gallery."""
@@ -229,17 +311,31 @@ class GalleryStore:
         """Read a folder; features stay on disk until they are looked at."""
         exact, description = read_gallery(directory)
         header, next_id = description.get("header"), description.get("next_id")
-        if not isinstance(header, dict):
+        if not isinstance(header, dict) or not _is_header(cast("dict[str, Any]", header)):
             raise CheckpointError(f"{directory} is damaged (its header is {header!r}); build the gallery again")
         if not isinstance(next_id, int) or (len(exact.images) and next_id <= int(exact.images.ids.max())):
             raise CheckpointError(f"{directory} is damaged (next_id is {next_id!r}); build the gallery again")
         store = cls(exact, header=cast("dict[str, Any]", header), index=index)
         store.directory, store._generation, store._next_id = directory, description["generation"], next_id
+        _clean(directory, description["features_file"])
         return store
 
-    def _write(self, directory: Path, exact: ExactIndex, *, replaces: str | None) -> None:
-        header = {"header": self.header, "next_id": self._next_id}
-        self._generation = write_gallery(directory, exact, header, replaces=replaces)
+    def _write(self, directory: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> None:
+        description = {"header": header, "next_id": self._next_id}
+        self._generation = write_gallery(directory, exact, description, replaces=replaces)
+
+
+def _is_header(header: dict[str, Any]) -> bool:
+    removed = header.get("removed", [])
+    return (
+        isinstance(header.get("notes", {}), dict)
+        and isinstance(removed, list)
+        and all(
+            isinstance(entry, dict)
+            and {"path": str, "size": int, "digest": str} == {k: type(v) for k, v in entry.items()}
+            for entry in cast("list[Any]", removed)
+        )
+    )
 
 
 def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:

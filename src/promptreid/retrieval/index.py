@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from promptreid.errors import CheckpointError
 from promptreid.retrieval.table import ImageTable, Where
 
 # Bytes of scores, and of features widened to float32, that are held at a time.
@@ -59,7 +60,7 @@ class Index(Protocol):
             For each query, numbers of images and their cosine similarities, the best first.
 
         Raises:
-            ValueError: The index cannot apply `where`.
+            ValueError: The index cannot apply `where`. That nothing passes it is no error here.
         """
         ...
 
@@ -141,7 +142,7 @@ def top_scores(
 
 def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) -> Tensor | None:
     """Rows among which the best `k` are sure to be, ascending; found by float16 arithmetic."""
-    scores = torch.mv(features, query.half()).float()
+    scores = _finite(torch.mv(features, query.half()).float()[None])[0]
     scores = scores if rows is None else scores[rows]
     if k >= len(scores):
         return rows
@@ -153,13 +154,23 @@ def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) ->
 def _scores(features: Tensor, queries: Tensor) -> Tensor:
     """(Q, G) float32."""
     if features.dtype == torch.float32:
-        return _product(features, queries)
+        return _finite(_product(features, queries))
     size = len(features) if features.is_cuda else max(1, _BLOCK_BYTES // (4 * features.shape[1]))
     scores = torch.empty(len(queries), len(features), device=features.device)
     widened = torch.empty(min(size, len(features)), features.shape[1], device=features.device)
     for begin in range(0, len(features), size):
         block = features[begin : begin + size]
         scores[:, begin : begin + size] = _product(widened[: len(block)].copy_(block), queries)
+    return _finite(scores)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Return (Q, G) scores, or refuse features of which NaN or infinity would be lost, or found first, unsaid."""
+    if not bool(scores.sum().isfinite()) and len(bad := (~scores.isfinite().all(dim=0)).nonzero().flatten()):
+        raise CheckpointError(
+            f"{len(bad)} of {scores.shape[1]} features hold NaN or infinity, such as number {int(bad[0])}; the gallery "
+            "is damaged: build it again"
+        )
     return scores
 
 

@@ -1,12 +1,15 @@
 """What a gallery knows of its images besides their features."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,22 +111,9 @@ class ImageTable:
         return ordered, rows
 
     def rows_where(self, where: Where | None) -> Tensor | None:
-        """Rows whose metadata match, or `None` for all.
-
-        Args:
-            where: Values by key, where a list, tuple or set means any of its values; or a function of the metadata.
-
-        Raises:
-            ValueError: No image has a key that is asked for.
-        """
+        """Rows whose metadata match (`matcher`), or `None` for all."""
         if where is None:
             return None
-        if isinstance(where, Mapping):
-            known: set[str] = set().union(*(entry.keys() for entry in self.metadata))
-            if unknown := sorted(set(where) - known):
-                raise ValueError(
-                    f"no image of the gallery has {', '.join(unknown)}; known are: {', '.join(sorted(known)) or 'none'}"
-                )
         matches = matcher(where)
         return torch.tensor([row for row, entry in enumerate(self.metadata) if matches(entry)], dtype=torch.int64)
 
@@ -131,16 +121,88 @@ class ImageTable:
 def matcher(where: Where) -> Callable[[Metadata], bool]:
     """A filter as a function of an image's metadata.
 
+    Args:
+        where: Values by key, where a list, tuple or set means any of its values, and a function is asked about the
+            value; or a function of all metadata.
+
     Example:
         >>> matcher({"folder": ["cam_a", "cam_b"]})({"folder": "cam_b"})
         True
     """
     if not isinstance(where, Mapping):
         return where
-    wanted = {
-        key: value if isinstance(value, list | tuple | set | frozenset) else (value,) for key, value in where.items()
-    }
-    return lambda known: all(key in known and known[key] in values for key, values in wanted.items())
+    asked = {key: value if callable(value) else _is_among(_values(value)) for key, value in where.items()}
+    return lambda known: all(key in known and asks(known[key]) for key, asks in asked.items())
+
+
+def _is_among(values: list[Any]) -> Callable[[Any], bool]:
+    try:
+        hashed = frozenset(values)
+    except TypeError:  # a list or a dictionary
+        return values.__contains__
+    return lambda value: value.__hash__ is not None and value in hashed
+
+
+def _values(value: Any) -> list[Any]:
+    """The values of which a filter wants any, as metadata hold them."""
+    values = plain(value, "where")
+    return values if isinstance(values, list) else [values]
+
+
+def check_passes(metadata: Sequence[Metadata], where: Where) -> None:
+    """Refuse a filter that nothing passes, which is not the same as a search without a good match.
+
+    Raises:
+        ValueError: Nothing passes; names what is unknown, and what is known.
+    """
+    matches = matcher(where)
+    if any(matches(known) for known in metadata):
+        return
+    for key, value in where.items() if isinstance(where, Mapping) else ():
+        known = list(dict.fromkeys(str(entry[key]) for entry in metadata if key in entry))
+        if not known:
+            keys = sorted(set().union(*metadata))
+            raise ValueError(f"no image of the gallery has {key}; known are: {', '.join(keys) or 'none'}")
+        if not callable(value) and not any(matcher({key: value})(entry) for entry in metadata):
+            wanted = " or ".join(dict.fromkeys(map(str, _values(value))))
+            raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {_some(known)}")
+    raise ValueError("no image of the gallery passes the filter; it was not searched")
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def plain(value: Any, what: str) -> Any:
+    """A value as JSON holds it: numpy's and torch's values, dates, times, paths, tuples and sets become plain ones.
+
+    Args:
+        value: Metadata, or one value.
+        what: Its name, for errors.
+
+    Raises:
+        TypeError: It is of a kind that JSON does not take, such as bytes, or a key is not text.
+        ValueError: It is NaN or infinite.
+    """
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{what} has the key {odd[0]!r}, expected text")
+        return {key: plain(entry, f"{what}[{key!r}]") for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry, what) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what} is {value}, which JSON does not have; leave it out, or give None")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(
+        f"{what} is {type(value).__name__}, expected text, numbers, lists or dictionaries, as JSON has them"
+    )
 
 
 def file_stamp(path: str) -> tuple[int, int]:

@@ -1,0 +1,141 @@
+"""What can be asked: numbers, names, filters, metadata, and how features leave the gallery."""
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from promptreid import Gallery
+from promptreid.errors import DatasetError
+from promptreid.retrieval import encode
+from promptreid.retrieval.table import plain
+
+HALF = 0.5**0.5
+
+
+@pytest.fixture
+def gallery():
+    """Four images from two cameras, each of a direction of its own."""
+    metadata = [{"camera": name, "hour": hour} for name in ("yard", "gate") for hour in (8, 9)]
+    return Gallery(None, [f"{number}.jpg" for number in range(4)], torch.eye(4), metadata=metadata)
+
+
+def test_search_for_more_than_there_are_gives_what_there_is(gallery):
+    assert len(gallery.search(torch.ones(4), 1000)) == 4
+    assert len(gallery.search(torch.ones(4), np.int64(3))) == 3
+
+
+@pytest.mark.parametrize(("k", "error"), [(3.0, TypeError), ("5", TypeError), (0, ValueError), (-1, ValueError)])
+def test_search_for_a_bad_number_is_refused(gallery, k, error):
+    with pytest.raises(error, match=f"k is {k!r}, expected"):
+        gallery.search(torch.ones(4), k)
+
+
+def test_search_and_gallery_take_numpy_features(gallery):
+    made = Gallery(None, gallery.paths, np.eye(4, dtype=np.float32))
+    assert [hit.index for hit in made.search(np.array([0.0, 0.0, 1.0, 0.0]), 1)] == [2]
+    assert [hits[0].index for hits in made.search(np.eye(4)[[1, 3]], 1)] == [1, 3]
+
+
+def test_search_by_the_name_of_an_image_is_refused(gallery):
+    gallery.model = object()
+    with pytest.raises(
+        ValueError, match=r"'c/p0\.JPG' is the name of an image.* give pathlib\.Path.* or --image c/p0\.JPG"
+    ):
+        gallery.search("c/p0.JPG")
+    with pytest.raises(DatasetError, match=r"there is no image nothere\.jpg to search by; check the path"):
+        gallery.search(Path("nothere.jpg"))
+
+
+def test_search_by_an_open_image_turns_it_as_the_same_file_is_turned(shipped, folder, tmp_path):
+    model = shipped[0]
+    with Image.open(next(folder.rglob("*.jpg"))) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        features = encode.encode_queries(model, [tmp_path / "turned.png", image], dimensions=128)
+    assert torch.equal(features[0], features[1])
+
+
+def test_filter_asks_a_function_about_a_value(gallery):
+    hits = gallery.search(torch.ones(4), where={"camera": lambda name: name.startswith("g"), "hour": 9})
+    assert [hit.index for hit in hits] == [3]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"camera": "roof"}, "has camera roof; known are: yard, gate"),
+        ({"camera": ["roof", "hall"]}, "has camera roof or hall; known are"),
+        ({"place": 1}, "has place; known are: camera, hour"),
+        ({"camera": lambda name: name == "roof"}, "passes the filter"),
+        (lambda known: known["hour"] > 20, "passes the filter"),
+    ],
+)
+def test_filter_that_nothing_passes_is_not_a_search_without_a_match(gallery, where, words):
+    with pytest.raises(ValueError, match=words):
+        gallery.search(torch.ones(4), where=where)
+    assert gallery.search(torch.ones(4), where={"camera": "yard"}, threshold=0.99) == []
+
+
+def test_metadata_are_made_plain_before_anything_is_encoded():
+    when = datetime.datetime(2026, 11, 26, 8, 30)
+    given = {"when": when, "n": np.int64(3), "x": torch.tensor(0.5), "p": Path("a"), "s": (1, {"b": np.float32(2)})}
+    expected = {"when": "2026-11-26T08:30:00", "n": 3, "x": 0.5, "p": "a", "s": [1, {"b": 2.0}]}
+    assert plain(given, "metadata") == expected
+    assert json.loads(json.dumps(plain(given, "metadata"))) == expected
+    gallery = Gallery(None, ["a.jpg"], torch.eye(1), metadata=[given])
+    assert len(gallery.search(torch.ones(1), where={"when": when, "n": np.int64(3)})) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (b"x", TypeError, r"metadata of a\.jpg\['v'\] is bytes, expected text, numbers"),
+        (float("nan"), ValueError, r"metadata of a\.jpg\['v'\] is nan, which JSON does not have"),
+        ({1: 2}, TypeError, r"\['v'\] has the key 1, expected text"),
+    ],
+)
+def test_build_with_metadata_that_json_does_not_take_encodes_and_writes_nothing(
+    shipped, tmp_path, monkeypatch, value, error, words
+):
+    monkeypatch.setattr(encode, "open_image", lambda _: pytest.fail("an image was encoded"))
+    with pytest.raises(error, match=words):
+        Gallery.build(shipped[0], ["a.jpg"], metadata=[{"v": value}], directory=tmp_path / "index", progress=False)
+    with pytest.raises(TypeError, match=r"notes\['v'\] is object"):
+        Gallery.build(shipped[0], ["a.jpg"], notes={"v": object()}, directory=tmp_path / "index", progress=False)
+    assert not (tmp_path / "index").exists()
+
+
+def test_save_of_notes_that_json_does_not_take_is_refused(gallery, tmp_path):
+    gallery.notes["when"] = datetime.date(2026, 11, 26)
+    with pytest.raises(TypeError, match="notes hold what JSON does not take"):
+        gallery.save(tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []
+
+
+def test_export_of_one_long_text_takes_little_room(tmp_path):
+    metadata = [{"caption": "short"}] * 1999 + [{"caption": "long " * 1500}]
+    names = [f"{number}.jpg" for number in range(2000)]
+    gallery = Gallery(None, names, torch.ones(2000, 1), metadata=metadata)
+    path = gallery.export(tmp_path / "features.npz")
+    assert path.stat().st_size < 2**20  # 60 MB as numpy pads it
+    with np.load(path, allow_pickle=False) as arrays:
+        assert list(arrays["paths"]) == names
+        assert [json.loads(entry) for entry in arrays["metadata"]] == metadata
+
+
+def test_export_of_names_that_are_not_utf8(tmp_path):
+    name = b"bad\xffname.jpg".decode("utf-8", "surrogateescape")
+    gallery = Gallery(None, [name, "é.jpg"], torch.eye(2))
+    with np.load(gallery.export(tmp_path / "features.npz"), allow_pickle=False) as arrays:
+        assert list(arrays["paths"]) == [name, "é.jpg"]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with pytest.warns(UserWarning, match="1 file names are not UTF-8"):
+        path = gallery.export(tmp_path / "features.parquet")
+    assert parquet.read_table(path).to_pydict()["path"] == [r"bad\xffname.jpg", "é.jpg"]

@@ -1,0 +1,148 @@
+"""What must not come back, and what must not be taken for deleted."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from promptreid import Gallery
+from promptreid.data.images import list_images
+from promptreid.errors import CheckpointError, DatasetError
+
+
+@pytest.fixture
+def crops(folder):
+    """Eight of the folder's images, in two sub-folders."""
+    for number, path in enumerate(sorted(folder.rglob("*.jpg"))[:8]):
+        target = folder.parent / "few" / f"cam_{'ab'[number % 2]}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return folder.parent / "few"
+
+
+@pytest.fixture
+def index(model, crops, tmp_path):
+    return Gallery.build(model, crops, directory=tmp_path / "index", progress=False)
+
+
+@pytest.fixture
+def locked_folder(monkeypatch):
+    """Makes a folder one that cannot be read, for root too."""
+    real = os.scandir
+
+    def lock(folder):
+        def scandir(path="."):
+            if os.fspath(path) == str(folder):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return lock
+
+
+def test_update_removes_the_features_of_a_changed_file_that_cannot_be_read(model, index, crops):
+    path = index.paths[3]
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.warns(UserWarning, match=rf"1 of 8 images cannot be read and are left out: {path}"):
+        changes = index.update(crops, progress=False)
+    assert (changes.changed, changes.removed, changes.unreadable) == (0, 1, (str(path),))
+    assert path not in index.paths
+    assert path not in Gallery.load(index.directory, model).paths
+    with pytest.warns(UserWarning, match="1 of 8 images cannot be read"):
+        assert index.update(crops, progress=False).unchanged == 7
+
+
+def test_update_names_images_that_are_gone_and_keeps_them(index, crops):
+    gone = index.paths[2]
+    gone.unlink()
+    changes = index.update(crops, progress=False)
+    assert (changes.removed, changes.gone) == (0, (str(gone),))
+    assert gone in index.paths
+    assert index.update(crops, prune=True, progress=False).gone == ()
+    assert gone not in index.paths
+
+
+def test_list_images_names_folders_that_cannot_be_read(crops, locked_folder):
+    locked_folder(crops / "cam_b")
+    closed = []
+    with pytest.warns(UserWarning, match=r"1 folders or files cannot be looked into and are left out: .*cam_b"):
+        found = list_images(crops, unreadable=closed)
+    assert (len(found), closed) == (4, [str(crops / "cam_b")])
+    locked_folder(crops)
+    with pytest.raises(DatasetError, match="cannot be read; is it mounted"):
+        list_images(crops)
+
+
+@pytest.mark.filterwarnings("ignore:1 folders or files cannot be looked into")
+def test_prune_with_a_folder_that_cannot_be_read_changes_nothing(index, crops, locked_folder):
+    (crops / "cam_a").rename(crops / "cam_c")
+    new = sorted((crops / "cam_c").iterdir())[0]
+    locked_folder(crops / "cam_b")
+    with pytest.raises(
+        DatasetError, match=r"of 8 images, of which 4 .*cam_b cannot be read.*Nothing was changed.*anyway"
+    ):
+        index.update(crops, prune=True, progress=False)
+    assert len(index) == 8
+    assert new not in index.paths
+    assert index.update(crops, prune="anyway", progress=False).removed == 8
+    assert {path.parent.name for path in index.paths} == {"cam_c"}
+
+
+def test_prune_of_a_large_share_asks(index, crops):
+    with pytest.raises(
+        DatasetError, match=r"would remove 4 of 8 images, of which 4 are still on the disk: is it the right"
+    ):
+        index.update(crops / "cam_a", prune=True, progress=False)
+    assert len(index) == 8
+    assert index.update(crops / "cam_a", prune="anyway", progress=False).removed == 4
+
+
+def test_removed_images_and_their_copies_do_not_come_back(model, index, crops):
+    gone = index.paths[1]
+    assert index.remove(gone) == 1
+    copy = crops / "cam_b" / "copy.jpg"
+    shutil.copyfile(gone, copy)
+    again = Gallery.load(index.directory, model)
+    changes = again.update(crops, progress=False)
+    assert (changes.added, set(changes.excluded)) == (0, {str(gone), str(copy)})
+    assert again.add([gone, copy], progress=False).excluded == (str(gone), str(copy))
+    assert gone not in again.paths
+    assert copy not in again.paths
+    assert again.restore(str(crops / "*" / gone.name)) == 1
+    assert again.update(crops, progress=False).added == 2
+    with pytest.raises(KeyError, match=r"was not removed from the gallery; removed were: none"):
+        again.restore(gone)
+
+
+def gallery_of(*names):
+    return Gallery(None, names, torch.eye(len(names), 8))
+
+
+def test_remove_takes_patterns_whose_star_stays_in_its_folder():
+    names = ["a/1.jpg", "a/2.jpg", "a/deep/3.jpg", "b/4.jpg", "b/[5].jpg"]
+    gallery = gallery_of(*names)
+    assert gallery.remove(["a/*", "b/[5].jpg"]) == 3
+    assert [str(path) for path in gallery.paths] == ["a/deep/3.jpg", "b/4.jpg"]
+    assert gallery.remove("**/*.jpg") == 2
+    with pytest.raises(KeyError, match=r"the gallery has no image 'b/\*'; nothing was removed"):
+        gallery.remove("b/*")
+
+
+def test_remove_takes_one_image_and_numbers_of_any_kind():
+    gallery = gallery_of("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    assert gallery.remove("a.jpg") == 1
+    assert gallery.remove(2) == 1
+    assert gallery.remove(gallery.ids[:1]) == 1
+    assert gallery.ids.tolist() == [3]
+    with pytest.raises(TypeError, match=r"3\.0 is float, expected an image's path or number"):
+        gallery.remove([3.0])
+
+
+def test_load_of_damaged_marks_of_removal_is_refused(tmp_path):
+    gallery = gallery_of("a.jpg", "b.jpg")
+    gallery.remove("a.jpg")
+    gallery._store.header["removed"][0]["size"] = "large"
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Gallery.load(gallery.save(tmp_path / "index"))
