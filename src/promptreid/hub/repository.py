@@ -130,8 +130,8 @@ class Repository:
             return f"no space left on the disk for {file or 'the files'} of {where}; free some or pass cache_dir="
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
             return (
-                f"{file or 'a file'} of {where} cannot be written to the cache ({str(error)[:200]}); pass a cache_dir= that "
-                "you may write to, or set HF_HOME"
+                f"{file or 'a file'} of {where} cannot be written to the cache ({str(error)[:200]}); pass a cache_dir= "
+                "that you may write to, or set HF_HOME"
             )
         status = status_of(error)
         if status is not None:
