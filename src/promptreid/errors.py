@@ -21,6 +21,10 @@ class CheckpointError(PromptReidError, ValueError):
     """A file of prompts, weights or training state is corrupt, foreign or does not fit."""
 
 
+class WeightsError(CheckpointError, RuntimeError):
+    """A file of an open_clip model's weights is damaged, of an unknown kind, or does not fit the architecture."""
+
+
 class CorruptFileError(CheckpointError):
     """A file does not match its checksum; downloading or copying it again may help."""
 

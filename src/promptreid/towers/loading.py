@@ -25,16 +25,22 @@ from promptreid.towers.names import (
     check_image_size,
     check_name,
     check_patch,
+    choose_quick_gelu,
     config_of,
+    is_listed_tag,
     is_repository,
     needs_quick_gelu,
 )
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
-from promptreid.towers.weights import CONFIG_NAME, load_weight_file, load_weights, read_config, saved_image_size
-
-# Weights in a folder, the first that is there; open_clip's own name for the Hub comes before what others call it.
-_WEIGHT_NAMES = tuple(
-    f"open_clip_{stem}{suffix}" for suffix in (".safetensors", ".bin", ".pt") for stem in ("model", "pytorch_model")
+from promptreid.towers.weights import (
+    CONFIG_NAME,
+    check_finite,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    saved_image_size,
+    weights_in,
 )
 
 
@@ -108,6 +114,7 @@ def load_clip(
     pretrained: str | None = None,
     image_size: tuple[int, int] = (384, 128),
     weights_size: tuple[int, int] | None = None,
+    quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
 ) -> nn.Module:
@@ -121,10 +128,13 @@ def load_clip(
     Args:
         name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` or `"local-dir:folder"`.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)` (downloaded on first use) or the path
-            of a weight file; `None` for random weights, or for those of the repository or folder.
+            of a weight file or folder: open_clip's, OpenAI's, transformers' or the field's own, see `docs/weights.md`;
+            `None` for random weights, or for those of the repository or folder.
         image_size: (height, width) in pixels; pedestrian crops are usually (384, 128).
         weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
             `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
+        quick_gelu: Whether weights in a *file* were trained with QuickGELU; `None` for what the file or the
+            configuration beside it says, and GELU with a warning where neither does.
         device: Where the model is put.
         cache_dir: Folder for downloaded weights; `None` for open_clip's default.
 
@@ -135,7 +145,8 @@ def load_clip(
         ValueError: Unknown name or tag, an image size that is not two positive integers or that the tower cannot
             take, or weights whose activation the named architecture does not have.
         MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
-        RuntimeError: The weights do not fit, or were saved in another layout; missing and unexpected keys are listed.
+        WeightsError: The weights do not fit, are damaged or not finite, or were saved in another layout; missing and
+            unexpected keys are listed.
 
     Example:
         >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
@@ -146,20 +157,28 @@ def load_clip(
     size = check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)
-    quick_gelu = needs_quick_gelu(name, pretrained)
     if is_repository(name):
+        if quick_gelu is not None:
+            raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
         clip, config = _load_repository(name, pretrained, cache)
     else:
+        needs_quick_gelu(name, pretrained)  # refuses an unknown tag
+        checkpoint = (
+            None if pretrained is None or is_listed_tag(name, pretrained) else read_checkpoint(Path(pretrained))
+        )
+        quick = choose_quick_gelu(name, pretrained, given=quick_gelu, saved=checkpoint and checkpoint.quick_gelu)
         config = config_of(name)
         if "hf_model_name" in config.get("text_cfg", {}):
             with explain_missing_transformers(f"the text tower of {name}"):
                 importlib.import_module("transformers")
-        if quick_gelu:
+        if quick:
             config["quick_gelu"] = True
         # Building a large tower takes long; one whose patch is known is refused first.
         patch = config["vision_cfg"].get("patch_size") or 1
         check_patch(name, size, (patch, patch))
-        clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
+        clip = _load_named(name, pretrained, quick_gelu=quick, cache=cache)
+        if checkpoint is not None:
+            load_checkpoint(clip, checkpoint, saved_size=saved)
         if patch == 1:
             check_patch(name, size, patch_grid_of(clip).patch)
     resize_images(clip, size)
@@ -188,7 +207,7 @@ def load_clip_from_config(
         The open_clip model, in eval mode.
 
     Raises:
-        RuntimeError: The weights do not fit the configuration; missing and unexpected keys are listed.
+        WeightsError: The weights do not fit the configuration, or are not finite.
     """
     stored = deepcopy(dict(model_cfg))
     saved = saved_image_size(stored)
@@ -226,10 +245,8 @@ def make_from_config(
     return clip
 
 
-def _load_named(
-    name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
-) -> nn.Module:
-    """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
+def _load_named(name: str, pretrained: str | None, *, quick_gelu: bool, cache: str | None) -> nn.Module:
+    """Make a model that open_clip has a configuration of, with the weights of a tag if it is one."""
     tagged = pretrained is not None and bool(open_clip.get_pretrained_cfg(name, pretrained))
     with _without_random_weights_warning():
         clip = open_clip.create_model(
@@ -244,8 +261,8 @@ def _load_named(
         fill_unset_parameters(clip)
     elif (name, pretrained) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    elif not tagged:
-        load_weight_file(clip, Path(pretrained), saved_size=saved)
+    elif tagged:
+        check_finite(clip.state_dict(), f"the file of {name} tagged {pretrained!r}")
     return clip
 
 
@@ -263,15 +280,13 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
     folder = repository_folder(name, cache)
     if name.startswith("local-dir:"):
-        weights = next((path for path in map(folder.joinpath, _WEIGHT_NAMES) if path.is_file()), None)
-        if weights is None:
-            raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHT_NAMES)}")
+        weights = weights_in(folder)
     else:
         weights = Path(download_pretrained_from_hf(name.split(":", 1)[1], cache_dir=cache))
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
-    load_weight_file(clip, weights, saved_size=saved_image_size(stored))
+    load_checkpoint(clip, read_checkpoint(weights), saved_size=saved_image_size(stored))
     return clip, stored
 
 
