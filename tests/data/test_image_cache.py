@@ -110,6 +110,16 @@ def test_build_image_cache_other_size_is_another_file(paths: list[Path], tmp_pat
     assert len(pixel_files(tmp_path / "cache")) == 2
 
 
+def test_build_image_cache_other_interpolation_is_another_file_and_shares_no_pixels(paths, tmp_path: Path) -> None:
+    build(paths, tmp_path / "cache")
+    cache = build(paths, tmp_path / "cache", interpolation="bilinear")
+    assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE, "bilinear"))
+    again = build(paths[:3], tmp_path / "cache")
+    assert torch.equal(again[paths[0]], fit_image(open_image(paths[0]), SIZE))
+    with pytest.raises(ValueError, match="interpolation is 'nearest', expected one of bicubic, bilinear"):
+        build(paths, tmp_path / "cache", interpolation="nearest")
+
+
 def test_build_image_cache_equal_images_are_stored_once(paths: list[Path], tmp_path: Path) -> None:
     paths[5].write_bytes(paths[0].read_bytes())
     cache = build([*paths, paths[0]], tmp_path / "cache")

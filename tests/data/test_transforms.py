@@ -172,3 +172,17 @@ def test_train_transform_share_out_of_range_raises() -> None:
 
 def test_transforms_show_their_settings() -> None:
     assert repr(eval_transform((4, 2), mean=MEAN, std=STD)).startswith("EvalTransform((4, 2), mean=(0.5, 0.4, 0.3)")
+
+
+@pytest.mark.parametrize("make", [eval_transform, train_transform])
+def test_interpolation_is_the_stated_one(make) -> None:
+    statistics = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    image = torch.randint(0, 256, (3, 9, 7), dtype=torch.uint8)
+    transform = make((24, 12), **statistics, interpolation="bilinear")
+    expected = fit_image(image, (24, 12), "bilinear")
+    assert not torch.equal(expected, fit_image(image, (24, 12)))
+    if make is eval_transform:
+        torch.testing.assert_close(transform(image), expected / 255)
+    assert "bilinear" in repr(transform)
+    with pytest.raises(ValueError, match="interpolation is 'nearest', expected one of bicubic, bilinear"):
+        make((24, 12), **statistics, interpolation="nearest")

@@ -67,3 +67,19 @@ def test_onnx_file_in_onnxruntime_gives_equal_features_for_any_batch(zoo, name, 
         given = inputs(zoo, name, size)[tower]
         (features,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
         np.testing.assert_allclose(features, encoder(given).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("tower", ["vision", "text"])
+@pytest.mark.parametrize("name", NAMES)
+def test_traced_encoder_gives_equal_features_for_longer_captions_and_other_batches(zoo, name, tower, gradients):
+    """A trace looks at one batch: the length of its captions must not become part of the graph."""
+    model = make(zoo, name)
+    encoder = getattr(model, tower)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(encoder, (inputs(zoo, name, 2)[tower],))
+        for size in BATCHES:
+            batch = inputs(zoo, name, size)[tower]
+            torch.testing.assert_close(traced(batch), encoder(batch), rtol=1e-4, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -189,6 +189,12 @@ class _ImageFiles:
                 f"the cache holds images of {cache.image_size}, but the transform makes {tuple(size)}; build the cache "
                 "for that size"
             )
+        resized = getattr(transform, "interpolation", None)
+        if cache is not None and resized not in (None, cache.pixels.interpolation):
+            raise ValueError(
+                f"the cache holds images resized by {cache.pixels.interpolation} interpolation, the transform takes "
+                f"{resized}; build the cache with interpolation={resized!r}"
+            )
         paths = split.paths
         self.transform: Transform = transform
         self.pixels: PixelRows | None = None if cache is None else cache.pixels

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from promptreid.data.images import OnBad, check_on_bad, map_in_threads, open_image, report_bad
-from promptreid.data.transforms import check_image_size, fit_image
+from promptreid.data.transforms import check_image_size, check_interpolation, fit_image
 from promptreid.errors import DatasetError
 from promptreid.files import locked, remove_scratch, replaced, write_bytes_atomically
 
@@ -30,10 +30,12 @@ class PixelRows:
     Args:
         path: The file.
         image_size: (height, width) of each image.
+        interpolation: How they were resized.
     """
 
-    def __init__(self, path: Path, image_size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, image_size: tuple[int, int], interpolation: str = "bicubic") -> None:
         self.path = path
+        self.interpolation = interpolation
         self.image_size = image_size
         self._pixels: Any = None
 
@@ -104,6 +106,7 @@ def build_image_cache(
     cache_dir: str | Path,
     *,
     image_size: tuple[int, int],
+    interpolation: str = "bicubic",
     on_bad: OnBad = "strict",
     num_threads: int | None = None,
     progress: bool = True,
@@ -121,6 +124,7 @@ def build_image_cache(
         paths: The images; of those named twice, or of equal content, one is stored.
         cache_dir: Folder for it, made if need be.
         image_size: (height, width) in pixels.
+        interpolation: How images are resized, as the transform does it: `"bicubic"` or `"bilinear"`.
         on_bad: `"strict"` refuses images that cannot be decoded, with the list; `"skip"` leaves them out.
         num_threads: Threads that decode; `None` for one a core.
         progress: Say what is built, and show progress bars.
@@ -130,12 +134,13 @@ def build_image_cache(
 
     Raises:
         DatasetError: There are no images, or some cannot be decoded, or the disk is too full.
-        ValueError: The size or `on_bad` is invalid.
+        ValueError: The size, the interpolation or `on_bad` is invalid.
 
     Example:
         >>> cache = build_image_cache(split.paths, "cache", image_size=(384, 128))  # doctest: +SKIP
     """
     check_image_size(image_size)
+    check_interpolation(interpolation)
     check_on_bad(on_bad)
     paths = list(dict.fromkeys(paths))
     if not paths:
@@ -145,17 +150,18 @@ def build_image_cache(
     digests = dict(zip(paths, digest_files(paths, folder, num_threads=num_threads, progress=progress), strict=True))
     contents = {digests[path]: path for path in reversed(paths) if digests[path]}
     contents = {digest: contents[digest] for digest in sorted(contents)}
-    target = folder / f"images-{image_size[0]}x{image_size[1]}-{_key(list(contents), image_size)}.uint8"
+    target = folder / f"{_stem(image_size, interpolation)}-{_key(list(contents), image_size)}.uint8"
+    pixels = PixelRows(target, image_size, interpolation)
     if _read_manifest(target) is None:
         with locked(target.with_suffix(".lock"), action=f"building the image cache {target}"):
             if _read_manifest(target) is None:
-                _build(target, contents, image_size, num_threads, progress)
+                _build(pixels, contents, num_threads, progress)
     reasons = {**(_read_manifest(target) or {"bad": {}})["bad"], "": "cannot be read"}
     bad = {path: reasons[digest] for path, digest in digests.items() if digest in reasons}
     report_bad(bad, len(paths), on_bad=on_bad, what="images")
     row_of = {digest: row for row, digest in enumerate(contents)}
     rows = {path: row_of[digest] for path, digest in digests.items() if path not in bad}
-    return ImageCache(PixelRows(target, image_size), rows=rows, bad=bad)
+    return ImageCache(pixels, rows=rows, bad=bad)
 
 
 def cache_bytes(num_images: int, image_size: tuple[int, int]) -> int:
@@ -211,6 +217,11 @@ def _digest(path: Path) -> str:
     return state.hexdigest()
 
 
+def _stem(image_size: tuple[int, int], interpolation: str) -> str:
+    """How the names of caches begin that hold images resized in the same way."""
+    return f"{'images' if interpolation == 'bicubic' else interpolation}-{image_size[0]}x{image_size[1]}"
+
+
 def _key(digests: Sequence[str], image_size: tuple[int, int]) -> str:
     content = json.dumps([FORMAT_VERSION, list(image_size), list(digests)])
     return blake2b(content.encode(), digest_size=10).hexdigest()
@@ -232,32 +243,31 @@ def _read_manifest(target: Path) -> dict[str, Any] | None:
     return manifest if complete and isinstance(manifest.get("bad"), dict) else None
 
 
-def _decoded_before(folder: Path, image_size: tuple[int, int]) -> dict[str, tuple[PixelRows, int]]:
-    """The row of each image, by its digest, in any complete cache of this size."""
+def _decoded_before(wanted: PixelRows) -> dict[str, tuple[PixelRows, int]]:
+    """The row of each image, by its digest, in any complete cache of images resized in this way."""
     found: dict[str, tuple[PixelRows, int]] = {}
-    for path in sorted(folder.glob(f"images-{image_size[0]}x{image_size[1]}-*.uint8")):
+    for path in sorted(wanted.path.parent.glob(f"{_stem(wanted.image_size, wanted.interpolation)}-*.uint8")):
         manifest = _read_manifest(path)
         if manifest is None or manifest.get("format_version") != FORMAT_VERSION:
             continue
-        pixels = PixelRows(path, image_size)
+        pixels = PixelRows(path, wanted.image_size, wanted.interpolation)
         for row, digest in enumerate(manifest.get("digests", ())):
             if digest not in manifest["bad"]:
                 found[digest] = pixels, row
     return found
 
 
-def _build(
-    target: Path, contents: Mapping[str, Path], image_size: tuple[int, int], num_threads: int | None, progress: bool
-) -> None:
+def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | None, progress: bool) -> None:
     """Write the pixels, then the manifest that says they are complete. The caller holds the lock."""
+    target, image_size = wanted.path, wanted.image_size
     remove_scratch(target)
     need = _reserve(target.parent, len(contents), image_size)
-    before = _decoded_before(target.parent, image_size)
+    before = _decoded_before(wanted)
     fresh = [path for digest, path in contents.items() if digest not in before]
     if progress:
         tqdm.write(f"decoding {len(fresh):,} images once: {need / 1e9:,.2f} GB in {target}")
     decoded = map_in_threads(
-        lambda path: _decode(path, image_size),
+        lambda path: _decode(path, wanted),
         fresh,
         num_threads=num_threads,
         progress=progress,
@@ -291,9 +301,9 @@ def _reserve(folder: Path, num_images: int, image_size: tuple[int, int]) -> int:
     return need
 
 
-def _decode(path: Path, image_size: tuple[int, int]) -> "np.ndarray | str":
+def _decode(path: Path, wanted: PixelRows) -> "np.ndarray | str":
     """The pixels, or why there are none."""
     try:
-        return np.ascontiguousarray(fit_image(open_image(path), image_size).numpy())
+        return np.ascontiguousarray(fit_image(open_image(path), wanted.image_size, wanted.interpolation).numpy())
     except DatasetError as error:
         return str(error.__cause__ or error)

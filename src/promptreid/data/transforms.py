@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+INTERPOLATIONS = ("bicubic", "bilinear")
 _REFERENCE_HEIGHT = 384
 _ERASE_PROBABILITY, _ERASE_AREA, _ERASE_RATIO, _ERASE_ATTEMPTS = 0.5, (0.02, 0.4), (0.3, 3.3), 10
 
@@ -21,6 +22,7 @@ class EvalTransform:
         image_size: (height, width) in pixels.
         mean: Mean per channel, as the model states it.
         std: Standard deviation per channel.
+        interpolation: How images are resized, as the model states it: `"bicubic"` or `"bilinear"`, with antialiasing.
 
     Shape:
         - input: a PIL image, or uint8 (3, h, w)
@@ -31,10 +33,19 @@ class EvalTransform:
         tensor([-1., -1., -1., -1., -1., -1.])
 
     Raises:
-        ValueError: The size is not two positive integers, or the statistics are not three numbers each.
+        ValueError: The size is not two positive integers, the statistics are not three numbers each, or the
+            interpolation is unknown.
     """
 
-    def __init__(self, image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.interpolation: str = check_interpolation(interpolation)
         self.image_size: tuple[int, int] = check_image_size(image_size)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean is {tuple(mean)} and std {tuple(std)}, expected three numbers each, std positive")
@@ -45,10 +56,10 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The image, normalised, (3, H, W)."""
-        return self._normalize_(fit_image(image, self.image_size).to(torch.float32, copy=True))
+        return self._normalize_(fit_image(image, self.image_size, self.interpolation).to(torch.float32, copy=True))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.image_size}, mean={self.mean}, std={self.std})"
+        return f"{type(self).__name__}({self.image_size}, mean={self.mean}, std={self.std}, {self.interpolation})"
 
     def _normalize_(self, pixels: Tensor) -> Tensor:
         """(value / 255 - mean) / std in two passes over the memory, in place."""
@@ -68,6 +79,7 @@ class TrainTransform(EvalTransform):
         mean: Mean per channel, as the model states it.
         std: Standard deviation per channel.
         mirror: Share of images that are mirrored; `CaptionedImages` takes care of captions that say left and right.
+        interpolation: As in `EvalTransform`.
 
     Raises:
         ValueError: `mirror` is not in [0, 1], or as for `EvalTransform`.
@@ -77,9 +89,15 @@ class TrainTransform(EvalTransform):
     """
 
     def __init__(
-        self, image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], mirror: float = 0.5
+        self,
+        image_size: tuple[int, int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mirror: float = 0.5,
+        interpolation: str = "bicubic",
     ) -> None:
-        super().__init__(image_size, mean=mean, std=std)
+        super().__init__(image_size, mean=mean, std=std, interpolation=interpolation)
         if not 0 <= mirror <= 1:
             raise ValueError(f"mirror is {mirror}, expected a share from 0 to 1")
         self.mirror = mirror
@@ -91,7 +109,7 @@ class TrainTransform(EvalTransform):
 
     def __call__(self, image: Image.Image | Tensor, *, mirror: bool | None = None) -> Tensor:
         """The image, augmented and normalised, (3, H, W); `mirror` is drawn if None."""
-        pixels = fit_image(image, self.image_size)
+        pixels = fit_image(image, self.image_size, self.interpolation)
         mirrored = self.draw_mirror() if mirror is None else mirror
         draws: list[float] = torch.rand(5 + 2 * _ERASE_ATTEMPTS).tolist()
         span = 2 * self.padding + 1
@@ -116,7 +134,12 @@ class TrainTransform(EvalTransform):
 
 
 def train_transform(
-    image_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], flip: bool = True
+    image_size: tuple[int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool = True,
+    interpolation: str = "bicubic",
 ) -> TrainTransform:
     """A `TrainTransform` that mirrors half of the images, or with `flip=False` none.
 
@@ -125,18 +148,19 @@ def train_transform(
         >>> transform(Image.new("RGB", (60, 170))).shape
         torch.Size([3, 96, 48])
     """
-    return TrainTransform(image_size, mean=mean, std=std, mirror=0.5 if flip else 0.0)
+    return TrainTransform(image_size, mean=mean, std=std, mirror=0.5 if flip else 0.0, interpolation=interpolation)
 
 
 eval_transform = EvalTransform
 
 
-def fit_image(image: Any, image_size: tuple[int, int]) -> Tensor:
-    """An image as bytes of the size that training takes, resized bicubically with antialiasing.
+def fit_image(image: Any, image_size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+    """An image as bytes of the size that training takes, resized with antialiasing.
 
     Args:
         image: A PIL image, or uint8 (3, h, w).
         image_size: (height, width) in pixels.
+        interpolation: `"bicubic"` or `"bilinear"`.
 
     Returns:
         uint8 (3, H, W); the input itself if it has that size.
@@ -151,7 +175,8 @@ def fit_image(image: Any, image_size: tuple[int, int]) -> Tensor:
         raise TypeError(f"the image is {what}, expected a PIL image or a uint8 tensor (3, height, width)")
     if tuple(image.shape[1:]) == image_size:
         return image
-    return functional.resize(image, list(image_size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    mode = InterpolationMode(interpolation)
+    return functional.resize(image, list(image_size), interpolation=mode, antialias=True)
 
 
 def shift_image(pixels: Tensor, down: int, right: int, *, mirror: bool = False) -> Tensor:
@@ -177,6 +202,17 @@ def shift_image(pixels: Tensor, down: int, right: int, *, mirror: bool = False) 
         part = pixels[:, max(0, down) :, first : first + columns][:, :rows]
     out[:, top : top + rows, left : left + columns] = part
     return out
+
+
+def check_interpolation(interpolation: str) -> str:
+    """Return how images are resized, or refuse it.
+
+    Raises:
+        ValueError: It is neither `"bicubic"` nor `"bilinear"`.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+    return interpolation
 
 
 def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:

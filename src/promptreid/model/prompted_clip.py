@@ -29,7 +29,7 @@ from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
 from promptreid.prompts.config import PromptConfig
-from promptreid.towers.features import feature_size_of, image_size_of, image_statistics_of
+from promptreid.towers.features import feature_size_of, image_preprocessing_of, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, fingerprint
 from promptreid.towers.loading import ClipSource, digests_of, source_of
 from promptreid.towers.tokenizer import tokenizer_of
@@ -291,14 +291,12 @@ class PromptedCLIP(nn.Module):
     @property
     def train_transform(self) -> Callable[[Any], Tensor]:
         """Augmenting transform, PIL image to normalised (3, H, W)."""
-        mean, std = image_statistics_of(self.clip)
-        return train_transform(self.image_size, mean=mean, std=std)
+        return train_transform(self.image_size, **image_preprocessing_of(self.clip))
 
     @property
     def eval_transform(self) -> Callable[[Any], Tensor]:
         """Transform for evaluation and search, PIL image to normalised (3, H, W); nothing is cropped away."""
-        mean, std = image_statistics_of(self.clip)
-        return eval_transform(self.image_size, mean=mean, std=std)
+        return eval_transform(self.image_size, **image_preprocessing_of(self.clip))
 
     def encode_image(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Image features, (B, E)."""

@@ -1,5 +1,6 @@
 """The text encoder with prompts."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization, TextSlot
 from promptreid.towers.families import find_text_tower
 from promptreid.towers.features import join_skipped_blocks
-from promptreid.towers.modes import CaptionTrim
+from promptreid.towers.modes import CaptionTrim, constants_when_traced, is_traced
 from promptreid.towers.probing import probe_tokens
 from promptreid.towers.tower import TextTower
 
@@ -107,11 +108,9 @@ class PromptedTextEncoder(PromptCarrier):
         self._check(tokens)
         encode: Any = self.clip.encode_text
         # How long captions are is known only by looking at them, which a traced graph cannot.
-        if not self.trim or torch.compiler.is_compiling():
-            features = encode(tokens, normalize=False)
-        else:
-            with self.caption_trim.cut(tokens) as kept:
-                features = encode(kept, normalize=False)
+        trim = self.trim and not is_traced()
+        with constants_when_traced(self.clip), self.caption_trim.cut(tokens) if trim else nullcontext(tokens) as kept:
+            features = encode(kept, normalize=False)
         if self.tower.drops_blocks:
             features = join_skipped_blocks(self.tower, features)
         return unit_length(features, dim=-1) if normalize else features
@@ -138,7 +137,7 @@ class PromptedTextEncoder(PromptCarrier):
             )
         # Looking at values would wait for the GPU at every step, and cannot be traced; there the embedding itself
         # refuses them.
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        if tokens.device.type == "cpu" and tokens.numel() and not is_traced():
             self._check_vocabulary(int(tokens.min()), int(tokens.max()))
 
     def _check_vocabulary(self, smallest: int, largest: int) -> None:

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_length
 
@@ -15,6 +14,7 @@ from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace
 from promptreid.prompts.kind import PromptKind
 from promptreid.towers.families import find_vision_tower
 from promptreid.towers.features import image_size_of
+from promptreid.towers.modes import constants_when_traced, is_traced
 from promptreid.towers.probing import probe_images
 from promptreid.towers.tower import PixelTower, TokenTower
 
@@ -111,7 +111,8 @@ class PromptedVisionEncoder(PromptCarrier):
     def forward(self, images: Tensor, *, normalize: bool = False) -> Tensor:
         """Encode a batch of images."""
         self._check(images)
-        features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
+        with constants_when_traced(self.clip):
+            features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
         return unit_length(features, dim=-1) if normalize else features
 
     def _check(self, images: Tensor) -> None:
@@ -127,7 +128,7 @@ class PromptedVisionEncoder(PromptCarrier):
                 f"images have dtype {images.dtype}, expected floating point, normalised as model.eval_transform does"
             )
         # Looking at values would wait for the GPU at every step, and cannot be traced.
-        if torch.compiler.is_compiling():
+        if is_traced():
             return
         if len(images) == 0:
             raise ValueError("the batch holds no images: it is empty, and open_clip's towers take at least one")

@@ -38,7 +38,7 @@ from promptreid.towers.growth import (
     shift_positions,
     take_from_front,
 )
-from promptreid.towers.modes import ThreadValue, runs_slow_when_frozen, set_sequence_first
+from promptreid.towers.modes import ThreadValue, is_traced, runs_slow_when_frozen, set_sequence_first
 from promptreid.towers.probing import mean_states, start_states
 from promptreid.towers.tower import TextTower, TokenTower
 
@@ -168,9 +168,8 @@ class BlockTokens(PromptKind):
         slot: in training a pass without gradients must draw the same dropout as the pass with them.
         """
         tower = self.tower
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         alone = self.depth >= len(tower.blocks)
-        encoding = not (torch.is_grad_enabled() or tower.container.training or traced)
+        encoding = not (torch.is_grad_enabled() or tower.container.training or is_traced())
         return encoding and alone and tower.unordered and tower.sequence_axis == 0
 
     def register_hooks(self) -> Iterator[RemovableHandle]:
@@ -221,7 +220,7 @@ class BlockTokens(PromptKind):
         tower, count = self.tower, self.length
         if self.in_front:
             return take_from_front(sequence, count=count)
-        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not is_traced():
             # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
             sequence[count : count + tower.slot] = sequence[: tower.slot].clone()
             return sequence[count:]
@@ -308,9 +307,11 @@ class InsertTokens:
     def _insert(self, sequence: Tensor) -> Tensor:
         prompts, tower = self.prompts, self.prompts.tower
         axis, positions = tower.sequence_axis, tower.positions
-        if self.index == 0 and prompts.position_embedding and tower.grid is None and positions is not None:
+        if self.index == 0 and prompts.position_embedding and isinstance(tower, TextTower) and positions is not None:
             # The caption makes room for the prompts in the position table too.
-            sequence = shift_positions(sequence, positions, slot=tower.slot, count=prompts.length, axis=axis)
+            sequence = shift_positions(
+                sequence, positions, slot=tower.slot, count=prompts.length, axis=axis, behind=tower.behind
+            )
         if prompts.in_front:
             return put_in_front(sequence, prompts.layer(self.index))
         return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)

@@ -1,7 +1,7 @@
 """What a model takes and gives: images, features, and the parameters without a part in them."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from open_clip.model import CLIP
@@ -35,12 +35,24 @@ def image_dtype_of(clip: nn.Module) -> torch.dtype:
     return (kernels or list(visual.parameters()))[0].dtype
 
 
-def image_statistics_of(clip: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel that images are normalised with, as open_clip states them."""
+class ImagePreprocessing(TypedDict):
+    """How images are resized, `"bicubic"` or `"bilinear"`, and normalised: mean and standard deviation per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+def image_preprocessing_of(clip: nn.Module) -> ImagePreprocessing:
+    """What is done to the images of `clip`, as open_clip states it."""
     stated: dict[str, Any] = getattr(clip.visual, "preprocess_cfg", None) or {}
     mean = stated.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = stated.get("std", (0.26862954, 0.26130258, 0.27577711))
-    return tuple(float(value) for value in mean), tuple(float(value) for value in std)
+    return {
+        "mean": tuple(float(value) for value in mean),
+        "std": tuple(float(value) for value in std),
+        "interpolation": "bilinear" if stated.get("interpolation") == "bilinear" else "bicubic",
+    }
 
 
 def feature_size_of(clip: nn.Module) -> int:

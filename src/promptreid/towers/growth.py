@@ -172,22 +172,32 @@ def mask_before_end(ends: Tensor, *, length: int, slot: int, count: int) -> Tens
     return torch.zeros(hidden.shape, device=ends.device).masked_fill(hidden, float("-inf"))
 
 
-def shift_positions(sequence: Tensor, positions: Tensor, *, slot: int, count: int, axis: int) -> Tensor:
+def shift_positions(
+    sequence: Tensor, positions: Tensor, *, slot: int, count: int, axis: int, behind: int = 0
+) -> Tensor:
     """Shift the tokens from `slot` on by `count` positions in the tower's own position embedding.
 
     Positions past the end of the table keep its last row.
 
+    Args:
+        sequence: The batch, with the positions already added.
+        positions: The position embedding.
+        slot: First token that is shifted.
+        count: By how many positions.
+        axis: 1 if the batch comes first, 0 if the sequence does.
+        behind: Tokens behind the captions, which have the last positions however long the captions are, and keep them.
+
     Shape:
-        - sequence: (B, L, D) for `axis=1`, (L, B, D) for `axis=0`, with the positions already added
+        - sequence: (B, L, D) for `axis=1`, (L, B, D) for `axis=0`
         - positions: (L, D)
         - returns: as `sequence`
     """
-    here = torch.arange(slot, sequence.shape[axis], device=sequence.device)
+    stop = sequence.shape[axis] - behind
+    here = torch.arange(slot, stop, device=sequence.device)
     there = (here + count).clamp(max=positions.shape[0] - 1)
     change = (positions[there] - positions[here]).to(sequence.dtype).unsqueeze(1 - axis)
-    kept = sequence.narrow(axis, 0, slot)
-    moved = sequence.narrow(axis, slot, sequence.shape[axis] - slot) + change
-    return torch.cat([kept, moved], dim=axis)
+    before, moved, after = sequence.split([slot, stop - slot, behind], dim=axis)
+    return torch.cat([before, moved + change, after], dim=axis)
 
 
 def sample_grid_positions(positions: Tensor, *, grid: tuple[int, int], count: int) -> Tensor:

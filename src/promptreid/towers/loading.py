@@ -25,16 +25,22 @@ from promptreid.towers.names import (
     check_image_size,
     check_name,
     check_patch,
+    choose_quick_gelu,
     config_of,
+    is_listed_tag,
     is_repository,
     needs_quick_gelu,
 )
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
-from promptreid.towers.weights import CONFIG_NAME, load_weight_file, load_weights, read_config, saved_image_size
-
-# Weights in a folder, the first that is there; open_clip's own name for the Hub comes before what others call it.
-_WEIGHT_NAMES = tuple(
-    f"open_clip_{stem}{suffix}" for suffix in (".safetensors", ".bin", ".pt") for stem in ("model", "pytorch_model")
+from promptreid.towers.weights import (
+    CONFIG_NAME,
+    check_finite,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint,
+    read_config,
+    saved_image_size,
+    weights_in,
 )
 
 
@@ -108,6 +114,7 @@ def load_clip(
     pretrained: str | None = None,
     image_size: tuple[int, int] = (384, 128),
     weights_size: tuple[int, int] | None = None,
+    quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",
     cache_dir: str | Path | None = None,
 ) -> nn.Module:
@@ -121,10 +128,13 @@ def load_clip(
     Args:
         name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` or `"local-dir:folder"`.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)` (downloaded on first use) or the path
-            of a weight file; `None` for random weights, or for those of the repository or folder.
+            of a weight file or folder: open_clip's, OpenAI's, transformers' or the field's own, see `docs/weights.md`;
+            `None` for random weights, or for those of the repository or folder.
         image_size: (height, width) in pixels; pedestrian crops are usually (384, 128).
         weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
             `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
+        quick_gelu: Whether weights in a *file* were trained with QuickGELU; `None` for what the file or the
+            configuration beside it says, and GELU with a warning where neither does.
         device: Where the model is put.
         cache_dir: Folder for downloaded weights; `None` for open_clip's default.
 
@@ -137,7 +147,8 @@ def load_clip(
         HubError: The weights cannot be downloaded; names the file and the cause.
         CheckpointError: The weights are damaged, and so they were when they were downloaded once more.
         MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
-        RuntimeError: The weights do not fit, or were saved in another layout; missing and unexpected keys are listed.
+        WeightsError: The weights do not fit, are damaged or not finite, or were saved in another layout; missing and
+            unexpected keys are listed.
 
     Example:
         >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
@@ -148,20 +159,28 @@ def load_clip(
     size = check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)
-    quick_gelu = needs_quick_gelu(name, pretrained)
     if is_repository(name):
+        if quick_gelu is not None:
+            raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
         clip, config = _load_repository(name, pretrained, cache)
     else:
+        needs_quick_gelu(name, pretrained)  # refuses an unknown tag
+        checkpoint = (
+            None if pretrained is None or is_listed_tag(name, pretrained) else read_checkpoint(Path(pretrained))
+        )
+        quick = choose_quick_gelu(name, pretrained, given=quick_gelu, saved=checkpoint and checkpoint.quick_gelu)
         config = config_of(name)
         if "hf_model_name" in config.get("text_cfg", {}):
             with explain_missing_transformers(f"the text tower of {name}"):
                 importlib.import_module("transformers")
-        if quick_gelu:
+        if quick:
             config["quick_gelu"] = True
         # Building a large tower takes long; one whose patch is known is refused first.
         patch = config["vision_cfg"].get("patch_size") or 1
         check_patch(name, size, (patch, patch))
-        clip = _load_named(name, pretrained, saved, quick_gelu=quick_gelu, cache=cache)
+        clip = _load_named(name, pretrained, quick_gelu=quick, cache=cache)
+        if checkpoint is not None:
+            load_checkpoint(clip, checkpoint, saved_size=saved)
         if patch == 1:
             check_patch(name, size, patch_grid_of(clip).patch)
     resize_images(clip, size)
@@ -190,7 +209,7 @@ def load_clip_from_config(
         The open_clip model, in eval mode.
 
     Raises:
-        RuntimeError: The weights do not fit the configuration; missing and unexpected keys are listed.
+        WeightsError: The weights do not fit the configuration, or are not finite.
     """
     stored = deepcopy(dict(model_cfg))
     saved = saved_image_size(stored)
@@ -228,10 +247,8 @@ def make_from_config(
     return clip
 
 
-def _load_named(
-    name: str, pretrained: str | None, saved: tuple[int, int] | None, *, quick_gelu: bool, cache: str | None
-) -> nn.Module:
-    """Make a model that open_clip has a configuration of, at whatever size its weights were saved."""
+def _load_named(name: str, pretrained: str | None, *, quick_gelu: bool, cache: str | None) -> nn.Module:
+    """Make a model that open_clip has a configuration of, with the weights of a tag if it is one."""
     tag = pretrained if pretrained is not None and open_clip.get_pretrained_cfg(name, pretrained) else None
 
     def make() -> nn.Module:
@@ -250,8 +267,8 @@ def _load_named(
         fill_unset_parameters(clip)
     elif (name, pretrained) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    elif tag is None:
-        load_weight_file(clip, Path(pretrained), saved_size=saved)
+    elif tag is not None:
+        check_finite(clip.state_dict(), f"the file of {name} tagged {pretrained!r}")
     return clip
 
 
@@ -273,15 +290,12 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
 
     def load(weights: Path) -> None:
-        load_weight_file(clip, weights, saved_size=saved_image_size(stored))
+        load_checkpoint(clip, read_checkpoint(weights), saved_size=saved_image_size(stored))
 
-    if not name.startswith("local-dir:"):
+    if name.startswith("local-dir:"):
+        load(weights_in(folder))
+    else:
         with_weights(name.split(":", 1)[1], WEIGHTS, cache, load)
-        return clip, stored
-    found = next((path for path in map(folder.joinpath, _WEIGHT_NAMES) if path.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds none of {', '.join(_WEIGHT_NAMES)}")
-    load(found)
     return clip, stored
 
 

@@ -63,6 +63,27 @@ def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, 
         model.set_grad_checkpointing(False)
 
 
+def is_traced() -> bool:
+    """Whether a graph is being made of what runs: it cannot look at values, and has one shape for every batch."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@contextmanager
+def constants_when_traced(clip: nn.Module) -> Generator[None, None, None]:
+    """Let `torch.jit.trace` take the weights of `clip` for constants, which may not require gradients.
+
+    The encoders do not list the weights of the model that they refer to, so in a trace of one they are constants.
+    """
+    trained = [each for each in clip.parameters() if each.requires_grad] if torch.jit.is_tracing() else []
+    for parameter in trained:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
 def can_reach_prompts(clip: nn.Module) -> bool:
     """Whether recomputed blocks run their hooks: not in Hugging Face's towers before transformers 5."""
     text: Any = getattr(clip, "text", None)

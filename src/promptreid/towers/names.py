@@ -37,9 +37,15 @@ def check_name(name: str) -> None:
     names: list[str] = open_clip.list_models()
     if name in names or is_repository(name):
         return
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    known = {_loosely(each): each for each in names}
+    near = [known[each] for each in difflib.get_close_matches(_loosely(name), known, n=3, cutoff=0.5)]
     hint = f"Did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists all of them."
     raise ValueError(f"open_clip has no model named {name!r}. {hint}")
+
+
+def _loosely(name: str) -> str:
+    """A name in the way people remember it: without case, and with one sign for `-`, `_` and `/`."""
+    return name.lower().replace("_", "-").replace("/", "-")
 
 
 def check_image_size(image_size: object, *, what: str = "image_size") -> tuple[int, int]:
@@ -91,7 +97,7 @@ def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
         return False
     tags = open_clip.list_pretrained_tags_by_model(name)
     config = open_clip.get_pretrained_cfg(name, pretrained)
-    if not config and Path(pretrained).is_file():
+    if not config and Path(pretrained).exists():
         return False
     if not config:
         known = ", ".join([TINY_TAG] if name == TINY_NAME else tags) or "none"
@@ -106,6 +112,40 @@ def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
             f"Load {plain!r} instead."
         )
     return wanted
+
+
+def choose_quick_gelu(name: str, pretrained: str | None, *, given: bool | None, saved: bool | None) -> bool:
+    """Whether a model is to compute QuickGELU.
+
+    Args:
+        name: open_clip's name of the architecture.
+        pretrained: The tag of its weights or their file.
+        given: What the user says; `None` for nothing.
+        saved: What the file of the weights says; `None` for nothing.
+
+    Raises:
+        ValueError: The user, the architecture's name and the weights contradict each other.
+    """
+    of_name = bool(config_of(name).get("quick_gelu", False))
+    tagged = pretrained is not None and is_listed_tag(name, pretrained)
+    of_weights = of_name or needs_quick_gelu(name, pretrained) if tagged else saved
+    wanted = of_weights if given is None else given
+    weights = f"the weights {'tagged ' if tagged else 'in '}{pretrained!r}"
+    if tagged and given is not None and given != of_weights:
+        raise ValueError(
+            f"quick_gelu is {given}, but {weights} were trained with {'QuickGELU' if of_weights else 'GELU'}; leave "
+            "quick_gelu out"
+        )
+    if of_name and wanted is False:
+        trained = "quick_gelu is False" if given is not None else f"{weights} were trained with GELU"
+        raise ValueError(f"{name} computes QuickGELU, but {trained}. Load {name.removesuffix('-quickgelu')!r} instead.")
+    if pretrained is not None and wanted is None and not of_name and f"{name}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"{pretrained} does not say whether its weights were trained with GELU or QuickGELU; GELU is taken. Pass "
+            "quick_gelu=True if they descend from OpenAI's, else quick_gelu=False",
+            stacklevel=3,
+        )
+    return of_name or bool(wanted)
 
 
 def is_listed_model(name: str) -> bool:

@@ -109,6 +109,7 @@ class TextTower(TokenTower):
         end_pooled: Whether the feature is pooled at the caption's end.
         embedding: The module that looks token ids up.
         heads: Attention heads of a block, for a mask for each caption; 0 where masks are not made that way.
+        behind: Tokens of the tower's own behind the caption, at the last positions.
     """
 
     trim: Trim
@@ -120,6 +121,7 @@ class TextTower(TokenTower):
     end_pooled: bool = False
     embedding: nn.Module | None = None
     heads: int = 0
+    behind: int = 0
 
     def caption_end(self, tokens: Tensor) -> Tensor:
         """Position of the token that the feature of each caption is pooled from, if it is pooled at the end.

@@ -1,21 +1,27 @@
 """Loads weights into an open_clip model, after fitting it to the layout that they were saved in."""
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Set
+import zipfile
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import open_clip
 import timm
-from open_clip.factory import load_state_dict as read_state_dict
-from safetensors import SafetensorError, safe_open
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
+from promptreid.errors import WeightsError
+from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size
+from promptreid.towers.transformers_names import open_clip_config, says_quick_gelu
+from promptreid.towers.weight_files import WeightFile, damaged, open_weights
 
 CONFIG_NAME = "open_clip_config.json"
 # What of a configuration is handed on as keyword arguments, to tokenizers and layers.
@@ -25,11 +31,150 @@ _KEYWORDS: Mapping[str, Set[str]] = {
     "norm_kwargs": {"eps", "elementwise_affine"},
 }
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+FOREIGN_CONFIG_NAME = "config.json"
+_WEIGHT_NAMES = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 _FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip converts at the native size
+_WITHOUT_FEATURES = ("logit_scale", "logit_bias")  # no feature is computed from them, and the field does not save them
+_LISTED = 5
+
+_log = logging.getLogger("promptreid.towers")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights of known kind, and what it and the configuration beside it say of the model.
+
+    Attributes:
+        path: The file.
+        title: Whose kind of checkpoint it is.
+        quick_gelu: Whether it was trained with QuickGELU; `None` if nothing says it.
+        saved_size: (height, width) it was saved at; `None` if nothing says it.
+        preprocess: open_clip's preprocessing, as far as it is known.
+        left_out: Names in the file that are not weights of the two encoders.
+        file: The tensors, not read yet; `None` for another framework's file, which open_clip reads.
+        names: The names to load weights by → those in the file.
+        convert: Brings the weights under those names into open_clip's names and layout.
+    """
+
+    path: Path
+    title: str = "another framework's"
+    quick_gelu: bool | None = None
+    saved_size: tuple[int, int] | None = None
+    preprocess: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    left_out: tuple[str, ...] = ()
+    file: WeightFile | None = None
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+
+    def shapes(self) -> dict[str, Tensor]:
+        """The encoders' weights on the `meta` device, under open_clip's names."""
+        return self._converted(lambda file, name: file.shapes[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The encoders' weights under open_clip's names."""
+        return self._converted(lambda file, name: file.read(name))
+
+    def _converted(self, take: Callable[[WeightFile, str], Tensor]) -> dict[str, Tensor]:
+        if self.file is None:
+            return {}
+        return self.convert({name: take(self.file, full) for name, full in self.names.items()})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Say what a file of weights is, or that of a folder, without reading the weights.
+
+    Args:
+        path: A file as safetensors, torch.save or TorchScript write it, or a folder of open_clip or transformers with
+            one.
+
+    Raises:
+        WeightsError: It is damaged, or of no known kind.
+        FileNotFoundError: The folder holds no weights.
+        ValueError: A configuration beside it is not one.
+    """
+    if path.is_dir():
+        path = weights_in(path)
+    beside = read_config(path.parent) if (path.parent / CONFIG_NAME).is_file() else {}
+    config: dict[str, Any] = beside.get("model_cfg", {})
+    stated = _preprocessing(beside.get("preprocess_cfg") or {})
+    size = saved_image_size(config) if config else None
+    quick = bool(config.get("quick_gelu", False)) if config else None
+    if path.suffix in _FOREIGN_SUFFIXES:
+        return Checkpoint(path, quick_gelu=quick, saved_size=size, preprocess=stated)
+    file = open_weights(path)
+    short = unwrapped(file.shapes)
+    kind = kind_of(short, file.shapes, path)
+    if kind.title == "transformers" and not config:
+        quick, stated = read_foreign_config(path.parent)
+    names = {own: full for name, full in short.items() if (own := kind.name(name)) is not None}
+    grid = names.get("visual.positional_embedding")
+    return Checkpoint(
+        path,
+        title=kind.title,
+        quick_gelu=kind.quick_gelu if quick is None else quick,
+        saved_size=size or (None if grid is None else kind.image_size(file.shapes[grid].shape[0] - 1)),
+        preprocess={**kind.preprocess, **stated},
+        left_out=tuple(sorted(short.keys() - {name for name in short if kind.name(name) is not None})),
+        file=file,
+        names=names,
+        convert=kind.convert,
+    )
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder as open_clip or transformers write it.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = [folder / f"{name}{suffix}" for name in _WEIGHT_NAMES for suffix in _WEIGHT_SUFFIXES]
+    weights = next((path for path in found if path.is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(
+            f"{folder} holds no open_clip_model.safetensors, .bin or .pt, and no model.safetensors or "
+            "pytorch_model.bin of transformers"
+        )
+    return weights
+
+
+def load_checkpoint(clip: nn.Module, checkpoint: Checkpoint, *, saved_size: tuple[int, int] | None = None) -> None:
+    """Load a checkpoint, and leave `clip` at the size that it was saved at.
+
+    Args:
+        clip: The open_clip model.
+        checkpoint: What `read_checkpoint` returned.
+        saved_size: (height, width) it was saved at; `None` for what the checkpoint says, or else a square.
+
+    Raises:
+        WeightsError: The weights do not fit the model, are not finite, or were saved at another size than stated.
+    """
+    saved = saved_size or checkpoint.saved_size
+    if checkpoint.file is None:
+        if saved is not None:
+            resize_images(clip, saved)
+        try:
+            open_clip.load_checkpoint(clip, str(checkpoint.path))  # pyright: ignore[reportArgumentType]
+        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+            raise damaged(checkpoint.path, error) from error
+    else:
+        # Names and shapes first, before memory is taken for the values.
+        _load_fitted(clip, checkpoint.shapes(), saved, what=str(checkpoint.path))
+        _load_fitted(clip, checkpoint.tensors(), saved, what=str(checkpoint.path))
+    stated: dict[str, Any] | None = getattr(clip.visual, "preprocess_cfg", None)
+    if stated is not None:
+        stated.update(checkpoint.preprocess)
+    if checkpoint.left_out:
+        heads = sorted({name.split(".")[0] for name in checkpoint.left_out})
+        _log.info("%s is %s's: left out %s", checkpoint.path, checkpoint.title, ", ".join(heads))
 
 
 def load_weights(
-    clip: nn.Module, state_dict: Mapping[str, Tensor], *, saved_size: tuple[int, int] | None = None
+    clip: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    saved_size: tuple[int, int] | None = None,
+    what: str = "the state dict",
 ) -> None:
     """Load every weight into `clip`, resizing what the image tower keeps by position.
 
@@ -37,50 +182,87 @@ def load_weights(
         clip: The open_clip model.
         state_dict: Its weights.
         saved_size: (height, width) the weights were saved at; `None` for a square.
+        what: What they are, for errors.
 
     Raises:
-        RuntimeError: Keys are missing or unexpected, or shapes differ.
+        WeightsError: Keys are missing or unexpected, shapes differ, or values are not finite.
     """
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
     target = image_size_of(clip)
-    key = patch_grid_of(clip).key
-    rows = weights[key].shape[-2] if key in weights else None
     try:
-        _fit_layout(clip, rows, saved_size, what=key)
-        clip.load_state_dict(weights, strict=True)
+        _load_fitted(clip, state_dict, saved_size, what=what)
     finally:
         resize_images(clip, target)
 
 
-def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int] | None = None) -> None:
-    """Load a weight file in any form that open_clip reads, and leave `clip` at the size it was saved at.
+def _load_fitted(
+    clip: nn.Module, state_dict: Mapping[str, Tensor], saved: tuple[int, int] | None, *, what: str
+) -> None:
+    """Resize `clip` to what was saved, compare names and shapes, and load; on the `meta` device nothing is loaded."""
+    weights = _as_open_clip(clip, state_dict)
+    key = patch_grid_of(clip).key
+    _fit_layout(clip, weights[key].shape[-2] if key in weights else None, saved, what=what)
+    _check_fit(clip, weights, what)
+    if not any(value.is_meta for value in weights.values()):
+        check_finite(weights, what)
+        clip.load_state_dict(weights, strict=True)
 
-    Args:
-        clip: The open_clip model.
-        path: The file.
-        saved_size: (height, width) it was saved at; `None` reads it from the `open_clip_config.json` beside the file,
-            or takes the grid for a square.
+
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
+    """Refuse NaN and infinity.
 
     Raises:
-        RuntimeError: The weights do not fit the model, or were saved at another size than stated.
-        ValueError: The grid is not square, and nothing says how many rows and columns it has.
+        WeightsError: There are some; says where.
     """
-    saved = saved_size
-    if saved is None and (path.parent / CONFIG_NAME).is_file():
-        saved = saved_image_size(read_config(path.parent)["model_cfg"])
-    try:
-        _fit_layout(clip, _rows_in_file(clip, path), saved, what=str(path))
-        open_clip.load_checkpoint(clip, str(path))  # pyright: ignore[reportArgumentType]
-    except (SafetensorError, EOFError, UnpicklingError) as error:
-        if "Unsupported global" in str(error):  # torch's own message recommends switching the protection off
-            raise RuntimeError(
-                f"{path} holds more than tensors, and reading it could run code; have its author publish it as "
-                "safetensors"
-            ) from error
-        raise RuntimeError(
-            f"{path} is not a weight file, or is damaged ({type(error).__name__}); expected weights of the named "
-            "architecture as .safetensors or .pt. Copy or download it again"
-        ) from error
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise WeightsError(
+            f"{what} holds NaN or infinity in {len(bad)} of {len(weights)} weights: {_some(bad)}; it is damaged, or "
+            "its training diverged. Copy or download it again, or take an earlier checkpoint"
+        )
+
+
+def _as_open_clip(clip: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in float32 under the names of today's open_clip, which still takes older ones."""
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in state_dict.items()}
+    weights = convert_state_dict(clip, weights)
+    if "positional_embedding" in weights and not hasattr(clip, "positional_embedding"):
+        weights = convert_to_custom_text_state_dict(weights)
+    for name in _WITHOUT_FEATURES:
+        own: Tensor | None = getattr(clip, name, None)
+        if own is None:
+            weights.pop(name, None)
+        elif name in weights:
+            weights[name] = weights[name].reshape(own.shape)
+        else:
+            weights[name] = own.detach().to(next(iter(weights.values())).device) if weights else own.detach()
+    position_ids = "text.transformer.embeddings.position_ids"
+    if position_ids in weights and position_ids not in clip.state_dict():
+        del weights[position_ids]
+    return weights
+
+
+def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    own = clip.state_dict()
+    faults = {
+        "Missing key(s)": sorted(own.keys() - weights.keys()),
+        "Unexpected key(s)": sorted(weights.keys() - own.keys()),
+        "size mismatch for": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    }
+    found = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
+    if found:
+        raise WeightsError(
+            f"{what} does not hold the weights of this architecture: {found}. Name the architecture that it was saved "
+            "from, one of open_clip.list_models()"
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{rest}"
 
 
 def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
@@ -90,22 +272,29 @@ def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the `open_clip_config.json` of a folder says: `model_cfg` and `preprocess_cfg`.
+    """What the `open_clip_config.json` of a folder says, or else transformers': `model_cfg` and `preprocess_cfg`.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It is not one.
     """
     path = folder / CONFIG_NAME
+    foreign = not path.is_file() and (folder / FOREIGN_CONFIG_NAME).is_file()
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        if foreign:
+            path = folder / FOREIGN_CONFIG_NAME
+            stated = json.loads(path.read_text(encoding="utf-8"))
+            config = {"model_cfg": open_clip_config(stated), "preprocess_cfg": read_foreign_config(folder)[1]}
+        else:
+            config = json.loads(path.read_text(encoding="utf-8"))
         saved_image_size(config["model_cfg"])
         check_architecture(config["model_cfg"])
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} is not an open_clip configuration with model_cfg.vision_cfg.image_size, or not a safe one: {error}"
+            + ("; nor is it a CLIPModel's, and other models of transformers are loaded by open_clip's name" * foreign)
         ) from None
     return config
 
@@ -143,16 +332,24 @@ def _check_handed_on(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {str(named)[:200]!r}, expected the name of a Hub repository")
 
 
-def _rows_in_file(clip: nn.Module, path: Path) -> int | None:
-    """Rows of the position grid that a file holds; `None` if it is not found under open_clip's name."""
-    key = patch_grid_of(clip).key
-    if path.suffix in _FOREIGN_SUFFIXES or not key:
-        return None
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return file.get_slice(key).get_shape()[-2] if key in file.keys() else None  # noqa: SIM118
-    state: Any = read_state_dict(str(path))
-    return state[key].shape[-2] if key in state else None
+def read_foreign_config(folder: Path) -> tuple[bool | None, dict[str, Any]]:
+    """What transformers' configurations beside weights say: whether they compute QuickGELU, and the preprocessing."""
+    texts = [folder / name for name in (FOREIGN_CONFIG_NAME, "preprocessor_config.json")]
+    try:
+        model, images = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in texts)
+        statistics = {
+            "mean": images.get("image_mean"),
+            "std": images.get("image_std"),
+            "interpolation": {"2": "bilinear", "3": "bicubic"}.get(str(images.get("resample"))),
+        }
+        return (says_quick_gelu(model) if model else None), _preprocessing(statistics)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{texts[0]} or {texts[1].name} is not a configuration of transformers: {error}") from None
+
+
+def _preprocessing(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a preprocessing configuration, what does not follow from the image size that is chosen here."""
+    return {key: stated[key] for key in ("mean", "std", "interpolation") if stated.get(key)}
 
 
 def _fit_layout(clip: nn.Module, rows: int | None, saved: tuple[int, int] | None, *, what: str) -> None:
@@ -172,7 +369,7 @@ def _fit_layout(clip: nn.Module, rows: int | None, saved: tuple[int, int] | None
     resize_images(clip, saved)
     expected = patch_grid_of(clip).shape
     if expected[0] * expected[1] != patches:
-        raise RuntimeError(
+        raise WeightsError(
             f"{what} holds {patches} patches, which is not the {expected[0]} x {expected[1]} grid expected; {hint} "
             "(weights_size=(height, width), saved_size in load_weights)"
         )

@@ -47,4 +47,5 @@ def describe(text: Any) -> TextTower:
         end_pooled=end_pooled,
         embedding=text.token_embedding,
         heads=int(blocks[0].attn.num_heads),
+        behind=int(class_token),
     )

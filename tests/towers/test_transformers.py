@@ -1,0 +1,100 @@
+"""transformers' CLIPModel and SiglipModel: the same features here, and back again without a bit changed."""
+
+import warnings
+
+import pytest
+import torch
+
+from promptreid import load_clip
+from promptreid.errors import UnsupportedTowerError
+from promptreid.towers.transformers_names import from_transformers, to_transformers
+
+transformers = pytest.importorskip("transformers")
+
+TOWER = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+def features(model, images, tokens):
+    with torch.no_grad():
+        found = model.get_image_features(pixel_values=images), model.get_text_features(input_ids=tokens)
+    return [getattr(each, "pooler_output", each) for each in found]
+
+
+def check_equal(clip, model, size, vocabulary):
+    images, tokens = torch.randn(2, 3, size, size), torch.randint(1, vocabulary - 2, (2, clip.context_length))
+    tokens[:, 9] = vocabulary - 1
+    with torch.no_grad():
+        own = clip.encode_image(images), clip.encode_text(tokens)
+    for one, other in zip(own, features(model, images, tokens), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def make_clip_model(activation, size):
+    torch.manual_seed(0)
+    text = TOWER | {"vocab_size": 96, "hidden_act": activation, "eos_token_id": 2}
+    vision = TOWER | {"hidden_size": 64, "image_size": size, "patch_size": 16, "hidden_act": activation}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    return transformers.CLIPModel(config).eval()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_folder_of_a_clip_model_gives_its_features_and_goes_back_byte_for_byte(tmp_path, activation, size):
+    model = make_clip_model(activation, size)
+    model.save_pretrained(tmp_path)
+    clip = load_clip(f"local-dir:{tmp_path}", image_size=(size, size))
+    check_equal(clip, model, size, 96)
+    again = to_transformers(clip)
+    check_equal(clip, again, size, 96)
+    assert again.config.text_config.hidden_act == activation
+    state, back = model.state_dict(), again.state_dict()
+    assert state.keys() == back.keys()
+    assert all(torch.equal(state[name], back[name]) for name in state)
+    own = from_transformers(back)
+    assert own.keys() == clip.state_dict().keys()
+    assert all(torch.equal(own[name], value) for name, value in clip.state_dict().items())
+
+
+def test_file_of_a_clip_model_is_told_by_its_keys_and_its_configuration(zoo, tmp_path):
+    with zoo.shrunk():
+        model = to_transformers(load_clip("ViT-B-16", image_size=(64, 64), quick_gelu=True))
+        model.save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the activation is known, so nothing is asked
+            clip = load_clip("ViT-B-16", pretrained=str(tmp_path), image_size=(64, 64))
+        check_equal(clip, model, 64, 96)
+        wide = load_clip("ViT-B-16", pretrained=str(tmp_path / "model.safetensors"), image_size=(64, 32))
+        assert wide.visual.grid_size == (4, 2)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_siglip_model_there_and_back(zoo, tmp_path, size):
+    with zoo.shrunk():
+        torch.manual_seed(0)
+        clip = load_clip("ViT-B-16-SigLIP", image_size=(size, size))
+        with torch.no_grad():
+            for parameter in clip.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        model = to_transformers(clip)
+        assert type(model).__name__ == "SiglipModel"
+        check_equal(clip, model, size, 96)
+        model.save_pretrained(tmp_path)
+        again = load_clip("ViT-B-16-SigLIP", pretrained=str(tmp_path), image_size=(size, size))
+    state = clip.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "size"), [("ViT-B-16", (64, 32)), ("RN50", (64, 64)), ("coca_ViT-B-32", (64, 64))])
+def test_towers_that_transformers_lacks_are_refused(zoo, name, size):
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=size)
+    with pytest.raises(UnsupportedTowerError, match=r"square|no CLIPModel or SiglipModel with the towers"):
+        to_transformers(clip)
+
+
+def test_configuration_of_another_model_names_the_way(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": {}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="loaded by open_clip's name"):
+        load_clip(f"local-dir:{tmp_path}")
