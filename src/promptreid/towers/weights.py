@@ -13,6 +13,8 @@ from open_clip.factory import load_state_dict as read_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from promptreid.errors import CheckpointError
+from promptreid.files import is_finite
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size
@@ -63,6 +65,7 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
 
     Raises:
         RuntimeError: The weights do not fit the model, or were saved at another size than stated.
+        CheckpointError: A weight is NaN or infinite.
         ValueError: The grid is not square, and nothing says how many rows and columns it has.
     """
     saved = saved_size
@@ -81,6 +84,11 @@ def load_weight_file(clip: nn.Module, path: Path, *, saved_size: tuple[int, int]
             f"{path} is not a weight file, or is damaged ({type(error).__name__}); expected weights of the named "
             "architecture as .safetensors or .pt. Copy or download it again"
         ) from error
+    wrong = [name for name, value in clip.state_dict().items() if not is_finite({name: value})]
+    if wrong:
+        raise CheckpointError(
+            f"{path} holds NaN or infinity in {', '.join(wrong[:5])}; use another copy of the weights"
+        )
 
 
 def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
