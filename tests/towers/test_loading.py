@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from promptreid import load_clip
+from promptreid.errors import CheckpointError
 from promptreid.towers import loading
 from promptreid.towers.growth import resize_grid
 from promptreid.towers.loading import (
@@ -200,3 +201,12 @@ def test_folder_with_open_clips_older_name_of_weights_loads(tmp_path):
     torch.save(clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     loaded = load_clip(f"local-dir:{tmp_path}", image_size=(32, 16))
     assert torch.equal(loaded.text_projection, clip.text_projection)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weight_file_that_is_not_finite_is_refused(tmp_path, value):
+    state = load_clip("promptreid-tiny", pretrained="generated", image_size=(64, 64)).state_dict()
+    state["token_embedding.weight"][7, 7] = value
+    torch.save(state, tmp_path / "own.pt")
+    with pytest.raises(CheckpointError, match=r"own\.pt holds NaN or infinity in token_embedding\.weight"):
+        load_clip("promptreid-tiny", pretrained=str(tmp_path / "own.pt"), image_size=(64, 64))
