@@ -318,12 +318,59 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, argu
         (["--where", "folder"], "--where is 'folder', expected KEY=VALUE"),
         (["--where", "camera=1"], "no image of the gallery has camera; known are: folder"),
         (["-k", "0"], "k is 0"),
+        (["--where", "folder=nowhere"], "no image of the gallery has folder nowhere; known are: "),
     ],
 )
 def test_search_with_bad_settings_is_refused(call, index, arguments, words):
     code, _, notes = call("search", index, "a man", *arguments)
     assert code == 2
     assert words in notes
+
+
+def test_search_by_an_image_that_is_not_there_or_without_the_option_says_what_to_do(call, drawn, index):
+    code, _, notes = call("search", index, "--image", "nothere.jpg")
+    assert (code, "there is no image nothere.jpg to search by; check the path" in notes) == (2, True)
+    code, _, notes = call("search", index, "crops/p0.jpg")
+    assert (code, "give pathlib.Path('crops/p0.jpg'), or --image crops/p0.jpg on the command line" in notes) == (
+        2,
+        True,
+    )
+
+
+def test_index_names_what_is_gone_and_what_was_removed(call, drawn, tmp_path):
+    crops, own = tmp_path / "crops", tmp_path / "own"
+    for path in sorted((drawn / "imgs").rglob("*.jpg"))[:6]:
+        (crops / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, crops / path.parent.name / path.name)
+    call("index", crops, "--output", own)
+    gone, removed = sorted(crops.rglob("*.jpg"))[:2]
+    gone.unlink()
+    assert "removed 1 images; 5 are left" in call("index", "--output", own, "--remove", crops / "*" / removed.name)[1]
+    text = call("index", crops, "--output", own)[1]
+    assert (
+        f"1 indexed images are no longer on the disk; promptreid index {crops} --output {own} --prune removes" in text
+    )
+    assert (
+        f"1 images were removed from the index, and stay out; promptreid index --output {own} --restore IMAGE" in text
+    )
+    assert {f"  {gone}", f"  {removed}"} <= set(text.splitlines())
+    assert call("index", "--output", own, "--restore", removed, "--json")[1]["restored"] == 1
+    assert call("index", crops, "--output", own, "--json")[1]["added"] == 1
+    (crops / "one").mkdir()
+    shutil.copyfile(removed, crops / "one" / "new.jpg")
+    code, _, notes = call("index", crops / "one", "--output", own, "--prune")
+    assert (code, "of 6 images" in notes, "--prune-anyway" in notes) == (2, True, True)
+    assert call("index", crops / "one", "--output", own, "--prune-anyway", "--json")[1]["pictures"] == 1
+
+
+def test_check_of_an_index_finds_damage(call, index):
+    assert call("check", index)[:2] == (0, f"the index {index} is whole\n")
+    (features,) = index.glob("features-*")
+    content = bytearray(features.read_bytes())
+    content[-1] ^= 1
+    features.write_bytes(content)
+    code, answer, _ = call("check", index, "--json")
+    assert (code, answer["ok"], len(answer["problems"])) == (1, False, 1)
 
 
 def test_command_works_in_a_process_of_its_own(tmp_path):
