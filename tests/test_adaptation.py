@@ -1,6 +1,7 @@
 """The whole method in one call: what it scores, what it writes, which epochs it takes, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from promptreid import adaptation as module
 from promptreid.adaptation import claim_output, load_and_verify, preset_for
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset
+from promptreid.errors import CheckpointError
 from promptreid.synthetic import write_generated
 from promptreid.training import ablations
 
@@ -56,6 +58,34 @@ def test_adapt_scores_every_state_saves_the_model_and_resumes(data: ReIDDataset,
     assert again.histories == result.histories
     assert again.scores == result.scores
     assert load_and_verify(result, data.test).image_size == (96, 48)
+
+
+@pytest.mark.parametrize("changed", ["another annotation", "an image written again", "another base"])
+def test_adapt_on_other_data_or_another_base_is_refused_before_anything_is_scored(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    root = Path(shutil.copytree(data.root, tmp_path / "data", copy_function=shutil.copy2))
+    run: dict[str, Any] = {"output_dir": tmp_path / "run", **QUIET}
+    adapt(make_model(), load_cuhk_pedes(root), RECIPE.with_stages(epochs=(1, 0)), evaluate_test="never", **run)
+    model = make_model()
+    if changed == "another annotation":
+        annotation = root / "reid_raw.json"
+        annotation.write_text(annotation.read_text().replace("man", "person"))
+        words = r"data\.train\.annotation was '\w+', is '\w+'"
+    elif changed == "an image written again":
+        next(path for path in sorted((root / "imgs").rglob("*.jpg"))).touch()
+        words = r"images\.changed was '2\S+ \S+ UTC', is"
+    else:
+        clip = load_clip("promptreid-tiny", pretrained=None, image_size=(96, 48))
+        model, words = PromptedCLIP(clip, model.config), "base_fingerprint was"
+    monkeypatch.setattr(module, "encode_split", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(CheckpointError, match=f"holds a run of other data or of another base: .*{words}"):
+        adapt(model, load_cuhk_pedes(root), RECIPE.with_stages(epochs=(1, 0)), **run)
+
+
+def test_adapt_data_that_moved_is_the_same(data: ReIDDataset, tmp_path: Path) -> None:
+    moved = load_cuhk_pedes(Path(shutil.copytree(data.root, tmp_path / "moved", copy_function=shutil.copy2)))
+    assert moved.identity() == data.identity()
 
 
 def _image(data: ReIDDataset) -> Any:
@@ -127,7 +157,7 @@ def test_claim_output_takes_an_empty_folder_and_the_same_run_again(tmp_path: Pat
     folder = claim_output(tmp_path / "new" / "run", settings)
     (folder / "results.json").write_text("{}")
     assert claim_output(folder, settings) == folder
-    with pytest.raises(FileExistsError, match="holds a run with other settings"):
+    with pytest.raises(FileExistsError, match="holds a run with other settings: seed was 0, is 1; give"):
         claim_output(folder, {**settings, "seed": 1})
 
 

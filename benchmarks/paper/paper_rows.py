@@ -18,6 +18,7 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import ImageCache, build_image_cache
 from promptreid.data.records import ReIDDataset
 from promptreid.training import ablations
+from promptreid.training.identity import differences
 from promptreid.training.recipe import Recipe
 
 NONE = PromptConfig(text_length=0, vision_length=0)
@@ -135,16 +136,22 @@ def perform(row: str, seed: int, data: ReIDDataset, setting: Setting, resources:
     """
     path = resources.output / "results" / f"{row}-seed{seed}.json"
     settings = json.loads(json.dumps({"row": row, "seed": seed, "data": data.name, **asdict(setting)}))
-    if path.is_file():
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["settings"] != settings:
-            raise FileExistsError(f"{path} is of other settings, {result['settings']}; give another --output")
-        return result
+    identity, done = data.identity(), None
+    for other in sorted(path.parent.glob("*.json")):  # those of rows that are not wanted now, too
+        result: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
+        common = {"row": result["settings"]["row"], "seed": result["settings"]["seed"]} if other != path else {}
+        kept = {**result["settings"], "identity": result.get("identity", identity)}
+        if different := differences(kept, {**settings, **common, "identity": identity}):
+            raise FileExistsError(f"{other} is of other settings: {'; '.join(different)}; give another --output")
+        done = result if other == path else done
+    if done is not None:
+        return done
     started = time.perf_counter()
     model = make_model(row, seed, setting, device=resources.device)
     work = resources.output / "work" / path.stem
     history = train(row, model, seed, data, setting, resources, work)
-    result = {"settings": settings, "rule": "best validation mAP" if data.val else "last epoch", "history": history}
+    result = {"settings": settings, "identity": identity}
+    result |= {"rule": "best validation mAP" if data.val else "last epoch", "history": history}
     result["test"] = evaluate(model, data.test, num_workers=resources.num_workers).as_dict()
     result |= {"seconds": round(time.perf_counter() - started, 1), "made_with": made_with()}
     write_json(path, result, indent=1)

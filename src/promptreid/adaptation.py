@@ -11,13 +11,15 @@ import torch
 
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.errors import WeightsError
+from promptreid.errors import CheckpointError, WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.towers.tiny import TINY_NAME, TINY_TAG
+from promptreid.training.identity import differences, run_identity
+from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
@@ -139,6 +141,8 @@ def adapt(
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
     settings = _with_defaults(settings, model, data, progress=progress)
+    with failing_together():
+        _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
     encoded: dict[str, EncodedSplit] = {}
@@ -161,6 +165,24 @@ def adapt(
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "results.json", result.as_dict())
     return result
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Note in a folder what goes into the run, or refuse one that holds a run of something else."""
+    stamp = folder / "identity.json"
+    if stamp.is_file():
+        try:
+            found = json.loads(stamp.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{stamp} is damaged ({error}); give another output_dir") from error
+        if different := differences(found, json.loads(json.dumps(identity))):
+            raise CheckpointError(
+                f"{folder} holds a run of other data or of another base: {'; '.join(different)}. Use the earlier ones "
+                "to resume it, or give another output_dir"
+            )
+    elif is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(stamp, identity)
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
@@ -231,8 +253,10 @@ def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
             found = json.loads(stamp.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FileExistsError(f"{stamp} is damaged ({error}); give another --output, or delete {folder}") from error
-        if found != json.loads(json.dumps(settings)):
-            raise FileExistsError(f"{folder} holds a run with other settings; give another --output, or delete it")
+        if different := differences(found, json.loads(json.dumps(settings))):
+            raise FileExistsError(
+                f"{folder} holds a run with other settings: {'; '.join(different)}; give another --output, or delete it"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files; give an empty or new folder as --output")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def make_private_folder(path: Path) -> None:
 def remove_scratch(path: Path) -> None:
     """Remove what writers of `path` that were killed left beside it; call it where nobody else can be writing."""
     name = re.compile(rf"\.{re.escape(path.name.lstrip('.'))}-[0-9a-f]{{16}}")
-    for scratch in path.parent.iterdir():
+    for scratch in path.parent.glob(".*"):
         if name.fullmatch(scratch.name):
             scratch.unlink(missing_ok=True)
 
@@ -91,27 +91,31 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
     Args:
         path: The lock's file; made if it is not there, for its owner alone.
         action: What is done under it, for the error: `"saving into runs/first"`.
-        timeout_seconds: How long to wait for another process; -1 for ever.
+        timeout_seconds: How long to wait for another process; -1 for ever, 0 not at all.
 
     Raises:
-        TimeoutError: Another process held it for so long.
+        TimeoutError: Another process held it for so long; the message has its number.
         OSError: The file cannot be made, or is a link.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
         raise OSError(f"{path} is not a file of its own; remove it, and try again")
-    lock = FileLock(path, timeout=timeout_seconds, mode=0o600)
+    lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), ""
     try:
         lock.acquire()
     except Timeout as error:
-        raise TimeoutError(
-            f"another process has been {action} for {timeout_seconds:g} s; wait for it or end it, and try again"
-        ) from error
+        with suppress(OSError, UnicodeDecodeError):
+            holder = path.read_text(encoding="utf-8").strip()
+        since = f"has been {action} for {timeout_seconds:g} s" if timeout_seconds else f"is {action}"
+        number = f" (process {holder})" if holder.isdigit() else ""
+        raise TimeoutError(f"another process {since}; wait for it or end it{number}, and try again") from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _REFUSALS:
             raise
         _warn_once(path.parent, "is on a file system without locks; let one process at a time write there")
     try:
+        with suppress(OSError):
+            path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -13,7 +13,12 @@ from promptreid.prompts.config import PromptConfig
 from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
-collect_ignore = ["interrupted_run.py", "killed_run.py", "two_processes.py"]  # programs, which tests start
+collect_ignore = [
+    "failing_processes.py",
+    "interrupted_run.py",
+    "killed_run.py",
+    "two_processes.py",
+]  # programs, which tests start
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def damage(path: Path, how: str) -> None:
         ("a list", "does not say that it is of format"),
         ("foreign", "does not say that it is of format"),
         ("no position", "state.json has no position"),
-        ("newer", "is of version 99, this promptreid reads version 1"),
+        ("newer", "is of version 99, this promptreid reads versions 1 to 2"),
     ],
 )
 def test_load_checkpoint_damaged_is_refused_with_file_and_mend(

@@ -61,6 +61,23 @@ def test_interruption_leaves_alone_what_is_ignored() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_interruption_terminal_that_is_closed_is_a_wish_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test suite in the background may ignore it
+    try:
+        with Interruption(torch.device("cpu")) as held:
+            monkeypatch.setattr(os, "write", gone)
+            signal.raise_signal(signal.SIGHUP)
+            assert held.wanted()
+            with pytest.raises(SystemExit, match="129"):
+                held.exit("the checkpoint is whole")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.usefixtures("heeded")
 def test_interruption_puts_the_handlers_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

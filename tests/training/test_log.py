@@ -44,6 +44,16 @@ def test_run_log_resumed_cuts_off_what_is_done_again(tmp_path: Path, tail: str) 
     assert [entry["step"] for entry in read(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_run_log_one_damaged_line_costs_that_line_alone(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=0)
+    write(log, 1, 2, 3)
+    log.close()
+    lines = (tmp_path / "steps.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "steps.jsonl").write_text(lines[0] + lines[1][5:] + lines[2])
+    RunLog(tmp_path, make_accelerator("cpu", "no"), step=3).close()
+    assert [entry["step"] for entry in read(tmp_path)] == [1, 3]
+
+
 def test_run_log_of_a_new_run_starts_empty(tmp_path: Path) -> None:
     (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
     RunLog(tmp_path, make_accelerator("cpu", "no"), step=0).close()

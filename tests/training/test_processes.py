@@ -1,5 +1,6 @@
 """Two processes with half a batch each do what one does with the whole."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,11 +21,26 @@ def test_gather_batch_one_process_gives_the_very_tensors() -> None:
     assert gather_batch(features, ids)[1] is ids
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two_processes")
+def test_processes_of_which_one_fails_fail_together_with_the_reason(tmp_path: Path) -> None:
+    seconds = json.loads(start("failing_processes.py", tmp_path))
+    assert max(seconds.values()) < 60  # nobody waits for a process that has gone
+    said = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
+    for case, guilty, words in (
+        ("one person", 1, "ValueError: train_data holds 1 identity"),
+        ("another seed", 1, "ValueError: this process has other settings than the first: seed was 0, is 1"),
+        ("disk full", 0, "OSError: no space left on the disk"),
+        ("another folder", 1, "ValueError: this process has other settings than the first: output_dir was"),
+    ):
+        assert said.pop(f"{case}-{guilty}").startswith(words)
+        other = said.pop(f"{case}-{1 - guilty}")
+        assert other.startswith(f"PromptReidError: process {guilty} failed, and the others stop with it: {words}")
+        assert "run the same command again" in other
+    assert not said  # the whole run
+
+
+def start(program: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(folder)],
+        [sys.executable, str(Path(__file__).with_name(program)), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -32,6 +48,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    start("two_processes.py", folder)
     return folder
 
 

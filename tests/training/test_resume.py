@@ -22,6 +22,7 @@ def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], lis
     ]
     for entry in [*log, *state["position"]["history"], state["position"]["best"]]:
         del entry["seconds"]
+    del state["digest"]  # it covers the seconds, too
     return tensors, state, log
 
 

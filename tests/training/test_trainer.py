@@ -449,7 +449,15 @@ def test_trainer_folder_of_another_run_is_refused(make: Any, model: PromptedCLIP
         make(resume=False)
 
 
-def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: PromptedCLIP) -> None:
+def as_version_one(folder: Path) -> None:
+    """Let a run's checkpoints be as 0.1.0 wrote them: without digest and identity."""
+    for path in folder.glob("checkpoints/*/state.json"):
+        state = json.loads(path.read_text())
+        state = {name: value for name, value in state.items() if name not in ("digest", "identity", "encoders")}
+        path.write_text(json.dumps(state | {"version": 1}))
+
+
+def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: PromptedCLIP, tmp_path: Path) -> None:
     from promptreid.prompts.config import PromptConfig
 
     make().fit()
@@ -462,7 +470,13 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: Prompt
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
-    with pytest.raises(CheckpointError, match="belongs to another model"):
+    with pytest.raises(CheckpointError, match=r"another run: prompts\.text_length was 2, is 3\. Use the earlier"):
+        make(model=other, stages=schedule)
+    as_version_one(tmp_path / "run")  # which did not keep the prompts' setup
+    with pytest.raises(
+        CheckpointError,
+        match=r"step-000000008: it belongs to another model: text\.prompts\.tokens was 'of shape \(4, 2, 64\)', is",
+    ):
         make(model=other, stages=schedule).fit()
 
 

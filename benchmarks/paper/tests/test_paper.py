@@ -65,6 +65,12 @@ def test_results_of_other_settings_are_refused(reproduce, tmp_path):
     reproduce(*common)
     with pytest.raises(FileExistsError, match="is of other settings"):
         reproduce(*common, "--batch-size", 2)
+    other_row = ("--dry-run", "CUHK-PEDES", "--rows", "direct", "--output", tmp_path)
+    with pytest.raises(FileExistsError, match=r"zero_shot-seed0\.json is of other settings: batch_size was 4, is 2"):
+        reproduce(*other_row, "--batch-size", 2)
+    next(path for path in (tmp_path / "data" / "imgs").rglob("*.jpg")).touch()
+    with pytest.raises(FileExistsError, match=r"of other settings: identity\.\w+\.images\.changed was"):
+        reproduce(*other_row)
 
 
 def test_data_and_dry_run_exclude_each_other(reproduce, capsys):

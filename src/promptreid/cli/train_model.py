@@ -60,11 +60,12 @@ def complete_training_arguments(settings: argparse.Namespace) -> "Recipe":
 
     preset = preset_for(settings.model)
     recipe = preset.recipe.with_stages(epochs=settings.epochs, learning_rates=settings.learning_rates)
-    lowest = {"seed": 0, "num_workers": 0, "batch_size": 1, "prompt_length": 1 if recipe.stage_one_epochs else 0}
+    lowest = {"seed": 0, "num_workers": 0, "batch_size": 2, "prompt_length": 1 if recipe.stage_one_epochs else 0}
     for name, minimum in lowest.items():
         if getattr(settings, name) < minimum:
             option = f"--{name.replace('_', '-')}"
-            reason = ": stage 1 trains prompts alone" if name == "prompt_length" and minimum else ""
+            reasons = {"prompt_length": ": stage 1 trains prompts alone", "batch_size": ": pairs are compared"}
+            reason = reasons.get(name, "") if minimum else ""
             raise ValueError(f"{option} is {getattr(settings, name)}, expected at least {minimum}{reason}")
     if settings.image_size and not all(1 <= side <= LARGEST_SIDE for side in settings.image_size):
         raise ValueError(

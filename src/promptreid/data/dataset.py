@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from promptreid.data.captions import Tokenizer, mirror_caption, tokenize_captions
 from promptreid.data.image_cache import ImageCache, PixelRows
 from promptreid.data.images import open_image
-from promptreid.data.records import ReIDSplit
+from promptreid.data.records import ReIDSplit, files_identity
 from promptreid.data.transforms import TrainTransform
 from promptreid.errors import DatasetError
 
@@ -109,6 +109,16 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other data, for a run that is resumed: annotation, image files and transforms."""
+        return {
+            "captions": [self.tokens, self.images, self._mirrored_row],
+            "person_ids": self.person_ids,
+            "images": files_identity([self.files.paths[index] for index in range(len(self.files.paths))]),
+            "transform": self.files.transform,
+            "augment_tokens": self.augment_tokens,
+        }
 
     @property
     def pair_person_ids(self) -> Tensor:

@@ -1,8 +1,11 @@
 """What a data set is made of: images with captions and identities, in splits."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from promptreid.errors import DatasetError
@@ -79,6 +82,29 @@ def _against(found: SplitCounts, expected: SplitCounts | None = None) -> str:
 SPLITS = ("train", "val", "test")
 
 
+def files_identity(paths: Sequence[str | Path]) -> dict[str, object]:
+    """Number, bytes and latest change of files, and a digest of their names, sizes and times; they are not read.
+
+    Names count from the folder that all are in, so a folder may move.
+    """
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    entries: list[tuple[str, int, int]] = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            size, time = found.st_size, found.st_mtime_ns
+        except OSError:  # one that has gone is another file, too; who reads it says so
+            size, time = 0, 0
+        entries.append((os.path.relpath(path, root), size, time))
+    latest = max((time for _, _, time in entries), default=0) // 10**9
+    return {
+        "files": len(entries),
+        "bytes": sum(size for _, size, _ in entries),
+        "changed": f"{datetime.fromtimestamp(latest, timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
+        "digest": sha256(os.fsencode(repr(entries))).hexdigest()[:16],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image of a person.
@@ -142,6 +168,11 @@ class ReIDSplit:
         """Persons, images and captions."""
         return SplitCounts(self.num_identities, len(self), self.num_captions)
 
+    def identity(self) -> dict[str, object]:
+        """What tells this split from another: its annotation, and its image files as they are on the disk."""
+        annotation = repr([(record.person_id, record.captions) for record in self.records])
+        return {"annotation": sha256(annotation.encode()).hexdigest()[:16], "images": files_identity(self.paths)}
+
     def without(self, paths: Collection[Path]) -> "ReIDSplit":
         """The same split with some images left out."""
         return ReIDSplit(self.name, tuple(record for record in self.records if record.path not in paths))
@@ -171,6 +202,10 @@ class ReIDDataset:
     def splits(self) -> tuple[ReIDSplit, ...]:
         """The splits there are."""
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
+
+    def identity(self) -> dict[str, object]:
+        """What tells this data set from another: the identity of each split."""
+        return {split.name: split.identity() for split in self.splits}
 
     def summary(self) -> str:
         """One line that counts persons, images and captions of every split, against the published counts."""

@@ -86,6 +86,8 @@ class ContrastiveLoss(nn.Module):
         van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020.
     """
 
+    smallest_batch = 2  # a pair alone has no other to be told from
+
     def __init__(
         self,
         temperature: float = 0.02,
@@ -148,6 +150,8 @@ class SDMLoss(nn.Module):
     Source:
         Jiang and Ye 2023, IRRA, arXiv 2303.12501, equations 5 to 7.
     """
+
+    smallest_batch = 2
 
     def __init__(
         self, temperature: float = 0.02, *, learnable_temperature: bool = False, epsilon: float = 1e-8

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promptreid.data.samplers import EpochSampler
+from promptreid.training.interruption import HELD
 from promptreid.training.stage import Stage
 
 
@@ -84,16 +85,24 @@ class SeededItems(Dataset[dict[str, Tensor]]):
         return self.dataset[index]
 
 
-def check_training_data(dataset: Any, stages: Sequence[Stage]) -> None:
-    """Refuse persons that the stages' losses cannot tell apart, where the dataset has labels.
+def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: int) -> None:
+    """Refuse batches too small for the stages' losses, and persons that these cannot tell apart.
 
     Args:
         dataset: Its attribute `person_ids`, if it has one, holds the labels of its images or items.
         stages: The stages.
+        batch_size: Pairs per batch; a loss that needs several says so in its attribute `smallest_batch`.
 
     Raises:
-        ValueError: Fewer than two persons, or labels out of a loss's range.
+        ValueError: A batch is too small, or there are fewer than two persons, or labels out of a loss's range.
     """
+    for stage in stages:
+        for name, loss in stage.loss_modules.items():
+            if batch_size < getattr(loss, "smallest_batch", 1):
+                raise ValueError(
+                    f"batch_size is {batch_size}, but the loss {name!r} of stage {stage.name!r} compares the pairs of "
+                    f"a batch and learns nothing from so few; give at least {loss.smallest_batch}"
+                )
     person_ids = getattr(dataset, "person_ids", None)
     if not isinstance(person_ids, Tensor) or person_ids.numel() == 0:
         return
@@ -219,5 +228,5 @@ def _check_item(item: Mapping[str, Any]) -> None:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     # Ctrl-C in a terminal reaches every process; a worker that died of it would interrupt the current step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in HELD:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,35 +1,48 @@
 """Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all, and how a run resumes."""
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
     flush,
+    locked,
     remove_scratch,
     write_bytes_atomically,
     write_tensors_atomically,
 )
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.fingerprint import fingerprint
+from promptreid.training.identity import describe, differences
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
 FORMAT = "promptreid-training"
 
-VERSION = 1
+VERSION = 2  # 2 has a digest of the state, and may hold prompts without the encoders; 1 is read too
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
 NEEDED = ("settings", "position", "random")
+
+_ENCODERS = "clip."
+
+_WRITTEN, _UNFINISHED = re.compile(r"step-\d{9,}"), re.compile(r"unfinished-step-\d{9,}(-old)?")
 
 
 @dataclass
@@ -50,8 +63,8 @@ class Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Complete checkpoints of a folder, oldest first; whatever else lies beside them is not ours."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and _WRITTEN.fullmatch(path.name))
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: int = 2) -> Path:
@@ -67,7 +80,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     unfinished.mkdir()
     write_tensors_atomically(unfinished / TENSORS, checkpoint.tensors)
     state = {"format": FORMAT, "version": VERSION, "sha256": file_digest(unfinished / TENSORS), **checkpoint.state}
-    write_bytes_atomically(unfinished / STATE, json.dumps(state).encode())
+    state = json.loads(json.dumps(state))  # as it will be read
+    write_bytes_atomically(unfinished / STATE, json.dumps({**state, "digest": _digest(state)}).encode())
     if target.exists():
         _remove(target)
     unfinished.rename(target)
@@ -75,6 +89,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     for old in list_checkpoints(folder)[:-keep]:
         _remove(old)
     return target
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -85,15 +103,18 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _refusal(path, f"{STATE} cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise _refusal(path, f"{STATE} does not say that it is of format {FORMAT}")
-    if state.get("version") != VERSION:
-        raise _refusal(path, f"it is of version {state.get('version')}, this promptreid reads version {VERSION}")
+    if state.get("version") not in (1, VERSION):
+        raise _refusal(path, f"it is of version {state.get('version')}, this promptreid reads versions 1 to {VERSION}")
     missing = [name for name in NEEDED if name not in state]
     if missing:
         raise _refusal(path, f"{STATE} has no {', '.join(missing)}")
+    found = state.pop("digest", None)
+    if found != _digest(state) and (found is not None or state["version"] != 1):
+        raise _refusal(path, f"{STATE} is damaged: its digest is not that of its content")
     return cast(dict[str, Any], state)
 
 
@@ -112,10 +133,39 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _refusal(path, f"{TENSORS} cannot be read: {error}") from error
 
 
+def check_alike(saved: Any, own: Any) -> None:
+    """Refuse what was read from JSON where it is of another kind than what it is to replace; null may become anything.
+
+    Raises:
+        ValueError: Something is a number, say, and was a list.
+    """
+    kinds = [float if isinstance(each, int) and not isinstance(each, bool) else type(each) for each in (saved, own)]
+    if isinstance(own, (list, tuple)) and isinstance(saved, (list, tuple)):
+        for pair in zip(cast(Any, saved), cast(Any, own), strict=True):
+            check_alike(*pair)
+    elif isinstance(own, dict) and isinstance(saved, dict):
+        for key in cast(dict[str, Any], own).keys() & cast(dict[str, Any], saved).keys():
+            check_alike(saved[key], own[key])
+    elif own is not None and kinds[0] is not kinds[1]:
+        raise ValueError(f"found {saved!r} where {own!r} was expected")
+
+
+@contextmanager
+def readable(path: Path) -> Generator[None, None, None]:
+    """Turn whatever a checkpoint's damaged content leads to into a `CheckpointError` that says what to do."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise _refusal(path, f"its content cannot be used ({type(error).__name__}: {error})") from error
+
+
 def _clear_unfinished(folder: Path) -> None:
     """Remove what a killed run had not finished writing."""
     for path in folder.glob("unfinished-*"):
-        shutil.rmtree(path)
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path)
 
 
 def _refusal(path: Path, reason: str) -> CheckpointError:
@@ -134,6 +184,9 @@ def _remove(path: Path) -> None:
 class RunFolder:
     """A folder with `log.jsonl`, `checkpoints/` and `best.safetensors`, each written whole or not at all.
 
+    New best weights wait in `best.next.safetensors` until the checkpoint that names them is written, so that a kill
+    in between leaves those of the checkpoint before.
+
     Args:
         path: The folder; made when something is first written.
         keep: Number of checkpoints that are kept.
@@ -144,12 +197,53 @@ class RunFolder:
         self.keep = keep
         self.checkpoints: Path = self.path / "checkpoints"
         self.best: Path = self.path / "best.safetensors"
+        self._next_best: Path = self.path / "best.next.safetensors"
+        self._lock: Path = self.path / ".training.lock"
+        self._held: os.stat_result | None = None
 
-    def find(self, settings: dict[str, Any], *, resume: bool) -> Path | None:
-        """The checkpoint to resume from, if there is one.
+    @contextmanager
+    def held(self, newest: Path | None) -> Generator[None, None, None]:
+        """Let no other process train in the folder meanwhile.
+
+        Args:
+            newest: The newest checkpoint, as far as this process knows.
 
         Raises:
-            CheckpointError: The folder holds a run with other settings, or any run where `resume` is False.
+            TimeoutError: Another process trains there; the message has its number.
+            CheckpointError: Another process has trained there in between.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self._lock, action=f"training in {self.path}", timeout_seconds=0):
+            if [newest] != (list_checkpoints(self.checkpoints)[-1:] or [None]):
+                raise CheckpointError(
+                    f"another process has trained in {self.path} since this trainer was made; run the same command "
+                    "again to resume from there, or give another output_dir"
+                )
+            self._held = self._lock.stat()
+            yield
+
+    def check_held(self) -> None:
+        """Notice a folder that was deleted or replaced under a run, which would end with a part of its files.
+
+        Raises:
+            CheckpointError: It was.
+        """
+        if self._held is not None and not (self._lock.exists() and os.path.samestat(self._held, self._lock.stat())):
+            raise CheckpointError(
+                f"{self.path} was deleted or replaced while the run trained in it, so nothing more is written there; "
+                "start the run again"
+            )
+
+    def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
+        """The checkpoint to resume from, if there is one.
+
+        Args:
+            settings: Settings that every version has kept.
+            identity: What else a run must have in common; a version that did not keep an entry is not held to it.
+            resume: Whether a run may be resumed.
+
+        Raises:
+            CheckpointError: The folder holds another run; every difference is listed. Or any, where `resume` is False.
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
@@ -158,12 +252,24 @@ class RunFolder:
             raise CheckpointError(
                 f"output_dir {self.path} holds a run already; give another folder, or resume=True to resume it"
             )
-        _check_settings(read_state(found[-1])["settings"], settings, found[-1])
+        with readable(found[-1]):
+            state = read_state(found[-1])
+            kept = state.get("identity", {})
+            now = {**settings, **{name: value for name, value in identity.items() if name in kept}}
+            different = differences({**state["settings"], **kept}, now)
+        if different:
+            raise CheckpointError(
+                f"the checkpoint {found[-1]} belongs to another run: {'; '.join(different)}. Use the earlier settings "
+                "and files to resume it, or give another output_dir to start a new run"
+            )
         return found[-1]
 
     def save(self, checkpoint: Checkpoint, history: Sequence[dict[str, Any]], *, step: int) -> Path:
-        """Write a checkpoint, then the log."""
+        """Write a checkpoint, then take its best weights into use, then write the log."""
+        self.check_held()
         path = save_checkpoint(checkpoint, self.checkpoints, step=step, keep=self.keep)
+        if self._next_best.exists():
+            self._next_best.replace(self.best)
         self.write_log(history)
         return path
 
@@ -172,27 +278,40 @@ class RunFolder:
         content = "".join(json.dumps(entry) + "\n" for entry in history)
         write_bytes_atomically(self.path / "log.jsonl", content.encode())
 
-    def repair(self, history: Sequence[dict[str, Any]]) -> None:
+    def repair(self, position: "Position") -> None:
         """Repair what a kill left behind: unfinished files, and a log without its last line."""
         _clear_unfinished(self.checkpoints)
-        for name in (self.best.name, "log.jsonl", "steps.jsonl"):
+        for name in (self.best.name, self._next_best.name, "log.jsonl", "steps.jsonl"):
             remove_scratch(self.path / name)
-        self.write_log(history)
+        if self._next_best.exists():
+            if file_digest(self._next_best) == position.best_sha256:
+                self._next_best.replace(self.best)
+            else:
+                self._next_best.unlink()
+        if position.step:
+            self.write_log(position.history)
 
-    def save_best(self, model: nn.Module) -> None:
-        """Keep a model's weights as the best so far."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_tensors_atomically(self.best, model.state_dict())
+    def save_best(self, weights: Mapping[str, Tensor]) -> str:
+        """Keep weights as the best so far, once the next checkpoint is written; returns the file's SHA-256."""
+        self.check_held()
+        write_tensors_atomically(self._next_best, weights)
+        return file_digest(self._next_best)
 
-    def load_best(self, model: nn.Module) -> None:
+    def load_best(self, model: PromptedCLIP, *, digest: str | None) -> None:
         """Load the best weights.
 
+        Args:
+            model: The model.
+            digest: SHA-256 of the file; None for a run of a version that did not keep it.
+
         Raises:
-            CheckpointError: There are none yet, or the file is damaged or belongs to another model.
+            CheckpointError: There are none yet, or the file is damaged or belongs to another model or run.
         """
         try:
-            model.load_state_dict(load_file(self.best))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            if digest is not None and file_digest(self.best) != digest:
+                raise CheckpointError("its SHA-256 is not the one that the checkpoint holds")
+            load_weights(model, load_file(self.best))
+        except (OSError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
                 f"cannot load the weights {self.best}: {error}; they are written once evaluate has given a best_metric"
             ) from error
@@ -211,6 +330,7 @@ class Position:
         seconds: Time spent on this epoch so far.
         history: One entry per epoch; the lines of the log.
         best: The entry with the best score of this stage so far.
+        best_sha256: SHA-256 of the file of its weights.
     """
 
     stage: int = 0
@@ -221,6 +341,7 @@ class Position:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     best: dict[str, Any] | None = None
+    best_sha256: str | None = None
 
     @property
     def between_stages(self) -> bool:
@@ -231,6 +352,23 @@ class Position:
     def means(self) -> dict[str, float]:
         """The epoch's mean losses so far."""
         return {name: value / self.batch for name, value in self.sums.items()}
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Refuse numbers that no run of these stages comes to.
+
+        Raises:
+            ValueError: A value is of another kind, or out of range.
+        """
+        epochs = [stage.epochs for stage in stages][self.stage : self.stage + 1] or [1]
+        counts = (self.stage, self.epoch, self.batch, self.step)
+        best: Any = {"epoch": 0, "step": 0, "scores": {}} if self.best is None else self.best
+        check_alike(list(counts), [0, 0, 0, 0])
+        check_alike([self.seconds, *self.sums.values()], [0.0] * (1 + len(self.sums)))
+        check_alike(
+            [best["epoch"], best["step"], best["scores"], *self.history], [0, 0] + [{}] * (1 + len(self.history))
+        )
+        if min(counts) < 0 or self.stage > len(stages) or self.epoch >= epochs[0]:
+            raise ValueError(f"stage, epoch, batch and step are {counts}")
 
     def end_step(self, losses: Mapping[str, float], *, seconds: float) -> None:
         """Add one step's losses to the epoch's."""
@@ -246,10 +384,41 @@ class Position:
             self.stage, self.epoch = self.stage + 1, 0
 
 
-def capture(model: nn.Module, stages: Sequence[Stage], position: Position, running: RunningStage | None) -> Checkpoint:
+def kept_weights(model: PromptedCLIP, stages: Sequence[Stage]) -> dict[str, Tensor]:
+    """A model's weights, without its encoders' where none of the stages trains them: whoever resumes has those."""
+    whole = any(stage.trains_encoders for stage in stages)
+    return {name: value for name, value in model.state_dict().items() if whole or not name.startswith(_ENCODERS)}
+
+
+def load_weights(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `kept_weights` kept.
+
+    Raises:
+        CheckpointError: Names or shapes are not this model's.
+    """
+    whole = any(name.startswith(_ENCODERS) for name in tensors)
+    own = {name: value for name, value in model.state_dict().items() if whole or not name.startswith(_ENCODERS)}
+    shapes = [{name: f"of shape {tuple(value.shape)}" for name, value in each.items()} for each in (tensors, own)]
+    if different := differences(*shapes):
+        more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+        raise CheckpointError(f"it belongs to another model: {'; '.join(different[:5])}{more}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def encoders_digest(model: PromptedCLIP) -> str:
+    """A short text that differs where the encoders were trained further or are others."""
+    return describe(torch.tensor(fingerprint(model.clip)))
+
+
+def capture(
+    model: PromptedCLIP, stages: Sequence[Stage], position: Position, running: RunningStage | None
+) -> Checkpoint:
     """Put model, heads, optimiser, scheduler and position into a checkpoint; `running` is None between stages."""
     checkpoint = Checkpoint(state={"position": asdict(position)})
-    checkpoint.add("model", model.state_dict())
+    weights = kept_weights(model, stages[: position.stage + 1])
+    checkpoint.add("model", weights)
+    if not any(name.startswith(_ENCODERS) for name in weights):
+        checkpoint.state["encoders"] = encoders_digest(model)
     for index, stage in enumerate(stages):
         checkpoint.add(f"losses.{index}", stage.loss_modules.state_dict())
     if running is not None:
@@ -259,63 +428,43 @@ def capture(model: nn.Module, stages: Sequence[Stage], position: Position, runni
     return checkpoint
 
 
-def restore(checkpoint: Checkpoint, path: Path, model: nn.Module, stages: Sequence[Stage]) -> Position:
+def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Sequence[Stage]) -> Position:
     """Load model and heads, and return where the run stood.
 
     Raises:
-        CheckpointError: The weights belong to another model.
+        CheckpointError: The weights belong to another model, or the content is damaged.
     """
+    position = Position(**checkpoint.state["position"])
+    position.check(stages)
     try:
-        model.load_state_dict(checkpoint.take("model"))
-        for index, stage in enumerate(stages):
-            stage.loss_modules.load_state_dict(checkpoint.take(f"losses.{index}"))
-    except RuntimeError as error:
+        encoders = checkpoint.state.get("encoders")
+        if encoders is not None and encoders != encoders_digest(model):
+            raise CheckpointError(
+                "it holds prompts alone, and the encoders of this model are not those that they were trained with; "
+                "load the model anew"
+            )
+        load_weights(model, checkpoint.take("model"))
+    except CheckpointError as error:
         raise CheckpointError(
-            f"the checkpoint {path} belongs to another model: {error}; continue with the model it was written by, or "
-            "give another output_dir"
+            f"cannot resume from the checkpoint {path}: {error}; continue with the model it was written by, or give "
+            "another output_dir"
         ) from error
-    return Position(**checkpoint.state["position"])
+    for index, stage in enumerate(stages):
+        stage.loss_modules.load_state_dict(checkpoint.take(f"losses.{index}"))
+    return position
 
 
 def restore_running(checkpoint: Checkpoint, running: RunningStage, *, between_stages: bool) -> None:
     """Load optimiser and scheduler of a stage that had begun, and the gradient scaler."""
     if not between_stages:
+        check_alike(
+            checkpoint.state["optimizer"]["param_groups"], _optimizer_state(running.optimizer)[1]["param_groups"]
+        )
+        check_alike(checkpoint.state["scheduler"], running.scheduler.state_dict())
         _set_optimizer_state(running.optimizer, checkpoint.take("optimizer"), checkpoint.state["optimizer"])
         running.scheduler.load_state_dict(checkpoint.state["scheduler"])
     if running.scaler is not None:
         running.scaler.load_state_dict(checkpoint.state["scaler"])
-
-
-def _check_settings(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    """Refuse to resume from a checkpoint of a run with other settings.
-
-    Raises:
-        CheckpointError: Settings differ; all of them are listed.
-    """
-    before, now = _flatten(saved), _flatten(current)
-    differences = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
-        raise CheckpointError(
-            f"the checkpoint {path} belongs to another run: {'; '.join(differences)}. Use the earlier settings to "
-            "resume it, or give another output_dir to start a new run"
-        )
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flatten(item, f"{name}.{key}" if name else key)
-    return flat
 
 
 def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,23 +1,25 @@
-"""Ctrl-C and SIGTERM, held back until a checkpoint has been written."""
+"""Ctrl-C, SIGTERM and SIGHUP, held back until a checkpoint has been written."""
 
 import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a scheduler, and a terminal that was closed; Windows has no SIGHUP.
+HELD = tuple(number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)
 # Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process; torchrun, and accelerate which uses it, then
 # send the same signal to their processes once more. A second signal counts only after this time.
 _PASSED_ON_SECONDS = 3.0
 
 
 class Interruption:
-    """Inside the block the first SIGINT or SIGTERM is only noted; a second one acts at once.
+    """Inside the block the first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once.
 
     Under `torchrun` a second one counts from three seconds after the first, because its launcher passes each on.
     Signals reach the main thread alone, so in another thread nothing is held back.
@@ -36,7 +38,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
             # An ignored signal stays ignored: a shell hides the terminal's Ctrl-C from background programs.
-            heeded = [number for number in _HELD if signal.getsignal(number) != signal.SIG_IGN]
+            heeded = [number for number in HELD if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
@@ -81,4 +83,5 @@ class Interruption:
 
 def _say(message: str) -> None:
     # Not through sys.stderr: the signal may have interrupted a write to it.
-    os.write(2, f"\npromptreid: {message}\n".encode())
+    with suppress(OSError):  # the terminal may be what was closed
+        os.write(2, f"\npromptreid: {message}\n".encode())

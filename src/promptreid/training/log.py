@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -129,11 +130,7 @@ def _lines_until(path: Path, step: int) -> list[str]:
         return []
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            whole = line.endswith("\n") and json.loads(line)["step"] <= step
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
-            break
-        kept.append(line)
+        with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged line, and no other, is lost
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
     return kept

@@ -1,6 +1,7 @@
 """Several processes as one: devices, precision, and features gathered with their gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from promptreid.errors import missing_extra
+from promptreid.errors import PromptReidError, missing_extra
 from promptreid.training.log import check_trackers
 
 if TYPE_CHECKING:
@@ -75,6 +76,28 @@ def all_ranks(value: Item) -> list[Item]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def failing_together() -> Generator[None, None, None]:
+    """Let no process wait for one that fails in the block; inside, nothing may be done by all together.
+
+    Raises:
+        PromptReidError: Another process failed. A process's own error is raised as it is.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    told = all_ranks(None if own is None else f"{type(own).__name__}: {own}")
+    if own is not None:
+        raise own
+    for rank, words in enumerate(told):
+        if words is not None:
+            raise PromptReidError(
+                f"process {rank} failed, and the others stop with it: {words}; mend that and run the same command again"
+            )
 
 
 class _GatherWithGradient(torch.autograd.Function):

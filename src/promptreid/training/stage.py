@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.functional import check_labels
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.identity import describe
 from promptreid.training.parameters import LayerDepths, Part, part_modules, part_parameters, parts_parameters
 
 
@@ -193,6 +195,16 @@ class Stage:
                         f"train_data does not fit the loss {name!r} of stage {self.name!r}, made for num_identities="
                         f"{loss.num_identities}: {error}"
                     ) from error
+
+    @property
+    def trains_encoders(self) -> bool:
+        """Whether anything but prompts trains in the model."""
+        return not all(part.endswith("prompts") for part in self.trains)
+
+    @cached_property
+    def loss_settings(self) -> dict[str, Any]:
+        """The losses' own settings, as they were when first asked for: training may change what a loss holds."""
+        return {name: describe(module) for name, module in self.loss_modules.items()}
 
     def settings(self) -> dict[str, Any]:
         """What a run must have in common with a checkpoint to resume from it, as JSON holds it."""

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptreid.errors import CheckpointError
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating, recomputed_activations
 from promptreid.training.batches import (
@@ -31,13 +32,17 @@ from promptreid.training.checkpoint import (
     Position,
     RunFolder,
     capture,
+    kept_weights,
     load_checkpoint,
+    read_state,
+    readable,
     restore,
     restore_running,
 )
+from promptreid.training.identity import differences, run_identity
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog
-from promptreid.training.processes import all_ranks, first_rank, make_accelerator
+from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
@@ -52,8 +57,9 @@ class Trainer:
     """Runs stages one after another, on one device or, under `accelerate launch` or `torchrun`, on many.
 
     A killed run resumes from its last checkpoint when the same command is run again, and ends as it would have ended
-    (bit for bit on the CPU). Ctrl-C and SIGTERM finish the current step, write a checkpoint and leave the program;
-    the same command resumes from there.
+    (bit for bit on the CPU). Ctrl-C, SIGTERM and SIGHUP finish the current step, write a checkpoint and leave the
+    program; the same command resumes from there. What went into the run (data, base, losses, settings) is kept with
+    it, and a run is not resumed with anything else.
 
     Each stage ends with the weights of its best epoch by `best_metric`, or, without one, of its last; `history` and
     the log say which.
@@ -141,7 +147,6 @@ class Trainer:
         )
         if best_metric is not None and evaluate is None:
             raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
-        check_training_data(train_data, stages)
         self.model = model
         self.stages: list[Stage] = list(stages)
         self.folder: RunFolder = RunFolder(output_dir, keep=keep_checkpoints)
@@ -156,19 +161,24 @@ class Trainer:
         self.checkpoint_every_steps = checkpoint_every_steps
         self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
         self._bars = progress and self._accelerator.is_main_process
-        self._batches = Batches(
-            train_data,
-            batch_size=batch_size,
-            seed=seed,
-            make_sampler=make_sampler,
-            num_workers=num_workers,
-            num_replicas=self._accelerator.num_processes,
-            rank=self._accelerator.process_index,
-            pin_memory=self._accelerator.device.type == "cuda",
-        )
-        self._settings = self._checkpoint_settings()
         self.position: Position = Position()
-        self.last_checkpoint: Path | None = self.folder.find(self._settings, resume=resume)
+        self.last_checkpoint: Path | None = None
+        with failing_together():
+            check_training_data(train_data, stages, batch_size=batch_size)
+            self._batches = Batches(
+                train_data,
+                batch_size=batch_size,
+                seed=seed,
+                make_sampler=make_sampler,
+                num_workers=num_workers,
+                num_replicas=self._accelerator.num_processes,
+                rank=self._accelerator.process_index,
+                pin_memory=self._accelerator.device.type == "cuda",
+            )
+            self._settings, self._identity = self._describe(train_data, make_sampler)
+            if self._accelerator.is_main_process:
+                self.last_checkpoint = self.folder.find(self._settings, self._identity, resume=resume)
+        self._agree()
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -189,20 +199,21 @@ class Trainer:
         Raises:
             CheckpointError: The checkpoint to resume from is damaged or belongs to another model.
             FloatingPointError: A loss or gradient is no longer finite.
-            SystemExit: Ctrl-C or SIGTERM; a checkpoint has been written.
+            TimeoutError: Another process trains in `output_dir`.
+            SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
         """
-        checkpoint = self._begin()
-        log = RunLog(self.folder.path, self._accelerator, step=self.position.step)
-        try:
-            with (
-                Interruption(self._accelerator.device) as held,
-                recomputed_activations(self.model.clip, enable=self.gradient_checkpointing),
-            ):
-                for stage in self.stages[self.position.stage :]:
-                    self._run_stage(stage, checkpoint, log, held)
-                    checkpoint = None
-        finally:
-            log.close()
+        with ExitStack() as stack:
+            with failing_together():
+                if self._accelerator.is_main_process:
+                    stack.enter_context(self.folder.held(self.last_checkpoint))
+            with failing_together():
+                checkpoint = self._begin()
+                log = stack.enter_context(closing(RunLog(self.folder.path, self._accelerator, step=self.position.step)))
+            held = stack.enter_context(Interruption(self._accelerator.device))
+            stack.enter_context(recomputed_activations(self.model.clip, enable=self.gradient_checkpointing))
+            for stage in self.stages[self.position.stage :]:
+                self._run_stage(stage, checkpoint, log, held)
+                checkpoint = None
         self.model.eval()
         return self.history
 
@@ -212,16 +223,33 @@ class Trainer:
         Raises:
             CheckpointError: There are none yet, or the file is damaged.
         """
-        self.folder.load_best(self.model)
+        self.folder.load_best(self.model, digest=self.position.best_sha256)
+
+    def _agree(self) -> None:
+        """Take the first process's checkpoint, and stop all processes where one has other settings or files.
+
+        Data on disks of their own may have other times, so what the first process says of its data counts alone.
+        """
+        mine = {**self._settings, **self._identity, "data": None, "output_dir": str(self.folder.path)}
+        settings, self.last_checkpoint, content = first_rank(
+            (mine, self.last_checkpoint, self.last_checkpoint and read_state(self.last_checkpoint))
+        )
+        with failing_together():
+            different = differences(settings, mine)
+            if different:
+                raise ValueError(f"this process has other settings than the first: {'; '.join(different)}")
+            if self.last_checkpoint is not None and read_state(self.last_checkpoint) != content:
+                raise CheckpointError(f"{self.last_checkpoint} is another checkpoint here than in the first process")
 
     def _begin(self) -> Checkpoint | None:
         """Load the last checkpoint if there is one, else seed the generators."""
         checkpoint = None
         if self.last_checkpoint is not None:
             checkpoint = load_checkpoint(self.last_checkpoint)
-            self.position = restore(checkpoint, self.last_checkpoint, self.model, self.stages)
-            if self._accelerator.is_main_process:
-                self.folder.repair(self.history)
+            with readable(self.last_checkpoint):
+                self.position = restore(checkpoint, self.last_checkpoint, self.model, self.stages)
+        if self._accelerator.is_main_process:
+            self.folder.repair(self.position)
         self.model.to(self._accelerator.device)
         if checkpoint is None:
             # Dropout differs between processes; everything that must not differ is seeded elsewhere.
@@ -240,11 +268,12 @@ class Trainer:
             compile=self.compile,
         )
         if self.position.between_stages:
-            self.position.best = None
-        if checkpoint is not None:
-            restore_running(checkpoint, running, between_stages=self.position.between_stages)
+            self.position.best = self.position.best_sha256 = None
+        if checkpoint is not None and self.last_checkpoint is not None:
             rank = self._accelerator.process_index
-            set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+            with readable(self.last_checkpoint):
+                restore_running(checkpoint, running, between_stages=self.position.between_stages)
+                set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
         for _ in range(self.position.epoch, stage.epochs):
             self._run_epoch(running, log, held)
             self._end_epoch(running, log)
@@ -335,18 +364,20 @@ class Trainer:
         metric, best = self.best_metric, self.position.best
         if metric is None or (best is not None and entry["scores"][metric] <= best["scores"][metric]):
             return
-        self.position.best = entry
-        if self._accelerator.is_main_process:
-            self.folder.save_best(self.model)
+        digest = None
+        with failing_together():
+            if self._accelerator.is_main_process:
+                digest = self.folder.save_best(kept_weights(self.model, self.stages[: self.position.stage + 1]))
+        self.position.best, self.position.best_sha256 = entry, first_rank(digest)
 
     def _choose(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Load the weights with which the stage ends; returns which they are and by what rule."""
         metric, best = self.best_metric, self.position.best
         chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
         if metric is not None and best is not None:
-            self._accelerator.wait_for_everyone()
             if best["step"] != entry["step"]:
-                self.folder.load_best(self.model)
+                with failing_together():
+                    self.load_best()
             chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
             chosen[metric] = best["scores"][metric]
         _log.info("stage %s ends with the weights of epoch %d (%s)", entry["stage"], chosen["epoch"], chosen["rule"])
@@ -356,21 +387,23 @@ class Trainer:
         """Write a checkpoint; `running` is None between stages."""
         everyone: list[tuple[dict[str, Tensor], dict[str, Any]]] = all_ranks(random_state())
         path = None
-        if self._accelerator.is_main_process:
-            checkpoint = capture(self.model, self.stages, self.position, running)
-            checkpoint.state |= {"settings": self._settings, "random": [state for _, state in everyone]}
-            if self._accelerator.scaler is not None:  # one scaler serves all stages
-                checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
-            for rank, (states, _) in enumerate(everyone):
-                checkpoint.add(f"random.{rank}", states)
-            path = self.folder.save(checkpoint, self.history, step=self.position.step)
+        with failing_together():
+            if self._accelerator.is_main_process:
+                checkpoint = capture(self.model, self.stages, self.position, running)
+                checkpoint.state |= {"settings": self._settings, "identity": self._identity}
+                checkpoint.state["random"] = [state for _, state in everyone]
+                if self._accelerator.scaler is not None:  # one scaler serves all stages
+                    checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
+                for rank, (states, _) in enumerate(everyone):
+                    checkpoint.add(f"random.{rank}", states)
+                path = self.folder.save(checkpoint, self.history, step=self.position.step)
         self.last_checkpoint = first_rank(path)  # every process names it in errors, and waits here until it is written
 
     def _leave(self, held: Interruption) -> None:
         held.exit(f"the checkpoint is {self.last_checkpoint}; run the same command again to resume")
 
-    def _checkpoint_settings(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with this run."""
+    def _describe(self, train_data: Any, make_sampler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint must have in common with this run: what version 0.1.0 kept, and the rest."""
         settings = {
             **self._batches.settings(),
             "seed": self.seed,
@@ -378,7 +411,17 @@ class Trainer:
             "mixed_precision": self._accelerator.mixed_precision,
             "stages": [stage.settings() for stage in self.stages],
         }
-        return json.loads(json.dumps(settings))
+        identity = run_identity(
+            self.model,
+            train_data,
+            losses=[stage.loss_settings for stage in self.stages],
+            make_sampler=make_sampler,
+            chunk_size=self.chunk_size,
+            evaluate=self.evaluate is not None,
+            evaluate_every_epoch=self.evaluate_every_epoch,
+            best_metric=self.best_metric,
+        )
+        return json.loads(json.dumps(settings)), json.loads(json.dumps(identity))
 
 
 def _check_counts(minimum: int, **counts: int | None) -> None:

@@ -1,0 +1,144 @@
+"""What makes a run this run and no other: data, base, losses and settings as JSON, and how two runs differ."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from functools import partial
+from hashlib import sha256
+from inspect import isclass, isroutine
+from pathlib import PurePath
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.fingerprint import pack_fingerprint
+
+_DEPTH = 6
+_SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is kept
+_NOT_SETTINGS = {*vars(nn.Module()), "training"}
+
+
+def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[str, Any]:
+    """What a run that is resumed must have in common with the one that was stopped.
+
+    Args:
+        model: The model; its base, its prompts' setup and its dropout count, not what was learnt.
+        train_data: What its method `identity` returns, if it has one, tells its content from another's.
+        **settings: Whatever else makes two runs end differently.
+    """
+    dropout = {
+        f"{name}.{key}": value
+        for name, module in model.clip.named_modules()
+        for key, value in vars(module).items()
+        if "drop" in f"{type(module).__name__}.{key}".lower() and isinstance(value, float) and value
+    }
+    identity = {
+        "data": _data_identity(train_data),
+        "base_fingerprint": _digest(pack_fingerprint(model.base_fingerprint, exact=True).encode()),
+        "prompts": asdict(model.config),
+        "dropout": dropout,
+        **settings,
+    }
+    return cast(dict[str, Any], describe(identity))
+
+
+def differences(before: Any, now: Any) -> list[str]:
+    """One sentence for each entry in which two descriptions differ: `"batch_size was 4, is 5"`."""
+    old, new = _flatten(before), _flatten(now)
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]
+
+
+def describe(value: Any, *, depth: int = _DEPTH) -> Any:
+    """A value as JSON holds it, so that what was set differently differs, and the same is the same in every process.
+
+    Modules and callable objects are their class and attributes, tensors their numbers or a digest; parameters, which
+    train, do not count. A module's own method `settings` is preferred.
+
+    Example:
+        >>> import torch
+        >>> describe({"loss": torch.nn.Dropout(0.5), "weights": torch.tensor([1.0, 2.0])})
+        {'loss': {'class': 'Dropout', 'p': 0.5, 'inplace': False}, 'weights': [1.0, 2.0]}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else repr(value)  # NaN would differ from itself
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return _tensor(torch.as_tensor(value))
+    within = partial(describe, depth=depth - 1)
+    if isinstance(value, (Enum, PurePath, torch.dtype, torch.device)):
+        return str(value)
+    if depth == 0:
+        return _name(value)
+    if isinstance(value, Mapping):
+        return {str(key): within(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, AbstractSet):
+        return sorted(json.dumps(within(item)) for item in cast(AbstractSet[Any], value))
+    if isinstance(value, Sequence):
+        return _short([within(item) for item in cast(Sequence[Any], value)])
+    return _describe_object(value, within)
+
+
+def _describe_object(value: Any, within: Any) -> Any:
+    if isinstance(value, partial):
+        return {"class": within(value.func), "arguments": within(value.args), **within(value.keywords)}
+    named = {"class": _name(value)}
+    if isroutine(value) or isclass(value):
+        cells = getattr(value, "__closure__", None) or ()
+        return named | ({"closure": within([cell.cell_contents for cell in cells])} if cells else {})
+    if isinstance(value, nn.Module) and callable(own := getattr(value, "settings", None)):
+        return named | within({"settings": own()})
+    if isinstance(value, nn.Module):
+        kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
+        return named | within({**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())})
+    # Of other objects, such as a logger, nobody knows whether what they hold was set or only happened.
+    telling = (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__")
+    return named | (within(vars(value)) if telling else {})
+
+
+def _name(value: Any) -> str:
+    # Without its module, which may be another in the next version.
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _tensor(value: Tensor) -> Any:
+    value = value.detach().cpu().contiguous()
+    if value.numel() <= _SHOWN:
+        return describe(value.tolist())
+    return f"{tuple(value.shape)} {value.dtype} {_digest(value.reshape(-1).view(torch.uint8).numpy().tobytes())}"
+
+
+def _short(items: list[Any]) -> Any:
+    return items if len(items) <= _SHOWN else f"{len(items)} items {_digest(json.dumps(items).encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()[:16]
+
+
+def _data_identity(dataset: Any) -> Any:
+    """What a dataset, or the one that it is a part of, says of its content."""
+    if callable(own := getattr(dataset, "identity", None)):
+        return own()
+    inner = getattr(dataset, "dataset", None)
+    return None if inner is None else {**(_data_identity(inner) or {}), "indices": getattr(dataset, "indices", None)}
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in cast(dict[Any, Any], value).items()]
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(cast(list[Any], value))]
+    else:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flatten(item, f"{name}.{key}" if name else key)
+    return flat

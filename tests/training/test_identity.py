@@ -1,0 +1,286 @@
+"""A run is resumed only with what went into it, by one process at a time, and from files that are what was written."""
+
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from promptreid.data.samplers import IdentitySampler
+from promptreid.errors import CheckpointError
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.checkpoint import RunFolder, list_checkpoints
+from promptreid.training.identity import describe, differences
+from promptreid.training.stage import Stage
+
+
+class Margin(torch.nn.Module):
+    """A loss from outside the package, which says nothing of its settings."""
+
+    def __init__(self, margin: float, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+        self.register_buffer("weight", torch.full((3,), weight))
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        return (self.margin - images.mean()).square() * self.weight.sum()
+
+
+def prompts_only(model: PromptedCLIP, loss: torch.nn.Module, epochs: int = 1) -> list[Stage]:
+    return [Stage("first", model, trains=["prompts"], losses={"m": loss}, epochs=epochs)]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Margin(50.0), r"losses\.0\.m\.margin was 1\.0, is 50\.0"),
+        (Margin(1.0, weight=2.0), r"losses\.0\.m\.weight\.0 was 1\.0, is 2\.0"),
+    ],
+)
+def test_trainer_loss_of_other_settings_is_refused(make: Any, model: PromptedCLIP, other: Margin, message: str) -> None:
+    make(stages=prompts_only(model, Margin(1.0))).fit()
+    make(stages=prompts_only(model, Margin(1.0))).fit()
+    with pytest.raises(CheckpointError, match=message):
+        make(stages=prompts_only(model, other))
+
+
+class Told:
+    """A callable object; its address must not count, its settings must."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "make_value",
+    [
+        lambda scale: Told(scale),
+        lambda scale: partial(Told, scale),
+        lambda scale: lambda: scale,
+        lambda scale: torch.full((99,), scale),
+        lambda scale: {"a": [Path("b"), {scale}, torch.float16, float("nan")]},
+        lambda scale: torch.nn.Sequential(torch.nn.Dropout(scale / 10)),
+        lambda scale: [scale] * 99,
+    ],
+)
+def test_describe_differs_where_a_setting_does_and_nowhere_else(make_value: Any) -> None:
+    one, same, other = (json.loads(json.dumps(describe(make_value(scale)))) for scale in (1.0, 1.0, 2.0))
+    assert one == same
+    assert differences(one, other)
+
+
+class Known(torch.utils.data.Dataset[Any]):
+    """Data that says what it is."""
+
+    def __init__(self, pairs: Any, content: str) -> None:
+        self.pairs, self.content = pairs, content
+
+    def identity(self) -> dict[str, str]:
+        return {"annotation": self.content}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index]
+
+
+def test_trainer_other_data_is_refused_also_behind_a_subset(make: Any, pairs: Any) -> None:
+    def some(content: str, *, first: int = 0) -> Any:
+        return torch.utils.data.Subset(Known(pairs, content), [first, *range(1, 8)])
+
+    make(train_data=some("one")).fit()
+    make(train_data=some("one")).fit()
+    with pytest.raises(CheckpointError, match=r"data\.annotation was 'one', is 'two'"):
+        make(train_data=some("two"))
+    with pytest.raises(CheckpointError, match=r"data\.indices\.0 was 0, is 9"):
+        make(train_data=some("one", first=9))
+
+
+def sampler(pairs: Any, identities: int) -> Any:
+    return partial(
+        IdentitySampler, pairs.person_ids, identities_per_batch=identities, pairs_per_identity=4 // identities
+    )
+
+
+def test_trainer_every_difference_is_listed(make: Any, model: PromptedCLIP, pairs: Any) -> None:
+    scored = {"evaluate": lambda _: {"mAP": 0.5}, "evaluate_every_epoch": True, "best_metric": "mAP"}
+    make(**scored, make_sampler=sampler(pairs, 2)).fit()
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.25)
+    with pytest.raises(CheckpointError) as caught:
+        make(chunk_size=2, make_sampler=sampler(pairs, 4))
+    for words in (
+        "best_metric was 'mAP', is None",
+        "chunk_size was None, is 2",
+        "dropout.visual.patch_dropout.p was None, is 0.25",
+        "evaluate was True, is False",
+        "evaluate_every_epoch was True, is False",
+        "make_sampler.identities_per_batch was 2, is 4",
+    ):
+        assert words in str(caught.value)
+
+
+def test_trainer_another_base_is_refused(make: Any, model: PromptedCLIP) -> None:
+    make(stages=prompts_only(model, Margin(1.0))).fit()
+    clip = copy.deepcopy(model).detach()
+    torch.nn.init.normal_(clip.visual.proj)
+    other = PromptedCLIP(clip, model.config)
+    with pytest.raises(CheckpointError, match="base_fingerprint was"):
+        make(model=other, stages=prompts_only(other, Margin(1.0)))
+
+
+def test_trainer_frozen_encoders_are_not_kept_but_must_be_the_same(
+    make: Any, model: PromptedCLIP, tmp_path: Path
+) -> None:
+    scored = {"evaluate": lambda _: {"mAP": 0.5}, "best_metric": "mAP"}
+    trainer = make(stages=prompts_only(model, Margin(1.0)), **scored)
+    trainer.fit()
+    (path,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    for file, prefix in ((path / "state.safetensors", "model."), (tmp_path / "run" / "best.safetensors", "")):
+        names = {name for name in load_file(file) if prefix == "" or name.startswith(prefix)}
+        assert names == {f"{prefix}vision.prompts.tokens", f"{prefix}text.prompts.tokens"}
+    learnt = model.prompt_state_dict()["text.prompts.tokens"].clone()
+    for again in (make(stages=prompts_only(model, Margin(1.0)), **scored).fit, trainer.load_best):
+        torch.nn.init.zeros_(model.text.prompts.tokens)
+        again()
+        assert torch.equal(model.prompt_state_dict()["text.prompts.tokens"], learnt)
+    torch.nn.init.normal_(model.clip.visual.proj)  # trained meanwhile, by somebody else
+    with pytest.raises(CheckpointError, match="it holds prompts alone, and the encoders of this model are not those"):
+        make(stages=prompts_only(model, Margin(1.0)), **scored).fit()
+
+
+def test_trainer_batch_of_one_is_refused_by_losses_that_compare(make: Any, model: PromptedCLIP) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 1, but the loss 'contrastive' .* give at least 2"):
+        make(batch_size=1)
+    make(batch_size=1, stages=prompts_only(model, Margin(1.0))).fit()
+
+
+def test_trainer_folder_in_which_another_process_trains_is_refused(make: Any, tmp_path: Path) -> None:
+    trainer = make()
+    program = (
+        f"import sys\nfrom promptreid.training.checkpoint import RunFolder\nwith RunFolder({str(tmp_path / 'run')!r})"
+        ".held(None):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        message = rf"another process is training in .*run; wait for it or end it \(process {other.pid}\), and"
+        for _ in range(2):  # the one that was kept out leaves the number where it was
+            with pytest.raises(TimeoutError, match=message):
+                trainer.fit()
+        other.communicate("")
+    late = make()
+    trainer.fit()
+    with pytest.raises(CheckpointError, match=r"another process has trained in .*run since this trainer was made"):
+        late.fit()
+
+
+def test_trainer_folder_deleted_during_the_run_is_noticed(make: Any, tmp_path: Path) -> None:
+    trainer = make(on_epoch_end=lambda *_: shutil.rmtree(tmp_path / "run", ignore_errors=True))
+    with pytest.raises(CheckpointError, match="was deleted or replaced while the run trained in it"):
+        trainer.fit()
+
+
+def test_trainer_killed_between_best_and_checkpoint_keeps_the_best_of_the_checkpoint(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.9, 0.1, 0.2, 0.1])  # epoch 2 is repeated, and comes out worse than before
+    settings = {"evaluate": lambda _: {"mAP": next(scores)}, "evaluate_every_epoch": True, "best_metric": "mAP"}
+    save = RunFolder.save
+
+    def killed(self: RunFolder, *args: Any, step: int) -> Path:
+        if step == 4:
+            raise KeyboardInterrupt
+        return save(self, *args, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(**settings).fit()
+    first = (tmp_path / "run" / "best.safetensors").read_bytes()
+    trainer = make(**settings)
+    seen: list[bytes] = []
+    trainer.on_epoch_end = lambda *_: seen.append((tmp_path / "run" / "best.safetensors").read_bytes())
+    history = trainer.fit()
+    assert history[1]["chosen"] == {"rule": "highest mAP", "epoch": 1, "step": 2, "mAP": 0.5}
+    assert seen[0] == first
+    assert sorted(path.name for path in (tmp_path / "run").glob("best*")) == ["best.safetensors"]
+    (tmp_path / "run" / "best.safetensors").write_bytes(first)  # of another epoch than the log says
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: its SHA-256 is not the one that the checkpoint"):
+        trainer.load_best()
+
+
+def test_trainer_copies_beside_checkpoints_are_left_alone(make: Any, tmp_path: Path) -> None:
+    make(keep_checkpoints=1, stages=None or make().stages[:1]).fit()
+    folder = tmp_path / "run" / "checkpoints"
+    (newest,) = list_checkpoints(folder)
+    for name in (f"{newest.name}-good", "step-best", "unfinished-thesis"):
+        shutil.copytree(newest, folder / name)
+    trainer = make(keep_checkpoints=1, stages=make(output_dir=tmp_path / "b").stages[:1])
+    assert trainer.last_checkpoint == newest
+    trainer.fit()
+    assert {path.name for path in folder.iterdir()} == {
+        newest.name, f"{newest.name}-good", "step-best", "unfinished-thesis"
+    }  # fmt: skip
+
+
+def test_trainer_killed_before_the_first_checkpoint_leaves_no_scratch_files(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".steps.jsonl-0123456789abcdef", ".best.next.safetensors-0123456789abcdef", "best.next.safetensors"):
+        (tmp_path / "run" / name).touch()
+    make().fit()
+    names = {path.name for path in (tmp_path / "run").iterdir()} - {".training.lock"}
+    assert names == {"checkpoints", "log.jsonl", "steps.jsonl"}
+
+
+def mutations(value: Any, draw: random.Random) -> Any:
+    """The same JSON with one value of it replaced by another kind."""
+    if isinstance(value, dict | list) and value and draw.random() < 0.9:
+        other = copy.copy(value)
+        key = draw.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        other[key] = mutations(value[key], draw)
+        return other
+    return draw.choice([None, -1, "x", [], {}, [[]], 1e300, {"a": None}])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_trainer_mutated_checkpoints_are_refused_in_our_words(
+    make: Any, model: PromptedCLIP, tmp_path: Path, old: bool
+) -> None:
+    stages = prompts_only(model, Margin(1.0), epochs=2)
+    make(stages=stages, checkpoint_every_steps=1, keep_checkpoints=9).fit()
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    file = tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json"
+    whole, draw = json.loads(file.read_text()), random.Random(0)
+    if old:
+        whole = {name: value for name, value in whole.items() if name not in ("digest", "identity")} | {"version": 1}
+    loaded = 0
+    for _ in range(40):
+        if os.path.exists(tmp_path / "try"):
+            shutil.rmtree(tmp_path / "try")
+        shutil.copytree(tmp_path / "run", tmp_path / "try")
+        changed = mutations(whole, draw)
+        (tmp_path / "try" / "checkpoints" / "step-000000001" / "state.json").write_text(json.dumps(changed))
+        try:
+            make(stages=stages, output_dir=tmp_path / "try").fit()
+            loaded += changed != whole
+        except CheckpointError:
+            pass
+    assert old or loaded == 0  # without a digest a number may be another number
+    file.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+        make(stages=stages)
