@@ -133,11 +133,11 @@ def test_sentence_that_begins_with_a_dash_stands_behind_two(call):
         (["index", "crops", "--threads", "0"], "argument --threads is 0, expected at least 1"),
         (
             ["search", "gallery", "--image", "nothere.jpg"],
-            "argument --image is nothere.jpg, expected a file, but there",
+            "--image is nothere.jpg, but there is no such file",
         ),
         (
             ["search", "gallery", "--image", "pipe"],
-            "argument --image is pipe, expected a file, but it is a folder or a",
+            "--image is pipe, but that is a folder or a device",
         ),
         (["search", "gallery", "a man", "--picture", "run"], "argument --picture is run, which is a folder"),
         (["demo", "--port", "80000"], "argument --port is 80000, expected 1 to 65535"),
@@ -145,7 +145,7 @@ def test_sentence_that_begins_with_a_dash_stands_behind_two(call):
         (["evaluate", "data", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
         (["demo", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
         (["push", "run", "a/b"], "argument folder is run, a whole run; the model in it is run/model: give that"),
-        (["push", "run", "a/b", "--metrics", "none.json"], "argument --metrics is none.json, expected a file"),
+        (["push", "run", "a/b", "--metrics", "none.json"], "--metrics is none.json, but there is no such file"),
     ],
 )
 def test_every_argument_is_checked_before_any_work(call, tmp_path, monkeypatch, words, message):

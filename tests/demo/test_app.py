@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -18,7 +19,7 @@ import pytest
 import promptreid.demo.app as app
 from promptreid import save_prompts
 from promptreid.demo.app import require_gradio
-from promptreid.errors import DatasetError, MissingExtraError
+from promptreid.errors import DatasetError, MissingExtraError, ServingError
 
 
 def request(
@@ -199,6 +200,61 @@ def test_start_twice_in_one_process_is_refused(tmp_path: Path, monkeypatch: pyte
             app.start()
     assert closed == [False]
     app.start().close()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        ({"port": 80_000}, ValueError, "the port is 80000, expected 1 to 65535"),
+        ({"port": 0}, ValueError, "the port is 0, expected 1 to 65535"),
+        (
+            {"host": "no-such-host.invalid"},
+            ServingError,
+            "the host no-such-host.invalid is no address of this computer",
+        ),
+        ({"host": "a" * 70}, ServingError, "is no address of this computer"),
+        ({"host": "192.0.2.1"}, ServingError, "the host 192.0.2.1 is no address of this computer"),
+    ],
+)
+def test_start_at_an_impossible_address_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    monkeypatch.setattr(app, "require_gradio", lambda: SimpleNamespace())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(error, match=words):
+        app.start(**address)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_start_at_a_port_in_use_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "require_gradio", lambda: SimpleNamespace())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"port {port} of 127.0.0.1 cannot be used .* give another, or none"):
+            app.start(port=port)
+
+
+def test_page_is_served_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/")
+    page = serve()
+    own = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with own.open(page.url, timeout=60) as answer:
+        assert answer.status == 200
+    page.stop()
+
+
+def test_question_to_an_unknown_function_is_refused(folder_page: Any) -> None:
+    for number in (9999, -1, None, "x"):
+        question = {"data": [], "fn_index": number, "session_hash": "abc"}
+        headers = {"Content-Type": "application/json"}
+        for path in ("queue/join", "cancel"):
+            status, _, _ = request(
+                f"{folder_page.url}gradio_api/{path}", body=json.dumps(question).encode(), headers=headers
+            )
+            assert 400 <= status < 500
 
 
 def test_importing_the_demo_does_not_import_gradio() -> None:

@@ -1,12 +1,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 
-from promptreid.demo.answers import Galleries
-from promptreid.demo.page import Handlers, Session
+from promptreid.demo.answers import Galleries, prepare_opening
+from promptreid.demo.page import Handlers, Session, fill_page
 from promptreid.demo.sources import Crops
 
 GR = SimpleNamespace(update=lambda **changes: changes)
@@ -129,3 +130,10 @@ def test_change_gallery_forgets_the_images_and_keeps_the_question(handlers: Hand
     assert cameras == {"choices": ["hall", "yard"], "value": [], "visible": True}
     assert len(examples) == 4
     assert all(example["visible"] for example in examples)
+
+
+def test_a_visitors_question_is_kept_for_a_bounded_time(galleries: Galleries) -> None:
+    gr = MagicMock()
+    fill_page(gr, galleries, prepare_opening(galleries), private=False, kept_seconds=77)
+    (state,) = gr.State.call_args_list
+    assert state.kwargs == {"time_to_live": 77}

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -32,13 +33,15 @@ def ask(
     pieces: int = 1,
     shown: Path = SHOWN,
     headers: dict[bytes, bytes] | None = None,
+    more: list[tuple[bytes, bytes]] | None = None,
+    functions: set[int] | None = None,
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of the answer."""
     scope = {
         "type": "http",
         "path": path,
         "method": "GET" if body is None else "POST",
-        "headers": [(b"host", host.encode()), *(headers or {}).items()],
+        "headers": [(b"host", host.encode()), *(headers or {}).items(), *(more or [])],
     }
     content = body or b""
     size = -(-len(content) // pieces) or 1
@@ -52,7 +55,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(RequestFilter(app, shown, private=private)(scope, receive, send))  # pyright: ignore
+    asyncio.run(RequestFilter(app, shown, private=private, functions=functions)(scope, receive, send))  # pyright: ignore
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -157,6 +160,48 @@ def test_request_filter_answers_its_own_page(origin: str, host: str) -> None:
     assert ask("/gradio_api/queue/join", host=host, body=b"null", headers={b"origin": origin.encode()})[0] == 200
 
 
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("name", [b"origin", b"host", b"Origin"])
+def test_request_filter_refuses_a_second_origin_or_host(name: bytes, private: bool) -> None:
+    own = b"127.0.0.1:7860" if name == b"host" else b"http://127.0.0.1:7860"
+    foreign = (name, b"http://evil.example")
+    for more in ([foreign, (name, own)], [(name, own), foreign]):
+        assert ask("/gradio_api/queue/join", body=b"null", more=more, private=private)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("question", "status"),
+    [({"fn_index": 3}, 200), ({"fn_index": 4}, 400), ({"fn_index": -1}, 400), ({"fn_index": "3"}, 400), ({}, 400),
+     ({"fn_index": None}, 400), ({"fn_index": [3]}, 400), ([3], 400), (None, 400), ({"fn_index": 10**400}, 400)],
+)  # fmt: skip
+def test_request_filter_knows_the_functions_of_the_page_only(question: object, status: int) -> None:
+    assert ask("/gradio_api/queue/join", body=json.dumps(question).encode(), functions={3})[0] == status
+
+
+def test_request_filter_bounds_time_and_number_of_bodies_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_READING_SECONDS", 0.2)
+    checks = RequestFilter(app, SHOWN, private=True)  # pyright: ignore
+    scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": [(b"host", b"127.0.0.1")]}
+
+    async def stalled() -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await checks(scope, receive, send)
+        return sent[0]["status"]
+
+    async def many() -> list[int]:
+        return await asyncio.gather(*(stalled() for _ in range(20)))
+
+    assert sorted(asyncio.run(many())) == [408] * 16 + [503] * 4
+    assert asyncio.run(stalled()) == 408  # those that were given up make room
+
+
 def test_request_filter_lets_only_a_page_for_others_be_framed() -> None:
     assert b"frame-ancestors 'none'" in ask("/")[1][b"content-security-policy"]
     assert b"frame-ancestors" not in ask("/", private=False)[1][b"content-security-policy"]
@@ -230,6 +275,13 @@ def test_read_upload_of_each_format_gives_rgb(tmp_path: Path, ending: str, kind:
     random_image().save(path, kind)
     image = read_upload(path)
     assert (image.mode, image.size) == ("RGB", (4, 8))
+
+
+def test_read_upload_of_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "crop.png")
+    for name in ("crop.png", "gone.png", "."):
+        with pytest.raises(ValueError, match="gone, or is no plain file"):
+            read_upload(tmp_path / name)
 
 
 def test_read_upload_named_wrongly_goes_by_content(tmp_path: Path) -> None:

@@ -83,12 +83,15 @@ def file_to_write(text: str) -> Path:
     return Path(text)
 
 
-def file_to_read(text: str) -> Path:
-    """The type of an argument that is an existing file."""
-    if not Path(text).is_file():
-        reason = "it is a folder or a device" if Path(text).exists() else "there is no such file"
-        raise argparse.ArgumentTypeError(f"is {text}, expected a file, but {reason}")
-    return Path(text)
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse an argument that is no file, before any work.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if path is not None and not path.is_file():
+        reason = "that is a folder or a device" if path.exists() else "there is no such file"
+        raise ValueError(f"{option} is {path}, but {reason}")
 
 
 def saved_model(text: str) -> str:

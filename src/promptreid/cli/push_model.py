@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from promptreid.cli.options import file_to_read, saved_model
+from promptreid.cli.options import check_file, saved_model
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Publish a folder that `promptreid train` or save_prompts wrote, with a model card. The repository is
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", help="commit message")
     parser.add_argument(
-        "--metrics", type=file_to_read, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
+        "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
     parser.add_argument("--dataset", metavar="NAME", help="data set of the metrics, for the card")
 
@@ -40,6 +40,7 @@ def run(
     dataset: str | None,
 ) -> int:
     """Publish the model."""
+    check_file("--metrics", metrics)
     from promptreid.hub.card import CardDetails
     from promptreid.model.publishing import push_prompts
 

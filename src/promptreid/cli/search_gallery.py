@@ -9,8 +9,8 @@ from promptreid.cli.options import (
     ModelArguments,
     ModelChoice,
     add_model_arguments,
+    check_file,
     chosen_model,
-    file_to_read,
     file_to_write,
     load_model,
     whole,
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("index", type=Path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
-    parser.add_argument("--image", type=file_to_read, help="search by this image instead of a sentence")
+    parser.add_argument("--image", type=Path, help="search by this image instead of a sentence")
     parser.add_argument("-k", type=whole(1), default=10, help="how many at most; default %(default)s")
     parser.add_argument(
         "--threshold", help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated'
@@ -64,6 +64,7 @@ def run(
     """Search the index."""
     if (sentence is None) == (image is None):
         raise ValueError('give a sentence, as in promptreid search gallery "a man in a blue jacket", or --image FILE')
+    check_file("--image", image)
     query, title = (sentence, sentence) if image is None else (image, f"like {image.name}")
     gallery = open_gallery(index, model)
     hits = gallery.search(

@@ -1,14 +1,16 @@
 """Starts the page and stops it."""
 
+import errno
 import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
 _KEPT_SECONDS_IN_PUBLIC = 3600
 _MAX_WAITING = 64
+_MAX_SESSIONS = 200  # visitors whose questions are kept; an uploaded image takes some megabytes
+_MAX_PORT = 65535
 _FONTS = ["system-ui", "sans-serif"]
 # gradio reads these when it is imported or when a page is made; nothing is ever sent to anyone from this page.
 _SILENT = {
@@ -77,13 +81,15 @@ def start(
     Raises:
         MissingExtraError: gradio is not installed.
         DatasetError: The folder is missing, or has no readable image.
-        ServingError: The port is taken, or this process is already serving a page.
+        ServingError: The port is taken, the host unknown, or this process is already serving a page.
+        ValueError: There is no such port.
 
     Example:
         >>> with start("crops/") as page:  # doctest: +SKIP
         ...     print(page.url)
     """
     gr = require_gradio()
+    _check_address(host, port)
     offered = [] if gallery is None else [list_crops(gallery)]
     with RunningDemo() as held:
         if not _page_lock.acquire(blocking=False):  # gradio knows only one folder for its copies
@@ -142,9 +148,32 @@ def require_gradio() -> Any:
     """
     os.environ.update(_SILENT)
     try:
-        return importlib.import_module("gradio")
+        with _without_proxies():
+            return importlib.import_module("gradio")
     except ImportError as error:
         raise missing_extra("the demo", "gradio", "demo") from error
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened on; gradio tries some for ever, and names arguments of its own."""
+    if port is not None and not 1 <= port <= _MAX_PORT:
+        raise ValueError(f"the port is {port}, expected 1 to {_MAX_PORT}, or none for the first free one")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            reason = f"port {port} of {host} cannot be used ({error.strerror}); give another, or none for a free one"
+        else:
+            reason = f"the host {host} is no address of this computer ({error}); leave it out for this computer alone"
+        raise ServingError(reason) from error
+
+
+def _without_proxies() -> AbstractContextManager[None]:
+    """Let gradio reach its own page, which a proxy would be asked for."""
+    return _environment(**dict.fromkeys(name for name in os.environ if name.lower().endswith("_proxy")))
 
 
 @contextmanager
@@ -168,30 +197,32 @@ def _serve(gr: Any, galleries: Galleries, shown: Path, host: str, port: int | No
     opening = prepare_opening(galleries)
     kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept_seconds)) as page:
-        fill_page(gr, galleries, opening, private=private)
+        fill_page(gr, galleries, opening, private=private, kept_seconds=kept_seconds)
     page.queue(max_size=_MAX_WAITING)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=open_browser,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        max_file_size=MAX_UPLOAD_BYTES,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        footer_links=[],
-        theme=_theme(gr),
-        css=_STYLE.read_text(encoding="utf-8"),
-        app_kwargs={
-            "middleware": [middleware(RequestFilter, shown=shown, private=private)],
-            "docs_url": None,
-            "redoc_url": None,
-            "openapi_url": None,
-        },
-    )
+    with _without_proxies():
+        page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=open_browser,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            state_session_capacity=_MAX_SESSIONS,
+            max_file_size=MAX_UPLOAD_BYTES,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            theme=_theme(gr),
+            css=_STYLE.read_text(encoding="utf-8"),
+            app_kwargs={
+                "middleware": [middleware(RequestFilter, shown=shown, private=private, functions=set(page.fns))],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
     return page
 
 

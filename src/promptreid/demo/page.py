@@ -47,7 +47,7 @@ _COMMON: dict[str, Any] = {
 _Parts = SimpleNamespace  # components of gradio's by name
 
 
-def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool) -> None:
+def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool, kept_seconds: int) -> None:
     """Put every component on the page that is being made, and connect each to its answer.
 
     Args:
@@ -55,6 +55,7 @@ def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool)
         galleries: Answers.
         opening: What is shown first.
         private: Whether only this computer reaches the page.
+        kept_seconds: How long a visitor's question is kept after the last one.
     """
     gr.Markdown(_INTRODUCTION, elem_id="title")
     with gr.Row(equal_height=False, elem_id="work"):
@@ -63,7 +64,8 @@ def fill_page(gr: Any, galleries: Galleries, opening: Opening, *, private: bool)
         with gr.Column(scale=2, min_width=300, elem_id="answer"):
             results = _lay_out_results(gr, galleries, opening)
     gr.Markdown(_CAUTION + (_PRIVATE if private else ""), elem_id="caution")
-    _connect(gr, Handlers(gr, galleries), gr.State(Session.from_opening(opening)), inputs, results)
+    session = gr.State(Session.from_opening(opening), time_to_live=kept_seconds)
+    _connect(gr, Handlers(gr, galleries), session, inputs, results)
 
 
 def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Parts:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import posixpath
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,8 @@ _UPLOAD = f"{_API}/upload"
 _MAX_BODY_BYTES = 1_000_000
 _MAX_FORM_BYTES = MAX_UPLOAD_BYTES + 64 * 2**10  # a form wraps the file in some lines
 _MAX_KEPT_BYTES = 500 * 2**20
+_MAX_READING = 16  # bodies that arrive at the same time
+_MAX_READING_SECONDS = 60.0
 _LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
 _POLICY = b"content-security-policy"
 _HEADERS = {
@@ -59,18 +61,28 @@ class RequestFilter:
     the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for this
     computer alone also refuses whatever a stranger's page sends: requests for another host name, which may have been
     made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others accepts no
-    upload while it holds copies of more than 500 MB.
+    upload while it holds copies of more than 500 MB. At most 16 bodies arrive at a time, each within a minute.
 
     Args:
         app: The application behind.
         shown: The folder of copies made for the browser.
         private: Whether only this computer may send requests.
+        functions: Numbers of the page's functions; others are refused. `None` for any.
     """
 
-    def __init__(self, app: Callable[[Any, _Receive, _Send], Awaitable[None]], shown: Path, *, private: bool) -> None:
+    def __init__(
+        self,
+        app: Callable[[Any, _Receive, _Send], Awaitable[None]],
+        shown: Path,
+        *,
+        private: bool,
+        functions: Collection[int] | None = None,
+    ) -> None:
         self.app = app
         self.shown = shown
         self.private = private
+        self.functions = functions
+        self._reading = 0
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
@@ -80,7 +92,7 @@ class RequestFilter:
         send_page = _with_headers(send, framed=not self.private)
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST":
-            body, refusal = await self._read(scope, receive)
+            body, refusal = await self._read_in_time(scope, receive)
             receive = _replay(body, receive)
         if refusal is None:
             await self.app(scope, receive, send_page)
@@ -89,6 +101,8 @@ class RequestFilter:
 
     def _refusal(self, scope: _Message) -> _Refusal | None:
         """Why a request is refused, by its address and sender alone."""
+        if any(len(_headers(scope, name)) > 1 for name in (b"host", b"origin")):
+            return 400, "a request comes from one page and goes to one host"
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
             return 421, "this page answers to 127.0.0.1 only"
         if self.private and _is_from_another_page(scope):
@@ -100,6 +114,17 @@ class RequestFilter:
             file = posixpath.normpath(unquote(path.removeprefix(_FILES)))
             return file.startswith(f"{self.shown.as_posix()}/")
         return path in _PATHS or path.startswith(_FOLDERS)
+
+    async def _read_in_time(self, scope: _Message, receive: _Receive) -> tuple[bytes, _Refusal | None]:
+        if self._reading >= _MAX_READING:
+            return b"", (503, "too many requests arrive at once; try again in a minute")
+        self._reading += 1
+        try:
+            return await asyncio.wait_for(self._read(scope, receive), _MAX_READING_SECONDS)
+        except asyncio.TimeoutError:
+            return b"", (408, f"the request did not arrive within {_MAX_READING_SECONDS:.0f} seconds")
+        finally:
+            self._reading -= 1
 
     async def _read(self, scope: _Message, receive: _Receive) -> tuple[bytes, _Refusal | None]:
         """The whole body of a request, so that no half of it is left over, and why it is refused."""
@@ -116,7 +141,7 @@ class RequestFilter:
         content = bytes(body)
         if is_upload:
             return content, await self._upload_refusal(_header(scope, b"content-type"), content)
-        return content, _question_refusal(content) if scope["path"] == _JOIN else None
+        return content, _question_refusal(content, self.functions) if scope["path"] == _JOIN else None
 
     async def _upload_refusal(self, content_type: str, body: bytes) -> _Refusal | None:
         if not _is_one_file(content_type, body):
@@ -144,8 +169,12 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
+def _headers(scope: _Message, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
 def _header(scope: _Message, name: bytes) -> str:
-    return dict(scope["headers"]).get(name, b"").decode("latin-1")
+    return next(iter(_headers(scope, name)), "")
 
 
 def _is_from_another_page(scope: _Message) -> bool:
@@ -164,12 +193,18 @@ def _is_one_file(content_type: str, body: bytes) -> bool:
     return b'; name="files"' in head and b"; filename=" in head
 
 
-def _question_refusal(body: bytes) -> _Refusal | None:
+def _question_refusal(body: bytes, functions: Collection[int] | None) -> _Refusal | None:
     try:
-        foreign = _names_another_site(json.loads(body or b"null"))
+        question = json.loads(body or b"null")
+        foreign = _names_another_site(question)
     except (ValueError, RecursionError):
-        foreign = True
-    return (403, "a request may only name files that were uploaded here") if foreign else None
+        question, foreign = None, True
+    if foreign:
+        return 403, "a request may only name files that were uploaded here"
+    called = cast("dict[str, object]", question).get("fn_index") if isinstance(question, dict) else None
+    if functions is not None and (not isinstance(called, int) or called not in functions):
+        return 400, "the page has no such function"
+    return None
 
 
 def _names_another_site(value: object) -> bool:
@@ -196,7 +231,8 @@ def _with_headers(send: _Send, *, framed: bool) -> _Send:
 
 
 async def _refuse(send: _Send, status: int, reason: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *_HEADERS.items()]
+    # The rest of a body that was not read to its end is not read as the next request.
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close"), *_HEADERS.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
 
@@ -216,6 +252,8 @@ def read_upload(path: str | Path) -> Image.Image:
     Raises:
         ValueError: The file is too large, of another format, has too many pixels, or is broken.
     """
+    if not Path(path).is_file():  # a named pipe would never end
+        raise ValueError("the upload is gone, or is no plain file; upload it again")
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
         most = MAX_UPLOAD_BYTES // 2**20
