@@ -108,7 +108,7 @@ def _wrapped_model(name: str, wrapper: str) -> bool:
     return rest != name and rest.endswith(_IN_EVERY_MODEL)
 
 
-def kind_of(short: Iterable[str], full: Iterable[str], path: Any) -> CheckpointKind:
+def kind_of(short: Iterable[str], full: Iterable[str], what: str) -> CheckpointKind:
     """The kind of a checkpoint, by its names without and with what was around them.
 
     Raises:
@@ -117,7 +117,7 @@ def kind_of(short: Iterable[str], full: Iterable[str], path: Any) -> CheckpointK
     names = [*short]
     if any(name.startswith("prompt_learner.") for name in names):
         raise WeightsError(
-            f"{path} is CLIP-ReID's, which holds no token embedding and so no text encoder: it cannot search by words. "
+            f"{what} is CLIP-ReID's, which holds no token embedding and so no text encoder: it cannot search by words. "
             'Start from the weights it was trained from: pretrained="openai"'
         )
     marked = [*names, *(part for name in full for part in name.split(".") if part == "base_model")]
@@ -125,7 +125,7 @@ def kind_of(short: Iterable[str], full: Iterable[str], path: Any) -> CheckpointK
         if any(re.match(kind.mark, name) for name in marked):
             return kind
     raise WeightsError(
-        f"{path} holds no model of a known kind: its first names are {', '.join(sorted(names)[:5]) or 'none'}. Known "
+        f"{what} holds no model of a known kind: its first names are {', '.join(sorted(names)[:5]) or 'none'}. Known "
         f"are {', '.join(kind.title for kind in KINDS)}; others can be renamed to open_clip's names and saved as "
         "safetensors"
     )

@@ -44,12 +44,22 @@ class WeightFile:
         shapes: Every tensor on the `meta` device, which takes no memory.
         read: Reads one by its name.
         scripted: Whether it is TorchScript.
+        not_read: Classes and functions that the file names, which could run code and were not looked at.
     """
 
     path: Path
     shapes: Mapping[str, Tensor]
     read: Callable[[str], Tensor]
     scripted: bool = False
+    not_read: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """The path, with what is special about the file."""
+        notes = ["TorchScript"] if self.scripted else []
+        if self.not_read:
+            notes.append(f"parts that could run code were not read: {', '.join(self.not_read[:3])}")
+        return f"{self.path} ({'; '.join(notes)})" if notes else str(self.path)
 
 
 def open_weights(path: Path) -> WeightFile:
@@ -114,6 +124,9 @@ class _Inert:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
+        return self
+
     def append(self, item: Any) -> None: ...
 
     def extend(self, items: Any) -> None: ...
@@ -138,6 +151,10 @@ def _rebuild(record: tuple[str, torch.dtype, int], offset: int, size: Any, strid
 class _Reader(pickle.Unpickler):
     """Builds dictionaries and descriptions of tensors, and nothing else: no class of the file's is ever imported."""
 
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.not_read: dict[str, None] = {}
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         name = global_name
         if module_name == "torch" and name in _STORAGES:
@@ -147,7 +164,10 @@ class _Reader(pickle.Unpickler):
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "collections.OrderedDict": collections.OrderedDict,
         }
-        return known.get(f"{module_name}.{name}", _Inert)
+        full = f"{module_name}.{name}"
+        if full not in known and module_name.split(".")[0] != "__torch__":
+            self.not_read[full] = None
+        return known.get(full, _Inert)
 
     def persistent_load(self, pid: Any, /) -> tuple[str, torch.dtype, int]:
         _, dtype, key, _, count = pid
@@ -165,7 +185,8 @@ def _open_archive(path: Path) -> WeightFile:
         if entries[found[0]].file_size > _LARGEST_PICKLE:
             raise WeightsError(f"{path} lists more than weights: {entries[found[0]].file_size:,} bytes of other things")
         with archive.open(found[0]) as file:
-            stored = _tensors_in(_Reader(file).load())
+            reader = _Reader(file)
+            stored = _tensors_in(reader.load())
     root = found[0].removesuffix("data.pkl")
 
     def read(name: str) -> Tensor:
@@ -174,7 +195,7 @@ def _open_archive(path: Path) -> WeightFile:
     for name, value in stored.items():
         _check_stored(path, name, value, entries.get(f"{root}data/{value.record[0]}"))
     shapes = {name: torch.empty(value.size, device="meta") for name, value in stored.items()}
-    return WeightFile(path, shapes, read, scripted=f"{root}constants.pkl" in entries)
+    return WeightFile(path, shapes, read, scripted=f"{root}constants.pkl" in entries, not_read=tuple(reader.not_read))
 
 
 def _check_stored(path: Path, name: str, value: _Stored, entry: zipfile.ZipInfo | None) -> None:

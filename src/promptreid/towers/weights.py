@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, quick_gelu=quick, saved_size=size, preprocess=stated)
     file = open_weights(path)
     short = unwrapped(file.shapes)
-    kind = kind_of(short, file.shapes, path)
+    kind = kind_of(short, file.shapes, file.description)
     if kind.title == "transformers" and not config:
         quick, stated = read_foreign_config(path.parent)
     names = {own: full for name, full in short.items() if (own := kind.name(name)) is not None}
