@@ -6,11 +6,12 @@ import json
 import os
 import re
 import secrets
+import stat
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -166,6 +167,48 @@ def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(value.untyped_storage().data_ptr())
         separate[name] = value
     return separate
+
+
+_NOT_PLAIN = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a plain file to read; to read a pipe, a socket or a device might never end.
+
+    Raises:
+        OSError: It is something else, or cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        check_plain(os.stat(name))  # some devices must not even be opened
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        try:
+            check_plain(os.fstat(descriptor))  # the name may have come to mean something else
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def check_plain(status: os.stat_result) -> None:
+    """Refuse what is not a plain file.
+
+    Raises:
+        OSError: It is a folder, pipe, socket or device.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for check, kind in _NOT_PLAIN if check(status.st_mode)), "device")
+        raise OSError(f"it is a {kind}, expected a plain file")
+
+
+def content_digest(stream: BinaryIO) -> "hashlib.blake2b":
+    """A digest of what is in an open file, read in blocks."""
+    digest = hashlib.blake2b(digest_size=16)
+    while block := stream.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest
 
 
 def file_digest(path: Path) -> str:

@@ -15,13 +15,11 @@ from tqdm import tqdm
 from promptreid.data.images import OnBad, check_on_bad, map_in_threads, open_image, report_bad
 from promptreid.data.transforms import check_image_size, check_interpolation, fit_image
 from promptreid.errors import DatasetError
-from promptreid.files import locked, remove_scratch, replaced, write_bytes_atomically
+from promptreid.files import content_digest, locked, open_file, remove_scratch, replaced, write_bytes_atomically
 
 FORMAT_VERSION = 1
 
 _INDEX = "digests.json"
-
-_CHUNK_BYTES = 2**20
 
 
 class PixelRows:
@@ -210,11 +208,8 @@ def digest_files(
 
 
 def _digest(path: Path) -> str:
-    state = blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+    with open_file(path) as stream:
+        return content_digest(stream).hexdigest()
 
 
 def _stem(image_size: tuple[int, int], interpolation: str) -> str:
