@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ def _warn_once(folder: Path, words: str) -> None:
     if (str(folder), words) not in _warned:
         _warned.add((str(folder), words))
         warnings.warn(f"{folder} {words}", stacklevel=4)
+
+
+_ABANDONED_SECONDS = 3600
 
 
 @contextmanager
@@ -81,6 +85,25 @@ def remove_scratch(path: Path) -> None:
     for scratch in path.parent.glob(".*"):
         if name.fullmatch(scratch.name):
             scratch.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in a folder of ours.
+
+    It is whatever has a lock, named like its target but ending in `.lock`, that nobody holds; and without one, what
+    nobody has written to for an hour.
+    """
+    for scratch in folder.iterdir():
+        name = re.fullmatch(r"\.(.+)-[0-9a-f]{16}", scratch.name)
+        if name is None:
+            continue
+        lock = (folder / name[1]).with_suffix(".lock")
+        with suppress(TimeoutError, FileNotFoundError):
+            if lock.is_file():
+                with locked(lock, action="writing", timeout_seconds=0):
+                    scratch.unlink(missing_ok=True)
+            elif time.time() - scratch.stat().st_mtime > _ABANDONED_SECONDS:
+                scratch.unlink(missing_ok=True)
 
 
 @contextmanager
