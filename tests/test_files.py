@@ -15,6 +15,7 @@ from promptreid.files import (
     is_finite,
     locked,
     make_private_folder,
+    remove_abandoned,
     remove_scratch,
     write_bytes_atomically,
     write_tensors_atomically,
@@ -209,3 +210,17 @@ def test_private_folder_has_no_parents_that_others_may_write(tmp_path):
         os.umask(before)
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")]
     assert modes == [0o755, 0o755, 0o700]
+
+
+def test_remove_abandoned_leaves_what_somebody_writes(tmp_path):
+    mark = "-0123456789abcdef"
+    for name in (f".held.uint8{mark}", f".free.uint8{mark}", f".old.json{mark}", f".new.json{mark}", ".old.json-0123"):
+        (tmp_path / name).touch()
+    for name in ("held.lock", "free.lock"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / f".old.json{mark}", (1, 1))
+    os.utime(tmp_path / ".old.json-0123", (1, 1))  # not a name of ours
+    with locked(tmp_path / "held.lock", action="writing"):
+        remove_abandoned(tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert left == {f".held.uint8{mark}", f".new.json{mark}", ".old.json-0123"}

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import secrets
+import stat
+import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,6 +31,9 @@ def _warn_once(folder: Path, words: str) -> None:
     if (str(folder), words) not in _warned:
         _warned.add((str(folder), words))
         warnings.warn(f"{folder} {words}", stacklevel=4)
+
+
+_ABANDONED_SECONDS = 3600
 
 
 @contextmanager
@@ -80,6 +85,25 @@ def remove_scratch(path: Path) -> None:
     for scratch in path.parent.glob(".*"):
         if name.fullmatch(scratch.name):
             scratch.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in a folder of ours.
+
+    It is whatever has a lock, named like its target but ending in `.lock`, that nobody holds; and without one, what
+    nobody has written to for an hour.
+    """
+    for scratch in folder.iterdir():
+        name = re.fullmatch(r"\.(.+)-[0-9a-f]{16}", scratch.name)
+        if name is None:
+            continue
+        lock = (folder / name[1]).with_suffix(".lock")
+        with suppress(TimeoutError, FileNotFoundError):
+            if lock.is_file():
+                with locked(lock, action="writing", timeout_seconds=0):
+                    scratch.unlink(missing_ok=True)
+            elif time.time() - scratch.stat().st_mtime > _ABANDONED_SECONDS:
+                scratch.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -166,6 +190,48 @@ def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(value.untyped_storage().data_ptr())
         separate[name] = value
     return separate
+
+
+_NOT_PLAIN = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a plain file to read; to read a pipe, a socket or a device might never end.
+
+    Raises:
+        OSError: It is something else, or cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        check_plain(os.stat(name))  # some devices must not even be opened
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        try:
+            check_plain(os.fstat(descriptor))  # the name may have come to mean something else
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def check_plain(status: os.stat_result) -> None:
+    """Refuse what is not a plain file.
+
+    Raises:
+        OSError: It is a folder, pipe, socket or device.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for check, kind in _NOT_PLAIN if check(status.st_mode)), "device")
+        raise OSError(f"it is a {kind}, expected a plain file")
+
+
+def content_digest(stream: BinaryIO) -> "hashlib.blake2b":
+    """A digest of what is in an open file, read in blocks."""
+    digest = hashlib.blake2b(digest_size=16)
+    while block := stream.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest
 
 
 def file_digest(path: Path) -> str:

@@ -76,6 +76,15 @@ def test_tokenize_captions_damaged_file_is_written_again(tokenizer: Tokenizer, t
     assert path.read_bytes() == sound
 
 
+def test_tokenize_captions_mutated_file_is_never_used(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenize_captions(CAPTIONS, tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    for place in range(len(sound)):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        assert torch.equal(tokenize_captions(CAPTIONS, tokenizer, cache_dir=tmp_path).long(), tokenizer(CAPTIONS))
+
+
 def test_tokenize_captions_none_gives_an_empty_table(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenize_captions([], tokenizer, cache_dir=tmp_path).shape == (0, 12)
 

@@ -84,6 +84,58 @@ def test_load_folder_leading_zeros_are_the_same_number(write_csv: Callable[..., 
     assert {record.person_id for record in load_folder(root).test.records} == {7}
 
 
+def test_load_folder_whole_numbers_are_one_person_however_they_are_written(folder: Path) -> None:
+    """Spreadsheets and pandas write 0.0 for 0 where a cell of the column is empty."""
+    rows = "a.jpg,a man,0,test\nb.jpg,a man,0.0,test\ndeep/c.jpg,a man, 00.,test\n"
+    (folder / "people.csv").write_text(HEADER + rows, encoding="utf-8")
+    assert [record.person_id for record in load_folder(folder).test.records] == [0, 0, 0]
+    (folder / "people.csv").write_text(HEADER + rows.replace("00.", "anna"), encoding="utf-8")
+    assert [record.person_id for record in load_folder(folder).test.records] == [0, 0, 1]
+    (folder / "people.csv").unlink()
+    lines = [
+        json.dumps({"image": name, "caption": "a man", "person_id": person, "split": "test"})
+        for name, person in (("a.jpg", 7), ("b.jpg", 7.0), ("deep/c.jpg", "7.0"))
+    ]
+    (folder / "people.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [record.person_id for record in load_folder(folder).test.records] == [7, 7, 7]
+
+
+def test_load_folder_rows_of_an_image_are_merged_however_its_person_is_written(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,0,test\na.jpg,he walks,0.0,test\n")
+    assert load_folder(root).test.records[0].captions == ("a man", "he walks")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a.jpg,a man,1,train\nb.jpg,a man,2,train\n", ['no record has split "test", which training needs']),
+        ("a.jpg,a man,1,test\nb.jpg,a man,2,test\n", ['no record has split "train", which training needs']),
+        (
+            "a.jpg,a man,1,train\nb.jpg,a man,2,test\n",
+            ["the train split has 1 person; training needs at least 2, to tell them apart"],
+        ),
+        ("a.jpg,a man,1,train\nb.jpg,a man,2,train\ndeep/c.jpg,a man,3,test\n", []),
+    ],
+)
+def test_check_dataset_says_not_ready_where_training_refuses(
+    write_csv: Callable[..., Path], rows: str, words: list[str]
+) -> None:
+    root = write_csv(rows)
+    assert load_folder(root).splits  # it may still be evaluated
+    report = check_dataset(root, progress=False)
+    assert [problem.message for problem in report.errors] == [f"{root / 'people.csv'}: {word}" for word in words]
+    assert report.lines()[-1].startswith("not ready" if words else "ready for training")
+
+
+def test_load_folder_backslashes_in_paths_are_explained(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("deep\\c.jpg,a man,1,test\nb.jpg,a man,2,test\n")
+    words = r"1 of 2 images are missing .*; write / instead of \\ in 'deep\\\\c\.jpg', as in 'deep/c\.jpg'$"
+    with pytest.raises(DatasetError, match=words):
+        load_folder(root)
+    (problem,) = (found for found in check_dataset(root, progress=False).problems if found.kind == "missing")
+    assert problem.message.endswith("c.jpg; write / instead of \\ in 'deep\\\\c.jpg', as in 'deep/c.jpg'")
+
+
 def test_load_folder_test_rows_alone_give_an_empty_training_split(write_csv: Callable[..., Path]) -> None:
     dataset = load_folder(write_csv("a.jpg,a man,3,test\n"))
     assert (len(dataset.train), dataset.val, len(dataset.test)) == (0, None, 1)
@@ -147,8 +199,9 @@ def test_load_folder_image_in_two_splits_raises(write_csv: Callable[..., Path]) 
 def test_check_dataset_own_folder_finds_repeated_rows(write_csv: Callable[..., Path]) -> None:
     root = write_csv("a.jpg,a man,3,test\na.jpg,a man,3,test\n")
     report = check_dataset(root, progress=False)
-    assert [problem.kind for problem in report.problems] == ["duplicate"]
-    assert "line 3: image 'a.jpg' has this very caption" in report.problems[0].message
+    assert [problem.kind for problem in report.warnings] == ["duplicate"]
+    assert [problem.kind for problem in report.errors] == ["split"]  # there is nothing to train on
+    assert "line 3: image 'a.jpg' has this very caption" in report.warnings[0].message
     assert load_folder(root).test.num_captions == 1
 
 

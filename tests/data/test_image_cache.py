@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,14 +90,16 @@ def test_build_image_cache_changed_image_alone_is_decoded_again(
 
 
 def test_build_image_cache_of_an_earlier_version_is_used_and_not_copied_from(
-    paths: list[Path], tmp_path: Path, draw_picture
+    paths: list[Path], tmp_path: Path, draw_picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Manifests of 0.1.0 do not list their images."""
     first = build(paths, tmp_path / "cache")
     manifest = json.loads(first.path.with_suffix(".json").read_text(encoding="utf-8"))
-    del manifest["digests"]
+    manifest = {key: manifest[key] for key in ("format_version", "bytes", "bad")}
     first.path.with_suffix(".json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert build(paths, tmp_path / "cache").path == first.path
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_decode", lambda *_: pytest.fail("decoded again"))
+        assert build(paths, tmp_path / "cache").path == first.path
     draw_picture(paths[2], seed=99, size=(40, 17))
     cache = build(paths, tmp_path / "cache")
     assert torch.equal(cache[paths[1]], first[paths[1]])
@@ -143,6 +146,55 @@ def test_build_image_cache_damaged_cache_is_built_again(paths: list[Path], tmp_p
         (tmp_path / "cache" / "digests.json").write_text('{"a": 3}', encoding="utf-8")
     again = build(paths, tmp_path / "cache")
     assert torch.equal(again[paths[6]], fit_image(open_image(paths[6]), SIZE))
+
+
+@pytest.mark.parametrize("name", ["pixels", "manifest", "index"])
+def test_build_image_cache_mutated_files_are_never_used(
+    paths: list[Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 mutations of every file that a cache consists of: bytes changed, swapped, cut out or repeated."""
+    paths[3].write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match="1 of 7 images"):
+        sound = build(paths, tmp_path / "cache", on_bad="skip")
+    path = {
+        "pixels": sound.path,
+        "manifest": sound.path.with_suffix(".json"),
+        "index": tmp_path / "cache" / "digests.json",
+    }[name]
+    before = path.read_bytes()
+    expected = {path: fit_image(open_image(path), SIZE) for path in paths if path != paths[3]}
+    random = np.random.default_rng(0)
+    for number in range(60):
+        content = bytearray(before)
+        a, b = sorted(random.integers(0, len(content), 2).tolist())
+        content[a:b] = [b"", content[a:b] * 2, content[a:b][::-1], bytes(b - a)][number % 4] if number % 5 else b"\x00"
+        content[a:a] = b"1" if bytes(content) == before else b""
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="1 of 7 images"):
+            cache = build(paths, tmp_path / "cache", on_bad="skip")
+        assert all(torch.equal(cache[path], pixels) for path, pixels in expected.items())
+
+
+def test_build_image_cache_index_that_gives_an_image_another_digest_is_forgotten(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    build(paths, tmp_path / "cache")
+    index = tmp_path / "cache" / "digests.json"
+    known = json.loads(index.read_text(encoding="utf-8"))
+    first, second = (str(path.absolute()) for path in paths[:2])
+    known[first][2], known[second][2] = known[second][2], known[first][2]
+    index.write_text(json.dumps(known), encoding="utf-8")
+    cache = build(paths, tmp_path / "cache")
+    assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE))
+
+
+def test_build_image_cache_copied_elsewhere_is_used(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = build(paths, tmp_path / "cache")
+    os.utime(sound.path, ns=(1, 1))
+    monkeypatch.setattr(image_cache, "_decode", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(build(paths, tmp_path / "cache")[paths[2]], sound[paths[2]])
 
 
 def test_build_image_cache_bad_images_strict_raises_with_the_list(paths: list[Path], tmp_path: Path) -> None:
@@ -242,6 +294,16 @@ def test_build_image_cache_killed_builder_leaves_nothing_in_use(paths: list[Path
     cache = build(paths, tmp_path / "cache")
     assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE))
     assert scratch[0] not in os.listdir(tmp_path / "cache")  # the leftover is cleared away
+
+
+def test_build_image_cache_clears_what_a_killed_build_of_other_images_left(paths: list[Path], tmp_path: Path) -> None:
+    process = start(tmp_path, 0.5)
+    wait_for(tmp_path / "decoded.txt")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (scratch,) = (path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".images-"))
+    build(paths[:3], tmp_path / "cache")
+    assert not scratch.exists()
 
 
 def test_build_image_cache_two_builders_at_once_build_one_file(paths: list[Path], tmp_path: Path) -> None:

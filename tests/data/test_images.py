@@ -1,5 +1,9 @@
 """Images: where they lie, broken in every way, and unusual ones that are not broken."""
 
+import os
+import socket
+import subprocess
+import sys
 import warnings
 from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -72,8 +76,8 @@ def test_broken_picture_is_named_and_refused(tmp_path: Path, name: str) -> None:
 def test_zlib_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.png").write_bytes(BROKEN["a small bomb"][1])
     (tmp_path / "bomb.png").write_bytes(BROKEN["a bomb"][1])
-    monkeypatch.setattr(images, "to_rgb", lambda _: pytest.fail("its pixels were asked for"))
-    with pytest.raises(DatasetError, match=r"has 9000 x 9000 pixels, more than 16384 a side or 67,108,864 in all"):
+    monkeypatch.setattr(images, "_decode", lambda _: pytest.fail("its pixels were asked for"))
+    with pytest.raises(DatasetError, match=r"has 9000 x 9000 pixels, more than 16384 a side or 16,777,216 in all"):
         open_image(tmp_path / "small.png")
     with pytest.raises(DatasetError, match=r"is absurdly large \(.*256000000 pixels"):
         open_image(tmp_path / "bomb.png")
@@ -105,6 +109,77 @@ def test_unusual_picture_opens_with_its_colour(tmp_path: Path, name: str) -> Non
     image = open_image(path)
     assert (image.mode, image.size, image.getpixel((4, 8))) == ("RGB", (8, 16), colour)
     assert set(kinds(path)) <= {"extension"}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_open_image_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(path))  # the whole path may be too long for a socket's name
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(DatasetError, match=rf"x\.jpg \(it is a {kind}, expected a plain file\)"):
+        open_image(path)
+    (problem,) = inspect_image(path).problems
+    assert (problem.kind, problem.message) == (
+        "unreadable",
+        f"cannot be read (it is a {kind}, expected a plain file)",
+    )
+
+
+@pytest.mark.timeout(20)
+def test_open_image_file_that_becomes_a_pipe_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain.jpg").write_bytes(encoded(NOISE))
+    os.mkfifo(tmp_path / "x.jpg")
+    plain, look = os.stat(tmp_path / "plain.jpg"), os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: plain if str(path).endswith("x.jpg") else look(path, **more))
+    with pytest.raises(DatasetError, match="it is a pipe, expected a plain file"):
+        open_image(tmp_path / "x.jpg")
+
+
+def test_large_images_are_reduced_as_they_are_read(tmp_path: Path) -> None:
+    left = Image.new("RGB", (5_000, 2_500), (250, 10, 10))
+    left.paste((10, 10, 250), (2_500, 0, 5_000, 2_500))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for kind in ("JPEG", "PNG", "WEBP"):
+        path = tmp_path / "large"
+        path.write_bytes(encoded(left, kind, exif=exif))
+        image = open_image(path)
+        # 12.5 million pixels, 2.98 times the 4 x 2**20 that are kept: halved.
+        assert (image.mode, image.size) == ("RGB", (2_500, 1_250))
+        assert [value > 200 for value in image.getpixel((10, 10))] == [False, False, True]
+        assert [value > 200 for value in image.getpixel((2_490, 10))] == [True, False, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_64_megapixels_are_opened_in_little_memory_or_refused(tmp_path: Path) -> None:
+    large = Image.new("L", (8_000, 8_000), 90)
+    large.save(tmp_path / "plain.jpg")
+    large.save(tmp_path / "progressive.jpg", progressive=True)
+    large.save(tmp_path / "large.png")
+    for name in ("progressive.jpg", "large.png"):
+        with pytest.raises(DatasetError, match="8000 x 8000 pixels, more than 16384 a side or 16,777,216 in all"):
+            open_image(tmp_path / name)
+        assert "oversized" in kinds(tmp_path / name)
+    code = (
+        "import sys; from promptreid.data.images import open_image; "
+        "peak = lambda: int(next(row for row in open('/proc/self/status') if 'VmHWM' in row).split()[1]); "
+        "before = peak(); "
+        "size = open_image(sys.argv[1]).size; print(*size, peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "plain.jpg")]
+    width, height, kilobytes = map(int, subprocess.check_output(command, text=True).split())
+    assert (width, height) == (2_000, 2_000)
+    assert kilobytes < 60_000  # 192,000 for the pixels alone if it is decoded whole
 
 
 def test_animated_picture_gives_its_first_frame(tmp_path: Path) -> None:
@@ -284,6 +359,52 @@ def test_list_images_sorted_with_sub_folders_and_without_hidden(tmp_path: Path) 
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     assert [str(path.relative_to(tmp_path)) for path in list_images(str(tmp_path))] == ["a.png", "b.JPG", "sub/c.webp"]
+
+
+def test_list_images_goes_by_content_where_the_ending_says_nothing(tmp_path: Path) -> None:
+    content = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.upload": "PNG", "d": "GIF", "e.x": "WEBP", "f.x": "BMP"}
+    for name, kind in content.items():
+        (tmp_path / name).write_bytes(encoded(NOISE, kind))
+    if images.features.check("avif"):
+        content["g.avif"] = "AVIF"
+        (tmp_path / "g.avif").write_bytes(encoded(NOISE, "AVIF"))
+    (tmp_path / "notes.txt").write_text("BMW, GIF8, not an image", encoding="utf-8")
+    found = list_images(tmp_path)
+    assert [path.name for path in found] == list(content)
+    assert all(open_image(path).size == (32, 64) for path in found)
+
+
+def test_list_images_says_what_it_leaves_out_and_why(tmp_path: Path) -> None:
+    folder = tmp_path / "crops"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(encoded(NOISE))
+    (folder / "sub" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (folder / "raw.dng").write_bytes(encoded(NOISE, "TIFF"))
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "gone.jpg").symlink_to("nothing")
+    (folder / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.warns(
+        UserWarning, match=r"^5 files and folders are left out of .*crops: .*phone\.heic is HEIC"
+    ) as caught:
+        assert list_images(folder) == [folder / "a.jpg"]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for reason in (
+        "phone.heic is HEIC, which Pillow cannot read; convert it to JPEG",
+        "raw.dng is TIFF or a camera's raw file under another ending; convert it to JPEG, or name it .tif",
+        "pipe.jpg cannot be read (it is a pipe, expected a plain file)",
+        "gone.jpg is a link that leads nowhere",
+        "elsewhere is a link to a folder; give that folder itself, or copy it there",
+    ):
+        assert f"{os.sep}{reason}" in str(caught[0].message)
+
+
+def test_heic_under_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    with pytest.raises(
+        DatasetError, match=r"a\.jpg \(cannot identify image file: it is HEIC, which Pillow cannot read"
+    ):
+        open_image(tmp_path / "a.jpg")
 
 
 def test_list_images_empty_folder_has_none(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_load_dataset_layout_from_outside_is_read_and_checked(tmp_path: Path, dr
     with pytest.raises(DatasetError, match=r"record 3: file_path '\.\./secret\.png' leaves the folder crops/"):
         load_dataset(tmp_path, layout=PeopleLayout())
     report = check_dataset(tmp_path, layout=PeopleLayout(), progress=False)
-    assert [(problem.kind, problem.position) for problem in report.problems] == [("path", 3)]
+    assert [(problem.kind, problem.position) for problem in report.problems] == [("path", 3), ("split", None)]
 
 
 def test_load_dataset_json_layout_with_other_names_needs_no_code(tmp_path: Path, draw_picture: Callable) -> None:

@@ -114,11 +114,19 @@ def _image_problems(annotation: Annotation) -> Iterator[Problem]:
         found = "present" if path in seen else folder.locate(path)
         seen.add(path)
         if found == "missing":
-            what = f"there is no image {shown(annotation.images / path)}"
+            what = f"there is no image {shown(annotation.images / path)}{backslash_advice([path])}"
             yield annotation.problem("missing", what, position, str(path))
         elif found == "outside":
             what = f"{annotation.path_key} {str(path)!r} leaves the folder {annotation.images.name}/ over a link"
             yield annotation.problem("path", f"{what}; copy the images there", position, str(path))
+
+
+def backslash_advice(paths: Iterable[PurePosixPath]) -> str:
+    """What to do about missing images some of whose paths are written as on Windows; empty if none is."""
+    first = next((str(path) for path in paths if "\\" in str(path)), None)
+    if first is None:
+        return ""
+    return f"; write / instead of \\ in {first!r}, as in {first.replace(chr(92), '/')!r}"
 
 
 def _repeated_images(annotation: Annotation) -> Iterator[Problem]:

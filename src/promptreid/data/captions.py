@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from promptreid.files import write_tensors_atomically
+from promptreid.files import remove_abandoned, write_tensors_atomically
 
 CHUNK = 4096  # captions tokenised together
 
@@ -108,7 +107,7 @@ def mirror_caption(caption: str) -> str:
     return _SIDE.sub(exchange, caption)
 
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # since 2 with a digest
 
 # Sentences whose tokens tell one tokenizer from another: case, punctuation, digits, accents. Short enough for any
 # context, of which the rows' length tells.
@@ -141,12 +140,14 @@ def tokenize_captions(
     """
     if cache_dir is None:
         return _tokenize(captions, tokenizer, progress)
-    path = Path(cache_dir) / f"tokens-{_key(captions, tokenizer)}.safetensors"
+    folder = Path(cache_dir)
+    path = folder / f"tokens-{_key(captions, tokenizer)}.safetensors"
     tokens = _read(path, len(captions))
     if tokens is None:
         tokens = _tokenize(captions, tokenizer, progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors_atomically(path, {"tokens": tokens})
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
+        write_tensors_atomically(path, {"tokens": tokens, "digest": _digest(tokens)})
     return tokens
 
 
@@ -181,15 +182,19 @@ def _key(captions: Sequence[str], tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def _digest(tokens: Tensor) -> Tensor:
+    return torch.tensor(list(blake2b(tokens.numpy().tobytes(), digest_size=16).digest()), dtype=torch.uint8)
+
+
 def _read(path: Path, count: int) -> Tensor | None:
     """The tokens in a file, or `None` if there is none that can be used."""
-    if not path.is_file():
-        return None
     try:
-        tokens = load_file(path)["tokens"]
-    except (OSError, SafetensorError, KeyError):
+        found = load_file(path)
+        tokens, digest = found["tokens"], found["digest"]
+        sound = tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count
+        return tokens if sound and torch.equal(digest, _digest(tokens)) else None
+    except Exception:  # whatever a damaged file makes safetensors and torch stumble over
         return None
-    return tokens if tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count else None
 
 
 class _TokenChange:

@@ -23,10 +23,10 @@ def check_dataset(
 ) -> CheckReport:
     """Check a data set: its annotation, its captions and every image.
 
-    Found are malformed records, images that are missing, unreadable, truncated, of zero bytes or absurdly large,
-    paths that leave the image folder (`..`, absolute, over a symbolic link), duplicate records, copies of an image
-    under another person or split, persons in two splits, captions that are empty, not text, or longer than the
-    context, and counts that are not the published ones.
+    Found are malformed records, images that are missing, unreadable, truncated, of zero bytes or absurdly large, paths
+    that leave the image folder (`..`, absolute, over a symbolic link), duplicate records, copies of an image under
+    another person or split, persons in two splits, no records or a single person to train on, captions that are empty,
+    not text, or longer than the context, and counts that are not the published ones.
 
     Args:
         root: The folder of CUHK-PEDES, ICFG-PEDES, RSTPReid or your own data, or its parent.
@@ -56,6 +56,7 @@ def check_dataset(
     problems = [*annotation.problems, *structural_problems(annotation)]
     present = _present_images(annotation) if images else []
     inspections = inspect_images([record.path for _, record in present], num_threads=num_threads, progress=progress)
+    problems += _untrainable(annotation)
     problems += _image_problems(annotation, present, inspections)
     problems += _copied_images(annotation, present, inspections)
     longest, context = None, None
@@ -76,6 +77,17 @@ def check_dataset(
         longest_caption=longest,
         context_length=context,
     )
+
+
+def _untrainable(annotation: Annotation) -> Iterator[Problem]:
+    """What can be loaded, since it can be evaluated or shown, but not be trained on."""
+    counts = split_counts(annotation.records)
+    for split in ("train", "test"):
+        if split not in counts and split not in annotation.required:
+            yield Problem("split", f'{annotation.path}: no record has split "{split}", which training needs')
+    if "train" in counts and counts["train"].persons < 2:
+        what = "the train split has 1 person; training needs at least 2, to tell them apart"
+        yield Problem("split", f"{annotation.path}: {what}")
 
 
 def _present_images(annotation: Annotation) -> list[tuple[int, ImageRecord]]:

@@ -21,7 +21,7 @@ TABLE_ENDINGS = (".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: an image with one of its captions. `person` is the identity as it is written."""
+    """One line of a table: an image with one of its captions. `person` is the identity: a whole number, or a name."""
 
     line: int
     image: PurePosixPath
@@ -151,7 +151,14 @@ def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
     if problems:
         return problems
     image, caption, person, split = (fields[key] for key in COLUMNS)
-    return Row(line, PurePosixPath(image), caption, str(person).strip(), split)
+    return Row(line, PurePosixPath(image), caption, _identity(person), split)
+
+
+def _identity(person: Any) -> str:
+    """The identity as it is written, whole numbers in one form: `7` for `007` and for the `7.0` of spreadsheets."""
+    text = str(person).strip()
+    number = re.fullmatch(r"([+-]?\d{1,18})(?:\.0*)?", text)
+    return str(int(number[1])) if number else text
 
 
 def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:
@@ -161,7 +168,8 @@ def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:
         return split_problem(value)
     if key == "caption":
         return caption_problem(value)
-    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+    known = isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not known or not str(value).strip():
         return Problem("record", f"person_id is {shown_value(value)}, expected a number or a name")
     return None
 
@@ -211,6 +219,6 @@ def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[I
 def _number_persons(rows: list[Row]) -> dict[str, int]:
     """Identities as numbers: the written ones, if all are numbers, else positions in the alphabet."""
     names = sorted({row.person for row in rows})
-    if all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in names):
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return {name: int(name) for name in names}
     return {name: number for number, name in enumerate(names)}

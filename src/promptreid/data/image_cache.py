@@ -15,13 +15,19 @@ from tqdm import tqdm
 from promptreid.data.images import OnBad, check_on_bad, map_in_threads, open_image, report_bad
 from promptreid.data.transforms import check_image_size, check_interpolation, fit_image
 from promptreid.errors import DatasetError
-from promptreid.files import locked, remove_scratch, replaced, write_bytes_atomically
+from promptreid.files import (
+    content_digest,
+    locked,
+    open_file,
+    remove_abandoned,
+    remove_scratch,
+    replaced,
+    write_bytes_atomically,
+)
 
 FORMAT_VERSION = 1
 
 _INDEX = "digests.json"
-
-_CHUNK_BYTES = 2**20
 
 
 class PixelRows:
@@ -152,11 +158,12 @@ def build_image_cache(
     contents = {digest: contents[digest] for digest in sorted(contents)}
     target = folder / f"{_stem(image_size, interpolation)}-{_key(list(contents), image_size)}.uint8"
     pixels = PixelRows(target, image_size, interpolation)
-    if _read_manifest(target) is None:
+    manifest = _read_manifest(target)
+    if manifest is None:
+        remove_abandoned(folder)
         with locked(target.with_suffix(".lock"), action=f"building the image cache {target}"):
-            if _read_manifest(target) is None:
-                _build(pixels, contents, num_threads, progress)
-    reasons = {**(_read_manifest(target) or {"bad": {}})["bad"], "": "cannot be read"}
+            manifest = _read_manifest(target) or _build(pixels, contents, num_threads, progress)
+    reasons = {**manifest["bad"], "": "cannot be read"}
     bad = {path: reasons[digest] for path, digest in digests.items() if digest in reasons}
     report_bad(bad, len(paths), on_bad=on_bad, what="images")
     row_of = {digest: row for row, digest in enumerate(contents)}
@@ -188,9 +195,7 @@ def digest_files(
         num_threads: Threads that read; `None` for one a core.
         progress: Show a progress bar.
     """
-    known = _read_object(cache_dir / _INDEX)
-    if not all(isinstance(entry, list) and len(entry) == 3 for entry in known.values()):
-        known = {}  # a damaged index is forgotten: it only saves time
+    known = _read_object(cache_dir / _INDEX) or {}  # a damaged index is forgotten: it only saves time
 
     def digest(path: Path) -> list[Any] | None:
         try:
@@ -205,16 +210,13 @@ def digest_files(
     found = list(map_in_threads(digest, paths, num_threads=num_threads, progress=progress, label="reading images"))
     fresh = {str(path.absolute()): entry for path, entry in zip(paths, found, strict=True) if entry is not None}
     if any(known.get(path) != entry for path, entry in fresh.items()):
-        write_bytes_atomically(cache_dir / _INDEX, json.dumps({**known, **fresh}).encode())
+        _write_object(cache_dir / _INDEX, {**known, **fresh})
     return ["" if entry is None else entry[2] for entry in found]
 
 
 def _digest(path: Path) -> str:
-    state = blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+    with open_file(path) as stream:
+        return content_digest(stream).hexdigest()
 
 
 def _stem(image_size: tuple[int, int], interpolation: str) -> str:
@@ -227,20 +229,45 @@ def _key(digests: Sequence[str], image_size: tuple[int, int]) -> str:
     return blake2b(content.encode(), digest_size=10).hexdigest()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none, or it is damaged."""
+_UNSEALED = {"format_version", "bytes", "bad"}  # all that manifests of 0.1.0 hold
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with a digest of itself."""
+    write_bytes_atomically(path, json.dumps({**content, "seal": _seal(content)}).encode())
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """What `_write_object` wrote; `None` if there is none, or it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        if content.keys() == _UNSEALED:
+            return content if all(isinstance(reason, str) for reason in content["bad"].values()) else None
+        return content if content.pop("seal") == _seal(content) else None
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return None
 
 
 def _read_manifest(target: Path) -> dict[str, Any] | None:
-    """What a complete cache says of itself; `None` if it is incomplete."""
+    """What a complete and sound cache says of itself, else `None`.
+
+    The pixels are compared with their digest unless the file is as old as when it was written.
+    """
     manifest = _read_object(target.with_suffix(".json"))
-    complete = target.is_file() and manifest.get("bytes") == target.stat().st_size
-    return manifest if complete and isinstance(manifest.get("bad"), dict) else None
+    try:
+        status = target.stat()
+        if manifest is None or manifest["bytes"] != status.st_size:
+            return None
+        touched = manifest.get("modified_ns", status.st_mtime_ns) != status.st_mtime_ns
+        if touched and manifest["digest"] != _digest(target):
+            return None
+    except OSError:
+        return None
+    return manifest
 
 
 def _decoded_before(wanted: PixelRows) -> dict[str, tuple[PixelRows, int]]:
@@ -257,8 +284,8 @@ def _decoded_before(wanted: PixelRows) -> dict[str, tuple[PixelRows, int]]:
     return found
 
 
-def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | None, progress: bool) -> None:
-    """Write the pixels, then the manifest that says they are complete. The caller holds the lock."""
+def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | None, progress: bool) -> dict[str, Any]:
+    """Write the pixels, then the manifest that says they are complete; return it. The caller holds the lock."""
     target, image_size = wanted.path, wanted.image_size
     remove_scratch(target)
     need = _reserve(target.parent, len(contents), image_size)
@@ -275,6 +302,7 @@ def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | N
         pending=256,
     )
     bad: dict[str, str] = {}
+    state = blake2b(digest_size=16)
     with replaced(target) as scratch, scratch.open("wb") as stream:
         for digest in contents:
             if digest in before:
@@ -285,9 +313,12 @@ def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | N
             if isinstance(result, str):
                 bad[digest] = result
                 result = np.zeros((3, *image_size), dtype=np.uint8)
+            state.update(result.tobytes())
             stream.write(result.tobytes())
     manifest = {"format_version": FORMAT_VERSION, "bytes": need, "bad": bad, "digests": list(contents)}
-    write_bytes_atomically(target.with_suffix(".json"), json.dumps(manifest).encode())
+    manifest |= {"digest": state.hexdigest(), "modified_ns": target.stat().st_mtime_ns}
+    _write_object(target.with_suffix(".json"), manifest)
+    return manifest
 
 
 def _reserve(folder: Path, num_images: int, image_size: tuple[int, int]) -> int:

@@ -1,29 +1,29 @@
 """Finds, opens and inspects image files."""
 
+import math
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from io import BytesIO
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from tqdm import tqdm
 
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError
+from promptreid.files import check_plain, content_digest, open_file
 
 Presence = Literal["present", "missing", "outside"]
 
 Result = TypeVar("Result")
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 # No root, drive or step upwards can be in these, and nearly all paths are such: pathlib is asked of the others alone.
 _PLAINLY_BELOW = re.compile(r"(?!/)(?!.*\.\.)[^\\:\0]*", re.DOTALL)
@@ -87,17 +87,42 @@ class ImageFolder:
         return real == self._real or real.startswith(os.path.join(self._real, ""))
 
 
+_HEAD_BYTES = 16
+_HEIC = "HEIC, which Pillow cannot read; convert it to JPEG"
+_RAW = "TIFF or a camera's raw file under another ending; convert it to JPEG, or name it .tif"
+
+# How files of each format begin, for those whose ending says something else.
+_HEADS: tuple[tuple[bytes, str], ...] = (
+    (rb"\xff\xd8\xff", "JPEG"), (rb"\x89PNG\r\n\x1a\n", "PNG"), (rb"GIF8[79]a", "GIF"), (rb"RIFF.{4}WEBP", "WEBP"),
+    (rb"BM.{4}\0{4}", "BMP"), (rb".{4}ftyp(avif|avis)", "AVIF"), (rb".{4}ftyp(hei|hev|mif1|msf1)", _HEIC),
+    (rb"II\*\0|MM\0\*", _RAW),
+)  # fmt: skip
+
+
+def _content_kind(stream: BinaryIO) -> tuple[str, bool]:
+    """What an open file is by its first bytes (empty if no image), and whether it can be read as such."""
+    head = stream.read(_HEAD_BYTES)
+    kind = next((kind for pattern, kind in _HEADS if re.match(pattern, head, re.DOTALL)), "")
+    if kind == "AVIF" and not features.check("avif"):
+        return "AVIF, which this Pillow cannot read; update Pillow, or convert it to JPEG", False
+    if kind == _HEIC and "HEIF" in Image.OPEN:  # pillow-heif has been registered
+        return "HEIC", True
+    return kind, kind not in ("", _HEIC, _RAW)
+
+
 def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> list[Path]:
     """Every image in a plain folder and its sub-folders, in the order of their paths: a gallery to search.
 
-    Hidden files and folders (`.name`) are left out; folders that cannot be read are counted and named in one warning.
+    A file is taken for an image by its ending (`IMAGE_ENDINGS`) or, with another one, by its first bytes. Hidden files
+    and folders (`.name`) are not looked at; links to files are followed. One warning counts and names what looks like
+    an image and cannot be used (HEIC, pipes, dead links) and linked folders, another what cannot be read.
 
     Args:
         folder: The folder.
         unreadable: A list that gets what cannot be looked into: images may be missing from the result.
 
     Returns:
-        Files with the ending of an image format, whether or not they can be read.
+        The image files, whether or not their content can be read.
 
     Raises:
         DatasetError: There is no such folder, or it cannot be read.
@@ -106,36 +131,54 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a folder of images")
     found: list[Path] = []
+    left_out: dict[Path, str] = {}
     closed: list[str] = [] if unreadable is None else unreadable
     for parent, folders, names in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if _is_image_name(name) and _is_file(Path(parent, name), closed)]
+        linked = [path for path in (Path(parent, name) for name in folders) if path.is_symlink()]
+        left_out.update(dict.fromkeys(linked, "is a link to a folder; give that folder itself, or copy it there"))
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            reason = _why_no_image(path, closed)
+            if reason is None:
+                found.append(path)
+            elif reason:
+                left_out[path] = reason
     if str(root) in closed:
         raise DatasetError(f"the folder {root} cannot be read; is it mounted, and may you read it?")
     if closed:
         first = ", ".join(shown(path) for path in closed[:10])
         warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=2)
+    if left_out:
+        count = f"{len(left_out):,} files and folders are left out of {shown(folder)}"
+        warnings.warn(f"{count}: {_first_of(left_out)}", stacklevel=2)
     return sorted(found)
 
 
-def _is_file(path: Path, closed: list[str]) -> bool:
-    """Whether a path is a file, or a link to one; one that cannot be asked is named in `closed`."""
+def _why_no_image(path: Path, closed: list[str]) -> str | None:
+    """`None` for an image, the reason for what looks like one and cannot be used, empty for everything else."""
+    named = path.name.lower().endswith(IMAGE_ENDINGS)
     try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:  # a link that leads nowhere, or a file that was deleted just now
-        return False
-    except OSError:
-        closed.append(str(path))
-        return False
-
-
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+        if named:
+            check_plain(path.stat())
+            return None
+        with open_file(path) as stream:
+            kind, readable = _content_kind(stream)
+            return None if readable else kind and f"is {kind}"
+    except FileNotFoundError:  # or a file that was deleted just now
+        return "is a link that leads nowhere" if named else ""
+    except OSError as error:
+        if named and error.errno is not None:
+            closed.append(str(path))
+        return f"cannot be read ({error})" if named and error.errno is None else ""
 
 
 MAX_SIDE = 16_384  # pixels; a crop of a person has a few hundred
 
-MAX_PIXELS = 64 * 2**20
+MAX_PIXELS = 64 * 2**20  # of a JPEG that can be reduced while it is decoded
+
+MAX_PIXELS_WHOLE = 16 * 2**20  # of others, which are decoded whole, in about 150 MB
+
+KEPT_PIXELS = 4 * 2**20  # larger images are reduced to at most this many
 
 MIN_SIDE = 8
 
@@ -153,19 +196,22 @@ class Inspection(NamedTuple):
 def open_image(path: Any) -> Image.Image:
     """Open an image as RGB, turned as its EXIF data says; of an animation the first frame.
 
-    Transparency is dropped, CMYK is converted, and 16 bits a channel become 8.
+    Transparency is dropped, CMYK is converted, and 16 bits a channel become 8. An image of more than `KEPT_PIXELS` is
+    reduced by a whole number as it is read.
 
     Args:
         path: A file, or an open binary stream.
 
     Raises:
-        DatasetError: It cannot be read, or is absurdly large.
+        DatasetError: It cannot be read, is no plain file, or is absurdly large.
     """
+    source: AbstractContextManager[Any]
     try:
-        with Image.open(path) as image:
+        source = nullcontext(path) if hasattr(path, "read") else open_file(path)
+        with source as stream, _identify(stream) as image:
             problem = _size_problem(image)
             if problem is None:
-                return to_rgb(image)
+                return _decode(image)
     except _BOMBS as error:
         raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
     # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
@@ -179,13 +225,14 @@ def open_image(path: Any) -> Image.Image:
 def inspect_image(path: Path) -> Inspection:
     """Read an image fully and say what is wrong with it."""
     try:
-        content = path.read_bytes()
+        with open_file(path) as stream:
+            digest = content_digest(stream).digest()
+            if not stream.tell():
+                return Inspection((Problem("empty file", "has zero bytes"),), digest)
+            stream.seek(0)
+            return Inspection(tuple(_content_problems(path, stream)), digest)
     except OSError as error:
         return Inspection((Problem("unreadable", f"cannot be read ({_words(error)})"),), b"")
-    digest = blake2b(content, digest_size=16).digest()
-    if not content:
-        return Inspection((Problem("empty file", "has zero bytes"),), digest)
-    return Inspection(tuple(_content_problems(path, content)), digest)
 
 
 def inspect_images(
@@ -222,14 +269,37 @@ def map_in_threads(
                 yield result
 
 
-def _content_problems(path: Path, content: bytes) -> list[Problem]:
+def _identify(stream: BinaryIO) -> Image.Image:
+    """Open an image as Pillow does; where that does not know the format, say what it is."""
     try:
-        with Image.open(BytesIO(content)) as image:
+        return Image.open(stream)
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        kind, _ = _content_kind(stream)
+        raise ValueError(f"cannot identify image file{kind and f': it is {kind}'}") from error
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    """The pixels as RGB, upright, and few enough."""
+    if (factor := _reduction(image)) > 1:
+        image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone can
+    ImageOps.exif_transpose(image, in_place=True)
+    rgb = _convert(image)
+    return rgb.reduce(_reduction(rgb))
+
+
+def _reduction(image: Image.Image) -> int:
+    return math.ceil(math.sqrt(image.width * image.height / KEPT_PIXELS))
+
+
+def _content_problems(path: Path, stream: BinaryIO) -> list[Problem]:
+    try:
+        with _identify(stream) as image:
             size = _size_problem(image)
             if size is not None:
                 return [size]
             problems = _remarks(path, image)
-            to_rgb(image)
+            _decode(image)
             return problems
     except _BOMBS as error:
         return [Problem("oversized", f"is absurdly large ({_words(error)})")]
@@ -244,10 +314,12 @@ def _size_problem(image: Image.Image) -> Problem | None:
     width, height = image.size
     if min(width, height) < 1:
         return Problem("unreadable", f"has {width} x {height} pixels")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    reducible = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    limit = MAX_PIXELS if reducible else MAX_PIXELS_WHOLE
+    if max(width, height) > MAX_SIDE or width * height > limit:
         return Problem(
             "oversized",
-            f"has {width} x {height} pixels, more than {MAX_SIDE} a side or {MAX_PIXELS:,} in all, and is no crop of "
+            f"has {width} x {height} pixels, more than {MAX_SIDE} a side or {limit:,} in all, and is no crop of "
             "a person",
         )
     return None
@@ -273,14 +345,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Its pixels are of unknown range.
     """
-    image = ImageOps.exif_transpose(image)
+    return _convert(ImageOps.exif_transpose(image))
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()
         return image
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # 16 bits: convert() would cut at 255 and give white
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.max() > 0xFFFF or values.min() < 0:
             raise ValueError("its pixels have more than 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
@@ -347,8 +422,13 @@ def report_bad(bad: Mapping[Path, str], total: int, *, on_bad: OnBad, what: str)
     """Raise or warn, once, with the number of bad images and the first ten of them."""
     if not bad:
         return
-    first = "; ".join(f"{shown(path)} {reason}" for path, reason in list(bad.items())[:10])
+    first = _first_of(bad)
     if on_bad == "strict" or len(bad) == total:
         mend = "copy them again, take their records out, or leave them out with on_bad='skip'"
         raise DatasetError(f"{len(bad):,} of {total:,} {what} cannot be used; {mend}: {first}")
     warnings.warn(f"{len(bad):,} of {total:,} {what} cannot be used and are left out: {first}", stacklevel=3)
+
+
+def _first_of(reasons: Mapping[Path, str]) -> str:
+    more = f"; and {len(reasons) - 10:,} more" if len(reasons) > 10 else ""
+    return "; ".join(f"{shown(path)} {reason}" for path, reason in list(reasons.items())[:10]) + more

@@ -13,7 +13,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "record": ("error", "malformed records"),
     "caption": ("error", "captions that are empty or not text"),
     "path": ("error", "paths that leave the image folder"),
-    "split": ("error", "splits that are empty or share a person"),
+    "split": ("error", "splits that are empty, share a person or cannot be trained on"),
     "conflict": ("error", "images that are given to two persons or two splits"),
     "missing": ("error", "images missing"),
     "empty file": ("error", "image files of zero bytes"),

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from promptreid.data.annotation import Annotation, structural_problems
+from promptreid.data.annotation import Annotation, backslash_advice, structural_problems
 from promptreid.data.folder import TableLayout, find_tables
 from promptreid.data.images import shown
 from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, PUBLISHED, RSTPREID, Layout, found_in
@@ -169,5 +169,5 @@ def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
     first = ", ".join(shown(path) for path in paths[:10])
     return (
         f"{len(missing)} of {len(annotation.records)} images are missing below {annotation.images} ({counts}); "
-        f"first: {first}. Unpack every archive of the data set there"
+        f"first: {first}{backslash_advice(paths) or '. Unpack every archive of the data set there'}"
     )
