@@ -145,7 +145,7 @@ def test_sentence_that_begins_with_a_dash_stands_behind_two(call):
         (["evaluate", "data", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
         (["demo", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
         (["push", "run", "a/b"], "argument folder is run, a whole run; the model in it is run/model: give that"),
-        (["push", "run", "a/b", "--metrics", "none.json"], "--metrics is none.json, but there is no such file"),
+        (["push", "elsewhere", "a/b", "--metrics", "none.json"], "--metrics is none.json, but there is no such file"),
     ],
 )
 def test_every_argument_is_checked_before_any_work(call, tmp_path, monkeypatch, words, message):

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="let everybody see it")
     parser.add_argument("--revision", help="branch; made if it does not exist; default main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--message", help="commit message")
+    parser.add_argument("--message", dest="commit_message", metavar="TEXT", help="commit message")
     parser.add_argument(
         "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
@@ -33,11 +33,9 @@ def run(
     folder: str,
     repository: str,
     public: bool,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
     metrics: Path | None,
     dataset: str | None,
+    **commit: Any,
 ) -> int:
     """Publish the model."""
     check_file("--metrics", metrics)
@@ -48,9 +46,7 @@ def run(
         folder,
         repository,
         private=not public,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=message,
+        **commit,
         metrics=None if metrics is None else _read_metrics(metrics),
         details=None if dataset is None else CardDetails(dataset=dataset),
     )

@@ -31,11 +31,7 @@ _MAX_SESSIONS = 200  # visitors whose questions are kept; an uploaded image take
 _MAX_PORT = 65535
 _FONTS = ["system-ui", "sans-serif"]
 # gradio reads these when it is imported or when a page is made; nothing is ever sent to anyone from this page.
-_SILENT = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_RUN_HISTORY": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
+_SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
 
