@@ -14,9 +14,8 @@ from promptreid.cli.options import (
     load_model,
     whole,
 )
-from promptreid.cli.output import Output
+from promptreid.cli.output import Output, printable
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.data.images import shown
 from promptreid.errors import DatasetError
 from promptreid.towers.tiny import TINY_NAME
 
@@ -175,7 +174,7 @@ def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
 
 def _first(paths: tuple[str, ...]) -> list[str]:
     more = [f"  and {len(paths) - _SHOWN} more; --json names all"] if len(paths) > _SHOWN else []
-    return [*(f"  {shown(path)}" for path in paths[:_SHOWN]), *more]
+    return [*(f"  {printable(path)}" for path in paths[:_SHOWN]), *more]
 
 
 def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> str:
