@@ -100,6 +100,17 @@ def test_adapt_without_validation_split_takes_the_last_epoch(data: ReIDDataset, 
     assert result.histories["task_adaptation"][-1]["chosen"] == {"rule": "last epoch", "epoch": 2, "step": 8}
 
 
+def test_adapt_with_a_cache_trains_the_same(data: ReIDDataset, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    runs = {"files": {}, "cache": {"cache_dir": folder}}
+    results = {
+        name: adapt(make_model(), data, RECIPE, output_dir=tmp_path / name, save=False, **more, **QUIET)
+        for name, more in runs.items()
+    }
+    assert results["cache"].scores == results["files"].scores
+    assert len(list(folder.glob("images-*.uint8"))) == len(list(folder.glob("tokens-*"))) == 1
+
+
 @pytest.mark.parametrize(("evaluate_test", "states"), [("last", ["direct fine tuning"]), ("never", [])])
 def test_adapt_runs_other_stages_with_settings_of_their_own_and_looks_at_the_test_split_only_if_asked(
     data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_test: Any, states: list[str]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from promptreid.data.dataset import CaptionedImages
+from promptreid.data.image_cache import build_image_cache
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.errors import CheckpointError, WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
@@ -94,6 +95,7 @@ def adapt(
     stage_settings: Callable[[Stage], Mapping[str, Any]] | None = None,
     evaluate_test: EvaluateTest = "always",
     save: bool = True,
+    cache_dir: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Adaptation:
@@ -111,6 +113,7 @@ def adapt(
         stage_settings: From a stage to settings of its `Trainer` alone, such as its own `make_sampler`.
         evaluate_test: Score the test split in every state, in the last one alone, or never.
         save: Save the model as `save_prompts` does.
+        cache_dir: Folder to keep the decoded training images and token ids in (see `build_image_cache`).
         progress: Show progress bars.
         **settings: Settings of the `Trainer`, for every stage: `seed`, `num_workers`, `on_epoch_end`, `trackers` and
             others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 on a GPU, and
@@ -140,7 +143,7 @@ def adapt(
         raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
-    settings = _with_defaults(settings, model, data, progress=progress)
+    settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
     with failing_together():
         _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
@@ -208,7 +211,7 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
 
 
 def _with_defaults(
-    settings: Mapping[str, Any], model: PromptedCLIP, data: ReIDDataset, *, progress: bool
+    settings: Mapping[str, Any], model: PromptedCLIP, data: ReIDDataset, cache_dir: str | Path | None, *, progress: bool
 ) -> dict[str, Any]:
     device = next(model.parameters()).device
     defaults: dict[str, Any] = {
@@ -219,10 +222,20 @@ def _with_defaults(
         "progress": progress,
     }
     if "train_data" not in settings:
-        defaults["train_data"] = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
+        defaults["train_data"] = _pairs(data.train, model, cache_dir, progress=progress)
     if data.val is not None:
         defaults |= {"evaluate": partial(_scores_on, data.val), "evaluate_every_epoch": True, "best_metric": "mAP"}
     return {**defaults, **settings}
+
+
+def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, *, progress: bool) -> CaptionedImages:
+    transform, cache = model.train_transform, None
+    if cache_dir is not None:
+        size, interpolation = transform.image_size, transform.interpolation
+        cache = build_image_cache(
+            split.paths, cache_dir, image_size=size, interpolation=interpolation, progress=progress
+        )
+    return CaptionedImages(split, transform=transform, tokenizer=model.tokenizer, cache=cache, token_cache=cache_dir)
 
 
 def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the dataset's folder (see `promptreid check`)")
     parser.add_argument("--output", type=folder_to_write, required=True, help="folder for everything written")
     add_training_arguments(parser)
+    parser.add_argument(
+        "--cache-images", type=Path, metavar="DIR", help="keep decoded images there: large, and training is faster"
+    )
     add_layout_argument(parser)
 
 
@@ -111,6 +114,7 @@ def run(console: Output, /, **given: Any) -> int:
         seed=settings.seed,
         device=settings.device,
         num_workers=settings.num_workers,
+        cache_dir=settings.cache_images,
         trackers=(),
         progress=console.progress,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from promptreid.data.transforms import eval_transform, train_transform
+from promptreid.data.transforms import TrainTransform, eval_transform, train_transform
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles
@@ -289,7 +289,7 @@ class PromptedCLIP(nn.Module):
         return tokenizer_of(self.source.name)
 
     @property
-    def train_transform(self) -> Callable[[Any], Tensor]:
+    def train_transform(self) -> TrainTransform:
         """Augmenting transform, PIL image to normalised (3, H, W)."""
         return train_transform(self.image_size, **image_preprocessing_of(self.clip))
 
