@@ -108,7 +108,7 @@ def adapt(
         model: The model; it is trained in place. Draw it under a seed.
         data: The dataset.
         recipe: The numbers of the stages; those of `Recipe()` if None. `num_identities` is filled in from the data.
-        output_dir: Gets a folder per stage with its log and checkpoints, `model/` and `results.json`.
+        output_dir: Gets a folder per stage with its log and checkpoints, `model/`, `results.json` and what went in.
         make_stages: From model and recipe to the stages, such as one of `promptreid.training.ablations`.
         stage_settings: From a stage to settings of its `Trainer` alone, such as its own `make_sampler`.
         evaluate_test: Score the test split in every state, in the last one alone, or never.
@@ -145,7 +145,8 @@ def adapt(
     folder = Path(output_dir)
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
     with failing_together():
-        _claim(folder, run_identity(model, data))
+        if is_main_process():
+            _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
     encoded: dict[str, EncodedSplit] = {}
@@ -173,19 +174,21 @@ def adapt(
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Note in a folder what goes into the run, or refuse one that holds a run of something else."""
     stamp = folder / "identity.json"
-    if stamp.is_file():
+    # Where nothing has been trained or scored yet, whatever was wrong with the data may have been mended since.
+    begun = next(folder.glob("*/checkpoints/step-*"), None) is not None or (folder / "results.json").exists()
+    if stamp.is_file() and begun:
         try:
             found = json.loads(stamp.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            now = {name: identity[name] for name in identity if name in found}  # an older version kept fewer
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{stamp} is damaged ({error}); give another output_dir") from error
-        if different := differences(found, json.loads(json.dumps(identity))):
+        if different := differences(found, json.loads(json.dumps(now))):
             raise CheckpointError(
                 f"{folder} holds a run of other data or of another base: {'; '.join(different)}. Use the earlier ones "
                 "to resume it, or give another output_dir"
             )
-    elif is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(stamp, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(stamp, identity)
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:

@@ -470,12 +470,12 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: Prompt
         stage_one_learning_rate=1e-2,
         stage_two_learning_rate=1e-3,
     )
-    with pytest.raises(CheckpointError, match=r"another run: prompts\.text_length was 2, is 3\. Use the earlier"):
+    with pytest.raises(CheckpointError, match=r"another run: .*; prompts\.text_length was 2, is 3\. Use the earlier"):
         make(model=other, stages=schedule)
     as_version_one(tmp_path / "run")  # which did not keep the prompts' setup
     with pytest.raises(
         CheckpointError,
-        match=r"step-000000008: it belongs to another model: text\.prompts\.tokens was 'of shape \(4, 2, 64\)', is",
+        match=r"step-000000008: it belongs to another model: text\.prompts\.tokens was 'of shape \(\d, 2, 24\)', is",
     ):
         make(model=other, stages=schedule).fit()
 
