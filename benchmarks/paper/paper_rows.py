@@ -18,8 +18,8 @@ from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import ImageCache, build_image_cache
 from promptreid.data.records import ReIDDataset
 from promptreid.training import ablations
-from promptreid.training.identity import differences
 from promptreid.training.recipe import Recipe
+from promptreid.training.run_identity import differences
 
 NONE = PromptConfig(text_length=0, vision_length=0)
 PROMPTS = PromptConfig(text_length=4, vision_length=4)  # the paper's length is not known to us

@@ -19,9 +19,9 @@ from promptreid.files import write_json_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.towers.tiny import TINY_NAME, TINY_TAG
-from promptreid.training.identity import differences, run_identity
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
+from promptreid.training.run_identity import differences, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 

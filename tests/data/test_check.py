@@ -205,7 +205,7 @@ def test_check_dataset_copy_of_a_picture_in_another_split_is_found(write_cuhk: W
     (root / "imgs" / entries[8]["file_path"]).write_bytes(content)
     report = check(root)
     assert kinds(report) == ["same picture"]
-    assert "(person 30, test) is the very picture of record 0 (person 7, train)" in report.problems[0].message
+    assert "(person 30, test) is the same image as that of record 0 (person 7, train)" in report.problems[0].message
     assert report.ok
 
 

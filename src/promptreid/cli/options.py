@@ -63,7 +63,7 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
         return value
 
-    read.__name__ = "int"  # argparse puts it into what it says of text that is no number
+    read.__name__ = "int"  # argparse puts it into what it says of text that is not a number
     return read
 
 
@@ -186,7 +186,7 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
     """Make the model, in eval mode.
 
     Raises:
-        ValueError: The name, the weights or the device cannot be had.
+        ValueError: The name is unknown, or the weights or the device are not available.
         CheckpointError: The folder is damaged.
         FileNotFoundError: The folder does not exist.
     """

@@ -9,7 +9,7 @@ from typing import Any
 def printable(text: str) -> str:
     r"""Text that a terminal can only show: everything else in it, such as a line break, is written as Python writes it.
 
-    Names of files may hold anything: bytes that are no letters, escape sequences, letters that turn the line around.
+    Names of files may hold anything: bytes that are not letters, escape sequences, letters that turn the line around.
 
     Example:
         >>> print(printable("a\x1b[31m red\n.jpg"))

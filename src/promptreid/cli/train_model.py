@@ -34,11 +34,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which model is trained and how; `complete_training_arguments` reads them."""
     parser.add_argument("--model", default=TINY_NAME, help="an open_clip name; default %(default)s")
     parser.add_argument("--pretrained", help='its weights: a tag such as openai, or a file; "none" for random weights')
-    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default 384 128")
-    parser.add_argument("--prompt-length", type=int, default=4, help="prompts per block in both encoders; default 4")
-    parser.add_argument("--epochs", type=int, nargs=2, metavar=("ONE", "TWO"), help="of the stages; default 30 60")
     parser.add_argument(
-        "--learning-rates", type=float, nargs=2, metavar=("ONE", "TWO"), help="of the stages; default 3e-4 1e-5"
+        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the model's preset"
+    )
+    parser.add_argument("--prompt-length", type=int, default=4, help="prompts per block in both encoders; default 4")
+    parser.add_argument(
+        "--epochs", type=int, nargs=2, metavar=("ONE", "TWO"), help="of the stages; default the model's preset"
+    )
+    parser.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs=2,
+        metavar=("ONE", "TWO"),
+        help="of the stages; default the model's preset",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")

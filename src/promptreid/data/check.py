@@ -119,7 +119,7 @@ def _copied_images(
         if (earlier.person_id, earlier.split) != (record.person_id, record.split):
             path = str(annotation.relative(record))
             what = (
-                f"image {path!r} (person {record.person_id}, {record.split}) is the very picture of "
+                f"image {path!r} (person {record.person_id}, {record.split}) is the same image as that of "
                 f"{annotation.position_name} {before} (person {earlier.person_id}, {earlier.split})"
             )
             yield annotation.problem("same picture", what, position, path)

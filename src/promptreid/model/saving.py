@@ -102,7 +102,7 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
 
 
 def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
-    """Whether the encoders are others than those that anybody can make from the source."""
+    """Whether the encoders differ from those that anybody can make from the source."""
     if model.base_digests is None:
         return True
 
@@ -111,7 +111,7 @@ def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
 
     try:
         return weights_changed(model.base_digests, model.clip, remake)
-    except Exception:  # of whatever kind, the base cannot be had to compare with, and saving the encoders is safe
+    except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
         return True
 
 

@@ -32,7 +32,7 @@ from promptreid.retrieval.editing import (
 from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query, needed
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.gallery_files import LENGTH_ERROR, GalleryStore
-from promptreid.retrieval.identity import check_identity, model_identity
+from promptreid.retrieval.gallery_model import check_identity, model_identity
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
 

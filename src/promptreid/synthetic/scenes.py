@@ -12,7 +12,6 @@ from promptreid.data.layouts import IMAGES
 from promptreid.errors import DatasetError
 from promptreid.synthetic.person import Person, as_seen, pick
 
-STYLES = ("street", "web")
 OCCLUDERS = ("none", "none", "none", "none", "none", "bench", "bush", "post")
 HIDING_FEET = ("bench", "bush")
 

@@ -28,7 +28,7 @@ from promptreid.files import (
 )
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint
-from promptreid.training.identity import describe, differences
+from promptreid.training.run_identity import describe, differences
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
@@ -441,7 +441,7 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
         if encoders is not None and encoders != encoders_digest(model):
             raise CheckpointError(
                 "it holds prompts alone, and the encoders of this model are not those that they were trained with; "
-                "load the model anew"
+                "load the model again"
             )
         load_weights(model, checkpoint.take("model"))
     except CheckpointError as error:

@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.functional import check_labels
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.identity import describe
 from promptreid.training.parameters import LayerDepths, Part, part_modules, part_parameters, parts_parameters
+from promptreid.training.run_identity import describe
 
 
 def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_decay: float) -> list[dict[str, Any]]:

@@ -39,10 +39,10 @@ from promptreid.training.checkpoint import (
     restore,
     restore_running,
 )
-from promptreid.training.identity import differences, run_identity
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog
 from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
+from promptreid.training.run_identity import differences, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 

@@ -19,7 +19,7 @@ from promptreid.data.samplers import IdentitySampler
 from promptreid.errors import CheckpointError
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.checkpoint import RunFolder, list_checkpoints
-from promptreid.training.identity import describe, differences
+from promptreid.training.run_identity import describe, differences
 from promptreid.training.stage import Stage
 
 
