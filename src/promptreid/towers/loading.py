@@ -345,7 +345,7 @@ def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | 
         model_cfg: open_clip's model configuration.
 
     Returns:
-        The shapes; `None` if the architecture cannot be made without memory.
+        The shapes; `None` if the architecture cannot be made without memory, or without network.
 
     Raises:
         TypeError, ValueError, KeyError: It is not a model configuration.
@@ -353,6 +353,6 @@ def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | 
     try:
         with torch.device("meta"):
             empty = make_from_config(model_cfg, preprocess_cfg={}, image_size=None, device="meta")
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, OSError):  # the last where transformers asks the Hub and gets no answer
         return None
     return {name: tuple(value.shape) for name, value in empty.state_dict().items()}
