@@ -329,7 +329,7 @@ def test_search_with_bad_settings_is_refused(call, index, arguments, words):
 
 def test_search_by_an_image_that_is_not_there_or_without_the_option_says_what_to_do(call, drawn, index):
     code, _, notes = call("search", index, "--image", "nothere.jpg")
-    assert (code, "there is no image nothere.jpg to search by; check the path" in notes) == (2, True)
+    assert (code, "--image is nothere.jpg, but there is no such file; check the path" in notes) == (2, True)
     code, _, notes = call("search", index, "crops/p0.jpg")
     assert (code, "give pathlib.Path('crops/p0.jpg'), or --image crops/p0.jpg on the command line" in notes) == (
         2,

@@ -84,14 +84,14 @@ def file_to_write(text: str) -> Path:
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Refuse an argument that is no file, before any work.
+    """Refuse an argument that is not a file, before any work.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not.
     """
     if path is not None and not path.is_file():
         reason = "that is a folder or a device" if path.exists() else "there is no such file"
-        raise ValueError(f"{option} is {path}, but {reason}")
+        raise ValueError(f"{option} is {path}, but {reason}; check the path")
 
 
 def saved_model(text: str) -> str:
