@@ -236,7 +236,7 @@ def test_values_that_are_not_finite_are_refused_with_their_names(tmp_path, value
     state["ln_final.weight"][2] = value
     path = tmp_path / f"a.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
-    with pytest.raises(WeightsError, match=rf"a\.{suffix} holds NaN or infinity in 1 of \d+ weights: ln_final\.weight"):
+    with pytest.raises(WeightsError, match=rf"a\.{suffix} holds NaN or infinity in ln_final\.weight \(1 of \d+"):
         load_clip(NAME, pretrained=str(path), image_size=(64, 64), quick_gelu=True)
 
 
@@ -339,5 +339,5 @@ def test_weights_of_a_tag_that_are_not_finite_are_refused(tmp_path, monkeypatch)
     save_file(state, tmp_path / "weights.safetensors")
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(tmp_path / "weights.safetensors"))
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"there": {"url": "https://a.org"}})
-    with pytest.raises(WeightsError, match=r"tagged 'there' holds NaN or infinity in 1 of .* visual\.proj"):
+    with pytest.raises(WeightsError, match=r"tagged 'there' holds NaN or infinity in visual\.proj \(1 of"):
         load_clip(NAME, pretrained="there", image_size=(64, 32))

@@ -216,7 +216,7 @@ def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
     bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise WeightsError(
-            f"{what} holds NaN or infinity in {len(bad)} of {len(weights)} weights: {_some(bad)}; it is damaged, or "
+            f"{what} holds NaN or infinity in {_some(bad)} ({len(bad)} of {len(weights)} weights); it is damaged, or "
             "its training diverged. Copy or download it again, or take an earlier checkpoint"
         )
 
