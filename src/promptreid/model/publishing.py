@@ -14,7 +14,7 @@ from promptreid.hub.repository import Repository
 from promptreid.hub.transfer import upload_files
 from promptreid.model.matching import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
-from promptreid.towers.loading import loads_in_plain_open_clip
+from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip
 from promptreid.towers.names import is_listed_model, is_listed_tag, listed_as, published_at
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def push_prompts(
                 raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
         else:
             # Nobody else has the folder that the base is from.
-            own = model.source is not None and model.source.name.startswith("local-dir:")
+            source: ClipSource | None = getattr(model, "source", None)
+            own = source is not None and source.name.startswith("local-dir:")
             folder = save_prompts(model, Path(scratch) / "prompts", encoders="always" if own else encoders)
         files = read_prompt_files(folder)
         manifest = _publishable(files, repo_id)

@@ -285,6 +285,7 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
     folder = repository_folder(name, cache)
+    found = weights_in(folder) if name.startswith("local-dir:") else None
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
@@ -292,8 +293,8 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     def load(weights: Path) -> None:
         load_checkpoint(clip, read_checkpoint(weights), saved_size=saved_image_size(stored))
 
-    if name.startswith("local-dir:"):
-        load(weights_in(folder))
+    if found is not None:
+        load(found)
     else:
         with_weights(name.split(":", 1)[1], WEIGHTS, cache, load)
     return clip, stored
