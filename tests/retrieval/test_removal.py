@@ -107,13 +107,24 @@ def test_removed_images_and_their_copies_do_not_come_back(model, index, crops):
     again = Gallery.load(index.directory, model)
     changes = again.update(crops, progress=False)
     assert (changes.added, set(changes.excluded)) == (0, {str(gone), str(copy)})
-    assert again.add([gone, copy], progress=False).excluded == (str(gone), str(copy))
     assert gone not in again.paths
     assert copy not in again.paths
     assert again.restore(str(crops / "*" / gone.name)) == 1
     assert again.update(crops, progress=False).added == 2
     with pytest.raises(KeyError, match=r"was not removed from the gallery; removed were: none"):
         again.restore(gone)
+
+
+def test_add_brings_removed_images_back_that_are_named_but_not_those_of_a_folder(index, crops):
+    gone = index.paths[1]
+    index.remove(gone)
+    (crops / "new").mkdir()
+    copy = crops / "new" / "copy.jpg"
+    shutil.copyfile(gone, copy)
+    assert index.add(crops / "new", progress=False).excluded == (str(copy),)
+    assert index.add([copy], progress=False).added == 1
+    assert index.update(crops, progress=False).added == 1
+    assert {gone, copy} <= set(index.paths)
 
 
 def gallery_of(*names):

@@ -107,9 +107,17 @@ class Changes:
 
 
 def add_images(
-    store: GalleryStore, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
+    store: GalleryStore,
+    model: PromptedCLIP,
+    files: Sequence[ImageFile],
+    *,
+    named: bool = False,
+    **options: "Unpack[EncodingOptions]",
 ) -> Changes:
-    """Encode images that the gallery does not have yet; refuses what it has, and what is given twice."""
+    """Encode images that the gallery does not have yet; refuses what it has, and what is given twice.
+
+    Images that were removed earlier come back if they are `named` one by one.
+    """
     known = store.images.rows_by_path()
     given = Counter(os.path.abspath(file.path) for file in files)
     present = [file.path for file in files if os.path.abspath(file.path) in known]
@@ -122,6 +130,9 @@ def add_images(
     if times > 1:
         raise ValueError(f"{path} is given twice; give each image once")
     excluded = _removed_before(store, files)
+    if named and excluded:
+        _forget(store, set(excluded.values()))
+        excluded = {}
     new = [file for file in files if file.path not in excluded]
     unreadable = _encode(store, model, new, **options)
     if new and len(unreadable) == len(new):
@@ -242,8 +253,13 @@ def restore_images(store: GalleryStore, images: Images) -> int:
                 f"{str(image)!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}"
             )
         found.update(matching)
-    store.change(header={"removed": [mark for path, mark in marks.items() if path not in found]})
+    _forget(store, found)
     return len(found)
+
+
+def _forget(store: GalleryStore, paths: Collection[str]) -> None:
+    """Forget the removal of the images of these absolute paths."""
+    store.change(header={"removed": [mark for mark in store.header.get("removed", []) if mark["path"] not in paths]})
 
 
 def _mark(table: ImageTable, row: int) -> dict[str, Any]:
@@ -257,21 +273,23 @@ def _mark(table: ImageTable, row: int) -> dict[str, Any]:
     return {"path": path, "size": -1, "digest": ""}
 
 
-def _removed_before(store: GalleryStore, files: Sequence[ImageFile]) -> dict[str, None]:
-    """Paths, as given, of files that were removed from the gallery, or are copies of such."""
+def _removed_before(store: GalleryStore, files: Sequence[ImageFile]) -> dict[str, str]:
+    """By path as given, the removed image that a file is, or is a copy of."""
     marks: list[dict[str, Any]] = store.header.get("removed", [])
     paths, sizes = {mark["path"] for mark in marks}, {mark["size"] for mark in marks if mark["digest"]}
-    digests = {mark["digest"] for mark in marks}
+    by_digest = {mark["digest"]: mark["path"] for mark in marks}
 
-    def is_removed(path: str) -> bool:
-        if os.path.abspath(path) in paths:
-            return True
+    def removed(path: str) -> str | None:
+        full = os.path.abspath(path)
+        if full in paths:
+            return full
         try:
-            return file_stamp(path)[0] in sizes and file_digest(Path(path)) in digests
+            return by_digest.get(file_digest(Path(path))) if file_stamp(path)[0] in sizes else None
         except OSError:
-            return False
+            return None
 
-    return {file.path: None for file in files if is_removed(file.path)} if marks else {}
+    known = {file.path: removed(file.path) for file in files} if marks else {}
+    return {path: mark for path, mark in known.items() if mark is not None}
 
 
 def _listed(images: Images) -> Sequence[Any]:

@@ -213,14 +213,17 @@ class Gallery:
     def add(
         self, images: ImageSource, *, metadata: Sequence[Metadata] | None = None, **options: "Unpack[EncodingOptions]"
     ) -> Changes:
-        """Encode more images; the arguments are those of `build`. What was removed earlier is left out.
+        """Encode more images; the arguments are those of `build`.
+
+        Images that were removed earlier come back if they are given one by one; those of a folder stay out.
 
         Raises:
             ValueError: An image is in the gallery already, or the gallery has no model.
             DatasetError: There is no image.
         """
         files = find_images(images, metadata=metadata)
-        changes = add_images(self._store, needed(self.model), files, **options)
+        named = not isinstance(images, str | Path)
+        changes = add_images(self._store, needed(self.model), files, named=named, **options)
         _warn_unreadable(changes, len(files))
         return changes
 
@@ -251,7 +254,7 @@ class Gallery:
     def remove(self, images: Images) -> int:
         """Remove images, and their features from the files too.
 
-        Their paths and the digests of their files are kept, so that `update` and `add` leave them out.
+        Their paths and the digests of their files are kept, so that `update`, and `add` of a folder, leave them out.
 
         Args:
             images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
@@ -266,7 +269,7 @@ class Gallery:
         return remove_images(self._store, images)
 
     def restore(self, images: Images) -> int:
-        """Forget that images were removed, by path or pattern, so that `update` and `add` take them in again.
+        """Forget that images were removed, by path or pattern, so that `update` takes them in again.
 
         Returns:
             How many removals were forgotten.
