@@ -258,6 +258,13 @@ def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_pa
     assert notes == f"error: {answer['error']}\n"
 
 
+@pytest.fixture
+def with_extras(monkeypatch):
+    """Let the command line find the packages of every extra; what would use them is stood in for."""
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
+
+
+@pytest.mark.usefixtures("with_extras")
 def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
     given = {}
     monkeypatch.setattr("promptreid.demo.app.launch", lambda folder, **settings: given.update(settings))
@@ -266,6 +273,7 @@ def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
     assert given["model"] == ("someone/prompts", "cpu")
 
 
+@pytest.mark.usefixtures("with_extras")
 def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
     given = {}
     monkeypatch.setattr(

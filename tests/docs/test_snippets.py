@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from promptreid.towers import families
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 WRITTEN_BY_THE_BUILD = {"_build", "api", "drawn"}
@@ -37,6 +39,8 @@ def test_snippets_of_a_page_run_one_after_another(page, reader_folder, tmp_path,
     folder = tmp_path / "reader"
     shutil.copytree(reader_folder, folder)
     monkeypatch.chdir(folder)
+    # A page that adds a family of its own must not leave it to other tests.
+    monkeypatch.setattr(families, "VISION_FAMILIES", list(families.VISION_FAMILIES))
     names: dict[str, object] = {"__name__": "snippet"}
     for number, text in enumerate(blocks(page, "python"), start=1):
         exec(compile(text, f"{page.relative_to(ROOT)}, snippet {number}", "exec"), names)

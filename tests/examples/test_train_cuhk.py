@@ -76,7 +76,10 @@ class TestQuickRun:
         before = (output / "results.json").read_bytes()
         process = run("--quick", "--seed", 1, "--output", "run", folder=output.parent)
         assert process.returncode == 1
-        assert "run holds a run with other settings; give another --output, or delete it" in process.stderr
+        assert (
+            "run holds a run with other settings: seed was 0, is 1; give another --output, or delete it"
+            in process.stderr
+        )
         assert (output / "results.json").read_bytes() == before
 
 

@@ -24,7 +24,7 @@ from promptreid.training.recipe import TwoStageSchedule
 def test_training_data_of_one_person_is_refused(model: PromptedCLIP) -> None:
     schedule = TwoStageSchedule(model, num_identities=3)
     with pytest.raises(ValueError, match="train_data holds 1 identity; telling persons apart needs at least 2"):
-        check_training_data(SimpleNamespace(person_ids=torch.zeros(5, dtype=torch.int64)), schedule)
+        check_training_data(SimpleNamespace(person_ids=torch.zeros(5, dtype=torch.int64)), schedule, batch_size=4)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 3], [-1, 0, 1]])
@@ -34,11 +34,11 @@ def test_training_data_with_labels_out_of_range_is_refused(model: PromptedCLIP, 
         rf"loss 'identity' of stage 'task_adaptation', made for num_identities=3: .* from {labels[0]} to {labels[2]}"
     )
     with pytest.raises(ValueError, match=message):
-        check_training_data(SimpleNamespace(person_ids=torch.tensor(labels)), schedule)
+        check_training_data(SimpleNamespace(person_ids=torch.tensor(labels)), schedule, batch_size=4)
 
 
 def test_training_data_that_does_not_say_its_persons_is_let_through(model: PromptedCLIP) -> None:
-    check_training_data(SimpleNamespace(), TwoStageSchedule(model, num_identities=3))
+    check_training_data(SimpleNamespace(), TwoStageSchedule(model, num_identities=3), batch_size=4)
 
 
 def test_batches_item_without_tokens_is_refused() -> None:
