@@ -1,6 +1,7 @@
 """The whole method in one call: what it scores, what it writes, which epochs it takes, and what it refuses."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_adapt_on_other_data_or_another_base_is_refused_before_anything_is_score
         annotation.write_text(annotation.read_text().replace("man", "person"))
         words = r"data\.train\.annotation was '\w+', is '\w+'"
     elif changed == "an image written again":
-        next(path for path in sorted((root / "imgs").rglob("*.jpg"))).touch()
+        os.utime(min((root / "imgs").rglob("*.jpg")), (2e9, 2e9))
         words = r"images\.changed was '2\S+ \S+ UTC', is"
     else:
         clip = load_clip("promptreid-tiny", pretrained=None, image_size=(96, 48))
