@@ -76,8 +76,8 @@ class ImageCache:
 
     def __init__(self, pixels: PixelRows, *, rows: Mapping[Path, int], bad: Mapping[Path, str]) -> None:
         self.pixels = pixels
-        self.path = pixels.path
-        self.image_size = pixels.image_size
+        self.path: Path = pixels.path
+        self.image_size: tuple[int, int] = pixels.image_size
         self.bad: dict[Path, str] = dict(bad)
         self._rows = dict(rows)
 

@@ -247,7 +247,7 @@ class GalleryStore:
     """
 
     def __init__(self, exact: ExactIndex, *, header: dict[str, Any] | None = None, index: Index | None = None) -> None:
-        self.exact = exact
+        self.exact: ExactIndex = exact
         self.header: dict[str, Any] = dict(header or {})
         self.directory: Path | None = None
         self._other = index

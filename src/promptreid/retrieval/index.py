@@ -77,8 +77,8 @@ class ExactIndex:
     """
 
     def __init__(self, images: ImageTable, features: Tensor) -> None:
-        self.images = images
-        self.features = features
+        self.images: ImageTable = images
+        self.features: Tensor = features
 
     def add(self, images: ImageTable, features: Tensor) -> None:
         """Take images in, below those it has."""

@@ -116,7 +116,10 @@ def upper_phrase(random: Generator, person: Person, *, inner: float = 0.6) -> Ph
     return Phrase(text, attributes)
 
 
-def _coloured(kind: str, colour: str, words: Mapping[str, tuple[str, ...]]) -> Callable[[Generator, Person], Phrase]:
+_Namer = Callable[[Generator, Person], Phrase]
+
+
+def _coloured(kind: str, colour: str, words: Mapping[str, tuple[str, ...]]) -> _Namer:
     """What names one thing that a person has, such as `black trousers`."""
 
     def phrase(random: Generator, person: Person) -> Phrase:
@@ -126,10 +129,10 @@ def _coloured(kind: str, colour: str, words: Mapping[str, tuple[str, ...]]) -> C
     return phrase
 
 
-lower_phrase = _coloured("lower_kind", "lower_colour", LOWER_WORDS)
-shoe_phrase = _coloured("shoe_kind", "shoe_colour", SHOE_WORDS)
-bag_phrase = _coloured("bag", "bag_colour", BAG_WORDS)
-hat_phrase = _coloured("hat", "hat_colour", HAT_WORDS)
+lower_phrase: _Namer = _coloured("lower_kind", "lower_colour", LOWER_WORDS)
+shoe_phrase: _Namer = _coloured("shoe_kind", "shoe_colour", SHOE_WORDS)
+bag_phrase: _Namer = _coloured("bag", "bag_colour", BAG_WORDS)
+hat_phrase: _Namer = _coloured("hat", "hat_colour", HAT_WORDS)
 
 
 def hair_phrase(random: Generator, person: Person) -> Phrase:
