@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from promptreid import files
 from promptreid.files import (
     file_digest,
-    is_finite,
     locked,
     make_private_folder,
     remove_abandoned,
@@ -106,13 +105,6 @@ def test_digest_is_sha256_across_blocks(tmp_path):
     (tmp_path / "a").write_bytes(content)
     assert len(content) > files._BLOCK_BYTES
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-
-
-def test_is_finite_finds_nan_and_infinity_and_ignores_integers():
-    fine = {"a": torch.ones(2), "b": torch.tensor([3])}
-    assert is_finite(fine)
-    assert not is_finite({**fine, "c": torch.tensor([1.0, float("nan")])})
-    assert not is_finite({**fine, "c": torch.tensor([float("inf")], dtype=torch.float16)})
 
 
 def test_write_into_a_folder_that_is_not_there_names_it(tmp_path):

@@ -11,7 +11,7 @@ ROOMS = {
     "model": "Prompted models",
     "prompts": "Kinds of prompts",
     "towers": "Towers: any open_clip model",
-    "data": "Data sets",
+    "data": "Datasets",
     "synthetic": "Synthetic pedestrians",
     "losses": "Losses",
     "training": "Stages and training",

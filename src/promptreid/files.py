@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
@@ -274,8 +273,3 @@ def flush(path: Path) -> None:
             f"cannot be flushed to the disk ({error.strerror}); what was just written is there, but a power cut may "
             "lose it",
         )
-
-
-def is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no floating-point tensor holds NaN or infinity."""
-    return all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point())

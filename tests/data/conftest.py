@@ -1,4 +1,4 @@
-"""Small data sets on disk, in CUHK-PEDES' layout, for every test of this room."""
+"""Small datasets on disk, in CUHK-PEDES' layout, for every test of this room."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Torch data sets over a split, and the pictures they open."""
+"""Torch datasets over a split, and the pictures they open."""
 
 import gc
 import pickle

@@ -256,7 +256,7 @@ def test_loader_warning_points_at_the_callers_line(write_benchmark: Write) -> No
 def test_load_dataset_two_benchmarks_below_one_folder_raise(write_benchmark: Write) -> None:
     root = write_benchmark("RSTPReid").parent
     write_benchmark("ICFG-PEDES")
-    with pytest.raises(DatasetError, match=r"holds several data sets \(ICFG-PEDES, RSTPReid\); give the folder of one"):
+    with pytest.raises(DatasetError, match=r"holds several datasets \(ICFG-PEDES, RSTPReid\); give the folder of one"):
         load_dataset(root)
     assert load_dataset(root, layout="RSTPReid").name == "RSTPReid"
 
@@ -280,7 +280,7 @@ def test_load_dataset_caption_all_is_explained(tmp_path: Path) -> None:
 
 
 def test_load_dataset_no_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a data set's folder, or its parent"):
+    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a dataset's folder, or its parent"):
         load_dataset(tmp_path / "nowhere")
 
 

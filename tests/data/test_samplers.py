@@ -61,7 +61,7 @@ def test_epoch_sampler_processes_share_every_batch() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 11])
 def test_epoch_sampler_batch_that_does_not_fit_raises(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"batch_size is {batch_size}, but the data set has 10 items; give 1 to 10"):
+    with pytest.raises(ValueError, match=rf"batch_size is {batch_size}, but the dataset has 10 items; give 1 to 10"):
         EpochSampler(10, batch_size=batch_size)
 
 

@@ -102,7 +102,7 @@ def test_what_is_not_known_is_said_to_be_not_reported(make_manifest):
     one = make(make_manifest(), metrics=RUNS[0]).text
     assert "| Rank-1 | 70.00 | one run |" in one
     assert "not stated how it was chosen" in one
-    assert "an unnamed data set" in one
+    assert "an unnamed dataset" in one
 
 
 @pytest.mark.parametrize("value", [70, -0.1, float("nan"), "0.7", None, True])

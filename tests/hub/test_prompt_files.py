@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
-from promptreid.hub.prompt_files import read_bytes, read_prompt_files, read_weights, write_prompt_files
+from promptreid.hub.prompt_files import is_finite, read_bytes, read_prompt_files, read_weights, write_prompt_files
 
 CONFIG = {"model_cfg": {"embed_dim": 4}, "preprocess_cfg": {}}
 NAMES = {"prompt_config.json", "prompts.safetensors"}
@@ -267,3 +267,10 @@ def test_folder_can_be_copied_by_its_visible_files(folder, tmp_path, tensors):
     assert torch.equal(
         read_prompt_files(tmp_path / "copy").tensors["text.prompts.tokens"], tensors["text.prompts.tokens"]
     )
+
+
+def test_is_finite_finds_nan_and_infinity_and_ignores_integers():
+    fine = {"a": torch.ones(2), "b": torch.tensor([3])}
+    assert is_finite(fine)
+    assert not is_finite({**fine, "c": torch.tensor([1.0, float("nan")])})
+    assert not is_finite({**fine, "c": torch.tensor([float("inf")], dtype=torch.float16)})

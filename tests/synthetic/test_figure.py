@@ -10,12 +10,10 @@ from PIL import Image
 from promptreid.synthetic.figure import draw_figure
 from promptreid.synthetic.pen import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 from promptreid.synthetic.person import (
-    AGES,
     BAGS,
     BUILDS,
     GENDERS,
     GLASSES,
-    HAIR_LENGTHS,
     HATS,
     LOWER_KINDS,
     PATTERNS,
@@ -48,11 +46,11 @@ def drawn(person: Person, view: str, *, phase: float = 0.1, facing: int = 1) -> 
     ("attribute", "values"),
     [
         ("gender", GENDERS),
-        ("age", AGES),
+        ("age", ("child", "adult", "elderly")),
         ("build", BUILDS),
         ("skin", tuple(SKIN_TONES)),
         ("hair_colour", tuple(HAIR_COLOURS)),
-        ("hair_length", HAIR_LENGTHS),
+        ("hair_length", ("bald", "short", "shoulder length", "long")),
         ("upper_kind", UPPER_KINDS),
         ("upper_colour", tuple(GARMENT_COLOURS)),
         ("upper_pattern", PATTERNS),

@@ -98,7 +98,7 @@ def test_write_generated_into_an_empty_folder_fills_it(tmp_path: Path) -> None:
 
 def test_write_generated_onto_foreign_files_refuses_and_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(DatasetError, match="already holds something that is not a synthetic data set"):
+    with pytest.raises(DatasetError, match="already holds something that is not a synthetic dataset"):
         write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -106,7 +106,7 @@ def test_write_generated_onto_foreign_files_refuses_and_keeps_them(tmp_path: Pat
 def test_write_generated_onto_other_arguments_refuses_and_keeps_them(tmp_path: Path) -> None:
     root = write(tmp_path / "set")
     before = contents(root)
-    with pytest.raises(DatasetError, match=r"already holds a data set generated with .*'seed': 0"):
+    with pytest.raises(DatasetError, match=r"already holds a dataset generated with .*'seed': 0"):
         write(root, seed=1)
     assert contents(root) == before
 
@@ -229,7 +229,7 @@ def test_write_generated_default_counts_fit_the_layout(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("change", [{"gap": 0.5}, {"near_twins": 1.0}, {"images_per_identity": 2}])
 def test_write_generated_every_argument_is_part_of_what_is_used_again(tmp_path: Path, change: dict) -> None:
     write_generated(tmp_path / "set", num_identities=SIZES, images_per_identity=3, progress=False)
-    with pytest.raises(DatasetError, match="already holds a data set generated with"):
+    with pytest.raises(DatasetError, match="already holds a dataset generated with"):
         write_generated(
             tmp_path / "set", num_identities=SIZES, **{"images_per_identity": 3, "progress": False, **change}
         )

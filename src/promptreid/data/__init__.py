@@ -1,4 +1,4 @@
-"""Data sets: annotation files, records, images, transforms and samplers."""
+"""Datasets: annotation files, records, images, transforms and samplers."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

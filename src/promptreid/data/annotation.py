@@ -1,4 +1,4 @@
-"""Annotations: records that were read from a data set's files, and everything that is wrong with them."""
+"""Annotations: records that were read from a dataset's files, and everything that is wrong with them."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +20,11 @@ from promptreid.data.records import (
 
 @dataclass(frozen=True)
 class Annotation:
-    """The annotation of a data set, read but not yet checked as a whole.
+    """The annotation of a dataset, read but not yet checked as a whole.
 
     Attributes:
-        name: The data set's usual name.
-        path: The annotation file; its folder is the data set's.
+        name: The dataset's usual name.
+        path: The annotation file; its folder is the dataset's.
         images: The folder that the records' paths begin at.
         records: The well-formed records.
         positions: Of each, its index in the file (line number in CSV and JSONL).
@@ -76,7 +76,7 @@ class Annotation:
 
     @property
     def root(self) -> Path:
-        """The data set's folder."""
+        """The dataset's folder."""
         return self.path.parent
 
     def located_records(self) -> Iterator[tuple[int, ImageRecord]]:

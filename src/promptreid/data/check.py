@@ -1,4 +1,4 @@
-"""Finds everything that is wrong with a data set, before training does."""
+"""Finds everything that is wrong with a dataset, before training does."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def check_dataset(
     num_threads: int | None = None,
     progress: bool = True,
 ) -> CheckReport:
-    """Check a data set: its annotation, its captions and every image.
+    """Check a dataset: its annotation, its captions and every image.
 
     Found are malformed records, images that are missing, unreadable, truncated, of zero bytes or absurdly large, paths
     that leave the image folder (`..`, absolute, over a symbolic link), duplicate records, copies of an image under

@@ -1,4 +1,4 @@
-"""Torch data sets over a split: pairs to train on, images and captions to evaluate on."""
+"""Torch datasets over a split: pairs to train on, images and captions to evaluate on."""
 
 import os
 from collections.abc import Callable, Sequence

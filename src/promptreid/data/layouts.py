@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the three published ones as a table, and what another layout has to offer."""
+"""How datasets lie on disk: the three published ones as a table, and what another layout has to offer."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SYNTHETIC_STAMP = "generated.json"  # beside the annotation of a synthetic copy,
 
 
 class Layout(Protocol):
-    """How one kind of data set is read; an object of your own can be given to `load_dataset(root, layout=...)`."""
+    """How one kind of dataset is read; an object of your own can be given to `load_dataset(root, layout=...)`."""
 
     def read(self, root: Path) -> Annotation:
         """Read the annotation in the folder `root`; `Annotation.of_entries` takes what `parse_entry` makes of it."""
@@ -25,7 +25,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class JsonLayout:
-    """A data set whose annotation is a JSON list of records, with the images in `imgs/` beside it.
+    """A dataset whose annotation is a JSON list of records, with the images in `imgs/` beside it.
 
     Attributes:
         name: The usual name, and that of the folder.
@@ -55,11 +55,11 @@ class JsonLayout:
 
     @property
     def has_validation(self) -> bool:
-        """Whether the data set has a validation split."""
+        """Whether the dataset has a validation split."""
         return self.published is None or "val" in self.published.splits
 
     def find(self, root: Path) -> Path | None:
-        """The annotation file in `root`, or in the data set's folder in `root`; `None` if there is none."""
+        """The annotation file in `root`, or in the dataset's folder in `root`; `None` if there is none."""
         paths = (folder / name for folder in self._folders(root) for name in self.annotations)
         return next((path for path in paths if path.is_file()), None)
 
@@ -101,7 +101,7 @@ class JsonLayout:
             raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
         raise DatasetError(
             f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
-            f"{IMAGES}/, or its parent; the data set is to be had from its authors on request"
+            f"{IMAGES}/, or its parent; the dataset is to be had from its authors on request"
         )
 
 
@@ -144,7 +144,7 @@ CUHK_PEDES = JsonLayout(
     ),
     useless_annotation="caption_all.json",
     useless_reason=(
-        "which has no splits. Ask the data set's authors for reid_raw.json, which comes with the same archive, and "
+        "which has no splits. Ask the dataset's authors for reid_raw.json, which comes with the same archive, and "
         "put it beside imgs/"
     ),
 )

@@ -1,4 +1,4 @@
-"""What a check of a data set finds."""
+"""What a check of a dataset finds."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a data set, a record or an image file.
+    """One thing that is wrong with a dataset, a record or an image file.
 
     Attributes:
         kind: One of `KINDS`, such as `"missing"`.
@@ -71,7 +71,7 @@ class CheckReport:
     """Everything that `check_dataset` found.
 
     Attributes:
-        name: The data set's usual name.
+        name: The dataset's usual name.
         root: Its folder.
         annotation: Its annotation file.
         summary: One line: what was found in each split, and what was expected.

@@ -1,4 +1,4 @@
-"""Loads a data set of any layout, and checks that it is complete."""
+"""Loads a dataset of any layout, and checks that it is complete."""
 
 import warnings
 from collections import Counter
@@ -22,16 +22,16 @@ def load_dataset(root: str | Path, *, layout: str | Layout | None = None, check_
     """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, recognised from the files that are there.
 
     Args:
-        root: The data set's folder, or its parent.
+        root: The dataset's folder, or its parent.
         layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or a `Layout` of your own; `None`
             to recognise it.
         check_counts: Warn where a benchmark's counts are not the published ones.
 
     Returns:
-        The data set; identities keep the annotation's numbers.
+        The dataset; identities keep the annotation's numbers.
 
     Raises:
-        DatasetError: No known data set is there, several are, images are missing, or a record is malformed; the
+        DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
             message names the file, the record and how to mend it.
         ValueError: The layout is unknown.
 
@@ -80,10 +80,10 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
 
 
 def read_dataset(root: str | Path, *, layout: str | Layout | None = None) -> Annotation:
-    """Read the annotation of the data set in a folder, well-formed or not.
+    """Read the annotation of the dataset in a folder, well-formed or not.
 
     Raises:
-        DatasetError: No known data set is there, several are, or its annotation cannot be read at all.
+        DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
         ValueError: The layout is unknown.
     """
     if layout is None:
@@ -97,13 +97,13 @@ def read_dataset(root: str | Path, *, layout: str | Layout | None = None) -> Ann
 
 def _find_layout(root: Path) -> str:
     if not root.is_dir():
-        raise DatasetError(f"there is no folder {root}; give a data set's folder, or its parent")
+        raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")
     found = {name: path.parent for name, layout in PUBLISHED.items() if (path := layout.find(root)) is not None}
-    # A data set that lies in the folder itself takes precedence over those in its sub-folders.
+    # A dataset that lies in the folder itself takes precedence over those in its sub-folders.
     chosen = [name for name, folder in found.items() if folder == root] or list(found)
     if len(chosen) > 1:
-        raise DatasetError(f"{root} holds several data sets ({', '.join(chosen)}); give the folder of one of them")
-    # The reader of a data set of which only an unusable file is there says why it cannot be used.
+        raise DatasetError(f"{root} holds several datasets ({', '.join(chosen)}); give the folder of one of them")
+    # The reader of a dataset of which only an unusable file is there says why it cannot be used.
     chosen += [name for name, layout in PUBLISHED.items() if layout.holds_useless_annotation(root)]
     if chosen:
         return chosen[0]
@@ -111,13 +111,13 @@ def _find_layout(root: Path) -> str:
         return FOLDER
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(
-        f"{root} holds no data set that is known here (found: {found_in(root)}). Expected one of these files, with "
+        f"{root} holds no dataset that is known here (found: {found_in(root)}). Expected one of these files, with "
         f"imgs/ beside it ({files}), or your own .csv or .jsonl table"
     )
 
 
 def build_dataset(annotation: Annotation, *, check_counts: bool = True) -> ReIDDataset:
-    """The data set that an annotation describes.
+    """The dataset that an annotation describes.
 
     Args:
         annotation: What was read.
@@ -169,5 +169,5 @@ def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
     first = ", ".join(shown(path) for path in paths[:10])
     return (
         f"{len(missing)} of {len(annotation.records)} images are missing below {annotation.images} ({counts}); "
-        f"first: {first}{backslash_advice(paths) or '. Unpack every archive of the data set there'}"
+        f"first: {first}{backslash_advice(paths) or '. Unpack every archive of the dataset there'}"
     )

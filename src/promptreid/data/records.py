@@ -1,4 +1,4 @@
-"""What a data set is made of: images with captions and identities, in splits."""
+"""What a dataset is made of: images with captions and identities, in splits."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What a complete copy of a data set holds.
+    """What a complete copy of a dataset holds.
 
     Attributes:
         splits: Counts by split; a split that is not named here is not expected.
@@ -180,13 +180,13 @@ class ReIDSplit:
 
 @dataclass(frozen=True)
 class ReIDDataset:
-    """A text-to-image person re-identification data set on disk.
+    """A text-to-image person re-identification dataset on disk.
 
     Attributes:
         name: Its usual name.
         root: Its folder.
         train: Images to learn from.
-        val: Images that choose the checkpoint, or `None` where the data set has none.
+        val: Images that choose the checkpoint, or `None` where the dataset has none.
         test: Images of persons that are in no other split.
         published: The counts its authors publish, or `None` where there are none to hold it against.
     """
@@ -204,7 +204,7 @@ class ReIDDataset:
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
 
     def identity(self) -> dict[str, object]:
-        """What tells this data set from another: the identity of each split."""
+        """What tells this dataset from another: the identity of each split."""
         return {split.name: split.identity() for split in self.splits}
 
     def summary(self) -> str:
@@ -223,7 +223,7 @@ def split_records(
     """Sort records into splits.
 
     Args:
-        name: The data set's name.
+        name: The dataset's name.
         root: Its folder.
         records: Its images.
         required: Splits that must not be empty.

@@ -47,7 +47,7 @@ class EpochSampler(_ResumableSampler):
     """Random batches, the same for the same seed and epoch whatever came before.
 
     Args:
-        length: Items in the data set.
+        length: Items in the dataset.
         batch_size: Items a batch, over all processes.
         seed: Shuffles every epoch together with its number.
         shuffle: Draw a new order each epoch.
@@ -56,7 +56,7 @@ class EpochSampler(_ResumableSampler):
         rank: This process's number.
 
     Raises:
-        ValueError: The batch is larger than the data set, or the processes do not divide it or the last one.
+        ValueError: The batch is larger than the dataset, or the processes do not divide it or the last one.
 
     Example:
         >>> sampler = EpochSampler(5, batch_size=2, seed=0)
@@ -77,7 +77,7 @@ class EpochSampler(_ResumableSampler):
         rank: int = 0,
     ) -> None:
         if batch_size < 1 or batch_size > length:
-            raise ValueError(f"batch_size is {batch_size}, but the data set has {length} items; give 1 to {length}")
+            raise ValueError(f"batch_size is {batch_size}, but the dataset has {length} items; give 1 to {length}")
         full, last = divmod(length, batch_size)
         share = slice(rank, None, num_replicas)
         batches = full + (last > 0 and not drop_last)

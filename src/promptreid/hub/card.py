@@ -204,7 +204,7 @@ def _both_ways(run: Scores) -> list[tuple[str, Any]]:
 
 def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:
     if not runs or details.dataset is None:
-        return []  # the Hub's form takes no score without a data set
+        return []  # the Hub's form takes no score without a dataset
     return [
         EvalResult(
             task_type="text-to-image-retrieval",
@@ -285,7 +285,7 @@ def _base_line(manifest: PromptManifest) -> str:
 def _metrics_section(runs: list[Scores], details: CardDetails) -> str:
     if not runs:
         return "No scores were reported."
-    where = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed data set')}"
+    where = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed dataset')}"
     lines = [f"In percent, {where}.", "", "| score | mean | spread |", "|---|---|---|"]
     for name, mean, spread in _summary(runs):
         label = ", ".join([_NAMES.get(name.split(", ")[0], name), *name.split(", ")[1:]])

@@ -10,13 +10,15 @@ from typing import Any, cast
 
 from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.prompts.config import PromptConfig
+from promptreid.towers.downloading import SAFE_WEIGHTS
 from promptreid.towers.fingerprint import pack_fingerprint, unpack_fingerprint
 from promptreid.towers.loading import ClipSource
+from promptreid.towers.weights import CONFIG_NAME
 
 # The files that a digest can be of; only the first is always there.
 PROMPTS = "prompts.safetensors"
-ENCODERS = "open_clip_model.safetensors"
-ENCODERS_CONFIG = "open_clip_config.json"
+ENCODERS: str = SAFE_WEIGHTS
+ENCODERS_CONFIG: str = CONFIG_NAME
 
 _LONGEST_SIDE = 65536
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
 from promptreid.errors import CheckpointError, CorruptFileError
-from promptreid.files import file_digest, is_finite, locked, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import file_digest, locked, write_bytes_atomically, write_tensors_atomically
 from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
@@ -70,6 +71,11 @@ def read_small_tensors(path: Path, *, digest: str, shapes: Shapes) -> dict[str, 
     if not is_finite(tensors):
         raise CheckpointError(f"{path} holds NaN or infinity; save the prompts again")
     return tensors
+
+
+def is_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no floating-point tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point())
 
 
 def most_bytes(shapes: Shapes) -> int:

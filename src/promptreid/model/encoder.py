@@ -1,17 +1,21 @@
-"""What the text and the image encoder have in common."""
+"""What the text and the image encoder have in common, and the kinds of prompts that they may hold."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from promptreid.errors import CheckpointError
+from promptreid.hub.manifest import PromptManifest
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization
 from promptreid.prompts.kind import PromptKind
 
 # Makes a kind of prompt from the description of the tower that it is for.
 PromptFactory = Callable[[Any], PromptKind]
+# Of each tower; `None` for the built-in kind that fits.
+Factories = Mapping[str, PromptFactory | None]
 
 
 class PromptCarrier(nn.Module):
@@ -109,3 +113,32 @@ def refuse_options(reason: str, **options: object) -> None:
     given = [f"{name} is {value!r}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{' and '.join(given)}, but {reason}. Leave these options out")
+
+
+def check_factories(manifest: PromptManifest, factories: Factories) -> None:
+    """Refuse prompts of a kind that nobody can make here, before the base is made for them.
+
+    Raises:
+        CheckpointError: The prompts of a tower are not of a built-in kind, and nothing makes them.
+    """
+    for tower, kind in manifest.kinds.items():
+        if factories[tower] is None:
+            raise CheckpointError(
+                f"the {tower} prompts are of the kind {kind}, which is not built in; pass {tower}_prompts=, a function "
+                "that takes the tower and makes them"
+            )
+
+
+def check_kinds(manifest: PromptManifest, kinds: Mapping[str, str]) -> None:
+    """Refuse prompts of another kind, whose tensors may have the same shapes by chance.
+
+    Raises:
+        CheckpointError: The prompts of a tower were saved by another kind than those that are to hold them.
+    """
+    for tower in ("vision", "text"):
+        saved, own = (each.get(tower, "a built-in kind") for each in (manifest.kinds, kinds))
+        if saved != own:
+            raise CheckpointError(
+                f"the {tower} prompts were saved by {saved}, and this model has {own}; load them into a model with "
+                f"{tower}_prompts= making the kind that saved them, or without it for a built-in kind"
+            )

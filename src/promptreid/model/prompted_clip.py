@@ -16,14 +16,8 @@ from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles
 from promptreid.hub.repository import Access, Repository
 from promptreid.hub.transfer import read_prompts
-from promptreid.model.encoder import PromptFactory
-from promptreid.model.matching import (
-    Factories,
-    check_clip,
-    check_factories,
-    check_kinds,
-    make_clip,
-)
+from promptreid.model.base_clip import check_clip, make_clip
+from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
 from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder

@@ -12,7 +12,7 @@ from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.repository import Repository
 from promptreid.hub.transfer import upload_files
-from promptreid.model.matching import check_shapes
+from promptreid.model.base_clip import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip
 from promptreid.towers.names import is_listed_model, is_listed_tag, listed_as, published_at
@@ -51,7 +51,7 @@ def push_prompts(
         token: Access token that may write; `None` for the one that is logged in. It is written nowhere.
         metrics: What `evaluate(...).as_dict()` returns, or a list of them, one per seed: the card states mean and
             spread.
-        details: Data set, split, how the checkpoint was chosen, settings and whatever else the card is to say.
+        details: Dataset, split, how the checkpoint was chosen, settings and whatever else the card is to say.
         encoders: `"auto"` publishes the weights if they differ from the base's, `"always"` in any case.
 
     Returns:

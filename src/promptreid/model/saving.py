@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from promptreid.files import is_finite
 from promptreid.hub.manifest import PromptManifest
-from promptreid.hub.prompt_files import MANIFEST, write_prompt_files
+from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, weight_names

@@ -9,9 +9,7 @@ from promptreid.synthetic.pen import GARMENT_COLOURS, HAIR_COLOURS, SKIN_TONES
 
 NONE = "none"
 GENDERS = ("man", "woman")
-AGES = ("child", "adult", "elderly")
 BUILDS = ("slim", "average", "heavy")
-HAIR_LENGTHS = ("bald", "short", "shoulder length", "long")
 UPPER_KINDS = ("t-shirt", "shirt", "jacket", "coat", "hoodie", "sweater", "tank top")
 OPEN_KINDS = ("jacket", "coat")
 LOWER_KINDS = ("trousers", "jeans", "shorts", "skirt", "leggings")

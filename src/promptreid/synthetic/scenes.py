@@ -125,7 +125,7 @@ def write_scenes(root: Path, images: Sequence[DescribedImage]) -> None:
 
 
 def load_scenes(root: str | Path) -> list[DescribedImage]:
-    """What the images of a synthetic data set show, in the annotation's order.
+    """What the images of a synthetic dataset show, in the annotation's order.
 
     Args:
         root: A folder that `write_generated` wrote.

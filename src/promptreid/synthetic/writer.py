@@ -1,4 +1,4 @@
-"""Writes a synthetic data set to disk, laid out as one of the published ones."""
+"""Writes a synthetic dataset to disk, laid out as one of the published ones."""
 
 import json
 import os
@@ -63,11 +63,11 @@ def write_generated(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write drawn pedestrians with captions to `root`, laid out as one of the real data sets is.
+    """Write drawn pedestrians with captions to `root`, laid out as one of the real datasets is.
 
-    The images are drawings, not photographs, and no figure measured on them says anything about the real data sets.
+    The images are drawings, not photographs, and no figure measured on them says anything about the real datasets.
     A complete set written by the same arguments is used again. Everything is written to a hidden folder beside `root`
-    first and renamed at the end, so `root` never holds half a data set.
+    first and renamed at the end, so `root` never holds half a dataset.
 
     Args:
         root: Folder to write: `imgs/`, the annotation of `layout`, and `scenes.json` (see `load_scenes`).
@@ -139,7 +139,7 @@ def _check_plan(plan: _Plan) -> None:
 
 
 def _holds(root: Path, plan: _Plan) -> bool:
-    """Whether `root` is already this data set; anything else there is refused."""
+    """Whether `root` is already this dataset; anything else there is refused."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     stamp, wanted = root / SYNTHETIC_STAMP, plan.stamp()
@@ -152,7 +152,7 @@ def _holds(root: Path, plan: _Plan) -> bool:
         return True
     raise DatasetError(
         f"{root} already holds "
-        + ("something that is not a synthetic data set" if found is None else f"a data set generated with {found}")
+        + ("something that is not a synthetic dataset" if found is None else f"a dataset generated with {found}")
         + f"; choose another folder, or delete it to write one with {wanted}"
     )
 
@@ -166,7 +166,7 @@ def _check_complete(root: Path, form: JsonLayout) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(
-            f"the synthetic data set in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
+            f"the synthetic dataset in {root} has lost {len(missing)} of its files, such as {missing[0]}; "
             "delete the folder to write it again"
         )
 

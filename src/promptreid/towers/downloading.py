@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from promptreid.errors import CheckpointError, HubError
 
 # What open_clip looks for where nothing names a file, and what it takes instead if it is there.
-WEIGHTS, _SAFE_WEIGHTS = "open_clip_pytorch_model.bin", "open_clip_model.safetensors"
+WEIGHTS, SAFE_WEIGHTS = "open_clip_pytorch_model.bin", "open_clip_model.safetensors"
 Result = TypeVar("Result")
 
 
@@ -26,7 +26,7 @@ def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, aga
     """
     repo_id, _, revision = repo_id.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
-    safe = _SAFE_WEIGHTS if name == WEIGHTS else f"{name[:-4]}.safetensors"
+    safe = SAFE_WEIGHTS if name == WEIGHTS else f"{name[:-4]}.safetensors"
     names = (safe, name) if name.endswith((".bin", ".pth")) else (name,)
     cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
     found = next((Path(path) for path in cached if isinstance(path, str)), None)

@@ -1,6 +1,5 @@
-"""Finds the open_clip model that saved prompts belong to, or says why a given one is not it."""
+"""The open_clip model that saved prompts belong to: makes it, or says why a given one is not it."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,18 +8,15 @@ import torch
 from torch import nn
 
 from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
-from promptreid.hub.manifest import PromptManifest
+from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
 from promptreid.hub.repository import TRANSPORT_ERRORS
-from promptreid.model.encoder import PromptFactory
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.features import image_size_of, uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, nearer, same_fingerprint, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, load_clip_from_config, source_of, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
 from promptreid.towers.tower import PixelTower
-
-Factories = Mapping[str, PromptFactory | None]
 
 
 def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | Path | None = None) -> nn.Module:
@@ -100,7 +96,7 @@ def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
     stated = config["model_cfg"]["vision_cfg"]["image_size"]
     if stated != list(source.image_size):
         raise CheckpointError(
-            f"{encoders.path.parent} contradicts itself: open_clip_config.json states image_size {str(stated)[:60]}, "
+            f"{encoders.path.parent} contradicts itself: {ENCODERS_CONFIG} states image_size {str(stated)[:60]}, "
             f"prompt_config.json {list(source.image_size)}; save the prompts again"
         )
     check_shapes(encoders, source.name)
@@ -150,35 +146,6 @@ def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, t
             f"open_clip lists no weights of {manifest.model_name} tagged {manifest.pretrained!r}. {advice}, "
             "or make the base yourself and pass it as model="
         )
-
-
-def check_factories(manifest: PromptManifest, factories: Factories) -> None:
-    """Refuse prompts of a kind that nobody can make here, before the base is made for them.
-
-    Raises:
-        CheckpointError: The prompts of a tower are not of a built-in kind, and nothing makes them.
-    """
-    for tower, kind in manifest.kinds.items():
-        if factories[tower] is None:
-            raise CheckpointError(
-                f"the {tower} prompts are of the kind {kind}, which is not built in; pass {tower}_prompts=, a function "
-                "that takes the tower and makes them"
-            )
-
-
-def check_kinds(manifest: PromptManifest, kinds: Mapping[str, str]) -> None:
-    """Refuse prompts of another kind, whose tensors may have the same shapes by chance.
-
-    Raises:
-        CheckpointError: The prompts of a tower were saved by another kind than those that are to hold them.
-    """
-    for tower in ("vision", "text"):
-        saved, own = (each.get(tower, "a built-in kind") for each in (manifest.kinds, kinds))
-        if saved != own:
-            raise CheckpointError(
-                f"the {tower} prompts were saved by {saved}, and this model has {own}; load them into a model with "
-                f"{tower}_prompts= making the kind that saved them, or without it for a built-in kind"
-            )
 
 
 def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
