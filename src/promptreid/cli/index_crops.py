@@ -14,9 +14,9 @@ from promptreid.cli.options import (
     load_model,
     whole,
 )
-from promptreid.cli.output import Output, printable
+from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, printable
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptreid.data.images import shown
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, printable
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
@@ -429,7 +428,7 @@ def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float)
 def _warn_unreadable(changes: Changes, total: int) -> None:
     """Count and name unreadable images in one warning."""
     if changes.unreadable:
-        first = ", ".join(shown(path) for path in changes.unreadable[:10])
+        first = ", ".join(printable(path) for path in changes.unreadable[:10])
         warnings.warn(
             f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
             stacklevel=3,
