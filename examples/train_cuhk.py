@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, adapt, load_clip
-from promptreid.adaptation import claim_output, load_and_verify
+from promptreid.adaptation import load_and_verify
 from promptreid.cli.train_model import add_training_arguments, complete_training_arguments
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.synthetic import write_generated
+from promptreid.training.run_folder import claim_folder
 
 IDENTITIES = (400, 60, 200)  # persons to draw for training, validation and test
 QUICK_IDENTITIES, QUICK_EPOCHS = (100, 20, 40), (1, 1)
@@ -58,7 +59,7 @@ def main() -> None:
     torch.manual_seed(given.seed)
     clip = load_clip(given.model, pretrained=given.pretrained, image_size=given.image_size, device=given.device)
     model = PromptedCLIP(clip, PromptConfig(text_length=given.prompt_length, vision_length=given.prompt_length))
-    claim_output(output, settings)
+    claim_folder(output, settings, note="settings.json", sole=True)
     data = data or load_cuhk_pedes(write_generated(output / "data", num_identities=given.identities, seed=given.seed))
     print(data.summary())
 

@@ -1,6 +1,5 @@
 """The whole method in one call: score the bare model, train the stages, score after each, and save."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.errors import CheckpointError, WeightsError
+from promptreid.errors import WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
@@ -21,13 +20,16 @@ from promptreid.model.saving import save_prompts
 from promptreid.towers.tiny import TINY_NAME, TINY_TAG
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
-from promptreid.training.run_identity import differences, run_identity
+from promptreid.training.run_folder import claim_folder
+from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 
 BATCH_SIZE = 64
 
 ZERO_SHOT = "zero shot"
+
+_NOTE = "identity.json"
 
 EvaluateTest = Literal["always", "last", "never"]
 
@@ -146,7 +148,9 @@ def adapt(
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
     with failing_together():
         if is_main_process():
-            _claim(folder, run_identity(model, data))
+            if not _has_begun(folder):  # whatever was wrong with the data may have been mended since
+                (folder / _NOTE).unlink(missing_ok=True)
+            claim_folder(folder, run_identity(model, data), note=_NOTE)
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
     encoded: dict[str, EncodedSplit] = {}
@@ -171,24 +175,9 @@ def adapt(
     return result
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Note in a folder what goes into the run, or refuse one that holds a run of something else."""
-    stamp = folder / "identity.json"
-    # Where nothing has been trained or scored yet, whatever was wrong with the data may have been mended since.
-    begun = next(folder.glob("*/checkpoints/step-*"), None) is not None or (folder / "results.json").exists()
-    if stamp.is_file() and begun:
-        try:
-            found = json.loads(stamp.read_text(encoding="utf-8"))
-            now = {name: identity[name] for name in identity if name in found}  # an older version kept fewer
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{stamp} is damaged ({error}); give another output_dir") from error
-        if different := differences(found, json.loads(json.dumps(now))):
-            raise CheckpointError(
-                f"{folder} holds a run of other data or of another base: {'; '.join(different)}. Use the earlier ones "
-                "to resume it, or give another output_dir"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(stamp, identity)
+def _has_begun(folder: Path) -> bool:
+    """Whether anything has been trained or scored in a folder."""
+    return next(folder.glob("*/checkpoints/step-*"), None) is not None or (folder / "results.json").exists()
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
@@ -243,38 +232,3 @@ def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, 
 
 def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:
     return evaluate(model, split, progress=False).text_to_image.as_dict()
-
-
-def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
-    """Make the folder of a run and write `settings.json`, or accept it if it holds a run with these settings.
-
-    Args:
-        output_dir: The folder.
-        settings: Everything that makes two runs different, as JSON holds it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileExistsError: The folder holds another run or other files.
-        NotADirectoryError: The folder or one that it is in is a file.
-    """
-    folder = Path(output_dir)
-    stamp = folder / "settings.json"
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file; give a folder as --output")
-    if stamp.is_file():
-        try:
-            found = json.loads(stamp.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FileExistsError(f"{stamp} is damaged ({error}); give another --output, or delete {folder}") from error
-        if different := differences(found, json.loads(json.dumps(settings))):
-            raise FileExistsError(
-                f"{folder} holds a run with other settings: {'; '.join(different)}; give another --output, or delete it"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds other files; give an empty or new folder as --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(stamp, settings)
-    return folder

@@ -14,7 +14,7 @@ class AttachmentError(PromptReidError, RuntimeError):
 
 
 class DatasetError(PromptReidError, ValueError):
-    """A data set's files are missing, malformed or contradict each other."""
+    """A dataset's files are missing, malformed or contradict each other."""
 
 
 class CheckpointError(PromptReidError, ValueError):

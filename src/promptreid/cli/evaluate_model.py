@@ -28,7 +28,7 @@ NEEDS = [("output", "matplotlib", "viz")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the data set's folder")
+    parser.add_argument("root", type=Path, help="the dataset's folder")
     add_model_arguments(parser, default=TINY_NAME)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
     parser.add_argument(

@@ -125,7 +125,7 @@ def run(
             console.say(line)
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
-    console.record(index=str(output), pictures=len(gallery), dimensions=gallery.features.shape[1])
+    console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])
     return 0
 
 

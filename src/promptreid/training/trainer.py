@@ -30,7 +30,6 @@ from promptreid.training.batches import (
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
-    RunFolder,
     capture,
     kept_weights,
     load_checkpoint,
@@ -42,6 +41,7 @@ from promptreid.training.checkpoint import (
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog
 from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
+from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import differences, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
