@@ -11,21 +11,20 @@ import torch
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
 from promptreid.data.records import ReIDDataset, ReIDSplit
+from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
 from promptreid.errors import WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
-from promptreid.towers.tiny import TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.run_folder import claim_folder
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
-
-BATCH_SIZE = 64
 
 ZERO_SHOT = "zero shot"
 
@@ -51,8 +50,8 @@ class Preset:
     recipe: Recipe
 
 
-_PAPER = Preset(None, (384, 128), Recipe())
-_TINY = Preset(TINY_TAG, (96, 48), Recipe().with_stages(epochs=(3, 6), learning_rates=(5e-3, 3e-4)))
+_PAPER = Preset(None, IMAGE_SIZE, Recipe())
+_TINY = Preset(TINY_TAG, TINY_IMAGE_SIZE, Recipe().with_stages(epochs=(3, 6), learning_rates=(5e-3, 3e-4)))
 
 
 def preset_for(model_name: str) -> Preset:

@@ -16,6 +16,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
+from promptreid.defaults import BATCH_SIZE, NUM_THREADS
 from promptreid.errors import DatasetError, printable
 from promptreid.towers.tiny import TINY_NAME
 
@@ -66,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", type=file_to_write, metavar="FILE", help="write features to a .parquet or .npz file too"
     )
-    parser.add_argument("--batch-size", type=whole(1), default=64, help="images at a time; default %(default)s")
+    parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="images at a time; default %(default)s")
     parser.add_argument(
-        "--threads", type=whole(1), default=4, help="threads that read images ahead; default %(default)s"
+        "--threads", type=whole(1), default=NUM_THREADS, help="threads that read images ahead; default %(default)s"
     )
 
 

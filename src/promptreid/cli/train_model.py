@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptreid.cli.options import LARGEST_SIDE, add_device_argument, add_layout_argument, check_device, folder_to_write
 from promptreid.cli.output import Output
+from promptreid.defaults import BATCH_SIZE
+from promptreid.prompts.config import PromptConfig
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
@@ -37,7 +39,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the model's preset"
     )
-    parser.add_argument("--prompt-length", type=int, default=4, help="prompts per block in both encoders; default 4")
+    parser.add_argument(
+        "--prompt-length",
+        type=int,
+        default=PromptConfig.text_length,
+        help="prompts per block in both encoders; default %(default)s",
+    )
     parser.add_argument(
         "--epochs", type=int, nargs=2, metavar=("ONE", "TWO"), help="of the stages; default the model's preset"
     )
@@ -48,7 +55,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("ONE", "TWO"),
         help="of the stages; default the model's preset",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
     add_device_argument(parser)
@@ -101,7 +108,6 @@ def run(console: Output, /, **given: Any) -> int:
     from promptreid.data.reader import load_dataset
     from promptreid.evaluation.evaluate import score_table, write_evaluation
     from promptreid.model.prompted_clip import PromptedCLIP
-    from promptreid.prompts.config import PromptConfig
     from promptreid.towers.loading import load_clip
 
     settings = argparse.Namespace(**given)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
+from promptreid.defaults import NUM_HITS
 from promptreid.errors import CheckpointError, printable
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
@@ -28,10 +29,18 @@ from promptreid.retrieval.editing import (
     restore_images,
     update_images,
 )
-from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query, needed
+from promptreid.retrieval.encode import (
+    EncodingOptions,
+    Query,
+    check_finite,
+    check_identity,
+    encode_queries,
+    is_one_query,
+    model_identity,
+    needed,
+)
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.gallery_files import LENGTH_ERROR, GalleryStore
-from promptreid.retrieval.gallery_model import check_identity, model_identity
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
 
@@ -282,21 +291,21 @@ class Gallery:
     def search(
         self,
         query: list[Query] | list[str],
-        k: int = 10,
+        k: int = ...,
         *,
-        threshold: float | str | None = None,
-        where: Where | None = None,
+        threshold: float | str | None = ...,
+        where: Where | None = ...,
     ) -> list[list[Hit]]: ...
 
     @overload
     def search(
-        self, query: Query | Tensor, k: int = 10, *, threshold: float | str | None = None, where: Where | None = None
+        self, query: Query | Tensor, k: int = ..., *, threshold: float | str | None = ..., where: Where | None = ...
     ) -> list[Hit]: ...
 
     def search(
         self,
         query: Query | Array | list[Query] | list[str],
-        k: int = 10,
+        k: int = NUM_HITS,
         *,
         threshold: float | str | None = None,
         where: Where | None = None,
