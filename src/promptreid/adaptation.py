@@ -136,20 +136,16 @@ def adapt(
         ```
     """
     recipe = recipe or Recipe()
-    if recipe.num_identities is None:
-        recipe = replace(recipe, num_identities=data.train.num_identities)
+    recipe = replace(recipe, num_identities=recipe.num_identities or data.train.num_identities)
     stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers
     states = [ZERO_SHOT, *(stage.name.replace("_", " ") for stage in stages)]
-    if len(set(states)) < len(states):
-        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+    _check_different(states)
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
     with failing_together():
         if is_main_process():
-            if not _has_begun(folder):  # whatever was wrong with the data may have been mended since
-                (folder / _NOTE).unlink(missing_ok=True)
-            claim_folder(folder, run_identity(model, data), note=_NOTE)
+            _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
     encoded: dict[str, EncodedSplit] = {}
@@ -169,14 +165,20 @@ def adapt(
     if is_main_process():
         if result.model_dir is not None:
             save_prompts(model, result.model_dir, overwrite=True)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "results.json", result.as_dict())
     return result
 
 
-def _has_begun(folder: Path) -> bool:
-    """Whether anything has been trained or scored in a folder."""
-    return next(folder.glob("*/checkpoints/step-*"), None) is not None or (folder / "results.json").exists()
+def _check_different(states: Sequence[str]) -> None:
+    if len(set(states)) < len(states):
+        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    # Where nothing has been trained or scored yet, whatever was wrong with the data may have been mended since.
+    if next(folder.glob("*/checkpoints/step-*"), None) is None and not (folder / "results.json").exists():
+        (folder / _NOTE).unlink(missing_ok=True)
+    claim_folder(folder, identity, note=_NOTE)
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:

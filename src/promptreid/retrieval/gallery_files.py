@@ -63,20 +63,16 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
     make_private_folder(folder)
     generation = secrets.token_hex(8)
     features_file = f"features-{generation}.safetensors"
-    description = {
-        **header,
-        "format_version": FORMAT_VERSION,
-        "generation": generation,
-        "features_file": features_file,
-        "paths": list(table.paths),
-        "metadata": list(table.metadata),
-    }
-    try:
-        body = json.dumps(description).encode()
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
-        ) from error
+    body = _as_json(
+        {
+            **header,
+            "format_version": FORMAT_VERSION,
+            "generation": generation,
+            "features_file": features_file,
+            "paths": list(table.paths),
+            "metadata": list(table.metadata),
+        }
+    )
     tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
     with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
         if replaces is not None and (found := _entry(folder, "generation")) != replaces:
@@ -103,6 +99,15 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
                 stacklevel=4,
             )
     return generation
+
+
+def _as_json(description: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(description).encode()
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
+        ) from error
 
 
 def _seal(body: bytes) -> bytes:
