@@ -22,6 +22,9 @@ from promptreid.towers.modes import evaluating
 
 Query = str | Path | Image.Image
 
+# Rounding to float16 changes a feature's length by less.
+_LENGTH_ERROR = 1e-2
+
 # Batches that are decoded ahead of the encoder.
 _AHEAD = 2
 
@@ -193,6 +196,23 @@ def _check_features(features: Tensor, dimensions: int) -> Tensor:
 
 def _wrong_kind(query: object) -> str:
     return f"query is {type(query).__name__}, expected a sentence, a Path, a PIL image, features, or a list of these"
+
+
+def rows_of_other_length(features: Tensor) -> list[int]:
+    """Rows of features (N, E) that are not of unit length, or not numbers."""
+    lengths = torch.linalg.vector_norm(features, dim=1, dtype=torch.float32)
+    return (~((lengths - 1).abs() <= _LENGTH_ERROR)).nonzero().flatten().tolist()
+
+
+def check_unit_length(features: Tensor) -> Tensor:
+    """Return features (N, E) of unit length; refuse others, or NaN."""
+    if wrong := rows_of_other_length(check_finite(features)):
+        length = float(torch.linalg.vector_norm(features[wrong[0]], dtype=torch.float32))
+        raise ValueError(
+            f"{len(wrong)} of {len(features)} features are not of unit length, such as number {wrong[0]} of "
+            f"length {length:.3g}; scores are cosine similarities: give torch.nn.functional.normalize(features, dim=-1)"
+        )
+    return features
 
 
 # What is compared by samples of its weights, and how an error names it. The prompts are so few beside the base that

@@ -32,15 +32,15 @@ from promptreid.retrieval.editing import (
 from promptreid.retrieval.encode import (
     EncodingOptions,
     Query,
-    check_finite,
     check_identity,
+    check_unit_length,
     encode_queries,
     is_one_query,
     model_identity,
     needed,
 )
 from promptreid.retrieval.export import export_features
-from promptreid.retrieval.gallery_files import LENGTH_ERROR, GalleryStore
+from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
 
@@ -101,7 +101,7 @@ class Gallery:
         if metadata is not None:
             metadata = [plain(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
         table = ImageTable.of(names, first_id=0, metadata=metadata)
-        self._store = GalleryStore(ExactIndex(table, _check_unit_length(features)), index=index)
+        self._store = GalleryStore(ExactIndex(table, check_unit_length(features)), index=index)
         self.model = model
         if model is not None:
             self._store.header["model"] = model_identity(model)
@@ -442,15 +442,3 @@ def _warn_unreadable(changes: Changes, total: int) -> None:
             f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
             stacklevel=3,
         )
-
-
-def _check_unit_length(features: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(check_finite(features), dim=1, dtype=torch.float32)
-    wrong = ((lengths - 1).abs() > LENGTH_ERROR).nonzero().flatten()
-    if len(wrong):
-        raise ValueError(
-            f"{len(wrong)} of {len(features)} features are not of unit length, such as number {int(wrong[0])} of "
-            f"length {float(lengths[wrong[0]]):.3g}; scores are cosine similarities: give "
-            "torch.nn.functional.normalize(features, dim=-1)"
-        )
-    return features
