@@ -381,6 +381,7 @@ def test_check_of_an_index_finds_damage(call, index):
     assert (code, answer["ok"], len(answer["problems"])) == (1, False, 1)
 
 
+@pytest.mark.slow  # those whose output cannot be written are processes of their own too
 def test_command_works_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "promptreid", "search", str(tmp_path), "a man"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

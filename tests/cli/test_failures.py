@@ -178,7 +178,7 @@ def run_into(stdout, *words, **settings):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=200, **settings)
 
 
-@pytest.mark.parametrize("json_too", [[], ["--json"]])
+@pytest.mark.parametrize("json_too", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_output_onto_a_full_disk_is_one_line(drawn, json_too):
     with open("/dev/full", "w") as full:
