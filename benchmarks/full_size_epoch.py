@@ -64,7 +64,7 @@ def cut(split: ReIDSplit, persons: int, images: int, captions: int) -> ReIDSplit
 
 
 def draw(folder: Path, share: float) -> ReIDDataset:
-    """A drawn data set of these counts."""
+    """A drawn dataset of these counts."""
     counts = scaled(share)
     persons = (counts["train"][0], counts["val"][0], counts["test"][0])
     data = load_cuhk_pedes(write_generated(folder / "data", num_identities=persons, images_per_identity=4))

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
-from promptreid import Gallery, PromptConfig, PromptedCLIP, adapt, load_clip
-from promptreid.adaptation import claim_output, load_and_verify
+from promptreid import Gallery, PromptConfig, PromptedCLIP, Recipe, adapt, load_clip
+from promptreid.adaptation import load_and_verify
 from promptreid.cli.train_model import add_training_arguments, complete_training_arguments
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.synthetic import write_generated
+from promptreid.training.run_folder import claim_folder
 
 IDENTITIES = (400, 60, 200)  # persons to draw for training, validation and test
 QUICK_IDENTITIES, QUICK_EPOCHS = (100, 20, 40), (1, 1)
@@ -29,7 +30,7 @@ NOT_SETTINGS = ("data_root", "output", "quick", "device", "num_workers")
 NAMES = {"zero shot": "zero_shot", "domain adaptation": "stage_one", "task adaptation": "stage_two"}
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="CUHK-PEDES' folder (reid_raw.json, imgs/); drawn if left out")
@@ -41,24 +42,24 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--quick draws few pedestrians for promptreid-tiny; leave out --data-root and --model, or --quick")
     given.epochs = given.epochs or (QUICK_EPOCHS if given.quick else None)
     given.identities = QUICK_IDENTITIES if given.quick else IDENTITIES
-    return given
+    arguments, recipe = complete_training_arguments(vars(given))  # what was not given is the preset of the model
+    return argparse.Namespace(**arguments), recipe
 
 
 def main() -> None:
     """Run the whole method."""
     started = time.perf_counter()
-    given = parse_arguments()
-    recipe = complete_training_arguments(given)  # what was not given is the preset of the model
+    given, recipe = parse_arguments()
     output = given.output or Path("runs", f"{given.model}-seed{given.seed}{'-quick' if given.quick else ''}")
     settings = {name: value for name, value in vars(given).items() if name not in NOT_SETTINGS}
-    settings["data"] = "generated" if given.data_root is None else str(given.data_root)
+    settings["data"] = str(given.data_root or "generated")
 
     # Data and model first: whatever is wrong with them is found before anything is written.
     data = given.data_root and load_cuhk_pedes(given.data_root)
     torch.manual_seed(given.seed)
     clip = load_clip(given.model, pretrained=given.pretrained, image_size=given.image_size, device=given.device)
     model = PromptedCLIP(clip, PromptConfig(text_length=given.prompt_length, vision_length=given.prompt_length))
-    claim_output(output, settings)
+    claim_folder(output, settings, note="settings.json", sole=True)
     data = data or load_cuhk_pedes(write_generated(output / "data", num_identities=given.identities, seed=given.seed))
     print(data.summary())
 
@@ -77,8 +78,7 @@ def main() -> None:
     record |= {"test_captions": data.test.num_captions, "seconds": round(time.perf_counter() - started, 1)}
     (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(score_table({name.replace("_", " "): found for name, found in scores.items()}))
-    print("saved and loaded again: the same scores")
-    print(f"of {len(gallery)} pictures, “{rankings[0].caption}” finds {best.path}")
+    print(f"saved and loaded again: the same scores; of {len(gallery)}, “{rankings[0].caption}” finds {best.path}")
     print(f"{record['seconds']:.0f} s; results.json, ranking.png and model/ are in {output}")
 
 

@@ -35,7 +35,7 @@ def digest(*parts: bytes) -> str:
 
 
 def generator_hashes() -> dict[str, str]:
-    """Hashes of a small data set and of some of the pretraining world's pairs."""
+    """Hashes of a small dataset and of some of the pretraining world's pairs."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_generated(
             Path(folder) / "set", num_identities=(8, 4, 8), images_per_identity=4, near_twins=0.5, progress=False

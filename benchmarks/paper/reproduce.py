@@ -4,7 +4,7 @@
     python benchmarks/paper/reproduce.py data/ICFG-PEDES --device cuda
     python benchmarks/paper/reproduce.py data/RSTPReid --device cuda
 
-It writes `runs/paper/<data set>/tables.md`, row by row; after an interruption the same command resumes. A try without
+It writes `runs/paper/<dataset>/tables.md`, row by row; after an interruption the same command resumes. A try without
 data, weights or a GPU:
 
     python benchmarks/paper/reproduce.py --dry-run CUHK-PEDES --rows zero_shot direct pd
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="only these rows of the tables")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path, help="default runs/paper/<data set>")
+    parser.add_argument("--output", type=Path, help="default runs/paper/<dataset>")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--no-cache", action="store_true", help="decode images each time; else 5 GB for CUHK-PEDES")
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     setting.add_argument("--epochs", type=int, nargs=2, metavar=("STAGE_1", "STAGE_2"))
     arguments = parser.parse_args()
     if (arguments.data is None) == (arguments.dry_run is None):
-        parser.error("give either a data set's folder, or --dry-run with a layout")
+        parser.error("give either a dataset's folder, or --dry-run with a layout")
     return arguments
 
 
@@ -65,7 +65,7 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
 
 
 def draw_few(layout: str, folder: Path) -> Path:
-    """Eight training pairs in a data set's layout, and a handful to test on."""
+    """Eight training pairs in a dataset's layout, and a handful to test on."""
     captions = 1 if layout == "ICFG-PEDES" else 2
     identities = (4, 0 if layout == "ICFG-PEDES" else 2, 2)
     return write_generated(
@@ -95,7 +95,7 @@ def main() -> None:
     output = arguments.output or Path("runs", "paper", name)
     data = load_dataset(draw_few(arguments.dry_run, output) if arguments.dry_run else arguments.data)
     if data.name not in LAYOUTS:
-        raise SystemExit(f"error: {arguments.data} is {data.name}; the paper's data sets are {', '.join(LAYOUTS)}")
+        raise SystemExit(f"error: {arguments.data} is {data.name}; the paper's datasets are {', '.join(LAYOUTS)}")
     setting, rows = setting_of(arguments), rows_of(arguments.tables)
     rows = [row for row in rows if arguments.rows is None or row in arguments.rows]
     resources = Resources(output, arguments.device, arguments.num_workers, not arguments.no_cache)

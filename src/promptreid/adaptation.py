@@ -1,6 +1,5 @@
 """The whole method in one call: score the bare model, train the stages, score after each, and save."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,22 +11,24 @@ import torch
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
 from promptreid.data.records import ReIDDataset, ReIDSplit
-from promptreid.errors import CheckpointError, WeightsError
+from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
+from promptreid.errors import WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
-from promptreid.towers.tiny import TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
-from promptreid.training.run_identity import differences, run_identity
+from promptreid.training.run_folder import claim_folder
+from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 
-BATCH_SIZE = 64
-
 ZERO_SHOT = "zero shot"
+
+_NOTE = "identity.json"
 
 EvaluateTest = Literal["always", "last", "never"]
 
@@ -49,8 +50,8 @@ class Preset:
     recipe: Recipe
 
 
-_PAPER = Preset(None, (384, 128), Recipe())
-_TINY = Preset(TINY_TAG, (96, 48), Recipe().with_stages(epochs=(3, 6), learning_rates=(5e-3, 3e-4)))
+_PAPER = Preset(None, IMAGE_SIZE, Recipe())
+_TINY = Preset(TINY_TAG, TINY_IMAGE_SIZE, Recipe().with_stages(epochs=(3, 6), learning_rates=(5e-3, 3e-4)))
 
 
 def preset_for(model_name: str) -> Preset:
@@ -135,12 +136,10 @@ def adapt(
         ```
     """
     recipe = recipe or Recipe()
-    if recipe.num_identities is None:
-        recipe = replace(recipe, num_identities=data.train.num_identities)
+    recipe = replace(recipe, num_identities=recipe.num_identities or data.train.num_identities)
     stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers
     states = [ZERO_SHOT, *(stage.name.replace("_", " ") for stage in stages)]
-    if len(set(states)) < len(states):
-        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+    _check_different(states)
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
@@ -166,29 +165,20 @@ def adapt(
     if is_main_process():
         if result.model_dir is not None:
             save_prompts(model, result.model_dir, overwrite=True)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(folder / "results.json", result.as_dict())
     return result
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Note in a folder what goes into the run, or refuse one that holds a run of something else."""
-    stamp = folder / "identity.json"
+def _check_different(states: Sequence[str]) -> None:
+    if len(set(states)) < len(states):
+        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     # Where nothing has been trained or scored yet, whatever was wrong with the data may have been mended since.
-    begun = next(folder.glob("*/checkpoints/step-*"), None) is not None or (folder / "results.json").exists()
-    if stamp.is_file() and begun:
-        try:
-            found = json.loads(stamp.read_text(encoding="utf-8"))
-            now = {name: identity[name] for name in identity if name in found}  # an older version kept fewer
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{stamp} is damaged ({error}); give another output_dir") from error
-        if different := differences(found, json.loads(json.dumps(now))):
-            raise CheckpointError(
-                f"{folder} holds a run of other data or of another base: {'; '.join(different)}. Use the earlier ones "
-                "to resume it, or give another output_dir"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(stamp, identity)
+    if next(folder.glob("*/checkpoints/step-*"), None) is None and not (folder / "results.json").exists():
+        (folder / _NOTE).unlink(missing_ok=True)
+    claim_folder(folder, identity, note=_NOTE)
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
@@ -243,38 +233,3 @@ def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, 
 
 def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:
     return evaluate(model, split, progress=False).text_to_image.as_dict()
-
-
-def claim_output(output_dir: str | Path, settings: Mapping[str, Any]) -> Path:
-    """Make the folder of a run and write `settings.json`, or accept it if it holds a run with these settings.
-
-    Args:
-        output_dir: The folder.
-        settings: Everything that makes two runs different, as JSON holds it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileExistsError: The folder holds another run or other files.
-        NotADirectoryError: The folder or one that it is in is a file.
-    """
-    folder = Path(output_dir)
-    stamp = folder / "settings.json"
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file; give a folder as --output")
-    if stamp.is_file():
-        try:
-            found = json.loads(stamp.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FileExistsError(f"{stamp} is damaged ({error}); give another --output, or delete {folder}") from error
-        if different := differences(found, json.loads(json.dumps(settings))):
-            raise FileExistsError(
-                f"{folder} holds a run with other settings: {'; '.join(different)}; give another --output, or delete it"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds other files; give an empty or new folder as --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(stamp, settings)
-    return folder

@@ -1,4 +1,4 @@
-"""The few exceptions of our own; everything else raises Python's built-in ones."""
+"""The few exceptions of our own, everything else raises Python's built-in ones; and how errors name files."""
 
 
 class PromptReidError(Exception):
@@ -56,3 +56,15 @@ def missing_extra(what: str, package: str, extra: str, *, instead: str | None = 
     """
     advice = "" if instead is None else f"; or {instead}"
     return MissingExtraError(f'{what} needs {package}: pip install "promptreid[{extra}]"{advice}')
+
+
+def printable(text: object) -> str:
+    r"""Text that a terminal can only show; everything else in it, such as a line break, is written as Python writes it.
+
+    Names of files may hold anything: bytes that are not letters, escape sequences, letters that turn the line around.
+
+    Example:
+        >>> print(printable("a\x1b[31m red\n.jpg"))
+        a\x1b[31m red\n.jpg
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))

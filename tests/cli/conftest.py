@@ -1,4 +1,4 @@
-"""A drawn data set, its crops, and the command run in this process."""
+"""A drawn dataset, its crops, and the command run in this process."""
 
 import json
 
@@ -10,7 +10,7 @@ from promptreid.synthetic import write_generated
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """A data set of 4 + 1 + 3 persons, 4 pictures each."""
+    """A dataset of 4 + 1 + 3 persons, 4 images each."""
     root = tmp_path_factory.mktemp("drawn") / "data"
     return write_generated(root, num_identities=(4, 1, 3), seed=0, progress=False)
 

@@ -138,7 +138,7 @@ def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
     shutil.copyfile(one, crops / "new.jpg")
     (crops / "broken.jpg").write_bytes(b"no image")
     code, answer, notes = call("index", crops, "--output", tmp_path / "own", "--json")
-    assert (code, answer["added"], answer["unchanged"], answer["pictures"]) == (0, 1, 32, 33)
+    assert (code, answer["added"], answer["unchanged"], answer["images"]) == (0, 1, 32, 33)
     assert answer["unreadable"] == [str((crops / "broken.jpg").resolve())]
     assert "warning: 1 of 34 images cannot be read" in notes
     one.unlink()
@@ -154,7 +154,7 @@ def test_index_lists_every_picture_that_it_cannot_read(call, drawn, tmp_path):
     for number in range(12):
         (crops / f"broken_{number:02d}.jpg").write_bytes(b"no image")
     code, answer, _ = call("index", crops, "--output", tmp_path / "own", "--json")
-    assert (code, answer["added"], answer["pictures"]) == (0, 32, 32)
+    assert (code, answer["added"], answer["images"]) == (0, 32, 32)
     assert [path.rpartition("/")[2] for path in answer["unreadable"]] == [f"broken_{n:02d}.jpg" for n in range(12)]
 
 
@@ -368,7 +368,7 @@ def test_index_names_what_is_gone_and_what_was_removed(call, drawn, tmp_path):
     shutil.copyfile(removed, crops / "one" / "new.jpg")
     code, _, notes = call("index", crops / "one", "--output", own, "--prune")
     assert (code, "of 6 images" in notes, "--prune-anyway" in notes) == (2, True, True)
-    assert call("index", crops / "one", "--output", own, "--prune-anyway", "--json")[1]["pictures"] == 1
+    assert call("index", crops / "one", "--output", own, "--prune-anyway", "--json")[1]["images"] == 1
 
 
 def test_check_of_an_index_finds_damage(call, index):
@@ -381,6 +381,7 @@ def test_check_of_an_index_finds_damage(call, index):
     assert (code, answer["ok"], len(answer["problems"])) == (1, False, 1)
 
 
+@pytest.mark.slow  # those whose output cannot be written are processes of their own too
 def test_command_works_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "promptreid", "search", str(tmp_path), "a man"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

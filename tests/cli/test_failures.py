@@ -11,7 +11,7 @@ import pytest
 
 from promptreid.cli import evaluate_model, search_gallery, train_model
 from promptreid.cli.main import build_parser, main
-from promptreid.cli.output import Output, printable
+from promptreid.cli.output import Output
 from promptreid.errors import HubError, WeightsError
 
 
@@ -92,10 +92,6 @@ def test_odd_names_in_errors_and_warnings_do_not_reach_the_terminal(capsys):
     Output(as_json=False).note(ODD)
     assert "\x1b" not in (notes := capsys.readouterr().err)
     assert r"\x1b[31m" in notes
-
-
-def test_printable_text_is_left_alone():
-    assert printable("Überwachung 人 C:\\crops") == "Überwachung 人 C:\\crops"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +178,7 @@ def run_into(stdout, *words, **settings):
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=200, **settings)
 
 
-@pytest.mark.parametrize("json_too", [[], ["--json"]])
+@pytest.mark.parametrize("json_too", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_output_onto_a_full_disk_is_one_line(drawn, json_too):
     with open("/dev/full", "w") as full:

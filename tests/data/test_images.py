@@ -24,7 +24,6 @@ from promptreid.data.images import (
     leaves_folder,
     list_images,
     open_image,
-    shown,
 )
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
@@ -310,10 +309,6 @@ def test_leaves_folder_says_what_pathlib_says(path: str) -> None:
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
     rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     assert leaves_folder(path) == (rooted or ".." in {*posix.parts, *windows.parts} or "\0" in path)
-
-
-def test_shown_escapes_what_a_terminal_cannot_print() -> None:
-    assert shown("a\n\x1b[31m\ud800.jpg") == r"a\n\x1b[31m\ud800.jpg"
 
 
 def test_image_folder_tells_present_missing_and_outside(tmp_path: Path) -> None:

@@ -236,6 +236,7 @@ def test_start_at_a_port_in_use_says_so(monkeypatch: pytest.MonkeyPatch) -> None
             app.start(port=port)
 
 
+@pytest.mark.slow
 def test_page_is_served_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/")

@@ -120,6 +120,7 @@ def test_shards_cover_everything_once(monkeypatch, total, processes):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+@pytest.mark.slow  # two processes do it in tests/examples, under torchrun
 def test_evaluate_in_three_processes_joins_their_shares(tmp_path):
     script = tmp_path / "shares.py"
     script.write_text(

@@ -77,8 +77,8 @@ class TestQuickRun:
         process = run("--quick", "--seed", 1, "--output", "run", folder=output.parent)
         assert process.returncode == 1
         assert (
-            "run holds a run with other settings: seed was 0, is 1; give another --output, or delete it"
-            in process.stderr
+            "run holds another run: seed was 0, is 1. Use the earlier settings and files to resume it, or give another "
+            "output folder" in process.stderr
         )
         assert (output / "results.json").read_bytes() == before
 
@@ -125,7 +125,7 @@ BAD_INPUT = {
     "no prompts": (lambda folder: ["--prompt-length", "0"], "--prompt-length is 0, expected at least 1"),
     "huge pictures": (lambda folder: ["--image-size", "100000", "48"], "expected a height and a width of 1 to 2048"),
     "quick with own data": (lambda folder: ["--quick", "--data-root", "data"], "leave out --data-root"),
-    "file in the way": (_file_in_the_way, "notes is a file; give a folder as --output"),
+    "file in the way": (_file_in_the_way, "notes is a file; give another output folder"),
     "device without memory": (lambda folder: ["--device", "meta"], "--device meta cannot be used here"),
     "damaged run": (_damaged_run, "run/settings.json is damaged"),
     "no such folder": (lambda folder: ["--data-root", "nowhere"], "there is no folder nowhere"),

@@ -1,6 +1,10 @@
 """A small prompted model and a batch for it."""
 
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,25 @@ collect_ignore = [
     "killed_run.py",
     "two_processes.py",
 ]  # programs, which tests start
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., str]:
+    """Runs a program of this folder, on one thread, and returns what it printed."""
+
+    def run(program: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

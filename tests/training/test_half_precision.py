@@ -53,7 +53,7 @@ def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_trainer_fp16_takes_nearly_the_steps_of_float32(
     make: Any, make_fp16: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, chunk_size: int | None
 ) -> None:
@@ -99,7 +99,7 @@ def test_trainer_fp16_that_overflows_at_every_scale_is_stopped(make_fp16: Any, m
         make_fp16({"init_scale": 2.0**-12}, stages=[stage]).fit()
 
 
-@pytest.mark.parametrize("stop", [3, 4, 6])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
 def test_trainer_fp16_interrupted_and_resumed_ends_with_the_same_bits(
     make_fp16: Any,
     model: PromptedCLIP,

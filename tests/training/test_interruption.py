@@ -2,11 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -14,21 +12,12 @@ import torch
 
 from promptreid.training.interruption import Interruption
 
-DRIVER = Path(__file__).with_name("interrupted_run.py")
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_trainer_interrupted_writes_a_checkpoint_and_resumes_to_the_same_end(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, *said, last = done.stdout.strip().splitlines()
+def test_trainer_interrupted_writes_a_checkpoint_and_resumes_to_the_same_end(
+    start: Callable[..., str], tmp_path: Path
+) -> None:
+    first, *said, last = start("interrupted_run.py", tmp_path).strip().splitlines()
     assert first == str([128 + signal.SIGINT, 128 + signal.SIGTERM, 1])
     told = "\n".join(said)
     assert "SIGINT step-000000005" in told

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ def test_gather_batch_one_process_gives_the_very_tensors() -> None:
     assert gather_batch(features, ids)[1] is ids
 
 
-def test_processes_of_which_one_fails_fail_together_with_the_reason(tmp_path: Path) -> None:
+def test_processes_of_which_one_fails_fail_together_with_the_reason(start: Callable[..., str], tmp_path: Path) -> None:
     seconds = json.loads(start("failing_processes.py", tmp_path))
     assert max(seconds.values()) < 60  # nobody waits for a process that has gone
     said = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
@@ -38,21 +37,8 @@ def test_processes_of_which_one_fails_fail_together_with_the_reason(tmp_path: Pa
     assert not said  # the whole run
 
 
-def start(program: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(program)), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(start: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     start("two_processes.py", folder)
     return folder

@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-
-DRIVER = Path(__file__).with_name("killed_run.py")
 
 
 def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], list[dict[str, Any]]]:
@@ -26,18 +23,10 @@ def last_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any], lis
     return tensors, state, log
 
 
-def run_and_compare(folder: Path, *, kills: int, seed: int) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(folder), str(kills), str(seed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told, writing = done.stdout.splitlines()
-    assert told == f"whole=0 killed={kills} final=0", done.stdout + done.stderr
+def run_and_compare(start: Callable[..., str], folder: Path, *, kills: int, seed: int) -> None:
+    printed = start("killed_run.py", folder, kills, seed)
+    told, writing = printed.splitlines()
+    assert told == f"whole=0 killed={kills} final=0", printed
     assert int(writing.removeprefix("while writing=")) >= 1
     whole, killed = last_checkpoint(folder / "whole"), last_checkpoint(folder / "killed")
     assert whole == killed
@@ -48,12 +37,14 @@ def run_and_compare(folder: Path, *, kills: int, seed: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_trainer_killed_three_times_ends_with_the_same_bits(tmp_path: Path) -> None:
-    run_and_compare(tmp_path, kills=3, seed=0)
+def test_trainer_killed_three_times_ends_with_the_same_bits(start: Callable[..., str], tmp_path: Path) -> None:
+    run_and_compare(start, tmp_path, kills=3, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
-def test_trainer_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:
-    run_and_compare(tmp_path, kills=4, seed=seed)
+def test_trainer_killed_again_and_again_ends_with_the_same_bits(
+    start: Callable[..., str], tmp_path: Path, seed: int
+) -> None:
+    run_and_compare(start, tmp_path, kills=4, seed=seed)

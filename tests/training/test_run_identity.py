@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from promptreid.data.samplers import IdentitySampler
 from promptreid.errors import CheckpointError
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.checkpoint import RunFolder, list_checkpoints
+from promptreid.training.checkpoint import list_checkpoints
+from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import describe, differences
 from promptreid.training.stage import Stage
 
@@ -169,7 +170,7 @@ def test_trainer_batch_of_one_is_refused_by_losses_that_compare(make: Any, model
 def test_trainer_folder_in_which_another_process_trains_is_refused(make: Any, tmp_path: Path) -> None:
     trainer = make()
     program = (
-        f"import sys\nfrom promptreid.training.checkpoint import RunFolder\nwith RunFolder({str(tmp_path / 'run')!r})"
+        f"import sys\nfrom promptreid.training.run_folder import RunFolder\nwith RunFolder({str(tmp_path / 'run')!r})"
         ".held(None):\n    print('in', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(

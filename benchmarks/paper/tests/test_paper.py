@@ -78,7 +78,7 @@ def test_results_of_other_settings_are_refused(reproduce, tmp_path):
 def test_data_and_dry_run_exclude_each_other(reproduce, capsys):
     with pytest.raises(SystemExit):
         reproduce()
-    assert "give either a data set's folder, or --dry-run" in capsys.readouterr().err
+    assert "give either a dataset's folder, or --dry-run" in capsys.readouterr().err
 
 
 def test_another_data_set_is_refused(reproduce, tmp_path):
@@ -92,7 +92,7 @@ def test_another_data_set_is_refused(reproduce, tmp_path):
     (tmp_path / "own" / "table.csv").write_text(
         "image,caption,person_id,split\n0.jpg,a,1,train\n1.jpg,b,2,train\n2.jpg,c,3,test\n"
     )
-    with pytest.raises(SystemExit, match="the paper's data sets are CUHK-PEDES, ICFG-PEDES, RSTPReid"):
+    with pytest.raises(SystemExit, match="the paper's datasets are CUHK-PEDES, ICFG-PEDES, RSTPReid"):
         reproduce(tmp_path / "own")
 
 

@@ -1,4 +1,4 @@
-"""`promptreid check`: finds everything that is wrong with a data set."""
+"""`promptreid check`: finds everything that is wrong with a dataset."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ CLIP = "ViT-B-16"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the data set's folder, or an index")
+    parser.add_argument("root", type=Path, help="the dataset's folder, or an index")
     add_layout_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, tokenizer: str, limit: int) -> int:
-    """Check the data set, or the gallery."""
+    """Check the dataset, or the gallery."""
     from promptreid.data.check import check_dataset
     from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of

@@ -16,6 +16,7 @@ from promptreid.cli.options import (
     whole,
 )
 from promptreid.cli.output import Output
+from promptreid.defaults import BATCH_SIZE
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ NEEDS = [("output", "matplotlib", "viz")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the data set's folder")
+    parser.add_argument("root", type=Path, help="the dataset's folder")
     add_model_arguments(parser, default=TINY_NAME)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
     parser.add_argument(
         "--output", type=folder_to_write, help="folder for metrics.json and ranking.png; default: none written"
     )
-    parser.add_argument("--batch-size", type=whole(1), default=64, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_layout_argument(parser)
 

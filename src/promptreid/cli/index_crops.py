@@ -14,9 +14,10 @@ from promptreid.cli.options import (
     load_model,
     whole,
 )
-from promptreid.cli.output import Output, printable
+from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.errors import DatasetError
+from promptreid.defaults import BATCH_SIZE, NUM_THREADS
+from promptreid.errors import DatasetError, printable
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", type=file_to_write, metavar="FILE", help="write features to a .parquet or .npz file too"
     )
-    parser.add_argument("--batch-size", type=whole(1), default=64, help="images at a time; default %(default)s")
+    parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="images at a time; default %(default)s")
     parser.add_argument(
-        "--threads", type=whole(1), default=4, help="threads that read images ahead; default %(default)s"
+        "--threads", type=whole(1), default=NUM_THREADS, help="threads that read images ahead; default %(default)s"
     )
 
 
@@ -100,14 +101,7 @@ def run(
         check_ending(export)
     if folder is None:
         gallery = Gallery.load(output)
-        if remove:
-            removed = gallery.remove([int(name) if name.isdigit() else name for name in remove])
-            console.say(f"removed {removed} images; {len(gallery)} are left in {output}")
-            console.record(removed=removed)
-        if restore:
-            restored = gallery.restore(restore)
-            console.say(f"{restored} images are indexed again by the next promptreid index FOLDER --output {output}")
-            console.record(restored=restored)
+        _edit(console, gallery, remove or [], restore or [])
     else:
         gallery, is_new = _open_or_make(console, folder.resolve(), output, storage, model)
         changes = gallery.update(
@@ -120,13 +114,25 @@ def run(
         console.record(**asdict(changes))
         if len(gallery) == 0 and is_new:
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
-        console.say(*_summary(gallery, changes, is_new=is_new).split("\n"))
-        for line in _left_out(changes, f"promptreid index {folder} --output {output}", output):
-            console.say(line)
+        console.say(*_summary(gallery, changes, is_new=is_new))
+        console.say(*_left_out(changes, f"promptreid index {folder} --output {output}", output))
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
-    console.record(index=str(output), pictures=len(gallery), dimensions=gallery.features.shape[1])
+    console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])
     return 0
+
+
+def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[str]) -> None:
+    """Remove images from the gallery, and let removed ones be indexed again."""
+    if remove:
+        removed = gallery.remove([int(name) if name.isdigit() else name for name in remove])
+        console.say(f"removed {removed} images; {len(gallery)} are left in {gallery.directory}")
+        console.record(removed=removed)
+    if restore:
+        restored = gallery.restore(restore)
+        command = f"promptreid index FOLDER --output {gallery.directory}"
+        console.say(f"{restored} images are indexed again by the next {command}")
+        console.record(restored=restored)
 
 
 def _open_or_make(
@@ -177,13 +183,11 @@ def _first(paths: tuple[str, ...]) -> list[str]:
     return [*(f"  {printable(path)}" for path in paths[:_SHOWN]), *more]
 
 
-def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> str:
+def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> list[str]:
     if not is_new:
-        return (
-            f"{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged, {changes.removed} "
-            f"removed; {len(gallery)} images in {gallery.directory}"
-        )
-    return (
-        f"{len(gallery)} images are indexed in {gallery.directory}; now ask:\n"
-        f'promptreid search {gallery.directory} "a woman in a red coat" --picture found.png'
-    )
+        counts = f"{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged"
+        return [f"{counts}, {changes.removed} removed; {len(gallery)} images in {gallery.directory}"]
+    return [
+        f"{len(gallery)} images are indexed in {gallery.directory}; now ask:",
+        f'promptreid search {gallery.directory} "a woman in a red coat" --picture found.png',
+    ]

@@ -20,9 +20,9 @@ from promptreid.version import __version__
 # (`None`: the command itself), so that a missing one is found before any work. Only the module of the command that is
 # called is imported, and it imports what is slow inside `run`: a mistake in the arguments must not wait for torch.
 COMMANDS = {
-    "check": ("check_data", "look for everything that is wrong with a data set"),
-    "train": ("train_model", "adapt a model to a data set, in both stages"),
-    "evaluate": ("evaluate_model", "score a model on a data set"),
+    "check": ("check_data", "look for everything that is wrong with a dataset"),
+    "train": ("train_model", "adapt a model to a dataset, in both stages"),
+    "evaluate": ("evaluate_model", "score a model on a dataset"),
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
     "demo": ("serve_demo", "search in the browser"),

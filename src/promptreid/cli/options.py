@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from promptreid.towers.tiny import TINY_NAME, TINY_TAG
+from promptreid.defaults import IMAGE_SIZE
+from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
 LARGEST_SIDE = 2048
-_TINY_SIZE = (96, 48)
 _BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
@@ -124,7 +124,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> Non
         type=whole(1, LARGEST_SIDE),
         nargs=2,
         metavar=("H", "W"),
-        help="pixels, for an open_clip model; default 384 128",
+        help=f"pixels, for an open_clip model; default {IMAGE_SIZE[0]} {IMAGE_SIZE[1]}",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository; default: main")
     add_device_argument(parser)
@@ -204,7 +204,7 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
             f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
             f"{choice.model} is meant to be a folder: there is no folder of that name here"
         )
-    size = choice.image_size or (_TINY_SIZE if tiny else (384, 128))
+    size = choice.image_size or (TINY_IMAGE_SIZE if tiny else IMAGE_SIZE)
     name = choice.model if choice.revision is None else f"{choice.model.partition('@')[0]}@{choice.revision}"
     clip = load_clip(name, pretrained=pretrained, image_size=size, device=device)
     return PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0)).eval()

@@ -5,19 +5,7 @@ import os
 import sys
 from typing import Any
 
-
-def printable(text: str) -> str:
-    r"""Text that a terminal can only show: everything else in it, such as a line break, is written as Python writes it.
-
-    Names of files may hold anything: bytes that are not letters, escape sequences, letters that turn the line around.
-
-    Example:
-        >>> print(printable("a\x1b[31m red\n.jpg"))
-        a\x1b[31m red\n.jpg
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+from promptreid.errors import printable
 
 
 class Output:

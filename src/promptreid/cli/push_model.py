@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="data set of the metrics, for the card")
+    parser.add_argument("--dataset", metavar="NAME", help="dataset of the metrics, for the card")
 
 
 def run(

@@ -16,6 +16,7 @@ from promptreid.cli.options import (
     whole,
 )
 from promptreid.cli.output import Output
+from promptreid.defaults import NUM_HITS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=Path, help="search by this image instead of a sentence")
-    parser.add_argument("-k", type=whole(1), default=10, help="how many at most; default %(default)s")
+    parser.add_argument("-k", type=whole(1), default=NUM_HITS, help="how many at most; default %(default)s")
     parser.add_argument(
         "--threshold", help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated'
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.images import ImageFolder, leaves_folder, shown
+from promptreid.data.images import ImageFolder, leaves_folder
 from promptreid.data.problems import Problem
 from promptreid.data.records import (
     SPLITS,
@@ -16,6 +16,7 @@ from promptreid.data.records import (
     split_conflicts,
     split_counts,
 )
+from promptreid.errors import printable
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _image_problems(annotation: Annotation) -> Iterator[Problem]:
         found = "present" if path in seen else folder.locate(path)
         seen.add(path)
         if found == "missing":
-            what = f"there is no image {shown(annotation.images / path)}{backslash_advice([path])}"
+            what = f"there is no image {printable(annotation.images / path)}{backslash_advice([path])}"
             yield annotation.problem("missing", what, position, str(path))
         elif found == "outside":
             what = f"{annotation.path_key} {str(path)!r} leaves the folder {annotation.images.name}/ over a link"

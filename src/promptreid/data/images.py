@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, printable
 from promptreid.files import check_plain, content_digest, open_file
 
 Presence = Literal["present", "missing", "outside"]
@@ -36,11 +36,6 @@ def leaves_folder(path: str) -> bool:
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
     anchored = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return anchored or ".." in posix.parts or ".." in windows.parts or "\0" in path
-
-
-def shown(text: object) -> str:
-    """Text as it can be printed anywhere: control characters and lone surrogates escaped."""
-    return repr(str(text))[1:-1]
 
 
 class ImageFolder:
@@ -146,10 +141,10 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
     if str(root) in closed:
         raise DatasetError(f"the folder {root} cannot be read; is it mounted, and may you read it?")
     if closed:
-        first = ", ".join(shown(path) for path in closed[:10])
+        first = ", ".join(printable(path) for path in closed[:10])
         warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=2)
     if left_out:
-        count = f"{len(left_out):,} files and folders are left out of {shown(folder)}"
+        count = f"{len(left_out):,} files and folders are left out of {printable(folder)}"
         warnings.warn(f"{count}: {_first_of(left_out)}", stacklevel=2)
     return sorted(found)
 
@@ -365,11 +360,11 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def _name(path: Any) -> str:
-    return shown(path if isinstance(path, str | os.PathLike) else getattr(path, "name", path))
+    return printable(path if isinstance(path, str | os.PathLike) else getattr(path, "name", path))
 
 
 def _words(error: BaseException) -> str:
-    return shown(error) or type(error).__name__
+    return printable(error) or type(error).__name__
 
 
 OnBad = Literal["strict", "skip"]
@@ -431,4 +426,4 @@ def report_bad(bad: Mapping[Path, str], total: int, *, on_bad: OnBad, what: str)
 
 def _first_of(reasons: Mapping[Path, str]) -> str:
     more = f"; and {len(reasons) - 10:,} more" if len(reasons) > 10 else ""
-    return "; ".join(f"{shown(path)} {reason}" for path, reason in list(reasons.items())[:10]) + more
+    return "; ".join(f"{printable(path)} {reason}" for path, reason in list(reasons.items())[:10]) + more

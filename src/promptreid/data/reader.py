@@ -7,11 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from promptreid.data.annotation import Annotation, backslash_advice, structural_problems
 from promptreid.data.folder import TableLayout, find_tables
-from promptreid.data.images import shown
 from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, PUBLISHED, RSTPREID, Layout, found_in
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, printable
 
 FOLDER = "folder"
 
@@ -164,9 +163,9 @@ def _raise_first(errors: Sequence[Problem]) -> None:
 def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
     """One message for all missing images, with the sub-folders they are missing from."""
     paths = [PurePosixPath(problem.path or "") for problem in missing]
-    folders = Counter(shown(path.parent) for path in paths)
+    folders = Counter(printable(path.parent) for path in paths)
     counts = ", ".join(f"{folder}: {count}" for folder, count in sorted(folders.items()))
-    first = ", ".join(shown(path) for path in paths[:10])
+    first = ", ".join(printable(path) for path in paths[:10])
     return (
         f"{len(missing)} of {len(annotation.records)} images are missing below {annotation.images} ({counts}); "
         f"first: {first}{backslash_advice(paths) or '. Unpack every archive of the dataset there'}"

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from promptreid.defaults import NUM_HITS
 from promptreid.demo.comparison import ComparedGallery, Found
 from promptreid.errors import DatasetError
 from promptreid.evaluation.pictures.occlusion import occlusion_map
@@ -93,7 +94,7 @@ class Galleries:
         *,
         cameras: Collection[str] = (),
         threshold: float = -1.0,
-        k: int = 10,
+        k: int = NUM_HITS,
     ) -> list[Column]:
         """Rank a gallery's images.
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from promptreid.demo.answers import Galleries, prepare_opening
 from promptreid.demo.comparison import ComparedGallery, make_versions
@@ -23,6 +23,9 @@ from promptreid.errors import ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.towers.tiny import tiny_prompts
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _STYLE = Path(__file__).with_name("style.css")
 _KEPT_SECONDS = 24 * 3600
 _KEPT_SECONDS_IN_PUBLIC = 3600
@@ -32,8 +35,30 @@ _MAX_PORT = 65535
 _FONTS = ["system-ui", "sans-serif"]
 # gradio reads these when it is imported or when a page is made; nothing is ever sent to anyone from this page.
 _SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+_LAUNCH: dict[str, Any] = {
+    "share": False,
+    "prevent_thread_lock": True,
+    "quiet": True,
+    "state_session_capacity": _MAX_SESSIONS,
+    "max_file_size": MAX_UPLOAD_BYTES,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+    "footer_links": [],
+}
 _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
+
+
+class ServingOptions(TypedDict, total=False):
+    """How the page is served; `start` says what each means and has the defaults."""
+
+    model: PromptedCLIP | None
+    host: str
+    port: int | None
+    open_browser: bool
+    progress: bool
 
 
 class RunningDemo(ExitStack):
@@ -110,19 +135,19 @@ def start(
         return running
 
 
-def launch(gallery: str | Path | None = None, **settings: Any) -> None:
+def launch(gallery: str | Path | None = None, **options: "Unpack[ServingOptions]") -> None:
     """Serve the page until Ctrl-C or a termination signal, and print its address.
 
     Args:
         gallery: A folder of crops to search, offered beside the drawn pedestrians.
-        **settings: Those of `start`, whose errors it raises.
+        **options: Those of `start`, whose errors it raises.
 
     Example:
         >>> launch("crops/")  # doctest: +SKIP
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    with start(gallery, **settings) as page:
+    with start(gallery, **options) as page:
         try:  # whoever reads the address may end the page at once
             sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
             sys.stdout.flush()
@@ -189,35 +214,22 @@ def _environment(**changes: str | None) -> Generator[None, None, None]:
 def _serve(gr: Any, galleries: Galleries, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
     """Make gradio's page, and serve it from a thread of its own."""
     private = host in LOOPBACK
-    middleware: Any = importlib.import_module("starlette.middleware").Middleware
     opening = prepare_opening(galleries)
     kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept_seconds)) as page:
         fill_page(gr, galleries, opening, private=private, kept_seconds=kept_seconds)
     page.queue(max_size=_MAX_WAITING)
+    middleware: Any = importlib.import_module("starlette.middleware").Middleware
+    checks = middleware(RequestFilter, shown=shown, private=private, functions=set(page.fns))
     with _without_proxies():
         page.launch(
             server_name=host,
             server_port=port,
             inbrowser=open_browser,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            state_session_capacity=_MAX_SESSIONS,
-            max_file_size=MAX_UPLOAD_BYTES,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            footer_links=[],
             theme=_theme(gr),
             css=_STYLE.read_text(encoding="utf-8"),
-            app_kwargs={
-                "middleware": [middleware(RequestFilter, shown=shown, private=private, functions=set(page.fns))],
-                "docs_url": None,
-                "redoc_url": None,
-                "openapi_url": None,
-            },
+            app_kwargs={"middleware": [checks], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            **_LAUNCH,
         )
     return page
 

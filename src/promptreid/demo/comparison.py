@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from promptreid.defaults import NUM_HITS
 from promptreid.demo.sources import Crops
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
@@ -103,7 +104,7 @@ class ComparedGallery:
         return len(self._galleries[0])
 
     def search(
-        self, query: str | Image.Image, *, cameras: Collection[str] = (), threshold: float = -1.0, k: int = 10
+        self, query: str | Image.Image, *, cameras: Collection[str] = (), threshold: float = -1.0, k: int = NUM_HITS
     ) -> tuple[Found, ...]:
         """Rank the images with every version.
 

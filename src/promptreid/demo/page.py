@@ -75,21 +75,7 @@ def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Parts:
     inputs.gallery = gr.Radio(galleries.names, value=first, label="Gallery", visible=len(galleries.names) > 1)
     inputs.summary = gr.HTML(galleries.summary(first), elem_id="summary", padding=False)
     with gr.Tab("Describe"):
-        inputs.sentence = gr.Textbox(
-            value=opening.sentence,
-            label="What does the person look like?",
-            placeholder="a woman in a red coat and blue jeans",
-            lines=1,
-            max_lines=6,
-            max_length=MAX_SENTENCE,
-            elem_id="sentence",
-        )
-        inputs.search = gr.Button("Search", variant="primary", elem_id="search")
-        gr.Markdown("Or try one of these:")
-        inputs.examples = [
-            gr.Button(text, size="sm", visible=bool(text), elem_classes="example")
-            for text in _example_texts(galleries, first)
-        ]
+        _lay_out_sentence(gr, opening.sentence, _example_texts(galleries, first), inputs)
     with gr.Tab("Upload an image"):
         inputs.upload = gr.File(
             label=f"A crop of one person: JPEG, PNG, WebP or BMP, at most {MAX_UPLOAD_BYTES // 2**20} MB",
@@ -101,6 +87,21 @@ def _lay_out_inputs(gr: Any, galleries: Galleries, opening: Opening) -> _Parts:
     with gr.Accordion("Filters", open=True, elem_id="filters"):
         _lay_out_filters(gr, galleries.cameras(first), inputs)
     return inputs
+
+
+def _lay_out_sentence(gr: Any, sentence: str, examples: list[str], inputs: _Parts) -> None:
+    inputs.sentence = gr.Textbox(
+        value=sentence,
+        label="What does the person look like?",
+        placeholder="a woman in a red coat and blue jeans",
+        lines=1,
+        max_lines=6,
+        max_length=MAX_SENTENCE,
+        elem_id="sentence",
+    )
+    inputs.search = gr.Button("Search", variant="primary", elem_id="search")
+    gr.Markdown("Or try one of these:")
+    inputs.examples = [gr.Button(text, size="sm", visible=bool(text), elem_classes="example") for text in examples]
 
 
 def _lay_out_filters(gr: Any, names: list[str], inputs: _Parts) -> None:

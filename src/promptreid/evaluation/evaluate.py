@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.data.records import ReIDSplit
+from promptreid.defaults import BATCH_SIZE
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
@@ -37,7 +38,7 @@ def evaluate(
     model: PromptedCLIP,
     split: ReIDSplit,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     num_workers: int = 0,
     progress: bool = True,
     output_dir: str | Path | None = None,

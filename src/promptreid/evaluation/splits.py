@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit
+from promptreid.defaults import BATCH_SIZE
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating
 
@@ -37,7 +38,7 @@ class EncodedSplit:
 
 
 def encode_split(
-    model: PromptedCLIP, split: ReIDSplit, *, batch_size: int = 64, num_workers: int = 0, progress: bool = True
+    model: PromptedCLIP, split: ReIDSplit, *, batch_size: int = BATCH_SIZE, num_workers: int = 0, progress: bool = True
 ) -> EncodedSplit:
     """Encode every image and every caption of a split once, on the model's device.
 

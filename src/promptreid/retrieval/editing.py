@@ -161,19 +161,14 @@ def update_images(
     """
     table = store.images
     known = table.rows_by_path()
-    sizes, modified = table.sizes.tolist(), table.modified_ns.tolist()
     given: dict[str, ImageFile] = {}
-    new: list[ImageFile] = []
-    changed: list[ImageFile] = []
     for file in files:
-        path = os.path.abspath(file.path)
-        if given.setdefault(path, file) is not file:
-            continue
-        row = known.get(path)
-        if row is None:
-            new.append(file)
-        elif file_stamp(file.path) != (sizes[row], modified[row]):
-            changed.append(file)
+        given.setdefault(os.path.abspath(file.path), file)
+    new = [file for path, file in given.items() if path not in known]
+    sizes, modified = table.sizes.tolist(), table.modified_ns.tolist()
+    stamps = {path: (sizes[row], modified[row]) for path, row in known.items()}
+    both = [(file, stamps[path]) for path, file in given.items() if path in known]
+    changed = [file for file, stamp in both if file_stamp(file.path) != stamp]
     absent = [path for path in known if path not in given]
     if prune:
         _check_pruning(absent, len(known), closed, anyway=prune == "anyway")

@@ -1,7 +1,7 @@
-"""Turns image files and queries into features, reading files while the encoder works."""
+"""Turns image files and queries into features, reading files while the encoder works; and says which model did."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,16 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
-from promptreid.errors import DatasetError
+from promptreid.defaults import BATCH_SIZE, NUM_THREADS
+from promptreid.errors import CheckpointError, DatasetError
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.fingerprint import fingerprint, same_fingerprint
 from promptreid.towers.modes import evaluating
 
 Query = str | Path | Image.Image
+
+# Rounding to float16 changes a feature's length by less.
+_LENGTH_ERROR = 1e-2
 
 # Batches that are decoded ahead of the encoder.
 _AHEAD = 2
@@ -48,7 +53,12 @@ class EncodedImages:
 
 
 def encode_images(
-    model: PromptedCLIP, paths: Sequence[str], *, batch_size: int = 64, num_threads: int = 4, progress: bool = True
+    model: PromptedCLIP,
+    paths: Sequence[str],
+    *,
+    batch_size: int = BATCH_SIZE,
+    num_threads: int = NUM_THREADS,
+    progress: bool = True,
 ) -> Generator[EncodedImages, None, None]:
     """Encode images batch by batch, in their order, in eval mode on the model's device.
 
@@ -186,3 +196,63 @@ def _check_features(features: Tensor, dimensions: int) -> Tensor:
 
 def _wrong_kind(query: object) -> str:
     return f"query is {type(query).__name__}, expected a sentence, a Path, a PIL image, features, or a list of these"
+
+
+def rows_of_other_length(features: Tensor) -> list[int]:
+    """Rows of features (N, E) that are not of unit length, or not numbers."""
+    lengths = torch.linalg.vector_norm(features, dim=1, dtype=torch.float32)
+    return (~((lengths - 1).abs() <= _LENGTH_ERROR)).nonzero().flatten().tolist()
+
+
+def check_unit_length(features: Tensor) -> Tensor:
+    """Return features (N, E) of unit length; refuse others, or NaN."""
+    if wrong := rows_of_other_length(check_finite(features)):
+        length = float(torch.linalg.vector_norm(features[wrong[0]], dtype=torch.float32))
+        raise ValueError(
+            f"{len(wrong)} of {len(features)} features are not of unit length, such as number {wrong[0]} of "
+            f"length {length:.3g}; scores are cosine similarities: give torch.nn.functional.normalize(features, dim=-1)"
+        )
+    return features
+
+
+# What is compared by samples of its weights, and how an error names it. The prompts are so few beside the base that
+# samples of the whole model would miss them, so each tower's prompts are sampled separately.
+_WEIGHTS = {"clip": "open_clip weights", "vision_prompts": "image prompts", "text_prompts": "text prompts"}
+_SETTINGS = {
+    "image_size": "image size",
+    "position_embedding": "position embedding of prompts",
+    "text_slot": "position of text prompts",
+    "vision_place": "position of image prompts",
+}
+
+
+def model_identity(model: PromptedCLIP) -> dict[str, Any]:
+    """What a gallery keeps of the model that encoded it: samples of its weights and prompts, as JSON holds them."""
+    return {
+        "name": None if model.source is None else model.source.name,
+        "image_size": list(model.image_size),
+        "position_embedding": model.config.position_embedding,
+        "text_slot": model.config.text_slot,
+        "vision_place": model.config.vision_place,
+        "clip": list(fingerprint(model.clip)),
+        "vision_prompts": list(fingerprint(model.vision)),
+        "text_prompts": list(fingerprint(model.text)),
+    }
+
+
+def check_identity(saved: Any, model: PromptedCLIP, *, source: str) -> None:
+    """Refuse a model whose identity is not the `saved` one of the gallery `source`; says what differs."""
+    own = model_identity(model)
+    if not isinstance(saved, Mapping) or not own.keys() <= cast("Mapping[str, Any]", saved).keys():
+        raise CheckpointError(f"{source} does not say which model encoded it; build it again")
+    stored = cast("Mapping[str, Any]", saved)
+    try:
+        differing = [words for name, words in _WEIGHTS.items() if not same_fingerprint(stored[name], own[name])]
+    except TypeError as error:
+        raise CheckpointError(f"{source} has a damaged model fingerprint ({error}); build it again") from error
+    differing += [words for name, words in _SETTINGS.items() if stored[name] != own[name]]
+    if differing:
+        raise CheckpointError(
+            f"{source} was encoded by another model ({stored['name'] or 'of unknown name'}; different: "
+            f"{', '.join(differing)}); load that model, or build the gallery again"
+        )

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptreid.data.images import shown
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import CheckpointError
+from promptreid.defaults import NUM_HITS
+from promptreid.errors import CheckpointError, printable
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
@@ -29,10 +29,18 @@ from promptreid.retrieval.editing import (
     restore_images,
     update_images,
 )
-from promptreid.retrieval.encode import EncodingOptions, Query, check_finite, encode_queries, is_one_query, needed
+from promptreid.retrieval.encode import (
+    EncodingOptions,
+    Query,
+    check_identity,
+    check_unit_length,
+    encode_queries,
+    is_one_query,
+    model_identity,
+    needed,
+)
 from promptreid.retrieval.export import export_features
-from promptreid.retrieval.gallery_files import LENGTH_ERROR, GalleryStore
-from promptreid.retrieval.gallery_model import check_identity, model_identity
+from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
 
@@ -93,7 +101,7 @@ class Gallery:
         if metadata is not None:
             metadata = [plain(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
         table = ImageTable.of(names, first_id=0, metadata=metadata)
-        self._store = GalleryStore(ExactIndex(table, _check_unit_length(features)), index=index)
+        self._store = GalleryStore(ExactIndex(table, check_unit_length(features)), index=index)
         self.model = model
         if model is not None:
             self._store.header["model"] = model_identity(model)
@@ -283,21 +291,21 @@ class Gallery:
     def search(
         self,
         query: list[Query] | list[str],
-        k: int = 10,
+        k: int = ...,
         *,
-        threshold: float | str | None = None,
-        where: Where | None = None,
+        threshold: float | str | None = ...,
+        where: Where | None = ...,
     ) -> list[list[Hit]]: ...
 
     @overload
     def search(
-        self, query: Query | Tensor, k: int = 10, *, threshold: float | str | None = None, where: Where | None = None
+        self, query: Query | Tensor, k: int = ..., *, threshold: float | str | None = ..., where: Where | None = ...
     ) -> list[Hit]: ...
 
     def search(
         self,
         query: Query | Array | list[Query] | list[str],
-        k: int = 10,
+        k: int = NUM_HITS,
         *,
         threshold: float | str | None = None,
         where: Where | None = None,
@@ -429,20 +437,8 @@ def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float)
 def _warn_unreadable(changes: Changes, total: int) -> None:
     """Count and name unreadable images in one warning."""
     if changes.unreadable:
-        first = ", ".join(shown(path) for path in changes.unreadable[:10])
+        first = ", ".join(printable(path) for path in changes.unreadable[:10])
         warnings.warn(
             f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
             stacklevel=3,
         )
-
-
-def _check_unit_length(features: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(check_finite(features), dim=1, dtype=torch.float32)
-    wrong = ((lengths - 1).abs() > LENGTH_ERROR).nonzero().flatten()
-    if len(wrong):
-        raise ValueError(
-            f"{len(wrong)} of {len(features)} features are not of unit length, such as number {int(wrong[0])} of "
-            f"length {float(lengths[wrong[0]]):.3g}; scores are cosine similarities: give "
-            "torch.nn.functional.normalize(features, dim=-1)"
-        )
-    return features

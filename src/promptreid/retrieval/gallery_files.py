@@ -23,13 +23,11 @@ from promptreid.files import (
     write_bytes_atomically,
     write_tensors_atomically,
 )
+from promptreid.retrieval.encode import rows_of_other_length
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.table import ImageTable
 
 FORMAT_VERSION = 1
-
-# Rounding to float16 changes a feature's length by less.
-LENGTH_ERROR = 1e-2
 
 _DESCRIPTION, _LOCK = "gallery.json", "gallery.lock"
 
@@ -63,20 +61,16 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
     make_private_folder(folder)
     generation = secrets.token_hex(8)
     features_file = f"features-{generation}.safetensors"
-    description = {
-        **header,
-        "format_version": FORMAT_VERSION,
-        "generation": generation,
-        "features_file": features_file,
-        "paths": list(table.paths),
-        "metadata": list(table.metadata),
-    }
-    try:
-        body = json.dumps(description).encode()
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
-        ) from error
+    body = _as_json(
+        {
+            **header,
+            "format_version": FORMAT_VERSION,
+            "generation": generation,
+            "features_file": features_file,
+            "paths": list(table.paths),
+            "metadata": list(table.metadata),
+        }
+    )
     tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
     with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
         if replaces is not None and (found := _entry(folder, "generation")) != replaces:
@@ -84,18 +78,7 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
                 f"{folder} was {'deleted' if found is None else 'changed by another process'} since it was loaded; "
                 "load it again and repeat the change"
             )
-        try:
-            write_tensors_atomically(folder / features_file, tensors, mode=0o600)
-            body = b'{"features_sha256": "%s", ' % file_digest(folder / features_file).encode() + body[1:]
-            write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                (folder / features_file).unlink(missing_ok=True)
-            needed = sum(value.nbytes for value in tensors.values()) + len(body)
-            raise OSError(
-                f"cannot write the gallery to {folder} ({error}); it needs {needed / 1e6:,.1f} MB beside the old one. "
-                "What was saved there before is untouched"
-            ) from error
+        _write_both(folder, features_file, tensors, body)
         if left := _remove(_leftovers(folder, features_file)):
             warnings.warn(
                 f"the gallery in {folder} is written, but files of its earlier state cannot be removed: "
@@ -103,6 +86,31 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
                 stacklevel=4,
             )
     return generation
+
+
+def _write_both(folder: Path, features_file: str, tensors: Mapping[str, Tensor], body: bytes) -> None:
+    """Write the features, then the description that names them."""
+    try:
+        write_tensors_atomically(folder / features_file, tensors, mode=0o600)
+        body = b'{"features_sha256": "%s", ' % file_digest(folder / features_file).encode() + body[1:]
+        write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            (folder / features_file).unlink(missing_ok=True)
+        needed = sum(value.nbytes for value in tensors.values()) + len(body)
+        raise OSError(
+            f"cannot write the gallery to {folder} ({error}); it needs {needed / 1e6:,.1f} MB beside the old one. "
+            "What was saved there before is untouched"
+        ) from error
+
+
+def _as_json(description: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(description).encode()
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
+        ) from error
 
 
 def _seal(body: bytes) -> bytes:
@@ -229,9 +237,7 @@ def check_gallery(folder: Path) -> tuple[list[str], list[str]]:
     )
     if noted is not None and noted != file_digest(path):
         problems.append(f"{path.name} is damaged: its SHA-256 is not the one that {_DESCRIPTION} holds")
-    lengths = torch.linalg.vector_norm(exact.features, dim=1, dtype=torch.float32)
-    wrong = (~((lengths - 1).abs() < LENGTH_ERROR)).nonzero().flatten().tolist()
-    if wrong:
+    if wrong := rows_of_other_length(exact.features):
         problems.append(f"{len(wrong)} features are not of unit length, such as that of {exact.images.paths[wrong[0]]}")
     return problems, notes
 

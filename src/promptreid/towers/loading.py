@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from promptreid.defaults import IMAGE_SIZE
 from promptreid.towers.downloading import WEIGHTS, download, with_tagged_weights, with_weights
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.huggingface_text import explain_missing_transformers
@@ -112,7 +113,7 @@ def load_clip(
     name: str,
     *,
     pretrained: str | None = None,
-    image_size: tuple[int, int] = (384, 128),
+    image_size: tuple[int, int] = IMAGE_SIZE,
     weights_size: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",

@@ -1,7 +1,6 @@
 """Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all, and how a run resumes."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -18,14 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from promptreid.errors import CheckpointError
-from promptreid.files import (
-    file_digest,
-    flush,
-    locked,
-    remove_scratch,
-    write_bytes_atomically,
-    write_tensors_atomically,
-)
+from promptreid.files import file_digest, flush, write_bytes_atomically, write_tensors_atomically
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint
 from promptreid.training.run_identity import describe, differences
@@ -74,7 +66,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     or nothing under its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _clear_unfinished(folder)
+    clear_unfinished(folder)
     target = folder / f"step-{step:09d}"
     unfinished = folder / f"unfinished-{target.name}"
     unfinished.mkdir()
@@ -161,7 +153,7 @@ def readable(path: Path) -> Generator[None, None, None]:
         raise _refusal(path, f"its content cannot be used ({type(error).__name__}: {error})") from error
 
 
-def _clear_unfinished(folder: Path) -> None:
+def clear_unfinished(folder: Path) -> None:
     """Remove what a killed run had not finished writing."""
     for path in folder.glob("unfinished-*"):
         if _UNFINISHED.fullmatch(path.name):
@@ -179,142 +171,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f"unfinished-{path.name}-old")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-class RunFolder:
-    """A folder with `log.jsonl`, `checkpoints/` and `best.safetensors`, each written whole or not at all.
-
-    New best weights wait in `best.next.safetensors` until the checkpoint that names them is written, so that a kill
-    in between leaves those of the checkpoint before.
-
-    Args:
-        path: The folder; made when something is first written.
-        keep: Number of checkpoints that are kept.
-    """
-
-    def __init__(self, path: str | Path, *, keep: int = 2) -> None:
-        self.path: Path = Path(path)
-        self.keep = keep
-        self.checkpoints: Path = self.path / "checkpoints"
-        self.best: Path = self.path / "best.safetensors"
-        self._next_best: Path = self.path / "best.next.safetensors"
-        self._lock: Path = self.path / ".training.lock"
-        self._held: os.stat_result | None = None
-
-    @contextmanager
-    def held(self, newest: Path | None) -> Generator[None, None, None]:
-        """Let no other process train in the folder meanwhile.
-
-        Args:
-            newest: The newest checkpoint, as far as this process knows.
-
-        Raises:
-            TimeoutError: Another process trains there; the message has its number.
-            CheckpointError: Another process has trained there in between.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self._lock, action=f"training in {self.path}", timeout_seconds=0):
-            if [newest] != (list_checkpoints(self.checkpoints)[-1:] or [None]):
-                raise CheckpointError(
-                    f"another process has trained in {self.path} since this trainer was made; run the same command "
-                    "again to resume from there, or give another output_dir"
-                )
-            self._held = self._lock.stat()
-            yield
-
-    def check_held(self) -> None:
-        """Notice a folder that was deleted or replaced under a run, which would end with a part of its files.
-
-        Raises:
-            CheckpointError: It was.
-        """
-        if self._held is not None and not (self._lock.exists() and os.path.samestat(self._held, self._lock.stat())):
-            raise CheckpointError(
-                f"{self.path} was deleted or replaced while the run trained in it, so nothing more is written there; "
-                "start the run again"
-            )
-
-    def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
-        """The checkpoint to resume from, if there is one.
-
-        Args:
-            settings: Settings that every version has kept.
-            identity: What else a run must have in common; a version that did not keep an entry is not held to it.
-            resume: Whether a run may be resumed.
-
-        Raises:
-            CheckpointError: The folder holds another run; every difference is listed. Or any, where `resume` is False.
-        """
-        found = list_checkpoints(self.checkpoints)
-        if not found:
-            return None
-        if not resume:
-            raise CheckpointError(
-                f"output_dir {self.path} holds a run already; give another folder, or resume=True to resume it"
-            )
-        with readable(found[-1]):
-            state = read_state(found[-1])
-            kept = state.get("identity", {})
-            now = {**settings, **{name: value for name, value in identity.items() if name in kept}}
-            different = differences({**state["settings"], **kept}, now)
-        if different:
-            raise CheckpointError(
-                f"the checkpoint {found[-1]} belongs to another run: {'; '.join(different)}. Use the earlier settings "
-                "and files to resume it, or give another output_dir to start a new run"
-            )
-        return found[-1]
-
-    def save(self, checkpoint: Checkpoint, history: Sequence[dict[str, Any]], *, step: int) -> Path:
-        """Write a checkpoint, then take its best weights into use, then write the log."""
-        self.check_held()
-        path = save_checkpoint(checkpoint, self.checkpoints, step=step, keep=self.keep)
-        if self._next_best.exists():
-            self._next_best.replace(self.best)
-        self.write_log(history)
-        return path
-
-    def write_log(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write one line per entry."""
-        content = "".join(json.dumps(entry) + "\n" for entry in history)
-        write_bytes_atomically(self.path / "log.jsonl", content.encode())
-
-    def repair(self, position: "Position") -> None:
-        """Repair what a kill left behind: unfinished files, and a log without its last line."""
-        _clear_unfinished(self.checkpoints)
-        for name in (self.best.name, self._next_best.name, "log.jsonl", "steps.jsonl"):
-            remove_scratch(self.path / name)
-        if self._next_best.exists():
-            if file_digest(self._next_best) == position.best_sha256:
-                self._next_best.replace(self.best)
-            else:
-                self._next_best.unlink()
-        if position.step:
-            self.write_log(position.history)
-
-    def save_best(self, weights: Mapping[str, Tensor]) -> str:
-        """Keep weights as the best so far, once the next checkpoint is written; returns the file's SHA-256."""
-        self.check_held()
-        write_tensors_atomically(self._next_best, weights)
-        return file_digest(self._next_best)
-
-    def load_best(self, model: PromptedCLIP, *, digest: str | None) -> None:
-        """Load the best weights.
-
-        Args:
-            model: The model.
-            digest: SHA-256 of the file; None for a run of a version that did not keep it.
-
-        Raises:
-            CheckpointError: There are none yet, or the file is damaged or belongs to another model or run.
-        """
-        try:
-            if digest is not None and file_digest(self.best) != digest:
-                raise CheckpointError("its SHA-256 is not the one that the checkpoint holds")
-            load_weights(model, load_file(self.best))
-        except (OSError, SafetensorError, CheckpointError) as error:
-            raise CheckpointError(
-                f"cannot load the weights {self.best}: {error}; they are written once evaluate has given a best_metric"
-            ) from error
 
 
 @dataclass

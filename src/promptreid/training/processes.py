@@ -31,17 +31,13 @@ def make_accelerator(
         from accelerate import Accelerator
     except ImportError as error:
         raise missing_extra("Trainer", "accelerate", "train") from error
-    if mixed_precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f'mixed_precision is {mixed_precision!r}, expected "no", "bf16" or "fp16"')
     wanted = None if device is None else torch.device(device)
     if wanted is not None and wanted.type == "cuda":
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
             raise ValueError(f'device is "{wanted}", but torch sees {torch.cuda.device_count()} CUDA devices')
         torch.cuda.set_device(wanted)
     cpu = wanted is not None and wanted.type == "cpu"
-    half_on_cpu = ValueError('mixed_precision="fp16" needs a GPU; use "bf16" or "no" on the CPU')
-    if mixed_precision == "fp16" and cpu:
-        raise half_on_cpu
+    _check_precision(mixed_precision, wanted)
     check_trackers(trackers)
     accelerator = Accelerator(
         cpu=cpu,
@@ -54,14 +50,20 @@ def make_accelerator(
             f"device is {str(wanted)!r}, but accelerate is set to {accelerator.device.type} in this process already; "
             "start a new process for another device"
         )
-    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise half_on_cpu
-    if mixed_precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(
-            f'mixed_precision="bf16" is not supported by {torch.cuda.get_device_name(accelerator.device)}; use "fp16" '
-            'or "no"'
-        )
+    _check_precision(mixed_precision, accelerator.device)
     return accelerator
+
+
+def _check_precision(mixed_precision: str, device: torch.device | None) -> None:
+    if mixed_precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f'mixed_precision is {mixed_precision!r}, expected "no", "bf16" or "fp16"')
+    kind = None if device is None else device.type
+    if mixed_precision == "fp16" and kind == "cpu":
+        raise ValueError('mixed_precision="fp16" needs a GPU; use "bf16" or "no" on the CPU')
+    if mixed_precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f'mixed_precision="bf16" is not supported by {torch.cuda.get_device_name(device)}; use "fp16" or "no"'
+        )
 
 
 def first_rank(value: Item) -> Item:

@@ -30,7 +30,6 @@ from promptreid.training.batches import (
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
-    RunFolder,
     capture,
     kept_weights,
     load_checkpoint,
@@ -42,6 +41,7 @@ from promptreid.training.checkpoint import (
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import EpochBar, RunLog
 from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
+from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import differences, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -139,14 +139,11 @@ class Trainer:
         progress: bool = True,
         resume: bool = True,
     ) -> None:
-        if not stages or any(stage.model is not model for stage in stages):
-            raise ValueError("stages must be at least one Stage, each made for the model given here")
+        _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate)
         _check_counts(0, seed=seed, num_workers=num_workers)
         _check_counts(
             1, chunk_size=chunk_size, checkpoint_every_steps=checkpoint_every_steps, keep_checkpoints=keep_checkpoints
         )
-        if best_metric is not None and evaluate is None:
-            raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
         self.model = model
         self.stages: list[Stage] = list(stages)
         self.folder: RunFolder = RunFolder(output_dir, keep=keep_checkpoints)
@@ -165,15 +162,8 @@ class Trainer:
         self.last_checkpoint: Path | None = None
         with failing_together():
             check_training_data(train_data, stages, batch_size=batch_size)
-            self._batches = Batches(
-                train_data,
-                batch_size=batch_size,
-                seed=seed,
-                make_sampler=make_sampler,
-                num_workers=num_workers,
-                num_replicas=self._accelerator.num_processes,
-                rank=self._accelerator.process_index,
-                pin_memory=self._accelerator.device.type == "cuda",
+            self._batches = self._make_batches(
+                train_data, batch_size=batch_size, make_sampler=make_sampler, num_workers=num_workers
             )
             self._settings, self._identity = self._describe(train_data, make_sampler)
             if self._accelerator.is_main_process:
@@ -224,6 +214,17 @@ class Trainer:
             CheckpointError: There are none yet, or the file is damaged.
         """
         self.folder.load_best(self.model, digest=self.position.best_sha256)
+
+    def _make_batches(self, train_data: Dataset[dict[str, Tensor]], **settings: Any) -> Batches:
+        """This process's share of the batches; `settings` are those of `Batches`."""
+        return Batches(
+            train_data,
+            seed=self.seed,
+            num_replicas=self._accelerator.num_processes,
+            rank=self._accelerator.process_index,
+            pin_memory=self._accelerator.device.type == "cuda",
+            **settings,
+        )
 
     def _agree(self) -> None:
         """Take the first process's checkpoint, and stop all processes where one has other settings or files.
@@ -422,6 +423,15 @@ class Trainer:
             best_metric=self.best_metric,
         )
         return json.loads(json.dumps(settings)), json.loads(json.dumps(identity))
+
+
+def _check_choices(
+    model: PromptedCLIP, stages: Sequence[Stage], *, best_metric: str | None, evaluate: Evaluate | None
+) -> None:
+    if not stages or any(stage.model is not model for stage in stages):
+        raise ValueError("stages must be at least one Stage, each made for the model given here")
+    if best_metric is not None and evaluate is None:
+        raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
 
 
 def _check_counts(minimum: int, **counts: int | None) -> None:

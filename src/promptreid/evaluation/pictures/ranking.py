@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.data.images import open_image
+from promptreid.defaults import NUM_HITS
 from promptreid.evaluation.pictures.canvas import GREEN, GREY, VERMILION, new_figure, save_figure
 from promptreid.evaluation.splits import EncodedSplit
 
@@ -27,7 +28,7 @@ class Ranking:
     right: Sequence[bool] | None = None
 
 
-def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = 10) -> list[Ranking]:
+def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = NUM_HITS) -> list[Ranking]:
     """Rank a split's images for some of its captions.
 
     Args:
