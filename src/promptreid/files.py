@@ -234,9 +234,9 @@ def content_digest(stream: BinaryIO) -> "hashlib.blake2b":
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in blocks."""
+    """SHA-256 of a plain file in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 import re
 import warnings
@@ -272,6 +273,14 @@ def test_half_a_file_of_any_format_is_refused_by_name(tmp_path):
 class Evil:
     def __reduce__(self):
         return (exec, ("raise SystemExit('code of the file ran')",))
+
+
+def test_pipe_for_weights_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(
+        WeightsError, match=r"weights\.pt cannot be read as weights: it is a pipe, expected a plain file"
+    ):
+        load_clip(NAME, pretrained=str(tmp_path / "weights.pt"))
 
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from promptreid.errors import WeightsError
+from promptreid.files import open_file
 
 _LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values stand in files of their own
 # What readers of damaged files raise.
@@ -69,13 +70,17 @@ def open_weights(path: Path) -> WeightFile:
         WeightsError: It is damaged, or is not a file of weights.
     """
     try:
+        with open_file(path) as file:  # first, since a pipe would never end
+            head = file.read(9)
         if zipfile.is_zipfile(path):
             return _open_archive(path)
-        with path.open("rb") as file:
-            head = file.read(9)
         return _open_safetensors(path) if head[8:] == b"{" else _open_legacy(path)
     except WeightsError:
         raise
+    except OSError as error:
+        if error.errno is not None:  # the operating system names the file
+            raise
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except _DAMAGE as error:
         raise damaged(path, error) from error
 
