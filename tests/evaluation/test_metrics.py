@@ -346,8 +346,20 @@ def test_metrics_take_numpy_arrays_and_lists(kind):
     assert compute_metrics(frozen, frozen, ids, ids).rank1 == 1.0
 
 
-def test_metrics_of_persons_that_have_names_are_refused():
-    with pytest.raises(
-        TypeError, match=r"an array of <U1 is given where numbers are needed; give each person a number"
-    ):
-        compute_metrics(torch.eye(2), torch.eye(2), np.array(["a", "b"]), torch.tensor([0, 1]))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"query_ids": np.array(["a", "b"])},
+            "query_ids is an array of <U1, expected numbers; give each person a number",
+        ),
+        ({"gallery_ids": ["a", "b"]}, "gallery_ids is an array of <U1, expected numbers; give each person a number"),
+        ({"query_features": None}, "query_features is an array of object, expected numbers$"),
+        ({"gallery_features": [[1.0], [1.0, 2.0]]}, r"gallery_features is no array of numbers \(setting an array"),
+    ],
+)
+def test_metrics_name_the_argument_that_is_no_array_of_numbers(given, message):
+    right = {"query_features": torch.eye(2), "gallery_features": torch.eye(2)}
+    right |= {"query_ids": torch.tensor([0, 1]), "gallery_ids": torch.tensor([0, 1])}
+    with pytest.raises(TypeError, match=message):
+        compute_metrics(**{**right, **given})

@@ -170,7 +170,8 @@ def score_similarity(
         >>> score_similarity(torch.tensor([[0.9, 0.1]]), torch.tensor([7]), torch.tensor([3, 7])).mAP
         0.5
     """
-    similarity, query_ids, gallery_ids = as_tensor(similarity), as_tensor(query_ids), as_tensor(gallery_ids)
+    similarity = as_tensor(similarity, "similarity")
+    query_ids, gallery_ids = as_tensor(query_ids, "query_ids"), as_tensor(gallery_ids, "gallery_ids")
     if similarity.ndim != 2 or similarity.numel() == 0 or not similarity.is_floating_point():
         raise ValueError(
             f"similarity has shape {tuple(similarity.shape)} and dtype {similarity.dtype}, expected floating point "
@@ -250,17 +251,21 @@ def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
     return scaled, lengths.masked_fill_(lengths == 0, 1.0)
 
 
-def as_tensor(values: Array) -> Tensor:
-    """A tensor of numpy's array, or of a list of numbers.
+def as_tensor(values: Array, name: str) -> Tensor:
+    """A tensor of numpy's array, or of a list of numbers; `name` is what an error calls it.
 
     Raises:
         TypeError: It holds something else, such as text.
     """
     if isinstance(values, Tensor):
         return values
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"{name} is no array of numbers ({error})") from error
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"an array of {array.dtype} is given where numbers are needed; give each person a number")
+        hint = "; give each person a number" if name.endswith("ids") else ""
+        raise TypeError(f"{name} is an array of {array.dtype}, expected numbers{hint}")
     # torch computes little with unsigned integers, and knows the machine's byte order alone.
     native = np.dtype(np.int64) if array.dtype.kind == "u" else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.require(array, native, ["C", "W"]))
@@ -274,8 +279,9 @@ def check_retrieval_input(
     Raises:
         ValueError: Shapes or kinds do not fit, there is no item, or features are not finite.
     """
-    query_features, gallery_features = as_tensor(query_features), as_tensor(gallery_features)
-    query_ids, gallery_ids = as_tensor(query_ids), as_tensor(gallery_ids)
+    query_features = as_tensor(query_features, "query_features")
+    gallery_features = as_tensor(gallery_features, "gallery_features")
+    query_ids, gallery_ids = as_tensor(query_ids, "query_ids"), as_tensor(gallery_ids, "gallery_ids")
     _check_features("query", query_features, query_ids)
     _check_features("gallery", gallery_features, gallery_ids)
     if query_features.shape[1] != gallery_features.shape[1]:
