@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,8 +148,22 @@ def test_remove_takes_one_image_and_numbers_of_any_kind():
     assert gallery.remove(2) == 1
     assert gallery.remove(gallery.ids[:1]) == 1
     assert gallery.ids.tolist() == [3]
-    with pytest.raises(TypeError, match=r"3\.0 is float, expected an image's path or number"):
-        gallery.remove([3.0])
+    assert gallery_of("a.jpg", "b.jpg").remove(np.int64(1)) == 1
+    assert gallery_of("a.jpg", "b.jpg").remove(torch.tensor(1)) == 1
+    assert gallery_of("a.jpg", "b.jpg").remove(b"b.jpg") == 1
+
+
+@pytest.mark.parametrize("images", [3.5, [3.0], None, [None], [b"a.jpg", None]])
+def test_remove_and_restore_of_what_names_no_image_are_refused(images):
+    gallery = gallery_of("a.jpg", "b.jpg")
+    with pytest.raises(
+        TypeError, match=r"(3\.5 is float|3\.0 is float|None is NoneType), expected an image's path or num"
+    ):
+        gallery.remove(images)
+    gallery.remove("a.jpg")
+    with pytest.raises(TypeError, match=r"is (float|NoneType), expected an image's path, or a pattern of paths"):
+        gallery.restore(images)
+    assert len(gallery) == 1
 
 
 def test_load_of_damaged_marks_of_removal_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from promptreid.files import file_digest
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import EncodedImages, EncodingOptions, encode_images
 from promptreid.retrieval.gallery_files import GalleryStore
-from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain
+from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,9 +68,12 @@ def find_images(
 
 def _image_file(entry: Any, more: Metadata) -> ImageFile:
     if isinstance(entry, ImageRecord):
-        entry, more = entry.path, {"person_id": entry.person_id, "split": entry.split, **more}
+        entry, more = (
+            entry.path,
+            {"person_id": entry.person_id, "split": entry.split, **plain_metadata(more, f"metadata of {entry.path}")},
+        )
     if isinstance(entry, str | Path):
-        return ImageFile(str(entry), plain(more, f"metadata of {entry}"))
+        return ImageFile(str(entry), plain_metadata(more, f"metadata of {entry}"))
     raise TypeError(f"images holds {type(entry).__name__}, expected paths or ImageRecord")
 
 
@@ -223,7 +226,8 @@ def remove_images(store: GalleryStore, images: Images) -> int:
     by_path = table.rows_by_path()
     rows: set[int] = set()
     for image in _listed(images):
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | bytes | os.PathLike):
+            image = os.fsdecode(image)
             found = [by_path[path] for path in _matching(by_path, image)]
         else:
             found = [row for row in table.rows_of([_number(image)]) if row >= 0]
@@ -242,11 +246,12 @@ def restore_images(store: GalleryStore, images: Images) -> int:
     marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
     found: set[str] = set()
     for image in _listed(images):
-        matching = _matching(marks, str(image))
+        if not isinstance(image, str | bytes | os.PathLike):
+            raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
+        image = os.fsdecode(image)
+        matching = _matching(marks, image)
         if not matching:
-            raise KeyError(
-                f"{str(image)!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}"
-            )
+            raise KeyError(f"{image!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}")
         found.update(matching)
     _forget(store, found)
     return len(found)
@@ -287,8 +292,11 @@ def _removed_before(store: GalleryStore, files: Sequence[ImageFile]) -> dict[str
     return {path: mark for path, mark in known.items() if mark is not None}
 
 
-def _listed(images: Images) -> Sequence[Any]:
-    return [images] if isinstance(images, int | str | os.PathLike) else images
+def _listed(images: Any) -> Sequence[Any]:
+    """Several images as given, or the one: bytes are one name, and numpy's and torch's numbers are numbers."""
+    if isinstance(images, str | bytes | os.PathLike) or not getattr(images, "ndim", hasattr(images, "__iter__")):
+        return [images]
+    return images
 
 
 def _number(image: Any) -> int:

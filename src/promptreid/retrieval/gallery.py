@@ -42,7 +42,7 @@ from promptreid.retrieval.encode import (
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.index import ExactIndex, Index
-from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain
+from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain_metadata
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +89,7 @@ class Gallery:
         metadata: Sequence[Metadata] | None = None,
         index: Index | None = None,
     ) -> None:
-        features = as_tensor(features)
+        features = as_tensor(features, "features")
         if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
             raise ValueError(
                 f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
@@ -99,7 +99,7 @@ class Gallery:
             raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry per image")
         names = [str(path) for path in paths]
         if metadata is not None:
-            metadata = [plain(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
+            metadata = [plain_metadata(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
         table = ImageTable.of(names, first_id=0, metadata=metadata)
         self._store = GalleryStore(ExactIndex(table, check_unit_length(features)), index=index)
         self.model = model
@@ -145,7 +145,7 @@ class Gallery:
             raise ValueError(f"storage is {storage!r}, expected one of {', '.join(_DTYPES)}")
         files = find_images(images, metadata=metadata)
         gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]), index=index)
-        gallery.notes.update(plain(notes or {}, "notes"))
+        gallery.notes.update(plain_metadata(notes or {}, "notes"))
         if directory is not None:
             gallery._store.bind(Path(directory))
         _warn_unreadable(add_images(gallery._store, model, files, **options), len(files))

@@ -173,6 +173,18 @@ def _some(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def plain_metadata(metadata: Any, what: str) -> Metadata:
+    """Metadata of one image as JSON holds them.
+
+    Raises:
+        TypeError: They are no dictionary, or hold what JSON does not take.
+        ValueError: A number is NaN or infinite.
+    """
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"{what} is {metadata!r}, expected a dictionary, such as {{'camera': 3}}")
+    return plain(metadata, what)
+
+
 def plain(value: Any, what: str) -> Any:
     """A value as JSON holds it: numpy's and torch's values, dates, times, paths, tuples and sets become plain ones.
 
