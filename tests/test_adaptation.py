@@ -168,3 +168,15 @@ def test_preset_of_the_small_base_is_its_own() -> None:
     assert preset_for("promptreid-tiny").image_size == (96, 48)
     assert preset_for("promptreid-tiny").pretrained == "generated"
     assert preset_for("ViT-B-16").recipe == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"batch_size": 1000}, "batch_size is 1000, but"), ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'")],
+)
+def test_adapt_refuses_what_the_trainer_refuses_before_it_scores(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(module, "encode_split", lambda *given, **options: pytest.fail("it began to score"))
+    with pytest.raises(ValueError, match=message):
+        adapt(make_model(), data, RECIPE, output_dir=tmp_path, **{**QUIET, **settings})

@@ -148,14 +148,16 @@ def adapt(
             _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
+    trainer = partial(_make_trainer, model, folder, settings, stage_settings)
+    upcoming = trainer(stages[0])  # before the zero-shot scores: whatever it refuses must not wait for them
     encoded: dict[str, EncodedSplit] = {}
     histories: dict[str, list[dict[str, Any]]] = {}
     if ZERO_SHOT in wanted:
         with model.disabled():
             encoded[ZERO_SHOT] = encode()
     for stage, state in zip(stages, states[1:], strict=True):
-        own = stage_settings(stage) if stage_settings is not None else {}
-        histories[stage.name] = Trainer(model, [stage], output_dir=folder / stage.name, **{**settings, **own}).fit()
+        upcoming = upcoming if stage is stages[0] else trainer(stage)
+        histories[stage.name] = upcoming.fit()
         if state in wanted:
             encoded[state] = encode()
 
@@ -179,6 +181,13 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     if next(folder.glob("*/checkpoints/step-*"), None) is None and not (folder / "results.json").exists():
         (folder / _NOTE).unlink(missing_ok=True)
     claim_folder(folder, identity, note=_NOTE)
+
+
+def _make_trainer(
+    model: PromptedCLIP, folder: Path, settings: Mapping[str, Any], stage_settings: Any, stage: Stage
+) -> Trainer:
+    own = stage_settings(stage) if stage_settings is not None else {}
+    return Trainer(model, [stage], output_dir=folder / stage.name, **{**settings, **own})
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
