@@ -294,7 +294,7 @@ def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
     [
         (["index"], "give the folder of images to index"),
         (["index", "nowhere"], "there is no folder"),
-        (["index", ".", "--export", "a.csv"], "a.csv ends in .csv, expected .parquet or .npz"),
+        (["index", ".", "--export", "a.csv"], "--export is a.csv, which ends in .csv, expected .parquet or .npz"),
         (["index", ".", "--model", "ViT-B-61", "--pretrained", "openai"], "open_clip has no model named 'ViT-B-61'"),
         (["index", ".", "--model", "ViT-B-16"], "needs --pretrained TAG"),
         (["index", ".", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),

@@ -2,23 +2,37 @@
 
 import io
 import json
+import logging
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 
-from promptreid.cli import evaluate_model, search_gallery, train_model
+from promptreid.cli import evaluate_model, index_crops, search_gallery, serve_demo, train_model
 from promptreid.cli.main import build_parser, main
 from promptreid.cli.output import Output
 from promptreid.errors import HubError, WeightsError
 
 
-def fail_with(monkeypatch, error):
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def fail_with(monkeypatch, error, module="promptreid.data.reader"):
+    """Let `evaluate` fail as if a module raised the error, or as its code does."""
+    code = error if isinstance(error, str) else "raise error"
+    names = {"__name__": module, "error": error}
+    exec(compile(f"def fail():\n    {code}", "module.py", "exec"), names)
+
     def run(console, /, **settings):
         console.record(scores={"rank1": 0.5})
-        raise error
+        names["fail"]()
 
     monkeypatch.setattr(evaluate_model, "run", run)
 
@@ -28,40 +42,64 @@ def fail_with(monkeypatch, error):
     [
         (WeightsError("the weights do not fit:\n\tMissing key\n\tend"), 2, "the weights do not fit: Missing key end"),
         (KeyError("the gallery has no image 'a.jpg'"), 2, "the gallery has no image 'a.jpg'"),
-        (MemoryError("3 GB"), 2, "out of memory (3 GB); a smaller --batch-size needs less"),
+        (MemoryError("3 GB"), 5, "out of memory (3 GB); a smaller --batch-size needs less"),
         (
             HubError("not reached; or pass local_files_only=True to use"),
             2,
             "not reached; or set HF_HUB_OFFLINE=1 to use",
         ),
-        (RuntimeError("odd"), 4, "unexpected RuntimeError: odd; please report it with what the same command prints"),
-        (KeyError("weight"), 4, "unexpected KeyError: weight; please report"),
-        (AttributeError("no x"), 4, "unexpected AttributeError: no x; please report"),
-        (RecursionError("deep"), 4, "unexpected RecursionError: deep; please report"),
+        (ValueError("batch_size is 9, expected 1 to 8"), 2, "--batch-size is 9, expected 1 to 8"),
+        (TypeError("k is '5'"), 2, "k is '5'"),
+        (FileNotFoundError(2, "No such file or directory", "a"), 2, "[Errno 2] No such file or directory: 'a'"),
+        (OSError(28, "No space left on device", "a"), 5, "[Errno 28] No space left on device: 'a'"),
+        (TimeoutError("another process is at work"), 5, "another process is at work"),
+        (caused(OSError("cannot write the gallery"), OSError(5, "Input/output error")), 5, "cannot write the gallery"),
+        (caused(HubError("the Hub cannot be reached"), OSError("no route")), 5, "the Hub cannot be reached"),
+        (caused(HubError("no such file"), EntryNotFoundError("404")), 2, "no such file"),
+        ("int('x')", 4, "unexpected ValueError: invalid literal for int() with base 10: 'x'; please report"),
+        ("None + 1", 4, "unexpected TypeError: unsupported operand type(s) for +"),
+        ("__import__('io').BytesIO().fileno()", 4, "unexpected UnsupportedOperation: fileno; please report"),
+        ("{}['weight']", 4, "unexpected KeyError: weight; please report"),
+        ("None.x", 4, "unexpected AttributeError: 'NoneType' object has no attribute 'x'; please report"),
+        ("open('nothere')", 2, "[Errno 2] No such file or directory: 'nothere'"),
     ],
 )
-def test_every_failure_is_one_line_one_object_and_a_code(call, monkeypatch, error, code, words):
+def test_every_failure_is_one_line_one_object_and_a_code(call, drawn, monkeypatch, error, code, words):
     fail_with(monkeypatch, error)
-    found, text, notes = call("evaluate", "data")
+    found, text, notes = call("evaluate", drawn)
     assert (found, text, notes.count("\n")) == (code, "", 1)
     assert notes.startswith(f"error: {words}")
-    found, answer, notes = call("evaluate", "data", "--json")
+    found, answer, notes = call("evaluate", drawn, "--json")
     assert (found, answer["exit_code"]) == (code, code)
     assert notes == f"error: {answer['error']}\n"
     assert answer["scores"] == {"rank1": 0.5}  # what was found before is not lost
 
 
-def test_a_refusal_of_open_clip_is_no_unexpected_failure(call, monkeypatch):
-    fail = compile("def fail(): raise RuntimeError('the SHA256 checksum does not not match')", "pretrained.py", "exec")
-    names = {"__name__": "open_clip.pretrained"}
-    exec(fail, names)
-    monkeypatch.setattr(evaluate_model, "run", lambda console, /, **settings: names["fail"]())
-    assert call("evaluate", "data")[::2] == (2, "error: the SHA256 checksum does not not match\n")
+@pytest.mark.parametrize(
+    ("error", "module", "code"),
+    [
+        (RuntimeError("the SHA256 checksum does not match"), "open_clip.pretrained", 2),
+        (RuntimeError("size mismatch"), "torch.nn", 4),
+        (ValueError("odd"), "timm.models", 4),
+    ],
+)
+def test_what_other_packages_raise_is_unexpected_unless_open_clip_does(call, drawn, monkeypatch, error, module, code):
+    fail_with(monkeypatch, error, module)
+    assert call("evaluate", drawn)[0] == code
 
 
-def test_traceback_is_printed_to_those_who_ask(call, monkeypatch):
-    fail_with(monkeypatch, RuntimeError("odd"))
-    code, answer, notes = call("evaluate", "data", "--json", "--traceback")
+def test_an_image_that_a_loading_process_cannot_read_is_one_line(call, drawn, tmp_path):
+    broken = shutil.copytree(drawn, tmp_path / "broken")
+    record = next(entry for entry in json.loads((broken / "reid_raw.json").read_text()) if entry["split"] == "test")
+    (broken / "imgs" / record["file_path"]).write_bytes(b"no image")
+    code, _, notes = call("evaluate", broken, "--num-workers", "1", "--batch-size", "4")
+    assert (code, notes.count("\n")) == (2, 1)
+    assert notes.startswith(f"error: cannot read the image {broken / 'imgs' / record['file_path']} (")
+
+
+def test_traceback_is_printed_to_those_who_ask(call, drawn, monkeypatch):
+    fail_with(monkeypatch, "1 / 0")
+    code, answer, notes = call("evaluate", drawn, "--json", "--traceback")
     assert (code, answer["exit_code"]) == (4, 4)
     assert notes.startswith("Traceback")
     assert "in run" in notes
@@ -113,46 +151,128 @@ def test_sentence_that_begins_with_a_dash_stands_behind_two(call):
     assert (settings.sentence, settings.k) == ("-a woman", 3)
 
 
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A folder to work in, with one of everything that an argument may wrongly name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "prompt_config.json").touch()
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
+
+
+# Work that an argument must not wait for.
+WORK = [
+    "promptreid.data.reader.load_dataset",
+    "promptreid.data.check.check_dataset",
+    "promptreid.towers.loading.load_clip",
+    "promptreid.model.prompted_clip.load_prompts",
+    "promptreid.model.publishing.push_prompts",
+    "promptreid.retrieval.gallery.Gallery.load",
+    "promptreid.demo.app.launch",
+]
+
+
+@pytest.mark.usefixtures("places")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["serach", "gallery"], "did you mean search?"),
-        (["evaluate", "data", "--split", "tests"], "did you mean test?"),
-        (["search", "gallery", "a", "b"], "unrecognized arguments: b; see promptreid search --help"),
-        (["evaluate", "data", "--batch-size", "0"], "argument --batch-size is 0, expected at least 1"),
-        (["evaluate", "data", "--batch-size", "2.5"], "argument --batch-size: invalid int value: '2.5'"),
-        (["evaluate", "data", "--num-workers", "-1"], "argument --num-workers is -1, expected at least 0"),
-        (["evaluate", "data", "--image-size", "0", "48"], "argument --image-size is 0, expected 1 to 2048"),
-        (["evaluate", "data", "--output", "file"], "argument --output is file, but file is a file; give a folder"),
-        (["train", "data", "--output", "file/run"], "argument --output is file/run, but file is a file"),
-        (["index", "crops", "--output", "file"], "argument --output is file, but file is a file"),
-        (["index", "crops", "--threads", "0"], "argument --threads is 0, expected at least 1"),
-        (
-            ["search", "gallery", "--image", "nothere.jpg"],
-            "--image is nothere.jpg, but there is no such file",
-        ),
-        (
-            ["search", "gallery", "--image", "pipe"],
-            "--image is pipe, but that is a folder or a device",
-        ),
-        (["search", "gallery", "a man", "--picture", "run"], "argument --picture is run, which is a folder"),
-        (["demo", "--port", "80000"], "argument --port is 80000, expected 1 to 65535"),
-        (["check", "data", "--limit", "-1"], "argument --limit is -1, expected at least 0"),
-        (["evaluate", "data", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
-        (["demo", "--model", "run"], "argument --model is run, a whole run; the model in it is run/model"),
-        (["push", "run", "a/b"], "argument folder is run, a whole run; the model in it is run/model: give that"),
-        (["push", "elsewhere", "a/b", "--metrics", "none.json"], "--metrics is none.json, but there is no such file"),
+        ("serach gallery", "did you mean search?"),
+        ("evaluate data --split tests", "did you mean test?"),
+        ("search gallery a b", "unrecognized arguments: b; see promptreid search --help"),
+        ("check nowhere", "argument root is nowhere, but there is no folder of that name"),
+        ("check ''", "argument root is empty; give a path"),
+        ("check file", "argument root is file, but that is a file; give its folder"),
+        ("check data --limit -1", "argument --limit is -1, expected at least 0"),
+        ("check data --tokenizer ViT-B-61", "open_clip has no model named 'ViT-B-61'"),
+        ("train nowhere --output out", "argument root is nowhere, but there is no folder"),
+        ("train data --output file/run", "argument --output is file/run, but file is a file"),
+        ("train data --output ''", "argument --output is empty"),
+        ("train data --output out --cache-images file", "argument --cache-images is file, but file is"),
+        ("train data --output out --epochs -1 1", "argument --epochs is -1, expected at least 0"),
+        ("train data --output out --epochs 0 0", "--epochs is 0 0, so there is nothing to train"),
+        ("train data --output out --learning-rates 1 nan", "argument --learning-rates is nan, expect"),
+        ("train data --output out --learning-rates 0 1", "--learning-rates is 0, expected a number abo"),
+        ("train data --output out --learning-rates x 1", "--learning-rates: invalid number value: 'x'"),
+        ("train data --output out --batch-size 1", "is 1, expected at least 2: pairs are compared"),
+        ("train data --output out --seed -1", "argument --seed is -1, expected 0 to"),
+        ("train data --output out --seed 18446744073709551616", "argument --seed is 18446744073709551616, expected"),
+        ("train data --output out --num-workers -1", "argument --num-workers is -1, expected at least 0"),
+        ("train data --output out --prompt-length 0", "--prompt-length is 0, expected at least 1: stage 1"),
+        ("train data --output out --image-size 0 9", "argument --image-size is 0, expected 1 to 2048"),
+        ("train data --output out --model vit_b_16 --pretrained openai", "Did you mean ViT-B-16,"),
+        ("train data --output out --model ViT-B-16 --pretrained opnai", "no pretrained weights tagged"),
+        ("train data --output out --model ViT-B-16", "--model ViT-B-16 needs --pretrained TAG"),
+        ("train data --output out --device cuda:99", "--device cuda:99 cannot be used here"),
+        ("evaluate nowhere", "argument root is nowhere, but there is no folder"),
+        ("evaluate data --batch-size 0", "argument --batch-size is 0, expected at least 1"),
+        ("evaluate data --batch-size 2.5", "argument --batch-size: invalid int value: '2.5'"),
+        ("evaluate data --num-workers -1", "argument --num-workers is -1, expected at least 0"),
+        ("evaluate data --image-size 0 48", "argument --image-size is 0, expected 1 to 2048"),
+        ("evaluate data --output file", "argument --output is file, but file is a file; give a folder"),
+        ("evaluate data --model run", "argument --model is run, a whole run; the model in it is run/model"),
+        ("evaluate data --model ViT-b-16 --pretrained openai", "Did you mean ViT-B-16,"),
+        ("evaluate data --model ViT-B-16 --pretrained ./a.pt", "there is no file of that name"),
+        ("evaluate data --pretrained openai", "promptreid-tiny has no pretrained weights tagged 'openai'"),
+        ("evaluate data --revision main", "--revision goes with a Hub repository, and promptreid-tiny is not"),
+        ("evaluate data --device cudda", "--device cudda cannot be used here"),
+        ("index nowhere", "argument folder is nowhere, but there is no folder"),
+        ("index file", "argument folder is file, but that is a file; give its folder"),
+        ("index data", "data has no images"),
+        ("index data --output file", "argument --output is file, but file is a file"),
+        ("index data --threads 0", "argument --threads is 0, expected at least 1"),
+        ("index data --export a.csv", "--export is a.csv, which ends in .csv, expected .parquet or .npz"),
+        ("index data --export new/a.npz", "--export is new/a.npz, but there is no folder new; make it first"),
+        ("index --export a.npz --prune", "--prune would do nothing here: give it with a folder"),
+        ("index --export a.npz --model a/b --device cpu", "--model and --device would do nothing here"),
+        ("search '' 'a man'", "argument index is empty"),
+        ("search gallery '  '", "the query is empty; describe the person"),
+        ("search gallery a.jpg", "is the name of an image, and texts are searched as sentences"),
+        ("search gallery 'a man' --threshold high", "argument --threshold is 'high', expected a number in"),
+        ("search gallery 'a man' --threshold nan", "argument --threshold is 'nan', expected a number in"),
+        ("search gallery 'a man' --threshold 2", "argument --threshold is '2', expected a number in [-1, 1]"),
+        ("search gallery 'a man' --where folder", "argument --where is 'folder', expected KEY=VALUE"),
+        ("search gallery 'a man' -k 0", "argument -k is 0, expected at least 1"),
+        ("search gallery --image nothere.jpg", "--image is nothere.jpg, but there is no such file"),
+        ("search gallery --image pipe", "--image is pipe, but that is a folder or a device"),
+        ("search gallery --image text.jpg", "cannot read the image text.jpg"),
+        ("search gallery 'a man' --picture data", "argument --picture is data, which is a folder"),
+        ("search gallery 'a man' --picture a.jpg", "--picture is a.jpg, which ends in .jpg, expected .png"),
+        ("search gallery 'a man' --picture new/a.png", "but there is no folder new; make it first"),
+        ("search gallery 'a man' --picture pipe.png", "--picture is pipe.png, which is no plain file"),
+        ("search gallery 'a man' --image-size 9 9", "--image-size would do nothing here: gallery goes with"),
+        ("search gallery 'a man' --pretrained openai", "--pretrained would do nothing here"),
+        ("demo --port 80000", "argument --port is 80000, expected 1 to 65535"),
+        ("demo nowhere", "argument folder is nowhere, but there is no folder"),
+        ("demo --model run", "argument --model is run, a whole run; the model in it is run/model"),
+        ("demo --model a/b --host nowhere.invalid", "the host nowhere.invalid is no address of this computer"),
+        ("push run a/b", "argument folder is run, a whole run; the model in it is run/model: give that"),
+        ("push nowhere a/b", "argument folder is nowhere, but there is no folder"),
+        ("push data a/b --metrics none.json", "--metrics is none.json, but there is no such file"),
+        ("push data a/b --metrics file", "file is not a metrics.json"),
+        ("push data 'not an id'", "argument repository is 'not an id', which is not the id of a Hub"),
     ],
 )
-def test_every_argument_is_checked_before_any_work(call, tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    (tmp_path / "run" / "model").mkdir(parents=True)
-    (tmp_path / "run" / "model" / "prompt_config.json").touch()
-    os.mkfifo(tmp_path / "pipe")
-    code, _, notes = call(*words)
+def test_every_argument_is_checked_before_any_work(call, monkeypatch, words, message):
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
+    for name in WORK:
+        monkeypatch.setattr(name, lambda *given, **settings: pytest.fail("it began to work"))
+    code, _, notes = call(*shlex.split(words))
     assert code == 2
     assert message in notes
+
+
+def test_a_folder_that_may_not_be_written_is_found_before_any_work(call, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for words in (
+        ["index", drawn, "--output", tmp_path / "own"],
+        ["search", "x", "y", "--picture", tmp_path / "a.png"],
+    ):
+        code, _, notes = call(*words)
+        assert (code, "but you may not write into" in notes) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +282,11 @@ def test_every_argument_is_checked_before_any_work(call, tmp_path, monkeypatch, 
         ("train", train_model, ["data", "--output", "run"], "matplotlib", "viz"),
         ("evaluate", evaluate_model, ["data", "--output", "run"], "matplotlib", "viz"),
         ("search", search_gallery, ["gallery", "a man", "--picture", "a.png"], "matplotlib", "viz"),
+        ("index", index_crops, ["data", "--export", "a.parquet"], "pyarrow", "export"),
+        ("demo", serve_demo, [], "gradio", "demo"),
     ],
 )
-def test_a_missing_extra_is_found_before_any_work(call, monkeypatch, command, module, words, package, extra):
+def test_a_missing_extra_is_found_before_any_work(call, places, monkeypatch, command, module, words, package, extra):
     monkeypatch.setattr(module, "run", lambda console, /, **settings: pytest.fail("it began to work"))
     monkeypatch.setattr("promptreid.cli.main.find_spec", lambda name: None if name == package else SimpleNamespace())
     code, answer, _ = call(command, *words, "--json")
@@ -183,7 +305,7 @@ def run_into(stdout, *words, **settings):
 def test_output_onto_a_full_disk_is_one_line(drawn, json_too):
     with open("/dev/full", "w") as full:
         done = run_into(full, "check", str(drawn), "--no-images", *json_too)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert done.stderr.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")
 
 
@@ -191,6 +313,37 @@ def test_output_that_is_closed_is_one_line(drawn):
     done = run_into(None, "check", str(drawn), "--no-images", preexec_fn=lambda: os.close(1))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: standard output cannot be written (it is closed)")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["search", "--help"]])
+def test_help_onto_a_full_disk_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        done = run_into(full, *words)
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+    assert done.stderr.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_errors_that_nobody_can_be_told_keep_their_code(tmp_path, closed):
+    command = [sys.executable, "-W", "ignore", "-m", "promptreid", "search", str(tmp_path), "a man", "--threshold", "x"]
+    where = "2>&-" if closed else "2>/dev/full"
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} {where}"], timeout=200)
+    assert done.returncode == 2
+
+
+def test_a_folder_of_a_model_that_is_not_there_is_named_beside_the_hub(call, drawn, monkeypatch):
+    def unreachable(name, **settings):
+        raise HubError("the Hub cannot be reached") from OSError("no route")
+
+    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", unreachable)
+    code, _, notes = call("evaluate", drawn, "--model", "runs/model")
+    assert (code, notes) == (5, "error: the Hub cannot be reached; there is no folder runs/model here either\n")
+
+
+def test_the_hubs_own_lines_about_trying_again_are_not_printed(call):
+    call("search", "nowhere", "a man")
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
 def test_a_command_in_this_process_leaves_standard_output_as_it_was(capsys):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from promptreid.cli.options import add_layout_argument, whole
+from promptreid.cli.options import add_layout_argument, folder_to_read, whole
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
@@ -16,7 +16,7 @@ CLIP = "ViT-B-16"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the dataset's folder, or an index")
+    parser.add_argument("root", type=folder_to_read, help="the dataset's folder, or an index")
     add_layout_argument(parser)
     parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(

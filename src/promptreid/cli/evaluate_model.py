@@ -11,6 +11,7 @@ from promptreid.cli.options import (
     add_model_arguments,
     check_device,
     chosen_model,
+    folder_to_read,
     folder_to_write,
     load_model,
     whole,
@@ -29,7 +30,7 @@ NEEDS = [("output", "matplotlib", "viz")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the dataset's folder")
+    parser.add_argument("root", type=folder_to_read, help="the dataset's folder")
     add_model_arguments(parser, default=TINY_NAME)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
     parser.add_argument(
@@ -59,12 +60,12 @@ def run(
     from promptreid.evaluation.evaluate import evaluate, score_table
     from promptreid.evaluation.splits import is_main_process
 
-    choice = chosen_model(model)
+    choice, device = chosen_model(model), check_device(model["device"])
     data = load_dataset(root, layout=layout)
     splits = {found.name: found for found in data.splits}
     if split not in splits:
         raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
-    encoder = load_model(choice, device=_join_processes(check_device(model["device"])))
+    encoder = load_model(choice, device=_join_processes(device))
     try:
         scores = evaluate(
             encoder,

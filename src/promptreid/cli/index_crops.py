@@ -1,6 +1,7 @@
 """`promptreid index`: makes or updates a gallery of a folder of crops."""
 
 import argparse
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +9,13 @@ from typing import TYPE_CHECKING
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,
+    check_device,
     chosen_model,
     file_to_write,
+    folder_to_read,
     folder_to_write,
     load_model,
+    refuse_unused,
     whole,
 )
 from promptreid.cli.output import Output
@@ -30,6 +34,8 @@ DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again
 have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
 holds can count as biometric data: its files are readable by you alone."""
 
+NEEDS = [("export", "pyarrow", "export", ".parquet")]
+
 _SHOWN = 10
 
 _TINY_NOTE = (
@@ -40,7 +46,7 @@ _TINY_NOTE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=Path, nargs="?", help="images, one person each")
+    parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person each")
     parser.add_argument(
         "--output", type=folder_to_write, default=Path("gallery"), help="the index's folder; default %(default)s"
     )
@@ -65,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let images that were removed be indexed again, by path or pattern",
     )
     parser.add_argument(
-        "--export", type=file_to_write, metavar="FILE", help="write features to a .parquet or .npz file too"
+        "--export",
+        type=file_to_write(".parquet", ".npz"),
+        metavar="FILE",
+        help="write features to a .parquet or .npz file too",
     )
     parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="images at a time; default %(default)s")
     parser.add_argument(
@@ -94,12 +103,11 @@ def run(
         raise ValueError("give the folder of images to index: promptreid index FOLDER")
     if folder is not None and (remove or restore):
         raise ValueError("give a folder to index or images to --remove or --restore, not both at once")
-    from promptreid.retrieval.export import check_ending
     from promptreid.retrieval.gallery import Gallery
 
-    if export is not None:
-        check_ending(export)
     if folder is None:
+        unused = {"prune": prune, "prune_anyway": prune_anyway, "storage": storage, **model}
+        refuse_unused(unused, "give it with a folder of images to index")
         gallery = Gallery.load(output)
         _edit(console, gallery, remove or [], restore or [])
     else:
@@ -152,8 +160,11 @@ def _open_or_make(
     choice = chosen_model(model)
     if choice.model == TINY_NAME:
         console.note(_TINY_NOTE)
-    encoder = load_model(choice, device=model["device"])
-    find_images(folder)  # nothing is written where there is nothing to index
+    device = check_device(model["device"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the update says what is left out
+        find_images(folder)  # nothing is loaded or written where there is nothing to index
+    encoder = load_model(choice, device=device)
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
     # The commit, so that a later push to the repository does not make the index unusable.
     gallery.notes["model"] = {**choice.as_dict(), "revision": encoder.commit or choice.revision}

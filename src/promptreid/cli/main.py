@@ -1,24 +1,29 @@
 """The command `promptreid`: finds the subcommand, runs it, turns every failure into one clear line."""
 
 import argparse
+import dis
+import errno
+import logging
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from types import TracebackType
 from typing import Any, NoReturn
 
-from promptreid.cli.output import Output
-from promptreid.errors import MissingExtraError, PromptReidError, missing_extra
+from promptreid.cli.output import Output, print_line
+from promptreid.errors import HubError, MissingExtraError, PromptReidError, missing_extra
 from promptreid.version import __version__
 
 # Each command is a module of this room with `DESCRIPTION`, `add_arguments(parser)` and
 # `run(output, *, <its arguments>) -> exit code`; `NEEDS` lists packages of extras, each with the argument that needs it
-# (`None`: the command itself), so that a missing one is found before any work. Only the module of the command that is
-# called is imported, and it imports what is slow inside `run`: a mistake in the arguments must not wait for torch.
+# (`None`: the command itself) and perhaps how its value ends, so that a missing one is found before any work. Only the
+# module of the command that is called is imported, and it imports what is slow inside `run`: a mistake in the arguments
+# must not wait for torch.
 COMMANDS = {
     "check": ("check_data", "look for everything that is wrong with a dataset"),
     "train": ("train_model", "adapt a model to a dataset, in both stages"),
@@ -28,21 +33,34 @@ COMMANDS = {
     "demo": ("serve_demo", "search in the browser"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
-NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, INTERRUPTED = 1, 2, 3, 4, 130
+NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
-in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 130 interrupted; 143
-stopped by SIGTERM"""
+in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
+the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM"""
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 # What an error that the library raises advises in Python, as it is said in a shell.
 _IN_A_SHELL = {
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",
+    "pass a cache_dir= that you may write to, or set HF_HOME": "set HF_HUB_CACHE to one that you may write to",
     "pass cache_dir=": "set HF_HUB_CACHE",
+    "output_dir": "--output",
+    "revision=": "--revision",
+    "pass private=False": "add --public",
 }
 
+_PYTHON_NAMES = re.compile(
+    r"(?<![\w./-])(?:batch_size|image_size|num_workers|learning_rate|prompt_length|seed(?= is))(?![\w./=-])"
+)
+# What the operating system answers where the disk or the memory is at fault, and not a path.
+_MACHINE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
+    errno.ESTALE, errno.EPIPE,
+}  # fmt: skip
 
-class UsageError(ValueError):
+
+class UsageError(PromptReidError, ValueError):
     """The arguments do not fit the command."""
 
 
@@ -54,6 +72,10 @@ class _Parser(argparse.ArgumentParser):
         near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1) if wrong else []
         advice = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"{message.replace(': is ', ' is ', 1)}{advice}; see {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help and version as every other output is printed, where a full or closed one is an error."""
+        print_line(message.removesuffix("\n"))
 
 
 class _CommandParser(_Parser):
@@ -116,8 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
-        dependency is missing; 4 an unexpected failure; 130 interrupted; 143 stopped by SIGTERM.
+        dependency is missing; 4 an unexpected failure; 5 the disk, the memory or the network failed, or another process
+        is at work; 130 interrupted; 143 stopped by SIGTERM.
     """
+    # It announces every try again; what it tells in the end is the one line of the error.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     given = sys.argv[1:] if arguments is None else list(arguments)
     output = Output(as_json="--json" in given)
 
@@ -138,8 +163,9 @@ def _run(given: list[str], output: Output) -> int:
     name, module = settings.pop("command"), settings.pop("module")
     output.as_json = settings.pop("json")
     del settings["traceback"]
-    for argument, package, extra in getattr(module, "NEEDS", ()):
-        if (argument is None or settings[argument]) and find_spec(package) is None:
+    for argument, package, extra, *ending in getattr(module, "NEEDS", ()):
+        needed = argument is None or (settings[argument] and str(settings[argument]).endswith(tuple(ending or [""])))
+        if needed and find_spec(package) is None:
             raise missing_extra(f"promptreid {name}" + (f" --{argument}" if argument else ""), package, extra)
     return int(module.run(output, **settings))
 
@@ -163,18 +189,16 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What is said of an error, and its exit code."""
-    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    for in_python, in_a_shell in _IN_A_SHELL.items():
-        words = words.replace(in_python, in_a_shell)
+    words = _in_a_shell(_own_words(error))
     if isinstance(error, MissingExtraError):
         return words, MISSING_EXTRA
     torch: Any = sys.modules.get("torch")  # a command that failed before it was imported has not run out of memory
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return f"out of memory ({words}); a smaller --batch-size needs less", MISTAKE
-    if isinstance(error, PromptReidError | ValueError | TypeError | OSError | FloatingPointError):
+        return f"out of memory ({words}); a smaller --batch-size needs less", MACHINE
+    if _is_of_the_machine(error):
+        return words, MACHINE
+    if isinstance(error, PromptReidError) or getattr(error, "errno", None) or _is_refusal(error):
         return words, MISTAKE
-    if (isinstance(error, KeyError) and " " in words) or _comes_from(error, "open_clip"):
-        return words, MISTAKE  # words of ours, or of open_clip, which has only RuntimeErrors for downloads and weights
     return (
         f"unexpected {type(error).__name__}: {words}; please report it with what the same command prints "
         "with --traceback",
@@ -182,7 +206,43 @@ def _explain(error: Exception) -> tuple[str, int]:
     )
 
 
-def _comes_from(error: Exception, package: str) -> bool:
-    """Whether a RuntimeError was raised by the code of a package."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, RuntimeError) and frames[-1].f_globals["__name__"].partition(".")[0] == package
+def _own_words(error: Exception) -> str:
+    words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Original Traceback" in words:  # torch's, of a process that loads data
+        words = words.rpartition(f"{type(error).__name__}: ")[2]
+    return words
+
+
+def _in_a_shell(words: str) -> str:
+    """What an error says, with options in place of the arguments that they stand for in Python."""
+    for in_python, in_a_shell in _IN_A_SHELL.items():
+        words = words.replace(in_python, in_a_shell)
+    return _PYTHON_NAMES.sub(lambda found: f"--{found[0].replace('_', '-')}", words)
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Whether the disk, the network or another process was in the way, and not what was asked for."""
+    hub: Any = sys.modules.get("promptreid.hub.repository")
+    asked, cause = isinstance(error, HubError) and hub, error.__cause__
+    if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _MACHINE_ERRORS:
+        return True
+    if cause is None:
+        return False
+    is_transport = asked and isinstance(cause, hub.TRANSPORT_ERRORS) and not isinstance(cause, HubError)
+    return (is_transport and hub.is_unreachable(cause)) or _is_of_the_machine(cause)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a built-in error was raised on purpose: by a `raise` of ours, or of open_clip for weights and downloads.
+
+    Python itself raises the same classes where our code is wrong.
+    """
+    frame, at = [(step.tb_frame, step.tb_lasti) for step in _steps(error.__traceback__)][-1]
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in ("promptreid", "open_clip") and dis.opname[frame.f_code.co_code[at]] == "RAISE_VARARGS"
+
+
+def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next

@@ -1,18 +1,21 @@
 """Arguments that several commands have, and what each may be: checked before any work."""
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from promptreid.defaults import IMAGE_SIZE
+from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
 LARGEST_SIDE = 2048
+LARGEST_SEED = 2**63 - 1  # torch takes no more
 _BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
@@ -53,34 +56,80 @@ class ModelChoice:
         return asdict(self)
 
 
-def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `lowest` to `highest`."""
+def whole(lowest: int, highest: int | None = None, *, why: str = "") -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `lowest` to `highest`; `why` is said of smaller ones."""
 
     def read(text: str) -> int:
         value = int(text)
         if value < lowest or (highest is not None and value > highest):
             expected = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-            raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
+            raise argparse.ArgumentTypeError(f"is {value}, expected {expected}{why and f': {why}'}")
         return value
 
     read.__name__ = "int"  # argparse puts it into what it says of text that is not a number
     return read
 
 
+def above_zero(text: str) -> float:
+    """The type of an argument that is a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"is {text}, expected a number above 0")
+    return value
+
+
+above_zero.__name__ = "number"
+
+
+def some_path(text: str) -> Path:
+    """The type of an argument that is a path; an empty one would be the folder that the shell is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return Path(text)
+
+
+def folder_to_read(text: str) -> Path:
+    """The type of an argument that is a folder."""
+    path = some_path(text)
+    if not path.is_dir():
+        found = "that is a file; give its folder" if path.exists() else "there is no folder of that name"
+        raise argparse.ArgumentTypeError(f"is {text}, but {found}")
+    return path
+
+
 def folder_to_write(text: str) -> Path:
     """The type of an argument that is a folder, which need not exist."""
-    existing = next((path for path in (Path(text), *Path(text).parents) if path.exists()), Path())
+    path = some_path(text)
+    existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path())
     if not existing.is_dir():
         raise argparse.ArgumentTypeError(f"is {text}, but {existing} is a file; give a folder, or a new name")
-    return Path(text)
+    _check_writable(text, existing)
+    return path
 
 
-def file_to_write(text: str) -> Path:
-    """The type of an argument that is a file, which need not exist."""
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"is {text}, which is a folder; give a file in it")
-    folder_to_write(str(Path(text).parent))
-    return Path(text)
+def file_to_write(*endings: str) -> Callable[[str], Path]:
+    """The type of an argument that is a file with one of these endings, which need not exist, in a folder that does."""
+
+    def read(text: str) -> Path:
+        path = some_path(text)
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"is {text}, which is a folder; give a file in it")
+        if path.suffix not in endings:
+            found = path.suffix or "nothing"
+            raise argparse.ArgumentTypeError(f"is {text}, which ends in {found}, expected {' or '.join(endings)}")
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"is {text}, which is no plain file; give another name")
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"is {text}, but there is no folder {path.parent}; make it first")
+        _check_writable(text, path.parent)
+        return path
+
+    return read
+
+
+def _check_writable(text: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"is {text}, but you may not write into {folder.absolute()}; give another")
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -96,6 +145,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 def saved_model(text: str) -> str:
     """The type of an argument that may name a folder of a saved model."""
+    some_path(text)
     inner = Path(text, "model")
     if inner.is_dir():
         from promptreid.hub.prompt_files import MANIFEST
@@ -146,7 +196,7 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     """The model that the arguments name; a folder by its full path, so that it is found from anywhere.
 
     Raises:
-        ValueError: Weights or a size are given for a model that brings its own.
+        ValueError: Weights or a size are given for a model that brings its own, or open_clip has no such name or tag.
     """
     size = options["image_size"]
     choice = ModelChoice(
@@ -160,9 +210,43 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
             raise ValueError(f"--pretrained and --image-size go with an open_clip name; {choice.model} brings its own")
         if Path(choice.model).is_dir() and choice.revision is None:
             return ModelChoice(str(Path(choice.model).resolve()))
-    elif choice.revision and not choice.model.startswith("hf-hub:"):
+        return choice
+    if choice.revision and not choice.model.startswith("hf-hub:"):
         raise ValueError(f"--revision goes with a Hub repository, and {choice.model} is not one; leave --revision out")
+    if choice.model != TINY_NAME and choice.pretrained is None and not choice.model.startswith(_BARE):
+        raise ValueError(
+            f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
+            f"{choice.model} is meant to be a folder: there is no folder of that name here"
+        )
+    check_names(choice.model, choice.pretrained)
     return choice
+
+
+def check_names(model: str, pretrained: str | None) -> None:
+    """Refuse a name or a tag that open_clip does not have, before data are read.
+
+    Raises:
+        ValueError: It has not.
+    """
+    from promptreid.towers.names import check_name, needs_quick_gelu
+
+    check_name(model)
+    needs_quick_gelu(model, pretrained)
+
+
+def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        given: The options by their names in Python.
+        reason: What they go with.
+
+    Raises:
+        ValueError: One is given.
+    """
+    used = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if used:
+        raise ValueError(f"{' and '.join(used)} would do nothing here: {reason}")
 
 
 def check_device(device: str | None) -> str:
@@ -190,21 +274,25 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
         CheckpointError: The folder is damaged.
         FileNotFoundError: The folder does not exist.
     """
-    from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
+    from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.prompts.config import PromptConfig
     from promptreid.towers.loading import load_clip
 
     device = check_device(device)
     if choice.is_saved:
-        return load_prompts(choice.model, revision=choice.revision, device=device)
+        return _load_saved(choice, device)
     tiny = choice.model == TINY_NAME
     pretrained = choice.pretrained or (TINY_TAG if tiny else None)
-    if pretrained is None and not choice.model.startswith(_BARE):
-        raise ValueError(
-            f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
-            f"{choice.model} is meant to be a folder: there is no folder of that name here"
-        )
     size = choice.image_size or (TINY_IMAGE_SIZE if tiny else IMAGE_SIZE)
     name = choice.model if choice.revision is None else f"{choice.model.partition('@')[0]}@{choice.revision}"
     clip = load_clip(name, pretrained=pretrained, image_size=size, device=device)
     return PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0)).eval()
+
+
+def _load_saved(choice: ModelChoice, device: str) -> "PromptedCLIP":
+    from promptreid.model.prompted_clip import load_prompts
+
+    try:
+        return load_prompts(choice.model, revision=choice.revision, device=device)
+    except HubError as error:  # what was meant as a path is asked for there, too
+        raise HubError(f"{error}; there is no folder {choice.model} here either") from error

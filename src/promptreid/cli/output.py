@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from promptreid.errors import printable
@@ -28,12 +29,13 @@ class Output:
         """Print lines, for people only."""
         if not self.as_json:
             for line in lines:
-                _print(printable(line))
+                print_line(printable(line))
 
     def note(self, text: str) -> None:
         """Print text on standard error, whoever reads."""
-        for line in text.split("\n"):
-            sys.stderr.write(f"{printable(line)}\n")
+        with suppress(OSError, ValueError, AttributeError):  # full or closed: nobody is there to be told
+            for line in text.split("\n"):
+                sys.stderr.write(f"{printable(line)}\n")
 
     def record(self, **entries: Any) -> None:
         """Keep entries of the JSON object."""
@@ -49,11 +51,11 @@ class Output:
     def finish(self, code: int) -> int:
         """Print the JSON object, if that is wanted, and return the exit code."""
         if self.as_json:  # in ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it
-            _print(json.dumps({**self._entries, "exit_code": code}, default=str))
+            print_line(json.dumps({**self._entries, "exit_code": code}, default=str))
         return code
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line on standard output, in letters that it has.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from promptreid.cli.options import check_file, saved_model
+from promptreid.cli.options import check_file, folder_to_read, saved_model, some_path
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Publish a folder that `promptreid train` or save_prompts wrote, with a model card. The repository is
@@ -14,16 +14,32 @@ private unless you say --public. Log in first with `hf auth login`, or set HF_TO
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=saved_model, help="the saved model")
-    parser.add_argument("repository", help="USER/NAME")
+    parser.add_argument("folder", type=_saved_folder, help="the saved model")
+    parser.add_argument("repository", type=_repository, help="USER/NAME")
     parser.add_argument("--public", action="store_true", help="let everybody see it")
     parser.add_argument("--revision", help="branch; made if it does not exist; default main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", dest="commit_message", metavar="TEXT", help="commit message")
     parser.add_argument(
-        "--metrics", type=Path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
+        "--metrics", type=some_path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
     parser.add_argument("--dataset", metavar="NAME", help="dataset of the metrics, for the card")
+
+
+def _repository(text: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        message = f"is {text!r}, which is not the id of a Hub repository, such as user/name"
+        raise argparse.ArgumentTypeError(message) from error
+    return text
+
+
+def _saved_folder(text: str) -> str:
+    return saved_model(str(folder_to_read(text)))
 
 
 def run(

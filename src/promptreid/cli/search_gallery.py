@@ -13,6 +13,8 @@ from promptreid.cli.options import (
     chosen_model,
     file_to_write,
     load_model,
+    refuse_unused,
+    some_path,
     whole,
 )
 from promptreid.cli.output import Output
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.table import Metadata
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
 --picture. Exit code 1 if nothing reaches the threshold."""
@@ -31,21 +32,26 @@ NEEDS = [("picture", "matplotlib", "viz")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("index", type=Path, help="folder that `promptreid index` made")
+    parser.add_argument("index", type=some_path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
-    parser.add_argument("--image", type=Path, help="search by this image instead of a sentence")
+    parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
     parser.add_argument("-k", type=whole(1), default=NUM_HITS, help="how many at most; default %(default)s")
     parser.add_argument(
-        "--threshold", help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated'
+        "--threshold",
+        type=_threshold,
+        help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated',
     )
     parser.add_argument(
         "--where",
+        type=_condition,
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="only images with this, such as folder=cam_a",
     )
-    parser.add_argument("--picture", type=file_to_write, metavar="FILE", help="draw what was found into a PNG file")
+    parser.add_argument(
+        "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
+    )
     add_model_arguments(parser, default="the one that made the index")
 
 
@@ -57,8 +63,8 @@ def run(
     sentence: str | None,
     image: Path | None,
     k: int,
-    threshold: str | None,
-    where: list[str],
+    threshold: float | str | None,
+    where: list[tuple[str, str]],
     picture: Path | None,
     **model: "Unpack[ModelArguments]",
 ) -> int:
@@ -66,11 +72,13 @@ def run(
     if (sentence is None) == (image is None):
         raise ValueError('give a sentence, as in promptreid search gallery "a man in a blue jacket", or --image FILE')
     check_file("--image", image)
-    query, title = (sentence, sentence) if image is None else (image, f"like {image.name}")
-    gallery = open_gallery(index, model)
-    hits = gallery.search(
-        query or "", k, threshold=_threshold(threshold), where=_where(where, gallery.metadata) or None
-    )
+    from promptreid.data.images import open_image
+    from promptreid.retrieval.encode import check_words
+
+    check_words(sentence)
+    query = sentence if image is None else open_image(image)
+    gallery = open_gallery(index, model, where, threshold)
+    hits = gallery.search(query or "", k, threshold=threshold, where=_where(where) or None)
     for rank, hit in enumerate(hits, start=1):
         console.say(f"{rank:>3}  {hit.score:6.3f}  {hit.path}")
     console.record(
@@ -82,52 +90,73 @@ def run(
     if picture is not None:
         from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
 
-        ranking = Ranking(title or "", [hit.path for hit in hits], [hit.score for hit in hits])
+        title = f"like {image.name}" if image else sentence or ""
+        ranking = Ranking(title, [hit.path for hit in hits], [hit.score for hit in hits])
         console.say(f"drawn in {draw_ranking(picture, [ranking])}")
         console.record(picture=str(picture))
     return 0
 
 
-def open_gallery(directory: Path, options: ModelArguments) -> "Gallery":
+def open_gallery(
+    directory: Path,
+    options: ModelArguments,
+    where: Sequence[tuple[str, str]] = (),
+    threshold: float | str | None = None,
+) -> "Gallery":
     """Load an index with the model that made it, or with the one that the arguments name.
+
+    Args:
+        directory: The index.
+        options: The model's.
+        where: Conditions that an image must be able to fulfil, or the model is not loaded.
+        threshold: `"calibrated"` for an index that must have been.
 
     Raises:
         CheckpointError: The index is damaged or of another model.
-        ValueError: The index does not say which model made it.
+        ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.table import check_passes
 
     if options["model"] is None:
-        noted = Gallery.load(directory).notes.get("model")
-        if not isinstance(noted, dict):
-            raise ValueError(f"{directory} does not say which model made it; give --model")
+        own = {name: options[name] for name in ("pretrained", "image_size", "revision")}
+        refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
+    gallery = Gallery.load(directory)
+    for condition in where:
+        check_passes(gallery.metadata, _where([condition]))
+    gallery.lowest_score(threshold)
+    noted = gallery.notes.get("model")
+    if options["model"] is not None:
+        choice = chosen_model(options)
+    elif isinstance(noted, dict):
         size = noted.get("image_size")
         size = None if size is None else (size[0], size[1])
         choice = ModelChoice(noted["model"], noted.get("pretrained"), size, noted.get("revision"))
     else:
-        choice = chosen_model(options)
+        raise ValueError(f"{directory} does not say which model made it; give --model")
     return Gallery.load(directory, load_model(choice, device=options["device"]))
 
 
-def _threshold(text: str | None) -> float | str | None:
-    if text is None or text == "calibrated":
-        return text
+def _threshold(text: str) -> float | str:
     try:
-        return float(text)
+        if text == "calibrated" or -1 <= float(text) <= 1:
+            return text if text == "calibrated" else float(text)
     except ValueError:
-        raise ValueError(f'--threshold is {text!r}, expected a number in [-1, 1] or "calibrated"') from None
+        pass
+    raise argparse.ArgumentTypeError(f'is {text!r}, expected a number in [-1, 1] or "calibrated"')
 
 
-def _where(conditions: list[str], metadata: Sequence["Metadata"]) -> dict[str, list[Any]]:
+def _condition(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected KEY=VALUE, such as folder=cam_a")
+    return key, value
+
+
+def _where(conditions: Sequence[tuple[str, str]]) -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text."""
-    from promptreid.retrieval.table import check_passes
-
     wanted: dict[str, list[Any]] = {}
-    for condition in conditions:
-        key, separator, value = condition.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--where is {condition!r}, expected KEY=VALUE, such as folder=cam_a")
+    for key, value in conditions:
         values = [value, int(value)] if value.removeprefix("-").isdecimal() else [value]
-        check_passes(metadata, {key: values})
         wanted.setdefault(key, []).extend(values)
     return wanted

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from promptreid.cli.options import add_device_argument, check_device, saved_model, whole
+from promptreid.cli.options import add_device_argument, check_device, folder_to_read, saved_model, whole
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Serve a page on this computer that searches drawn pedestrians, or your own crops, by a sentence or an
@@ -13,7 +13,9 @@ NEEDS = [(None, "gradio", "demo")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=Path, nargs="?", help="crops to search; default: drawn pedestrians only")
+    parser.add_argument(
+        "folder", type=folder_to_read, nargs="?", help="crops to search; default: drawn pedestrians only"
+    )
     parser.add_argument(
         "--model",
         type=saved_model,
@@ -37,9 +39,10 @@ def run(
     device: str | None,
 ) -> int:
     """Serve the page until Ctrl-C."""
-    from promptreid.demo.app import launch
+    from promptreid.demo.app import check_address, launch
     from promptreid.model.prompted_clip import load_prompts
 
+    check_address(host, port)
     loaded = None if model is None else load_prompts(model, device=check_device(device))
     launch(folder, model=loaded, host=host, port=port, open_browser=open)
     return 0

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from promptreid.cli.options import LARGEST_SIDE, add_device_argument, add_layout_argument, check_device, folder_to_write
+from promptreid.cli.options import (
+    LARGEST_SEED,
+    LARGEST_SIDE,
+    above_zero,
+    add_device_argument,
+    add_layout_argument,
+    check_device,
+    check_names,
+    folder_to_read,
+    folder_to_write,
+    whole,
+)
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
 from promptreid.prompts.config import PromptConfig
@@ -27,11 +38,14 @@ NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=Path, help="the dataset's folder (see `promptreid check`)")
+    parser.add_argument("root", type=folder_to_read, help="the dataset's folder (see `promptreid check`)")
     parser.add_argument("--output", type=folder_to_write, required=True, help="folder for everything written")
     add_training_arguments(parser)
     parser.add_argument(
-        "--cache-images", type=Path, metavar="DIR", help="keep decoded images there: large, and training is faster"
+        "--cache-images",
+        type=folder_to_write,
+        metavar="DIR",
+        help="keep decoded images there: large, and training is faster",
     )
     add_layout_argument(parser)
 
@@ -41,20 +55,26 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=TINY_NAME, help="an open_clip name; default %(default)s")
     parser.add_argument("--pretrained", help='its weights: a tag such as openai, or a file; "none" for random weights')
     parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the model's preset"
+        "--image-size",
+        type=whole(1, LARGEST_SIDE),
+        nargs=2,
+        metavar=("H", "W"),
+        help="pixels; default the model's preset",
     )
     parser.add_argument(
         "--prompt-length",
-        type=int,
+        type=whole(0),
         default=PromptConfig.text_length,
         help="prompts per block in both encoders; default %(default)s",
     )
     of_stages = "of the stages; default the model's preset"
-    parser.add_argument("--epochs", type=int, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
-    parser.add_argument("--learning-rates", type=float, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
+    parser.add_argument("--learning-rates", type=above_zero, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
+    parser.add_argument(
+        "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
+    parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_device_argument(parser)
 
 
@@ -87,33 +107,22 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
 
     preset = preset_for(given["model"])
     recipe = preset.recipe.with_stages(epochs=given["epochs"], learning_rates=given["learning_rates"])
-    _check_ranges(given, recipe)
+    if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
+        raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
+    if recipe.stage_one_epochs and not given["prompt_length"]:
+        raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains prompts alone")
     pretrained = given["pretrained"] or preset.pretrained
     if pretrained is None:
         raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')
+    pretrained = None if pretrained == "none" else pretrained
+    check_names(given["model"], pretrained)
     complete = given.copy()
     complete["device"] = check_device(given["device"])
-    complete["pretrained"] = None if pretrained == "none" else pretrained
+    complete["pretrained"] = pretrained
     complete["image_size"] = tuple(given["image_size"] or preset.image_size)
     complete["epochs"] = (recipe.stage_one_epochs, recipe.stage_two_epochs)
     complete["learning_rates"] = (recipe.stage_one_learning_rate, recipe.stage_two_learning_rate)
     return complete, recipe
-
-
-def _check_ranges(given: TrainingArguments, recipe: "Recipe") -> None:
-    trains_prompts = recipe.stage_one_epochs > 0
-    for name, minimum, reason in (
-        ("seed", 0, ""),
-        ("num_workers", 0, ""),
-        ("batch_size", 2, ": pairs are compared"),
-        ("prompt_length", int(trains_prompts), ": stage 1 trains prompts alone" if trains_prompts else ""),
-    ):
-        if given[name] < minimum:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is {given[name]}, expected at least {minimum}{reason}")
-    size = given["image_size"]
-    if size and not all(1 <= side <= LARGEST_SIDE for side in size):
-        raise ValueError(f"--image-size is {size}, expected a height and a width of 1 to {LARGEST_SIDE} pixels")
 
 
 def run(

@@ -110,7 +110,7 @@ def start(
         ...     print(page.url)
     """
     gr = require_gradio()
-    _check_address(host, port)
+    check_address(host, port)
     offered = [] if gallery is None else [list_crops(gallery)]
     with RunningDemo() as held:
         if not _page_lock.acquire(blocking=False):  # gradio knows only one folder for its copies
@@ -175,8 +175,13 @@ def require_gradio() -> Any:
         raise missing_extra("the demo", "gradio", "demo") from error
 
 
-def _check_address(host: str, port: int | None) -> None:
-    """Refuse an address that cannot be listened on; gradio tries some for ever, and names arguments of its own."""
+def check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened on; gradio tries some for ever, and names arguments of its own.
+
+    Raises:
+        ServingError: The port is taken, or the host unknown.
+        ValueError: There is no such port.
+    """
     if port is not None and not 1 <= port <= _MAX_PORT:
         raise ValueError(f"the port is {port}, expected 1 to {_MAX_PORT}, or none for the first free one")
     try:

@@ -141,7 +141,7 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
     for item in items:
         if not isinstance(item, str | Path | Image.Image):
             raise TypeError(_wrong_kind(item))
-        _check_words(item)
+        check_words(item)
     with evaluating(needed(model)):
         return _query_features(needed(model), items)
 
@@ -171,8 +171,8 @@ def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
     return features
 
 
-def _check_words(query: Query) -> None:
-    """Refuse a sentence that says nothing or names an image, and a path of nothing."""
+def check_words(query: object) -> None:
+    """Refuse a sentence that says nothing or names an image, and a path of nothing; what else it is does not matter."""
     if isinstance(query, str) and not query.strip():
         raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
     if isinstance(query, str) and Path(query).suffix.lower() in IMAGE_ENDINGS:

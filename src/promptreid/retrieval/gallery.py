@@ -332,8 +332,8 @@ class Gallery:
             CheckpointError: Features of the gallery are damaged.
         """
         k = _positive(k)
-        query = as_tensor(query) if isinstance(query, np.ndarray) else query
-        lowest = self._lowest_score(threshold)
+        query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
+        lowest = self.lowest_score(threshold)
         exact, index = self._store.snapshot()
         if len(exact.images) == 0:
             raise ValueError("the gallery is empty; add images first")
@@ -402,8 +402,12 @@ class Gallery:
         exact = self._store.exact
         return export_features(Path(path), exact.features, exact.images)
 
-    def _lowest_score(self, threshold: float | str | None) -> float:
-        """The score that `threshold` stands for."""
+    def lowest_score(self, threshold: float | str | None) -> float:
+        """The score that a `threshold` of `search` stands for: no hit has less.
+
+        Raises:
+            ValueError: It is no score, or the gallery was never calibrated.
+        """
         if threshold is None:
             return -float("inf")
         if threshold == "calibrated":
