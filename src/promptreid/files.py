@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _BLOCK_BYTES = 2**20
@@ -175,6 +175,17 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode:
     separate = separate_tensors(tensors)
     with replaced(path, mode=mode) as scratch:
         save_file(separate, scratch)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a plain safetensors file, mapped from the disk.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe or a device, which might never end.
+        SafetensorError: It is damaged.
+    """
+    check_plain(os.stat(path))
+    return load_file(path)
 
 
 def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -185,6 +185,10 @@ WORK = [
         ("search gallery a b", "unrecognized arguments: b; see promptreid search --help"),
         ("check nowhere", "argument root is nowhere, but there is no folder of that name"),
         ("check ''", "argument root is empty; give a path"),
+        (
+            r"evaluate ..\\data",
+            "argument root is ..\\data, but there is no folder of that name; between folders write /",
+        ),
         ("check file", "argument root is file, but that is a file; give its folder"),
         ("check data --limit -1", "argument --limit is -1, expected at least 0"),
         ("check data --tokenizer ViT-B-61", "open_clip has no model named 'ViT-B-61'"),

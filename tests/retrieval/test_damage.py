@@ -158,6 +158,14 @@ def test_gallery_of_an_earlier_version_has_no_digests_and_is_loaded(gallery):
     assert check_gallery(gallery.directory) == ([], [])
 
 
+def test_load_of_features_that_are_a_pipe_is_refused_at_once(gallery):
+    (features,) = gallery.directory.glob("features-*")
+    features.unlink()
+    os.mkfifo(features)
+    with pytest.raises(CheckpointError, match="it is a pipe, expected a plain file"):
+        Gallery.load(gallery.directory)
+
+
 def test_load_of_numbers_given_twice_is_refused(gallery):
     rewrite(gallery, lambda tensors: tensors["ids"].fill_(3))
     with pytest.raises(CheckpointError, match=r"does not fit gallery\.json"):

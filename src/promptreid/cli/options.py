@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
 
 LARGEST_SIDE = 2048
-LARGEST_SEED = 2**63 - 1  # torch takes no more
+LARGEST_SEED = 2**32 - 1  # numpy takes no more
 _BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
@@ -93,7 +93,8 @@ def folder_to_read(text: str) -> Path:
     path = some_path(text)
     if not path.is_dir():
         found = "that is a file; give its folder" if path.exists() else "there is no folder of that name"
-        raise argparse.ArgumentTypeError(f"is {text}, but {found}")
+        hint = "; between folders write /" if "\\" in text and os.sep == "/" else ""
+        raise argparse.ArgumentTypeError(f"is {text}, but {found}{hint}")
     return path
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from promptreid.files import remove_abandoned, write_tensors_atomically
+from promptreid.files import read_tensors, remove_abandoned, write_tensors_atomically
 
 CHUNK = 4096  # captions tokenised together
 
@@ -189,7 +188,7 @@ def _digest(tokens: Tensor) -> Tensor:
 def _read(path: Path, count: int) -> Tensor | None:
     """The tokens in a file, or `None` if there is none that can be used."""
     try:
-        found = load_file(path)
+        found = read_tensors(path)
         tokens, digest = found["tokens"], found["digest"]
         sound = tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count
         return tokens if sound and torch.equal(digest, _digest(tokens)) else None

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
@@ -20,6 +19,7 @@ from promptreid.files import (
     file_digest,
     locked,
     make_private_folder,
+    read_tensors,
     write_bytes_atomically,
     write_tensors_atomically,
 )
@@ -123,7 +123,7 @@ def read_gallery(folder: Path) -> tuple[ExactIndex, dict[str, Any]]:
         description = _read_description(folder)
         path = folder / description["features_file"]
         try:
-            tensors = load_file(path)
+            tensors = read_tensors(path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             # RuntimeError is torch's, where the file disappears while it is mapped.
             if path.exists() or not isinstance(error, FileNotFoundError | RuntimeError):
