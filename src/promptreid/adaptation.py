@@ -148,16 +148,15 @@ def adapt(
             _claim(folder, run_identity(model, data))
     encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
 
-    trainer = partial(_make_trainer, model, folder, settings, stage_settings)
-    upcoming = trainer(stages[0])  # before the zero-shot scores: whatever it refuses must not wait for them
+    make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
+    first = [make_trainer(stage) for stage in stages[:1]]  # what this refuses does not wait for the zero-shot scores
     encoded: dict[str, EncodedSplit] = {}
     histories: dict[str, list[dict[str, Any]]] = {}
     if ZERO_SHOT in wanted:
         with model.disabled():
             encoded[ZERO_SHOT] = encode()
     for stage, state in zip(stages, states[1:], strict=True):
-        upcoming = upcoming if stage is stages[0] else trainer(stage)
-        histories[stage.name] = upcoming.fit()
+        histories[stage.name] = (first.pop() if first else make_trainer(stage)).fit()
         if state in wanted:
             encoded[state] = encode()
 
