@@ -107,7 +107,8 @@ def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
     """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
     attentions: list[Any] = [block.attn for block in tower.blocks]
     # PEFT's layers only show the layout of the attention that they stand in for.
-    for module in (tower.container, *(getattr(attention, "base_layer", attention) for attention in attentions)):
+    modules: list[Any] = [tower.container, *(getattr(each, "base_layer", each) for each in attentions)]
+    for module in modules:
         module.batch_first = not enable
 
 
