@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from promptreid.defaults import IMAGE_SIZE
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -65,6 +65,22 @@ def whole(lowest: int, highest: int | None = None) -> Callable[[str], int]:
 
     read.__name__ = "int"  # argparse puts it into what it says of text that is not a number
     return read
+
+
+def positive(text: str) -> float:
+    """The type of an argument that is a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"is {text}, expected a number above 0")
+    return value
+
+
+def positive_or_none(text: str) -> float | Literal["none"]:
+    """The type of an argument that is a finite number above 0, or `none`."""
+    return "none" if text == "none" else positive(text)
+
+
+positive.__name__ = positive_or_none.__name__ = "number"  # argparse puts it into what it says of other text
 
 
 def folder_to_write(text: str) -> Path:

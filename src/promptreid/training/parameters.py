@@ -98,7 +98,7 @@ def trained_names(model: PromptedCLIP, trains: Trains) -> tuple[str, ...]:
             encoders around them would train together.
     """
     parameters = dict(model.named_parameters())
-    if not isinstance(trains, Sequence):
+    if callable(trains):
         unused = set(parameters_without_features(model.clip))
         chosen = tuple(name for name, each in parameters.items() if each not in unused and trains(name, each))
         if not chosen:
@@ -128,7 +128,9 @@ def trained_parameters(model: PromptedCLIP, names: Iterable[str]) -> list[nn.Par
     Raises:
         ValueError: No feature is computed from a parameter that is named.
     """
-    named = {name: each for name, each in model.named_parameters() if name in set(names) - {*get_args(Part)}}
+    names = tuple(names)
+    wanted = set(names) - {*get_args(Part)}
+    named = {name: each for name, each in model.named_parameters() if name in wanted}
     _check_reached(model, named)
     parts = (part_parameters(model, name) if name in get_args(Part) else [named[name]] for name in names)  # pyright: ignore[reportArgumentType]
     return list(dict.fromkeys(parameter for part in parts for parameter in part))
