@@ -3,8 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,9 @@ NONE = PromptConfig(text_length=0, vision_length=0)
 PROMPTS = PromptConfig(text_length=4, vision_length=4)  # the paper's length is not known to us
 TEXT_ALONE, IMAGE_ALONE = replace(PROMPTS, vision_length=0), replace(PROMPTS, text_length=0)
 
+# How the baseline of this field is trained: solver/build.py and processor/processor.py of github.com/anosorae/IRRA.
+IRRA_SOLVER: dict[str, Any] = {"algorithm": "adam", "epsilon": 1e-3, "max_norm": None, "weight_decay": 4e-5}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,11 +37,13 @@ class Row:
         label: What the table calls it.
         stages: From model and recipe to stages; `None` for the model as it comes.
         prompts: What the model carries.
+        own: Numbers of the recipe that only this row has.
     """
 
     label: str
     stages: Callable[[PromptedCLIP, Recipe], list[Stage]] | None
     prompts: PromptConfig = PROMPTS
+    own: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _length(text: int, image: int) -> Row:
@@ -48,7 +53,7 @@ def _length(text: int, image: int) -> Row:
 
 ROWS: dict[str, Row] = {
     "zero_shot": Row("CLIP, zero-shot", None, NONE),
-    "direct": Row("CLIP, fine-tuned directly", ablations.direct_fine_tuning, NONE),
+    "direct": Row("CLIP, fine-tuned directly", ablations.direct_fine_tuning, NONE, IRRA_SOLVER),
     "pd": Row("Prompt Decoupling", ablations.two_stages),
     "joint": Row("prompts, one stage", ablations.joint_one_stage),
     "stage_one": Row("prompts, stage 1 alone", ablations.prompts_only),
@@ -136,12 +141,14 @@ def perform(row: str, seed: int, data: ReIDDataset, setting: Setting, resources:
     """
     path = resources.output / "results" / f"{row}-seed{seed}.json"
     settings = json.loads(json.dumps({"row": row, "seed": seed, "data": data.name, **asdict(setting)}))
+    settings["own"] = dict(ROWS[row].own)
     identity, done = data.identity(), None
     for other in sorted(path.parent.glob("*.json")):  # those of rows that are not wanted now, too
         result: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
-        common = {"row": result["settings"]["row"], "seed": result["settings"]["seed"]} if other != path else {}
-        kept = {**result["settings"], "identity": result.get("identity", identity)}
-        if different := differences(kept, {**settings, **common, "identity": identity}):
+        kept = result["settings"]
+        common = {name: kept.get(name) for name in ("row", "seed", "own")} if other != path else {}
+        whole = {**kept, "identity": result.get("identity", identity)}
+        if different := differences(whole, {**settings, **common, "identity": identity}):
             raise FileExistsError(f"{other} is of other settings: {'; '.join(different)}; give another --output")
         done = result if other == path else done
     if done is not None:
@@ -169,7 +176,7 @@ def make_model(row: str, seed: int, setting: Setting, *, device: str) -> Prompte
 def make_stages(row: str, model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
     """The stages of a row; none for the model as it comes."""
     make = ROWS[row].stages
-    return [] if make is None else make(model, recipe)
+    return [] if make is None else make(model, replace(recipe, **ROWS[row].own))
 
 
 def train(

@@ -1,11 +1,12 @@
-"""InfoNCE and SDM against hand-worked values and a loop in plain Python; the temperature."""
+"""InfoNCE, SDM and N-ITC against hand-worked values and a loop in plain Python; the temperature."""
 
 import math
 
 import pytest
 import torch
 
-from promptreid.losses.contrastive import ContrastiveLoss, SDMLoss, Temperature
+from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss, Temperature
+from promptreid.losses.functional import nitc_loss
 
 
 def slow_loss(
@@ -312,3 +313,119 @@ def test_temperature_not_positive_is_refused(value: float) -> None:
 def test_temperature_learnt_from_outside_its_bounds_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"held within 0\.01 and 1"):
         Temperature(value, learnable=True)
+
+
+def slow_nitc(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    believed: torch.Tensor,
+    *,
+    temperature: float,
+    ids: list[int],
+    share: float,
+) -> float:
+    """The loss in plain Python; `believed` are the cosines that the soft labels are made of."""
+
+    def softmax(row: list[float]) -> list[float]:
+        powers = [math.exp(value / temperature) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    def one_way(cosines: torch.Tensor, labels: torch.Tensor) -> float:
+        total = 0.0
+        for i, (row, label_row) in enumerate(zip(cosines.tolist(), labels.tolist(), strict=True)):
+            mates = [j for j, other in enumerate(ids) if other == ids[i]]
+            hard = [1 / len(mates) if j in mates else 0.0 for j in range(len(ids))]
+            wanted = [share * soft + (1 - share) * own for soft, own in zip(softmax(label_row), hard, strict=True)]
+            total -= sum(want * math.log(got) for want, got in zip(wanted, softmax(row), strict=True))
+        return total / len(ids)
+
+    unit = [features / features.norm(dim=1, keepdim=True) for features in (images, texts)]
+    cosines = unit[0] @ unit[1].T
+    return (one_way(cosines, believed) + one_way(cosines.T, believed.T)) / 2
+
+
+def cosines_of(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    return (images / images.norm(dim=1, keepdim=True)) @ (texts / texts.norm(dim=1, keepdim=True)).T
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_nitc_loss_random_batch_matches_slow_reference(share: float) -> None:
+    images, texts = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    ids = [0, 1, 0, 2, 1, 0]
+    loss = NITCLoss(0.2, soft_labels=share, learnable_temperature=False)
+    slow = slow_nitc(images, texts, cosines_of(images, texts), temperature=0.2, ids=ids, share=share)
+    assert loss(images, texts, torch.tensor(ids)).item() == pytest.approx(slow, rel=1e-12)
+
+
+def test_nitc_loss_gradient_is_that_of_finite_differences_with_its_labels_held_fixed() -> None:
+    ids, step = [0, 1, 0, 2], 1e-6
+    images = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    texts = torch.randn(4, 3, dtype=torch.float64)
+    nitc_loss(images, texts, temperature=0.3, person_ids=torch.tensor(ids), soft_labels=0.5).backward()
+    believed = cosines_of(images.detach(), texts)
+    for i in range(4):
+        for axis in range(3):
+            moved = [images.detach().clone(), images.detach().clone()]
+            moved[0][i, axis] += step
+            moved[1][i, axis] -= step
+            up, down = (slow_nitc(each, texts, believed, temperature=0.3, ids=ids, share=0.5) for each in moved)
+            assert images.grad[i, axis].item() == pytest.approx((up - down) / (2 * step), abs=1e-7)
+
+
+def test_nitc_loss_without_soft_labels_is_the_contrastive_loss_with_the_person_positive() -> None:
+    images, texts, ids = torch.randn(6, 8), torch.randn(6, 8), torch.tensor([0, 1, 0, 2, 1, 0])
+    plain = ContrastiveLoss(0.07, same_person="positive")(images, texts, ids)
+    torch.testing.assert_close(NITCLoss(soft_labels=0)(images, texts, ids), plain)
+    own = ContrastiveLoss(0.07)(images, texts)
+    torch.testing.assert_close(NITCLoss(soft_labels=0)(images, texts), own)
+
+
+def test_nitc_loss_temperature_is_learnt_and_may_be_fixed() -> None:
+    loss = NITCLoss()
+    assert [name for name, _ in loss.named_parameters()] == ["temperature.logit_scale"]
+    loss(torch.randn(4, 8), torch.randn(4, 8)).backward()
+    assert loss.temperature.logit_scale.grad.abs() > 0
+    assert not list(NITCLoss(learnable_temperature=False).parameters())
+
+
+def test_nitc_loss_share_of_soft_labels_rises_over_training_steps_alone() -> None:
+    images, texts, ids = torch.randn(4, 8), torch.randn(4, 8), torch.tensor([0, 1, 0, 2])
+    loss = NITCLoss(0.1, soft_labels=0.5, rising_steps=4)
+
+    def expected(share: float) -> float:
+        return nitc_loss(images, texts, temperature=0.1, person_ids=ids, soft_labels=share).item()
+
+    found = [loss(images, texts, ids).item() for _ in range(6)]
+    assert found == pytest.approx([expected(share) for share in (0, 0.125, 0.25, 0.375, 0.5, 0.5)])
+    resumed = NITCLoss(0.1, soft_labels=0.5, rising_steps=4)
+    resumed(images, texts, ids)
+    again = NITCLoss(0.1, soft_labels=0.5, rising_steps=4)
+    again.load_state_dict(resumed.state_dict())
+    assert again(images, texts, ids).item() == pytest.approx(expected(0.125))
+    assert again.eval()(images, texts, ids).item() == pytest.approx(expected(0.5))
+    assert again.steps.item() == 2
+
+
+@pytest.mark.parametrize("features", ["zero", "huge", "one person", "half"])
+def test_nitc_loss_degenerate_batch_is_finite_with_finite_gradients(features: str) -> None:
+    dtype = torch.bfloat16 if features == "half" else torch.float32
+    scale = {"zero": 0.0, "huge": 1e30}.get(features, 1.0)
+    images = (torch.randn(3, 4, dtype=dtype) * scale).requires_grad_()
+    loss = NITCLoss(0.01)(images, torch.randn(3, 4, dtype=dtype) * scale, torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(images.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"soft_labels": 1.5}, "soft_labels is 1.5, expected a share from 0 to 1"),
+        ({"rising_steps": -1}, "rising_steps is -1, expected a number of steps of at least 0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_nitc_loss_wrong_setting_is_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NITCLoss(**settings)

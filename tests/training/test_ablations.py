@@ -104,7 +104,7 @@ def test_joint_one_stage_trains_prompts_and_encoders_at_their_own_rates(clip: to
         ({"num_identities": 1}, "at least 2"),
         ({"warmup_share": 1.0}, "warmup_share"),
         ({"identity_weight": -1.0}, "identity_weight"),
-        ({"matching": "triplet"}, 'expected "contrastive" or "sdm"'),
+        ({"matching": "triplet"}, "expected one of contrastive, sdm, nitc"),
     ],
 )
 def test_recipe_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:

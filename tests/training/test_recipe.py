@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from promptreid.losses.contrastive import SDMLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.training.recipe import Recipe, TwoStageSchedule
@@ -83,6 +84,7 @@ def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: Prom
         ({"temperature": 0.0}, "temperature"),
         ({"identity_weight": -1.0}, "identity_weight is -1.0"),
         ({"warmup_share": 1.0}, "warmup_share"),
+        ({"algorithm": "lion"}, "algorithm of stage 'domain_adaptation' is 'lion'"),
     ],
 )
 def test_two_stage_schedule_wrong_setting_is_refused(
@@ -97,3 +99,17 @@ def test_two_stage_schedule_bare_towers_cannot_have_stage_one(clip: torch.nn.Mod
     with pytest.raises(ValueError, match="nothing to train"):
         TwoStageSchedule(model, num_identities=3)
     assert len(TwoStageSchedule(model, num_identities=3, stage_one_epochs=0)) == 1
+
+
+def test_recipe_optimizer_and_clipping_reach_every_stage(model: PromptedCLIP) -> None:
+    recipe = Recipe(num_identities=3, algorithm="adam", betas=(0.9, 0.98), epsilon=1e-3, max_norm=None)
+    for stage in TwoStageSchedule(model, recipe):
+        assert (stage.algorithm, stage.betas, stage.epsilon, stage.max_norm) == ("adam", (0.9, 0.98), 1e-3, None)
+    own = recipe.stage("own", model, epochs=2, trains=["prompts"], losses={"sdm": SDMLoss()}, max_norm=2.0)
+    assert (own.max_norm, own.algorithm) == (2.0, "adam")
+
+
+def test_recipe_matching_nitc_has_soft_labels_and_takes_the_temperature(model: PromptedCLIP) -> None:
+    recipe = Recipe(num_identities=3, matching="nitc", temperature=0.07, learnable_temperature=True)
+    loss = TwoStageSchedule(model, recipe)[0].loss_modules["nitc"]
+    assert (loss.temperature.value, loss.soft_labels, len(list(loss.parameters()))) == (0.07, 0.5, 1)

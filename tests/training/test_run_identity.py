@@ -13,15 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.model import CLIP
 from safetensors.torch import load_file
 
 from promptreid.data.samplers import IdentitySampler
 from promptreid.errors import CheckpointError
+from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
 from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import describe, differences
 from promptreid.training.stage import Stage
+from promptreid.training.trainer import Trainer
 
 
 class Margin(torch.nn.Module):
@@ -285,3 +289,42 @@ def test_trainer_mutated_checkpoints_are_refused_in_our_words(
     file.write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
         make(stages=stages)
+
+
+def test_adapters_resume_bit_for_bit_and_other_settings_of_them_are_refused(
+    model_cfg: dict[str, Any], pairs: Any, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+
+    def trainer(folder: str, *, stop_at: int | None = None, **settings: Any) -> Trainer:
+        torch.manual_seed(0)
+        model = PromptedCLIP(CLIP(**model_cfg), PromptConfig(text_length=2, vision_length=2))
+        config = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.1, "target_modules": ["attn", "c_fc"], **settings}
+        peft.get_peft_model(model.clip, peft.LoraConfig(**config))
+        losses = {"contrastive": ContrastiveLoss()}
+        stage = Stage("lora", model, trains=lambda name, _: "lora_" in name, losses=losses, epochs=2, learning_rate=0.1)
+
+        def interrupt(entry: dict[str, Any], _: Any) -> None:
+            if entry["epoch"] == stop_at:
+                raise RuntimeError("interrupted")
+
+        options: dict[str, Any] = {"trackers": (), "progress": False, "device": "cpu", "on_epoch_end": interrupt}
+        return Trainer(model, [stage], train_data=pairs, batch_size=4, output_dir=tmp_path / folder, **options)
+
+    whole = trainer("whole")
+    whole.fit()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer("stopped", stop_at=2).fit()
+    resumed = trainer("stopped")
+    assert resumed.last_checkpoint is not None
+    resumed.fit()
+    after, expected = resumed.model.state_dict(), whole.model.state_dict()
+    assert any("lora_B" in name and value.any() for name, value in expected.items())
+    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    for settings, message in (
+        ({"lora_alpha": 8}, r"adapters\.0\.scaling\.default was 2\.0, is 4\.0"),
+        ({"lora_dropout": 0.2}, r"dropout\.\S*lora_dropout\S* was 0\.1, is 0\.2"),
+        ({"target_modules": ["c_fc"]}, r"stages\.0\.trains"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            trainer("stopped", **settings)

@@ -138,6 +138,9 @@ def test_stage_optimizer_is_the_algorithm_asked_for(model: PromptedCLIP) -> None
     assert optimizer.defaults["betas"] == (0.5, 0.9)
     assert optimizer.defaults["eps"] == 1e-3
     assert type(make_stage(model).optimizer()) is torch.optim.AdamW
+    plain = make_stage(model, algorithm="sgd", betas=(0.8, 0.9), learning_rate=0.1, weight_decay=0.2).optimizer()
+    assert type(plain) is torch.optim.SGD
+    assert [(group["momentum"], group["lr"], group["nesterov"]) for group in plain.param_groups] == [(0.8, 0.1, False)]
 
 
 @pytest.mark.parametrize("trains", ["prompts", "encoders", "norms"])
@@ -185,7 +188,10 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
     ("settings", "message"),
     [
         ({"trains": []}, "nothing to train"),
-        ({"trains": ["prompt"]}, r"trains \['prompt'\], expected some of"),
+        ({"trains": ["prompt"]}, r"stage 'test' trains \['prompt'\], expected some of .* or names"),
+        ({"trains": "prompts"}, r"trains \['prompts'\], expected some of .* in a list"),
+        ({"trains": lambda name, _: "lora_" in name}, "chooses none of the model's .* vision.prompts.tokens"),
+        ({"trains": ["clip.logit_scale"]}, "trains clip.logit_scale, but no feature is computed from there"),
         ({"losses": {}}, "expected at least one"),
         ({"losses": {"total": ContrastiveLoss()}}, "none called total"),
         ({"weights": {"contrastve": 1.0}}, "weights for"),
@@ -197,7 +203,7 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
         ({"warmup_epochs": 1}, "less than its 1 epochs"),
         ({"warmup_epochs": -1}, "warmup_epochs of stage 'test' is -1, expected a number of at least 0"),
         ({"epochs": 1.5}, "epochs of stage 'test' is 1.5"),
-        ({"algorithm": "sgd"}, "algorithm of stage 'test' is 'sgd'"),
+        ({"algorithm": "lion"}, "algorithm of stage 'test' is 'lion', expected one of adamw, adam, sgd"),
         ({"layer_decay": 1.5}, "layer_decay of at most 1"),
         ({"layer_decay": 0.0}, "layer_decay of stage 'test' is 0.0, expected a number above 0"),
         ({"betas": (0.9, 1.0)}, "betas below 1"),
@@ -221,3 +227,45 @@ def test_stage_training_the_head_alone_is_allowed(model: PromptedCLIP) -> None:
     stage.prepare()
     assert len(stage.parameters()) == 2
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+NAMED = ("clip.visual.conv1.weight", "clip.ln_final.bias", "text.prompts.tokens")
+
+
+@pytest.mark.parametrize("trains", [NAMED, lambda name, _: name in NAMED, ["text_prompts", *NAMED[:2]]])
+def test_stage_training_named_parameters_changes_those_alone(
+    model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor, trains: Any
+) -> None:
+    stage = make_stage(model, trains=trains, learning_rate=1e-2)
+    before = copy.deepcopy(model.state_dict())
+    train(stage, images, tokens, person_ids, steps=2)
+    assert changed(before, model.state_dict()) == set(NAMED)
+    assert stage.trains_encoders
+    assert set(stage.settings()["trains"]) == {*(trains if isinstance(trains, (list, tuple)) else NAMED)}
+    assert all(parameter.grad is None for name, parameter in model.named_parameters() if name not in NAMED)
+
+
+def test_stage_function_is_given_parameters_and_leaves_out_what_no_feature_needs(model: PromptedCLIP) -> None:
+    stage = make_stage(model, trains=lambda name, parameter: name.startswith("clip.") and parameter.ndim <= 1)
+    assert "clip.logit_scale" not in stage.trains
+    assert "clip.ln_final.weight" in stage.trains
+    assert not make_stage(model, trains=lambda name, _: name == "vision.prompts.tokens").trains_encoders
+
+
+def test_stage_making_one_of_named_parameters_leaves_the_model_as_it_was(model: PromptedCLIP) -> None:
+    model.requires_grad_(False).train()
+    model.clip.visual.eval()
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    make_stage(model, trains=["clip.visual.conv1.weight"])
+    assert [module.training for module in model.modules()] == modes
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not changed(before, model.state_dict())
+
+
+def test_stage_named_parameters_put_their_own_module_alone_into_train_mode(model: PromptedCLIP) -> None:
+    dropout = model.clip.visual.patch_dropout = torch.nn.Dropout(0.5)
+    make_stage(model, trains=["clip.visual.class_embedding", "clip.visual.ln_pre.weight"]).prepare()
+    assert model.clip.visual.ln_pre.training
+    assert not dropout.training
+    assert not model.clip.visual.transformer.training

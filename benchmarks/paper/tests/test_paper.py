@@ -49,6 +49,9 @@ def test_a_dry_run_in_each_layout_writes_the_main_table(reproduce, tmp_path, lay
     assert "| with position embedding | not run |" in tables
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
     assert len(before) == 3
+    solvers = {path.name: json.loads(path.read_text())["settings"]["own"] for path in before}
+    assert solvers.pop("direct-seed0.json") == paper_rows.IRRA_SOLVER
+    assert not any(solvers.values())
     reproduce(*arguments)  # nothing is done twice
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()} == before
 
@@ -109,6 +112,19 @@ def test_every_table_has_published_figures_as_the_docs_have_them():
 def test_rows_of_the_tables_are_those_of_the_ablations_page():
     assert set(paper_rows.rows_of(["main", "ablations"])) == set(paper_rows.ROWS)
     assert paper_rows.rows_of(["main"]) == ["zero_shot", "direct", "pd"]
+
+
+def test_the_direct_row_alone_is_trained_with_irras_optimiser_settings():
+    from promptreid.training.recipe import Recipe
+
+    tiny = paper_rows.Setting(model="promptreid-tiny", pretrained=None, image_size=(96, 48))
+    for row in ("direct", "pd", "joint"):
+        stages = paper_rows.make_stages(
+            row, paper_rows.make_model(row, 0, tiny, device="cpu"), Recipe(num_identities=2)
+        )
+        found = {(each.algorithm, each.epsilon, each.max_norm) for each in stages}
+        assert found == {("adam", 1e-3, None) if row == "direct" else ("adamw", 1e-8, 1.0)}, row
+        assert stages[-1].weight_decay == (4e-5 if row == "direct" else 0.01)
 
 
 def test_cost_by_hand(tmp_path):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from promptreid.defaults import IMAGE_SIZE
 from promptreid.errors import HubError
@@ -70,7 +70,7 @@ def whole(lowest: int, highest: int | None = None, *, why: str = "") -> Callable
     return read
 
 
-def above_zero(text: str) -> float:
+def positive(text: str) -> float:
     """The type of an argument that is a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
@@ -78,7 +78,12 @@ def above_zero(text: str) -> float:
     return value
 
 
-above_zero.__name__ = "number"
+def positive_or_none(text: str) -> float | Literal["none"]:
+    """The type of an argument that is a finite number above 0, or `none`."""
+    return "none" if text == "none" else positive(text)
+
+
+positive.__name__ = positive_or_none.__name__ = "number"  # argparse puts it into what it says of other text
 
 
 def some_path(text: str) -> Path:

@@ -2,19 +2,21 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from promptreid.cli.options import (
     LARGEST_SEED,
     LARGEST_SIDE,
-    above_zero,
     add_device_argument,
     add_layout_argument,
     check_device,
     check_names,
     folder_to_read,
     folder_to_write,
+    positive,
+    positive_or_none,
     whole,
 )
 from promptreid.cli.output import Output
@@ -33,6 +35,7 @@ DESCRIPTION = """Train prompts with frozen encoders, then the encoders with froz
 after; save the model in OUTPUT/model, and figures of what changed beside it. A killed run resumes when the same
 command is run again. The validation split chooses the epoch, and the test split never does. Needs the extras train
 and viz."""
+ALGORITHMS = ("adamw", "adam", "sgd")  # those of Stage, which would import torch
 NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 
 
@@ -69,13 +72,26 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     of_stages = "of the stages; default the model's preset"
     parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
-    parser.add_argument("--learning-rates", type=above_zero, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
+    parser.add_argument("--learning-rates", type=positive, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
+    _add_optimizer_arguments(parser)
     parser.add_argument(
         "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
     )
     parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_device_argument(parser)
+
+
+def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    both = "of both stages; default the model's preset"
+    parser.add_argument("--algorithm", choices=ALGORITHMS, help=f"optimiser {both}")
+    parser.add_argument("--epsilon", type=positive, help=f"added to the optimiser's denominator, {both}")
+    parser.add_argument(
+        "--max-norm",
+        type=positive_or_none,
+        metavar="LENGTH",
+        help=f'longest the gradient may be, "none" for no clipping, {both}',
+    )
 
 
 class TrainingArguments(TypedDict):
@@ -87,6 +103,9 @@ class TrainingArguments(TypedDict):
     prompt_length: int
     epochs: Sequence[int] | None
     learning_rates: Sequence[float] | None
+    algorithm: str | None
+    epsilon: float | None
+    max_norm: float | Literal["none"] | None
     batch_size: int
     seed: int
     num_workers: int
@@ -97,8 +116,8 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     """Check the arguments and fill in the preset of the model where nothing was given.
 
     Returns:
-        The arguments, with `pretrained` a tag, a file or, for random weights, None; and the recipe with these epochs
-        and learning rates.
+        The arguments, with `pretrained` a tag, a file or, for random weights, None; and the recipe with these epochs,
+        learning rates and optimiser.
 
     Raises:
         ValueError: One is out of range, or the device cannot be used.
@@ -107,6 +126,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
 
     preset = preset_for(given["model"])
     recipe = preset.recipe.with_stages(epochs=given["epochs"], learning_rates=given["learning_rates"])
+    recipe = _with_optimizer(recipe, given)
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
         raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
     if recipe.stage_one_epochs and not given["prompt_length"]:
@@ -123,6 +143,13 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     complete["epochs"] = (recipe.stage_one_epochs, recipe.stage_two_epochs)
     complete["learning_rates"] = (recipe.stage_one_learning_rate, recipe.stage_two_learning_rate)
     return complete, recipe
+
+
+def _with_optimizer(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
+    """The recipe with what was given of the optimiser."""
+    options = {name: given[name] for name in ("algorithm", "epsilon", "max_norm")}
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return replace(recipe, **{name: None if value == "none" else value for name, value in changes.items()})
 
 
 def run(

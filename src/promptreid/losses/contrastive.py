@@ -1,4 +1,4 @@
-"""Losses that pull matching images and captions together: contrastive, and SDM as an alternative."""
+"""Losses that pull matching images and captions together: contrastive, and SDM and N-ITC as alternatives."""
 
 import math
 from typing import get_args
@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from promptreid.losses.functional import SamePerson, Similarity, contrastive_loss, sdm_loss
+from promptreid.losses.functional import SamePerson, Similarity, contrastive_loss, nitc_loss, sdm_loss
 
 _HIGHEST_SCALE = 100.0
 
@@ -176,3 +176,77 @@ class SDMLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in `print(loss)`."""
         return f"epsilon={self.epsilon}"
+
+
+class NITCLoss(nn.Module):
+    """Contrastive loss with soft labels, all pairs of a person positive; see `functional.nitc_loss` for the formula.
+
+    Args:
+        temperature: Divides the cosines; where learning starts, as in TBPS-CLIP.
+        learnable_temperature: Let the temperature train.
+        soft_labels: Share of the model's own softmax in the target, in [0, 1].
+        rising_steps: Steps of training in which that share rises from 0; TBPS-CLIP's are those of its first epoch.
+
+    Shape:
+        - image_features, text_features: (B, E), not normalised
+        - person_ids: (B,) integer; without them only the own pair is a positive
+        - returns: ()
+
+    Raises:
+        ValueError: The temperature is out of range, `soft_labels` is not in [0, 1], `rising_steps` is below 0, or
+            shapes differ.
+
+    Example:
+        >>> import torch
+        >>> loss = NITCLoss(temperature=1.0)
+        >>> round(loss(torch.eye(2), torch.eye(2)).item(), 4)
+        0.4477
+
+    Source:
+        Cao et al. 2024, TBPS-CLIP, arXiv 2308.10045.
+    """
+
+    smallest_batch = 2
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        learnable_temperature: bool = True,
+        soft_labels: float = 0.5,
+        rising_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= soft_labels <= 1:
+            raise ValueError(f"soft_labels is {soft_labels}, expected a share from 0 to 1, such as 0.5")
+        if rising_steps < 0:
+            raise ValueError(f"rising_steps is {rising_steps}, expected a number of steps of at least 0")
+        self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
+        self.soft_labels = soft_labels
+        self.rising_steps = rising_steps
+        # A buffer, so that a run that is resumed goes on where it was.
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor | None = None) -> Tensor:
+        """Loss of a batch of pairs; in train mode the call counts as a step."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return nitc_loss(
+                image_features,
+                text_features,
+                temperature=self.temperature(),
+                person_ids=person_ids,
+                soft_labels=self._share(),
+            )
+
+    def _share(self) -> Tensor | float:
+        if not (self.training and self.rising_steps):
+            return self.soft_labels
+        share = self.soft_labels * (self.steps / self.rising_steps).clamp(max=1.0)
+        with torch.no_grad():
+            self.steps += 1
+        return share
+
+    def extra_repr(self) -> str:
+        """Show the settings in `print(loss)`."""
+        return f"soft_labels={self.soft_labels}, rising_steps={self.rising_steps}"

@@ -172,15 +172,70 @@ def sdm_loss(
     """
     check_pairs(image_features, text_features, person_ids)
     logits = similarities(image_features, text_features) / temperature
-    same = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    if person_ids is not None:
-        same = person_ids[:, None] == person_ids[None, :]
-    log_target = (same / same.sum(dim=1, keepdim=True).to(logits.dtype) + epsilon).log()
+    log_target = (_shared_target(logits, person_ids) + epsilon).log()
     total = logits.new_zeros(())
     for scores in (logits, logits.T):
         log_share = F.log_softmax(scores, dim=1)
         total = total + (log_share.exp() * (log_share - log_target)).sum(dim=1).mean()
     return total
+
+
+def nitc_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    temperature: Tensor | float,
+    person_ids: Tensor | None = None,
+    soft_labels: Tensor | float = 0.5,
+) -> Tensor:
+    r"""Symmetric InfoNCE whose target is in part what the model itself believes.
+
+    .. math:: L = -\frac{1}{2B} \sum_i \Big[ \sum_j (\alpha \bar p_{ij} + (1 - \alpha) q_{ij}) \log p_{ij}
+              + \sum_j (\alpha \bar p'_{ij} + (1 - \alpha) q_{ij}) \log p'_{ij} \Big]
+
+    with p the softmax of cosines over τ from image i to all captions, p' that from caption i to all images, a bar
+    for what passes no gradient, and q shared equally by all pairs of the same person.
+
+    Args:
+        image_features: Not normalised.
+        text_features: Not normalised; row i describes image i.
+        temperature: Divides the cosines.
+        person_ids: Whose pairs they are; without them only the own pair is a positive.
+        soft_labels: α, the share of the model's own softmax in the target, in [0, 1].
+
+    Shape:
+        - image_features, text_features: (B, E) floating point
+        - person_ids: (B,) integer
+        - returns: () of the features' precision, at least float32
+
+    Raises:
+        ValueError: Shapes differ.
+
+    Example:
+        >>> import torch
+        >>> # p = (0.731, 0.269), the target (0.866, 0.134): -(0.866 log 0.731 + 0.134 log 0.269)
+        >>> round(nitc_loss(torch.eye(2), torch.eye(2), temperature=1.0).item(), 4)
+        0.4477
+
+    Source:
+        Cao et al. 2024, TBPS-CLIP, arXiv 2308.10045, section on the normalised image-text contrastive loss; soft
+        labels by the model itself after Li et al. 2021, ALBEF, arXiv 2107.07651.
+    """
+    check_pairs(image_features, text_features, person_ids)
+    logits = similarities(image_features, text_features) / temperature
+    target = _shared_target(logits, person_ids)
+    total = logits.new_zeros(())
+    for scores in (logits, logits.T):
+        total = total + F.cross_entropy(scores, torch.lerp(target, scores.detach().softmax(dim=1), soft_labels))
+    return total / 2
+
+
+def _shared_target(logits: Tensor, person_ids: Tensor | None) -> Tensor:
+    """One for the own pair, shared equally by all pairs of the same person where that is known: (B, B)."""
+    same = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if person_ids is not None:
+        same = person_ids[:, None] == person_ids[None, :]
+    return same / same.sum(dim=1, keepdim=True).to(logits.dtype)
 
 
 def project_on_partner(features: Tensor, partners: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
 from promptreid.prompts.config import PromptConfig
+from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import feature_size_of, image_preprocessing_of, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, fingerprint
 from promptreid.towers.loading import ClipSource, digests_of, source_of
@@ -105,7 +106,9 @@ class PromptedCLIP(nn.Module):
         self._factories: Factories = {"vision": vision_prompts, "text": text_prompts}
         self._wrap(clip, config, initialize=initialize)
         self.clip = clip
-        self.base_fingerprint: tuple[float, ...] = fingerprint(clip) if base_fingerprint is None else base_fingerprint
+        self.base_fingerprint: tuple[float, ...] = (
+            fingerprint(merge_adapters(clip)) if base_fingerprint is None else base_fingerprint
+        )
         self.commit: str | None = None
         self.base_digests: WeightDigests | None = digests_of(clip, self.source)
         self._prompts_in_use = FIRST_SET

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
+from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
 from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, weight_names
@@ -33,6 +34,8 @@ def save_prompts(
     open_clip's own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an
     older one leaves the older or the newer one; other files in the folder are not touched.
 
+    Layers of PEFT, such as LoRA's, are merged into the weights that are written; the model keeps them.
+
     Args:
         model: What to save.
         directory: The folder; made if it is not there.
@@ -48,7 +51,7 @@ def save_prompts(
         OSError: The disk is full, or the folder cannot be written.
         TypeError: `model` is not a `PromptedCLIP`.
         ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
-            `encoders` is unknown.
+            `encoders` is unknown; or PEFT's layers cannot be merged, or others were added.
 
     Example:
         >>> import tempfile
@@ -66,14 +69,15 @@ def save_prompts(
         raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
     if (directory / MANIFEST).exists() and not overwrite:
         raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
-    changed = _has_changed(model, source)
+    clip = _plain_clip(model, source)
+    changed = _has_changed(model, clip, source)
     tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
-    manifest = _describe(model, source, tensors, changed=changed)
+    manifest = _describe(model, clip, source, tensors, changed=changed)
     weights: dict[str, Tensor] | None = None
     config: dict[str, Any] | None = None
     if changed or encoders == "always":
-        weights = model.clip.state_dict()
-        config = {"model_cfg": model_config(model.clip), "preprocess_cfg": preprocess_config(model.clip)}
+        weights = clip.state_dict()
+        config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
     if not is_finite({**tensors, **(weights or {})}):
         raise ValueError("the model holds NaN or infinity; training diverged, so nothing was saved")
     write_prompt_files(directory, manifest, tensors, encoders=weights, open_clip_config=config)
@@ -90,17 +94,23 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
             "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
             "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
         )
-    gained = sorted(model.clip.state_dict().keys() - weight_names(model.clip, model.source))
-    if gained:
-        raise ValueError(
-            f"the open_clip model has gained {', '.join(gained[:5])}{' …' if len(gained) > 5 else ''} since it was "
-            "made, and open_clip could not load what would be saved. Take them out first; PEFT's layers become weights "
-            "of the model by its merge_and_unload()"
-        )
     return model.source
 
 
-def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
+def _plain_clip(model: "PromptedCLIP", source: ClipSource) -> nn.Module:
+    """The open_clip model as open_clip would make it, PEFT's layers merged; refuses what else was added."""
+    clip = merge_adapters(model.clip)
+    gained = sorted(clip.state_dict().keys() - weight_names(clip, source))
+    if gained:
+        raise ValueError(
+            f"the open_clip model has gained {', '.join(gained[:5])}{' …' if len(gained) > 5 else ''} since it was "
+            "made, and open_clip could not load what would be saved. Take them out first; layers of PEFT are merged "
+            "by themselves where they were put in by get_peft_model(model.clip, config)"
+        )
+    return clip
+
+
+def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> bool:
     """Whether the encoders differ from those that anybody can make from the source."""
     if model.base_digests is None:
         return True
@@ -109,13 +119,13 @@ def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
         return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
 
     try:
-        return weights_changed(model.base_digests, model.clip, remake)
+        return weights_changed(model.base_digests, clip, remake)
     except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
         return True
 
 
 def _describe(
-    model: "PromptedCLIP", source: ClipSource, tensors: Mapping[str, Tensor], *, changed: bool
+    model: "PromptedCLIP", clip: nn.Module, source: ClipSource, tensors: Mapping[str, Tensor], *, changed: bool
 ) -> PromptManifest:
     # Where the encoders changed, the few bytes of the whole fingerprint do not matter.
     base = model.base_fingerprint if changed else without_tensors(model.base_fingerprint)
@@ -123,11 +133,11 @@ def _describe(
         model_name=source.name,
         pretrained=source.pretrained,
         image_size=model.image_size,
-        quick_gelu=uses_quick_gelu(model.clip),
+        quick_gelu=uses_quick_gelu(clip),
         prompts=model.config,
         shapes={name: tuple(value.shape) for name, value in tensors.items()},
         base_fingerprint=base,
-        encoders_fingerprint=fingerprint(model.clip)[: len(base)] if changed else base,
+        encoders_fingerprint=fingerprint(clip)[: len(base)] if changed else base,
         sha256={},
         library_version=__version__,
         kinds=model.prompt_kinds,

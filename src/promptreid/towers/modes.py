@@ -105,7 +105,9 @@ def runs_slow_when_frozen(tower: TokenTower) -> bool:
 
 def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
     """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
-    modules: list[Any] = [tower.container, *(block.attn for block in tower.blocks)]
+    attentions: list[Any] = [block.attn for block in tower.blocks]
+    # PEFT's layers only show the layout of the attention that they stand in for.
+    modules: list[Any] = [tower.container, *(getattr(each, "base_layer", each) for each in attentions)]
     for module in modules:
         module.batch_first = not enable
 

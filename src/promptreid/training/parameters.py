@@ -1,13 +1,14 @@
 """The parts of a model that a stage trains, and how deep in their tower parameters are."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from promptreid.model.encoder import PromptCarrier
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.adapters import adapter_around, adapter_layers, train_adapter
 from promptreid.towers.features import parameters_without_features
 from promptreid.towers.modes import evaluating
 from promptreid.towers.probing import probe_images, probe_tokens
@@ -83,6 +84,97 @@ def _parameters_behind(values: Tensor) -> list[nn.Parameter]:
 
 Part = Literal["prompts", "image_prompts", "text_prompts", "encoders", "norms", "projections"]
 
+# Parts and names that `model.named_parameters()` gives, or a function that says of each parameter whether it trains.
+Trains: TypeAlias = Sequence[str] | Callable[[str, nn.Parameter], bool]
+
+
+def trained_names(model: PromptedCLIP, trains: Trains) -> tuple[str, ...]:
+    """Parts and names of parameters that `trains` stands for; those that a function chooses are listed by name.
+
+    Parameters that no feature is computed from, such as the logit scale, are left out of what a function chooses.
+
+    Raises:
+        ValueError: An entry is neither a part nor a parameter's name, a function chooses nothing, or adapters and the
+            encoders around them would train together.
+    """
+    parameters = dict(model.named_parameters())
+    if callable(trains):
+        unused = set(parameters_without_features(model.clip))
+        chosen = tuple(name for name, each in parameters.items() if each not in unused and trains(name, each))
+        if not chosen:
+            raise ValueError(
+                f"trains chooses none of the model's {len(parameters)} parameters, whose names are like "
+                f"{next(iter(parameters))}; model.named_parameters() lists them"
+            )
+        return chosen
+    unknown = [trains] if isinstance(trains, str) else sorted(set(trains) - {*get_args(Part), *parameters})
+    if unknown:
+        raise ValueError(
+            f"trains {unknown}, expected some of {list(get_args(Part))} in a list, or names that "
+            f"model.named_parameters() gives, such as {next(iter(parameters))}"
+        )
+    if "encoders" in trains and (layers := adapter_layers(model.clip)):
+        raise ValueError(
+            f"trains the encoders, but PEFT's layers stand in them, such as clip.{next(iter(layers))}, and change the "
+            'weights in every pass. Train the adapters alone, for LoRA by trains=lambda name, _: "lora_" in name, or '
+            "take them out first by the PEFT model's merge_and_unload()"
+        )
+    return tuple(trains)
+
+
+def trained_parameters(model: PromptedCLIP, names: Iterable[str]) -> list[nn.Parameter]:
+    """The parameters of parts and those that are named, each once.
+
+    Raises:
+        ValueError: No feature is computed from a parameter that is named.
+    """
+    names = tuple(names)
+    wanted = set(names) - {*get_args(Part)}
+    named = {name: each for name, each in model.named_parameters() if name in wanted}
+    _check_reached(model, named)
+    parts = (part_parameters(model, name) if name in get_args(Part) else [named[name]] for name in names)  # pyright: ignore[reportArgumentType]
+    return list(dict.fromkeys(parameter for part in parts for parameter in part))
+
+
+def set_modes(model: PromptedCLIP, names: Iterable[str]) -> None:
+    """Put the modules of parts and of named parameters into train mode, dropout of PEFT's layers included."""
+    for name in names:
+        if name in get_args(Part):
+            for module in part_modules(model, name):  # pyright: ignore[reportArgumentType]
+                module.train()
+            continue
+        # Its own mode alone: what lies inside may be frozen.
+        model.get_submodule(name.rpartition(".")[0]).training = True
+        if (layer := adapter_around(model, name)) is not None:
+            train_adapter(layer)
+
+
+def _check_reached(model: PromptedCLIP, named: dict[str, nn.Parameter]) -> None:
+    """Refuse parameters that would never get a gradient, such as those of adapters in layers that are not called.
+
+    `nn.MultiheadAttention` takes the weight of its `out_proj` and never calls it, and PEFT in that layer alone would
+    silently learn nothing.
+    """
+    if not named:
+        return
+    frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad(), evaluating(model):
+            features = model.encode_image(probe_images(model.clip)[:1])
+            reached = set(_parameters_behind(features))
+            reached |= set(_parameters_behind(model.encode_text(probe_tokens(model.text.tower)[:1])))
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if missed := [name for name, parameter in named.items() if parameter not in reached]:
+        more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
+        raise ValueError(
+            f"trains {', '.join(missed[:3])}{more}, but no feature is computed from there, so it would learn nothing. "
+            "Leave it out; of adapters, target another layer, such as attn instead of the out_proj in it"
+        )
+
 
 def part_parameters(model: PromptedCLIP, part: Part) -> list[nn.Parameter]:
     """The parameters of a part, each once.
@@ -112,11 +204,6 @@ def part_modules(model: PromptedCLIP, part: Part) -> list[nn.Module]:
         return list(_norms(model.clip))
     prompts = {"image_prompts": model.vision.prompts, "text_prompts": model.text.prompts}
     return [module for name, module in prompts.items() if part in ("prompts", name)]
-
-
-def parts_parameters(model: PromptedCLIP, parts: Iterable[Part]) -> list[nn.Parameter]:
-    """The parameters of several parts, each once."""
-    return list(dict.fromkeys(parameter for part in parts for parameter in part_parameters(model, part)))
 
 
 def _norms(module: nn.Module) -> Iterator[nn.Module]:

@@ -7,14 +7,14 @@ from typing import Any, Literal, get_args, overload
 
 from torch import nn
 
-from promptreid.losses.contrastive import ContrastiveLoss, SDMLoss
+from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss
 from promptreid.losses.cross_modal_id import Classifier, CrossModalIDLoss
 from promptreid.losses.functional import SamePerson, Similarity
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.parameters import Part
-from promptreid.training.stage import Stage
+from promptreid.training.parameters import Trains
+from promptreid.training.stage import Algorithm, Stage
 
-Matching = Literal["contrastive", "sdm"]
+Matching = Literal["contrastive", "sdm", "nitc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Recipe:
         stage_two_epochs: Passes of task adaptation; 0 leaves stage 2 out, which is prompt tuning alone.
         stage_one_learning_rate: Peak rate of the prompts.
         stage_two_learning_rate: Peak rate of the encoders.
-        matching: What pulls pairs together: `"contrastive"`, or `"sdm"` as an alternative.
+        matching: What pulls pairs together: `"contrastive"`, or `"sdm"` or `"nitc"` as an alternative.
         temperature: Temperature of the matching loss.
         learnable_temperature: Let it train.
         same_person: How the contrastive loss treats other pairs of the same person in a batch.
@@ -38,10 +38,13 @@ class Recipe:
         label_smoothing: Label smoothing of the identity loss.
         classifier: Classifier of the identity loss.
         cross_modal_projection: Whether the identity loss classifies projections.
-        weight_decay: AdamW's, in stage 2.
+        weight_decay: The optimiser's, in stage 2.
         layer_decay: Layer decay of the rate in stage 2.
         warmup_share: Share of each stage's epochs in which the rate rises.
         max_norm: Longest the gradient may be; None for no clipping.
+        algorithm: The optimiser of both stages: `"adamw"`, `"adam"` or `"sgd"`, as of `Stage`.
+        betas: Its two decay rates.
+        epsilon: Added to its denominator.
 
     Raises:
         ValueError: A setting is out of range.
@@ -75,6 +78,9 @@ class Recipe:
     layer_decay: float = 1.0
     warmup_share: float = 1 / 12
     max_norm: float | None = 1.0
+    algorithm: Algorithm = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         if self.num_identities is not None and self.num_identities < 2:
@@ -84,7 +90,7 @@ class Recipe:
         if not 0 <= self.identity_weight < math.inf:
             raise ValueError(f"identity_weight is {self.identity_weight}, expected a number of at least 0")
         if self.matching not in get_args(Matching):
-            raise ValueError(f'matching is {self.matching!r}, expected "contrastive" or "sdm"')
+            raise ValueError(f"matching is {self.matching!r}, expected one of {', '.join(get_args(Matching))}")
 
     def with_stages(
         self, *, epochs: Sequence[int] | None = None, learning_rates: Sequence[float] | None = None
@@ -104,8 +110,9 @@ class Recipe:
 
     def matching_loss(self) -> nn.Module:
         """A new loss that pulls pairs together."""
-        if self.matching == "sdm":
-            return SDMLoss(self.temperature, learnable_temperature=self.learnable_temperature)
+        if self.matching != "contrastive":
+            loss = {"sdm": SDMLoss, "nitc": NITCLoss}[self.matching]
+            return loss(self.temperature, learnable_temperature=self.learnable_temperature)
         return ContrastiveLoss(
             self.temperature,
             same_person=self.same_person,
@@ -133,22 +140,23 @@ class Recipe:
         )
 
     def stage(self, name: str, model: PromptedCLIP, *, epochs: int, **settings: Any) -> Stage:
-        """A stage of your own with the recipe's warm-up and clipping; `settings` are those of `Stage`."""
-        warmup = self.warmup_share * epochs
-        return Stage(name, model, epochs=epochs, warmup_epochs=warmup, max_norm=self.max_norm, **settings)
+        """A stage of your own with the recipe's warm-up, optimiser and clipping; `settings` are those of `Stage`."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("max_norm", "algorithm", "betas", "epsilon")}
+        own["warmup_epochs"] = self.warmup_share * epochs
+        return Stage(name, model, epochs=epochs, **{**own, **settings})
 
     def domain_adaptation(
         self,
         model: PromptedCLIP,
         *,
-        trains: Sequence[Part] = ("prompts",),
+        trains: Trains = ("prompts",),
         losses: Mapping[str, nn.Module] | None = None,
     ) -> Stage:
         """Stage 1: the matching loss, at the rate of prompts and without weight decay.
 
         Args:
             model: The model to train.
-            trains: Parts of it that train.
+            trains: What of it trains, as for `Stage`.
             losses: Losses beside the stage's own, by name; each has the weight 1.
         """
         return self.stage(
@@ -164,7 +172,7 @@ class Recipe:
         self,
         model: PromptedCLIP,
         *,
-        trains: Sequence[Part] = ("encoders",),
+        trains: Trains = ("encoders",),
         losses: Mapping[str, nn.Module] | None = None,
         name: str = "task_adaptation",
     ) -> Stage:
@@ -172,7 +180,7 @@ class Recipe:
 
         Args:
             model: The model to train.
-            trains: Parts of it that train.
+            trains: What of it trains, as for `Stage`.
             losses: Losses beside the stage's own, by name, each of weight 1; `"identity"` takes the place of a new
                 identity loss, as to continue with a head that exists already.
             name: Name of the stage.

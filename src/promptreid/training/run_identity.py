@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.towers.adapters import adapter_settings
 from promptreid.towers.fingerprint import pack_fingerprint
 
 _DEPTH = 6
@@ -28,7 +29,7 @@ def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[
     """What a run that is resumed must have in common with the one that was stopped.
 
     Args:
-        model: The model; its base, its prompts' setup and its dropout count, not what was learnt.
+        model: The model; its base, its prompts' setup, its dropout and PEFT's layers count, not what was learnt.
         train_data: What its method `identity` returns, if it has one, tells its content from another's.
         **settings: Whatever else makes two runs end differently.
     """
@@ -43,6 +44,7 @@ def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[
         "base_fingerprint": _digest(pack_fingerprint(model.base_fingerprint, exact=True).encode()),
         "prompts": asdict(model.config),
         "dropout": dropout,
+        "adapters": adapter_settings(model.clip),
         **settings,
     }
     return cast(dict[str, Any], describe(identity))

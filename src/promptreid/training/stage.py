@@ -1,18 +1,25 @@
 """One stage of training: what trains, on which losses, at which rates."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.functional import check_labels
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.parameters import LayerDepths, Part, part_modules, part_parameters, parts_parameters
+from promptreid.training.parameters import (
+    LayerDepths,
+    Trains,
+    part_parameters,
+    set_modes,
+    trained_names,
+    trained_parameters,
+)
 from promptreid.training.run_identity import describe
 
 
@@ -40,7 +47,7 @@ def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_deca
     ]
 
 
-Algorithm = Literal["adamw", "adam"]
+Algorithm = Literal["adamw", "adam", "sgd"]
 
 _ABOVE_ZERO = ("learning_rate", "prompt_learning_rate", "layer_decay", "epsilon")
 
@@ -54,7 +61,9 @@ class Stage:
         name: Shown in progress bars and logs.
         model: The model to train.
         trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
-            (or of them `"norms"`, `"projections"`). May be empty where a loss has parameters of its own.
+            (or of them `"norms"`, `"projections"`), and parameters by the names that `model.named_parameters()`
+            gives them. Or a function of name and parameter that says whether it trains: for LoRA
+            `lambda name, _: "lora_" in name`. May be empty where a loss has parameters of its own.
         losses: Modules by name, ours or your own, each called with image features, text features and person ids.
             Their parameters belong to the stage: they train with it, are kept in its checkpoints and are never
             published.
@@ -65,14 +74,18 @@ class Stage:
         weight_decay: Left out for biases, norms and everything else of one dimension.
         new_module_factor: Multiplies the rate for the losses' own parameters, which start from nothing.
         layer_decay: Multiplies the rate once for each block further from the encoders' end; 1 for no decay.
-        algorithm: `"adamw"`, or `"adam"`, whose weight decay is an L2 penalty.
-        betas: The algorithm's two decay rates.
-        epsilon: The algorithm's smallest denominator.
+        algorithm: `"adamw"`; `"adam"`, whose weight decay is an L2 penalty; or `"sgd"`, whose is too.
+        betas: The algorithm's two decay rates; the first is the momentum of SGD, which has no second.
+        epsilon: Added to the algorithm's denominator; SGD has none.
         warmup_epochs: Epochs in which the rate rises linearly from a tenth; then it falls to 0 along a cosine.
         max_norm: Longest the gradient may be; None for no clipping.
 
+    Attributes:
+        trains: Parts and names of the parameters that train; what a function chose, by name.
+
     Raises:
-        ValueError: A setting is out of range, a name is unknown, or nothing would train.
+        ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
+            train, or nothing would train.
 
     Example:
         >>> import torch
@@ -95,7 +108,7 @@ class Stage:
         name: str,
         model: PromptedCLIP,
         *,
-        trains: Sequence[Part],
+        trains: Trains,
         losses: Mapping[str, nn.Module],
         weights: Mapping[str, float] | None = None,
         epochs: int = 1,
@@ -112,7 +125,6 @@ class Stage:
     ) -> None:
         self.name = name
         self.model = model
-        self.trains: tuple[Part, ...] = tuple(trains)
         self.loss_modules: nn.ModuleDict = nn.ModuleDict(dict(losses))
         self.weights: dict[str, float] = dict.fromkeys(losses, 1.0) | dict(weights or {})
         self.epochs = epochs
@@ -128,7 +140,11 @@ class Stage:
         self.max_norm = max_norm
         self._check_names()
         self._check_numbers()
-        self._own = parts_parameters(model, self.trains)
+        try:
+            self.trains: tuple[str, ...] = trained_names(model, trains)
+            self._own = trained_parameters(model, self.trains)
+        except ValueError as error:
+            raise ValueError(f"stage {name!r} {error}") from error
         if not self.parameters():
             raise ValueError(
                 f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
@@ -141,9 +157,7 @@ class Stage:
         So frozen dropout drops nothing and frozen BatchNorm keeps its statistics.
         """
         self.model.requires_grad_(False).eval()
-        for part in self.trains:
-            for module in part_modules(self.model, part):
-                module.train()
+        set_modes(self.model, self.trains)
         self.loss_modules.to(next(self.model.parameters()).device).train()
         for parameter in self.parameters():
             parameter.requires_grad_(True)
@@ -158,6 +172,8 @@ class Stage:
         Call `prepare` first: it moves the losses to the model's device.
         """
         groups = parameter_groups(self._rates(), weight_decay=self.weight_decay)
+        if self.algorithm == "sgd":
+            return SGD(groups, lr=self.learning_rate, momentum=self.betas[0])
         algorithm = {"adamw": AdamW, "adam": Adam}[self.algorithm]
         return algorithm(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
 
@@ -199,7 +215,8 @@ class Stage:
     @property
     def trains_encoders(self) -> bool:
         """Whether anything but prompts trains in the model."""
-        return not all(part.endswith("prompts") for part in self.trains)
+        prompts = set(part_parameters(self.model, "prompts"))
+        return any(parameter not in prompts for parameter in self._own)
 
     @cached_property
     def loss_settings(self) -> dict[str, Any]:
@@ -230,9 +247,6 @@ class Stage:
             yield parameter, self.learning_rate * self.new_module_factor
 
     def _check_names(self) -> None:
-        unknown = set(self.trains) - set(get_args(Part))
-        if unknown:
-            raise ValueError(f"stage {self.name!r} trains {sorted(unknown)}, expected some of {list(get_args(Part))}")
         if not self.loss_modules or "total" in self.loss_modules:
             raise ValueError(
                 f"stage {self.name!r} has the losses {list(self.loss_modules)}, expected at least one, and none "
@@ -244,7 +258,8 @@ class Stage:
                 f"{sorted(self.loss_modules)}; give a weight only for a loss that is there"
             )
         if self.algorithm not in get_args(Algorithm):
-            raise ValueError(f'algorithm of stage {self.name!r} is {self.algorithm!r}, expected "adamw" or "adam"')
+            expected = ", ".join(get_args(Algorithm))
+            raise ValueError(f"algorithm of stage {self.name!r} is {self.algorithm!r}, expected one of {expected}")
 
     def _check_numbers(self) -> None:
         for name, value in ({name: getattr(self, name) for name in _NUMBERS} | self.weights).items():
