@@ -103,7 +103,7 @@ def files_identity(paths: Sequence[str | Path]) -> dict[str, object]:
 
 
 @lru_cache(maxsize=2**18)
-def _content(path: str, size: int, modified_ns: int) -> str:  # noqa: ARG001  the last two say when to read it again
+def _content(path: str, size: int, modified_ns: int) -> str:  # the last two: when to read it again
     with open_file(path) as stream:
         return content_digest(stream).hexdigest()
 
