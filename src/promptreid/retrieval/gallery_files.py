@@ -18,6 +18,7 @@ from torch import Tensor
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
+    is_finite,
     locked,
     make_private_folder,
     write_bytes_atomically,
@@ -261,6 +262,8 @@ class GalleryStore:
         self.header.setdefault("notes", {})
         self._next_id = 1 + int(exact.images.ids.max()) if len(exact.images) else 0
         if index is not None and len(exact.images):
+            if not is_finite({"features": exact.features}):
+                raise CheckpointError("features of the gallery hold NaN or infinity; it is damaged: build it again")
             index.add(exact.images, exact.features)
 
     @property
