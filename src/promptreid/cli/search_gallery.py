@@ -98,6 +98,10 @@ def open_gallery(directory: Path, options: ModelArguments) -> "Gallery":
     from promptreid.retrieval.gallery import Gallery
 
     if options["model"] is None:
+        for option in ("pretrained", "image_size", "revision"):
+            if options[option] is not None:
+                name = f"--{option.replace('_', '-')}"
+                raise ValueError(f"{name} goes with --model; without both, the model that made {directory} is used")
         noted = Gallery.load(directory).notes.get("model")
         if not isinstance(noted, dict):
             raise ValueError(f"{directory} does not say which model made it; give --model")

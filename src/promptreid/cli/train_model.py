@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from promptreid.cli.options import LARGEST_SIDE, add_device_argument, add_layout_argument, check_device, folder_to_write
+from promptreid.cli.options import (
+    BARE,
+    LARGEST_SIDE,
+    add_device_argument,
+    add_layout_argument,
+    add_revision_argument,
+    at_revision,
+    check_device,
+    folder_to_write,
+)
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
 from promptreid.prompts.config import PromptConfig
@@ -38,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `TrainingArguments`, which say which model is trained and how."""
-    parser.add_argument("--model", default=TINY_NAME, help="an open_clip name; default %(default)s")
+    parser.add_argument(
+        "--model", default=TINY_NAME, help="an open_clip name, or hf-hub:USER/NAME; default %(default)s"
+    )
     parser.add_argument("--pretrained", help='its weights: a tag such as openai, or a file; "none" for random weights')
     parser.add_argument(
         "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default the model's preset"
@@ -55,6 +66,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
+    add_revision_argument(parser)
     add_device_argument(parser)
 
 
@@ -70,6 +82,7 @@ class TrainingArguments(TypedDict):
     batch_size: int
     seed: int
     num_workers: int
+    revision: str | None
     device: str | None
 
 
@@ -77,21 +90,23 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     """Check the arguments and fill in the preset of the model where nothing was given.
 
     Returns:
-        The arguments, with `pretrained` a tag, a file or, for random weights, None; and the recipe with these epochs
-        and learning rates.
+        The arguments, with `pretrained` a tag, a file or, for random weights and repositories, None, and the revision
+        in `model`; and the recipe with these epochs and learning rates.
 
     Raises:
         ValueError: One is out of range, or the device cannot be used.
     """
     from promptreid.adaptation import preset_for
 
-    preset = preset_for(given["model"])
+    name = at_revision(given["model"], given["revision"])
+    preset = preset_for(name)
     recipe = preset.recipe.with_stages(epochs=given["epochs"], learning_rates=given["learning_rates"])
     _check_ranges(given, recipe)
     pretrained = given["pretrained"] or preset.pretrained
-    if pretrained is None:
+    if pretrained is None and not name.startswith(BARE):
         raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')
     complete = given.copy()
+    complete["model"], complete["revision"] = name, None
     complete["device"] = check_device(given["device"])
     complete["pretrained"] = None if pretrained == "none" else pretrained
     complete["image_size"] = tuple(given["image_size"] or preset.image_size)
