@@ -10,7 +10,7 @@ from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
-from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, weight_names
+from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
 from promptreid.version import __version__
 
 if TYPE_CHECKING:
@@ -90,14 +90,23 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
             "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "
             "source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
         )
-    gained = sorted(model.clip.state_dict().keys() - weight_names(model.clip, model.source))
-    if gained:
+    gained, lost = unlike_source(model.clip, model.source)
+    if gained and model.source == source_of(model.clip):
         raise ValueError(
-            f"the open_clip model has gained {', '.join(gained[:5])}{' …' if len(gained) > 5 else ''} since it was "
-            "made, and open_clip could not load what would be saved. Take them out first; PEFT's layers become weights "
-            "of the model by its merge_and_unload()"
+            f"the open_clip model has gained {_some(gained)} since it was made, and open_clip could not load what "
+            "would be saved. Take them out first; PEFT's layers become weights of the model by its merge_and_unload()"
+        )
+    if gained or lost:
+        raise ValueError(
+            f"this model is said to be {model.source.name}, but has gained {_some(gained)} and lacks {_some(lost)}, so "
+            "nobody could load what would be saved. Give PromptedCLIP the source that the model is from, or make it "
+            "with promptreid.load_clip, and take out what was put into it, as PEFT's merge_and_unload() does"
         )
     return model.source
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nothing"
 
 
 def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
@@ -108,8 +117,10 @@ def _has_changed(model: "PromptedCLIP", source: ClipSource) -> bool:
     def remake() -> nn.Module:
         return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
 
+    # Who says where a model is from may be wrong: that is compared with what is there.
+    told = source != source_of(model.clip)
     try:
-        return weights_changed(model.base_digests, model.clip, remake)
+        return weights_changed(None if told else model.base_digests, model.clip, remake)
     except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
         return True
 
