@@ -18,7 +18,6 @@ from torch import Tensor
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
-    is_finite,
     locked,
     make_private_folder,
     write_bytes_atomically,
@@ -262,7 +261,7 @@ class GalleryStore:
         self.header.setdefault("notes", {})
         self._next_id = 1 + int(exact.images.ids.max()) if len(exact.images) else 0
         if index is not None and len(exact.images):
-            if not is_finite({"features": exact.features}):
+            if not bool(exact.features.isfinite().all()):
                 raise CheckpointError("features of the gallery hold NaN or infinity; it is damaged: build it again")
             index.add(exact.images, exact.features)
 
