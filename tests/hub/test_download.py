@@ -513,3 +513,92 @@ def test_cache_that_cannot_be_written_is_not_called_the_network(hub, pushed, bas
     ):
         with pytest.raises(HubError, match=r"pass a cache_dir= that you may write to, or set HF_HOME"):
             load()
+
+
+def push_again(hub, base):
+    """Another base in the same repository, as its author may push it."""
+    import hashlib
+
+    from safetensors.torch import save
+
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in base.state_dict().items()}
+    put(hub.repos["bob/base"], "open_clip_model.safetensors", save(other))
+    hub.large.update({hashlib.sha256(c).hexdigest(): c for c in hub.repos["bob/base"].files().values()})
+
+
+def test_bare_base_is_loaded_from_one_commit_which_is_kept(hub, base, tmp_path, monkeypatch):
+    from promptreid import PromptedCLIP, save_prompts
+    from promptreid.towers import loading
+
+    commit = hub.repos["bob/base"].refs["refs/heads/main"]
+    read = loading.read_config
+
+    def overtaken(folder):
+        push_again(hub, base)  # between the configuration and the weights
+        monkeypatch.setattr(loading, "read_config", read)
+        return read(folder)
+
+    monkeypatch.setattr(loading, "read_config", overtaken)
+    model = PromptedCLIP(load_clip("hf-hub:bob/base", image_size=(32, 16)))
+    assert torch.equal(model.clip.text_projection, base.text_projection)
+    assert model.commit == commit
+    assert model.source.name == f"hf-hub:bob/base@{commit}"
+    again = load_prompts(save_prompts(model, tmp_path / "m"), trust_base=True)
+    assert torch.equal(again.clip.text_projection, base.text_projection)
+    assert again.tokenizer(["a man"]).shape == (1, 77)
+    newest = load_clip("hf-hub:bob/base", image_size=(32, 16))
+    assert torch.equal(newest.text_projection, base.text_projection + 1)
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        load_prompts(tmp_path / "m", model=newest)
+
+
+def test_index_of_a_bare_base_keeps_its_commit(hub, base, tmp_path, capsys):
+    from PIL import Image
+
+    from promptreid.cli.main import main
+
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (16, 32), "red").save(tmp_path / "crops" / "red.png")
+    gallery, size = str(tmp_path / "gallery"), ("--image-size", "32", "16")
+    assert main(["index", str(tmp_path / "crops"), "--output", gallery, "--model", "hf-hub:bob/base", *size]) == 0
+    push_again(hub, base)
+    assert main(["search", gallery, "a man"]) == 0
+    capsys.readouterr()
+    for option in ("--revision", "--pretrained"):
+        assert main(["search", gallery, "a man", option, "v1"]) == 2
+        assert f"{option} goes with --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_revision_is_an_option_wherever_a_model_is_named(hub, pushed, base, tmp_path, monkeypatch, command):
+    from promptreid.cli.main import main
+    from promptreid.demo import app
+    from promptreid.synthetic import write_generated
+
+    first = hub.repos["bob/base"].refs["refs/heads/main"]
+    push_again(hub, base)
+    found = []
+    if command == "demo":
+        monkeypatch.setattr(app, "launch", lambda *_, model, **__: found.append(model.commit))
+        main(["demo", "--model", "alice/m", "--revision", pushed.refs["refs/heads/main"]])
+        assert found == [pushed.refs["refs/heads/main"]]
+        return
+    data = write_generated(tmp_path / "d", num_identities=(1, 1, 1), images_per_identity=1, progress=False)
+    monkeypatch.setattr("promptreid.adaptation.adapt", lambda model, *_, **__: found.append(model.commit) or 1 / 0)
+    main(["train", str(data), "--output", str(tmp_path / "r"), "--model", "hf-hub:bob/base", "--revision", first])
+    assert found == [first]
+
+
+def test_configuration_without_an_image_size_is_of_open_clips_default(tiny, tmp_path):
+    import json
+
+    from promptreid import PromptedCLIP, save_prompts
+
+    clip = load_clip("promptreid-tiny", image_size=(224, 224))
+    folder = save_prompts(PromptedCLIP(clip), tmp_path / "m", encoders="always")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    del config["model_cfg"]["vision_cfg"]["image_size"]
+    path.write_text(json.dumps(config))
+    again = load_clip(f"local-dir:{folder}", image_size=(224, 224))
+    assert torch.equal(again.visual.positional_embedding, clip.visual.positional_embedding)

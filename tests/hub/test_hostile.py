@@ -247,3 +247,29 @@ def test_what_open_clip_lists_is_not_refused():
 
     for name in open_clip.list_models():
         check_architecture(open_clip.get_model_config(name))
+
+
+def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tuned_folder, tmp_path, monkeypatch):
+    import builtins
+
+    hf_model = pytest.importorskip("open_clip.hf_model")
+    pytest.importorskip("transformers")
+    from promptreid import load_clip
+    from promptreid.errors import PromptReidError
+
+    evil, asked = tmp_path / "evil", []
+    evil.mkdir()
+    own = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+    (evil / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
+    monkeypatch.setattr(builtins, "input", lambda *words: asked.append(words) or "y")
+    real = hf_model.AutoConfig.from_pretrained
+    monkeypatch.setattr(hf_model.AutoConfig, "from_pretrained", lambda _, **more: real(str(evil), **more))
+    for key, value in (("hf_model_name", "bob/evil"), ("hf_proj_type", "linear"), ("hf_pooler_type", "cls_pooler")):
+        change(tuned_folder / "open_clip_config.json", "model_cfg", "text_cfg", key, value=value)
+    with pytest.raises(ValueError, match="custom code"):
+        load_clip(f"local-dir:{tuned_folder}")
+    with pytest.raises(PromptReidError, match=r"custom code|does not hold the weights"):
+        load_prompts(tuned_folder, trust_base=True)
+    assert asked == []
+    assert not (tmp_path / "ran").exists()

@@ -497,6 +497,22 @@ def test_one_row_changed_after_wrapping_is_saved(model, tmp_path, batch):
     assert torch.equal(scores(load_prompts(folder), batch), scores(model, batch))
 
 
+def test_source_that_was_told_is_not_believed_of_other_weights_or_another_architecture(tmp_path, batch):
+    base = make_base()
+    with torch.no_grad():
+        base.token_embedding.weight[3] += 1
+    told = ClipSource("promptreid-tiny", "generated", (SIZE[0], SIZE[1]))
+    object.__setattr__(base, "promptreid_source", None)  # as of a model that open_clip made
+    model = PromptedCLIP(base, source=told).eval()
+    folder = save_prompts(model, tmp_path / "m")
+    assert names(folder) == ALL_FILES
+    assert torch.equal(scores(load_prompts(folder), batch), scores(model, batch))
+    other = PromptedCLIP(make_base(), source=ClipSource("ViT-B-32", "openai", SIZE))
+    with pytest.raises(ValueError, match=r"said to be ViT-B-32, but has gained .* and lacks .* source that the model"):
+        save_prompts(other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_source_that_was_told_names_the_weights_as_they_were_when_wrapped(tmp_path):
     base = make_base()
     base.load_state_dict({key: value + 0.01 for key, value in base.state_dict().items()})

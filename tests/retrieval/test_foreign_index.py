@@ -1,9 +1,13 @@
 """An index from outside the package: everything a gallery does goes through it."""
 
+import math
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from promptreid import Gallery
+from promptreid.errors import CheckpointError
 from promptreid.retrieval.table import matcher
 
 
@@ -99,3 +103,16 @@ def test_image_that_an_index_finds_after_its_removal_is_left_out(pair):
     own.remove([4])
     index.rows[4] = row  # as if the search had begun before the removal
     assert 4 not in [hit.id for hit in own.search("a man", 23)]
+
+
+def test_gallery_with_a_foreign_index_refuses_features_and_scores_that_are_not_finite(pair, monkeypatch, tmp_path):
+    _, own = pair
+    monkeypatch.setattr(ListIndex, "search", lambda *_, **__: [[(0, 0.5), (1, math.nan)]])
+    with pytest.raises(CheckpointError, match="the index scores image 1 NaN or infinity"):
+        own.search("a man", 2)
+    (file,) = (tmp_path / "own").glob("features-*.safetensors")
+    tensors = load_file(file)
+    tensors["features"][3, 0] = math.nan
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="features of the gallery hold NaN or infinity"):
+        Gallery.load(tmp_path / "own", index=ListIndex())

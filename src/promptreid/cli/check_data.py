@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         default=CLIP,
         metavar="MODEL",
-        help="the open_clip model that captions must not be too long for; default %(default)s, whose 77 tokens most "
-        "CLIP models share",
+        help="the open_clip model (hf-hub:USER/NAME@REVISION too) that captions must not be too long for; default "
+        "%(default)s, whose 77 tokens most CLIP models share",
     )
     parser.add_argument(
         "--limit", type=whole(0), default=SHOWN, help="messages shown of each kind; default %(default)s"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 2048
 LARGEST_SEED = 2**32 - 1  # numpy takes no more
-_BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
+BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
 class ModelArguments(TypedDict):
@@ -49,7 +49,7 @@ class ModelChoice:
     @property
     def is_saved(self) -> bool:
         """Whether the model was saved by promptreid, so that it knows everything of itself."""
-        return Path(self.model).is_dir() or ("/" in self.model and not self.model.startswith(_BARE))
+        return Path(self.model).is_dir() or ("/" in self.model and not self.model.startswith(BARE))
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds."""
@@ -182,8 +182,26 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> Non
         metavar=("H", "W"),
         help=f"pixels, for an open_clip model; default {IMAGE_SIZE[0]} {IMAGE_SIZE[1]}",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repository; default: main")
+    add_revision_argument(parser)
     add_device_argument(parser)
+
+
+def add_revision_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--revision`."""
+    parser.add_argument("--revision", help="branch, tag or commit of the model's Hub repository; default: main")
+
+
+def at_revision(model: str, revision: str | None) -> str:
+    """An open_clip name, with the revision of the Hub repository if one is given.
+
+    Raises:
+        ValueError: A revision is given for a model that is not on the Hub.
+    """
+    if revision is None:
+        return model
+    if not model.startswith("hf-hub:"):
+        raise ValueError(f"--revision goes with a Hub repository, and {model} is not one; leave --revision out")
+    return f"{model.partition('@')[0]}@{revision}"
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -217,9 +235,8 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
         if Path(choice.model).is_dir() and choice.revision is None:
             return ModelChoice(str(Path(choice.model).resolve()))
         return choice
-    if choice.revision and not choice.model.startswith("hf-hub:"):
-        raise ValueError(f"--revision goes with a Hub repository, and {choice.model} is not one; leave --revision out")
-    if choice.model != TINY_NAME and choice.pretrained is None and not choice.model.startswith(_BARE):
+    at_revision(choice.model, choice.revision)
+    if choice.model != TINY_NAME and choice.pretrained is None and not choice.model.startswith(BARE):
         raise ValueError(
             f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
             f"{choice.model} is meant to be a folder: there is no folder of that name here"
@@ -290,8 +307,7 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
     tiny = choice.model == TINY_NAME
     pretrained = choice.pretrained or (TINY_TAG if tiny else None)
     size = choice.image_size or (TINY_IMAGE_SIZE if tiny else IMAGE_SIZE)
-    name = choice.model if choice.revision is None else f"{choice.model.partition('@')[0]}@{choice.revision}"
-    clip = load_clip(name, pretrained=pretrained, image_size=size, device=device)
+    clip = load_clip(at_revision(choice.model, choice.revision), pretrained=pretrained, image_size=size, device=device)
     return PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0)).eval()
 
 

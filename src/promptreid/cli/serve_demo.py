@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from promptreid.cli.options import add_device_argument, check_device, folder_to_read, saved_model, whole
+from promptreid.cli.options import (
+    add_device_argument,
+    add_revision_argument,
+    check_device,
+    folder_to_read,
+    saved_model,
+    whole,
+)
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Serve a page on this computer that searches drawn pedestrians, or your own crops, by a sentence or an
@@ -21,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=saved_model,
         help="a folder that save_prompts wrote, or a Hub repository USER/NAME; default: the shipped small model",
     )
+    add_revision_argument(parser)
     parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
     parser.add_argument("--port", type=whole(1, 65535), help="default: a free one")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -33,6 +41,7 @@ def run(
     *,
     folder: Path | None,
     model: str | None,
+    revision: str | None,
     host: str,
     port: int | None,
     open: bool,
@@ -43,6 +52,8 @@ def run(
     from promptreid.model.prompted_clip import load_prompts
 
     check_address(host, port)
-    loaded = None if model is None else load_prompts(model, device=check_device(device))
+    if model is None and revision is not None:
+        raise ValueError("--revision goes with --model USER/NAME; give that too, or leave --revision out")
+    loaded = None if model is None else load_prompts(model, revision=revision, device=check_device(device))
     launch(folder, model=loaded, host=host, port=port, open_browser=open)
     return 0

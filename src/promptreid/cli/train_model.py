@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from promptreid.cli.options import (
+    BARE,
     LARGEST_SEED,
     LARGEST_SIDE,
     add_device_argument,
     add_layout_argument,
+    add_revision_argument,
+    at_revision,
     check_device,
     check_names,
     folder_to_read,
@@ -55,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `TrainingArguments`, which say which model is trained and how."""
-    parser.add_argument("--model", default=TINY_NAME, help="an open_clip name; default %(default)s")
+    parser.add_argument(
+        "--model", default=TINY_NAME, help="an open_clip name, or hf-hub:USER/NAME; default %(default)s"
+    )
     parser.add_argument("--pretrained", help='its weights: a tag such as openai, or a file; "none" for random weights')
     parser.add_argument(
         "--image-size",
@@ -79,6 +84,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
+    add_revision_argument(parser)
     add_device_argument(parser)
 
 
@@ -109,6 +115,7 @@ class TrainingArguments(TypedDict):
     batch_size: int
     seed: int
     num_workers: int
+    revision: str | None
     device: str | None
 
 
@@ -116,15 +123,16 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     """Check the arguments and fill in the preset of the model where nothing was given.
 
     Returns:
-        The arguments, with `pretrained` a tag, a file or, for random weights, None; and the recipe with these epochs,
-        learning rates and optimiser.
+        The arguments, with `pretrained` a tag, a file or, for random weights and repositories, None, and the revision
+        in `model`; and the recipe with these epochs, learning rates and optimiser.
 
     Raises:
         ValueError: One is out of range, or the device cannot be used.
     """
     from promptreid.adaptation import preset_for
 
-    preset = preset_for(given["model"])
+    name = at_revision(given["model"], given["revision"])
+    preset = preset_for(name)
     recipe = preset.recipe.with_stages(epochs=given["epochs"], learning_rates=given["learning_rates"])
     recipe = _with_optimizer(recipe, given)
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
@@ -132,11 +140,12 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     if recipe.stage_one_epochs and not given["prompt_length"]:
         raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains prompts alone")
     pretrained = given["pretrained"] or preset.pretrained
-    if pretrained is None:
+    if pretrained is None and not name.startswith(BARE):
         raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')
     pretrained = None if pretrained == "none" else pretrained
     check_names(given["model"], pretrained)
     complete = given.copy()
+    complete["model"], complete["revision"] = name, None
     complete["device"] = check_device(given["device"])
     complete["pretrained"] = pretrained
     complete["image_size"] = tuple(given["image_size"] or preset.image_size)

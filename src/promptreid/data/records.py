@@ -3,12 +3,12 @@
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from promptreid.errors import DatasetError
+from promptreid.files import content_digest, open_file
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,29 @@ SPLITS = ("train", "val", "test")
 
 
 def files_identity(paths: Sequence[str | Path]) -> dict[str, object]:
-    """Number, bytes and latest change of files, and a digest of their names, sizes and times; they are not read.
+    """Number and bytes of files, and a digest of their names and contents: a folder may move or be copied again.
 
-    Names count from the folder that all are in, so a folder may move.
+    Every file is read, once in a process while its size and time stay: 6 s for the 40,000 crops of CUHK-PEDES. Names
+    count from the folder that all are in.
     """
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
-    entries: list[tuple[str, int, int]] = []
+    sizes: list[int] = []
+    digest = sha256()
     for path in paths:
         try:
             found = os.stat(path)
-            size, time = found.st_size, found.st_mtime_ns
+            size, content = found.st_size, _content(os.fspath(path), found.st_size, found.st_mtime_ns)
         except OSError:  # one that has gone is another file, too; who reads it says so
-            size, time = 0, 0
-        entries.append((os.path.relpath(path, root), size, time))
-    latest = max((time for _, _, time in entries), default=0) // 10**9
-    return {
-        "files": len(entries),
-        "bytes": sum(size for _, size, _ in entries),
-        "changed": f"{datetime.fromtimestamp(latest, timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-        "digest": sha256(os.fsencode(repr(entries))).hexdigest()[:16],
-    }
+            size, content = 0, ""
+        sizes.append(size)
+        digest.update(os.fsencode(f"{os.path.relpath(path, root)!r} {content}\n"))
+    return {"files": len(sizes), "bytes": sum(sizes), "content": digest.hexdigest()[:16]}
+
+
+@lru_cache(maxsize=2**18)
+def _content(path: str, size: int, modified_ns: int) -> str:  # the last two: when to read it again
+    with open_file(path) as stream:
+        return content_digest(stream).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ class ReIDSplit:
         return SplitCounts(self.num_identities, len(self), self.num_captions)
 
     def identity(self) -> dict[str, object]:
-        """What tells this split from another: its annotation, and its image files as they are on the disk."""
+        """What tells this split from another: its annotation, and what is in its image files."""
         annotation = repr([(record.person_id, record.captions) for record in self.records])
         return {"annotation": sha256(annotation.encode()).hexdigest()[:16], "images": files_identity(self.paths)}
 

@@ -277,7 +277,10 @@ def _prompts_line(manifest: PromptManifest) -> str:
 def _base_line(manifest: PromptManifest) -> str:
     repository = manifest.model_name.removeprefix("hf-hub:")
     if repository != manifest.model_name:
-        return f"`{_plain(repository)}` on the Hub, in open_clip's format"
+        repository, _, commit = repository.partition("@")
+        return (
+            f"`{_plain(repository)}` on the Hub{f' at commit `{_plain(commit)}`' * bool(commit)}, in open_clip's format"
+        )
     name = f"open_clip's `{_plain(manifest.model_name)}`"
     return f"{name} with weights `{_plain(manifest.pretrained)}`" if manifest.pretrained else f"{name}, own weights"
 

@@ -151,8 +151,12 @@ def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, t
 def _setup_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
     differences: list[str] = []
     source = source_of(clip)
-    # The suffix stands for the activation alone, which is compared by itself.
-    if source and source.name.removesuffix("-quickgelu") != manifest.model_name.removesuffix("-quickgelu"):
+    # The suffix stands for the activation and the commit for the weights, which are compared by themselves.
+    names = [
+        name.partition("@")[0].removesuffix("-quickgelu")
+        for name in (manifest.model_name, (source and source.name) or "")
+    ]
+    if source and names[0] != names[1]:
         differences.append(f"this is {source.name}")
     if uses_quick_gelu(clip) != manifest.quick_gelu:
         names = ("GELU", "QuickGELU")

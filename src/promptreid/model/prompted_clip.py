@@ -62,7 +62,8 @@ class PromptedCLIP(nn.Module):
         text: The text encoder, a `PromptedTextEncoder`.
         config: The configuration of the prompts in use.
         base_fingerprint: Samples of the base's weights, that is of the open_clip model's when it was first wrapped.
-        commit: The commit of the Hub repository that the prompts were loaded from; `None` for a folder or new ones.
+        commit: The commit of the Hub repository that the prompts, or else the open_clip model, were loaded from; `None`
+            for a folder or an open_clip name.
         base_digests: Checksums of the base's weights as its source gives them; `None` if the encoders are fine-tuned
             ones, or nobody could make them again.
 
@@ -109,7 +110,7 @@ class PromptedCLIP(nn.Module):
         self.base_fingerprint: tuple[float, ...] = (
             fingerprint(merge_adapters(clip)) if base_fingerprint is None else base_fingerprint
         )
-        self.commit: str | None = None
+        self.commit: str | None = self.source and self.source.commit
         self.base_digests: WeightDigests | None = digests_of(clip, self.source)
         self._prompts_in_use = FIRST_SET
         self._prompt_sets: dict[str, PromptSet] = {FIRST_SET: (self.config, {})}

@@ -11,7 +11,7 @@ from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
-from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, weight_names
+from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
 from promptreid.version import __version__
 
 if TYPE_CHECKING:
@@ -100,14 +100,24 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
 def _plain_clip(model: "PromptedCLIP", source: ClipSource) -> nn.Module:
     """The open_clip model as open_clip would make it, PEFT's layers merged; refuses what else was added."""
     clip = merge_adapters(model.clip)
-    gained = sorted(clip.state_dict().keys() - weight_names(clip, source))
-    if gained:
+    gained, lost = unlike_source(clip, source)
+    if gained and source == source_of(model.clip):
         raise ValueError(
-            f"the open_clip model has gained {', '.join(gained[:5])}{' …' if len(gained) > 5 else ''} since it was "
-            "made, and open_clip could not load what would be saved. Take them out first; layers of PEFT are merged "
-            "by themselves where they were put in by get_peft_model(model.clip, config)"
+            f"the open_clip model has gained {_some(gained)} since it was made, and open_clip could not load what "
+            "would be saved. Take them out first; layers of PEFT are merged by themselves where they were put in by "
+            "get_peft_model(model.clip, config)"
+        )
+    if gained or lost:
+        raise ValueError(
+            f"this model is said to be {source.name}, but has gained {_some(gained)} and lacks {_some(lost)}, so "
+            "nobody could load what would be saved. Give PromptedCLIP the source that the model is from, or make it "
+            "with promptreid.load_clip, and take out what was put into it"
         )
     return clip
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nothing"
 
 
 def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> bool:
@@ -118,8 +128,10 @@ def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> 
     def remake() -> nn.Module:
         return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
 
+    # Who says where a model is from may be wrong: that is compared with what is there.
+    told = source != source_of(model.clip)
     try:
-        return weights_changed(model.base_digests, clip, remake)
+        return weights_changed(None if told else model.base_digests, clip, remake)
     except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
         return True
 

@@ -1,5 +1,6 @@
 """Search a folder of pedestrian crops by a sentence or an image."""
 
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -434,6 +435,9 @@ def _positive(k: Any) -> int:
 
 def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
     """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
+    wrong = [number for number, score in found if not math.isfinite(score)]
+    if wrong:  # which no comparison would find
+        raise CheckpointError(f"the index scores image {wrong[0]} NaN or infinity; build the gallery again")
     rows = images.rows_of(number for number, _ in found)
     return [images.hit(row, score) for row, (_, score) in zip(rows, found, strict=True) if row >= 0 and score >= lowest]
 

@@ -261,6 +261,8 @@ class GalleryStore:
         self.header.setdefault("notes", {})
         self._next_id = 1 + int(exact.images.ids.max()) if len(exact.images) else 0
         if index is not None and len(exact.images):
+            if not bool(exact.features.isfinite().all()):
+                raise CheckpointError("features of the gallery hold NaN or infinity; it is damaged: build it again")
             index.add(exact.images, exact.features)
 
     @property

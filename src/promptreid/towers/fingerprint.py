@@ -21,6 +21,11 @@ _MOST_TENSORS = 4096
 WeightDigests = Mapping[str, tuple[torch.dtype, int]]
 
 
+def resized_keys() -> tuple[str, ...]:
+    """How names of weights end that are resized with the image, so that the same base has others at another size."""
+    return tuple(key for family in VISION_FAMILIES for key in family.resized_keys)
+
+
 def fingerprint(module: nn.Module) -> tuple[float, ...]:
     """Sample weights at fixed positions.
 
@@ -35,8 +40,7 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
     Returns:
         The values as float32; fewer if the model has few weights or tensors.
     """
-    # Resized with the image, so the same base at another size has others.
-    resized = tuple(key for family in VISION_FAMILIES for key in family.resized_keys)
+    resized = resized_keys()
     state = {
         name: value
         for name, value in sorted(module.state_dict().items())
@@ -138,22 +142,24 @@ def weight_digests(module: nn.Module) -> WeightDigests:
     return {name: (value.dtype, _crc(value)) for name, value in module.state_dict().items()}
 
 
-def weights_changed(before: WeightDigests, module: nn.Module, remake: Callable[[], nn.Module]) -> bool:
+def weights_changed(before: WeightDigests | None, module: nn.Module, remake: Callable[[], nn.Module]) -> bool:
     """Whether a tensor of `module` is not what it was, other than by being kept in another precision.
 
     Args:
-        before: What `weight_digests` said.
+        before: What `weight_digests` said; `None` compares with the model made again in any case.
         module: The model now.
-        remake: Makes the model again as it was; called only where the precision is another.
+        remake: Makes the model again as it was; else called only where the precision is another.
 
     Raises:
         Exception: Whatever `remake` raises.
     """
-    now = weight_digests(module)
-    if before.keys() != now.keys() or any(before[key][0] == now[key][0] and before[key] != now[key] for key in now):
-        return True
-    if before == now:
+    now = {} if before is None else weight_digests(module)
+    if before is not None and before == now:
         return False
+    if before is not None and (
+        before.keys() != now.keys() or any(before[key][0] == now[key][0] and before[key] != now[key] for key in now)
+    ):
+        return True
     base, state = remake().state_dict(), module.state_dict()
     return any(
         key not in base or not torch.equal(base[key].to(value.dtype), value.cpu()) for key, value in state.items()

@@ -3,8 +3,9 @@
 import importlib
 import json
 import logging
+import re
 import tempfile
-from collections.abc import Generator, Mapping, Set
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from promptreid.defaults import IMAGE_SIZE
 from promptreid.towers.downloading import WEIGHTS, download, with_tagged_weights, with_weights
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.families.huggingface_text import explain_missing_transformers
+from promptreid.towers.families.huggingface_text import explain_missing_transformers, without_remote_code
 from promptreid.towers.features import fill_unset_parameters, image_size_of
-from promptreid.towers.fingerprint import WeightDigests, weight_digests
+from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests
 from promptreid.towers.names import (
     check_image_size,
     check_name,
@@ -44,13 +45,16 @@ from promptreid.towers.weights import (
     weights_in,
 )
 
+_COMMIT = re.compile("[0-9a-f]{40}")
+
 
 @dataclass(frozen=True)
 class ClipSource:
     """Where an open_clip model came from: what is needed to make it again.
 
     Attributes:
-        name: open_clip's name of the architecture, such as `"ViT-B-16"`, or `"hf-hub:…"` or `"local-dir:…"`.
+        name: open_clip's name of the architecture, such as `"ViT-B-16"`, or `"hf-hub:user/repo@commit"` or
+            `"local-dir:…"`.
         pretrained: open_clip's tag or a file's path; `None` for random weights.
         image_size: (height, width) in pixels.
     """
@@ -58,6 +62,11 @@ class ClipSource:
     name: str
     pretrained: str | None
     image_size: tuple[int, int]
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the Hub repository; `None` where the name has none."""
+        return self.name.partition("@")[2] or None if self.name.startswith("hf-hub:") else None
 
 
 def stamp(
@@ -127,7 +136,9 @@ def load_clip(
     package.
 
     Args:
-        name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` or `"local-dir:folder"`.
+        name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` (with a branch, tag or
+            commit: `"hf-hub:user/repo@v1"`) or `"local-dir:folder"`. All of a repository is loaded from one commit,
+            which the model remembers.
         pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)` (downloaded on first use) or the path
             of a weight file or folder: open_clip's, OpenAI's, transformers' or the field's own, see `docs/weights.md`;
             `None` for random weights, or for those of the repository or folder.
@@ -163,7 +174,7 @@ def load_clip(
     if is_repository(name):
         if quick_gelu is not None:
             raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
-        clip, config = _load_repository(name, pretrained, cache)
+        clip, config, name = _load_repository(name, pretrained, cache)
     else:
         needs_quick_gelu(name, pretrained)  # refuses an unknown tag
         checkpoint = (
@@ -242,7 +253,7 @@ def make_from_config(
     config = {"model_cfg": square, "preprocess_cfg": dict(preprocess_cfg)}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
-        with _without_random_weights_warning():
+        with _making():
             clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device=device)
     resize_images(clip, image_size or stated)
     return clip
@@ -262,7 +273,7 @@ def _load_named(name: str, pretrained: str | None, *, quick_gelu: bool, cache: s
             require_pretrained=tag is not None,
         )
 
-    with _without_random_weights_warning():
+    with _making():
         clip = make() if tag is None else with_tagged_weights(name, tag, cache, make)
     if pretrained is None:
         fill_unset_parameters(clip)
@@ -281,12 +292,14 @@ def repository_folder(name: str, cache: str | None = None) -> Path:
     return download(location, CONFIG_NAME, cache=cache).parent
 
 
-def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Make the model of a folder or a Hub repository in open_clip's layout."""
+def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any], str]:
+    """Make the model of a folder or a Hub repository in open_clip's layout; also its name with the commit."""
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
     folder = repository_folder(name, cache)
     found = weights_in(folder) if name.startswith("local-dir:") else None
+    if found is None and _COMMIT.fullmatch(folder.name):  # of huggingface_hub's cache
+        name = f"{name.partition('@')[0]}@{folder.name}"
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
@@ -298,7 +311,7 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
         load(found)
     else:
         with_weights(name.split(":", 1)[1], WEIGHTS, cache, load)
-    return clip, stored
+    return clip, stored, name
 
 
 def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -307,7 +320,7 @@ def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, 
     It is tried, at no cost in memory: of the families whose positions are resized, only some are built for rectangles.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _without_random_weights_warning():
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _making():
             (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
             clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
             clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
@@ -316,18 +329,29 @@ def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, 
     return {name: tuple(value.shape) for name, value in clip.state_dict().items()} == dict(shapes)
 
 
-def weight_names(clip: nn.Module, source: ClipSource) -> Set[str]:
-    """Names of the weights that a model from `source` is made with; those of `clip` itself where nothing tells."""
-    known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
-    if known is not None:
-        return known.keys()
-    config = getattr(clip, "promptreid_model_cfg", None) or config_of(source.name)
-    return ((weight_shapes(config) if "embed_dim" in config else None) or clip.state_dict()).keys()
+def unlike_source(clip: nn.Module, source: ClipSource) -> tuple[list[str], list[str]]:
+    """Names of weights that `clip` has and a model from `source` does not, or in another shape; and the reverse.
+
+    Where `load_clip` made the model from there, the names are known. Where the caller says where it is from, the
+    architecture of that name is made without memory, if open_clip has one.
+    """
+    own = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
+    told, known = source != source_of(clip), getattr(clip, "promptreid_digests", None)
+    if known is not None and not told:
+        return sorted(own.keys() - known.keys()), sorted(known.keys() - own.keys())
+    config = ({} if is_repository(source.name) else config_of(source.name)) if told else model_config(clip)
+    expected = weight_shapes(config) if "embed_dim" in config else None
+    if expected is None:
+        return [], []
+    # Others, such as masks, may follow from the image size, which is compared by itself.
+    fixed = {name for name, _ in clip.named_parameters() if told and not name.endswith(resized_keys())}
+    other = {name for name in fixed & expected.keys() if own[name] != expected[name]}
+    return sorted(own.keys() - expected.keys() | other), sorted(expected.keys() - own.keys() | other)
 
 
 @contextmanager
-def _without_random_weights_warning() -> Generator[None, None, None]:
-    """Keep open_clip from warning of random weights, which were requested or are replaced a moment later."""
+def _making() -> Generator[None, None, None]:
+    """Keep open_clip from running foreign code, and from warning of random weights, which are wanted or replaced."""
     root = logging.getLogger()
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -335,7 +359,8 @@ def _without_random_weights_warning() -> Generator[None, None, None]:
 
     root.addFilter(is_other)
     try:
-        yield
+        with without_remote_code():
+            yield
     finally:
         root.removeFilter(is_other)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import open_clip
 import timm
 from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import CLIPVisionCfg, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from promptreid.errors import WeightsError
@@ -266,8 +266,8 @@ def _some(names: list[str]) -> str:
 
 
 def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) that an open_clip configuration states."""
-    stated = model_cfg["vision_cfg"]["image_size"]
+    """(height, width) that an open_clip configuration states, or else open_clip's default."""
+    stated = model_cfg["vision_cfg"].get("image_size", CLIPVisionCfg.image_size)
     return (stated, stated) if isinstance(stated, int) else check_image_size(stated)
 
 
@@ -293,7 +293,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{path} is not an open_clip configuration with model_cfg.vision_cfg.image_size, or not a safe one: {error}"
+            f"{path} is not an open_clip configuration with model_cfg.vision_cfg, or not a safe one: {error}"
             + ("; nor is it a CLIPModel's, and other models of transformers are loaded by open_clip's name" * foreign)
         ) from None
     return config

@@ -414,7 +414,7 @@ class Trainer:
         }
         identity = run_identity(
             self.model,
-            train_data,
+            train_data if self._accelerator.is_main_process else None,  # whose files are read; see `_agree`
             losses=[stage.loss_settings for stage in self.stages],
             make_sampler=make_sampler,
             chunk_size=self.chunk_size,
