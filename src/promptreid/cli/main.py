@@ -26,6 +26,7 @@ COMMANDS = {
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
     "demo": ("serve_demo", "search in the browser"),
+    "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
 NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, INTERRUPTED = 1, 2, 3, 4, 130
@@ -38,6 +39,11 @@ _IN_A_SHELL = {
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",
+    "pass overwrite=True": "pass --overwrite",
+    "name it: name=,": "name it: --model NAME,",
+    "weights_size=(height, width), saved_size in load_weights": "promptreid convert --weights-size HEIGHT WIDTH",
+    "Pass quick_gelu=True if": "Write a folder with promptreid convert --quick-gelu if",
+    "else quick_gelu=False": "else --no-quick-gelu",
     "pass cache_dir=": "set HF_HUB_CACHE",
 }
 
@@ -123,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
-            output.note(f"warning: {message}")
+            output.note(f"warning: {_in_a_shell(str(message))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -161,11 +167,16 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
         return output.fail(*_explain(error))
 
 
+def _in_a_shell(words: str) -> str:
+    for in_python, in_a_shell in _IN_A_SHELL.items():
+        words = words.replace(in_python, in_a_shell)
+    return words
+
+
 def _explain(error: Exception) -> tuple[str, int]:
     """What is said of an error, and its exit code."""
     words = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    for in_python, in_a_shell in _IN_A_SHELL.items():
-        words = words.replace(in_python, in_a_shell)
+    words = _in_a_shell(words)
     if isinstance(error, MissingExtraError):
         return words, MISSING_EXTRA
     torch: Any = sys.modules.get("torch")  # a command that failed before it was imported has not run out of memory

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from promptreid.cli.options import LARGEST_SIDE, add_device_argument, add_layout_argument, check_device, folder_to_write
+from promptreid.cli.options import (
+    LARGEST_SIDE,
+    add_device_argument,
+    add_layout_argument,
+    check_device,
+    folder_to_write,
+    whole,
+)
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
 from promptreid.prompts.config import PromptConfig
@@ -53,6 +60,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     parser.add_argument("--learning-rates", type=float, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="default: %(default)s")
+    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after so many steps; default: all pairs")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load images")
     add_device_argument(parser)
@@ -68,6 +76,7 @@ class TrainingArguments(TypedDict):
     epochs: Sequence[int] | None
     learning_rates: Sequence[float] | None
     batch_size: int
+    steps_per_epoch: int | None
     seed: int
     num_workers: int
     device: str | None
@@ -141,6 +150,7 @@ def run(
         recipe,
         output_dir=output,
         batch_size=arguments["batch_size"],
+        steps_per_epoch=arguments["steps_per_epoch"],
         seed=arguments["seed"],
         device=arguments["device"],
         num_workers=arguments["num_workers"],
