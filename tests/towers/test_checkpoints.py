@@ -387,6 +387,35 @@ def test_tensor_larger_than_its_record_is_refused_before_memory_is_taken(tmp_pat
         load_clip(NAME, pretrained=str(tmp_path / "a.pt"), image_size=(64, 64))
 
 
+@pytest.mark.parametrize("what", ["list of names", "values"])
+def test_archive_that_unpacks_to_far_more_than_it_is_is_refused_unread(tmp_path, what):
+    """torch never compresses: what is small in the file and large in memory is no checkpoint."""
+    torch.save(make().state_dict(), tmp_path / "a.pt")
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if what == "list of names" and entry.filename.endswith("data.pkl"):
+                content += b"\0" * (65 * 2**20)
+            new.writestr(entry.filename, content)
+    assert path.stat().st_size < 2 * (tmp_path / "a.pt").stat().st_size
+    words = {"list of names": "lists more than weights: 68,", "values": "is not whole in it"}[what]
+    with pytest.raises(WeightsError, match=rf"bomb\.pt .*{words}"):
+        load_clip(NAME, pretrained=str(path), image_size=(64, 64))
+
+
+def test_file_of_another_width_says_whose_shapes_it_has(tmp_path, monkeypatch):
+    torch.save(make().state_dict(), tmp_path / "a.pt")
+    wider = open_clip.get_model_config(NAME)
+    wider["text_cfg"]["width"] = 64
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-L-16", wider)
+    words = (
+        r"a\.pt does not hold the weights of this architecture: size mismatch .* Its shapes are those of ViT-B-16: name"
+    )
+    with pytest.raises(WeightsError, match=words):
+        load_clip("ViT-L-16", pretrained=str(tmp_path / "a.pt"), image_size=(64, 64), quick_gelu=True)
+
+
 @pytest.mark.parametrize("typed", ["vit_b_16", "ViT-b-16", "VIT/B/16", "vit-b_16"])
 def test_name_in_another_case_or_with_other_signs_finds_the_right_one(typed):
     with pytest.raises(ValueError, match=rf"no model named '{typed}'\. Did you mean ViT-B-16[,?]"):

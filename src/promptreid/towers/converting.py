@@ -184,7 +184,7 @@ def _write_tokenizer(text: Mapping[str, Any], folder: Path, checkpoint: Checkpoi
     own = beside is not None and (beside / "tokenizer_config.json").is_file()
     try:
         HFTokenizer(str(beside) if own else named, trust_remote_code=False).tokenizer.save_pretrained(folder)
-    except OSError as error:
+    except (OSError, ImportError) as error:
         warnings.warn(
             f"the tokenizer of {named} could not be loaded ({str(error).splitlines()[0][:200]}); put its files into "
             f"{folder}, else captions cannot be read",
