@@ -32,7 +32,14 @@ ROOT = Path(__file__).parents[1]
 MODEL, TAG, IDENTITIES = "ViT-B-16", "openai", (6, 2, 3)
 REPOSITORY = "alice/road"
 SENTENCE = "a woman in a red coat with a bag"
-# Prints a digest of the features of a sentence and of an image, as the model named in the arguments gives them.
+# A small process between this one and the step: a child counts its parent's memory as its own until it runs.
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+# Prints the beginning of the features of a sentence and of an image, with the model's prompts and without.
 FEATURES = """
 import sys, torch
 from promptreid import load_prompts
@@ -82,19 +89,13 @@ def serve_base(server: ModuleType, hub: Any) -> str:
 
 def walk(command: Sequence[object], environment: Mapping[str, str], folder: Path) -> tuple[str, dict[str, float]]:
     """Run a step in a process of its own; returns what it printed, and its seconds and peak memory."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen([*map(str, command)], cwd=folder, env=environment, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode())
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{texts[1][-3000:]}")
-    seconds, kilobytes = time.perf_counter() - started, usage.ru_maxrss
-    return texts[0], {"seconds": round(seconds, 1), "peak_gib": round(kilobytes / 2**20, 2)}
+    started, peak = time.perf_counter(), folder / "peak"
+    words = [sys.executable, "-c", MEASURED, str(peak), *map(str, command)]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    seconds, kilobytes = time.perf_counter() - started, int(peak.read_text(encoding="utf-8"))
+    return done.stdout, {"seconds": round(seconds, 1), "peak_gib": round(kilobytes / 2**20, 2)}
 
 
 def numbers(printed: str) -> list[float]:

@@ -80,7 +80,8 @@ def check_tag(hub, zoo, name, tag):
     serve_random(hub, name, tag)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = open_clip.create_model(name, pretrained=tag).eval()
+        quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))  # of which open_clip only warns
+        plain = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick).eval()
     assert any("/resolve/" in path for _, path, _ in hub.log)
     native = plain.visual.image_size
     native = (native, native) if isinstance(native, int) else tuple(native)

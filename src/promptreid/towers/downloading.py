@@ -55,7 +55,7 @@ def download(repo_id: str, *names: str, cache: str | None = None, again: bool = 
             else:
                 raise _explain(repo_id, each, error.__cause__ or error) from error
     raise HubError(
-        f"{repo_id} on the Hub has no {' or '.join(names)}; is it open_clip's or transformers'?"
+        f"{repo_id} on the Hub has no {' or '.join(names)}; expected a model of open_clip or transformers"
     ) from missing
 
 
