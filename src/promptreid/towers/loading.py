@@ -176,6 +176,7 @@ def load_clip(
     size = None if image_size is None else check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)
+    needs_quick_gelu(name, pretrained)  # refuses what is no tag, path or repository, and another activation's weights
     # Building a large tower takes long; one whose patch is known is refused first.
     patch = None if is_repository(name) else config_of(name)["vision_cfg"].get("patch_size")
     if size is not None and patch:
@@ -185,11 +186,9 @@ def load_clip(
             raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
         clip, config = _load_repository(name, pretrained, cache)
     elif pretrained is None or is_listed_tag(name, pretrained):
-        needs_quick_gelu(name, pretrained)  # refuses weights of another activation than the name's
         config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
-        needs_quick_gelu(name, pretrained)  # refuses what is neither a tag nor a file nor a repository
         load = partial(_load_file, name, saved=saved, given=quick_gelu, cache=cache)
         if names_repository(pretrained):
             clip, config, commit = with_model(pretrained, cache, lambda path: (*load(path), commit_of(path)))
