@@ -64,7 +64,7 @@ def main() -> None:
     print(data.summary())
 
     # Stage 1 trains the prompts, stage 2 the encoders; the validation split chooses each epoch, never the test split.
-    run = {name: getattr(given, name) for name in ("batch_size", "seed", "device", "num_workers")}
+    run = {name: getattr(given, name) for name in ("batch_size", "steps_per_epoch", "seed", "device", "num_workers")}
     result = adapt(model, data, recipe, output_dir=output, **run)
     saved = load_and_verify(result, data.test, device=given.device)
     encoded = list(result.encoded.values())[-1]

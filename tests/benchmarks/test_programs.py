@@ -55,6 +55,8 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
         pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
         pytest.param("speed", "--steps 1", {}, marks=pytest.mark.slow),
         pytest.param("training_memory", "", {"VARIANTS": {"64": (8, None), "chunks": (16, 8)}}, marks=pytest.mark.slow),
+        # At true size: some minutes, and no smaller model has weights on the Hub.
+        pytest.param("whole_road", "", {}, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param(
             "training_seeds",
             "--seeds 0 --runs {folder}/runs",

@@ -12,7 +12,7 @@ from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
 
-NAMES = ["check", "train", "evaluate", "index", "search", "demo", "push"]
+NAMES = ["check", "train", "evaluate", "index", "search", "demo", "convert", "push"]
 
 
 @pytest.fixture
@@ -201,8 +201,10 @@ def test_evaluate_prints_a_table_and_writes_files(call, drawn, tmp_path):
 
 def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     arguments = ["train", drawn, "--output", tmp_path / "run", "--epochs", 1, 1, "--batch-size", 8]
-    code, answer, notes = call(*arguments, "--json")
+    code, answer, notes = call(*arguments, "--steps-per-epoch", 3, "--json")
     assert code == 0, notes
+    for stage in ("domain_adaptation", "task_adaptation"):
+        assert len((tmp_path / "run" / stage / "steps.jsonl").read_text().splitlines()) == 3
     assert list(answer["results"]) == ["zero shot", "domain adaptation", "task adaptation"]
     written = {
         "results.json",

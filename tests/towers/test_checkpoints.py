@@ -69,19 +69,31 @@ def _save_scripted(clip, path):
     torch.jit.script(Nested(halves(clip) | numbers)).save(path)
 
 
+# As each project's public code names them.
 HEADS = {
-    "IRRA": ["classifier.weight", "cross_attn.in_proj_weight", "cross_modal_transformer.ln.weight", "ln_post.weight"],
-    "RDE": ["visul_emb_layer.linear.weight", "texual_emb_layer.mlp.bias", "classifier.weight"],
-    "TBPS-CLIP": ["simclr_mlp.0.weight", "mlm_head.bias", "classifier.weight"],
+    "IRRA": [
+        *("classifier.weight", "cross_attn.in_proj_weight", "cross_modal_transformer.resblocks.0.ln_1.weight"),
+        *("ln_post.weight", "ln_pre_i.bias", "ln_pre_t.weight", "mlm_head.fc.weight"),
+    ],
+    "RDE": [
+        *("visul_emb_layer.linear.weight", "visul_emb_layer.fc.weight", "visul_emb_layer.mlp.bns.0.running_mean"),
+        *("texual_emb_layer.linear.bias", "texual_emb_layer.mlp.layers.1.weight"),
+    ],
+    "TBPS-CLIP": [
+        *("simclr_mlp.0.weight", "classifier.weight", "cross_attn.out_proj.weight", "ln_pre_t.weight", "ln_post.bias"),
+        *("cross_modal_transformer.resblocks.0.attn.in_proj_weight", "mlm_head.dense.weight"),
+    ],
 }
+SIZES = {"IRRA": (384, 128), "RDE": (384, 128), "TBPS-CLIP": (224, 224)}  # TBPS-CLIP's tower is built for 224
 
 
 def save_field(clip, kind, path):
+    """As the projects save: IRRA and RDE without `logit_scale` and in half precision, TBPS-CLIP in single."""
     weights = {name: value for name, value in halves(clip).items() if name != "logit_scale"}
     if kind == "TBPS-CLIP":
-        weights = {
-            name if name.startswith("visual.") else f"encode_text.{name}": each for name, each in weights.items()
-        }
+        text = {f"encode_text.{k}": v.float() for k, v in weights.items() if not k.startswith("visual.")}
+        weights = {k: v.float() for k, v in weights.items() if k.startswith("visual.")} | text
+        weights["logit_scale"] = torch.tensor(2.6)
     else:
         weights = {f"base_model.{name}": value for name, value in weights.items()}
     weights |= {name: torch.zeros(3) for name in HEADS[kind]}
@@ -132,12 +144,13 @@ def test_training_checkpoints_and_state_dicts_are_loaded(tmp_path, layout):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_field_checkpoint_gives_its_encoders_activation_size_and_statistics(tmp_path, kind):
-    clip = make((384, 128))
+    clip = make(SIZES[kind])
     save_field(clip, kind, tmp_path / "best.pth")
     found = read_checkpoint(tmp_path / "best.pth")
-    assert (found.title, found.quick_gelu, found.saved_size) == (kind, True, (384, 128))
+    assert (found.title, found.quick_gelu, found.saved_size) == (kind, True, SIZES[kind])
     assert found.left_out == tuple(sorted(HEADS[kind]))
-    again = load_clip(NAME, pretrained=str(tmp_path / "best.pth"))
+    again = load_clip(NAME, pretrained=str(tmp_path / "best.pth"), image_size=None)
+    assert again.visual.image_size == SIZES[kind]
     same_features(again, clip)
     model = PromptedCLIP(again)
     imagenet = kind == "TBPS-CLIP"
@@ -192,10 +205,77 @@ def test_irra_features_equal_a_plain_forward_on_its_own_names(tmp_path):
         torch.testing.assert_close(again.encode_text(tokens), text, rtol=1e-5, atol=1e-6)
 
 
-def test_clip_reid_is_refused_since_it_has_no_text_encoder(tmp_path):
-    torch.save({"image_encoder.conv1.weight": torch.zeros(3), "prompt_learner.cls_ctx": torch.zeros(3)}, tmp_path / "a")
-    with pytest.raises(WeightsError, match=r"CLIP-ReID's, which holds no token embedding.*pretrained=\"openai\""):
-        load_clip(NAME, pretrained=str(tmp_path / "a"))
+def clip_reid(clip):
+    """CLIP-ReID's names: the image encoder, the frozen text encoder without its token embedding, prompts and heads."""
+    state = {name: value for name, value in clip.state_dict().items() if name != "logit_scale"}
+    weights = {f"image_encoder.{k.removeprefix('visual.')}": v for k, v in state.items() if k.startswith("visual.")}
+    weights |= {f"text_encoder.{k}": v for k, v in state.items() if not k.startswith(("visual.", "token_embedding"))}
+    heads = ("classifier.weight", "classifier_proj.weight", "bottleneck.running_mean", "bottleneck_proj.weight")
+    prompts = ("prompt_learner.cls_ctx", "prompt_learner.token_prefix", "prompt_learner.token_suffix")
+    return weights | {name: torch.zeros(3) for name in heads + prompts}
+
+
+@pytest.fixture
+def openai_tag(tmp_path, monkeypatch):
+    """A model whose weights open_clip finds under the tag `openai`; what was trained from it is to be read."""
+    base = make((64, 64))
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(tmp_path / "base.safetensors"))
+    monkeypatch.setattr("promptreid.towers.loading.with_tagged_weights", lambda name, tag, cache, load: load())
+    return base
+
+
+def test_clip_reid_gives_its_image_encoder_and_the_text_encoder_it_left_frozen(tmp_path, openai_tag):
+    trained = make((256, 128))
+    state = openai_tag.state_dict() | {k: v for k, v in trained.state_dict().items() if k.startswith("visual.")}
+    trained.load_state_dict(state)
+    torch.save(clip_reid(trained), tmp_path / "ViT-B-16_60.pth")
+    found = read_checkpoint(tmp_path / "ViT-B-16_60.pth")
+    assert (found.title, found.quick_gelu, found.saved_size) == ("CLIP-ReID", True, (256, 128))
+    assert {name.split(".")[0] for name in found.left_out} == {
+        *("classifier", "classifier_proj", "bottleneck", "bottleneck_proj", "prompt_learner")
+    }
+    again = load_clip(NAME, pretrained=str(tmp_path / "ViT-B-16_60.pth"), image_size=(256, 128))
+    same_features(again, trained)
+    model = PromptedCLIP(again)
+    assert (model.eval_transform.mean[0], model.eval_transform.interpolation) == (0.5, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cv_embed": torch.zeros(6, 32)}, r"embedding of the camera \(SIE_CAMERA\).*pretrained=\"openai\""),
+        ({"image_encoder.layer4.0.conv1.weight": torch.zeros(3)}, "ResNet's last stage has a stride of 1"),
+        ({"text_encoder.ln_final.bias": torch.ones(32)}, r"text tower is not that of the 'openai'.*ln_final\.bias"),
+        (
+            {"image_encoder.positional_embedding": torch.zeros(211, 32)},
+            r"210 patches, as images of \(256, 128\) give at a stride of 12",
+        ),
+    ],
+)
+def test_clip_reid_that_no_tower_here_equals_is_refused_with_the_reason(tmp_path, openai_tag, change, words):
+    torch.save(clip_reid(openai_tag) | change, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=words):
+        load_clip(NAME, pretrained=str(tmp_path / "a.pth"))
+
+
+def test_clip_reids_baseline_without_text_is_refused(tmp_path, openai_tag):
+    held = {name: value for name, value in clip_reid(openai_tag).items() if name.startswith(("image_enc", "class"))}
+    torch.save(held, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"CLIP-ReID's, and cannot search by words: it holds an image encoder alone"):
+        load_clip(NAME, pretrained=str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(("size", "stride"), [((384, 128), 12), ((384, 128), 8), ((256, 128), 12)])
+def test_overlapping_patches_of_the_field_are_refused_by_their_stride(tmp_path, size, stride):
+    clip = make((384, 128))
+    rows, columns = ((side - 16) // stride + 1 for side in size)
+    save_field(clip, "IRRA", tmp_path / "best.pth")
+    content = torch.load(tmp_path / "best.pth", weights_only=False)
+    content["model"]["base_model.visual.positional_embedding"] = torch.zeros(rows * columns + 1, 32)
+    torch.save(content, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match=rf"{rows * columns} patches, as images of .* at a stride of {stride}: they"):
+        load_clip(NAME, pretrained=str(tmp_path / "best.pth"))
 
 
 def test_activation_is_that_of_the_configuration_beside_the_file(tmp_path):
@@ -244,8 +324,12 @@ def test_values_that_are_not_finite_are_refused_with_their_names(tmp_path, value
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: {"head.weight": torch.zeros(2)}, r"no model of a known kind: its first names are head\.weight"),
-        (lambda state: {k: v for k, v in state.items() if "visual" not in k}, "known kind|Missing"),
+        (
+            lambda state: {"classifier.weight": torch.zeros(2)},
+            r"no image encoder of a known kind: only classifier\.weight\. Expected the whole model's weights, not",
+        ),
+        (lambda state: {"epoch": 3}, "no image encoder of a known kind: no tensors"),
+        (lambda state: {k: v for k, v in state.items() if "visual" not in k}, "no image encoder of a known kind: only"),
         (lambda state: {k: v for k, v in state.items() if k != "ln_final.bias"}, r"Missing key\(s\) ln_final\.bias"),
         (lambda state: state | {"ln_final.bias": torch.zeros(7)}, r"size mismatch for ln_final\.bias \(7,\) instead"),
         (lambda state: state | {"extra.weight": torch.zeros(7)}, r"Unexpected key\(s\) extra\.weight"),
@@ -310,6 +394,35 @@ def test_tensor_larger_than_its_record_is_refused_before_memory_is_taken(tmp_pat
         archive.writestr("a/data/0", b"1234")
     with pytest.raises(CheckpointError, match=r"a\.pt is damaged: visual\.conv1\.weight is not whole in it"):
         load_clip(NAME, pretrained=str(tmp_path / "a.pt"), image_size=(64, 64))
+
+
+@pytest.mark.parametrize("what", ["list of names", "values"])
+def test_archive_that_unpacks_to_far_more_than_it_is_is_refused_unread(tmp_path, what):
+    """torch never compresses: what is small in the file and large in memory is no checkpoint."""
+    torch.save(make().state_dict(), tmp_path / "a.pt")
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if what == "list of names" and entry.filename.endswith("data.pkl"):
+                content += b"\0" * (65 * 2**20)
+            new.writestr(entry.filename, content)
+    assert path.stat().st_size < 2 * (tmp_path / "a.pt").stat().st_size
+    words = {"list of names": "lists more than weights: 68,", "values": "is not whole in it"}[what]
+    with pytest.raises(WeightsError, match=rf"bomb\.pt .*{words}"):
+        load_clip(NAME, pretrained=str(path), image_size=(64, 64))
+
+
+def test_file_of_another_width_says_whose_shapes_it_has(tmp_path, monkeypatch):
+    torch.save(make().state_dict(), tmp_path / "a.pt")
+    wider = open_clip.get_model_config(NAME)
+    wider["text_cfg"]["width"] = 64
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-L-16", wider)
+    words = (
+        r"a\.pt does not hold the weights of this architecture: size mismatch .* Its shapes are those of ViT-B-16: name"
+    )
+    with pytest.raises(WeightsError, match=words):
+        load_clip("ViT-L-16", pretrained=str(tmp_path / "a.pt"), image_size=(64, 64), quick_gelu=True)
 
 
 @pytest.mark.parametrize("typed", ["vit_b_16", "ViT-b-16", "VIT/B/16", "vit-b_16"])

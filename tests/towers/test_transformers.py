@@ -7,6 +7,7 @@ import torch
 
 from promptreid import load_clip
 from promptreid.errors import UnsupportedTowerError
+from promptreid.towers.families import resize_images
 from promptreid.towers.transformers_names import from_transformers, to_transformers
 
 transformers = pytest.importorskip("transformers")
@@ -83,6 +84,34 @@ def test_siglip_model_there_and_back(zoo, tmp_path, size):
     state = clip.state_dict()
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-16-SigLIP"])
+@pytest.mark.parametrize("size", [(64, 32), (32, 96)])
+def test_images_that_are_not_square_give_the_features_of_transformers_on_the_same_positions(zoo, name, size):
+    """transformers interpolates without antialiasing, so it is lent positions that are interpolated here by hand."""
+    rows, columns = size[0] // 16, size[1] // 16
+    with zoo.shrunk():
+        torch.manual_seed(0)
+        clip = load_clip(name, image_size=(64, 64))
+        model = to_transformers(clip)
+        wide = load_clip(name, image_size=size)
+        state = clip.state_dict()
+    key = "visual.trunk.pos_embed" if name.endswith("SigLIP") else "visual.positional_embedding"
+    table = state[key].reshape(-1, state[key].shape[-1])
+    prefix, grid = table[:-16], table[-16:].T.reshape(1, -1, 4, 4)
+    grid = torch.nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+    positions = torch.cat([prefix, grid.flatten(2)[0].T])
+    resize_images(clip, size)
+    torch.testing.assert_close(clip.state_dict()[key].reshape(positions.shape), positions, rtol=1e-5, atol=1e-6)
+    assert clip.state_dict()[key].shape == wide.state_dict()[key].shape
+    model.vision_model.embeddings.interpolate_pos_encoding = lambda *_: positions.unsqueeze(0)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        theirs = model.get_image_features(pixel_values=images, interpolate_pos_encoding=True)
+        theirs = getattr(theirs, "pooler_output", theirs)
+        own = clip.encode_image(images)
+    torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize(("name", "size"), [("ViT-B-16", (64, 32)), ("RN50", (64, 64)), ("coca_ViT-B-32", (64, 64))])

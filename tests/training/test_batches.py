@@ -92,6 +92,20 @@ def draw() -> tuple[float, float, float, float, float]:
     return torch.rand(1).item(), float(np.random.rand()), float(np.random.randn()), random.random(), random.gauss(0, 1)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_per_epoch_ends_epochs_early_and_resumes_within(pairs: Any, workers: int) -> None:
+    whole = Batches(pairs, batch_size=2, seed=0)
+    short = Batches(pairs, batch_size=2, seed=0, steps_per_epoch=3, num_workers=workers)
+    assert len(whole) > len(short) == 3
+    assert short.settings()["batches"] == 3
+    expected = [batch["tokens"] for batch in whole.epoch(1)][:3]
+    for start in (0, 2, 3):
+        found = [batch["tokens"] for batch in short.epoch(1, start=start)]
+        assert len(found) == 3 - start
+        assert all(torch.equal(one, other) for one, other in zip(found, expected[start:], strict=True))
+    assert len(Batches(pairs, batch_size=2, seed=0, steps_per_epoch=10_000)) == len(whole)
+
+
 def test_random_state_through_json_gives_the_same_numbers() -> None:
     draw()  # leaves half a pair of normal numbers behind in numpy and Python
     tensors, rest = random_state()

@@ -31,6 +31,7 @@ COMMANDS = {
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
     "demo": ("serve_demo", "search in the browser"),
+    "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
 NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -44,6 +45,11 @@ _IN_A_SHELL = {
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",
     "pass a cache_dir= that you may write to, or set HF_HOME": "set HF_HUB_CACHE to one that you may write to",
+    "pass overwrite=True": "pass --overwrite",
+    "name it: name=,": "name it: --model NAME,",
+    "weights_size=(height, width), saved_size in load_weights": "promptreid convert --weights-size HEIGHT WIDTH",
+    "Pass quick_gelu=True if": "Write a folder with promptreid convert --quick-gelu if",
+    "else quick_gelu=False": "else --no-quick-gelu",
     "pass cache_dir=": "set HF_HUB_CACHE",
     "output_dir": "--output",
     "revision=": "--revision",
@@ -148,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
-            output.note(f"warning: {message}")
+            output.note(f"warning: {_in_a_shell(str(message))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -82,6 +82,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
     )
+    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after so many steps; default: all pairs")
     parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_revision_argument(parser)
@@ -113,6 +114,7 @@ class TrainingArguments(TypedDict):
     epsilon: float | None
     max_norm: float | Literal["none"] | None
     batch_size: int
+    steps_per_epoch: int | None
     seed: int
     num_workers: int
     revision: str | None
@@ -186,6 +188,7 @@ def run(
         recipe,
         output_dir=output,
         batch_size=arguments["batch_size"],
+        steps_per_epoch=arguments["steps_per_epoch"],
         seed=arguments["seed"],
         device=arguments["device"],
         num_workers=arguments["num_workers"],

@@ -10,10 +10,9 @@ from typing import Any, cast
 
 from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.prompts.config import PromptConfig
-from promptreid.towers.downloading import SAFE_WEIGHTS
+from promptreid.towers.downloading import CONFIG_NAME, SAFE_WEIGHTS
 from promptreid.towers.fingerprint import pack_fingerprint, unpack_fingerprint
 from promptreid.towers.loading import ClipSource
-from promptreid.towers.weights import CONFIG_NAME
 
 # The files that a digest can be of; only the first is always there.
 PROMPTS = "prompts.safetensors"

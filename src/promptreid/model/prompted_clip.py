@@ -26,7 +26,7 @@ from promptreid.prompts.config import PromptConfig
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import feature_size_of, image_preprocessing_of, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, fingerprint
-from promptreid.towers.loading import ClipSource, digests_of, source_of
+from promptreid.towers.loading import ClipSource, digests_of, source_of, stated_context_length
 from promptreid.towers.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class PromptedCLIP(nn.Module):
                 "this open_clip model was not made by promptreid.load_clip, so its tokenizer is not known; use "
                 "open_clip.get_tokenizer(name), or pass source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
             )
-        return tokenizer_of(self.source.name)
+        return tokenizer_of(self.source.name, context_length=stated_context_length(self.clip))
 
     @property
     def train_transform(self) -> TrainTransform:

@@ -1,8 +1,9 @@
 """Whose checkpoint a file is, told by its keys: what of it are the encoders, and how the model was trained."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ _ENCODERS = re.compile(
     r"(positional_embedding|text_projection|logit_scale|logit_bias)$"
 )
 _IN_EVERY_MODEL = (".conv1.weight", "embedding.weight", "embeddings.weight", "positional_embedding", ".pos_embed")
-_CROPS = ((24, 8), (16, 8))  # rows and columns of 16-pixel patches in 384 x 128 and 256 x 128
+_SIZES = ((384, 128), (256, 128), (224, 224))  # of images, in the field's configurations
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class CheckpointKind:
         convert: Brings the weights under those names into open_clip's names and layout.
         quick_gelu: Whether it was trained with QuickGELU; `None` if a file of this kind cannot say.
         preprocess: Mean, std and interpolation of its images, where they are not the architecture's.
-        crops: Whether its images are pedestrian crops, so that 192 patches are 24 x 8 and 128 are 16 x 8.
+        crops: Whether its images are of one of the field's sizes, so that 192 patches are 24 x 8 and 128 are 16 x 8.
+        refuse: From its names, why the weights cannot be used; `None` if they can.
+        base: Tag of the weights that it was trained from, which lend what it `lacks`; `None` if it is whole.
+        lacks: The weights that are the base's.
     """
 
     title: str
@@ -42,11 +46,29 @@ class CheckpointKind:
     quick_gelu: bool | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict[str, Any])
     crops: bool = False
+    refuse: Callable[[Sequence[str]], str | None] = lambda _: None
+    base: str | None = None
+    lacks: tuple[str, ...] = ()
 
-    def image_size(self, patches: int) -> tuple[int, int] | None:
-        """(height, width) that a grid of so many 16-pixel patches was trained at, where the kind tells it."""
-        fits = [(16 * rows, 16 * columns) for rows, columns in _CROPS if self.crops and rows * columns == patches]
-        return fits[0] if fits else None
+    def image_size(self, patches: int, what: str) -> tuple[int, int] | None:
+        """(height, width) that a grid of so many 16-pixel patches was trained at, where the kind tells it.
+
+        Raises:
+            WeightsError: The patches overlap, as `--stride_size` below 16 makes them.
+        """
+        if not self.crops:
+            return None
+        for stride, (height, width) in product(range(16, 7, -1), _SIZES):
+            if ((height - 16) // stride + 1) * ((width - 16) // stride + 1) != patches:
+                continue
+            if stride < 16:
+                raise WeightsError(
+                    f"{what} holds {patches} patches, as images of ({height}, {width}) give at a stride of {stride}: "
+                    "they overlap, which no tower of open_clip does. Take a checkpoint that was trained at a stride of "
+                    "16, the default"
+                )
+            return height, width
+        return None
 
 
 def _encoders(name: str) -> str | None:
@@ -57,6 +79,23 @@ def _tbps_encoders(name: str) -> str | None:
     return _encoders(name.removeprefix("encode_text."))
 
 
+def _clip_reid_encoders(name: str) -> str | None:
+    for part, own in (("image_encoder.", "visual."), ("text_encoder.", "")):
+        if name.startswith(part):
+            return own + name.removeprefix(part)
+    return None
+
+
+def _refuse_clip_reid(names: Sequence[str]) -> str | None:
+    if "cv_embed" in names:
+        return "its image encoder was trained with an embedding of the camera (SIE_CAMERA), which no search has"
+    if any(name.startswith("image_encoder.layer4.") for name in names):
+        return "its ResNet's last stage has a stride of 1, which no tower of open_clip has"
+    if not any(name.startswith("text_encoder.") for name in names):
+        return "it holds an image encoder alone"
+    return None
+
+
 def _weights(name: str) -> str | None:
     # Older transformers kept these in their text towers.
     return None if name.endswith("position_ids") else name
@@ -65,10 +104,24 @@ def _weights(name: str) -> str | None:
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _BILINEAR: dict[str, Any] = {"interpolation": "bilinear"}
 
-# Tried in order; the last takes what open_clip itself names or converts.
+# Names and settings of the field's own are those of their public code, read in November 2026:
+# https://github.com/anosorae/IRRA, https://github.com/QinYang79/RDE, https://github.com/Flame-Chasers/TBPS-CLIP and
+# https://github.com/Syliz517/CLIP-ReID. CLIP-ReID keeps the text encoder of OpenAI's weights frozen and stores all of
+# it but the token embedding. Tried in order; the last takes what open_clip itself names or converts.
 KINDS = (
     CheckpointKind("OpenAI's CLIP", "input_resolution$", _encoders, quick_gelu=True),
     CheckpointKind("transformers", MARK, _weights, from_transformers),
+    CheckpointKind(
+        "CLIP-ReID",
+        r"prompt_learner\.|image_encoder\.(class_embedding|layer4\.)",
+        _clip_reid_encoders,
+        quick_gelu=True,
+        preprocess={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), **_BILINEAR},
+        crops=True,
+        refuse=_refuse_clip_reid,
+        base="openai",
+        lacks=("token_embedding.weight",),
+    ),
     CheckpointKind(
         "RDE", "visul_emb_layer|texual_emb_layer", _encoders, quick_gelu=True, preprocess=_BILINEAR, crops=True
     ),
@@ -115,17 +168,18 @@ def kind_of(short: Iterable[str], full: Iterable[str], what: str) -> CheckpointK
         WeightsError: It is of no known kind.
     """
     names = [*short]
-    if any(name.startswith("prompt_learner.") for name in names):
-        raise WeightsError(
-            f"{what} is CLIP-ReID's, which holds no token embedding and so no text encoder: it cannot search by words. "
-            'Start from the weights it was trained from: pretrained="openai"'
-        )
     marked = [*names, *(part for name in full for part in name.split(".") if part == "base_model")]
     for kind in KINDS:
         if any(re.match(kind.mark, name) for name in marked):
+            reason = kind.refuse(names)
+            if reason is not None:
+                raise WeightsError(
+                    f"{what} is {kind.title}'s, and cannot search by words: {reason}. Start from the weights it was "
+                    f'trained from: pretrained="{kind.base}"'
+                )
             return kind
+    held = f"only {', '.join(sorted(names)[:5])}" if names else "no tensors"
     raise WeightsError(
-        f"{what} holds no model of a known kind: its first names are {', '.join(sorted(names)[:5]) or 'none'}. Known "
-        f"are {', '.join(kind.title for kind in KINDS)}; others can be renamed to open_clip's names and saved as "
-        "safetensors"
+        f"{what} holds no image encoder of a known kind: {held}. Expected the whole model's weights, not a head or an "
+        f"adapter, with the names of {', '.join(kind.title for kind in KINDS)}"
     )

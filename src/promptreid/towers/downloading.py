@@ -1,6 +1,7 @@
 """Downloads bases from the Hub as open_clip does, into the same cache, and says what went wrong first."""
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,14 +11,28 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from promptreid.errors import CheckpointError, HubError
+from promptreid.towers.weight_files import INDEX_ENDING, shard_names
 
+CONFIG_NAME = "open_clip_config.json"
+FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME = "config.json", "preprocessor_config.json"  # transformers'
 # What open_clip looks for where nothing names a file, and what it takes instead if it is there.
 WEIGHTS, SAFE_WEIGHTS = "open_clip_pytorch_model.bin", "open_clip_model.safetensors"
+FOREIGN_WEIGHTS = tuple(
+    f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX_ENDING)
+)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".npz", ".npy", ".json")
 Result = TypeVar("Result")
 
 
-def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, again: bool = False) -> Path:
-    """Download a file of a repository `user/name` or `user/name@revision`, or safetensors in place of a pickle.
+def names_repository(pretrained: str) -> bool:
+    """Whether weights are named by a Hub repository, `user/name` or `user/name@revision`, and not by a path."""
+    file = pretrained.endswith(_FILE_ENDINGS) or Path(pretrained).exists()
+    return not file and bool(_REPOSITORY.fullmatch(pretrained))
+
+
+def download(repo_id: str, *names: str, cache: str | None = None, again: bool = False) -> Path:
+    """Download the first of these files that a repository `user/name` or `user/name@revision` has.
 
     open_clip itself tries one name after another and reports only what the last of them met.
 
@@ -26,8 +41,6 @@ def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, aga
     """
     repo_id, _, revision = repo_id.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
-    safe = SAFE_WEIGHTS if name == WEIGHTS else f"{name[:-4]}.safetensors"
-    names = (safe, name) if name.endswith((".bin", ".pth")) else (name,)
     cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
     found = next((Path(path) for path in cached if isinstance(path, str)), None)
     missing: BaseException | None = None
@@ -35,13 +48,15 @@ def download(repo_id: str, name: str = WEIGHTS, *, cache: str | None = None, aga
         try:
             return Path(hf_hub_download(repo_id, each, force_download=again, **options))
         except Exception as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            if _is_missing(error):
                 missing = error
             elif found is not None and not again:
                 return found
             else:
                 raise _explain(repo_id, each, error.__cause__ or error) from error
-    raise HubError(f"{repo_id} on the Hub has no {' or '.join(names)}; is it in open_clip's format?") from missing
+    raise HubError(
+        f"{repo_id} on the Hub has no {' or '.join(names)}; expected a model of open_clip or transformers"
+    ) from missing
 
 
 def _explain(repo_id: str, name: str, error: BaseException) -> HubError:
@@ -52,6 +67,55 @@ def _explain(repo_id: str, name: str, error: BaseException) -> HubError:
     else:
         advice = "check the network and your access, and try again"
     return HubError(f"{name} of {repo_id} cannot be downloaded ({type(error).__name__}: {str(error)[:300]}); {advice}")
+
+
+def download_model(repo_id: str, *, cache: str | None = None, again: bool = False) -> Path:
+    """Download the weights of a repository in open_clip's or transformers' layout, and what describes them.
+
+    Returns:
+        The file of weights, or the index of its shards; what describes them is beside it, of the same commit.
+
+    Raises:
+        HubError: They cannot be downloaded, or the repository has none.
+    """
+    config = download_config(repo_id, cache=cache)
+    own = config.name == CONFIG_NAME
+    pinned = f"{repo_id.partition('@')[0]}@{commit_of(config)}"
+    weights = download(pinned, *((SAFE_WEIGHTS, WEIGHTS) if own else FOREIGN_WEIGHTS), cache=cache, again=again)
+    if not own:
+        _download_if_there(pinned, FOREIGN_IMAGES_NAME, cache)
+    for name in shard_names(weights) if weights.name.endswith(INDEX_ENDING) else ():
+        download(pinned, name, cache=cache, again=again)
+    return weights
+
+
+def download_config(repo_id: str, *, cache: str | None = None) -> Path:
+    """Download the configuration of a repository in open_clip's layout, or else in transformers'.
+
+    Raises:
+        HubError: It cannot be downloaded, or the repository has neither.
+    """
+    return download(repo_id, CONFIG_NAME, FOREIGN_CONFIG_NAME, cache=cache)
+
+
+def commit_of(downloaded: Path) -> str:
+    """The commit that a downloaded file at the top of its repository is from."""
+    return downloaded.parent.name
+
+
+def _download_if_there(repo_id: str, name: str, cache: str | None) -> None:
+    pinned, _, revision = repo_id.partition("@")
+    if try_to_load_from_cache(pinned, name, revision=revision, cache_dir=cache) is not None:
+        return  # it is in the cache, or the cache says that there is none
+    try:
+        download(repo_id, name, cache=cache)
+    except HubError as error:
+        if not _is_missing(error.__cause__):
+            raise
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
 def with_tagged_weights(name: str, tag: str, cache: str | None, load: Callable[[], Result]) -> Result:
@@ -69,14 +133,30 @@ def with_tagged_weights(name: str, tag: str, cache: str | None, load: Callable[[
 
 
 def with_weights(repo_id: str, file: str, cache: str | None, load: Callable[[Path], Result]) -> Result:
-    """Call what loads a file of a repository; a damaged copy in the cache is downloaded once more."""
-    path = download(repo_id, file, cache=cache)
+    """Call what loads a file of a repository, or safetensors in place of a pickle; see `with_model`."""
+    safe = SAFE_WEIGHTS if file == WEIGHTS else f"{file[:-4]}.safetensors"
+    names = (safe, file) if file.endswith((".bin", ".pth")) else (file,)
+    return _twice(lambda again: download(repo_id, *names, cache=cache, again=again), load)
+
+
+def with_model(repo_id: str, cache: str | None, load: Callable[[Path], Result]) -> Result:
+    """Call what loads the weights of a repository; a damaged copy in the cache is downloaded once more.
+
+    Raises:
+        HubError: They cannot be downloaded.
+        CheckpointError: They are damaged even then.
+    """
+    return _twice(lambda again: download_model(repo_id, cache=cache, again=again), load)
+
+
+def _twice(fetch: Callable[[bool], Path], load: Callable[[Path], Result]) -> Result:
+    path = fetch(False)
     try:
         return load(path)
     except Exception as error:
         if not _is_damage(error):
             raise
-    path = download(repo_id, file, cache=cache, again=True)
+    path = fetch(True)
     try:
         return load(path)
     except Exception as error:

@@ -3,12 +3,12 @@
 import importlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from promptreid.defaults import IMAGE_SIZE
-from promptreid.towers.downloading import WEIGHTS, download, with_tagged_weights, with_weights
+from promptreid.errors import WeightsError
+from promptreid.towers.downloading import (
+    CONFIG_NAME,
+    commit_of,
+    download_config,
+    names_repository,
+    with_model,
+    with_tagged_weights,
+)
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.huggingface_text import explain_missing_transformers, without_remote_code
 from promptreid.towers.features import fill_unset_parameters, image_size_of
@@ -35,7 +43,6 @@ from promptreid.towers.names import (
 )
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
 from promptreid.towers.weights import (
-    CONFIG_NAME,
     check_finite,
     load_checkpoint,
     load_weights,
@@ -44,8 +51,6 @@ from promptreid.towers.weights import (
     saved_image_size,
     weights_in,
 )
-
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,12 @@ def model_config(clip: nn.Module) -> dict[str, Any]:
     return config
 
 
+def stated_context_length(clip: nn.Module) -> int | None:
+    """L, tokens of a caption, by the configuration that `clip` was made from; `None` if nothing says it."""
+    config: dict[str, Any] = getattr(clip, "promptreid_model_cfg", None) or {}
+    return config.get("text_cfg", {}).get("context_length")
+
+
 def preprocess_config(clip: nn.Module) -> dict[str, Any]:
     """open_clip's preprocessing of `clip` (mean, std, size, …), squashing and never cropping a person."""
     stated = dict(getattr(clip.visual, "preprocess_cfg", None) or {})
@@ -122,7 +133,7 @@ def load_clip(
     name: str,
     *,
     pretrained: str | None = None,
-    image_size: tuple[int, int] = IMAGE_SIZE,
+    image_size: tuple[int, int] | None = IMAGE_SIZE,
     weights_size: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",
@@ -139,10 +150,12 @@ def load_clip(
         name: One of `open_clip.list_models()`, `"promptreid-tiny"`, or `"hf-hub:user/repo"` (with a branch, tag or
             commit: `"hf-hub:user/repo@v1"`) or `"local-dir:folder"`. All of a repository is loaded from one commit,
             which the model remembers.
-        pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)` (downloaded on first use) or the path
-            of a weight file or folder: open_clip's, OpenAI's, transformers' or the field's own, see `docs/weights.md`;
-            `None` for random weights, or for those of the repository or folder.
-        image_size: (height, width) in pixels; pedestrian crops are usually (384, 128).
+        pretrained: A tag of `open_clip.list_pretrained_tags_by_model(name)`, the path of a weight file or folder, or a
+            Hub repository `"user/repo"` or `"user/repo@revision"`: open_clip's, OpenAI's, transformers' or the field's
+            own, see `docs/weights.md`; `None` for random weights, or for those of `name`. Tags and repositories are
+            downloaded on first use.
+        image_size: (height, width) in pixels; pedestrian crops are usually (384, 128). `None` for what the weights
+            were saved at.
         weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
             `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
         quick_gelu: Whether weights in a *file* were trained with QuickGELU; `None` for what the file or the
@@ -168,36 +181,35 @@ def load_clip(
         (96, 48)
     """
     check_name(name)
-    size = check_image_size(image_size)
+    size = None if image_size is None else check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)
+    needs_quick_gelu(name, pretrained)  # refuses what is no tag, path or repository, and another activation's weights
+    # Building a large tower takes long; one whose patch is known is refused first.
+    patch = None if is_repository(name) else config_of(name)["vision_cfg"].get("patch_size")
+    if size is not None and patch:
+        check_patch(name, size, (patch, patch))
     if is_repository(name):
         if quick_gelu is not None:
             raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
         clip, config, name = _load_repository(name, pretrained, cache)
+    elif pretrained is None or is_listed_tag(name, pretrained):
+        config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))
+        clip = _load_named(name, pretrained, config, cache=cache)
     else:
-        needs_quick_gelu(name, pretrained)  # refuses an unknown tag
-        checkpoint = (
-            None if pretrained is None or is_listed_tag(name, pretrained) else read_checkpoint(Path(pretrained))
-        )
-        quick = choose_quick_gelu(name, pretrained, given=quick_gelu, saved=checkpoint and checkpoint.quick_gelu)
-        config = config_of(name)
-        if "hf_model_name" in config.get("text_cfg", {}):
-            with explain_missing_transformers(f"the text tower of {name}"):
-                importlib.import_module("transformers")
-        if quick:
-            config["quick_gelu"] = True
-        # Building a large tower takes long; one whose patch is known is refused first.
-        patch = config["vision_cfg"].get("patch_size") or 1
-        check_patch(name, size, (patch, patch))
-        clip = _load_named(name, pretrained, quick_gelu=quick, cache=cache)
-        if checkpoint is not None:
-            load_checkpoint(clip, checkpoint, saved_size=saved)
-        if patch == 1:
+        load = partial(_load_file, name, saved=saved, given=quick_gelu, cache=cache)
+        if names_repository(pretrained):
+            clip, config, commit = with_model(pretrained, cache, lambda path: (*load(path), commit_of(path)))
+            pretrained = f"{pretrained.partition('@')[0]}@{commit}"
+        else:
+            clip, config = load(Path(pretrained))
+    if size is not None:
+        if not patch and not is_repository(name):
             check_patch(name, size, patch_grid_of(clip).patch)
-    resize_images(clip, size)
+        resize_images(clip, size)
     digests = None if pretrained is None and not is_repository(name) else weight_digests(clip)
-    return stamp(clip, ClipSource(name, pretrained, size), config, digests=digests).to(device).eval()
+    source = ClipSource(name, pretrained, image_size_of(clip))
+    return stamp(clip, source, config, digests=digests).to(device).eval()
 
 
 def load_clip_from_config(
@@ -259,28 +271,65 @@ def make_from_config(
     return clip
 
 
-def _load_named(name: str, pretrained: str | None, *, quick_gelu: bool, cache: str | None) -> nn.Module:
-    """Make a model that open_clip has a configuration of, with the weights of a tag if it is one."""
-    tag = pretrained if pretrained is not None and open_clip.get_pretrained_cfg(name, pretrained) else None
+def _config_to_make(name: str, quick_gelu: bool) -> dict[str, Any]:
+    """open_clip's configuration of an architecture, for which everything that it needs is installed."""
+    config = config_of(name)
+    if "hf_model_name" in config.get("text_cfg", {}):
+        with explain_missing_transformers(f"the text tower of {name}"):
+            importlib.import_module("transformers")
+    if quick_gelu:
+        config["quick_gelu"] = True
+    return config
+
+
+def _load_file(
+    name: str,
+    path: Path,
+    *,
+    saved: tuple[int, int] | None,
+    given: bool | None,
+    cache: str | None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Make a model that open_clip has a configuration of, with weights from a file, at the size they were saved at."""
+    checkpoint = read_checkpoint(path)
+    quick = choose_quick_gelu(name, str(path), given=given, saved=checkpoint.quick_gelu)
+    config = _config_to_make(name, quick)
+    text = config.get("text_cfg", {})
+    if checkpoint.text_positions is not None and "multimodal_cfg" not in config:
+        text["context_length"] = checkpoint.text_positions - bool(text.get("embed_cls"))
+    if checkpoint.base is not None and not is_listed_tag(name, checkpoint.base):
+        raise WeightsError(
+            f"{path} is {checkpoint.title}'s, which is trained from the weights tagged {checkpoint.base!r}, and {name} "
+            "has none; name the architecture that it was saved from, such as ViT-B-16"
+        )
+    clip = _load_named(name, checkpoint.base, config, cache=cache)
+    load_checkpoint(clip, checkpoint, saved_size=saved)
+    return clip, config
+
+
+def _load_named(name: str, tag: str | None, config: Mapping[str, Any], *, cache: str | None) -> nn.Module:
+    """Make a model that open_clip has a configuration of, with the weights of a tag or without."""
+    listed = tag if tag is not None and open_clip.get_pretrained_cfg(name, tag) else None
 
     def make() -> nn.Module:
         return open_clip.create_model(
             name,
-            pretrained=tag,
-            force_quick_gelu=quick_gelu,
+            pretrained=listed,
+            force_quick_gelu=bool(config.get("quick_gelu")),
+            force_context_length=config.get("text_cfg", {}).get("context_length"),
             pretrained_text=False,
             cache_dir=cache,
-            require_pretrained=tag is not None,
+            require_pretrained=listed is not None,
         )
 
     with _making():
-        clip = make() if tag is None else with_tagged_weights(name, tag, cache, make)
-    if pretrained is None:
+        clip = make() if listed is None else with_tagged_weights(name, listed, cache, make)
+    if tag is None:
         fill_unset_parameters(clip)
-    elif (name, pretrained) == (TINY_NAME, TINY_TAG):
+    elif (name, tag) == (TINY_NAME, TINY_TAG):
         load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
-    elif tag is not None:
-        check_finite(clip.state_dict(), f"the file of {name} tagged {pretrained!r}")
+    else:
+        check_finite(clip.state_dict(), f"the file of {name} tagged {tag!r}")
     return clip
 
 
@@ -289,17 +338,15 @@ def repository_folder(name: str, cache: str | None = None) -> Path:
     schema, location = name.split(":", 1)
     if schema == "local-dir":
         return Path(location)
-    return download(location, CONFIG_NAME, cache=cache).parent
+    return download_config(location, cache=cache).parent
 
 
 def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tuple[nn.Module, dict[str, Any], str]:
-    """Make the model of a folder or a Hub repository in open_clip's layout; also its name with the commit."""
+    """Make the model of a folder or a Hub repository, open_clip's or a CLIPModel's; also its name with the commit."""
     if pretrained is not None:
         raise ValueError(f"{name} brings its own weights, and pretrained is {pretrained!r}; leave pretrained out")
     folder = repository_folder(name, cache)
     found = weights_in(folder) if name.startswith("local-dir:") else None
-    if found is None and _COMMIT.fullmatch(folder.name):  # of huggingface_hub's cache
-        name = f"{name.partition('@')[0]}@{folder.name}"
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
     clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
@@ -310,7 +357,8 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     if found is not None:
         load(found)
     else:
-        with_weights(name.split(":", 1)[1], WEIGHTS, cache, load)
+        name = f"{name.partition('@')[0]}@{commit_of(folder / CONFIG_NAME)}"
+        with_model(name.split(":", 1)[1], cache, load)  # of the commit that the configuration is from
     return clip, stored, name
 
 

@@ -1,15 +1,20 @@
 """What open_clip knows by name: architectures, tags of their weights, and what the arguments of `load_clip` may be."""
 
 import difflib
+import re
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from torch import Tensor
 
+from promptreid.towers.downloading import names_repository
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
 
+_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.")
 _REPOSITORIES = ("hf-hub:", "local-dir:")
 
 open_clip.add_model_config(TINY_FOLDER / f"{TINY_NAME}.json")
@@ -97,7 +102,7 @@ def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
         return False
     tags = open_clip.list_pretrained_tags_by_model(name)
     config = open_clip.get_pretrained_cfg(name, pretrained)
-    if not config and Path(pretrained).exists():
+    if not config and (Path(pretrained).exists() or names_repository(pretrained)):
         return False
     if not config:
         known = ", ".join([TINY_TAG] if name == TINY_NAME else tags) or "none"
@@ -143,7 +148,7 @@ def choose_quick_gelu(name: str, pretrained: str | None, *, given: bool | None, 
         warnings.warn(
             f"{pretrained} does not say whether its weights were trained with GELU or QuickGELU; GELU is taken. Pass "
             "quick_gelu=True if they descend from OpenAI's, else quick_gelu=False",
-            stacklevel=3,
+            stacklevel=4,
         )
     return of_name or bool(wanted)
 
@@ -184,3 +189,40 @@ def without_choices(model_cfg: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("vision_cfg"), dict):
         config["vision_cfg"].pop("image_size", None)
     return config
+
+
+def names_that_fit(weights: Mapping[str, Tensor]) -> list[str]:
+    """open_clip's names of the architectures with OpenAI's towers that have weights of these shapes, shortest first.
+
+    Args:
+        weights: Weights under open_clip's names; of any device, `meta` too. Image size and activation do not count.
+    """
+    shapes = {name.removeprefix("text."): value.shape for name, value in weights.items()}
+    try:
+        patches, tokens = shapes["visual.conv1.weight"], shapes["token_embedding.weight"]
+        found = {
+            "embed_dim": shapes["visual.proj"][1],
+            "vision": (patches[0], patches[3], _depth(shapes, "visual.")),
+            "text": (tokens[1], _depth(shapes, None), tokens[0]),
+        }
+    except (KeyError, IndexError):
+        return []
+    fits = [name for name in open_clip.list_models() if _summary(config_of(name)) == found]
+    return sorted(fits, key=lambda name: (len(name), name))
+
+
+def _depth(shapes: Mapping[str, Any], tower: str | None) -> int:
+    found = (_BLOCK.match(name) for name in shapes)
+    return len({block[2] for block in found if block is not None and block[1] == tower})
+
+
+def _summary(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `names_that_fit` compares, of a configuration; less for towers of other kinds."""
+    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in config:
+        return {}
+    return {
+        "embed_dim": config.get("embed_dim"),
+        "vision": (vision.get("width"), vision.get("patch_size"), vision.get("layers")),
+        "text": (text.get("width"), text.get("layers"), text.get("vocab_size", 49408)),
+    }

@@ -75,8 +75,12 @@ class CaptionTokenizer:
             )
 
 
-def tokenizer_of(name: str) -> CaptionTokenizer:
+def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionTokenizer:
     """The tokenizer of an open_clip model of that name, without the model; some are downloaded on first use.
+
+    Args:
+        name: open_clip's name of the architecture, a repository or a folder.
+        context_length: L, tokens of a caption; `None` for the architecture's.
 
     Raises:
         ValueError: There is no such model.
@@ -84,7 +88,8 @@ def tokenizer_of(name: str) -> CaptionTokenizer:
     """
     check_name(name)
     with explain_missing_transformers(f"the tokenizer of {name}"):
-        return CaptionTokenizer(_of_repository(name) if is_repository(name) else open_clip.get_tokenizer(name))
+        tokenize = _of_repository(name) if is_repository(name) else open_clip.get_tokenizer(name)
+    return CaptionTokenizer(tokenize, context_length=context_length)
 
 
 def _of_repository(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Reads files of weights without running what is in them: safetensors, torch.save's archives, and TorchScript's."""
 
 import collections
+import json
 import math
 import pickle
 import zipfile
@@ -16,6 +17,7 @@ from torch import Tensor
 from promptreid.errors import WeightsError
 from promptreid.files import open_file
 
+INDEX_ENDING = ".index.json"
 _LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values stand in files of their own
 # What readers of damaged files raise.
 _DAMAGE = (
@@ -70,6 +72,8 @@ def open_weights(path: Path) -> WeightFile:
         WeightsError: It is damaged, or is not a file of weights.
     """
     try:
+        if path.name.endswith(INDEX_ENDING):
+            return _open_shards(path)
         with open_file(path) as file:  # first, since a pipe would never end
             head = file.read(9)
         if zipfile.is_zipfile(path):
@@ -83,6 +87,40 @@ def open_weights(path: Path) -> WeightFile:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except _DAMAGE as error:
         raise damaged(path, error) from error
+
+
+def shard_names(index: Path) -> tuple[str, ...]:
+    """The files beside an index of transformers' that the weights it lists are in.
+
+    Raises:
+        WeightsError: It is not an index.
+    """
+    try:
+        if index.stat().st_size > _LARGEST_PICKLE:
+            raise ValueError("it is too long")
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        strange = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
+        if strange or not names:
+            raise ValueError(f"it names {strange or 'no files'}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{index} is not an index of weights in several files ({error}). Copy or download it again"
+        ) from error
+    return tuple(sorted(names))
+
+
+def _open_shards(index: Path) -> WeightFile:
+    names = shard_names(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index} lists {len(names)} files, and {', '.join(missing[:3])} {'are' if len(missing) > 1 else 'is'} not "
+            "beside it. Copy or download the whole folder again"
+        )
+    files = [open_weights(index.parent / name) for name in names]
+    owner = {name: file for file in files for name in file.shapes}
+    shapes = {name: file.shapes[name] for name, file in owner.items()}
+    return WeightFile(index, shapes, lambda name: owner[name].read(name))
 
 
 def damaged(path: Path, error: Exception) -> WeightsError:

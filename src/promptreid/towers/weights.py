@@ -6,24 +6,26 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
 import timm
+import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPVisionCfg, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
 from promptreid.errors import WeightsError
 from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
+from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME, FOREIGN_WEIGHTS
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import image_size_of
-from promptreid.towers.names import check_image_size
+from promptreid.towers.names import check_image_size, names_that_fit
 from promptreid.towers.transformers_names import open_clip_config, says_quick_gelu
 from promptreid.towers.weight_files import WeightFile, damaged, open_weights
 
-CONFIG_NAME = "open_clip_config.json"
 # What of a configuration is handed on as keyword arguments, to tokenizers and layers.
 _KEYWORDS: Mapping[str, Set[str]] = {
     "tokenizer_kwargs": {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"},
@@ -31,9 +33,8 @@ _KEYWORDS: Mapping[str, Set[str]] = {
     "norm_kwargs": {"eps", "elementwise_affine"},
 }
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-FOREIGN_CONFIG_NAME = "config.json"
-_WEIGHT_NAMES = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+_WEIGHT_NAMES = tuple(f"{stem}{end}" for stem in _STEMS for end in (".safetensors", ".bin", ".pt")) + FOREIGN_WEIGHTS
 _FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip converts at the native size
 _WITHOUT_FEATURES = ("logit_scale", "logit_bias")  # no feature is computed from them, and the field does not save them
 _LISTED = 5
@@ -55,6 +56,8 @@ class Checkpoint:
         file: The tensors, not read yet; `None` for another framework's file, which open_clip reads.
         names: The names to load weights by → those in the file.
         convert: Brings the weights under those names into open_clip's names and layout.
+        base: Tag of the weights that it was trained from and whose `lacks` it does not hold; `None` if it is whole.
+        lacks: The weights that are the base's.
     """
 
     path: Path
@@ -66,6 +69,8 @@ class Checkpoint:
     file: WeightFile | None = None
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    base: str | None = None
+    lacks: tuple[str, ...] = ()
 
     def shapes(self) -> dict[str, Tensor]:
         """The encoders' weights on the `meta` device, under open_clip's names."""
@@ -74,6 +79,13 @@ class Checkpoint:
     def tensors(self) -> dict[str, Tensor]:
         """The encoders' weights under open_clip's names."""
         return self._converted(lambda file, name: file.read(name))
+
+    @cached_property
+    def text_positions(self) -> int | None:
+        """Positions of its text tower, where that has a table of them."""
+        shapes = self.shapes()
+        tables = [shapes[name] for name in ("positional_embedding", "text.positional_embedding") if name in shapes]
+        return tables[0].shape[0] if tables and tables[0].ndim else None
 
     def _converted(self, take: Callable[[WeightFile, str], Tensor]) -> dict[str, Tensor]:
         if self.file is None:
@@ -109,16 +121,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         quick, stated = read_foreign_config(path.parent)
     names = {own: full for name, full in short.items() if (own := kind.name(name)) is not None}
     grid = names.get("visual.positional_embedding")
+    told = None if grid is None else kind.image_size(file.shapes[grid].shape[0] - 1, file.description)
     return Checkpoint(
         path,
         title=kind.title,
         quick_gelu=kind.quick_gelu if quick is None else quick,
-        saved_size=size or (None if grid is None else kind.image_size(file.shapes[grid].shape[0] - 1)),
+        saved_size=size or told,
         preprocess={**kind.preprocess, **stated},
         left_out=tuple(sorted(short.keys() - {name for name in short if kind.name(name) is not None})),
         file=file,
         names=names,
         convert=kind.convert,
+        base=kind.base,
+        lacks=kind.lacks,
     )
 
 
@@ -128,8 +143,7 @@ def weights_in(folder: Path) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    found = [folder / f"{name}{suffix}" for name in _WEIGHT_NAMES for suffix in _WEIGHT_SUFFIXES]
-    weights = next((path for path in found if path.is_file()), None)
+    weights = next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(
             f"{folder} holds no open_clip_model.safetensors, .bin or .pt, and no model.safetensors or "
@@ -158,15 +172,35 @@ def load_checkpoint(clip: nn.Module, checkpoint: Checkpoint, *, saved_size: tupl
         except (zipfile.BadZipFile, EOFError, ValueError) as error:
             raise damaged(checkpoint.path, error) from error
     else:
+        lent = {name: value for name, value in clip.state_dict().items() if name in checkpoint.lacks}
         # Names and shapes first, before memory is taken for the values.
-        _load_fitted(clip, checkpoint.shapes(), saved, what=str(checkpoint.path))
-        _load_fitted(clip, checkpoint.tensors(), saved, what=str(checkpoint.path))
+        empty = {name: value.to("meta") for name, value in lent.items()}
+        _load_fitted(clip, checkpoint.shapes() | empty, saved, what=str(checkpoint.path))
+        tensors = checkpoint.tensors()
+        if checkpoint.base is not None:
+            _check_base(clip, tensors, checkpoint)
+        _load_fitted(clip, tensors | lent, saved, what=str(checkpoint.path))
     stated: dict[str, Any] | None = getattr(clip.visual, "preprocess_cfg", None)
     if stated is not None:
         stated.update(checkpoint.preprocess)
     if checkpoint.left_out:
         heads = sorted({name.split(".")[0] for name in checkpoint.left_out})
         _log.info("%s is %s's: left out %s", checkpoint.path, checkpoint.title, ", ".join(heads))
+
+
+def _check_base(clip: nn.Module, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Refuse to complete a checkpoint whose text tower is not that of its base, to half a precision's rounding."""
+    own = clip.state_dict()
+    other = [
+        name
+        for name, value in tensors.items()
+        if not name.startswith("visual.") and not torch.allclose(value.float(), own[name].float(), rtol=1e-3, atol=1e-6)
+    ]
+    if other:
+        raise WeightsError(
+            f"{checkpoint.path} holds no {', '.join(checkpoint.lacks)}, and its text tower is not that of the "
+            f"{checkpoint.base!r} weights, which could lend them: {_some(other)} differ. It cannot search by words"
+        )
 
 
 def load_weights(
@@ -200,7 +234,11 @@ def _load_fitted(
     """Resize `clip` to what was saved, compare names and shapes, and load; on the `meta` device nothing is loaded."""
     weights = _as_open_clip(clip, state_dict)
     key = patch_grid_of(clip).key
-    _fit_layout(clip, weights[key].shape[-2] if key in weights else None, saved, what=what)
+    try:
+        _fit_layout(clip, weights[key].shape[-2] if key in weights else None, saved, what=what)
+    except WeightsError:
+        _check_fit(clip, weights, what, but=key)  # of another architecture the number of patches says nothing
+        raise
     _check_fit(clip, weights, what)
     if not any(value.is_meta for value in weights.values()):
         check_finite(weights, what)
@@ -241,7 +279,7 @@ def _as_open_clip(clip: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     return weights
 
 
-def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str, *, but: str | None = None) -> None:
     own = clip.state_dict()
     faults = {
         "Missing key(s)": sorted(own.keys() - weights.keys()),
@@ -249,15 +287,19 @@ def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str) -> Non
         "size mismatch for": [
             f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
             for name in own
-            if name in weights and weights[name].shape != own[name].shape
+            if name in weights and name != but and weights[name].shape != own[name].shape
         ],
     }
     found = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
     if found:
-        raise WeightsError(
-            f"{what} does not hold the weights of this architecture: {found}. Name the architecture that it was saved "
-            "from, one of open_clip.list_models()"
-        )
+        raise WeightsError(f"{what} does not hold the weights of this architecture: {found}. {_advice(weights)}")
+
+
+def _advice(weights: Mapping[str, Tensor]) -> str:
+    fits = names_that_fit(weights)
+    if fits:
+        return f"Its shapes are those of {fits[0]}: name that"
+    return "Name the architecture that it was saved from, one of open_clip.list_models()"
 
 
 def _some(names: list[str]) -> str:
@@ -334,7 +376,7 @@ def _check_handed_on(values: Mapping[str, Any]) -> None:
 
 def read_foreign_config(folder: Path) -> tuple[bool | None, dict[str, Any]]:
     """What transformers' configurations beside weights say: whether they compute QuickGELU, and the preprocessing."""
-    texts = [folder / name for name in (FOREIGN_CONFIG_NAME, "preprocessor_config.json")]
+    texts = [folder / name for name in (FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME)]
     try:
         model, images = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in texts)
         statistics = {

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -150,6 +151,7 @@ class Batches:
         num_replicas: Processes that train.
         rank: This process's number.
         pin_memory: Load into memory that a GPU copies from faster.
+        steps_per_epoch: Batches after which an epoch ends, if there are more; all if None.
 
     Raises:
         ValueError: There are no items or they cannot be counted, an item lacks something, or the sampler cannot make
@@ -167,6 +169,7 @@ class Batches:
         num_replicas: int = 1,
         rank: int = 0,
         pin_memory: bool = False,
+        steps_per_epoch: int | None = None,
     ) -> None:
         length = _length(dataset)
         make = partial(EpochSampler, length, batch_size=batch_size) if make_sampler is None else make_sampler
@@ -178,6 +181,7 @@ class Batches:
             )
         if len(self.sampler) < 1:
             raise ValueError(f"the sampler makes no batch of {batch_size} from {length} items")
+        self._length = min(len(self.sampler), steps_per_epoch or len(self.sampler))
         self.items: SeededItems = SeededItems(dataset, seed=seed)
         _check_item(self.items[0])
         self._loader = DataLoader(
@@ -190,20 +194,20 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        """Number of batches in a whole epoch."""
-        return len(self.sampler)
+        """Number of batches in an epoch."""
+        return self._length
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of one epoch from batch `start` on."""
         self.items.epoch = number
         self.sampler.set_position(epoch=number, batch=start)
-        yield from self._loader
+        yield from islice(self._loader, len(self) - start)
 
     def settings(self) -> dict[str, Any]:
         """What a run must have in common with a checkpoint to resume from it."""
         return {
             "batch_size": self.sampler.batch_size,
-            "batches": len(self.sampler),
+            "batches": len(self),
             "items": len(self.items),
             "sampler": type(self.sampler).__name__,
         }

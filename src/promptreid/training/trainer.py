@@ -77,6 +77,7 @@ class Trainer:
         num_workers: Processes that load data; what they load does not depend on it.
         make_sampler: Makes the batch sampler from `seed`, `num_replicas` and `rank`, for example `functools.partial`
             of a sampler with its other settings; all pairs in random order if None.
+        steps_per_epoch: Steps after which an epoch ends, to try a long run in short; all batches if None.
         chunk_size: Pairs that each process encodes at a time. In a larger batch each pair is encoded twice and
             gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
@@ -126,6 +127,7 @@ class Trainer:
         mixed_precision: Literal["no", "bf16", "fp16"] = "no",
         num_workers: int = 0,
         make_sampler: MakeSampler | None = None,
+        steps_per_epoch: int | None = None,
         chunk_size: int | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -142,7 +144,11 @@ class Trainer:
         _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate)
         _check_counts(0, seed=seed, num_workers=num_workers)
         _check_counts(
-            1, chunk_size=chunk_size, checkpoint_every_steps=checkpoint_every_steps, keep_checkpoints=keep_checkpoints
+            1,
+            steps_per_epoch=steps_per_epoch,
+            chunk_size=chunk_size,
+            checkpoint_every_steps=checkpoint_every_steps,
+            keep_checkpoints=keep_checkpoints,
         )
         self.model = model
         self.stages: list[Stage] = list(stages)
@@ -163,7 +169,11 @@ class Trainer:
         with failing_together():
             check_training_data(train_data, stages, batch_size=batch_size)
             self._batches = self._make_batches(
-                train_data, batch_size=batch_size, make_sampler=make_sampler, num_workers=num_workers
+                train_data,
+                batch_size=batch_size,
+                make_sampler=make_sampler,
+                num_workers=num_workers,
+                steps_per_epoch=steps_per_epoch,
             )
             self._settings, self._identity = self._describe(train_data, make_sampler)
             if self._accelerator.is_main_process:

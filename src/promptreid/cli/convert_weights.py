@@ -1,0 +1,62 @@
+"""`promptreid convert`: writes weights of any origin as an ordinary folder."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from promptreid.cli.options import LARGEST_SIDE, folder_to_write, whole
+from promptreid.cli.output import Output
+
+DESCRIPTION = """Read weights as people have them (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,
+TBPS-CLIP's, CLIP-ReID's; told by what is in the file, and no code in it is run) and write an ordinary open_clip
+folder, which open_clip, load_clip and --model local-dir:OUTPUT load; or one of transformers."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument("source", help="a file, a folder, a Hub repository USER/NAME or USER/NAME@REVISION, or a tag")
+    parser.add_argument("output", type=folder_to_write, help="the folder to write")
+    parser.add_argument(
+        "--model", help="open_clip's name of the architecture; default: what the source's configuration or shapes say"
+    )
+    parser.add_argument(
+        "--to", choices=("open_clip", "transformers"), default="open_clip", help="layout; default: %(default)s"
+    )
+    for option, words in {
+        "--image-size": "pixels to resize positions to; default: that of the weights",
+        "--weights-size": "pixels that the weights were trained at, where nothing says it",
+    }.items():
+        parser.add_argument(option, type=whole(1, LARGEST_SIDE), nargs=2, metavar=("H", "W"), help=words)
+    parser.add_argument(
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="whether they were trained with QuickGELU, where nothing says it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
+
+
+def run(console: Output, /, *, source: str, output: Path, model: str | None, **options: Any) -> int:
+    """Convert the weights."""
+    from promptreid.towers.converting import convert_weights
+
+    for size in ("image_size", "weights_size"):
+        options[size] = options[size] and tuple(options[size])
+    made = convert_weights(source, output, name=model, **options)
+    height, width = made.image_size
+    console.record(
+        title=made.title,
+        model=made.name,
+        output=str(made.folder),
+        image_size=[height, width],
+        quick_gelu=made.quick_gelu,
+        left_out=list(made.left_out),
+        loads_in_open_clip=made.loads_in_open_clip,
+    )
+    activation = "QuickGELU" if made.quick_gelu else "the architecture's activation"
+    console.say(f"{source}: {made.title}, {made.name}, images of {height} x {width}, {activation}")
+    if made.left_out:
+        console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
+    console.say(f"written: {made.folder}; use it with --model local-dir:{made.folder}")
+    if not made.loads_in_open_clip:
+        console.note(f"warning: plain open_clip does not build this model for {height} x {width}; promptreid does")
+    return 0

@@ -1,0 +1,212 @@
+"""Writes a model of any origin as an ordinary folder of open_clip's, or of transformers'."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from open_clip import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
+from torch import nn
+
+from promptreid.files import write_bytes_atomically, write_json_atomically, write_tensors_atomically
+from promptreid.towers.downloading import (
+    CONFIG_NAME,
+    FOREIGN_CONFIG_NAME,
+    FOREIGN_IMAGES_NAME,
+    SAFE_WEIGHTS,
+    download_model,
+    names_repository,
+)
+from promptreid.towers.features import image_preprocessing_of, image_size_of, uses_quick_gelu
+from promptreid.towers.loading import load_clip, loads_in_plain_open_clip, model_config, preprocess_config
+from promptreid.towers.names import is_listed_tag, is_repository, names_that_fit
+from promptreid.towers.transformers_names import to_transformers
+from promptreid.towers.weights import Checkpoint, read_checkpoint, weights_in
+
+Target = Literal["open_clip", "transformers"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_weights` wrote.
+
+    Attributes:
+        folder: Where.
+        title: Whose kind of checkpoint the source is.
+        name: open_clip's name of the architecture, or `local-dir:` where the configuration of the source made it.
+        image_size: (height, width) in pixels.
+        quick_gelu: Whether the model computes QuickGELU.
+        left_out: Names in the source that are not weights of the two encoders.
+        loads_in_open_clip: Whether plain open_clip loads the folder too, at this image size.
+    """
+
+    folder: Path
+    title: str
+    name: str
+    image_size: tuple[int, int]
+    quick_gelu: bool
+    left_out: tuple[str, ...]
+    loads_in_open_clip: bool
+
+
+def convert_weights(
+    source: str,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    to: Target = "open_clip",
+    overwrite: bool = False,
+    image_size: tuple[int, int] | None = None,
+    weights_size: tuple[int, int] | None = None,
+    quick_gelu: bool | None = None,
+) -> Conversion:
+    """Read weights of any kind that `load_clip` reads, and write an ordinary folder that loads everywhere.
+
+    Args:
+        source: A file, a folder, a Hub repository `"user/repo"` or `"user/repo@revision"`, or a tag of `name`.
+        folder: Gets `open_clip_model.safetensors` and `open_clip_config.json`, or what transformers writes.
+        name: open_clip's name of the architecture; `None` for what the configuration beside the weights says, or else
+            for the listed architecture with OpenAI's towers that has weights of these shapes.
+        to: Whose layout is written: `"open_clip"` or `"transformers"`.
+        overwrite: Replace a model that the folder holds already.
+        image_size: (height, width) in pixels; `None` for that of the weights.
+        weights_size: As of `load_clip`.
+        quick_gelu: As of `load_clip`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileExistsError: The folder holds a model already.
+        FileNotFoundError: There is no such file, and it is not the name of a repository.
+        ValueError: The architecture is not known, or what `load_clip` raises.
+        UnsupportedTowerError: transformers has no such towers.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> convert_weights("generated", folder, name="promptreid-tiny").title
+        "the tag 'generated'"
+        >>> load_clip(f"local-dir:{folder}", image_size=(96, 48)).visual.image_size
+        (96, 48)
+    """
+    folder = Path(folder)
+    if to not in ("open_clip", "transformers"):
+        raise ValueError(f'to is {to!r}, expected "open_clip" or "transformers"')
+    if (folder / (CONFIG_NAME if to == "open_clip" else FOREIGN_CONFIG_NAME)).exists() and not overwrite:
+        raise FileExistsError(f"{folder} holds a model already; choose another folder, or pass overwrite=True")
+    checkpoint = _find(source, name)
+    name = name or _name_of(checkpoint, source)
+    pretrained = None if is_repository(name) else source if checkpoint is None else str(checkpoint.path)
+    clip = load_clip(
+        name, pretrained=pretrained, image_size=image_size, weights_size=weights_size, quick_gelu=quick_gelu
+    )
+    config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if to == "transformers":
+        _write_foreign(clip, folder)
+    else:
+        write_tensors_atomically(folder / SAFE_WEIGHTS, clip.state_dict())
+        write_json_atomically(folder / CONFIG_NAME, config)
+    _write_tokenizer(config["model_cfg"]["text_cfg"], folder, checkpoint, foreign=to == "transformers")
+    shapes = {key: tuple(value.shape) for key, value in clip.state_dict().items()}
+    return Conversion(
+        folder,
+        title=f"the tag {source!r}" if checkpoint is None else checkpoint.title,
+        name=name,
+        image_size=image_size_of(clip),
+        quick_gelu=uses_quick_gelu(clip),
+        left_out=() if checkpoint is None else checkpoint.left_out,
+        loads_in_open_clip=loads_in_plain_open_clip(config["model_cfg"], shapes),
+    )
+
+
+def _find(source: str, name: str | None) -> Checkpoint | None:
+    """The weights that a source names, on this machine; `None` for a tag."""
+    if name is not None and is_listed_tag(name, source):
+        return None
+    location = source.split(":", 1)[1] if is_repository(source) else source
+    if Path(location).exists():
+        return read_checkpoint(Path(location))
+    if not names_repository(location):
+        raise FileNotFoundError(
+            f"there is no {location}, and it is not the name of a Hub repository, USER/NAME; check the path"
+            + (". For a tag of open_clip name the architecture too" if name is None else "")
+        )
+    return read_checkpoint(download_model(location))
+
+
+def _name_of(checkpoint: Checkpoint | None, source: str) -> str:
+    """What makes the model of a checkpoint: the configuration beside it, or else the architecture of these shapes."""
+    if checkpoint is not None:
+        beside = checkpoint.path.parent
+        configs = {CONFIG_NAME, *([FOREIGN_CONFIG_NAME] if checkpoint.title == "transformers" else [])}
+        if any((beside / config).is_file() for config in configs) and weights_in(beside) == checkpoint.path:
+            return f"local-dir:{beside}"
+        if fits := names_that_fit(checkpoint.shapes()):
+            return fits[0]
+    raise ValueError(
+        f"{source} does not say of which architecture it is, and its shapes are not those of a listed one with "
+        "OpenAI's towers; name it: name=, one of open_clip.list_models(), such as 'ViT-B-16'"
+    )
+
+
+def _write_foreign(clip: nn.Module, folder: Path) -> None:
+    to_transformers(clip).save_pretrained(folder)
+    stated, (height, width) = image_preprocessing_of(clip), image_size_of(clip)
+    # transformers' numbers of Pillow's filters; images are squashed as here, and a person is never cropped.
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": {"bilinear": 2, "bicubic": 3}[stated["interpolation"]],
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": stated["mean"],
+        "image_std": stated["std"],
+    }
+    write_json_atomically(folder / FOREIGN_IMAGES_NAME, processor)
+
+
+def _write_tokenizer(text: Mapping[str, Any], folder: Path, checkpoint: Checkpoint | None, *, foreign: bool) -> None:
+    """Put the tokenizer beside the weights where it is not open_clip's own, or where transformers is to use it."""
+    named = text.get("hf_tokenizer_name")
+    if not named:
+        if foreign and text.get("vocab_size", 49408) == 49408:
+            _write_clip_tokenizer(folder, int(text.get("context_length", 77)))
+        return
+    beside = None if checkpoint is None else checkpoint.path.parent
+    own = beside is not None and (beside / "tokenizer_config.json").is_file()
+    try:
+        HFTokenizer(str(beside) if own else named, trust_remote_code=False).tokenizer.save_pretrained(folder)
+    except (OSError, ImportError) as error:
+        warnings.warn(
+            f"the tokenizer of {named} could not be loaded ({str(error).splitlines()[0][:200]}); put its files into "
+            f"{folder}, else captions cannot be read",
+            stacklevel=3,
+        )
+
+
+def _write_clip_tokenizer(folder: Path, context_length: int) -> None:
+    """open_clip's byte-pair encoding of OpenAI's, in the files of transformers' CLIPTokenizer."""
+    tokenizer: Any = SimpleTokenizer()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    names = {"<start_of_text>": start, "<end_of_text>": end}
+    vocabulary = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
+    write_json_atomically(folder / "vocab.json", vocabulary, indent=None)
+    merges = "\n".join(" ".join(pair) for pair in sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__))
+    write_bytes_atomically(folder / "merges.txt", f"#version: 0.2\n{merges}\n".encode())
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context_length,
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+    }
+    write_json_atomically(folder / "tokenizer_config.json", settings)

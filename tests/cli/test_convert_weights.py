@@ -1,0 +1,112 @@
+"""`promptreid convert`, and public re-ID checkpoints scored from the command line."""
+
+import argparse
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip
+from promptreid.data.reader import load_dataset
+
+NAME, SIZE = "ViT-B-16", (384, 128)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """open_clip's ViT-B-16 and RN50 with few narrow layers; other names stay as they are."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    vision = {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, config)
+    return load_clip(NAME, image_size=SIZE, quick_gelu=True)
+
+
+def irra(clip, path):
+    """A checkpoint as IRRA's training saves it."""
+    weights = {f"base_model.{k}": v.half() for k, v in clip.state_dict().items() if k != "logit_scale"}
+    weights |= {"classifier.weight": torch.zeros(3), "cross_attn.in_proj_bias": torch.zeros(3)}
+    torch.save({"model": weights, "optimizer": {}, "epoch": 60, "args": argparse.Namespace(lr=1e-5)}, path)
+
+
+def test_convert_says_what_the_file_is_and_writes_a_folder_for_every_command(small, call, tmp_path, drawn):
+    irra(small, tmp_path / "best.pth")
+    code, found, errors = call("convert", tmp_path / "best.pth", tmp_path / "out", "--json")
+    assert (code, errors) == (0, "")
+    assert (found["title"], found["model"], found["image_size"]) == ("IRRA", NAME, [384, 128])
+    assert (found["quick_gelu"], found["loads_in_open_clip"]) == (True, True)
+    assert found["left_out"] == ["classifier.weight", "cross_attn.in_proj_bias"]
+    code, printed, _ = call("convert", tmp_path / "best.pth", tmp_path / "again", "--image-size", 256, 128)
+    assert code == 0
+    assert "IRRA, ViT-B-16, images of 256 x 128, QuickGELU" in printed
+    assert "left out: classifier, cross_attn" in printed
+    assert f"use it with --model local-dir:{tmp_path / 'again'}" in printed
+    code, scores, _ = call("evaluate", drawn, "--model", f"local-dir:{tmp_path / 'out'}", "--json")
+    assert code == 0
+    assert scores["scores"]["rank1"] >= 0
+
+
+def test_public_checkpoint_is_scored_as_its_own_model_is(small, call, tmp_path, drawn):
+    irra(small, tmp_path / "best.pth")
+    half = {name: value.half().float() for name, value in small.state_dict().items()}
+    small.load_state_dict(half)
+    small.visual.preprocess_cfg["interpolation"] = "bilinear"  # as IRRA resizes
+    model = PromptedCLIP(small, PromptConfig(text_length=0, vision_length=0)).eval()
+    expected = evaluate(model, load_dataset(drawn).test, progress=False).as_dict()
+    arguments = ("--model", NAME, "--pretrained", tmp_path / "best.pth", "--json")
+    code, found, errors = call("evaluate", drawn, *arguments)
+    assert (code, errors) == (0, "")
+    assert found["scores"] == json.loads(json.dumps(expected))
+
+
+def test_convert_to_transformers_and_back(small, call, tmp_path):
+    pytest.importorskip("transformers")
+    save_file(load_clip(NAME, image_size=(64, 64)).state_dict(), tmp_path / "a.safetensors")
+    there = ("convert", tmp_path / "a.safetensors", tmp_path / "there", "--to", "transformers", "--no-quick-gelu")
+    assert call(*there)[0] == 0
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["model_type"] == "clip"
+    assert call("convert", tmp_path / "there", tmp_path / "back")[0] == 0
+    assert (tmp_path / "back" / "open_clip_config.json").exists()
+
+
+def test_what_a_file_does_not_say_is_asked_for_by_its_option(small, call, tmp_path):
+    save_file(load_clip(NAME, image_size=(64, 32)).state_dict(), tmp_path / "a.safetensors")
+    arguments = ("convert", tmp_path / "a.safetensors", tmp_path / "out")
+    code, _, errors = call(*arguments)
+    assert code == 2
+    assert "state their size (promptreid convert --weights-size HEIGHT WIDTH)" in errors
+    code, _, errors = call(*arguments, "--weights-size", 64, 32)
+    assert code == 0
+    assert "GELU is taken. Write a folder with promptreid convert --quick-gelu if they descend" in errors
+    assert call(*arguments, "--weights-size", 64, 32)[2].endswith("choose another folder, or pass --overwrite\n")
+    assert call(*arguments, "--weights-size", 64, 32, "--overwrite", "--quick-gelu")[::2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gone.pt", "out"), "there is no gone.pt"),
+        (("{folder}", "out"), "holds no open_clip_model.safetensors"),
+        (("{folder}/notes.pt", "out"), "notes.pt is not a weight file, or is damaged"),
+        (("{folder}/odd.pt", "out"), "name it: --model NAME, one of open_clip.list_models()"),
+        (("{folder}/odd.pt", "out", "--model", "ViT-B-61"), "Did you mean ViT-B-16"),
+        (("{folder}/odd.pt", "out", "--model", "ViT-B-16"), "does not hold the weights of this architecture"),
+        (("{folder}/odd.pt", "out", "--to", "onnx"), "invalid choice: 'onnx'"),
+        (("{folder}/odd.pt", "out", "--image-size", "0", "4"), "argument --image-size is 0, expected 1 to 2048"),
+        (("{folder}/odd.pt", "{folder}/notes.pt"), "notes.pt is a file; give a folder"),
+    ],
+)
+def test_bad_input_is_one_line_with_what_to_type(small, call, tmp_path, monkeypatch, clip, arguments, words):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "notes.pt").write_text("notes")
+    torch.save(clip.state_dict(), folder / "odd.pt")
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = call("convert", *(part.format(folder=folder) for part in arguments))
+    assert code == 2
+    (line,) = [line for line in errors.splitlines() if not line.startswith("warning: ")]
+    assert line.startswith("error: ")
+    assert words in line
+    assert not (tmp_path / "out").exists()
