@@ -38,10 +38,15 @@ def test_scripts_exist(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_of_ours_take_the_arguments_that_are_shown(page):
+def test_commands_of_ours_take_the_arguments_that_are_shown(page, tmp_path, monkeypatch):
     lines = re.findall(r"^(?:\$ )?promptreid (.*)$", "\n".join(shell_blocks(page)), flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
     for line in lines:
-        build_parser().parse_args(shlex.split(line, comments=True))  # ends the test if it does not know them
+        words = shlex.split(line, comments=True)
+        for word in words:  # the folders that a reader has
+            if re.fullmatch(r"[\w-]+(/[\w-]+)*/?", word) and not word.startswith("-"):
+                (tmp_path / word).mkdir(parents=True, exist_ok=True)
+        build_parser().parse_args(words)  # ends the test if it does not know them
 
 
 def test_there_are_commands_of_ours_to_check():
