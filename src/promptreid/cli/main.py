@@ -31,6 +31,7 @@ COMMANDS = {
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
     "demo": ("serve_demo", "search in the browser"),
+    "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
 NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 3, 4, 5, 130

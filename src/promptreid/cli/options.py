@@ -205,7 +205,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files"
     )
     parser.add_argument(
-        "--image-dir", type=Path, metavar="DIR", help="where image paths begin; default: imgs/ beside the annotation"
+        "--image-dir",
+        type=folder_to_read,
+        metavar="DIR",
+        help="where image paths begin; default: imgs/ beside the annotation",
     )
     parser.add_argument(
         "--on-bad",
