@@ -12,7 +12,7 @@ from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
 
-NAMES = ["check", "train", "evaluate", "index", "search", "demo", "convert", "push"]
+NAMES = ["check", "train", "evaluate", "index", "search", "demo", "convert", "export", "push"]
 
 
 @pytest.fixture
@@ -92,11 +92,42 @@ def test_check_counts_and_finds_what_is_wrong(call, drawn, tmp_path):
     assert any(gone.name in problem["message"] for problem in report["problems"])
 
 
+def test_check_evaluate_and_train_agree_on_what_is_left_out(call, drawn, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    shutil.copytree(drawn, root)
+    entries = json.loads((root / "reid_raw.json").read_text())
+    entries[0]["captions"] = []
+    entries[1]["split"] = "training"
+    (root / "imgs" / entries[2]["file_path"]).unlink()
+    (root / "imgs" / entries[3]["file_path"]).write_bytes(b"")
+    (root / "reid_raw.json").write_text(json.dumps(entries))
+    shutil.move(root / "imgs", tmp_path / "elsewhere")
+    images = ("--image-dir", tmp_path / "elsewhere")
+    code, text, _ = call("check", root, *images)
+    assert (code, "not ready for training: 4 errors" in text) == (1, True)
+    code, report, _ = call("check", root, *images, "--on-bad", "skip", "--json")
+    assert (code, report["ok"], len(report["left_out"])) == (0, True, 4)
+    trained = []
+
+    def adapt(model, data, *_, **__):
+        trained.append(data)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("promptreid.adaptation.adapt", adapt)
+    _, _, notes = call("train", root, *images, "--on-bad", "skip", "--output", tmp_path / "run")
+    assert "3 of 32 records cannot be used and are left out" in notes
+    assert "1 of 13 images of the train split cannot be used" in notes
+    code, _, notes = call("evaluate", root, *images, "--on-bad", "skip", "--split", "val")
+    assert (code, "3 of 32 records" in notes) == (0, True)
+    assert sum(len(split) for split in trained[0].splits) == len(entries) - 4
+    assert trained[0].summary() == report["summary"]
+
+
 def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path):
     code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
     assert code == 0
     assert "32 images are indexed" in text
-    assert "knows drawn pedestrians only" in notes
+    assert "knows drawn pedestrainings only" in notes
     picture = tmp_path / "found.png"
     code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
     assert (code, notes) == (0, "")
@@ -217,11 +248,42 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     }
     assert written <= {path.name for path in (tmp_path / "run").iterdir()}
     model = tmp_path / "run" / "model"
+    card = (model / "README.md").read_text()
+    for words in (
+        "| zero shot |",
+        "| task adaptation |",
+        "Checkpoint: epoch with the best validation mAP.",
+        "| batch size | 8 |",
+        "| stage one epochs | 1 |",
+        "![What four captions find](ranking.png)",
+        "licence: mit",
+    ):
+        assert words in card
+    assert (model / "ranking.png").is_file()
+    code, text, _ = call("push", model, "somebody/mine", "--dry-run")
+    assert 'load_prompts("somebody/mine")' in text
+    assert "ranking.png" in text
+    assert "your-name" not in text
     assert call("index", drawn / "imgs", "--output", tmp_path / "own", "--model", model)[0] == 0
     assert call("search", tmp_path / "own", "a man", "-k", 1)[0] == 0
     code, _, notes = call("search", tmp_path / "own", "a man", "--model", "promptreid-tiny")
     assert code == 2
     assert "was encoded by another model" in notes
+
+
+def test_push_dry_run_shows_card_and_files_and_uploads_nothing(call, shipped, tmp_path):
+    model, _ = shipped
+    folder = model.save_pretrained(tmp_path / "model")
+    code, text, _ = call("push", folder, "somebody/model", "--dry-run")
+    assert code == 0
+    assert "# model" in text
+    assert 'load_prompts("somebody/model")' in text
+    size = (folder / "prompts.safetensors").stat().st_size
+    assert f"{size:>12,} bytes  prompts.safetensors" in text
+    code, answer, _ = call("push", folder, "somebody/model", "--dry-run", "--json")
+    assert answer["files"]["prompts.safetensors"] == size
+    assert set(answer["files"]) == {"README.md", "config.json", "prompt_config.json", "prompts.safetensors"}
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["prompt_config.json", "prompts.safetensors"]
 
 
 def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):

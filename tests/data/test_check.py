@@ -323,3 +323,15 @@ def test_in_order_puts_errors_first_and_keeps_kinds_together() -> None:
     assert [problem.message for problem in in_order(problems)] == ["c", "b", "d", "a"]
     severities = [severity for severity, _ in KINDS.values()]
     assert severities == sorted(severities)  # "error" before "warning"
+
+
+def test_check_dataset_skip_leaves_out_images_that_cannot_be_read(write_cuhk: Write, entries: list[dict]) -> None:
+    root = write_cuhk(entries)
+    first = root / "imgs/cam_a/0000.png"
+    first.write_bytes(first.read_bytes()[:60])
+    (root / "imgs/cam_b/0001.png").write_bytes(b"")
+    assert not check(root).ok
+    report = check(root, on_bad="skip")
+    assert report.ok
+    assert sorted(problem.path for problem in report.left_out) == ["cam_a/0000.png", "cam_b/0001.png"]
+    assert report.summary.startswith("CUHK-PEDES: train 3 persons, 4 images")

@@ -123,9 +123,10 @@ def test_load_cuhk_pedes_unreadable_annotation_raises(write_cuhk: Write, content
         ({"split": "training"}, "split is 'training', expected one of train, val, test"),
         ({"split": None}, "split is None"),
         ({"split": ["train"]}, "split is"),
-        ({"id": "7"}, "id is '7', expected an integer"),
+        ({"id": "seven"}, "id is 'seven', expected an integer"),
         ({"id": True}, "id is True"),
-        ({"id": 7.0}, "id is 7.0"),
+        ({"id": 7.5}, "id is 7.5, expected an integer"),
+        ({"id": ""}, "id is '', expected an integer"),
         ({"file_path": ""}, "file_path is '', expected a path below imgs/"),
         ({"file_path": 3}, "file_path is 3"),
         ({"file_path": "../secret.png"}, "file_path '../secret.png' leaves the folder imgs/"),
@@ -343,3 +344,202 @@ def test_data_offers_what_a_quick_start_needs() -> None:
     assert set(data.__all__) <= set(dir(data))
     with pytest.raises(AttributeError, match=r"module 'promptreid\.data' has no attribute 'load_dataste'"):
         data.load_dataste  # noqa: B018
+
+
+def test_load_dataset_ids_as_text_or_whole_decimals_are_taken_and_counted(
+    write_cuhk: Write, entries: list[dict]
+) -> None:
+    entries[0]["id"], entries[1]["id"], entries[2]["id"] = "007", 3.0, "3.0"
+    root = write_cuhk(entries)
+    with pytest.warns(UserWarning, match="2 are written as text and 1 are written as decimals") as caught:
+        dataset = load_dataset(root)
+    assert len(caught) == 1
+    assert "such as '007' in record 0; they are read as whole numbers" in str(caught[0].message)
+    assert [record.person_id for record in dataset.train.records] == [7, 3, 3, 20, 7, 20]
+    report = check_dataset(root, progress=False)
+    assert report.ok
+    assert [problem.kind for problem in report.problems] == ["id"]
+
+
+SPLIT_NAMES = ("train_reid.json", "val_reid.json", "test_reid.json")
+
+
+def split_up(root: Path, folder: Path, *, keep_split: bool) -> dict[str, list[dict]]:
+    """Write the records as TBPS-CLIP hands them out: a file a split, `file_path` in all, back translations."""
+    annotation = next(path for path in root.glob("*.json") if path.name != "generated.json")
+    entries = json.loads(annotation.read_text(encoding="utf-8"))
+    annotation.unlink()
+    files: dict[str, list[dict]] = {name: [] for name in SPLIT_NAMES}
+    for entry in entries:
+        entry["file_path"] = entry.pop("img_path", None) or entry["file_path"]
+        split = entry["split"] if keep_split else entry.pop("split")
+        if split == "train":
+            entry["captions_bt"] = ["" for _ in entry["captions"]]
+        files[f"{split}_reid.json"].append(entry)
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if content:
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return files
+
+
+@pytest.mark.parametrize("where", [".", "annotations"])
+@pytest.mark.parametrize("keep_split", [True, False])
+@pytest.mark.parametrize("name", ["CUHK-PEDES", "ICFG-PEDES", "RSTPReid"])
+def test_load_dataset_split_files_of_tbps_clip_give_the_same_data(
+    write_benchmark: Write, name: str, keep_split: bool, where: str
+) -> None:
+    root = write_benchmark(name)
+    if name == "CUHK-PEDES":  # its images lie in folders of cameras, by which it is recognised
+        annotation = root / "reid_raw.json"
+        text = annotation.read_text(encoding="utf-8").replace('"file_path": "', '"file_path": "cam_a/')
+        annotation.write_text(text, encoding="utf-8")
+        shutil.move(root / "imgs", root / "cam_a")
+        (root / "imgs").mkdir()
+        shutil.move(root / "cam_a", root / "imgs" / "cam_a")
+    whole = load_dataset(root)
+    split_up(root, root / where, keep_split=keep_split)
+    for folder in (root, root.parent):
+        found = load_dataset(folder)
+        assert (found.name, found.train, found.val, found.test) == (whole.name, whole.train, whole.val, whole.test)
+    assert check_dataset(root, progress=False).ok
+
+
+def test_load_dataset_annotations_folder_holds_the_usual_file_too(write_cuhk: Write, entries: list[dict]) -> None:
+    root = write_cuhk(entries)
+    whole = load_dataset(root)
+    (root / "annotations").mkdir()
+    shutil.move(root / "reid_raw.json", root / "annotations")
+    assert load_dataset(root).train == whole.train
+
+
+def test_load_dataset_split_files_say_file_and_record_of_that_file(write_cuhk: Write, entries: list[dict]) -> None:
+    root = write_cuhk(entries)
+    files = split_up(root, root, keep_split=True)
+    files["val_reid.json"][1]["captions"] = []
+    files["test_reid.json"][0]["split"] = "train"
+    for name, content in files.items():
+        (root / name).write_text(json.dumps(content), encoding="utf-8")
+    messages = [problem.message for problem in check_dataset(root, progress=False).errors]
+    assert any(re.search(r"val_reid\.json, record 1: captions is not a list", message) for message in messages)
+    assert any("test_reid.json, record 0: split is 'train', in a file of the test split" in each for each in messages)
+
+
+def test_load_dataset_image_in_two_split_files_names_both(write_cuhk: Write, entries: list[dict]) -> None:
+    entries[8] |= {"file_path": entries[1]["file_path"]}
+    root = write_cuhk(entries)
+    split_up(root, root, keep_split=False)
+    with pytest.raises(DatasetError, match=r"test_reid\.json, record 0: .* is in .*train_reid\.json, record 1 already"):
+        load_dataset(root)
+
+
+def test_load_dataset_split_files_of_an_unknown_data_set_ask_for_its_name(tmp_path: Path) -> None:
+    entry = {"file_path": "else/1.jpg", "id": 1, "captions": ["a man"]}
+    (tmp_path / "train_reid.json").write_text(json.dumps([entry]), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"image paths are of none of CUHK-PEDES.*name the dataset: layout="):
+        load_dataset(tmp_path)
+
+
+def test_load_dataset_image_dir_is_where_paths_begin(write_cuhk: Write, entries: list[dict], tmp_path: Path) -> None:
+    root = write_cuhk(entries)
+    shutil.move(root / "imgs", tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match="give the folder that the paths begin at: image_dir="):
+        load_dataset(root)
+    dataset = load_dataset(root, image_dir=tmp_path / "elsewhere")
+    assert dataset.train.paths[0] == tmp_path / "elsewhere" / "cam_a" / "0000.png"
+    assert check_dataset(root, image_dir=tmp_path / "elsewhere", progress=False).ok
+    with pytest.raises(DatasetError, match=r"there is no folder of images .*nowhere"):
+        load_dataset(root, image_dir=tmp_path / "nowhere")
+
+
+def test_load_dataset_image_dir_of_a_table_raises(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("image,caption,person_id,split\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="only the paths of a JSON annotation begin at a folder"):
+        load_dataset(tmp_path, image_dir=tmp_path)
+
+
+BAD_RECORDS = {
+    "an empty caption": {"captions": ["a man", " "]},
+    "no caption": {"captions": []},
+    "an unknown split": {"split": "training"},
+    "a missing image": {"file_path": "cam_a/9999.png"},
+    "a path outside": {"file_path": "../0000.png"},
+}
+
+
+def plant_bad_records(write_cuhk: Write, entries: list[dict]) -> Path:
+    """A sound copy with one more record for each way to be bad."""
+    bad = [{**entries[0], "id": 100 + number, **change} for number, change in enumerate(BAD_RECORDS.values())]
+    root = write_cuhk([*bad[:2], *entries, *bad[2:], 17])
+    (root / "imgs/cam_a/9999.png").unlink()
+    return root
+
+
+def test_load_dataset_skip_leaves_bad_records_out_counts_and_lists_them(write_cuhk: Write, entries: list[dict]) -> None:
+    root = plant_bad_records(write_cuhk, entries)
+    with pytest.raises(DatasetError, match=r"record 0: caption 1 is ' '.*more errors.*on_bad=\"skip\""):
+        load_dataset(root)
+    with pytest.warns(UserWarning, match="6 of 16 records cannot be used and are left out: ") as caught:
+        dataset = load_dataset(root, on_bad="skip")
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert Path(caught[0].filename) == Path(__file__)
+    for words in (
+        "record 0: caption 1",
+        "record 1: captions is not a list",
+        "record 12: split is 'training'",
+        "record 13: there is no image",
+        "record 14: file_path '../0000.png' leaves",
+        "record 15: is int",
+    ):
+        assert words in message
+    assert [len(split) for split in dataset.splits] == [6, 2, 2]
+    assert dataset.train.labels == {3: 0, 7: 1, 20: 2}
+
+
+def test_check_dataset_skip_lists_what_is_left_out_and_agrees_with_load_dataset(
+    write_cuhk: Write, entries: list[dict]
+) -> None:
+    root = plant_bad_records(write_cuhk, entries)
+    assert not check_dataset(root, progress=False).ok
+    report = check_dataset(root, on_bad="skip", progress=False)
+    assert report.ok
+    assert len(report.left_out) == 6
+    text = "\n".join(report.lines())
+    assert "left out: 1 images missing (cam_a: 1)" in text
+    assert "left out: 2 captions that are empty or not text" in text
+    assert text.endswith("ready for training: 0 errors, 0 warnings (10 images opened)")
+    assert json.loads(json.dumps(report.as_dict()))["left_out"][0]["kind"] == "record"
+
+
+def test_skip_does_not_hide_what_is_wrong_between_records(write_cuhk: Write, entries: list[dict]) -> None:
+    entries[9]["id"] = 3
+    root = write_cuhk(entries)
+    with pytest.raises(DatasetError, match="person 3 is in the train and the test split"):
+        load_dataset(root, on_bad="skip")
+    assert not check_dataset(root, on_bad="skip", progress=False).ok
+
+
+def test_skip_of_a_whole_split_raises(write_cuhk: Write, entries: list[dict]) -> None:
+    for entry in entries[8:]:
+        entry["captions"] = []
+    root = write_cuhk(entries)
+    with (
+        pytest.warns(UserWarning, match="2 of 10 records"),
+        pytest.raises(DatasetError, match='no record has split "test"'),
+    ):
+        load_dataset(root, on_bad="skip")
+
+
+def test_skip_leaves_bad_rows_of_a_table_out(tmp_path: Path, draw_picture: Callable) -> None:
+    draw_picture(tmp_path / "1.png")
+    rows = ["image,caption,person_id,split", "1.png,a man,1,test", "1.png,,1,test", "2.png,a man,2,test"]
+    (tmp_path / "mine.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"2 of 3 lines cannot be used .*line 3: .*; .*line 4: there is no image"):
+        dataset = load_dataset(tmp_path, on_bad="skip")
+    assert dataset.test.captions == ["a man"]
+
+
+def test_load_dataset_unknown_on_bad_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="on_bad is 'ignore', expected 'strict' or 'skip'"):
+        load_dataset(tmp_path, on_bad="ignore")

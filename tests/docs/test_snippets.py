@@ -2,7 +2,10 @@
 
 import re
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,6 +30,15 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [match["text"] for match in found if match["language"].strip() in languages]
 
 
+def stand_in_for_langchain(monkeypatch) -> None:
+    """Where langchain-core is not installed, an empty base class in the place of its own."""
+    if find_spec("langchain_core") is None:
+        module = ModuleType("langchain_core.embeddings")
+        module.Embeddings = object
+        monkeypatch.setitem(sys.modules, "langchain_core", ModuleType("langchain_core"))
+        monkeypatch.setitem(sys.modules, "langchain_core.embeddings", module)
+
+
 PAGES_WITH_PYTHON = [page for page in pages() if blocks(page, "python")]
 
 
@@ -41,6 +53,7 @@ def test_snippets_of_a_page_run_one_after_another(page, reader_folder, tmp_path,
     monkeypatch.chdir(folder)
     # A page that adds a family of its own must not leave it to other tests.
     monkeypatch.setattr(families, "VISION_FAMILIES", list(families.VISION_FAMILIES))
+    stand_in_for_langchain(monkeypatch)
     names: dict[str, object] = {"__name__": "snippet"}
     for number, text in enumerate(blocks(page, "python"), start=1):
         exec(compile(text, f"{page.relative_to(ROOT)}, snippet {number}", "exec"), names)
@@ -51,3 +64,26 @@ def test_every_block_has_a_language_that_is_checked_or_plain_text(page):
     known = ("python", "console", "bash", "text", "json", "yaml", "csv", "jsonl", "pycon", "toml", "{")
     found = [match["language"].strip() for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
     assert not [language for language in found if not language.startswith(known)]
+
+
+def test_fiftyone_recipe_fills_a_field_with_one_vector_a_sample(shipped, split, monkeypatch):
+    """FiftyOne itself is not installed: an object with the two methods of its datasets that the recipe calls."""
+    stand_in_for_langchain(monkeypatch)
+
+    class Samples:
+        fields = {"filepath": [str(path) for path in split.paths[:3]]}  # noqa: RUF012
+
+        def values(self, field):
+            return self.fields[field]
+
+        def set_values(self, field, values):
+            self.fields[field] = values
+
+    (recipe,) = [text for text in blocks(DOCS / "recipes.md", "python") if "def add_features" in text]
+    names = {"Path": Path}
+    exec(compile(recipe, "recipes.md", "exec"), names)
+    samples, model = Samples(), shipped[0]
+    names["add_features"](samples, model)
+    assert [vector.shape for vector in samples.values("promptreid")] == [(128,)] * 3
+    expected = model.encode(split.paths[:3], progress=False).numpy()
+    assert abs(sum(samples.values("promptreid")) - expected.sum(axis=0)).max() < 1e-6

@@ -375,7 +375,12 @@ def test_publish_and_load_in_a_process_of_its_own(hub, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert ALICE not in done.stdout + done.stderr
-    assert set(hub.repos["alice/whole"].files()) == {"README.md", "prompt_config.json", "prompts.safetensors"}
+    assert set(hub.repos["alice/whole"].files()) == {
+        "README.md",
+        "config.json",
+        "prompt_config.json",
+        "prompts.safetensors",
+    }
 
 
 @pytest.fixture

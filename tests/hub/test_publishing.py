@@ -10,20 +10,21 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
 from promptreid import PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.files import separate_tensors
-from promptreid.hub.card import CardDetails
-from promptreid.model.publishing import push_prompts
+from promptreid.hub.card import CardDetails, is_untouched
+from promptreid.model.publishing import push_prompts, write_card
 from promptreid.towers.loading import loads_in_plain_open_clip, model_config, preprocess_config
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-PROMPTS_ONLY = {"README.md", "prompt_config.json", "prompts.safetensors"}
+PROMPTS_ONLY = {"README.md", "config.json", "prompt_config.json", "prompts.safetensors"}
 ALL_FILES = PROMPTS_ONLY | {"open_clip_model.safetensors", "open_clip_config.json"}
 
 
@@ -55,6 +56,65 @@ def test_folder_is_pushed_as_it_is(hub, model, score, tmp_path):
     files = hub.repos["alice/m"].files()
     assert set(files) == PROMPTS_ONLY
     assert files["prompt_config.json"] == (folder / "prompt_config.json").read_bytes()
+
+
+def test_load_from_the_hub_asks_once_for_the_file_that_counts_downloads(hub, model):
+    push_prompts(model, "alice/prompts", token=ALICE)
+    assert json.loads(hub.repos["alice/prompts"].files()["config.json"])["library_name"] == "promptreid"
+    hub.log.clear()
+    load_prompts("alice/prompts", token=ALICE)
+    load_prompts("alice/prompts", token=ALICE)
+    assert len([path for _, path, _ in hub.log if path.endswith("/config.json")]) == 1
+
+
+def test_load_of_a_repository_without_the_counted_file_works(hub, model, score):
+    push_prompts(model, "alice/prompts", token=ALICE)
+    del hub.repos["alice/prompts"].find("main").tree["config.json"]
+    assert torch.equal(score(load_prompts("alice/prompts", token=ALICE)), score(model))
+
+
+def test_counted_file_of_somebody_else_is_left_alone(hub, model):
+    push_prompts(model, "alice/prompts", token=ALICE)
+    HfApi(token=ALICE).upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="alice/prompts")
+    push_prompts(model, "alice/prompts", token=ALICE, encoders="always")
+    assert hub.repos["alice/prompts"].files()["config.json"] == b"{}"
+
+
+def test_card_that_was_written_into_a_folder_is_published_under_its_new_name(hub, model, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    card = write_card(folder, metrics={"rank1": 0.5}, details=CardDetails(dataset="CUHK-PEDES"))
+    assert "your-name/your-model" in card.read_text()
+    assert "(licence: mit)" in card.read_text()
+    for repo in ("alice/first", "alice/second"):
+        push_prompts(folder, repo, token=ALICE)
+        text = hub.repos[repo].files()["README.md"].decode()
+        assert "your-" not in text
+        assert f'load_prompts("{repo}")' in text
+        assert is_untouched(text)
+        assert "| Rank-1 | 50.00 | one run |" in text
+    with pytest.raises(ValueError, match=r"README\.md is the card, so metrics and details would be lost"):
+        push_prompts(folder, "alice/first", token=ALICE, metrics={"rank1": 0.6})
+
+
+def test_card_that_was_changed_by_hand_is_not_written_again_in_its_folder(model, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    card = write_card(folder)
+    first = card.read_text()
+    write_card(folder, details=CardDetails(dataset="RSTPReid"))
+    assert card.read_text() != first
+    card.write_text("# Mine\n")
+    write_card(folder)
+    assert card.read_text() == "# Mine\n"
+
+
+def test_figure_is_published_where_the_card_shows_it_and_only_there(hub, model, tmp_path):
+    folder = save_prompts(model, tmp_path / "m")
+    (folder / "ranking.png").write_bytes(b"PNG")
+    push_prompts(folder, "alice/m", token=ALICE)
+    assert "ranking.png" not in hub.repos["alice/m"].files()
+    write_card(folder, details=CardDetails(sections={"What it finds": "![found](ranking.png)"}))
+    push_prompts(folder, "alice/m", token=ALICE)
+    assert hub.repos["alice/m"].files()["ranking.png"] == b"PNG"
 
 
 def test_card_of_a_folder_is_kept(hub, model, tmp_path):

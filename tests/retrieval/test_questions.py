@@ -11,6 +11,7 @@ from PIL import Image
 
 from promptreid import Gallery
 from promptreid.errors import DatasetError
+from promptreid.model import encoding
 from promptreid.retrieval import encode
 from promptreid.retrieval.table import plain
 
@@ -47,7 +48,7 @@ def test_search_by_the_name_of_an_image_is_refused(gallery):
         ValueError, match=r"'c/p0\.JPG' is the name of an image.* give pathlib\.Path.* or --image c/p0\.JPG"
     ):
         gallery.search("c/p0.JPG")
-    with pytest.raises(DatasetError, match=r"there is no image nothere\.jpg to search by; check the path"):
+    with pytest.raises(DatasetError, match=r"there is no image nothere\.jpg; check the path"):
         gallery.search(Path("nothere.jpg"))
 
 
@@ -104,7 +105,7 @@ def test_metadata_are_made_plain_before_anything_is_encoded():
 def test_build_with_metadata_that_json_does_not_take_encodes_and_writes_nothing(
     shipped, tmp_path, monkeypatch, value, error, words
 ):
-    monkeypatch.setattr(encode, "open_image", lambda _: pytest.fail("an image was encoded"))
+    monkeypatch.setattr(encoding, "open_image", lambda _: pytest.fail("an image was encoded"))
     with pytest.raises(error, match=words):
         Gallery.build(shipped[0], ["a.jpg"], metadata=[{"v": value}], directory=tmp_path / "index", progress=False)
     with pytest.raises(TypeError, match=r"notes\['v'\] is object"):

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from promptreid.cli.options import add_layout_argument, folder_to_read, whole
+from promptreid.cli.options import DataArguments, add_data_arguments, folder_to_read, whole
 from promptreid.cli.output import Output
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
 report all problems at once. Given the folder that `promptreid index` made, read the whole index and compare its
@@ -17,7 +21,7 @@ CLIP = "ViT-B-16"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("root", type=folder_to_read, help="the dataset's folder, or an index")
-    add_layout_argument(parser)
+    add_data_arguments(parser)
     parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
     parser.add_argument(
         "--tokenizer",
@@ -31,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, tokenizer: str, limit: int) -> int:
+def run(
+    console: Output, /, *, root: Path, no_images: bool, tokenizer: str, limit: int, **reading: "Unpack[DataArguments]"
+) -> int:
     """Check the dataset, or the gallery."""
     from promptreid.data.check import check_dataset
     from promptreid.retrieval.gallery_files import exists
@@ -40,7 +46,7 @@ def run(console: Output, /, *, root: Path, layout: str | None, no_images: bool, 
     if exists(root):
         return _check_gallery(console, root)
     report = check_dataset(
-        root, layout=layout, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress
+        root, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress, **reading
     )
     for line in report.lines(limit=limit):
         console.say(line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from promptreid.cli.options import (
     ModelArguments,
-    add_layout_argument,
+    add_data_arguments,
     add_model_arguments,
     check_device,
     chosen_model,
@@ -22,6 +22,8 @@ from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from promptreid.data.images import OnBad
 
 DESCRIPTION = """Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each process
 encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …"""
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
-    add_layout_argument(parser)
+    add_data_arguments(parser)
 
 
 def run(
@@ -51,25 +53,31 @@ def run(
     batch_size: int,
     num_workers: int,
     layout: str | None,
+    image_dir: Path | None,
+    on_bad: "OnBad",
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""
     from torch import distributed
 
+    from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
     from promptreid.evaluation.evaluate import evaluate, score_table
     from promptreid.evaluation.splits import is_main_process
 
     choice, device = chosen_model(model), check_device(model["device"])
-    data = load_dataset(root, layout=layout)
+    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
     splits = {found.name: found for found in data.splits}
     if split not in splits:
         raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
+    wanted = splits[split]
+    if on_bad == "skip":
+        wanted = keep_readable(wanted, on_bad=on_bad, progress=console.progress)
     encoder = load_model(choice, device=_join_processes(device))
     try:
         scores = evaluate(
             encoder,
-            splits[split],
+            wanted,
             batch_size=batch_size,
             num_workers=num_workers,
             progress=console.progress,

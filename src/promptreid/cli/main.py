@@ -32,6 +32,7 @@ COMMANDS = {
     "search": ("search_gallery", "find the images that a sentence describes"),
     "demo": ("serve_demo", "search in the browser"),
     "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
+    "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
 NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 3, 4, 5, 130

@@ -29,6 +29,14 @@ class ModelArguments(TypedDict):
     device: str | None
 
 
+class DataArguments(TypedDict):
+    """What `add_data_arguments` adds."""
+
+    layout: str | None
+    image_dir: Path | None
+    on_bad: Literal["strict", "skip"]
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """How to make a model again.
@@ -209,10 +217,22 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
 
 
-def add_layout_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--layout`."""
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--layout`, `--image-dir` and `--on-bad`."""
     parser.add_argument(
         "--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files"
+    )
+    parser.add_argument(
+        "--image-dir",
+        type=folder_to_read,
+        metavar="DIR",
+        help="where image paths begin; default: imgs/ beside the annotation",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("strict", "skip"),
+        default="strict",
+        help="refuse data with bad records or images, or leave those out and list them; default %(default)s",
     )
 
 

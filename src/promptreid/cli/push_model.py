@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics", type=some_path, metavar="FILE", help="metrics.json of `promptreid evaluate`, for the card"
     )
     parser.add_argument("--dataset", metavar="NAME", help="dataset of the metrics, for the card")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the card and the files with their sizes, and upload nothing"
+    )
 
 
 def _repository(text: str) -> str:
@@ -51,24 +55,35 @@ def run(
     public: bool,
     metrics: Path | None,
     dataset: str | None,
+    dry_run: bool,
     **commit: Any,
 ) -> int:
     """Publish the model."""
     check_file("--metrics", metrics)
     from promptreid.hub.card import CardDetails
-    from promptreid.model.publishing import push_prompts
+    from promptreid.model.publishing import files_to_push, push_prompts
 
-    url = push_prompts(
-        folder,
-        repository,
-        private=not public,
-        **commit,
-        metrics=None if metrics is None else _read_metrics(metrics),
-        details=None if dataset is None else CardDetails(dataset=dataset),
-    )
+    scores = None if metrics is None else _read_metrics(metrics)
+    details = None if dataset is None else CardDetails(dataset=dataset)
+    if dry_run:
+        _show(console, repository, files_to_push(folder, repository, metrics=scores, details=details))
+        return 0
+    url = push_prompts(folder, repository, private=not public, **commit, metrics=scores, details=details)
     console.say(f"published: {url}")
     console.record(url=url)
     return 0
+
+
+def _show(console: Output, repository: str, files: Mapping[str, bytes | Path]) -> None:
+    """Print the card, and the names and sizes of the files."""
+    from promptreid.hub.card import CARD
+
+    sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
+    card = files[CARD]
+    text = card.decode() if isinstance(card, bytes) else ""
+    console.say(*text.rstrip("\n").split("\n"), "", f"to {repository}, nothing is uploaded:")
+    console.say(*(f"{size:>12,} bytes  {name}" for name, size in sorted(sizes.items())))
+    console.record(card=text, files=sizes)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def run(
         raise ValueError('give a sentence, as in promptreid search gallery "a man in a blue jacket", or --image FILE')
     check_file("--image", image)
     from promptreid.data.images import open_image
-    from promptreid.retrieval.encode import check_words
+    from promptreid.model.encoding import check_words
 
-    check_words(sentence)
+    check_words(sentence, name="the query")
     query = sentence if image is None else open_image(image)
     gallery = open_gallery(index, model, where, threshold)
     hits = gallery.search(query or "", k, threshold=threshold, where=_where(where) or None)

@@ -1,8 +1,9 @@
 """`promptreid train`: adapts a model to a dataset, in both stages."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -10,8 +11,8 @@ from promptreid.cli.options import (
     BARE,
     LARGEST_SEED,
     LARGEST_SIDE,
+    add_data_arguments,
     add_device_argument,
-    add_layout_argument,
     add_revision_argument,
     at_revision,
     check_device,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.adaptation import Adaptation
+    from promptreid.data.images import OnBad
+    from promptreid.data.records import ReIDDataset
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.training.recipe import Recipe
 
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep decoded images there: large, and training is faster",
     )
-    add_layout_argument(parser)
+    add_data_arguments(parser)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,15 +174,21 @@ def run(
     output: Path,
     cache_images: Path | None,
     layout: str | None,
+    image_dir: Path | None,
+    on_bad: "OnBad",
     **given: "Unpack[TrainingArguments]",
 ) -> int:
     """Train the model."""
     from promptreid.adaptation import adapt
+    from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
     from promptreid.evaluation.evaluate import score_table
 
     arguments, recipe = complete_training_arguments(given)
-    data = load_dataset(root, layout=layout)
+    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
+    if on_bad == "skip":
+        kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
+        data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
     model = _make_model(arguments)
     console.say(data.summary())
     result = adapt(
@@ -199,6 +208,8 @@ def run(
     console.record(**result.as_dict())
     console.say(*score_table(result.as_dict()["results"]).split("\n"))
     _write_figures(output, result)
+    if result.model_dir is not None:
+        _write_card(result.model_dir, arguments, data, recipe, result)
     rule = result.checkpoint_rule
     console.say(f"kept: {rule}; results.json, metrics.json, pictures and model/ are in {output}")
     return 0
@@ -221,6 +232,37 @@ def _make_model(arguments: TrainingArguments) -> "PromptedCLIP":
     )
     length = arguments["prompt_length"]
     return PromptedCLIP(clip, PromptConfig(text_length=length, vision_length=length))
+
+
+def _write_card(
+    folder: Path, arguments: TrainingArguments, data: "ReIDDataset", recipe: "Recipe", result: "Adaptation"
+) -> None:
+    """The model card: scores by stage, settings, and what captions find where the images may be passed on."""
+    from promptreid.data.layouts import is_synthetic
+    from promptreid.hub.card import FIGURE, CardDetails
+    from promptreid.model.publishing import write_card
+
+    rows = {state: scores.as_dict() for state, scores in result.scores.items()}
+    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    table = [f"| state | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    table += [
+        f"| {state} | " + " | ".join(f"{100 * row[name]:.2f}" for name in names) + " |" for state, row in rows.items()
+    ]
+    sections = {"Scores of each stage": "Text to image, in percent, on the test split.\n\n" + "\n".join(table)}
+    if is_synthetic(data.root):
+        shutil.copyfile(folder.parent / FIGURE, folder / FIGURE)
+        sections["What it finds"] = f"![What four captions find]({FIGURE})"
+    numbers = {name: value for name, value in asdict(recipe).items() if name != "num_identities"}
+    chosen = ("image_size", "prompt_length", "batch_size", "seed")
+    training = {name: arguments[name] for name in chosen} | numbers
+    details = CardDetails(
+        dataset=data.name,
+        checkpoint_rule=result.checkpoint_rule,
+        seeds=(arguments["seed"],),
+        training={name.replace("_", " "): value for name, value in training.items()},
+        sections=sections,
+    )
+    write_card(folder, metrics=list(rows.values())[-1], details=details)
 
 
 def _write_figures(folder: Path, result: "Adaptation") -> None:

@@ -1,13 +1,17 @@
 """Annotations: records that were read from a dataset's files, and everything that is wrong with them."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+import warnings
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from promptreid.data.images import ImageFolder, leaves_folder
-from promptreid.data.problems import Problem
+from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import (
     SPLITS,
     ImageRecord,
@@ -25,16 +29,17 @@ class Annotation:
 
     Attributes:
         name: The dataset's usual name.
-        path: The annotation file; its folder is the dataset's.
+        path: The annotation file, the first one if there are several; its folder is the dataset's.
         images: The folder that the records' paths begin at.
         records: The well-formed records.
-        positions: Of each, its index in the file (line number in CSV and JSONL).
+        positions: Of each, its index in the file (line number in CSV and JSONL), or in all files one after another.
         problems: What is wrong with the others.
         num_entries: Records in the file.
         published: The counts to compare it with.
         required: Splits that must not be empty.
         position_name: What a position is: `"record"`, or `"line"` in CSV and JSONL.
         path_key: The field that holds an image's path.
+        files: Where there are several annotation files, the position of the first record of each, and the file.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Annotation:
     required: Sequence[str] = ("train", "test")
     position_name: str = "record"
     path_key: str = "file_path"
+    files: Sequence[tuple[int, Path]] = ()
 
     @classmethod
     def of_entries(
@@ -59,21 +65,30 @@ class Annotation:
         images: Path,
         published: PublishedCounts | None = None,
         path_key: str = "file_path",
+        files: Sequence[tuple[int, Path]] = (),
     ) -> "Annotation":
         """The annotation of entries in their order, each a record or what is wrong with it, as `parse_entry` gives."""
-        records: list[ImageRecord] = []
-        positions: list[int] = []
-        problems: list[Problem] = []
-        position = -1
-        for position, entry in enumerate(entries):
-            if isinstance(entry, ImageRecord):
-                records.append(entry)
-                positions.append(position)
-            else:
-                problems += [problem.located(f"{path}, record {position}:", position) for problem in entry]
-        return cls(
-            name, path, images, records, positions, problems, position + 1, published=published, path_key=path_key
+        parsed = list(entries)
+        records = [(position, entry) for position, entry in enumerate(parsed) if isinstance(entry, ImageRecord)]
+        made = cls(
+            name,
+            path,
+            images,
+            [record for _, record in records],
+            [position for position, _ in records],
+            [],
+            len(parsed),
+            published=published,
+            path_key=path_key,
+            files=files,
         )
+        problems = [
+            problem.located(f"{made.place(position)}:", position)
+            for position, entry in enumerate(parsed)
+            if not isinstance(entry, ImageRecord)
+            for problem in entry
+        ]
+        return replace(made, problems=problems)
 
     @property
     def root(self) -> Path:
@@ -88,9 +103,50 @@ class Annotation:
         """A record's path below the image folder."""
         return PurePosixPath(record.path.relative_to(self.images).as_posix())
 
+    def place(self, position: int) -> str:
+        """Where a record is, in words: `FILE, record 7`."""
+        files = self.files or [(0, self.path)]
+        start, file = files[bisect_right(files, position, key=lambda part: part[0]) - 1]
+        return f"{file}, {self.position_name} {position - start}"
+
     def problem(self, kind: str, what: str, position: int, path: str | None = None) -> Problem:
         """A problem of one record, whose message begins with `FILE, record 7:`."""
-        return Problem(kind, what).located(f"{self.path}, {self.position_name} {position}:", position, path)
+        return Problem(kind, what).located(f"{self.place(position)}:", position, path)
+
+    def near(self, position: int) -> str:
+        """Where another record is, in words, for a message that names the file already: `record 7`."""
+        return self.place(position) if self.files else f"{self.position_name} {position}"
+
+    def without(self, positions: Collection[int]) -> "Annotation":
+        """The same annotation with the records at some positions left out."""
+        kept = [(position, record) for position, record in self.located_records() if position not in positions]
+        return replace(self, records=[record for _, record in kept], positions=[position for position, _ in kept])
+
+
+def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
+    """The annotation without the records that have an error of their own, and the errors.
+
+    What is wrong between records (a person in two splits, an image of two persons) is not such an error: nobody knows
+    which of them to leave out.
+    """
+    found = [*annotation.problems, *_image_problems(annotation)]
+    left_out = [problem for problem in found if problem.kind in LEFT_OUT]
+    remaining = annotation.without({problem.position for problem in left_out if problem.position is not None})
+    return replace(remaining, problems=[each for each in annotation.problems if each.kind not in LEFT_OUT]), left_out
+
+
+def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stacklevel: int) -> None:
+    """Count and name, in one warning, the records that were left out."""
+    if not left_out:
+        return
+    records = len({problem.position for problem in left_out})
+    first = "; ".join(problem.message for problem in left_out[:10])
+    more = f"; and {len(left_out) - 10:,} more" if len(left_out) > 10 else ""
+    warnings.warn(
+        f"{records:,} of {annotation.num_entries:,} {annotation.position_name}s cannot be used and are left out: "
+        f"{first}{more}",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def structural_problems(annotation: Annotation) -> Iterator[Problem]:
@@ -137,7 +193,7 @@ def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
         if earlier is record:
             continue
         path = str(annotation.relative(record))
-        kind, what = "conflict", f"image {path!r} is in {annotation.position_name} {before} already"
+        kind, what = "conflict", f"image {path!r} is in {annotation.near(before)} already"
         if earlier.person_id != record.person_id:
             what += f", as person {earlier.person_id} and here as {record.person_id}"
         elif earlier.split != record.split:
@@ -172,7 +228,9 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
             problems.append(problem)
     if problems:
         return problems
-    return ImageRecord(images / fields[image_key], fields["id"], tuple(fields["captions"]), fields["split"])
+    return ImageRecord(
+        images / fields[image_key], whole_number(fields["id"]), tuple(fields["captions"]), fields["split"]
+    )
 
 
 def split_problem(split: Any) -> Problem | None:
@@ -214,10 +272,37 @@ def shown_value(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def whole_number(value: Any) -> Any:
+    """A whole number that is written as text or with a decimal point, as an integer: 7 for `"007"`, `7.0` and `"7.0"`.
+
+    Anything else is returned as it is.
+
+    Example:
+        >>> whole_number("007"), whole_number(7.0), whole_number("seven")
+        (7, 7, 'seven')
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    number = re.fullmatch(r"([+-]?\d{1,18})(?:\.0*)?", value.strip()) if isinstance(value, str) else None
+    return int(number[1]) if number else value
+
+
+def id_remark(entries: Iterable[Any], place: Callable[[int], str]) -> Iterator[Problem]:
+    """One remark that counts ids which are no integers as they stand in the file, and are taken as such."""
+    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
+    odd = [index for index, value in enumerate(ids) if type(whole_number(value)) is int and type(value) is not int]
+    if odd:
+        kinds = Counter("text" if isinstance(ids[index], str) else "decimals" for index in odd)
+        written = " and ".join(f"{count:,} are written as {kind}" for kind, count in kinds.items())
+        first = f"{shown_value(ids[odd[0]])} in {place(odd[0])}"
+        yield Problem("id", f"{written}, such as {first}; they are read as whole numbers")
+
+
 def _id_problem(person_id: Any) -> Problem | None:
-    if not isinstance(person_id, int) or isinstance(person_id, bool):
+    number = whole_number(person_id)
+    if not isinstance(number, int) or isinstance(number, bool):
         return Problem("record", f"id is {shown_value(person_id)}, expected an integer")
-    if not -(2**63) <= person_id < 2**63:
+    if not -(2**63) <= number < 2**63:
         return Problem("record", f"id is {shown_value(person_id)}, which does not fit into 64 bits")
     return None
 

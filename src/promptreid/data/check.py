@@ -1,13 +1,14 @@
 """Finds everything that is wrong with a dataset, before training does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from typing import NamedTuple
 
-from promptreid.data.annotation import Annotation, structural_problems
+from promptreid.data.annotation import Annotation, leave_out_bad, structural_problems
 from promptreid.data.captions import Tokenizer, caption_lengths
-from promptreid.data.images import ImageFolder, Inspection, inspect_images
+from promptreid.data.images import ImageFolder, Inspection, OnBad, check_on_bad, inspect_images
 from promptreid.data.layouts import Layout
-from promptreid.data.problems import CheckReport, Problem, in_order
+from promptreid.data.problems import LEFT_OUT, CheckReport, Problem, in_order
 from promptreid.data.reader import read_dataset
 from promptreid.data.records import ImageRecord, count_line, split_counts
 
@@ -17,9 +18,11 @@ def check_dataset(
     *,
     layout: str | Layout | None = None,
     images: bool = True,
+    image_dir: str | Path | None = None,
     tokenizer: Tokenizer | None = None,
     num_threads: int | None = None,
     progress: bool = True,
+    on_bad: OnBad = "strict",
 ) -> CheckReport:
     """Check a dataset: its annotation, its captions and every image.
 
@@ -32,16 +35,19 @@ def check_dataset(
         root: The folder of CUHK-PEDES, ICFG-PEDES, RSTPReid or your own data, or its parent.
         layout: As for `load_dataset`.
         images: Open every image; if false, only look whether it is there.
+        image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation.
         tokenizer: Counts captions that are longer than its context, such as `model.tokenizer`.
         num_threads: Threads that open images; `None` for one a core.
         progress: Show progress bars.
+        on_bad: `"skip"` leaves out the records that have an error of their own, images that cannot be read included,
+            lists them, and checks the rest.
 
     Returns:
         The report, with every problem.
 
     Raises:
         DatasetError: There is nothing to check: no folder, no annotation, or one that is not JSON or CSV at all.
-        ValueError: The layout is unknown.
+        ValueError: The layout or `on_bad` is unknown.
 
     Example:
         >>> import tempfile
@@ -52,13 +58,23 @@ def check_dataset(
         >>> print(report.lines()[-1])
         ready for training: 0 errors, 0 warnings (16 images opened)
     """
-    annotation = read_dataset(root, layout=layout)
-    problems = [*annotation.problems, *structural_problems(annotation)]
-    present = _present_images(annotation) if images else []
-    inspections = inspect_images([record.path for _, record in present], num_threads=num_threads, progress=progress)
-    problems += _untrainable(annotation)
-    problems += _image_problems(annotation, present, inspections)
-    problems += _copied_images(annotation, present, inspections)
+    check_on_bad(on_bad)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir)
+    left_out: list[Problem] = []
+    if on_bad == "skip":
+        annotation, left_out = leave_out_bad(annotation)
+    opened = _open_images(annotation, num_threads=num_threads, progress=progress) if images else []
+    num_opened = len(opened)
+    problems = [found for each in opened for found in _image_problems(annotation, each)]
+    if on_bad == "skip":
+        bad = [problem for problem in problems if problem.kind in LEFT_OUT]
+        paths = {problem.path for problem in bad}
+        annotation = annotation.without(_positions_of(annotation, paths))
+        opened = [each for each in opened if str(annotation.relative(each.record)) not in paths]
+        left_out += bad
+        problems = [problem for problem in problems if problem.kind not in LEFT_OUT]
+    problems += [*annotation.problems, *structural_problems(annotation), *_untrainable(annotation)]
+    problems += _copied_images(annotation, opened)
     longest, context = None, None
     captions = [caption for record in annotation.records for caption in record.captions]
     if tokenizer is not None:
@@ -73,10 +89,16 @@ def check_dataset(
         problems=in_order(problems),
         num_records=annotation.num_entries,
         num_captions=len(captions),
-        num_images_opened=len(inspections),
+        num_images_opened=num_opened,
         longest_caption=longest,
         context_length=context,
+        left_out=in_order(left_out),
     )
+
+
+def _positions_of(annotation: Annotation, paths: Set[str | None]) -> set[int]:
+    """Where the records of images are, by the images' paths below the image folder."""
+    return {position for position, record in annotation.located_records() if str(annotation.relative(record)) in paths}
 
 
 def _untrainable(annotation: Annotation) -> Iterator[Problem]:
@@ -90,39 +112,45 @@ def _untrainable(annotation: Annotation) -> Iterator[Problem]:
         yield Problem("split", f"{annotation.path}: {what}")
 
 
-def _present_images(annotation: Annotation) -> list[tuple[int, ImageRecord]]:
-    """Each image once, with the position of its first record."""
+class _Opened(NamedTuple):
+    """An image that was opened: its first record, where that is, and what was found."""
+
+    position: int
+    record: ImageRecord
+    inspection: Inspection
+
+
+def _open_images(annotation: Annotation, *, num_threads: int | None, progress: bool) -> list[_Opened]:
+    """Open each image that is there once."""
     folder = ImageFolder(annotation.images)
     first: dict[Path, tuple[int, ImageRecord]] = {}
     for position, record in annotation.located_records():
         first.setdefault(record.path, (position, record))
-    return [found for found in first.values() if folder.locate(annotation.relative(found[1])) == "present"]
+    present = [found for found in first.values() if folder.locate(annotation.relative(found[1])) == "present"]
+    inspections = inspect_images([record.path for _, record in present], num_threads=num_threads, progress=progress)
+    return [_Opened(*found, inspection) for found, inspection in zip(present, inspections, strict=True)]
 
 
-def _image_problems(
-    annotation: Annotation, present: list[tuple[int, ImageRecord]], inspections: list[Inspection]
-) -> Iterator[Problem]:
-    for (position, record), inspection in zip(present, inspections, strict=True):
-        path = str(annotation.relative(record))
-        for problem in inspection.problems:
-            yield annotation.problem(problem.kind, f"image {path!r} {problem.message}", position, path)
+def _image_problems(annotation: Annotation, opened: _Opened) -> Iterator[Problem]:
+    path = str(annotation.relative(opened.record))
+    for problem in opened.inspection.problems:
+        yield annotation.problem(problem.kind, f"image {path!r} {problem.message}", opened.position, path)
 
 
-def _copied_images(
-    annotation: Annotation, present: list[tuple[int, ImageRecord]], inspections: list[Inspection]
-) -> Iterator[Problem]:
-    first: dict[bytes, tuple[int, ImageRecord]] = {}
-    for (position, record), inspection in zip(present, inspections, strict=True):
-        if any(problem.kind in ("empty file", "unreadable") for problem in inspection.problems):
+def _copied_images(annotation: Annotation, opened: Sequence[_Opened]) -> Iterator[Problem]:
+    first: dict[bytes, _Opened] = {}
+    for each in opened:
+        if any(problem.kind in ("empty file", "unreadable") for problem in each.inspection.problems):
             continue
-        before, earlier = first.setdefault(inspection.digest, (position, record))
+        before = first.setdefault(each.inspection.digest, each)
+        earlier, record = before.record, each.record
         if (earlier.person_id, earlier.split) != (record.person_id, record.split):
             path = str(annotation.relative(record))
             what = (
                 f"image {path!r} (person {record.person_id}, {record.split}) is the same image as that of "
-                f"{annotation.position_name} {before} (person {earlier.person_id}, {earlier.split})"
+                f"{annotation.near(before.position)} (person {earlier.person_id}, {earlier.split})"
             )
-            yield annotation.problem("same picture", what, position, path)
+            yield annotation.problem("same picture", what, each.position, path)
 
 
 def _long_captions(annotation: Annotation, lengths: list[int], context: int) -> Iterator[Problem]:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.annotation import Annotation, caption_problem, path_problem, shown_value, split_problem
+from promptreid.data.annotation import (
+    Annotation,
+    caption_problem,
+    path_problem,
+    shown_value,
+    split_problem,
+    whole_number,
+)
 from promptreid.data.layouts import found_in
 from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
@@ -156,9 +163,7 @@ def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
 
 def _identity(person: Any) -> str:
     """The identity as it is written, whole numbers in one form: `7` for `007` and for the `7.0` of spreadsheets."""
-    text = str(person).strip()
-    number = re.fullmatch(r"([+-]?\d{1,18})(?:\.0*)?", text)
-    return str(int(number[1])) if number else text
+    return str(whole_number(str(person).strip()))
 
 
 def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:

@@ -1,16 +1,23 @@
 """How datasets lie on disk: the three published ones as a table, and what another layout has to offer."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from promptreid.data.annotation import Annotation, parse_entry
-from promptreid.data.records import PublishedCounts, SplitCounts
+from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value
+from promptreid.data.problems import Problem
+from promptreid.data.records import SPLITS, ImageRecord, PublishedCounts, SplitCounts
 from promptreid.errors import DatasetError
 
 IMAGES = "imgs"
+ANNOTATIONS = "annotations"  # a folder beside the images that holds the annotation for people who tidy up
+
+# One file for each split, with an image's path under this key whatever the dataset, as TBPS-CLIP hands them out:
+# https://github.com/Flame-Chasers/TBPS-CLIP/blob/main/misc/caption_dataset.py
+SPLIT_FILES = {split: f"{split}_reid.json" for split in SPLITS}
+SPLIT_FILES_KEY = "file_path"
 
 SYNTHETIC_STAMP = "generated.json"  # beside the annotation of a synthetic copy, whose counts are not the published ones
 
@@ -25,13 +32,16 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class JsonLayout:
-    """A dataset whose annotation is a JSON list of records, with the images in `imgs/` beside it.
+    """A dataset whose annotation is a JSON list of records, or one for each split, with the images in `imgs/` beside.
 
     Attributes:
         name: The usual name, and that of the folder.
         annotations: Names under which users hold the annotation file, the usual one first.
         image_key: The field of a record that holds the image's path.
         published: Counts of a complete copy, if they are known.
+        image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation or its folder.
+        top_folders: The first folders of the images' paths, by which an annotation in split files is recognised; an
+            empty name where the images lie in no folder.
         image_folder: Sub-folder of an image below `imgs/`, for `{camera}` and `{split}`; empty if all lie in one.
         first_id: The smallest identity number.
         captions_per_image: Sentences that most images have.
@@ -52,16 +62,37 @@ class JsonLayout:
     useless_annotation: str | None = None
     useless_reason: str = ""
     folders: tuple[str, ...] = ()
+    image_dir: Path | None = None
+    top_folders: tuple[str, ...] = ()
 
     @property
     def has_validation(self) -> bool:
         """Whether the dataset has a validation split."""
         return self.published is None or "val" in self.published.splits
 
-    def find(self, root: Path) -> Path | None:
-        """The annotation file in `root`, or in the dataset's folder in `root`; `None` if there is none."""
-        paths = (folder / name for folder in self._folders(root) for name in self.annotations)
-        return next((path for path in paths if path.is_file()), None)
+    def find(self, root: Path) -> list[Path]:
+        """The annotation files below `root`: one, or one for each split that is there; empty if there are none.
+
+        They may lie in `root`, in the dataset's folder in `root`, or in a folder `annotations` of either.
+        """
+        for folder in self._folders(root):
+            for name in self.annotations:
+                if (folder / name).is_file():
+                    return [folder / name]
+            files = [folder / name for name in SPLIT_FILES.values() if (folder / name).is_file()]
+            if files:
+                return files
+        return []
+
+    def claims(self, files: Sequence[Path]) -> bool:
+        """Whether these annotation files are of this dataset, and not of another one whose files have the names."""
+        if not files or files[0].name in self.annotations:
+            return bool(files)
+        entries = read_entries(files[0])
+        records = [cast("dict[str, Any]", entry) for entry in entries[:100] if isinstance(entry, dict)]
+        paths = [str(record.get(SPLIT_FILES_KEY, record.get(self.image_key, ""))) for record in records]
+        tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
+        return bool(tops) and tops <= set(self.top_folders)
 
     def holds_useless_annotation(self, root: Path) -> bool:
         """Whether the file that cannot be used is there."""
@@ -74,35 +105,90 @@ class JsonLayout:
         Raises:
             DatasetError: There is none, it is not a JSON list, or the folder of images is missing.
         """
-        path = self._find_or_explain(root)
-        images = path.parent / IMAGES
-        if not images.is_dir():
-            raise DatasetError(f"{path.parent} has {path.name} but no folder {IMAGES}/; unpack the images there")
-        return Annotation.of_entries(
-            (parse_entry(entry, images, image_key=self.image_key) for entry in read_entries(path)),
+        files = self._find_or_explain(root)
+        images = self._images_beside(files[0])
+        entries, starts = _read_files(files)
+        parse = self._parser(images)
+        annotation = Annotation.of_entries(
+            (parse(entry, split) for entry, split in entries),
             name=self.name,
-            path=path,
+            path=files[0],
             images=images,
-            published=None if (path.parent / SYNTHETIC_STAMP).is_file() else self.published,
+            published=None if is_synthetic(files[0].parent) else self.published,
             path_key=self.image_key,
+            files=starts,
+        )
+        remarks = id_remark([entry for entry, _ in entries], annotation.near)
+        located = [Problem(remark.kind, f"{files[0]}: {remark.message}") for remark in remarks]
+        return replace(annotation, problems=[*annotation.problems, *located])
+
+    def _parser(self, images: Path) -> Callable[[Any, str | None], ImageRecord | list[Problem]]:
+        """What makes a record of an entry and of the split that its file is for, `None` where the entry says it."""
+
+        def parse(entry: Any, split: str | None) -> ImageRecord | list[Problem]:
+            if split is None or not isinstance(entry, dict):
+                return parse_entry(entry, images, image_key=self.image_key)
+            fields = cast("dict[str, Any]", entry)
+            key = self.image_key if self.image_key in fields else SPLIT_FILES_KEY
+            stated = fields.get("split", split)
+            if stated != split:
+                return [Problem("record", f"split is {shown_value(stated)}, in a file of the {split} split")]
+            return parse_entry({**fields, "split": split}, images, image_key=key)
+
+        return parse
+
+    def _images_beside(self, annotation: Path) -> Path:
+        """The folder of images that belongs to an annotation file."""
+        folder = annotation.parent
+        places = [self.image_dir] if self.image_dir is not None else [each / IMAGES for each in _with_parent(folder)]
+        found = next((place for place in places if place.is_dir()), None)
+        if found is not None:
+            return found
+        if self.image_dir is not None:
+            raise DatasetError(f"there is no folder of images {self.image_dir}; give the one that the paths begin at")
+        raise DatasetError(
+            f"{folder} has {annotation.name} but no folder {IMAGES}/; unpack the images there, or give the folder that "
+            "the paths begin at: image_dir= (on the command line --image-dir)"
         )
 
     def _folders(self, root: Path) -> Sequence[Path]:
-        return (root, *(root / name for name in dict.fromkeys((self.name, *self.folders))))
+        folders = (root, *(root / name for name in dict.fromkeys((self.name, *self.folders))))
+        return [place for folder in folders for place in (folder, folder / ANNOTATIONS)]
 
-    def _find_or_explain(self, root: Path) -> Path:
+    def _find_or_explain(self, root: Path) -> list[Path]:
         names = " or ".join(self.annotations)
         if not root.is_dir():
             raise DatasetError(f"there is no folder {root}; give the folder that holds {names} and {IMAGES}/")
-        path = self.find(root)
-        if path is not None:
-            return path
+        files = self.find(root)
+        if files:
+            return files
         if self.holds_useless_annotation(root):
             raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
         raise DatasetError(
             f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
             f"{IMAGES}/, or its parent; the dataset is to be had from its authors on request"
         )
+
+
+def is_synthetic(root: Path) -> bool:
+    """Whether a folder that holds an annotation is a synthetic copy, which anybody may pass on."""
+    return any((folder / SYNTHETIC_STAMP).is_file() for folder in _with_parent(root))
+
+
+def _with_parent(folder: Path) -> list[Path]:
+    """A folder that holds an annotation, and the dataset's own where that one is `annotations`."""
+    return [folder, folder.parent] if folder.name == ANNOTATIONS else [folder]
+
+
+def _read_files(files: Sequence[Path]) -> tuple[list[tuple[Any, str | None]], list[tuple[int, Path]]]:
+    """The entries of annotation files, each with the split that its file is for, and where each file begins."""
+    splits = {name: split for split, name in SPLIT_FILES.items()}
+    entries: list[tuple[Any, str | None]] = []
+    starts: list[tuple[int, Path]] = []
+    for file in files:
+        starts.append((len(entries), file))
+        entries += [(entry, splits.get(file.name)) for entry in read_entries(file)]
+    return entries, starts if len(files) > 1 else []
 
 
 def found_in(folder: Path) -> str:
@@ -132,6 +218,7 @@ CUHK_PEDES = JsonLayout(
     annotations=("reid_raw.json",),
     image_key="file_path",
     image_folder="{camera}/",
+    top_folders=("cam_a", "cam_b", "CUHK01", "CUHK03", "Market", "test_query", "train_query"),
     first_id=1,
     has_tokens=True,
     published=PublishedCounts(
@@ -154,6 +241,7 @@ ICFG_PEDES = JsonLayout(
     annotations=("ICFG-PEDES.json", "ICFG_PEDES.json"),
     image_key="file_path",
     image_folder="{split}/",
+    top_folders=("train", "test"),
     captions_per_image=1,
     has_tokens=True,
     published=PublishedCounts(
@@ -167,6 +255,7 @@ RSTPREID = JsonLayout(
     name="RSTPReid",
     annotations=("data_captions.json",),
     image_key="img_path",
+    top_folders=("",),
     published=PublishedCounts(
         splits={
             "train": SplitCounts(3_701, 18_505, 37_010),

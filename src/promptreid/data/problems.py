@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable": ("error", "images that cannot be read"),
     "truncated": ("error", "truncated images"),
     "oversized": ("error", "absurdly large images"),
+    "id": ("warning", "annotations with ids that are not written as whole numbers"),
     "duplicate": ("warning", "duplicate records"),
     "same picture": ("warning", "pictures of which there are copies under another person or split"),
     "tiny": ("warning", "images of a few pixels"),
@@ -28,6 +29,9 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "long caption": ("warning", "captions longer than the context, which are cut"),
     "counts": ("warning", "counts that differ from the published ones"),
 }
+
+# Errors of one record or of its image alone: without the record, the others can be used.
+LEFT_OUT = frozenset(("record", "caption", "path", "missing", "empty file", "unreadable", "truncated", "oversized"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class CheckReport:
         num_images_opened: Images that were opened.
         longest_caption: Tokens of the longest caption, start and end included, if a tokenizer was given.
         context_length: Tokens that the tokenizer has room for, if one was given.
+        left_out: With `on_bad="skip"`, the errors of the records that are left out.
     """
 
     name: str
@@ -93,6 +98,7 @@ class CheckReport:
     num_images_opened: int
     longest_caption: int | None = None
     context_length: int | None = None
+    left_out: tuple[Problem, ...] = field(default=(), repr=False)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -120,13 +126,11 @@ class CheckReport:
         """
         lines = [self.summary]
         for kind, (severity, title) in KINDS.items():
-            found = [problem for problem in self.problems if problem.kind == kind]
-            if not found:
-                continue
-            lines.append(f"{severity}: {len(found):,} {title}{_by_folder(found) if kind == 'missing' else ''}")
-            lines += [f"  {problem.message}" for problem in found[:limit]]
-            if len(found) > limit:
-                lines.append(f"  and {len(found) - limit:,} more")
+            for label, problems in ((severity, self.problems), ("left out", self.left_out)):
+                found = [problem for problem in problems if problem.kind == kind]
+                if found:
+                    folders = _by_folder(found) if kind == "missing" else ""
+                    lines += [f"{label}: {len(found):,} {title}{folders}", *_first(found, limit)]
         if self.longest_caption is not None:
             lines.append(f"longest caption: {self.longest_caption} tokens; the context has {self.context_length}")
         opened = f"{self.num_images_opened:,} images opened" if self.num_images_opened else "images not opened"
@@ -138,6 +142,7 @@ class CheckReport:
         """Everything as plain values that JSON can hold."""
         values = {**asdict(self), "root": str(self.root), "annotation": str(self.annotation), "ok": self.ok}
         values["problems"] = [problem.as_dict() for problem in self.problems]
+        values["left_out"] = [problem.as_dict() for problem in self.left_out]
         return values
 
 
@@ -145,6 +150,11 @@ def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Problems by kind, in the order of `KINDS`, and within a kind as they were found."""
     order = list(KINDS)
     return tuple(sorted(problems, key=lambda problem: order.index(problem.kind)))
+
+
+def _first(problems: list[Problem], limit: int) -> list[str]:
+    more = [f"  and {len(problems) - limit:,} more"] if len(problems) > limit else []
+    return [*(f"  {problem.message}" for problem in problems[:limit]), *more]
 
 
 def _by_folder(missing: Iterable[Problem]) -> str:

@@ -3,12 +3,30 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from promptreid.data.annotation import Annotation, backslash_advice, structural_problems
+from promptreid.data.annotation import (
+    Annotation,
+    backslash_advice,
+    leave_out_bad,
+    structural_problems,
+    warn_left_out,
+)
 from promptreid.data.folder import TableLayout, find_tables
-from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, PUBLISHED, RSTPREID, Layout, found_in
-from promptreid.data.problems import Problem
+from promptreid.data.images import OnBad, check_on_bad
+from promptreid.data.layouts import (
+    ANNOTATIONS,
+    CUHK_PEDES,
+    ICFG_PEDES,
+    PUBLISHED,
+    RSTPREID,
+    SPLIT_FILES,
+    JsonLayout,
+    Layout,
+    found_in,
+)
+from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.errors import DatasetError, printable
 
@@ -17,14 +35,26 @@ FOLDER = "folder"
 LAYOUTS: dict[str, Layout] = {**PUBLISHED, FOLDER: TableLayout()}
 
 
-def load_dataset(root: str | Path, *, layout: str | Layout | None = None, check_counts: bool = True) -> ReIDDataset:
+def load_dataset(
+    root: str | Path,
+    *,
+    layout: str | Layout | None = None,
+    image_dir: str | Path | None = None,
+    check_counts: bool = True,
+    on_bad: OnBad = "strict",
+) -> ReIDDataset:
     """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, recognised from the files that are there.
 
     Args:
         root: The dataset's folder, or its parent.
         layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or a `Layout` of your own; `None`
             to recognise it.
+        image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation, or beside the
+            folder `annotations` that it is in.
         check_counts: Warn where a benchmark's counts are not the published ones.
+        on_bad: What is done with a record that is malformed, has no caption or an empty one, names an unknown split, or
+            whose image is missing: `"strict"` refuses the dataset, `"skip"` leaves the record out, with one warning
+            that counts and names them. Images are not opened; see `keep_readable`.
 
     Returns:
         The dataset; identities keep the annotation's numbers.
@@ -32,13 +62,15 @@ def load_dataset(root: str | Path, *, layout: str | Layout | None = None, check_
     Raises:
         DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
             message names the file, the record and how to mend it.
-        ValueError: The layout is unknown.
+        ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout of your own.
 
     Example:
         >>> load_dataset("data/RSTPReid").name  # doctest: +SKIP
         'RSTPReid'
     """
-    return build_dataset(read_dataset(root, layout=layout), check_counts=check_counts)
+    check_on_bad(on_bad)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir)
+    return build_dataset(annotation, check_counts=check_counts, on_bad=on_bad)
 
 
 def load_cuhk_pedes(root: str | Path, *, check_counts: bool = True) -> ReIDDataset:
@@ -78,12 +110,14 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
     return build_dataset(TableLayout(table).read(Path(root)))
 
 
-def read_dataset(root: str | Path, *, layout: str | Layout | None = None) -> Annotation:
-    """Read the annotation of the dataset in a folder, well-formed or not.
+def read_dataset(
+    root: str | Path, *, layout: str | Layout | None = None, image_dir: str | Path | None = None
+) -> Annotation:
+    """Read the annotation of the dataset in a folder, well-formed or not; arguments as for `load_dataset`.
 
     Raises:
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
-        ValueError: The layout is unknown.
+        ValueError: The layout is unknown, or `image_dir` is given for a table or a layout of your own.
     """
     if layout is None:
         layout = _find_layout(Path(root))
@@ -91,15 +125,22 @@ def read_dataset(root: str | Path, *, layout: str | Layout | None = None) -> Ann
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
         layout = LAYOUTS[layout]
+    if image_dir is not None:
+        if not isinstance(layout, JsonLayout):
+            raise ValueError(
+                f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder"
+            )
+        layout = replace(layout, image_dir=Path(image_dir))
     return layout.read(Path(root))
 
 
 def _find_layout(root: Path) -> str:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")
-    found = {name: path.parent for name, layout in PUBLISHED.items() if (path := layout.find(root)) is not None}
+    found = {name: layout.find(root) for name, layout in PUBLISHED.items()}
+    found = {name: files for name, files in found.items() if PUBLISHED[name].claims(files)}
     # A dataset that lies in the folder itself takes precedence over those in its sub-folders.
-    chosen = [name for name, folder in found.items() if folder == root] or list(found)
+    chosen = [name for name, files in found.items() if files[0].parent in (root, root / ANNOTATIONS)] or list(found)
     if len(chosen) > 1:
         raise DatasetError(f"{root} holds several datasets ({', '.join(chosen)}); give the folder of one of them")
     # The reader of a dataset of which only an unusable file is there says why it cannot be used.
@@ -108,29 +149,41 @@ def _find_layout(root: Path) -> str:
         return chosen[0]
     if find_tables(root):
         return FOLDER
+    if any(layout.find(root) for layout in PUBLISHED.values()):
+        raise DatasetError(
+            f"{root} has {' or '.join(SPLIT_FILES.values())}, whose image paths are of none of {', '.join(PUBLISHED)}; "
+            "name the dataset: layout= (on the command line --layout)"
+        )
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(
         f"{root} holds no dataset that is known here (found: {found_in(root)}). Expected one of these files, with "
-        f"imgs/ beside it ({files}), or your own .csv or .jsonl table"
+        f"imgs/ beside it ({files}; or {', '.join(SPLIT_FILES.values())}), or your own .csv or .jsonl table"
     )
 
 
-def build_dataset(annotation: Annotation, *, check_counts: bool = True) -> ReIDDataset:
+def build_dataset(annotation: Annotation, *, check_counts: bool = True, on_bad: OnBad = "strict") -> ReIDDataset:
     """The dataset that an annotation describes.
 
     Args:
         annotation: What was read.
         check_counts: Warn where the counts are not the published ones.
+        on_bad: As for `load_dataset`.
 
     Raises:
         DatasetError: It has an error, such as a malformed record or a missing image.
     """
+    if on_bad == "skip":
+        annotation, left_out = leave_out_bad(annotation)
+        warn_left_out(annotation, left_out, stacklevel=3)
     _raise_first(_errors(annotation.problems))
     errors = _errors(structural_problems(annotation))
     missing = [problem for problem in errors if problem.kind == "missing"]
     if missing and len(missing) == len(errors):
         raise DatasetError(_missing_images(annotation, missing))
     _raise_first(sorted(errors, key=lambda problem: problem.kind == "missing"))
+    for remark in annotation.problems:
+        if remark.kind == "id":
+            warnings.warn(remark.message, stacklevel=3)
     dataset = split_records(
         annotation.name,
         annotation.root,
@@ -149,6 +202,9 @@ def build_dataset(annotation: Annotation, *, check_counts: bool = True) -> ReIDD
     return dataset
 
 
+_SKIP = 'leave such records out with on_bad="skip" (on the command line --on-bad skip)'
+
+
 def _errors(problems: Iterable[Problem]) -> list[Problem]:
     return [problem for problem in problems if problem.severity == "error"]
 
@@ -157,7 +213,8 @@ def _raise_first(errors: Sequence[Problem]) -> None:
     if errors:
         more = len(errors) - 1
         count = f" (and {more:,} more errors; promptreid.data.check_dataset lists all of them)" if more else ""
-        raise DatasetError(f"{errors[0].message}{count}")
+        own = sum(error.kind in LEFT_OUT for error in errors) == len(errors)
+        raise DatasetError(f"{errors[0].message}{count}{'; ' + _SKIP if own else ''}")
 
 
 def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
@@ -168,5 +225,5 @@ def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
     first = ", ".join(printable(path) for path in paths[:10])
     return (
         f"{len(missing)} of {len(annotation.records)} images are missing below {annotation.images} ({counts}); "
-        f"first: {first}{backslash_advice(paths) or '. Unpack every archive of the dataset there'}"
+        f"first: {first}{backslash_advice(paths) or f'. Unpack every archive of the dataset there, or {_SKIP}'}"
     )

@@ -15,6 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
 CARD = "README.md"
+# A figure that a card may show, beside it in the folder. Of data that may not be passed on there is none.
+FIGURE = "ranking.png"
+# What a card in a folder says for the repository that it is not in yet.
+UNPUBLISHED = "your-name/your-model"
 _TEMPLATE = Path(__file__).with_name("card.md")
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _TASK = "text-to-image person re-identification"
@@ -105,6 +109,7 @@ def make_card(
     metrics: Scores | Sequence[Scores] | None = None,
     details: CardDetails | None = None,
     plain_open_clip: bool = True,
+    base_license: str | None = None,
 ) -> ModelCard:
     """Write the card of a repository.
 
@@ -115,6 +120,7 @@ def make_card(
         metrics: Scores by name as fractions, image to text nested under `"image_to_text"`; or one of these per seed.
         details: The rest.
         plain_open_clip: Whether plain open_clip loads the encoders, which it does not in every family of towers.
+        base_license: The Hub's identifier of the base's licence, if it is known.
 
     Raises:
         ValueError: A score is not a fraction from 0 to 1, metrics and seeds differ in number, or the text holds an
@@ -140,7 +146,8 @@ def make_card(
         data[name] = value
     if base_model is not None:
         data["base_model_relation"] = "finetune" if ENCODERS in manifest.sha256 else "adapter"
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(manifest, repo_id, runs, details, plain_open_clip)}".rstrip() + "\n"
+    body = _body(manifest, repo_id, runs, details, plain_open_clip, base_license)
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}".rstrip() + "\n"
     check_secrets(text)
     return ModelCard(text)
 
@@ -154,6 +161,15 @@ def signed(card: str) -> str:
 def is_untouched(card: str) -> bool:
     """Whether a card is as `signed` left it."""
     return card == signed(card[: card.rfind("<!-- ")])
+
+
+def addressed(card: str, repo_id: str) -> str:
+    """A card of a folder with the repository that it goes to in the place of `UNPUBLISHED`."""
+    if UNPUBLISHED not in card:
+        return card
+    name = UNPUBLISHED.partition("/")[2]
+    renamed = card.replace(UNPUBLISHED, repo_id).replace(name, repo_id.partition("/")[2] or repo_id)
+    return signed(renamed[: renamed.rfind("<!-- ")]) if is_untouched(card) else renamed
 
 
 def _is_fine_tuned(manifest: PromptManifest) -> bool:
@@ -237,7 +253,12 @@ def _summary(runs: list[Scores]) -> list[tuple[str, float, float | None]]:
 
 
 def _body(
-    manifest: PromptManifest, repo_id: str, runs: list[Scores], details: CardDetails, plain_open_clip: bool
+    manifest: PromptManifest,
+    repo_id: str,
+    runs: list[Scores],
+    details: CardDetails,
+    plain_open_clip: bool,
+    base_license: str | None,
 ) -> str:
     tuned = ENCODERS in manifest.sha256
     encoders = "fine-tuned encoders" if _is_fine_tuned(manifest) else "encoders"
@@ -251,7 +272,7 @@ def _body(
         task=_TASK,
         what=f"prompts and {encoders}" if tuned else "prompts",
         encoders=encoders,
-        base=_base_line(manifest),
+        base=_base_line(manifest) + (f" (licence: {base_license})" if base_license else ""),
         size=manifest.image_size,
         image_size=f"{manifest.image_size[0]} × {manifest.image_size[1]} pixels (height × width)",
         prompts=_prompts_line(manifest),

@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,12 @@ from promptreid.hub.prompt_files import (
     read_bytes,
     read_prompt_files,
 )
-from promptreid.hub.repository import Repository, is_unreachable, status_of
+from promptreid.hub.repository import TRANSPORT_ERRORS, Repository, is_unreachable, status_of
+
+# The Hub counts a model's downloads by the requests for this file, unless it knows the library better:
+# https://huggingface.co/docs/hub/models-download-stats
+COUNTED = "config.json"
+COUNTED_TEXT = b'{"library_name": "promptreid", "prompts": "prompt_config.json"}\n'
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -112,7 +118,15 @@ def _download(repository: Repository, *, with_encoders: bool, again: bool = Fals
         _check_sizes(repository, folder.name, manifest, missing)
     for name in missing:
         _download_file(repository, name, folder.name, offline=offline, again=again)
+    if missing and not offline:
+        _be_counted(repository, folder.name)
     return folder
+
+
+def _be_counted(repository: Repository, commit: str) -> None:
+    """Ask once for the file that the Hub counts; its content is not read, and nothing depends on it."""
+    with suppress(*TRANSPORT_ERRORS):
+        get_hf_file_metadata(hf_hub_url(repository.repo_id, COUNTED, revision=commit), token=repository.token)
 
 
 def _is_cut_off(repository: Repository) -> bool:
@@ -206,6 +220,8 @@ def upload_files(
     for race in range(_RACES):
         head = repository.call(lambda: api.model_info(repository.repo_id, revision=revision), revision=revision)
         kept = _kept_files(repository, head, replace_card=replace_card)
+        present = {item.rfilename for item in head.siblings or ()}
+        kept |= {COUNTED} & present  # whoever wrote it, it serves its purpose
         chosen = {name: content for name, content in files.items() if name not in kept}
         commit = partial(_commit, api, repository, chosen, head, create_pr=create_pr, message=message)
         try:

@@ -18,6 +18,7 @@ from promptreid.hub.repository import Access, Repository
 from promptreid.hub.transfer import read_prompts
 from promptreid.model.base_clip import check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
+from promptreid.model.encoding import encode
 from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
@@ -254,6 +255,7 @@ class PromptedCLIP(nn.Module):
         return prompted
 
     # The same functions as methods, so that each list of arguments stands once.
+    encode = encode
     save_pretrained = save_prompts
     push_to_hub = push_prompts
 

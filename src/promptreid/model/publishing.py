@@ -4,18 +4,29 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from promptreid.errors import CheckpointError
-from promptreid.hub.card import CARD, CardDetails, check_secrets, make_card, signed
+from promptreid.files import write_bytes_atomically
+from promptreid.hub.card import (
+    CARD,
+    FIGURE,
+    UNPUBLISHED,
+    CardDetails,
+    addressed,
+    check_secrets,
+    is_untouched,
+    make_card,
+    signed,
+)
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.repository import Repository
-from promptreid.hub.transfer import upload_files
+from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, upload_files
 from promptreid.model.base_clip import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip
-from promptreid.towers.names import is_listed_model, is_listed_tag, listed_as, published_at
+from promptreid.towers.names import is_listed_model, is_listed_tag, license_of, listed_as, published_at
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
@@ -69,30 +80,22 @@ def push_prompts(
         >>> push_prompts(model, "user/cuhk-pedes-vit-b16", metrics=scores)  # doctest: +SKIP
     """
     repository = Repository(repo_id, revision, token)
-    repo_id = repository.repo_id
     for name, value in (("private", private), ("create_pr", create_pr)):
         if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{name} is {value!r}, expected True or False")
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(model, str | Path):
             folder = Path(model)
-            if not folder.is_dir():
-                raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
         else:
             # Nobody else has the folder that the base is from.
             source: ClipSource | None = getattr(model, "source", None)
             own = source is not None and source.name.startswith("local-dir:")
             folder = save_prompts(model, Path(scratch) / "prompts", encoders="always" if own else encoders)
-        files = read_prompt_files(folder)
-        manifest = _publishable(files, repo_id)
-        plain = files.encoders is None or loads_in_plain_open_clip(
-            files.encoders.open_clip_config["model_cfg"], files.encoders.shapes
-        )
-        card = _own_card(folder / CARD, metrics, details) or _card(manifest, repo_id, metrics, details, plain=plain)
-        uploads: dict[str, bytes | Path] = {CARD: card.encode(), MANIFEST: manifest.to_json().encode()}
-        uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
+        uploads = files_to_push(folder, repository.repo_id, metrics=metrics, details=details)
+        manifest = read_prompt_files(folder).manifest
         message = commit_message or f"Prompts for {manifest.model_name}, by promptreid {manifest.library_version}"
-        check_secrets("\n".join((card, manifest.to_json(), message)), token=token)
+        card, config = (cast("bytes", uploads[name]).decode() for name in (CARD, MANIFEST))
+        check_secrets("\n".join((card, config, message)), token=token)
         return upload_files(
             repository,
             uploads,
@@ -101,6 +104,68 @@ def push_prompts(
             message=message,
             replace_card=(folder / CARD).exists(),
         )
+
+
+def files_to_push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    details: CardDetails | None = None,
+) -> dict[str, bytes | Path]:
+    """What `push_prompts` would upload of a folder: content or path of each file, by its name in the repository.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        CheckpointError: The folder is damaged.
+        ValueError: Nobody else could make the base, or the folder has a card of its own and `metrics` or `details`
+            are given.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
+    files = read_prompt_files(folder)
+    manifest = _publishable(files, repo_id)
+    card = _own_card(folder / CARD, metrics, details)
+    card = addressed(card, repo_id) if card else _card(files, manifest, repo_id, metrics, details)
+    check_secrets(card)
+    uploads: dict[str, bytes | Path] = {
+        CARD: card.encode(),
+        MANIFEST: manifest.to_json().encode(),
+        COUNTED: COUNTED_TEXT,
+    }
+    uploads |= {name: find_file(folder, name, digest) for name, digest in manifest.sha256.items()}
+    figure = folder / FIGURE
+    if f"({FIGURE})" in card and figure.is_file() and not figure.is_symlink():
+        uploads[FIGURE] = figure
+    return uploads
+
+
+def write_card(
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    details: CardDetails | None = None,
+) -> Path:
+    """Write the model card into a folder of prompts, as `push_prompts` will publish it; one changed by hand is kept.
+
+    Args:
+        folder: What `save_prompts` wrote.
+        metrics: As for `push_prompts`.
+        details: As for `push_prompts`.
+
+    Returns:
+        The card.
+
+    Raises:
+        CheckpointError: The folder is damaged.
+        ValueError: A score is not a fraction, or the text holds an access token.
+    """
+    folder = Path(folder)
+    files, path = read_prompt_files(folder), folder / CARD
+    if not path.exists() or is_untouched(_own_card(path, None, None)):
+        write_bytes_atomically(path, _card(files, files.manifest, UNPUBLISHED, metrics, details).encode())
+    return path
 
 
 def _publishable(files: PromptFiles, repo_id: str) -> PromptManifest:
@@ -138,19 +203,27 @@ def _publishable(files: PromptFiles, repo_id: str) -> PromptManifest:
 
 
 def _card(
+    files: PromptFiles,
     manifest: PromptManifest,
     repo_id: str,
     metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
     details: CardDetails | None,
-    *,
-    plain: bool,
 ) -> str:
+    plain = files.encoders is None or loads_in_plain_open_clip(
+        files.encoders.open_clip_config["model_cfg"], files.encoders.shapes
+    )
     base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
     if manifest.model_name.startswith("hf-hub:"):
         base = manifest.model_name.removeprefix("hf-hub:").partition("@")[0]
         base = None if base == repo_id else base
     card = make_card(
-        manifest, repo_id=repo_id, base_model=base, metrics=metrics, details=details, plain_open_clip=plain
+        manifest,
+        repo_id=repo_id,
+        base_model=base,
+        metrics=metrics,
+        details=details,
+        plain_open_clip=plain,
+        base_license=license_of(manifest.pretrained or ""),
     )
     return signed(str(card))
 

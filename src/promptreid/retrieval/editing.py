@@ -16,8 +16,8 @@ from promptreid.data.images import IMAGE_ENDINGS, list_images
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
 from promptreid.files import file_digest
+from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.encode import EncodedImages, EncodingOptions, encode_images
 from promptreid.retrieval.gallery_files import GalleryStore
 from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain_metadata
 

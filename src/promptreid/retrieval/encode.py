@@ -1,120 +1,23 @@
-"""Turns image files and queries into features, reading files while the encoder works; and says which model did."""
+"""Turns queries into features; and says which model made those of a gallery."""
 
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
-from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
-from promptreid.defaults import BATCH_SIZE, NUM_THREADS
-from promptreid.errors import CheckpointError, DatasetError
+from promptreid.errors import CheckpointError
+from promptreid.model.encoding import check_finite, check_words
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint, same_fingerprint
-from promptreid.towers.modes import evaluating
 
 Query = str | Path | Image.Image
 
 # Rounding to float16 changes a feature's length by less.
 _LENGTH_ERROR = 1e-2
-
-# Batches that are decoded ahead of the encoder.
-_AHEAD = 2
-
-
-class EncodingOptions(TypedDict, total=False):
-    """How images are encoded; `encode_images` has the defaults."""
-
-    batch_size: int
-    num_threads: int
-    progress: bool
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """One batch.
-
-    Attributes:
-        positions: Which of the images were encoded.
-        features: (len(positions), E) float32, of unit length, on the CPU.
-        unreadable: Which could not be read.
-    """
-
-    positions: list[int]
-    features: Tensor
-    unreadable: list[int]
-
-
-def encode_images(
-    model: PromptedCLIP,
-    paths: Sequence[str],
-    *,
-    batch_size: int = BATCH_SIZE,
-    num_threads: int = NUM_THREADS,
-    progress: bool = True,
-) -> Generator[EncodedImages, None, None]:
-    """Encode images batch by batch, in their order, in eval mode on the model's device.
-
-    Files are read by `num_threads` threads, since decoding does not hold Python's lock.
-    """
-    if batch_size < 1 or num_threads < 1:
-        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
-    transform = model.eval_transform
-
-    def read(path: str) -> Tensor | None:
-        try:
-            return transform(open_image(Path(path)))
-        except DatasetError:
-            return None
-
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="promptreid-read")
-    bar = tqdm(total=len(paths), desc="encoding images", unit="image", disable=not progress, leave=False, delay=1)
-    try:
-        with evaluating(model):
-            waiting: deque[Future[Tensor | None]] = deque()
-            for begin in range(0, len(paths), batch_size):
-                end = min(begin + batch_size, len(paths))
-                ahead = min(len(paths), end + _AHEAD * batch_size)
-                waiting.extend(pool.submit(read, path) for path in paths[begin + len(waiting) : ahead])
-                yield _encode_batch(model, begin, [waiting.popleft().result() for _ in range(end - begin)])
-                bar.update(end - begin)
-    finally:
-        bar.close()
-        pool.shutdown(cancel_futures=True)
-
-
-def _encode_batch(model: PromptedCLIP, begin: int, images: list[Tensor | None]) -> EncodedImages:
-    positions = [begin + offset for offset, image in enumerate(images) if image is not None]
-    unreadable = [begin + offset for offset, image in enumerate(images) if image is None]
-    return EncodedImages(
-        positions, _image_features(model, [image for image in images if image is not None]), unreadable
-    )
-
-
-def _image_features(model: PromptedCLIP, images: list[Tensor]) -> Tensor:
-    """Unit features of transformed images, (B, E) float32 on the CPU; the model is in eval mode."""
-    if not images:
-        return torch.empty(0, model.embed_dim)
-    with torch.inference_mode():
-        batch: Any = torch.stack(images).to(next(model.parameters()).device)
-        features = model.encode_image(batch, normalize=True).float().cpu()
-    # A clone made outside of inference mode may take part in autograd later.
-    return check_finite(features.clone())
-
-
-def check_finite(features: Tensor) -> Tensor:
-    """Return `features`, or refuse them because they hold NaN or infinity."""
-    if not bool(features.isfinite().all()):
-        bad = int((~features.isfinite().all(dim=-1)).sum())
-        raise ValueError(f"{bad} features hold NaN or infinity; did the model diverge?")
-    return features
 
 
 def is_one_query(query: object) -> bool:
@@ -141,9 +44,8 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
     for item in items:
         if not isinstance(item, str | Path | Image.Image):
             raise TypeError(_wrong_kind(item))
-        check_words(item)
-    with evaluating(needed(model)):
-        return _query_features(needed(model), items)
+        check_words(item, name="the query")
+    return _query_features(needed(model), items)
 
 
 def needed(model: PromptedCLIP | None) -> PromptedCLIP:
@@ -159,29 +61,11 @@ def needed(model: PromptedCLIP | None) -> PromptedCLIP:
 def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
     features = torch.empty(len(items), model.embed_dim)
     sentences = [position for position, item in enumerate(items) if isinstance(item, str)]
-    if sentences:
-        tokens = model.tokenizer([cast(str, items[position]) for position in sentences])
-        with torch.inference_mode():
-            encoded = model.encode_text(tokens.to(next(model.parameters()).device), normalize=True)
-        features[sentences] = check_finite(encoded.float().cpu().clone())
-    for position, item in enumerate(items):
-        if not isinstance(item, str):
-            image = open_image(item) if isinstance(item, Path) else to_rgb(item)
-            features[position] = _image_features(model, [model.eval_transform(image)])[0]
+    images = [position for position, item in enumerate(items) if not isinstance(item, str)]
+    for positions in (sentences, images):
+        if positions:
+            features[positions] = model.encode([items[position] for position in positions], progress=False)
     return features
-
-
-def check_words(query: object) -> None:
-    """Refuse a sentence that says nothing or names an image, and a path of nothing; what else it is does not matter."""
-    if isinstance(query, str) and not query.strip():
-        raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
-    if isinstance(query, str) and Path(query).suffix.lower() in IMAGE_ENDINGS:
-        raise ValueError(
-            f"the query {query!r} is the name of an image, and texts are searched as sentences; to search by the image "
-            f"give pathlib.Path({query!r}), or --image {query} on the command line"
-        )
-    if isinstance(query, Path) and not query.exists():
-        raise DatasetError(f"there is no image {query} to search by; check the path")
 
 
 def _check_features(features: Tensor, dimensions: int) -> Tensor:

@@ -18,6 +18,7 @@ from promptreid.errors import CheckpointError, printable
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
+from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import (
     Changes,
@@ -31,7 +32,6 @@ from promptreid.retrieval.editing import (
     update_images,
 )
 from promptreid.retrieval.encode import (
-    EncodingOptions,
     Query,
     check_identity,
     check_unit_length,

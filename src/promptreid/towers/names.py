@@ -171,6 +171,15 @@ def published_at(name: str, pretrained: str) -> str | None:
     return "/".join(parts[:2]) if len(parts) >= 2 and all(parts[:2]) else None
 
 
+# Licences of published weights, by how their tags begin, as their authors state them beside the weights.
+_LICENSES = {"openai": "mit", "laion": "mit", "datacomp": "mit", "webli": "apache-2.0", TINY_TAG: "mit"}
+
+
+def license_of(pretrained: str) -> str | None:
+    """The Hub's identifier of the licence of the weights with this tag, or `None` if it is not known here."""
+    return next((terms for start, terms in _LICENSES.items() if pretrained.startswith(start)), None)
+
+
 def architecture_of(name: str) -> dict[str, Any]:
     """open_clip's configuration of a listed architecture, without what one may choose: image size and activation."""
     return without_choices(open_clip.get_model_config(name) or {})

@@ -1,0 +1,258 @@
+"""Turns sentences and images into features, reading files while the encoder works."""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
+from promptreid.defaults import BATCH_SIZE, NUM_THREADS
+from promptreid.errors import DatasetError
+from promptreid.towers.modes import evaluating
+
+if TYPE_CHECKING:
+    from promptreid.model.prompted_clip import PromptedCLIP
+
+# Batches that are decoded ahead of the encoder.
+_AHEAD = 2
+
+_KINDS = (
+    "sentences (str), or images: pathlib.Path, PIL images, uint8 arrays (H, W, 3), uint8 tensors (3, H, W), or what "
+    "model.eval_transform made of them"
+)
+
+
+class EncodingOptions(TypedDict, total=False):
+    """How images are encoded; `encode_images` has the defaults."""
+
+    batch_size: int
+    num_threads: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """One batch.
+
+    Attributes:
+        positions: Which of the images were encoded.
+        features: (len(positions), E) float32, on the CPU.
+        unreadable: Which could not be read, and why.
+    """
+
+    positions: list[int]
+    features: Tensor
+    unreadable: dict[int, DatasetError]
+
+
+def encode(
+    model: "PromptedCLIP",
+    inputs: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    normalize: bool = True,
+    num_threads: int = NUM_THREADS,
+    progress: bool = True,
+) -> Tensor:
+    """Features of sentences or of images, in their order; a method of `PromptedCLIP`.
+
+    In eval mode, on the model's device, without gradients. A dot product of two unit features is their cosine
+    similarity.
+
+    Args:
+        model: The model.
+        inputs: One sentence or image, or several of one kind. Text is always a sentence; the file of an image is a
+            `pathlib.Path`.
+        batch_size: How many at a time.
+        normalize: Give features of unit length.
+        num_threads: Threads that read images ahead.
+        progress: Show a progress bar where it takes longer than a second.
+
+    Shape:
+        - inputs: N sentences, paths or PIL images; arrays uint8 (H, W, 3) or (N, H, W, 3) of any size; tensors uint8
+          (3, H, W) or (N, 3, H, W) of any size, or floating point as `model.eval_transform` makes them
+        - returns: (N, E) float32 on the CPU; (E,) for one input
+
+    Raises:
+        TypeError: An input is of another kind, or sentences and images are mixed.
+        ValueError: A sentence is empty or the name of an image, an array has another shape, `batch_size` or
+            `num_threads` is less than 1, or features are not finite.
+        DatasetError: An image is missing or cannot be read.
+
+    Example:
+        >>> from promptreid import PromptedCLIP, load_clip
+        >>> model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48)))
+        >>> model.encode(["a woman in a red coat", "a man with a bag"]).shape
+        torch.Size([2, 128])
+        >>> (model.encode("a man") @ model.encode(np.zeros((90, 40, 3), dtype=np.uint8))).shape
+        torch.Size([])
+    """
+    items, single = _listed(inputs)
+    texts = _are_sentences(items)
+    options = EncodingOptions(batch_size=batch_size, num_threads=num_threads, progress=progress)
+    if texts:
+        batches = _encode_sentences(model, cast("list[str]", items), normalize=normalize, **options)
+    else:
+        batches = encode_images(model, items, normalize=normalize, **options)
+    features = torch.empty(len(items), model.embed_dim)
+    for batch in batches:
+        for error in batch.unreadable.values():
+            raise error
+        features[batch.positions] = batch.features
+    return features[0] if single else features
+
+
+def encode_images(
+    model: "PromptedCLIP",
+    images: Sequence[Any],
+    *,
+    batch_size: int = BATCH_SIZE,
+    num_threads: int = NUM_THREADS,
+    progress: bool = True,
+    normalize: bool = True,
+) -> Generator[EncodedImages, None, None]:
+    """Encode images batch by batch, in their order, in eval mode on the model's device.
+
+    Files are read by `num_threads` threads, since decoding does not hold Python's lock. Here a `str` is a path.
+    """
+    if batch_size < 1 or num_threads < 1:
+        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
+    transform = model.eval_transform
+
+    def read(image: Any) -> Tensor | DatasetError:
+        try:
+            return _pixels(image, transform)
+        except DatasetError as error:
+            return error
+
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="promptreid-read")
+    bar = tqdm(total=len(images), desc="encoding images", unit="image", disable=not progress, leave=False, delay=1)
+    try:
+        with evaluating(model):
+            waiting: deque[Future[Tensor | DatasetError]] = deque()
+            for begin in range(0, len(images), batch_size):
+                end = min(begin + batch_size, len(images))
+                ahead = min(len(images), end + _AHEAD * batch_size)
+                waiting.extend(pool.submit(read, image) for image in images[begin + len(waiting) : ahead])
+                found = {position: waiting.popleft().result() for position in range(begin, end)}
+                yield _encode_batch(model, found, normalize=normalize)
+                bar.update(end - begin)
+    finally:
+        bar.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode_batch(
+    model: "PromptedCLIP", found: Mapping[int, Tensor | DatasetError], *, normalize: bool
+) -> EncodedImages:
+    images = {position: image for position, image in found.items() if isinstance(image, Tensor)}
+    unreadable = {position: error for position, error in found.items() if isinstance(error, DatasetError)}
+    if not images:
+        return EncodedImages([], torch.empty(0, model.embed_dim), unreadable)
+    with torch.inference_mode():
+        features = model.encode_image(torch.stack(list(images.values())).to(_device(model)), normalize=normalize)
+    return EncodedImages(list(images), _finished(features), unreadable)
+
+
+def _encode_sentences(
+    model: "PromptedCLIP", sentences: list[str], *, batch_size: int, num_threads: int, progress: bool, normalize: bool
+) -> Iterator[EncodedImages]:
+    """Encode sentences batch by batch, the longest first: those of one batch are cut to its longest."""
+    if batch_size < 1 or num_threads < 1:
+        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
+    order = sorted(range(len(sentences)), key=lambda position: -len(sentences[position]))
+    bar = tqdm(total=len(order), desc="encoding sentences", unit="sentence", disable=not progress, leave=False, delay=1)
+    with evaluating(model), bar:
+        for begin in range(0, len(order), batch_size):
+            positions = order[begin : begin + batch_size]
+            tokens = model.tokenizer([sentences[position] for position in positions])
+            with torch.inference_mode():
+                features = model.encode_text(tokens.to(_device(model)), normalize=normalize)
+            yield EncodedImages(positions, _finished(features), {})
+            bar.update(len(positions))
+
+
+def _finished(features: Tensor) -> Tensor:
+    # A clone made outside of inference mode may take part in autograd later.
+    return check_finite(features.float().cpu().clone())
+
+
+def check_finite(features: Tensor) -> Tensor:
+    """Return `features`, or refuse them because they hold NaN or infinity."""
+    if not bool(features.isfinite().all()):
+        bad = int((~features.isfinite().all(dim=-1)).sum())
+        raise ValueError(f"{bad} features hold NaN or infinity; did the model diverge?")
+    return features
+
+
+def check_words(text: object, *, name: str) -> None:
+    """Refuse a sentence that says nothing or names an image, and a path of nothing; `name` is what to call it."""
+    if isinstance(text, str) and not text.strip():
+        raise ValueError(f"{name} is empty; describe the person, such as 'a man in a blue jacket'")
+    if isinstance(text, str) and Path(text).suffix.lower() in IMAGE_ENDINGS:
+        raise ValueError(
+            f"{name} {text!r} is the name of an image, and text is always a sentence; for the image give "
+            f"pathlib.Path({text!r}), or --image {text} on the command line"
+        )
+    if isinstance(text, Path) and not text.exists():
+        raise DatasetError(f"there is no image {text}; check the path")
+
+
+def _device(model: "PromptedCLIP") -> torch.device:
+    return next(model.parameters()).device
+
+
+def _listed(inputs: Any) -> tuple[list[Any], bool]:
+    """The inputs one by one, and whether there was only one, which was not in a list."""
+    if isinstance(inputs, str | Path | Image.Image):
+        return [inputs], True
+    if isinstance(inputs, np.ndarray | Tensor):
+        single = inputs.ndim == 3
+        return ([inputs] if single or inputs.ndim < 3 else list(cast("Iterable[Any]", inputs))), single
+    if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | bytes):
+        return list(cast("Iterable[Any]", inputs)), False
+    raise TypeError(f"inputs is {type(inputs).__name__}, expected {_KINDS}; one, or a list of one kind")
+
+
+def _are_sentences(items: Sequence[Any]) -> bool:
+    """Whether these are sentences and not images; refuses what is neither, and both at once."""
+    for item in items:
+        if not isinstance(item, str | Path | Image.Image | np.ndarray | Tensor):
+            raise TypeError(f"inputs holds {type(item).__name__}, expected {_KINDS}")
+        check_words(item, name="a sentence")
+    number = sum(isinstance(item, str) for item in items)
+    if 0 < number < len(items):
+        raise TypeError(
+            f"inputs mixes {number} sentences with {len(items) - number} images; encode them one after the other"
+        )
+    return number > 0
+
+
+def _pixels(image: Any, transform: Any) -> Tensor:
+    """One image as the encoder takes it, (3, H, W)."""
+    if isinstance(image, str | Path):
+        return transform(open_image(Path(image)))
+    if isinstance(image, Image.Image):
+        return transform(to_rgb(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an array is {image.dtype} {image.shape}, expected uint8 (H, W, 3), red first")
+        # A copy, since what Pillow hands out is read-only; laid out as torchvision does with a PIL image.
+        return transform(torch.from_numpy(image.copy()).permute(2, 0, 1))
+    own = (3, *transform.image_size)
+    if image.is_floating_point() and tuple(image.shape) == own:
+        return image.detach().cpu()
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"a tensor is {image.dtype} {tuple(image.shape)}, expected uint8 (3, H, W), or floating point {own} as "
+            "model.eval_transform makes it"
+        )
+    return transform(image.detach().cpu())
