@@ -13,7 +13,10 @@ from typing import Any
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    from pip._vendor import tomli as tomllib  # a new environment of Python 3.10 has no other
+    try:
+        import tomli as tomllib
+    except ModuleNotFoundError:  # a new environment of Python 3.10 has no other
+        from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 
