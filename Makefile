@@ -1,22 +1,54 @@
 # Every target is a command a person can run; CI runs the same ones.
-PYTHON ?= python
+# An activated environment, else .venv, else whatever python is.
+PYTHON ?= $(if $(VIRTUAL_ENV),python,$(firstword $(wildcard .venv/bin/python .venv/Scripts/python.exe) python))
+# For programs that are no modules.
+SCRIPTS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 WORKERS ?= 2
+# CPU=1 installs torch's builds for the CPU.
+CPU ?=
+INSTALL = $(PYTHON) tools/install.py $(if $(CPU),--cpu)
+QUICK = not slow and not gpu and not browser
 
-.PHONY: install check test test-all test-browser docs demo study study-tune study-full study-page build lowest
+.PHONY: install check lint-workflows resolve test test-core test-all test-browser test-next docs demo study study-tune \
+	study-full study-page build publish lowest audit sbom
 
 install:
-	$(PYTHON) -m pip install --quiet --editable ".[dev]"
+	$(INSTALL)
 
-check:
+check: lint-workflows
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
 	$(PYTHON) -m pyright --verifytypes promptreid --ignoreexternal
-	codespell
-	lint-imports
+	$(PYTHON) -m codespell_lib
+	$(SCRIPTS) lint-imports
+
+# actionlint has no package that installs by itself; where it is on the PATH, it looks too.
+lint-workflows:
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(PYTHON) -m check_jsonschema --builtin-schema vendor.readthedocs .readthedocs.yaml
+	$(SCRIPTS) zizmor --offline --quiet .github
+	if command -v actionlint; then actionlint; fi
+
+# The systems: linux, windows, macos.
+SYSTEMS ?= linux
+resolve:
+	$(PYTHON) tools/resolve.py $(SYSTEMS)
 
 test:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not slow and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "$(QUICK)"
+
+# What macOS and Windows are tested with; on Windows without the tests marked `posix`.
+CORE = tests/test_package.py tests/test_files.py tests/losses tests/prompts tests/model tests/evaluation \
+	tests/data tests/retrieval tests/hub/test_kept.py
+test-core:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "$(QUICK)" $(CORE)
+
+# The development version of open_clip, which pyproject.toml does not allow yet.
+test-next:
+	$(PYTHON) -m pip install --quiet "open_clip_torch @ git+https://github.com/mlfoundations/open_clip"
+	$(MAKE) test
 
 test-all:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing"
@@ -29,7 +61,7 @@ AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 test-browser:
 	command -v chromium || { $(AS_ROOT) apt-get update -q && \
 		$(AS_ROOT) apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; }
-	$(PYTHON) -m pip install --quiet --editable ".[dev,demo]" "playwright>=1.49"
+	$(INSTALL) --extras train,viz,hf,parquet,onnx,demo --groups dev,browser
 	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo
 
 docs:
@@ -54,7 +86,25 @@ study-page:
 	$(PYTHON) benchmarks/study/page.py
 
 build:
+	rm -rf dist
 	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+
+# From a release's workflow, which the index trusts; nobody needs a password.
+publish:
+	$(PYTHON) tools/check_release.py
+	$(PYTHON) -m uv publish dist/*
 
 lowest:
 	$(PYTHON) tools/lowest_versions.py
+
+# Known vulnerabilities of what is installed here; asks a database on the network.
+audit:
+	$(INSTALL) --groups audit
+	$(PYTHON) -m pip_audit --skip-editable --progress-spinner off
+
+# A software bill of materials of what is installed here, for the release.
+sbom:
+	$(INSTALL) --groups audit
+	mkdir -p build
+	$(PYTHON) -m cyclonedx_py environment --pyproject pyproject.toml --output-file build/promptreid.cdx.json

@@ -22,6 +22,13 @@ def pytest_unconfigure() -> None:
     HUB_SOCKET.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.name == "nt":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip(reason="Windows has no permissions, pipes and signals of this kind"))
+
+
 CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": [32, 16], "layers": 3, "width": 32, "head_width": 8, "patch_size": 8},

@@ -30,7 +30,7 @@ def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of this kind")
+@pytest.mark.posix
 @pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask, expected):
     before = os.umask(umask)
@@ -135,6 +135,7 @@ def test_locked_keeps_other_processes_out_and_says_what_they_do(tmp_path):
     assert let_in.stdout == "in\n"
 
 
+@pytest.mark.posix
 def test_lock_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched(tmp_path):
     (tmp_path / "mine").write_text("kept")
     (tmp_path / "a.lock").symlink_to(tmp_path / "mine")
@@ -194,6 +195,7 @@ def test_file_system_without_locks_gets_one_warning(tmp_path, monkeypatch, error
         pass
 
 
+@pytest.mark.posix
 def test_private_folder_has_no_parents_that_others_may_write(tmp_path):
     before = os.umask(0)
     try:
@@ -216,3 +218,70 @@ def test_remove_abandoned_leaves_what_somebody_writes(tmp_path):
         remove_abandoned(tmp_path)
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert left == {f".held.uint8{mark}", f".new.json{mark}", ".old.json-0123"}
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """As much of Windows as can be had elsewhere: the branches taken there, and files that cannot be replaced."""
+    monkeypatch.setattr(files, "_IS_WINDOWS", True)
+
+
+def test_file_held_open_on_windows_is_replaced_once_it_is_let_go(tmp_path, on_windows, monkeypatch):
+    path, refusals = tmp_path / "a.json", iter(range(3))
+    replace = type(path).replace
+
+    def held(scratch, target):
+        if next(refusals, None) is not None:
+            raise PermissionError(errno.EACCES, "Access is denied", str(target))
+        return replace(scratch, target)
+
+    monkeypatch.setattr(type(path), "replace", held)
+    write_bytes_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert next(refusals, None) is None
+
+
+def test_file_held_open_for_good_on_windows_is_an_error_and_left_alone(tmp_path, on_windows, monkeypatch):
+    path = tmp_path / "a.json"
+    write_bytes_atomically(path, b"old")
+
+    def held(scratch, target):
+        raise PermissionError(errno.EACCES, "Access is denied", str(target))
+
+    monkeypatch.setattr(files, "_RENAME_SECONDS", 0.1)
+    monkeypatch.setattr(type(path), "replace", held)
+    with pytest.raises(PermissionError, match=r"open here or in another program; close that and write again.*a\.json"):
+        write_bytes_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_refused_rename_elsewhere_fails_at_once(tmp_path, monkeypatch):
+    calls = []
+
+    def held(scratch, target):
+        calls.append(target)
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
+
+    monkeypatch.setattr(type(tmp_path), "replace", held)
+    with pytest.raises(PermissionError, match="Operation not permitted"):
+        write_bytes_atomically(tmp_path / "a.json", b"new")
+    assert len(calls) == 1
+
+
+def test_folders_are_not_flushed_on_windows(tmp_path, on_windows, monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("Windows cannot open a folder"))
+    files.flush(tmp_path)
+
+
+def test_paths_in_files_have_slashes_whatever_the_system(on_windows, monkeypatch):
+    assert files.portable(r"C:\crops\a.jpg") == "C:/crops/a.jpg"
+    monkeypatch.setattr(files, "_IS_WINDOWS", False)
+    assert files.portable("odd\\name.jpg") == "odd\\name.jpg"  # a letter like any other on POSIX
+
+
+def test_tensors_are_read_and_not_mapped_on_windows(tmp_path, on_windows, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_tensors_atomically(path, {"a": torch.arange(3)})
+    monkeypatch.setattr(files, "load_file", lambda *_: pytest.fail("a mapped file cannot be replaced there"))
+    assert files.read_tensors(path)["a"].tolist() == [0, 1, 2]

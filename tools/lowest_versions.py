@@ -1,6 +1,6 @@
 """Runs the tests on the lowest versions that pyproject.toml allows: `make lowest`.
 
-It makes `.venv-lowest`, installs every dependency of the core and of the extras `train`, `viz`, `hf` and `export` at
+It makes `.venv-lowest`, installs every dependency of the core and of the extras `train`, `viz`, `hf` and `parquet` at
 exactly its lower bound, and starts the quick tests there. The first time it downloads about 3 GB: an old torch comes
 with CUDA. `--list` only prints what would be installed.
 """
@@ -18,9 +18,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-lowest"
-# torchvision is open_clip's requirement, not ours, and each release fits one torch only.
-TORCHVISION = {"2.6": "0.21.0", "2.7": "0.22.0", "2.8": "0.23.0"}
-EXTRAS = ("train", "viz", "hf", "export")
+EXTRAS = ("train", "viz", "hf", "parquet")
 TOOLS = ["pytest==8.2.0", "pytest-timeout", "pytest-xdist", "hypothesis", "pyyaml"]
 # Linters, type checkers, documentation and what wraps up the package are not part of what is supported.
 LEFT_OUT = ["tests/docs", "tests/packaging", "tests/demo"]
@@ -35,16 +33,12 @@ def lowest(requirement: str) -> str:
 
 
 def requirements() -> list[str]:
-    """Every dependency at its lower bound, and the torchvision that goes with that torch."""
+    """Every dependency at its lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
-    found = [lowest(line) for line in wanted]
-    torch = next(line.split("==")[1] for line in found if line.startswith("torch=="))
-    minor = ".".join(torch.split(".")[:2])
-    # matplotlib's and torch's wheels of that time were built for numpy 1, and pyparsing warns of names that matplotlib
-    # used then.
-    return [*found, f"torchvision=={TORCHVISION[minor]}", "numpy<2", "pyparsing<3.3"]
+    # pyparsing warns of names that matplotlib used then.
+    return [*(lowest(line) for line in wanted), "pyparsing<3.3"]
 
 
 def main() -> None:

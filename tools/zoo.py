@@ -27,8 +27,16 @@ _VitCfg = timm.models.vitamin.VitCfg
 
 
 def names() -> list[str]:
-    """open_clip's own models; those that other packages registered are left out."""
-    return [name for name in open_clip.list_models() if not name.startswith("promptreid")]
+    """open_clip's own models of images and text.
+
+    Those that other packages registered are left out, and those without a tower for images, such as the audio models
+    of open_clip 4.
+    """
+    return [
+        name
+        for name in open_clip.list_models()
+        if not name.startswith("promptreid") and {"vision_cfg", "text_cfg"} <= open_clip.get_model_config(name).keys()
+    ]
 
 
 def rounds_attention(name: str) -> bool:

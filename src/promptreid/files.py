@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 _BLOCK_BYTES = 2**20
+
+# Windows does not flush folders, and neither replaces nor removes a file that is open or mapped.
+_IS_WINDOWS = os.name == "nt"
+# For so long a virus scanner or an indexer may hold a file that was just written.
+_RENAME_SECONDS = 2.0
 
 # What some network mounts answer to fsync and flock: they cannot, ever.
 _REFUSALS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -58,7 +63,7 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
         flush(scratch)
         # safetensors writes a file of its own, which nobody else may read.
         scratch.chmod(permitted)
-        scratch.replace(path)
+        _rename(scratch, path)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
         if _is_full(error):
@@ -69,6 +74,28 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
             ) from error
         raise
     flush(path.parent)
+
+
+def _rename(scratch: Path, path: Path) -> None:
+    """Rename over `path`; on Windows, wait for programs that hold it open for a moment."""
+    end = time.monotonic() + _RENAME_SECONDS
+    while True:
+        try:
+            scratch.replace(path)
+            return
+        except PermissionError as error:
+            if not _IS_WINDOWS:
+                raise
+            if time.monotonic() > end:
+                raise PermissionError(
+                    error.errno, "it is open here or in another program; close that and write again", str(path)
+                ) from error
+            time.sleep(0.05)
+
+
+def portable(path: str) -> str:
+    """A path as our files hold it: with `/`, which every system reads."""
+    return path.replace("\\", "/") if _IS_WINDOWS else path
 
 
 def make_private_folder(path: Path) -> None:
@@ -178,14 +205,14 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a plain safetensors file, mapped from the disk.
+    """Tensors of a plain safetensors file, mapped from the disk; on Windows read, so that it can be replaced.
 
     Raises:
         OSError: It cannot be opened, or is a pipe or a device, which might never end.
         SafetensorError: It is damaged.
     """
     check_plain(os.stat(path))
-    return load_file(path)
+    return load(path.read_bytes()) if _IS_WINDOWS else load_file(path)
 
 
 def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,8 +295,8 @@ def flush(path: Path) -> None:
         OSError: A file's content cannot be written.
     """
     is_folder = path.is_dir()
-    if is_folder and os.name == "nt":
-        return  # Windows cannot open a folder to flush it
+    if is_folder and _IS_WINDOWS:
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:

@@ -230,6 +230,7 @@ def test_check_dataset_wrong_ending_and_animation_are_remarked(write_cuhk: Write
     assert "has 3 frames" in report.problems[1].message
 
 
+@pytest.mark.posix
 def test_check_dataset_folder_linked_out_of_the_images_is_refused(
     write_cuhk: Write, entries: list[dict], tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_check_dataset_folder_linked_out_of_the_images_is_refused(
         load_cuhk_pedes(root)
 
 
+@pytest.mark.posix
 def test_check_dataset_image_folder_that_is_a_link_itself_is_fine(
     write_cuhk: Write, entries: list[dict], tmp_path: Path
 ) -> None:

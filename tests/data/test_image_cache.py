@@ -283,6 +283,7 @@ def wait_for(path: Path) -> None:
     pytest.fail(f"{path} did not appear")
 
 
+@pytest.mark.posix
 def test_build_image_cache_killed_builder_leaves_nothing_in_use(paths: list[Path], tmp_path: Path) -> None:
     process = start(tmp_path, 0.5)
     wait_for(tmp_path / "decoded.txt")
@@ -296,6 +297,7 @@ def test_build_image_cache_killed_builder_leaves_nothing_in_use(paths: list[Path
     assert scratch[0] not in os.listdir(tmp_path / "cache")  # the leftover is cleared away
 
 
+@pytest.mark.posix
 def test_build_image_cache_clears_what_a_killed_build_of_other_images_left(paths: list[Path], tmp_path: Path) -> None:
     process = start(tmp_path, 0.5)
     wait_for(tmp_path / "decoded.txt")

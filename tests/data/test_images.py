@@ -110,6 +110,7 @@ def test_unusual_picture_opens_with_its_colour(tmp_path: Path, name: str) -> Non
     assert set(kinds(path)) <= {"extension"}
 
 
+@pytest.mark.posix
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
 def test_open_image_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
@@ -132,6 +133,7 @@ def test_open_image_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kin
     )
 
 
+@pytest.mark.posix
 @pytest.mark.timeout(20)
 def test_open_image_file_that_becomes_a_pipe_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +313,7 @@ def test_leaves_folder_says_what_pathlib_says(path: str) -> None:
     assert leaves_folder(path) == (rooted or ".." in {*posix.parts, *windows.parts} or "\0" in path)
 
 
+@pytest.mark.posix
 def test_image_folder_tells_present_missing_and_outside(tmp_path: Path) -> None:
     (tmp_path / "imgs" / "sub").mkdir(parents=True)
     (tmp_path / "imgs" / "sub" / "a.jpg").touch()
@@ -341,6 +344,7 @@ def test_image_folder_tells_present_missing_and_outside(tmp_path: Path) -> None:
     assert {path: folder.locate(PurePosixPath(path)) for path in places} == places
 
 
+@pytest.mark.posix
 def test_image_folder_pipe_is_missing_and_is_not_read(tmp_path: Path) -> None:
     import os
 
@@ -369,6 +373,7 @@ def test_list_images_goes_by_content_where_the_ending_says_nothing(tmp_path: Pat
     assert all(open_image(path).size == (32, 64) for path in found)
 
 
+@pytest.mark.posix
 def test_list_images_says_what_it_leaves_out_and_why(tmp_path: Path) -> None:
     folder = tmp_path / "crops"
     (folder / "sub").mkdir(parents=True)

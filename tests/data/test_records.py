@@ -1,5 +1,6 @@
 """Records, splits and their counts, found and published."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from promptreid.data.records import (
     SplitCounts,
     count_line,
     count_mismatches,
+    files_identity,
     split_records,
 )
 from promptreid.errors import DatasetError
@@ -123,3 +125,15 @@ def test_cuhk_pedes_knows_the_copy_with_68108_captions() -> None:
     found = dict(CUHK_PEDES.published.splits) | {"train": SplitCounts(11_003, 34_054, 68_108)}
     (sentence,) = count_mismatches(found, CUHK_PEDES.published)
     assert "68,108 captions, published are 11,003 persons, 34,054 images, 68,126 captions (a copy" in sentence
+
+
+def test_identity_of_files_on_several_drives_counts_their_whole_names(tmp_path, monkeypatch):
+    def fail(_):
+        raise ValueError("Paths don't have the same drive")
+
+    for name in "ab":
+        (tmp_path / name).write_text("the same", encoding="utf-8")
+    monkeypatch.setattr(os.path, "commonpath", fail)
+    one, other = files_identity([tmp_path / "a"]), files_identity([tmp_path / "b"])
+    assert one["files"] == 1
+    assert one["content"] != other["content"]

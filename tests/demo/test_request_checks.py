@@ -3,7 +3,7 @@ import json
 import os
 import struct
 import zlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -352,3 +352,11 @@ def test_read_upload_with_too_many_pixels_is_refused_from_the_header(tmp_path: P
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(ValueError, match=r"too large|at most 25,000,000 are allowed"):
         read_upload(tmp_path / "bomb.png")
+
+
+def test_images_of_the_page_are_found_on_windows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptreid.files._IS_WINDOWS", True)
+    shown: Any = PureWindowsPath("C:\\scratch\\shown")
+    assert ask("/gradio_api/file=C:\\scratch\\shown\\ab\\image.png", shown=shown)[0] == 200
+    assert ask("/gradio_api/file=C:/scratch/shown/ab/image.png", shown=shown)[0] == 200
+    assert ask("/gradio_api/file=C:\\scratch\\shown\\..\\drawn\\a.jpg", shown=shown)[0] == 404

@@ -96,13 +96,24 @@ class TestDistributions:
             metadata = email.message_from_bytes(archive.read(name))
         assert metadata["License-Expression"] == "MIT"
         assert metadata["Requires-Python"] == ">=3.10"
+        assert set(metadata.get_all("Project-URL")) >= {"Repository, https://github.com/promptreid/promptreid"}
         assert metadata["Description-Content-Type"] == "text/markdown"
         readme = metadata.get_payload()
         assert "promptreid" in readme
         assert not re.findall(r"\]\((?!https?://|mailto:|#)[^)]*\)", readme)  # an index has none of our files
-        assert set(metadata.get_all("Provides-Extra")) >= {"train", "viz", "demo", "hf", "onnx", "docs", "dev", "all"}
+        here = f"https://github.com/promptreid/promptreid/{{}}/v{metadata['Version']}/"
+        assert f"]({here.format('raw')}docs/pictures/ranking.png)" in readme
+        assert f"[docs/concepts.md]({here.format('blob')}docs/concepts.md)" in readme
+        code = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+        assert code.findall(readme) == code.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+        assert set(metadata.get_all("Provides-Extra")) == {
+            "train", "viz", "demo", "hf", "onnx", "parquet", "export", "all"
+        }  # fmt: skip
         core = {re.split(r"[<>=;\[ ]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-        assert core == {"torch", "open-clip-torch", "safetensors", "huggingface-hub", "einops"}
+        assert core == {
+            "torch", "torchvision", "open-clip-torch", "timm", "safetensors", "huggingface-hub", "einops", "numpy",
+            "pillow", "tqdm", "filelock",
+        }  # fmt: skip
 
     def test_package_installed_from_the_wheel_imports_and_makes_the_shipped_base(
         self, empty_environment, bare_environment, tmp_path

@@ -77,6 +77,6 @@ def test_parquet_without_pyarrow_names_the_extra(without, tmp_path):
 
     without("pyarrow")
     one = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[export\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[parquet\]"'):
         export_features(tmp_path / "features.parquet", torch.zeros(1, 2), ImageTable(["a.jpg"], one, one, one, [{}]))
     assert not list(tmp_path.iterdir())

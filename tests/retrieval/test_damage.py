@@ -87,6 +87,7 @@ def test_export_removes_what_a_killed_export_left(gallery, tmp_path):
     assert not scratch.exists()
 
 
+@pytest.mark.posix
 def test_parents_of_a_gallery_are_not_for_others_to_write(gallery, tmp_path):
     before = os.umask(0)
     try:
@@ -170,3 +171,14 @@ def test_load_of_numbers_given_twice_is_refused(gallery):
     rewrite(gallery, lambda tensors: tensors["ids"].fill_(3))
     with pytest.raises(CheckpointError, match=r"does not fit gallery\.json"):
         Gallery.load(gallery.directory)
+
+
+def test_gallery_written_on_windows_holds_slashes_and_no_mapped_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("promptreid.files._IS_WINDOWS", True)
+    monkeypatch.setattr("promptreid.files.load_file", lambda *_: pytest.fail("a mapped file cannot be removed there"))
+    Gallery(None, [r"C:\crops\a.jpg", "b.jpg"], torch.eye(2)).save(tmp_path / "index")
+    description = json.loads((tmp_path / "index" / "gallery.json").read_text(encoding="utf-8"))
+    assert description["paths"] == ["C:/crops/a.jpg", "b.jpg"]
+    again = Gallery.load(tmp_path / "index")
+    assert again.remove(0) == 1
+    assert [path.as_posix() for path in Gallery.load(tmp_path / "index").paths] == ["b.jpg"]

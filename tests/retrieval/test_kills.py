@@ -15,6 +15,8 @@ from promptreid.retrieval.gallery_files import read_gallery, write_gallery
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.table import ImageTable
 
+pytestmark = pytest.mark.posix
+
 WRITER = Path(__file__).with_name("killed_writer.py")
 
 

@@ -375,4 +375,12 @@ def test_every_name_of_open_clip_is_in_the_coverage_table(zoo):
     page = (Path(__file__).parents[2] / "docs" / "coverage.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")}
     assert set(zoo.names()) <= rows
-    assert open_clip.list_models()
+
+
+def test_sweeps_leave_out_what_has_no_tower_for_images(zoo, monkeypatch):
+    audio = {"embed_dim": 8, "audio_cfg": {"model_type": "HTSAT"}, "text_cfg": {"width": 8}}
+    before = zoo.names()
+    assert len(before) > 100
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "HTSAT-tiny", audio)
+    assert "HTSAT-tiny" in open_clip.list_models()
+    assert zoo.names() == before

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from promptreid.errors import DatasetError
-from promptreid.files import content_digest, open_file
+from promptreid.files import content_digest, open_file, portable
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def files_identity(paths: Sequence[str | Path]) -> dict[str, object]:
     Every file is read, once in a process while its size and time stay: 6 s for the 40,000 crops of CUHK-PEDES. Names
     count from the folder that all are in.
     """
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    try:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    except ValueError:  # no files, or on several drives of Windows
+        root = None
     sizes: list[int] = []
     digest = sha256()
     for path in paths:
@@ -98,7 +101,8 @@ def files_identity(paths: Sequence[str | Path]) -> dict[str, object]:
         except OSError:  # one that has gone is another file, too; who reads it says so
             size, content = 0, ""
         sizes.append(size)
-        digest.update(os.fsencode(f"{os.path.relpath(path, root)!r} {content}\n"))
+        name = portable(os.path.abspath(path) if root is None else os.path.relpath(path, root))
+        digest.update(os.fsencode(f"{name!r} {content}\n"))
     return {"files": len(sizes), "bytes": sum(sizes), "content": digest.hexdigest()[:16]}
 
 

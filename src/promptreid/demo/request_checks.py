@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 from PIL import Image, ImageOps
 
+from promptreid.files import portable
+
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -111,7 +113,7 @@ class RequestFilter:
 
     def _is_known_path(self, path: str) -> bool:
         if path.startswith(_FILES):
-            file = posixpath.normpath(unquote(path.removeprefix(_FILES)))
+            file = posixpath.normpath(portable(unquote(path.removeprefix(_FILES))))
             return file.startswith(f"{self.shown.as_posix()}/")
         return path in _PATHS or path.startswith(_FOLDERS)
 

@@ -74,7 +74,7 @@ def _write_parquet(path: Path, columns: dict[str, Any], vectors: Any) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise missing_extra("Parquet", "pyarrow", "export", instead="export to a .npz file") from error
+        raise missing_extra("Parquet", "pyarrow", "parquet", instead="export to a .npz file") from error
     arrow: Any = pyarrow
     # Names outside of UTF-8, which Parquet's text cannot hold, are written with the byte in hexadecimal.
     names = [os.fsencode(name).decode(errors="backslashreplace") for name in columns["path"]]

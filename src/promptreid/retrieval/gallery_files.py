@@ -19,6 +19,7 @@ from promptreid.files import (
     file_digest,
     locked,
     make_private_folder,
+    portable,
     read_tensors,
     write_bytes_atomically,
     write_tensors_atomically,
@@ -67,7 +68,7 @@ def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, re
             "format_version": FORMAT_VERSION,
             "generation": generation,
             "features_file": features_file,
-            "paths": list(table.paths),
+            "paths": [portable(path) for path in table.paths],
             "metadata": list(table.metadata),
         }
     )

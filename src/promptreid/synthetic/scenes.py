@@ -121,7 +121,7 @@ def write_scenes(root: Path, images: Sequence[DescribedImage]) -> None:
             }
         )
     content = json.dumps({"people": people, "pictures": entries}, separators=(",", ":"))
-    (root / SCENES).write_text(content, encoding="utf-8")
+    (root / SCENES).write_bytes(content.encode())
 
 
 def load_scenes(root: str | Path) -> list[DescribedImage]:

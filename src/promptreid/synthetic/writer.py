@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def write_generated(
         _write(scratch, plan, progress)
         (scratch / SYNTHETIC_STAMP).write_text(json.dumps(plan.stamp()), encoding="utf-8")
         scratch.chmod(0o755)
+        with suppress(OSError):  # an empty folder, which Windows does not replace
+            root.rmdir()
         os.replace(scratch, root)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
