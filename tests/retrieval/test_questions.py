@@ -115,7 +115,7 @@ def test_build_with_metadata_that_json_does_not_take_encodes_and_writes_nothing(
 
 @pytest.mark.parametrize("metadata", [["camera"], [None], [3], {"camera": 3}])
 def test_metadata_that_are_no_dictionary_are_refused_before_anything_is_encoded(shipped, monkeypatch, metadata):
-    monkeypatch.setattr(encode, "open_image", lambda _: pytest.fail("an image was encoded"))
+    monkeypatch.setattr(encoding, "open_image", lambda _: pytest.fail("an image was encoded"))
     with pytest.raises(TypeError, match=r"metadata of a\.jpg is .*, expected a dictionary, such as \{'camera': 3\}"):
         Gallery.build(shipped[0], ["a.jpg"], metadata=metadata, progress=False)
     with pytest.raises(TypeError, match=r"expected a dictionary, such as \{'camera': 3\}"):
