@@ -516,3 +516,14 @@ def test_card_promises_plain_open_clip_exactly_where_it_works(zoo, name, plain, 
         assert works == plain
         again = load_clip(f"local-dir:{tmp_path}", image_size=(384, 128))
         torch.testing.assert_close(again.encode_image(images), clip.encode_image(images))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_card_of_a_push_promises_what_was_tried(hub, tuned, monkeypatch, plain):
+    from promptreid.model import publishing
+
+    monkeypatch.setattr(publishing, "loads_in_plain_open_clip", lambda config, shapes: bool(shapes) and plain)
+    push_prompts(tuned, "alice/m", token=ALICE)
+    card = hub.repos["alice/m"].files()["README.md"].decode()
+    assert ("load in plain open_clip" in card) is plain
+    assert ("Plain open_clip does not load" in card) is not plain

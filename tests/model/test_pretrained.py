@@ -513,12 +513,16 @@ def test_source_that_was_told_is_not_believed_of_other_weights_or_another_archit
     assert not (tmp_path / "other").exists()
 
 
-def test_source_that_was_told_names_the_weights_as_they_were_when_wrapped(tmp_path):
-    base = make_base()
+@pytest.mark.parametrize(("size", "files"), [((48, 48), PROMPT_FILES), (SIZE, ALL_FILES)])
+def test_source_that_was_told_is_named_where_it_gives_the_model_again(tmp_path, size, files):
+    base = load_clip("promptreid-tiny", pretrained="generated", image_size=size)
     base.load_state_dict({key: value + 0.01 for key, value in base.state_dict().items()})
-    torch.save(base.state_dict(), tmp_path / "mine.pt")
-    told = ClipSource("promptreid-tiny", str(tmp_path / "mine.pt"), SIZE)
-    assert names(save_prompts(PromptedCLIP(base, source=told), tmp_path / "m")) == PROMPT_FILES
+    torch.save(base.state_dict(), tmp_path / "mine.pt")  # of another size than a square it does not load unasked
+    model = PromptedCLIP(base, source=ClipSource("promptreid-tiny", str(tmp_path / "mine.pt"), size)).eval()
+    assert names(save_prompts(model, tmp_path / "m")) == files
+    again = load_prompts(tmp_path / "m", trust_base=True)
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(again.encode_image(images), model.encode_image(images))
 
 
 @pytest.mark.parametrize("told", [None, ClipSource("promptreid-tiny", "generated", (96, 48))])

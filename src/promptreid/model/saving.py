@@ -101,7 +101,7 @@ def _plain_clip(model: "PromptedCLIP", source: ClipSource) -> nn.Module:
     """The open_clip model as open_clip would make it, PEFT's layers merged; refuses what else was added."""
     clip = merge_adapters(model.clip)
     gained, lost = unlike_source(clip, source)
-    if gained and source == source_of(model.clip):
+    if gained and (not lost or source == source_of(model.clip)):
         raise ValueError(
             f"the open_clip model has gained {_some(gained)} since it was made, and open_clip could not load what "
             "would be saved. Take them out first; layers of PEFT are merged by themselves where they were put in by "
