@@ -127,7 +127,7 @@ def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path)
     code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
     assert code == 0
     assert "32 images are indexed" in text
-    assert "knows drawn pedestrainings only" in notes
+    assert "knows drawn pedestrians only" in notes
     picture = tmp_path / "found.png"
     code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
     assert (code, notes) == (0, "")
@@ -332,7 +332,7 @@ def with_extras(monkeypatch):
 def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
     given = {}
     monkeypatch.setattr("promptreid.demo.app.launch", lambda folder, **settings: given.update(settings))
-    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", lambda model, device: (model, device))
+    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", lambda model, revision, device: (model, device))
     assert call("demo", "--model", "someone/prompts", "--device", "cpu")[0] == 0
     assert given["model"] == ("someone/prompts", "cpu")
 

@@ -234,7 +234,7 @@ WORK = [
         ("index --export a.npz --model a/b --device cpu", "--model and --device would do nothing here"),
         ("search '' 'a man'", "argument index is empty"),
         ("search gallery '  '", "the query is empty; describe the person"),
-        ("search gallery a.jpg", "is the name of an image, and texts are searched as sentences"),
+        ("search gallery a.jpg", "is the name of an image, and text is always a sentence"),
         ("search gallery 'a man' --threshold high", "argument --threshold is 'high', expected a number in"),
         ("search gallery 'a man' --threshold nan", "argument --threshold is 'nan', expected a number in"),
         ("search gallery 'a man' --threshold 2", "argument --threshold is '2', expected a number in [-1, 1]"),

@@ -58,7 +58,9 @@ def test_table_is_the_only_one_and_every_row_has_its_test():
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0][:30])
-def test_what_a_row_says_to_type_can_be_typed(row):
+def test_what_a_row_says_to_type_can_be_typed(row, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATA").mkdir()
     typed = re.findall(r"`(.*?)`", row[1])
     assert typed or row[1] == "the same"
     for words in typed:

@@ -123,7 +123,7 @@ def _damaged_run(folder):
 
 BAD_INPUT = {
     "no prompts": (lambda folder: ["--prompt-length", "0"], "--prompt-length is 0, expected at least 1"),
-    "huge pictures": (lambda folder: ["--image-size", "100000", "48"], "expected a height and a width of 1 to 2048"),
+    "huge pictures": (lambda folder: ["--image-size", "100000", "48"], "--image-size: is 100000, expected 1 to 2048"),
     "quick with own data": (lambda folder: ["--quick", "--data-root", "data"], "leave out --data-root"),
     "file in the way": (_file_in_the_way, "notes is a file; give another output folder"),
     "device without memory": (lambda folder: ["--device", "meta"], "--device meta cannot be used here"),
@@ -134,11 +134,11 @@ BAD_INPUT = {
     "unreadable annotation": (_unreadable, "reid_raw.json is not valid JSON"),
     "unknown model": (lambda folder: ["--model", "ViT-B-61", "--pretrained", "openai"], "Did you mean ViT-B-16"),
     "unknown tag": (lambda folder: ["--pretrained", "opneai"], "no pretrained weights tagged 'opneai'"),
-    "negative prompt length": (lambda folder: ["--prompt-length", "-1"], "--prompt-length is -1, expected at least 1"),
+    "negative prompt length": (lambda folder: ["--prompt-length", "-1"], "--prompt-length: is -1, expected at least 0"),
     "prompt length past the sequence": (lambda folder: ["--prompt-length", "100000"], "100000"),
     "image size of zero": (
         lambda folder: ["--image-size", "0", "48"],
-        "--image-size is [0, 48], expected a height and a width",
+        "argument --image-size: is 0, expected 1 to 2048",
     ),
     "image size below a patch": (lambda folder: ["--image-size", "2", "2"], "smaller than one"),
     "foreign output folder": (_foreign_output, "out holds other files"),
