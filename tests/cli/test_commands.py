@@ -129,7 +129,7 @@ def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path)
     code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
     assert code == 0
     assert "32 images are indexed" in text
-    assert "knows drawn pedestrainings only" in notes
+    assert "knows drawn pedestrians only" in notes
     picture = tmp_path / "found.png"
     code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
     assert (code, notes) == (0, "")
