@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
+from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
@@ -216,6 +218,42 @@ def test_output_into_a_pipe_that_closes_leaves_no_trace(drawn, index):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("hour=9..12", "yard/b.jpg"),
+        ("hour=..8.5", "gate/a.jpg"),
+        ("time=2026-11-27..2026-11-27", "yard/b.jpg"),
+        ("folder=yard*", "yard/b.jpg"),
+        ("folder=y..z", "yard/b.jpg"),
+        ("folder=gate", "gate/a.jpg"),
+        ("mark=1..x", "gate/a.jpg"),
+    ],
+)
+def test_search_by_ranges_and_beginnings(call, tmp_path, condition, words):
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
+    metadata = [
+        {"folder": "gate", "hour": 8, "time": "2026-11-26T08:00", "mark": "1..x"},
+        {"folder": "yard/1", "hour": 9, "time": "2026-11-27T09:00", "mark": "y"},
+    ]
+    gallery = Gallery(model, ["gate/a.jpg", "yard/b.jpg"], torch.eye(2, 128), metadata=metadata)
+    gallery.notes["model"] = {"model": "promptreid-tiny", "pretrained": "generated", "image_size": [96, 48]}
+    gallery.save(tmp_path / "own")
+    code, answer, _ = call("search", tmp_path / "own", "a man", "--where", condition, "--json")
+    assert (code, [hit["path"] for hit in answer["hits"]]) == (0, [words])
+
+
+def test_index_is_compacted(call, index):
+    gallery = Gallery.load(index)
+    for number in range(3):
+        gallery.add_features(torch.eye(1, 128), [f"new/{number}"])
+    assert len(list(index.glob("features-*"))) == 4
+    assert call("index", "--output", index, "--compact")[0] == 0
+    assert len(list(index.glob("features-*"))) == 1
+    assert len(Gallery.load(index)) == len(gallery)
+
+
 def test_index_exports(call, index, tmp_path):
     assert call("index", "--output", index, "--export", tmp_path / "features.npz")[0] == 0
     assert (tmp_path / "features.npz").is_file()
@@ -390,6 +428,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, argu
         (["--where", "folder"], "--where is 'folder', expected KEY=VALUE"),
         (["--where", "camera=1"], "no image of the gallery has camera; known are: folder"),
         (["-k", "0"], "k is 0"),
+        (["--where", "hour=17..8"], "no image of the gallery has hour"),
+        (["--where", "folder=z..a"], "--where has the range z..a, whose start is after its end; swap them"),
         (["--where", "folder=nowhere"], "no image of the gallery has folder nowhere; known are: "),
     ],
 )

@@ -24,7 +24,8 @@ def tool():
 
 
 def test_this_version_is_kept():
-    assert {path.name for path in (KEPT / __version__).iterdir()} == {"prompts", "tuned", "run", "gallery"}
+    names = {"prompts", "tuned", "run", "gallery", "gallery_sealed"}
+    assert {path.name for path in (KEPT / __version__).iterdir()} == names
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -50,7 +51,7 @@ def test_kept_run_is_resumed_and_ends_as_it_would_have(folder, tool, tmp_path):
         torch.testing.assert_close(torch.tensor(tool.trained(model)[name]), torch.tensor(values), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("folder", sorted(KEPT.glob("*/gallery")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("folder", sorted(KEPT.glob("*/gallery*")), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_kept_gallery_is_searched_as_it_was(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "gallery")
     gallery = Gallery.load(tmp_path / "gallery", load_prompts(folder.with_name("tuned"), trust_base=True))

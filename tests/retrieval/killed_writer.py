@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from promptreid.retrieval.gallery_files import GalleryStore
+from promptreid.retrieval.gallery_store import GalleryStore
 from promptreid.retrieval.table import ImageTable
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from promptreid import Gallery
 from promptreid.errors import CheckpointError
+from promptreid.files import file_digest
 from promptreid.retrieval.gallery_files import check_gallery
 
 
@@ -30,10 +32,23 @@ def features_file(gallery):
     return path
 
 
-def rewrite(gallery, change):
-    tensors = {name: value.clone() for name, value in load_file(features_file(gallery)).items()}
+def images_file(gallery):
+    (path,) = gallery.directory.glob("images-*")
+    return path
+
+
+def rewrite(path, change):
+    tensors = {name: value.clone() for name, value in load_file(path).items()}
     change(tensors)
-    save_file(tensors, features_file(gallery))
+    save_file(tensors, path)
+
+
+def reseal(folder, change):
+    """Change the description as somebody would who makes its digests right."""
+    path = folder / "gallery.json"
+    entries = json.loads(path.read_bytes())
+    change(entries)
+    path.write_text(json.dumps({name: value for name, value in entries.items() if name != "sha256"}))
 
 
 def test_change_on_a_disk_that_fails_at_the_last_flush_is_in_place_and_can_be_repeated(gallery, monkeypatch):
@@ -59,7 +74,7 @@ def test_change_whose_old_file_cannot_be_deleted_is_in_place_and_the_next_load_d
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", fail)
-        with pytest.warns(UserWarning, match=rf"is written, but .* cannot be removed: {old}; .*delete them"):
+        with pytest.warns(UserWarning, match=rf"is written, but .* cannot be removed: {old}, .*delete them"):
             gallery.remove(0)
     assert old.exists()
     assert len(Gallery.load(gallery.directory)) == len(gallery) == 11
@@ -99,12 +114,15 @@ def test_parents_of_a_gallery_are_not_for_others_to_write(gallery, tmp_path):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_search_among_features_that_are_not_finite_is_refused(gallery, value, dtype):
+def test_search_among_features_that_are_not_finite_is_refused(tmp_path, value, dtype):
+    features = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1).to(dtype)
+    gallery = Gallery(None, [f"{number}.jpg" for number in range(12)], features)
+    gallery.save(tmp_path / "index")
+
     def spoil(tensors):
-        tensors["features"] = tensors["features"].to(dtype)
         tensors["features"][7, 3] = value
 
-    rewrite(gallery, spoil)
+    rewrite(features_file(gallery), spoil)
     loaded = Gallery.load(gallery.directory)
     query = torch.nn.functional.normalize(torch.ones(16), dim=0)
     for queries in (query, torch.stack([query, -query])):
@@ -126,12 +144,12 @@ def zero(tensors):
 
 @pytest.mark.parametrize(
     ("damage", "found"),
-    [(swap, 1), (zero, 2), (spoil, 2), (lambda tensors: tensors["sizes"].add_(1), 1)],
-    ids=["swapped", "zeroed", "NaN", "sizes"],
+    [(swap, 1), (zero, 2), (spoil, 2)],
+    ids=["swapped", "zeroed", "NaN"],
 )
 def test_check_finds_damaged_features(gallery, damage, found):
     assert check_gallery(gallery.directory) == ([], [])
-    rewrite(gallery, damage)
+    rewrite(features_file(gallery), damage)
     problems, _ = check_gallery(gallery.directory)
     assert len(problems) == found
     assert "its SHA-256 is not the one that gallery.json holds" in problems[0]
@@ -140,23 +158,51 @@ def test_check_finds_damaged_features(gallery, damage, found):
 
 def test_load_of_a_changed_description_is_refused(gallery):
     path = gallery.directory / "gallery.json"
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b'"3.jpg", "4.jpg"', b'"4.jpg", "3.jpg"'))
+    path.write_bytes(path.read_bytes().replace(b'"rows": 12', b'"rows": 13'))
     with pytest.raises(CheckpointError, match=r"gallery\.json is damaged \(its SHA-256"):
         Gallery.load(gallery.directory)
 
 
-def test_gallery_of_an_earlier_version_has_no_digests_and_is_loaded(gallery):
-    path = gallery.directory / "gallery.json"
-    entries = json.loads(path.read_bytes())
-    for name in ("sha256", "features_sha256"):
-        del entries[name]
-    path.write_text(json.dumps(entries))
-    assert len(Gallery.load(gallery.directory)) == 12
+def test_load_of_changed_names_or_sizes_is_refused(gallery):
+    path = images_file(gallery)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"3.jpg4.jpg", b"4.jpg3.jpg"))
+    with pytest.raises(CheckpointError, match=r"images-.* is damaged \(its SHA-256"):
+        Gallery.load(gallery.directory)
+    path.write_bytes(content)
+    rewrite(path, lambda tensors: tensors["sizes"].add_(1))
+    with pytest.raises(CheckpointError, match=r"images-.* is damaged \(its SHA-256"):
+        check_gallery(gallery.directory)
+
+
+def test_load_of_changed_marks_of_removal_is_refused(gallery):
+    gallery.remove(3)
+    (path,) = gallery.directory.glob("removed-*.json")
+    path.write_bytes(path.read_bytes().replace(b"3.jpg", b"4.jpg"))
+    with pytest.raises(CheckpointError, match=r"removed-.* is damaged \(its SHA-256"):
+        Gallery.load(gallery.directory)
+
+
+KEPT = Path(__file__).parents[1] / "hub" / "kept" / "0.1.0"
+
+
+@pytest.mark.parametrize(("name", "noted"), [("gallery", 1), ("gallery_sealed", 0)])
+def test_gallery_of_an_earlier_version_is_converted_by_its_first_write(tmp_path, name, noted):
+    shutil.copytree(KEPT / name, tmp_path / "index")
+    gallery = Gallery.load(tmp_path / "index")
+    before = gallery.features.clone(), gallery.paths, list(gallery.metadata), gallery.ids.tolist()
     problems, notes = check_gallery(gallery.directory)
-    assert (problems, len(notes)) == ([], 1)
-    Gallery.load(gallery.directory).save()
+    assert (problems, len(notes)) == ([], noted)
+    old = features_file(gallery)
+    gallery.save()
+    assert not old.exists()
     assert check_gallery(gallery.directory) == ([], [])
+    again = Gallery.load(gallery.directory)
+    assert torch.equal(again.features, before[0])
+    assert (again.paths, list(again.metadata), again.ids.tolist()) == before[1:]
+    assert (again.notes, again._store.header) == (gallery.notes, gallery._store.header)
+    with pytest.raises(KeyError, match=r"was not removed from the gallery; removed were: (none|.*1\.jpg)"):
+        again.restore("nothing.jpg")
 
 
 def test_load_of_features_that_are_a_pipe_is_refused_at_once(gallery):
@@ -168,8 +214,32 @@ def test_load_of_features_that_are_a_pipe_is_refused_at_once(gallery):
 
 
 def test_load_of_numbers_given_twice_is_refused(gallery):
-    rewrite(gallery, lambda tensors: tensors["ids"].fill_(3))
-    with pytest.raises(CheckpointError, match=r"does not fit gallery\.json"):
+    rewrite(images_file(gallery), lambda tensors: tensors["ids"].fill_(3))
+    digest = file_digest(images_file(gallery))
+    reseal(gallery.directory, lambda entries: entries["segments"][0].update(images_sha256=digest))
+    with pytest.raises(CheckpointError, match=r"is damaged \(two images have one number\)"):
+        Gallery.load(gallery.directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors: tensors.pop("path_order"), "path_order"),
+        (lambda tensors: tensors["path_order"].add_(5), "its order of paths is damaged"),
+        (lambda tensors: tensors["paths.ends"].add_(1), "texts do not end where they should"),
+        (lambda tensors: tensors["column0.codes"].add_(9), "codes among the metadata are damaged"),
+        (lambda tensors: tensors.update(ids=tensors["ids"].float()), "its columns are not one number per image"),
+        (lambda tensors: tensors.update({"column1.values": tensors["column1.values"][:3]}), "metadata are not one per"),
+    ],
+)
+def test_load_of_images_that_do_not_fit_is_refused(tmp_path, change, words):
+    metadata = [{"camera": "a", "hour": hour} for hour in range(4)]
+    gallery = Gallery(None, [f"{number}.jpg" for number in range(4)], torch.eye(4), metadata=metadata)
+    gallery.save(tmp_path / "index")
+    rewrite(images_file(gallery), change)
+    digest = file_digest(images_file(gallery))
+    reseal(gallery.directory, lambda entries: entries["segments"][0].update(images_sha256=digest))
+    with pytest.raises(CheckpointError, match=words):
         Gallery.load(gallery.directory)
 
 
@@ -177,8 +247,7 @@ def test_gallery_written_on_windows_holds_slashes_and_no_mapped_file(tmp_path, m
     monkeypatch.setattr("promptreid.files._IS_WINDOWS", True)
     monkeypatch.setattr("promptreid.files.load_file", lambda *_: pytest.fail("a mapped file cannot be removed there"))
     Gallery(None, [r"C:\crops\a.jpg", "b.jpg"], torch.eye(2)).save(tmp_path / "index")
-    description = json.loads((tmp_path / "index" / "gallery.json").read_text(encoding="utf-8"))
-    assert description["paths"] == ["C:/crops/a.jpg", "b.jpg"]
     again = Gallery.load(tmp_path / "index")
+    assert list(again._store.images.paths) == ["C:/crops/a.jpg", "b.jpg"]
     assert again.remove(0) == 1
     assert [path.as_posix() for path in Gallery.load(tmp_path / "index").paths] == ["b.jpg"]

@@ -10,7 +10,7 @@ import torch
 
 from promptreid import Gallery
 from promptreid.errors import CheckpointError, DatasetError
-from promptreid.retrieval import editing, gallery_files
+from promptreid.retrieval import editing, gallery_files, segment_files
 
 
 @pytest.fixture
@@ -255,13 +255,33 @@ def test_export_to_another_ending_is_refused(index, tmp_path):
         index.export(tmp_path / "features.csv")
 
 
-def test_save_over_somebody_elses_change_is_refused(model, index, folder):
+def test_change_after_somebody_elses_joins_it(model, index, folder):
     first, second = Gallery.load(index.directory, model), Gallery.load(index.directory, model)
     first.remove([0])
-    with pytest.raises(CheckpointError, match="was changed by another process since it was loaded"):
-        second.remove([1])
+    first.notes["first"] = 1
+    first.add([another_image(folder, "new/a.jpg")], progress=False)
+    second.notes["second"] = 2
+    second.add([another_image(folder, "new/b.jpg", like=3)], progress=False)
+    assert second.remove([1]) == 1
+    again = Gallery.load(index.directory, model)
+    assert again.ids.tolist() == second.ids.tolist() == list(range(2, 26))
+    assert [path.name for path in again.paths[-2:]] == ["a.jpg", "b.jpg"]
+    assert again.notes == second.notes == {"first": 1, "second": 2}
+    with pytest.raises(KeyError, match="has no image '0'"):
+        second.remove(0)
+    with pytest.raises(ValueError, match="1 of 1 images are in the gallery already"):
+        first.add([folder / "new" / "b.jpg"], progress=False)
+
+
+def test_change_of_a_gallery_that_was_deleted_or_replaced_is_refused(index, tmp_path):
+    first, second = Gallery.load(index.directory), Gallery.load(index.directory)
+    Gallery(None, ["a.jpg"], torch.eye(1)).save(index.directory)
+    with pytest.raises(CheckpointError, match="was replaced by a gallery of another model or storage"):
+        first.remove(3)
+    shutil.rmtree(index.directory)
+    with pytest.raises(CheckpointError, match="was deleted since it was loaded"):
+        second.remove(3)
     assert len(second) == 24
-    assert Gallery.load(index.directory, model).ids.tolist() == list(range(1, 24))
 
 
 def test_save_on_a_full_disk_leaves_the_old_gallery(model, index, folder, monkeypatch):
@@ -269,9 +289,9 @@ def test_save_on_a_full_disk_leaves_the_old_gallery(model, index, folder, monkey
         raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in index.directory.iterdir())
-    for step in ("write_tensors_atomically", "write_bytes_atomically"):
+    for module, step in ((segment_files, "write_tensors_atomically"), (gallery_files, "write_bytes_atomically")):
         with monkeypatch.context() as patch:
-            patch.setattr(gallery_files, step, lambda *_, **__: full())
+            patch.setattr(module, step, lambda *_, **__: full())
             with pytest.raises(OSError, match=r"cannot write the gallery to .*No space left.* MB .*untouched"):
                 index.add([another_image(folder, "new.jpg")], progress=False)
         assert len(index) == 24
@@ -279,18 +299,22 @@ def test_save_on_a_full_disk_leaves_the_old_gallery(model, index, folder, monkey
         assert len(Gallery.load(index.directory, model)) == 24
 
 
-def test_load_of_an_index_that_leads_out_of_its_folder_is_refused(model, index):
+@pytest.mark.parametrize("kind", ["features", "images"])
+def test_load_of_an_index_that_leads_out_of_its_folder_is_refused(model, index, kind):
     path = index.directory / "gallery.json"
     entries = json.loads(path.read_text())
-    path.write_text(json.dumps({**entries, "features_file": "../secret.safetensors"}))
+    entries["segments"][0][kind] = "../secret.safetensors"
+    del entries["sha256"]
+    path.write_text(json.dumps(entries))
     with pytest.raises(CheckpointError, match="is damaged"):
         Gallery.load(index.directory, model)
 
 
-@pytest.mark.parametrize("key", ["paths", "metadata", "features_file", "generation", "next_id", "header"])
+@pytest.mark.parametrize("key", ["segments", "dimensions", "storage", "generation", "next_id", "header"])
 def test_load_of_an_index_without_an_entry_is_refused(model, index, key):
     path = index.directory / "gallery.json"
     entries = json.loads(path.read_text())
+    del entries["sha256"]
     for damaged in ({name: value for name, value in entries.items() if name != key}, {**entries, key: 7.5}):
         path.write_text(json.dumps(damaged))
         with pytest.raises(CheckpointError, match="index"):

@@ -93,3 +93,24 @@ def test_top_scores_of_more_than_there_are_give_all():
     assert sorted(top_scores(features, features[:1].float(), 80, unit_length=True)[1][0].tolist()) == list(range(50))
     none = top_scores(features, features[:1].float(), 3, rows=torch.tensor([], dtype=torch.int64), unit_length=True)
     assert none[1].shape == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_top_scores_of_many_queries_screened_in_bfloat16_are_the_exact_ones(monkeypatch, dtype):
+    # Features near one another, whose scores bfloat16 cannot order.
+    features = torch.nn.functional.normalize(unit_features(1) + 0.4 * unit_features(20_000, seed=2), dim=-1).to(dtype)
+    queries = unit_features(12, seed=3)
+    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
+    scored = []
+    monkeypatch.setattr(
+        exact_search,
+        "_scores",
+        lambda part, *rest, real=exact_search._scores: scored.append(len(part)) or real(part, *rest),
+    )
+    values, indices = top_scores(features, queries, 10, unit_length=True)
+    exact = queries.double() @ features.double().T
+    expected = exact.topk(10, dim=1)
+    torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-6)
+    assert [set(row) for row in indices.tolist()] == [set(row) for row in expected.indices.tolist()]
+    assert sum(scored) < 20_000  # not all were scored exactly

@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let images that were removed be indexed again, by path or pattern",
     )
     parser.add_argument(
+        "--compact", action="store_true", help="join the files that many updates of the index have left"
+    )
+    parser.add_argument(
         "--export",
         type=file_to_write(".parquet", ".npz"),
         metavar="FILE",
@@ -91,6 +94,7 @@ def run(
     remove: list[str] | None,
     restore: list[str] | None,
     export: Path | None,
+    compact: bool,
     prune: bool,
     prune_anyway: bool,
     storage: str | None,
@@ -99,7 +103,7 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Make or update the index."""
-    if folder is None and not remove and not restore and not export:
+    if folder is None and not (remove or restore or export or compact):
         raise ValueError("give the folder of images to index: promptreid index FOLDER")
     if folder is not None and (remove or restore):
         raise ValueError("give a folder to index or images to --remove or --restore, not both at once")
@@ -124,6 +128,9 @@ def run(
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
         console.say(*_summary(gallery, changes, is_new=is_new))
         console.say(*_left_out(changes, f"promptreid index {folder} --output {output}", output))
+    if compact:
+        gallery.compact()
+        console.say(f"{output} has as few files as can be")
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])

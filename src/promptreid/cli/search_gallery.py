@@ -1,7 +1,9 @@
 """`promptreid search`: finds the images that a sentence or an image describes."""
 
 import argparse
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only images with this, such as folder=cam_a",
+        help="only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, and "
+        "folder=roof/* is what begins with roof/",
     )
     parser.add_argument(
         "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
@@ -116,14 +119,13 @@ def open_gallery(
         ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.table import check_passes
 
     if options["model"] is None:
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}
         refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
     gallery = Gallery.load(directory)
     for condition in where:
-        check_passes(gallery.metadata, _where([condition]))
+        gallery.check_filter(_where([condition]))
     gallery.lowest_score(threshold)
     noted = gallery.notes.get("model")
     if options["model"] is not None:
@@ -157,6 +159,40 @@ def _where(conditions: Sequence[tuple[str, str]]) -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text."""
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
-        values = [value, int(value)] if value.removeprefix("-").isdecimal() else [value]
-        wanted.setdefault(key, []).extend(values)
+        wanted.setdefault(key, []).extend(_values(value))
     return wanted
+
+
+def _values(text: str) -> list[Any]:
+    """What a value of `--where` allows: itself, a range if it has two dots, what begins with it if it has a star."""
+    from promptreid.retrieval.filters import Between, Prefix
+
+    start, dots, end = text.partition("..")
+    if dots and (start or end):
+        return [text, *_ranges(start or None, end or None, Between)]
+    if text.endswith("*"):
+        return [Prefix(text[:-1])]
+    return [text, *(number for number in (_number(text),) if isinstance(number, int))]
+
+
+def _ranges(start: str | None, end: str | None, between: Any) -> list[Any]:
+    """The range of numbers and that of texts, as far as there are such."""
+    ranges: list[Any] = []
+    numbers = [None if limit is None else _number(limit) for limit in (start, end)]
+    are_numbers = all(number is not None or limit is None for number, limit in zip(numbers, (start, end), strict=True))
+    for limits in [numbers, [start, end]] if are_numbers else [[start, end]]:
+        with suppress(ValueError):  # numbers in order need not be texts in order
+            ranges.append(between(*limits))
+    if not ranges:
+        raise ValueError(f"--where has the range {start}..{end}, whose start is after its end; swap them")
+    return ranges
+
+
+def _number(text: str) -> int | float | None:
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,24 +1,25 @@
-"""Adds, updates and removes images of a gallery."""
+"""Adds images to a gallery and updates them."""
 
-import operator
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from promptreid.data.images import IMAGE_ENDINGS, list_images
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
-from promptreid.files import file_digest
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.gallery_files import GalleryStore
+from promptreid.retrieval.encode import check_unit_length
+from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.removal import forget, is_gone, removed_before
 from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain_metadata
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ _WRITE_SHARE = 20.0
 _PRUNED_SHARE = 4
 
 Prune = bool | Literal["anyway"]
-Images = int | str | Path | Sequence[int | str | Path]
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to put into a gallery, and what is known of it."""
+    """An image to put into a gallery, and what is known of it; one in memory has a key for a path."""
 
     path: str
     metadata: Metadata
+    image: Any = None
 
 
 def find_images(
@@ -86,6 +87,44 @@ def _list_folder(folder: Path, closed: list[str] | None) -> list[ImageFile]:
     return [ImageFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
 
 
+def keyed_images(images: Any, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None) -> list[ImageFile]:
+    """Images in memory, each with the key that stands for its path.
+
+    Raises:
+        TypeError: One is a file's name, or a key is no text.
+        ValueError: There is not one key, and one entry of metadata, per image, or a key is empty.
+    """
+    single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+    given: list[Any] = [images] if single else list(images)  # pyright: ignore[reportArgumentType]
+    keys = check_keys(keys, len(given), "images")
+    if any(isinstance(image, str | Path | ImageRecord) for image in given):
+        raise TypeError("keys goes with images in memory, such as PIL images and uint8 arrays; leave it out for files")
+    known = _known(keys, metadata)
+    return [ImageFile(key, more, image) for key, more, image in zip(keys, known, given, strict=True)]
+
+
+def check_keys(keys: Any, count: int, what: str) -> list[str]:
+    """Keys as a list of texts, one for each of `count` things."""
+    listed: list[Any] = [keys] if isinstance(keys, str | os.PathLike) else list(keys)
+    if len(listed) != count:
+        raise ValueError(f"{count} {what} but {len(listed)} keys; give one key per image")
+    if not count:
+        raise DatasetError(f"the list of {what} is empty; give at least one")
+    if odd := [key for key in listed if not isinstance(key, str | os.PathLike)]:
+        raise TypeError(f"keys holds {type(odd[0]).__name__}, expected texts, such as 'cam_a/000017'")
+    texts = [os.fspath(key) for key in listed]
+    if not all(texts):
+        raise ValueError("a key is empty; a key is the name by which an image is found, such as 'cam_a/000017'")
+    return texts
+
+
+def _known(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata]:
+    if metadata is not None and len(metadata) != len(keys):
+        raise ValueError(f"{len(keys)} images but metadata for {len(metadata)}; give one entry per image")
+    known: Sequence[Metadata] = [{}] * len(keys) if metadata is None else metadata
+    return [plain_metadata(more, f"metadata of {key}") for key, more in zip(keys, known, strict=True)]
+
+
 @dataclass(frozen=True)
 class Changes:
     """What became of the images given.
@@ -121,26 +160,61 @@ def add_images(
 
     Images that were removed earlier come back if they are `named` one by one.
     """
-    known = store.images.rows_by_path()
-    given = Counter(os.path.abspath(file.path) for file in files)
-    present = [file.path for file in files if os.path.abspath(file.path) in known]
-    if present:
-        raise ValueError(
-            f"{len(present)} of {len(files)} images are in the gallery already, such as {present[0]}; "
-            "update() encodes only what is new or has changed"
-        )
-    path, times = given.most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"{path} is given twice; give each image once")
-    excluded = _removed_before(store, files)
+    with store.turn():
+        _check_new(store, [file.path for file in files])
+    excluded = removed_before(store, [file.path for file in files])
     if named and excluded:
-        _forget(store, set(excluded.values()))
+        with store.turn():
+            forget(store, set(excluded.values()))
         excluded = {}
     new = [file for file in files if file.path not in excluded]
     unreadable = _encode(store, model, new, **options)
     if new and len(unreadable) == len(new):
         raise DatasetError(f"none of the {len(new)} images can be read; first: {', '.join(unreadable[:10])}")
     return Changes(added=len(new) - len(unreadable), unreadable=unreadable, excluded=tuple(excluded))
+
+
+def _check_new(store: GalleryStore, paths: Sequence[str]) -> None:
+    """Refuse what the gallery has, and what is given twice."""
+    present = [path for path, number in zip(paths, store.exact.ids_of(paths), strict=True) if number >= 0]
+    if present:
+        raise ValueError(
+            f"{len(present)} of {len(paths)} images are in the gallery already, such as {present[0]}; "
+            "update() encodes only what is new or has changed"
+        )
+    path, times = Counter(os.path.abspath(path) for path in paths).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path} is given twice; give each image once")
+
+
+def add_features(
+    store: GalleryStore, features: Tensor, keys: Sequence[str], metadata: Sequence[Metadata] | None
+) -> Changes:
+    """Append features that were made elsewhere; refuses keys that the gallery has, or that are given twice."""
+    dimensions = store.exact.dimensions
+    if features.ndim != 2 or features.shape[1] != dimensions or not features.is_floating_point():
+        raise ValueError(
+            f"features have shape {tuple(features.shape)} and dtype {features.dtype}, expected floating point "
+            f"(images, {dimensions})"
+        )
+    keys = check_keys(keys, len(features), "features")
+    table = ImageTable.of_keys(keys, metadata=_known(keys, metadata))
+    check_unit_length(features)
+    with store.turn():
+        _check_new(store, keys)
+        _forget_keys(store, keys)
+        ids = torch.arange(len(keys)) + store.take_ids(len(keys))
+        # A copy, because the caller may go on to change what was given.
+        store.change(added=(replace(table, ids=ids), features.detach().clone()))
+    return Changes(added=len(keys))
+
+
+def _forget_keys(store: GalleryStore, keys: Sequence[str]) -> None:
+    """Forget that images of these keys were removed earlier."""
+    if store.header.get("removed"):
+        paths = {os.path.abspath(key) for key in keys}
+        if any(mark["path"] in paths for mark in store.header["removed"]):
+            forget(store, paths)
 
 
 def update_images(
@@ -162,7 +236,8 @@ def update_images(
         closed: Folders that cannot be read, which may hold more images.
         **options: Those of `encode_images`.
     """
-    table = store.images
+    with store.turn():
+        table = store.images
     known = table.rows_by_path()
     given: dict[str, ImageFile] = {}
     for file in files:
@@ -172,10 +247,11 @@ def update_images(
     stamps = {path: (sizes[row], modified[row]) for path, row in known.items()}
     both = [(file, stamps[path]) for path, file in given.items() if path in known]
     changed = [file for file, stamp in both if file_stamp(file.path) != stamp]
-    absent = [path for path in known if path not in given]
+    # What never was a file is none of `files`, and not gone either.
+    absent = [path for path in known if path not in given and not (stamps[path][0] < 0 <= stamps[path][1])]
     if prune:
         _check_pruning(absent, len(known), closed, anyway=prune == "anyway")
-    excluded = _removed_before(store, [*new, *changed])
+    excluded = removed_before(store, [file.path for file in [*new, *changed]])
     unreadable = _encode(store, model, [file for file in [*new, *changed] if file.path not in excluded], **options)
     lost = {*excluded, *unreadable}
     # Features of what a file was before must not be found; where the file cannot even be asked, nothing is known.
@@ -190,7 +266,7 @@ def update_images(
         removed=len(removed),
         unreadable=unreadable,
         excluded=tuple(excluded),
-        gone=() if prune else tuple(path for path in absent if _is_gone(path)),
+        gone=() if prune else tuple(path for path in absent if is_gone(path)),
     )
 
 
@@ -198,123 +274,12 @@ def _check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, 
     """Refuse to take what cannot be seen, or a wrong folder, for images that were deleted."""
     if anyway or not absent or not (closed or len(absent) > max(1, total // _PRUNED_SHARE)):
         return
-    present = len(absent) - sum(_is_gone(path) for path in absent)
+    present = len(absent) - sum(is_gone(path) for path in absent)
     why = f"{closed[0]} cannot be read, and they may be in it." if closed else "is it the right folder, and mounted?"
     raise DatasetError(
         f"pruning would remove {len(absent)} of {total} images, of which {present} are still on the disk: {why} "
         "Nothing was changed. To remove them all the same: --prune-anyway (in Python prune='anyway')"
     )
-
-
-def _is_gone(path: str) -> bool:
-    """Whether a file was deleted for certain, and not merely out of reach."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def remove_images(store: GalleryStore, images: Images) -> int:
-    """Remove images by number, path or pattern, and with them their features: all of them, or none and a `KeyError`.
-
-    Their paths and the digests of their files are kept, so that a later update does not bring them back.
-    """
-    table = store.images
-    by_path = table.rows_by_path()
-    rows: set[int] = set()
-    for image in _listed(images):
-        if isinstance(image, str | bytes | os.PathLike):
-            image = os.fsdecode(image)
-            found = [by_path[path] for path in _matching(by_path, image)]
-        else:
-            found = [row for row in table.rows_of([_number(image)]) if row >= 0]
-        if not found:
-            raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
-        rows.update(found)
-    if rows:
-        marks = {mark["path"]: mark for mark in store.header.get("removed", [])}
-        marks |= {mark["path"]: mark for mark in (_mark(table, row) for row in sorted(rows))}
-        store.change(removed=table.ids[sorted(rows)].tolist(), header={"removed": list(marks.values())})
-    return len(rows)
-
-
-def restore_images(store: GalleryStore, images: Images) -> int:
-    """Forget that images were removed, by path or pattern, so that an update takes them in again."""
-    marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
-    found: set[str] = set()
-    for image in _listed(images):
-        if not isinstance(image, str | bytes | os.PathLike):
-            raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
-        image = os.fsdecode(image)
-        matching = _matching(marks, image)
-        if not matching:
-            raise KeyError(f"{image!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}")
-        found.update(matching)
-    _forget(store, found)
-    return len(found)
-
-
-def _forget(store: GalleryStore, paths: Collection[str]) -> None:
-    """Forget the removal of the images of these absolute paths."""
-    store.change(header={"removed": [mark for mark in store.header.get("removed", []) if mark["path"] not in paths]})
-
-
-def _mark(table: ImageTable, row: int) -> dict[str, Any]:
-    """What is kept of a removed image: its path, and the file's size and digest if it is still the one encoded."""
-    path, size = os.path.abspath(table.paths[row]), int(table.sizes[row])
-    try:
-        if file_stamp(path) == (size, int(table.modified_ns[row])) and size >= 0:
-            return {"path": path, "size": size, "digest": file_digest(Path(path))}
-    except OSError:
-        pass
-    return {"path": path, "size": -1, "digest": ""}
-
-
-def _removed_before(store: GalleryStore, files: Sequence[ImageFile]) -> dict[str, str]:
-    """By path as given, the removed image that a file is, or is a copy of."""
-    marks: list[dict[str, Any]] = store.header.get("removed", [])
-    paths, sizes = {mark["path"] for mark in marks}, {mark["size"] for mark in marks if mark["digest"]}
-    by_digest = {mark["digest"]: mark["path"] for mark in marks}
-
-    def removed(path: str) -> str | None:
-        full = os.path.abspath(path)
-        if full in paths:
-            return full
-        try:
-            return by_digest.get(file_digest(Path(path))) if file_stamp(path)[0] in sizes else None
-        except OSError:
-            return None
-
-    known = {file.path: removed(file.path) for file in files} if marks else {}
-    return {path: mark for path, mark in known.items() if mark is not None}
-
-
-def _listed(images: Any) -> Sequence[Any]:
-    """Several images as given, or the one: bytes are one name, and numpy's and torch's numbers are numbers."""
-    if isinstance(images, str | bytes | os.PathLike) or not getattr(images, "ndim", hasattr(images, "__iter__")):
-        return [images]
-    return images
-
-
-def _number(image: Any) -> int:
-    try:
-        return operator.index(image)
-    except TypeError:
-        raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
-
-
-def _matching(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
-    """The absolute paths that a path or a pattern stands for; `*` stays in its folder, `**` does not."""
-    pattern = os.path.abspath(image)
-    if pattern in paths:
-        return [pattern]
-    if not any(letter in pattern for letter in "*?["):
-        return []
-    depth = pattern.count(os.sep)
-    return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
 
 
 def _encode(
@@ -324,9 +289,13 @@ def _encode(
     unreadable: list[str] = []
     waiting: list[EncodedImages] = []
     # What changes while it is encoded must look changed at the next update, so files are looked at before.
-    table = ImageTable.of([file.path for file in files], first_id=0, metadata=[file.metadata for file in files])
+    paths, metadata = [file.path for file in files], [file.metadata for file in files]
+    keyed = any(file.image is not None for file in files)
+    table = (
+        ImageTable.of_keys(paths, metadata=metadata) if keyed else ImageTable.of(paths, first_id=0, metadata=metadata)
+    )
     written, pause = time.monotonic(), _WRITE_EVERY_SECONDS
-    for batch in encode_images(model, table.paths, **options):
+    for batch in encode_images(model, [file.path if file.image is None else file.image for file in files], **options):
         unreadable += [table.paths[position] for position in batch.unreadable]
         waiting.append(batch)
         if store.directory is not None and time.monotonic() - written > pause:
@@ -343,12 +312,10 @@ def _put(store: GalleryStore, table: ImageTable, batches: Sequence[EncodedImages
     positions = [position for batch in batches for position in batch.positions]
     if not positions:
         return
-    images = table.select(positions)
-    known = store.images.rows_by_path()
-    rows = [known.get(path, -1) for path in images.rows_by_path()]
-    first = store.take_ids(len(rows))
-    ids = [first + offset if row < 0 else int(store.images.ids[row]) for offset, row in enumerate(rows)]
-    store.change(
-        removed=[number for number, row in zip(ids, rows, strict=True) if row >= 0],
-        added=(replace(images, ids=torch.tensor(ids)), torch.cat([batch.features for batch in batches])),
-    )
+    images, features = table.select(positions), torch.cat([batch.features for batch in batches])
+    with store.turn():
+        known = store.exact.ids_of(images.paths)
+        first = store.take_ids(len(known))
+        ids = [first + offset if number < 0 else number for offset, number in enumerate(known)]
+        removed = [number for number in known if number >= 0]
+        store.change(removed=removed, added=(replace(images, ids=torch.tensor(ids)), features))

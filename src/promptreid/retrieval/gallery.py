@@ -5,6 +5,7 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,15 +21,15 @@ from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.retrieval.audit import log_action, queries_in_words
 from promptreid.retrieval.editing import (
     Changes,
-    Images,
     ImageSource,
     Prune,
+    add_features,
     add_images,
     find_images,
-    remove_images,
-    restore_images,
+    keyed_images,
     update_images,
 )
 from promptreid.retrieval.encode import (
@@ -41,8 +42,9 @@ from promptreid.retrieval.encode import (
     needed,
 )
 from promptreid.retrieval.export import export_features
-from promptreid.retrieval.gallery_files import GalleryStore
+from promptreid.retrieval.gallery_store import GalleryStore
 from promptreid.retrieval.index import ExactIndex, Index
+from promptreid.retrieval.removal import Images, remove_images, restore_images
 from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain_metadata
 
 if TYPE_CHECKING:
@@ -176,16 +178,16 @@ class Gallery:
         return gallery
 
     def __len__(self) -> int:
-        return len(self._store.images)
+        return len(self._store)
 
     def __repr__(self) -> str:
-        features = self.features
-        shape = f"{len(features)} images, {features.shape[1]} dimensions, {features.dtype}"
+        exact = self._store.exact
+        shape = f"{len(exact)} images, {exact.dimensions} dimensions, {exact.dtype}"
         return f"{type(self).__name__}({shape}, {self.directory})"
 
     @property
     def features(self) -> Tensor:
-        """(G, E) features of unit length."""
+        """(G, E) features of unit length, in one tensor: of a gallery in several segments it is made when asked for."""
         return self._store.exact.features
 
     @property
@@ -220,21 +222,55 @@ class Gallery:
         return None if values is None else Calibration(**values)
 
     def add(
-        self, images: ImageSource, *, metadata: Sequence[Metadata] | None = None, **options: "Unpack[EncodingOptions]"
+        self,
+        images: ImageSource | Sequence[Any],
+        *,
+        keys: Sequence[str] | None = None,
+        metadata: Sequence[Metadata] | None = None,
+        **options: "Unpack[EncodingOptions]",
     ) -> Changes:
         """Encode more images; the arguments are those of `build`.
 
         Images that were removed earlier come back if they are given one by one; those of a folder stay out.
 
+        Args:
+            images: The images; with `keys` PIL images or uint8 arrays (H, W, 3), such as crops that a detector has
+                just made.
+            keys: What to call images that are not files, such as `"cam_a/000017"`: their `path` in a hit.
+            metadata: What is known of each.
+            **options: Those of `build`.
+
         Raises:
-            ValueError: An image is in the gallery already, or the gallery has no model.
+            ValueError: An image or key is in the gallery already, or the gallery has no model.
+            TypeError: With `keys`, an image is a file's name or of another kind.
             DatasetError: There is no image.
         """
-        files = find_images(images, metadata=metadata)
+        if keys is None:
+            files = find_images(images, metadata=metadata)
+        else:
+            files = keyed_images(images, keys, metadata=metadata)
         named = not isinstance(images, str | Path)
         changes = add_images(self._store, needed(self.model), files, named=named, **options)
         _warn_unreadable(changes, len(files))
         return changes
+
+    def add_features(
+        self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None
+    ) -> Changes:
+        """Add features that were made elsewhere, by the model of this gallery.
+
+        Args:
+            features: The features, of unit length.
+            keys: What to call each image: a path, or any name.
+            metadata: What is known of each.
+
+        Shape:
+            - features: (images, E) floating point
+
+        Raises:
+            ValueError: Features are not finite, not of unit length or of another shape, or a key is known already.
+        """
+        return add_features(self._store, as_tensor(features, "features"), keys, metadata)
 
     def update(self, images: ImageSource, *, prune: Prune = False, **options: "Unpack[EncodingOptions]") -> Changes:
         """Encode only images that are new or whose file has changed in size or time.
@@ -260,22 +296,51 @@ class Gallery:
         _warn_unreadable(changes, len(files))
         return changes
 
-    def remove(self, images: Images) -> int:
-        """Remove images, and their features from the files too.
+    def remove(
+        self,
+        images: Images | None = None,
+        *,
+        where: Where | None = None,
+        older_than: date | timedelta | None = None,
+    ) -> int:
+        """Remove images, and their features from the files too, at once.
 
         Their paths and the digests of their files are kept, so that `update`, and `add` of a folder, leave them out.
 
         Args:
             images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
                 `**` for folders too.
+            where: Instead, all images with these metadata, as in `search`.
+            older_than: Instead, or of those, the images from before this date, or older than this age:
+                `timedelta(days=30)`. The time of an image is its metadata's `"time"` (ISO text or Unix seconds, local
+                time if it names no zone), else that of its file's last change, or when it was added by a key.
 
         Returns:
-            How many were removed.
+            How many were removed; with `older_than` it may be 0.
 
         Raises:
-            KeyError: One is not in the gallery; then none is removed.
+            KeyError: One of `images` is not in the gallery; then none is removed.
+            ValueError: No image passes `where`, or the time of one is unknown; then none is removed.
+            TypeError: Nothing is named, or something else than images and numbers.
         """
-        return remove_images(self._store, images)
+        return remove_images(self._store, images, where=where, older_than=older_than)
+
+    def compact(self) -> None:
+        """Join what many additions have left in many files; they are joined now and then by themselves too."""
+        self._store.change(compact=True)
+
+    def keep_audit_log(self, keep: bool = True) -> None:
+        """Log searches and removals from now on, by anybody who opens this gallery, in `audit.jsonl` in its folder.
+
+        A line of JSON each: when, who, the sentences and filter and how many images were found or removed; no images.
+        A search that cannot be logged is refused.
+
+        Raises:
+            ValueError: The gallery was never saved, so it has no folder.
+        """
+        if self.directory is None:
+            raise ValueError("the audit log is kept in the gallery's folder, and the gallery was never saved; save it")
+        self._store.change(header={"audit": bool(keep)})
 
     def restore(self, images: Images) -> int:
         """Forget that images were removed, by path or pattern, so that `update` takes them in again.
@@ -319,8 +384,9 @@ class Gallery:
             k: How many at most; a smaller gallery gives what it has.
             threshold: Leave out scores below it, so that a result may be empty: no good match. `"calibrated"` takes
                 the one that `calibrate` chose.
-            where: Search only images with these metadata, such as `{"folder": ["cam_a", "cam_b"]}`; a value may be a
-                function too. Or those for which a function of all metadata is true.
+            where: Search only images with these metadata, such as `{"folder": ["cam_a", "cam_b"]}` (any of these),
+                `{"time": (start, end)}` (from start to end, `Between`), `{"folder": Prefix("roof/")}`, or a function
+                of the value (`promptreid.retrieval.filters`). Or those for which a function of all metadata is true.
 
         Returns:
             The best first; of equal scores the earlier image in the gallery comes first.
@@ -336,13 +402,17 @@ class Gallery:
         query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
         lowest = self.lowest_score(threshold)
         exact, index = self._store.snapshot()
-        if len(exact.images) == 0:
+        if len(exact) == 0:
             raise ValueError("the gallery is empty; add images first")
-        queries = encode_queries(self.model, query, dimensions=exact.features.shape[1])
-        best = index.search(queries, min(k, len(exact.images)), where=where)
+        queries = encode_queries(self.model, query, dimensions=exact.dimensions)
+        best = index.search(queries, min(k, len(exact)), where=where)
         if where is not None and not any(best):
-            check_passes(exact.images.metadata, where)
-        found = [_hits(exact.images, one, lowest) for one in best]
+            self.check_filter(where)
+        found = [_hits(exact, one, lowest) for one in best]
+        if self._store.header.get("audit") and self.directory is not None:
+            asked = None if where is None else str(where)
+            counts = [len(hits) for hits in found]
+            log_action(self.directory, "search", queries=queries_in_words(query), where=asked, found=counts)
         return found[0] if is_one_query(query) else found
 
     def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
@@ -369,8 +439,7 @@ class Gallery:
 
     def to(self, device: str | torch.device) -> "Gallery":
         """Compare features on a device from now on; returns the gallery itself."""
-        exact = self._store.exact
-        self._store.exact = ExactIndex(exact.images, exact.features.to(device))
+        self._store.exact = self._store.exact.to(device)
         return self
 
     def save(self, directory: str | Path | None = None) -> Path:
@@ -403,6 +472,14 @@ class Gallery:
         exact = self._store.exact
         return export_features(Path(path), exact.features, exact.images)
 
+    def check_filter(self, where: Where) -> None:
+        """Refuse a filter of `search` that no image passes, before anything is encoded.
+
+        Raises:
+            ValueError: No image passes; names what is unknown, and what is known.
+        """
+        check_passes([segment.images for segment in self._store.exact.segments], where)
+
     def lowest_score(self, threshold: float | str | None) -> float:
         """The score that a `threshold` of `search` stands for: no hit has less.
 
@@ -433,13 +510,12 @@ def _positive(k: Any) -> int:
     return number
 
 
-def _hits(images: ImageTable, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
+def _hits(exact: ExactIndex, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
     """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
     wrong = [number for number, score in found if not math.isfinite(score)]
     if wrong:  # which no comparison would find
         raise CheckpointError(f"the index scores image {wrong[0]} NaN or infinity; build the gallery again")
-    rows = images.rows_of(number for number, _ in found)
-    return [images.hit(row, score) for row, (_, score) in zip(rows, found, strict=True) if row >= 0 and score >= lowest]
+    return exact.hits(found, lowest)
 
 
 def _warn_unreadable(changes: Changes, total: int) -> None:

@@ -1,38 +1,43 @@
-"""A gallery on disk: written whole or not at all, readable by its owner alone, one writer at a time."""
+"""A gallery on disk: written whole or not at all, readable by its owner alone, one writer at a time.
+
+Its folder holds segments (`promptreid.retrieval.segment_files`), which are never changed, and `gallery.json`, which
+names those that are valid. To add is to write one more segment and a new description, to remove is to write the
+segment again without the image; what the description does not name any more is deleted at once.
+"""
 
 import json
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from copy import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from promptreid.errors import CheckpointError
-from promptreid.files import (
-    file_digest,
-    locked,
-    make_private_folder,
-    portable,
-    read_tensors,
-    write_bytes_atomically,
-    write_tensors_atomically,
-)
+from promptreid.files import file_digest, locked, make_private_folder, open_file, read_tensors, write_bytes_atomically
 from promptreid.retrieval.encode import rows_of_other_length
-from promptreid.retrieval.index import ExactIndex, Index
+from promptreid.retrieval.index import ExactIndex, Segment
+from promptreid.retrieval.segment_files import (
+    FILE_PATTERNS,
+    damaged_features,
+    file_names,
+    read_segment,
+    remove_files,
+    write_segment,
+)
 from promptreid.retrieval.table import ImageTable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_DESCRIPTION, _LOCK = "gallery.json", "gallery.lock"
+_DESCRIPTION, LOCK = "gallery.json", "gallery.lock"
 
-_TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
+# The one form before segments: all features in one file, paths and metadata in the description.
+_FIRST_VERSION = 1
+_FIRST_TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
 
 # The description begins with the digest of what follows; galleries of 0.1.0 have none.
 _SEAL = b'{"sha256": "%s", '
@@ -40,72 +45,101 @@ _SEAL = b'{"sha256": "%s", '
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
 
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
 
 def exists(folder: Path) -> bool:
     """Whether the folder holds a gallery."""
     return (folder / _DESCRIPTION).is_file()
 
 
-def write_gallery(folder: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> str:
+def write_gallery(
+    folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None
+) -> tuple[ExactIndex, dict[str, Any]]:
     """Write a gallery, for its owner alone; what the folder held is valid until the last step and gone after it.
 
     Args:
         folder: Made if it does not exist.
-        exact: The images and their features.
-        header: What else to keep.
+        exact: The images and their features; segments that have files already, of this folder, are not written again.
+        description: `header`, what else to keep; `next_id`; and the `removed_file` of an earlier description, if the
+            removed images in the header are the same.
         replaces: Generation that the folder must hold; `None` replaces anything.
 
     Returns:
-        The new generation: the name of this state, which no other state has.
+        The same with its files, and the new description; its `generation` names this state, as no other is named.
     """
-    table = exact.images
     make_private_folder(folder)
-    generation = secrets.token_hex(8)
-    features_file = f"features-{generation}.safetensors"
-    body = _as_json(
-        {
-            **header,
-            "format_version": FORMAT_VERSION,
-            "generation": generation,
-            "features_file": features_file,
-            "paths": [portable(path) for path in table.paths],
-            "metadata": list(table.metadata),
-        }
-    )
-    tensors = {"features": exact.features, "ids": table.ids, "sizes": table.sizes, "modified_ns": table.modified_ns}
-    with locked(folder / _LOCK, action=f"writing the gallery {folder}"):
-        if replaces is not None and (found := _entry(folder, "generation")) != replaces:
-            raise CheckpointError(
-                f"{folder} was {'deleted' if found is None else 'changed by another process'} since it was loaded; "
-                "load it again and repeat the change"
-            )
-        _write_both(folder, features_file, tensors, body)
-        if left := _remove(_leftovers(folder, features_file)):
-            warnings.warn(
-                f"the gallery in {folder} is written, but files of its earlier state cannot be removed: "
-                f"{', '.join(map(str, left))}; what was removed from the gallery may be in them: delete them",
-                stacklevel=4,
-            )
-    return generation
+    _as_json(description)
+    with locked(folder / LOCK, action=f"writing the gallery {folder}"):
+        return write_while_locked(folder, exact, description, replaces=replaces)
 
 
-def _write_both(folder: Path, features_file: str, tensors: Mapping[str, Tensor], body: bytes) -> None:
-    """Write the features, then the description that names them."""
+def write_while_locked(
+    folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None
+) -> tuple[ExactIndex, dict[str, Any]]:
+    """Write while the folder's lock is held."""
+    if replaces is not None and (found := entry_on_disk(folder, "generation")) != replaces:
+        raise CheckpointError(
+            f"{folder} was {'deleted' if found is None else 'changed by another process'} since it was loaded; "
+            "load it again and repeat the change"
+        )
+    written: list[Segment] = []
+    removed = description.get("removed_file")
     try:
-        write_tensors_atomically(folder / features_file, tensors, mode=0o600)
-        body = b'{"features_sha256": "%s", ' % file_digest(folder / features_file).encode() + body[1:]
+        segments = [
+            segment if segment.files is not None else _kept(written, write_segment(folder, segment))
+            for segment in exact.pieces()
+        ]
+        if removed is None and description["header"].get("removed"):
+            removed = _write_removed(folder, description["header"]["removed"])
+        new = {
+            "header": {name: value for name, value in description["header"].items() if name != "removed"},
+            "next_id": description["next_id"],
+            "format_version": FORMAT_VERSION,
+            "generation": secrets.token_hex(8),
+            "dimensions": exact.dimensions,
+            "storage": str(exact.dtype).removeprefix("torch."),
+            "removed_file": removed,
+            "segments": [segment.files for segment in segments],
+        }
+        body = _as_json(new)
         write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
-            (folder / features_file).unlink(missing_ok=True)
-        needed = sum(value.nbytes for value in tensors.values()) + len(body)
+            remove_files(folder, [segment.files for segment in written if segment.files])
+        needed = sum(segment.features.nbytes for segment in exact.segments if segment.files is None)
         raise OSError(
             f"cannot write the gallery to {folder} ({error}); it needs {needed / 1e6:,.1f} MB beside the old one. "
             "What was saved there before is untouched"
         ) from error
+    whole = exact.with_segments(segments)
+    _warn_of_leftovers(folder, _remove(_leftovers(folder, names_of(whole, new))))
+    return whole, {**new, "header": description["header"]}
 
 
-def _as_json(description: dict[str, Any]) -> bytes:
+def _kept(written: list[Segment], segment: Segment) -> Segment:
+    written.append(segment)
+    return segment
+
+
+def _write_removed(folder: Path, marks: Any) -> dict[str, str]:
+    """Write the marks of removed images to a file of their own, which most changes leave alone."""
+    content = _as_json(marks)
+    name = f"removed-{secrets.token_hex(8)}.json"
+    write_bytes_atomically(folder / name, content, mode=0o600)
+    return {"file": name, "sha256": sha256(content).hexdigest()}
+
+
+def _warn_of_leftovers(folder: Path, left: Sequence[Path]) -> None:
+    if left:
+        warnings.warn(
+            f"the gallery in {folder} is written, but files of its earlier state cannot be removed: "
+            f"{', '.join(map(str, left))}; what was removed from the gallery may be in them: delete them",
+            stacklevel=5,
+        )
+
+
+def _as_json(description: Any) -> bytes:
     try:
         return json.dumps(description).encode()
     except (TypeError, ValueError) as error:
@@ -118,36 +152,80 @@ def _seal(body: bytes) -> bytes:
     return _SEAL % sha256(body).hexdigest().encode()
 
 
-def read_gallery(folder: Path) -> tuple[ExactIndex, dict[str, Any]]:
-    """Read a gallery, its features mapped from disk, and everything else that was written, with the `generation`."""
+def read_gallery(folder: Path, *, known: Sequence[Segment] = ()) -> tuple[ExactIndex, dict[str, Any]]:
+    """Read a gallery, its features mapped from disk, and its description.
+
+    Args:
+        folder: The folder.
+        known: Segments that were read before, which need not be read again.
+    """
     for attempt in range(_ATTEMPTS):
         description = _read_description(folder)
-        path = folder / description["features_file"]
         try:
-            tensors = read_tensors(path)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            # RuntimeError is torch's, where the file disappears while it is mapped.
-            if path.exists() or not isinstance(error, FileNotFoundError | RuntimeError):
-                raise CheckpointError(f"{folder} holds no readable gallery ({error}); build it again") from error
-            # A writer replaced both files since the description was read, or the features are truly gone.
-            if attempt + 1 < _ATTEMPTS and _entry(folder, "generation") != description["generation"]:
+            if description["format_version"] == _FIRST_VERSION:
+                return _read_first_version(folder, description), description
+            exact = _read_segments(folder, description, known)
+            if description.get("removed_file") is not None:
+                description["header"]["removed"] = _read_removed(folder, description["removed_file"])
+            return exact, description
+        except FileNotFoundError as error:
+            # A writer replaced the files since the description was read, or they are truly gone.
+            if attempt + 1 < _ATTEMPTS and entry_on_disk(folder, "generation") != description["generation"]:
                 continue
-            raise CheckpointError(f"{folder} has lost {path.name}; build it again") from error
-        return _assemble(folder, description, tensors)
+            raise CheckpointError(f"{folder} has lost {error.filename or error}; build it again") from error
     raise CheckpointError(f"{folder} changes faster than it can be read; try again")
 
 
-def _assemble(
-    folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[ExactIndex, dict[str, Any]]:
+def _read_segments(folder: Path, description: dict[str, Any], known: Sequence[Segment]) -> ExactIndex:
+    by_name = {segment.files["features"]: segment for segment in known if segment.files}
+    segments: list[Segment] = []
+    for files in description["segments"]:
+        name = files.get("features") if isinstance(files, dict) else None
+        same = by_name.get(name)
+        segments.append(same if same is not None and same.files == files else read_segment(folder, files))
+    dimensions, dtype = description["dimensions"], _DTYPES[description["storage"]]
+    if any(one.features.shape[1] != dimensions or one.features.dtype != dtype for one in segments):
+        raise CheckpointError(f"{folder}: its segments are of several kinds; build the gallery again")
+    _check_ids(folder, segments)
+    return ExactIndex(ImageTable.of([], first_id=0), torch.empty(0, dimensions, dtype=dtype)).with_segments(segments)
+
+
+def _check_ids(folder: Path, segments: Sequence[Segment]) -> None:
+    """Refuse numbers that two images have."""
+    ids = torch.cat([segment.images.ids for segment in segments]) if segments else torch.empty(0, dtype=torch.int64)
+    ascending = bool((ids[1:] > ids[:-1]).all())
+    if not ascending and len(ids.unique()) != len(ids):
+        raise CheckpointError(f"{folder} is damaged (two images have one number); build the gallery again")
+
+
+def _read_removed(folder: Path, files: Mapping[str, Any]) -> list[Any]:
+    path = folder / files["file"]
+    with open_file(path) as stream:
+        content = stream.read()
+    if sha256(content).hexdigest() != files["sha256"]:
+        raise CheckpointError(
+            f"{path} is damaged (its SHA-256 is not the one that {_DESCRIPTION} holds); build the gallery again"
+        )
+    return json.loads(content)
+
+
+def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex:
+    """What 0.1.0 wrote; the next change writes it as segments."""
+    path = folder / description["features_file"]
+    try:
+        tensors = read_tensors(path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if not path.exists():  # RuntimeError is torch's, where the file disappears while it is mapped
+            raise FileNotFoundError(str(path)) from error
+        raise CheckpointError(f"{folder} holds no readable gallery ({error}); build it again") from error
     paths, metadata = description.pop("paths"), description.pop("metadata")
     found = {name: value.ndim for name, value in tensors.items()}
     lengths = {len(paths), len(metadata), *(len(value) for value in tensors.values())}
-    fits = found == _TENSORS and len(lengths) == 1 and tensors["features"].is_floating_point()
+    fits = found == _FIRST_TENSORS and len(lengths) == 1 and tensors["features"].is_floating_point()
     if not fits or len(tensors["ids"].unique()) != len(paths) or tensors["ids"].dtype != torch.int64:
-        raise CheckpointError(f"{folder}: {description['features_file']} does not fit {_DESCRIPTION}; build it again")
+        raise CheckpointError(f"{folder}: {path.name} does not fit {_DESCRIPTION}; build it again")
     table = ImageTable(paths, tensors["ids"], tensors["sizes"], tensors["modified_ns"], metadata)
-    return ExactIndex(table, tensors["features"]), description
+    return ExactIndex(table, tensors["features"])
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -160,9 +238,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         version = description["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no readable gallery ({path}: {error}); build it again") from error
-    if version != FORMAT_VERSION:
+    if version not in (_FIRST_VERSION, FORMAT_VERSION):
         raise CheckpointError(
-            f"{folder} has format version {version!r}, this library reads {FORMAT_VERSION}; "
+            f"{folder} has format version {version!r}, this library reads up to {FORMAT_VERSION}; "
             "pip install --upgrade promptreid, or build it again"
         )
     body = b"{" + content[len(_SEAL % (b"0" * 64)) :]
@@ -173,33 +251,57 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _check_description(path: Path, description: dict[str, Any]) -> None:
+    check = _fits_first_version if description["format_version"] == _FIRST_VERSION else _fits
+    if not (isinstance(description.get("generation"), str) and check(description)):
+        raise CheckpointError(f"{path} is damaged (missing or malformed entries); build the gallery again")
+
+
+def _fits(description: dict[str, Any]) -> bool:
+    removed = description.get("removed_file")
+    return (
+        isinstance(description.get("segments"), list)
+        and isinstance(description.get("header"), dict)
+        and isinstance(description.get("dimensions"), int)
+        and description.get("storage") in _DTYPES
+        and (removed is None or (isinstance(removed, dict) and _is_name(cast("dict[str, Any]", removed).get("file"))))
+    )
+
+
+def _fits_first_version(description: dict[str, Any]) -> bool:
     paths, metadata = description.get("paths"), description.get("metadata")
-    fits = (
-        isinstance(description.get("features_file"), str)
-        and isinstance(description.get("generation"), str)
-        # A file name and no path: it must not lead out of the gallery's folder.
-        and Path(description["features_file"]).name == description["features_file"]
+    return (
+        _is_name(description.get("features_file"))
         and isinstance(paths, list)
         and all(isinstance(name, str) for name in cast("list[Any]", paths))
         and isinstance(metadata, list)
         and all(isinstance(entry, dict) for entry in cast("list[Any]", metadata))
     )
-    if not fits:
-        raise CheckpointError(f"{path} is damaged (missing or malformed entries); build the gallery again")
 
 
-def _entry(folder: Path, name: str) -> str | None:
+def _is_name(name: Any) -> bool:
+    """Whether it is a file name and no path: it must not lead out of the gallery's folder."""
+    return isinstance(name, str) and Path(name).name == name
+
+
+def entry_on_disk(folder: Path, name: str) -> Any:
     """One entry of the description as it is on the disk now; `None` if that cannot be read."""
     try:
-        return str(json.loads((folder / _DESCRIPTION).read_bytes())[name])
+        return json.loads((folder / _DESCRIPTION).read_bytes())[name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _leftovers(folder: Path, kept: str) -> list[Path]:
-    """Features that the description does not name any more, and what writers that were killed left behind."""
-    patterns = ("features-*.safetensors", ".features-*", ".tmp*", f".{_DESCRIPTION}-*")
-    return [path for pattern in patterns for path in folder.glob(pattern) if path.name != kept]
+def names_of(exact: ExactIndex, description: Mapping[str, Any]) -> set[str]:
+    """The files of a state besides the description."""
+    names = file_names(exact.segments)
+    removed = description.get("removed_file")
+    return names | {entry for entry in (description.get("features_file"), removed and removed["file"]) if entry}
+
+
+def _leftovers(folder: Path, kept: set[str]) -> list[Path]:
+    """Files that the description does not name any more, and what writers that were killed left behind."""
+    patterns = (*FILE_PATTERNS, "removed-*.json", ".removed-*", ".tmp*", f".{_DESCRIPTION}-*")
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.name not in kept]
 
 
 def _remove(paths: Sequence[Path]) -> list[Path]:
@@ -213,11 +315,11 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
     return left
 
 
-def _clean(folder: Path, features_file: str) -> None:
+def clean(folder: Path, kept: set[str], generation: str) -> None:
     """Delete what killed writers left, which may hold features that were to be removed, unless somebody is writing."""
-    if _leftovers(folder, features_file):
-        with suppress(OSError), locked(folder / _LOCK, action=f"writing the gallery {folder}", timeout_seconds=0):
-            if (kept := _entry(folder, "features_file")) is not None:
+    if _leftovers(folder, kept):
+        with suppress(OSError), locked(folder / LOCK, action=f"writing the gallery {folder}", timeout_seconds=0):
+            if entry_on_disk(folder, "generation") == generation:
                 _remove(_leftovers(folder, kept))
 
 
@@ -231,107 +333,35 @@ def check_gallery(folder: Path) -> tuple[list[str], list[str]]:
         CheckpointError: It cannot be read at all.
     """
     exact, description = read_gallery(folder)
-    path, noted = folder / description["features_file"], description.get("features_sha256")
     problems: list[str] = []
-    notes = (
-        [f"{folder} was written by 0.1.0, without checksums; the next change to it adds them"] if noted is None else []
-    )
-    if noted is not None and noted != file_digest(path):
-        problems.append(f"{path.name} is damaged: its SHA-256 is not the one that {_DESCRIPTION} holds")
-    if wrong := rows_of_other_length(exact.features):
-        problems.append(f"{len(wrong)} features are not of unit length, such as that of {exact.images.paths[wrong[0]]}")
+    notes: list[str] = []
+    if description["format_version"] != _FIRST_VERSION:
+        problems += [found for segment in exact.segments if (found := damaged_features(folder, segment))]
+    elif (noted := description.get("features_sha256")) is None:
+        notes.append(f"{folder} was written by 0.1.0, without checksums; the next change to it adds them")
+    elif noted != file_digest(folder / description["features_file"]):
+        problems.append(
+            f"{description['features_file']} is damaged: its SHA-256 is not the one that {_DESCRIPTION} holds"
+        )
+    wrong = [segment.images.paths[row] for segment in exact.segments for row in rows_of_other_length(segment.features)]
+    if wrong:
+        problems.append(f"{len(wrong)} features are not of unit length, such as that of {wrong[0]}")
     return problems, notes
 
 
-class GalleryStore:
-    """One gallery's images, written through to their folder once they have one.
+def checked_header(folder: Path, exact: ExactIndex, description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description keeps besides the images.
 
-    Attributes:
-        exact: The images and their features; replaced by every change and never changed itself, so that a search in
-            another thread sees all of one state.
-        header: What else is kept.
-        directory: The folder, or `None`.
+    Raises:
+        CheckpointError: It is damaged.
     """
-
-    def __init__(self, exact: ExactIndex, *, header: dict[str, Any] | None = None, index: Index | None = None) -> None:
-        self.exact: ExactIndex = exact
-        self.header: dict[str, Any] = dict(header or {})
-        self.directory: Path | None = None
-        self._other = index
-        self._generation: str | None = None
-        self.header.setdefault("notes", {})
-        self._next_id = 1 + int(exact.images.ids.max()) if len(exact.images) else 0
-        if index is not None and len(exact.images):
-            if not bool(exact.features.isfinite().all()):
-                raise CheckpointError("features of the gallery hold NaN or infinity; it is damaged: build it again")
-            index.add(exact.images, exact.features)
-
-    @property
-    def images(self) -> ImageTable:
-        """The images."""
-        return self.exact.images
-
-    def snapshot(self) -> tuple[ExactIndex, Index]:
-        """The images as they are now, and what searches them."""
-        exact = self.exact
-        return exact, exact if self._other is None else self._other
-
-    def take_ids(self, count: int) -> int:
-        """The first of `count` numbers that no image ever had."""
-        first, self._next_id = self._next_id, self._next_id + count
-        return first
-
-    def change(
-        self,
-        *,
-        removed: Sequence[int] = (),
-        added: tuple[ImageTable, Tensor] | None = None,
-        header: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Remove images by number, append others, keep more in the header: first in the folder, if any, then here."""
-        exact = copy(self.exact)
-        _apply(exact, removed, added)
-        new_header = {**self.header, **(header or {})}
-        if self.directory is not None:
-            self._write(self.directory, exact, new_header, replaces=self._generation)
-            # Mapped again, because the old mapping would keep what was removed on the disk.
-            with suppress(CheckpointError):  # it is written, and the features are here as well
-                exact.features = read_gallery(self.directory)[0].features.to(exact.features.device)
-        self.exact, self.header = exact, new_header
-        if self._other is not None:
-            _apply(self._other, removed, added)
-
-    def save(self, directory: Path) -> None:
-        """Write to a folder and stay bound to it."""
-        same = self.directory is not None and directory.resolve() == self.directory.resolve()
-        self._write(directory, self.exact, self.header, replaces=self._generation if same else None)
-        self.directory = directory
-
-    def bind(self, directory: Path) -> None:
-        """Write every later state to a new folder, which must not hold a gallery."""
-        if exists(directory):
-            raise FileExistsError(
-                f"{directory} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
-            )
-        self.save(directory)
-
-    @classmethod
-    def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryStore":
-        """Read a folder; features stay on disk until they are looked at."""
-        exact, description = read_gallery(directory)
-        header, next_id = description.get("header"), description.get("next_id")
-        if not isinstance(header, dict) or not _is_header(cast("dict[str, Any]", header)):
-            raise CheckpointError(f"{directory} is damaged (its header is {header!r}); build the gallery again")
-        if not isinstance(next_id, int) or (len(exact.images) and next_id <= int(exact.images.ids.max())):
-            raise CheckpointError(f"{directory} is damaged (next_id is {next_id!r}); build the gallery again")
-        store = cls(exact, header=cast("dict[str, Any]", header), index=index)
-        store.directory, store._generation, store._next_id = directory, description["generation"], next_id
-        _clean(directory, description["features_file"])
-        return store
-
-    def _write(self, directory: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> None:
-        description = {"header": header, "next_id": self._next_id}
-        self._generation = write_gallery(directory, exact, description, replaces=replaces)
+    header, next_id = description.get("header"), description.get("next_id")
+    if not isinstance(header, dict) or not _is_header(cast("dict[str, Any]", header)):
+        raise CheckpointError(f"{folder} is damaged (its header is {header!r}); build the gallery again")
+    last = max((int(segment.images.ids.max()) for segment in exact.segments), default=-1)
+    if not isinstance(next_id, int) or next_id <= last:
+        raise CheckpointError(f"{folder} is damaged (next_id is {next_id!r}); build the gallery again")
+    return cast("dict[str, Any]", header)
 
 
 def _is_header(header: dict[str, Any]) -> bool:
@@ -345,10 +375,3 @@ def _is_header(header: dict[str, Any]) -> bool:
             for entry in cast("list[Any]", removed)
         )
     )
-
-
-def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:
-    if removed:
-        index.remove(removed)
-    if added is not None:
-        index.add(*added)

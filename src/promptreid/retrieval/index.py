@@ -1,13 +1,15 @@
 """What finds the images of a gallery: the protocol of an index, and the exact one."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
-from promptreid.retrieval.table import ImageTable, Where
+from promptreid.retrieval.table import Hit, ImageTable, Where, path_forms
 
 # Bytes of scores, and of features widened to float32, that are held at a time.
 _SCORE_BYTES = 64 * 2**20
@@ -20,6 +22,15 @@ _ERROR = 2.0**-9
 
 # More rows than this share of the gallery are not worth being picked out.
 _CANDIDATE_SHARE = 32
+
+# The same for bfloat16: half a unit in the last place (2 ** -8 each) for features, queries, scores and the limit that
+# they are compared with. So many queries at once are screened in it where the processor can.
+_ROUGH_ERROR = 2.0**-6 + 2.0**-10
+_SCREENED_QUERIES = 8
+
+# Segments are no larger, so that a removal rewrites no more; and as many of about one size are joined.
+_SEGMENT_BYTES = 2**28
+_JOINED = 8
 
 
 class Index(Protocol):
@@ -51,7 +62,9 @@ class Index(Protocol):
         Args:
             queries: What is looked for, of unit length.
             k: How many at most for each query.
-            where: Search only images whose metadata match (`promptreid.retrieval.table.matcher`).
+            where: Search only images whose metadata match. An engine with filters of its own translates
+                `promptreid.retrieval.filters.conditions`: values, ranges and prefixes; `matcher` is the filter as a
+                function.
 
         Shape:
             - queries: (Q, E) float32, on the CPU
@@ -65,38 +78,210 @@ class Index(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Images that were added together, and their features; never changed.
+
+    Attributes:
+        images: The images.
+        features: (G, E) float32 or float16, on any device.
+        files: How the gallery's folder names its files; `None` if it has none yet.
+    """
+
+    images: ImageTable
+    features: Tensor
+    files: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: Tensor) -> "Segment":
+        """A segment of some rows."""
+        return Segment(self.images.select(rows.tolist()), self.features[rows.to(self.features.device)])
+
+    @staticmethod
+    def joined(segments: Sequence["Segment"]) -> "Segment":
+        """One segment of several."""
+        if len(segments) == 1:
+            return segments[0]
+        features = torch.cat([segment.features for segment in segments])
+        return Segment(ImageTable.joined([segment.images for segment in segments]), features)
+
+
 class ExactIndex:
     """Compares each query with every feature.
 
+    Features stand in segments, one below the other: to add a few images makes a small segment, and small ones are
+    joined now and then, so that many additions take time in proportion to what is added.
+
     Attributes:
-        images: What it holds.
-        features: Their features.
+        segments: The images and features; replaced by every change.
 
     Shape:
         - features: (G, E) float32 or float16, on any device
     """
 
     def __init__(self, images: ImageTable, features: Tensor) -> None:
-        self.images: ImageTable = images
-        self.features: Tensor = features
+        self.segments: tuple[Segment, ...] = (Segment(images, features),) if len(images) else ()
+        self._empty = features[:0].clone()
+        self._joined: Segment | None = None
+
+    def with_segments(self, segments: Sequence[Segment]) -> "ExactIndex":
+        """An index of other segments of the same kind."""
+        other = ExactIndex(ImageTable.of([], first_id=0), self._empty)
+        other.segments = tuple(segments)
+        return other
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+    @property
+    def dimensions(self) -> int:
+        """E."""
+        return self._empty.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the features are kept in."""
+        return self._empty.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self._empty.device
+
+    @property
+    def images(self) -> ImageTable:
+        """All images in one table."""
+        return self._all().images
+
+    @property
+    def features(self) -> Tensor:
+        """All features in one tensor."""
+        return self._all().features
+
+    def _all(self) -> Segment:
+        """Everything in one segment, made when it is first asked for."""
+        if self._joined is None:
+            whole = Segment.joined(self.segments) if self.segments else Segment(ImageTable.joined([]), self._empty)
+            self._joined = whole
+            if len(self.segments) > 1:  # the features are held once: the segments' are now parts of the joined ones
+                parts = whole.features.split([len(segment) for segment in self.segments])
+                pairs = zip(self.segments, parts, strict=True)
+                self.segments = tuple(Segment(one.images, part, one.files) for one, part in pairs)
+        return self._joined
+
+    def to(self, device: str | torch.device) -> "ExactIndex":
+        """An index that compares on a device."""
+        other = ExactIndex(ImageTable.of([], first_id=0), self._empty.to(device))
+        other.segments = tuple(Segment(one.images, one.features.to(device), one.files) for one in self.segments)
+        return other
 
     def add(self, images: ImageTable, features: Tensor) -> None:
         """Take images in, below those it has."""
-        self.images = self.images.joined(images)
-        self.features = torch.cat([self.features, features.to(self.features.device, self.features.dtype)])
+        added = Segment(images, features.to(self.device, self.dtype))
+        self.segments, self._joined = _fewer([*self.segments, added]), None
 
     def remove(self, ids: Sequence[int]) -> None:
         """Forget images; the others keep their order."""
-        kept = (~torch.isin(self.images.ids, torch.tensor(ids, dtype=torch.int64))).nonzero().flatten()
-        self.images = self.images.select(kept.tolist())
-        self.features = self.features[kept.to(self.features.device)]
+        kept: list[Segment] = []
+        for segment in self.segments:
+            gone = [row for row in segment.images.rows_of(ids) if row >= 0]
+            if gone:
+                stays = torch.ones(len(segment), dtype=torch.bool)
+                stays[gone] = False
+                segment = segment.select(stays.nonzero().flatten())
+            if len(segment):
+                kept.append(segment)
+        self.segments, self._joined = tuple(kept), None
+
+    def compact(self) -> None:
+        """Join segments until they are as large as one may be."""
+        most = _most_rows(self._empty)
+        groups: list[list[Segment]] = []
+        for segment in self.segments:
+            if groups and sum(map(len, groups[-1])) + len(segment) <= most:
+                groups[-1].append(segment)
+            else:
+                groups.append([segment])
+        self.segments, self._joined = tuple(map(Segment.joined, groups)), None
+
+    def pieces(self) -> Iterator[Segment]:
+        """The segments; one that is larger than one may be is cut."""
+        most = _most_rows(self._empty)
+        for segment in self.segments:
+            if len(segment) <= 2 * most:
+                yield segment
+                continue
+            for begin in range(0, len(segment), most):
+                end = min(begin + most, len(segment))
+                yield Segment(segment.images.select(range(begin, end)), segment.features[begin:end])
+
+    def ids_of(self, paths: Sequence[str]) -> list[int]:
+        """The number of each image by its path; -1 where there is none."""
+        found, forms = [-1] * len(paths), path_forms(paths)
+        for segment in self.segments:
+            for position, row in enumerate(segment.images.rows_of_paths(paths, forms)):
+                if row >= 0:
+                    found[position] = int(segment.images.ids[row])
+        return found
+
+    def chosen(self, ids: Sequence[int]) -> ImageTable:
+        """The table of the images of these numbers that there are, in the gallery's order."""
+        tables: list[ImageTable] = []
+        for segment in self.segments:
+            if rows := sorted({row for row in segment.images.rows_of(ids) if row >= 0}):
+                tables.append(segment.images.select(rows))
+        return ImageTable.joined(tables)
+
+    def hits(self, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
+        """Numbers and scores as images; without scores below `lowest` and images that were removed meanwhile."""
+        hits: list[Hit | None] = [None] * len(found)
+        offset = 0
+        for segment in self.segments:
+            for position, row in enumerate(segment.images.rows_of([number for number, _ in found])):
+                score = found[position][1]
+                if row >= 0 and score >= lowest:
+                    hits[position] = segment.images.hit(row, score, index=offset + row)
+            offset += len(segment)
+        return [hit for hit in hits if hit is not None]
 
     def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> list[list[tuple[int, float]]]:
-        """Find the best; of equal scores the earlier image comes first."""
-        rows = self.images.rows_where(where)
-        scores, best = top_scores(self.features, queries, k, rows=rows, unit_length=True)
-        ids = self.images.ids[best]
-        return [list(zip(*found, strict=True)) for found in zip(ids.tolist(), scores.tolist(), strict=True)]
+        """Find the best; of equal scores the earlier image comes first. Features that do not pass are not read."""
+        best = _Best(len(queries), k, self.device)
+        queries, offset = queries.to(self.device), 0
+        for segment in self.segments:
+            rows = None if where is None else segment.images.rows_where(where)
+            if rows is None or len(rows):
+                _look_through(best, segment.features, queries, rows, offset=offset, unit_length=True)
+            offset += len(segment)
+        scores, positions = best.result()
+        ids = torch.cat([segment.images.ids for segment in self.segments]) if self.segments else positions
+        return [
+            list(zip(numbers, found, strict=True))
+            for numbers, found in zip(ids[positions].tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def _most_rows(features: Tensor) -> int:
+    return max(1, _SEGMENT_BYTES // max(1, features.shape[1] * features.element_size()))
+
+
+def _fewer(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Join the last segments of one order of magnitude once they are many; so a row is copied a few times only."""
+    kept, most = list(segments), _most_rows(segments[-1].features)
+    while True:
+        begin, rows = len(kept), 0
+        while begin and _level(kept[begin - 1]) <= _level(kept[-1]) and rows + len(kept[begin - 1]) <= most:
+            begin -= 1
+            rows += len(kept[begin])
+        if len(kept) - begin < _JOINED:
+            return tuple(kept)
+        kept[begin:] = [Segment.joined(kept[begin:])]
+
+
+def _level(segment: Segment) -> int:
+    return (len(segment).bit_length() - 1) // (_JOINED.bit_length() - 1)
 
 
 def top_scores(
@@ -124,51 +309,113 @@ def top_scores(
         >>> top_scores(torch.eye(3), torch.tensor([[0.0, 1.0, 0.5]]), 2)[1]
         tensor([[1, 2]])
     """
+    best = _Best(len(queries), k, features.device)
     rows = None if rows is None else rows.to(features.device)
-    queries = queries.to(features.device)
+    _look_through(best, features, queries.to(features.device), rows, unit_length=unit_length)
+    values, indices = best.result()
+    return values.cpu(), indices
+
+
+class _Best:
+    """The best scores so far of each query; of equal ones the earlier."""
+
+    def __init__(self, queries: int, k: int, device: torch.device) -> None:
+        self.k: int = k
+        self._values = torch.empty(queries, 0, device=device)
+        self._positions = torch.empty(queries, 0, dtype=torch.int64, device=device)
+
+    def take(self, scores: Tensor, positions: Tensor) -> None:
+        """Take in scores (Q, B) of the features at positions (B,), which come after all before."""
+        if self._values.shape[1] >= self.k:
+            better = (scores > self._values[:, -1:]).any(dim=0).nonzero().flatten()
+            if len(better) == 0:
+                return
+            scores, positions = scores[:, better], positions[better]
+        values = torch.cat([self._values, scores], dim=1)
+        found = torch.cat([self._positions, positions.expand(len(scores), -1)], dim=1)
+        self._values, columns = _best(values, self.k)
+        self._positions = found.gather(1, columns)
+
+    def is_full(self) -> bool:
+        """Whether there are `k` scores of each query."""
+        return self._values.shape[1] >= self.k
+
+    def hopeful(self, rough: Tensor) -> Tensor | None:
+        """Which of the features with rough scores (B, Q) may be among the best; `None` if too many to pick them out."""
+        limits = (self._values[:, -1] - _ROUGH_ERROR).bfloat16()
+        chosen = ((rough - limits).amax(dim=1) > 0).nonzero().flatten()
+        return chosen if len(chosen) <= len(rough) // 4 else None
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(Q, K) float32 and (Q, K) int64 on the CPU, the best first."""
+        return self._values.cpu(), self._positions.cpu()
+
+
+def _look_through(
+    best: _Best, features: Tensor, queries: Tensor, rows: Tensor | None, *, offset: int = 0, unit_length: bool
+) -> None:
+    """Score features, or some rows of them, block by block, each block once for all queries."""
     if unit_length and len(queries) == 1 and features.dtype == torch.float16 and features.device.type == "cpu":
-        rows = _candidates(features, queries[0], k, rows)
-        if rows is not None and len(rows) <= len(features) // _CANDIDATE_SHARE:
-            values, indices = _best(_scores(features[rows], queries), k)
-            return values, rows[indices]
-    found: list[tuple[Tensor, Tensor]] = []
-    for part in queries.split(max(1, _SCORE_BYTES // (4 * max(1, len(features))))):
-        scores = _scores(features, part)
-        values, indices = _best(scores if rows is None else scores[:, rows], k)
-        found.append((values, indices if rows is None else rows[indices]))
-    values, indices = zip(*found, strict=True)
-    return torch.cat(values).cpu(), torch.cat(indices).cpu()
+        candidates = _candidates(features, queries[0], best.k, rows)
+        rows = candidates if len(candidates) <= len(features) // _CANDIDATE_SHARE else rows
+    elif rows is not None and len(rows) == len(features):
+        rows = None
+    size = _block_rows(features, len(queries))
+    screens = unit_length and len(queries) >= _SCREENED_QUERIES and features.device.type == "cpu" and _has_bfloat16()
+    rough = queries.bfloat16()
+    for begin in range(0, len(features) if rows is None else len(rows), size):
+        if rows is None:
+            part = features[begin : begin + size]
+            positions = torch.arange(begin, begin + len(part), device=features.device)
+        else:
+            positions = rows[begin : begin + size].to(features.device)
+            part = features[positions]
+        if screens and best.is_full():
+            chosen = best.hopeful(_checked(_rough_scores(part, rough), features))
+            part, positions = (part, positions) if chosen is None else (part[chosen], positions[chosen])
+        best.take(_checked(_scores(part, queries), features), positions + offset)
 
 
-def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) -> Tensor | None:
-    """Rows among which the best `k` are sure to be, ascending; found by float16 arithmetic."""
-    scores = _finite(torch.mv(features, query.half()).float()[None])[0]
-    scores = scores if rows is None else scores[rows]
-    if k >= len(scores):
-        return rows
-    lowest = scores.topk(k).values[-1]
+def _block_rows(features: Tensor, queries: int) -> int:
+    """How many features are scored at a time."""
+    if features.is_cuda:
+        return max(1, _SCORE_BYTES // (4 * queries))
+    block = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
+    few = max(1, 32 // queries) if features.dtype == torch.float32 else 1  # more at a time where that takes no room
+    return max(1, min(block * few, _SCORE_BYTES // (4 * queries)))
+
+
+def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) -> Tensor:
+    """Rows among which the best of these features are sure to be, ascending; found by float16 arithmetic."""
+    rows = None if rows is None else rows.to(features.device)
+    chosen = features if rows is None else features[rows]
+    scores = _checked(torch.mv(chosen, query.half()).float()[None], features)[0]
+    lowest = scores.topk(k).values[-1] if k < len(scores) else scores.new_tensor(-torch.inf)
     positions = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
     return positions if rows is None else rows[positions]
 
 
 def _scores(features: Tensor, queries: Tensor) -> Tensor:
-    """(Q, G) float32."""
-    if features.dtype == torch.float32:
-        return _finite(_product(features, queries))
-    size = len(features) if features.is_cuda else max(1, _BLOCK_BYTES // (4 * features.shape[1]))
-    scores = torch.empty(len(queries), len(features), device=features.device)
-    widened = torch.empty(min(size, len(features)), features.shape[1], device=features.device)
-    for begin in range(0, len(features), size):
-        block = features[begin : begin + size]
-        scores[:, begin : begin + size] = _product(widened[: len(block)].copy_(block), queries)
-    return _finite(scores)
+    """(Q, B) float32."""
+    return _product(features.float(), queries)
 
 
-def _finite(scores: Tensor) -> Tensor:
-    """Return (Q, G) scores, or refuse features of which NaN or infinity would be lost, or found first, unsaid."""
-    if not bool(scores.sum().isfinite()) and len(bad := (~scores.isfinite().all(dim=0)).nonzero().flatten()):
+def _rough_scores(features: Tensor, queries: Tensor) -> Tensor:
+    """(B, Q) bfloat16."""
+    return features.float().bfloat16() @ queries.T
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself, twice as fast as float32 or faster."""
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
+
+
+def _checked(scores: Tensor, features: Tensor) -> Tensor:
+    """Return scores of features, or refuse them: NaN or infinity would be lost, or found first, unsaid."""
+    if not bool(scores.sum().isfinite()) and len(bad := (~features.isfinite().all(dim=1)).nonzero().flatten()):
         raise CheckpointError(
-            f"{len(bad)} of {scores.shape[1]} features hold NaN or infinity, such as number {int(bad[0])}; the gallery "
+            f"{len(bad)} of {len(features)} features hold NaN or infinity, such as number {int(bad[0])}; the gallery "
             "is damaged: build it again"
         )
     return scores

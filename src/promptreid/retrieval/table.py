@@ -1,11 +1,12 @@
 """What a gallery knows of its images besides their features."""
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, time
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Metadata = Mapping[str, Any]
-Where = Mapping[str, Any] | Callable[[Metadata], bool]
+from promptreid.files import portable
+from promptreid.retrieval.columns import Arrays, Columns, Ints, Texts
+from promptreid.retrieval.filters import AnyOf, conditions
+from promptreid.retrieval.filters import Metadata as Metadata
+from promptreid.retrieval.filters import Where as Where
+from promptreid.retrieval.filters import matcher as matcher
+from promptreid.retrieval.filters import plain as plain
+from promptreid.retrieval.filters import plain_metadata as plain_metadata
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,13 @@ class ImageTable:
     """One row an image; rows are only ever added to or selected from a new table, so readers may keep the old one.
 
     Attributes:
-        paths: The files.
+        paths: The files, or the keys of images that never were files.
         ids: (G,) int64, each image's number.
-        sizes: (G,) int64, bytes of the file when it was encoded; -1 if unknown.
-        modified_ns: (G,) int64, when the file was last changed, in nanoseconds; -1 if unknown.
+        sizes: (G,) int64, bytes of the file when it was encoded; -1 if it is not a file.
+        modified_ns: (G,) int64, when the file was last changed, or for a key when it was added, in nanoseconds; -1 if
+            unknown.
         metadata: What is known of each.
+        path_hashes: (G,) int64, of the paths; made if it is not given.
     """
 
     paths: Sequence[str]
@@ -53,48 +62,115 @@ class ImageTable:
     sizes: Tensor
     modified_ns: Tensor
     metadata: Sequence[Metadata]
+    path_hashes: Ints = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", Texts.of(self.paths))
+        object.__setattr__(self, "metadata", Columns.of(self.metadata))
+        if self.path_hashes is None:  # pyright: ignore[reportUnnecessaryComparison]
+            hashes = np.fromiter((_path_hash(path) for path in self.paths), np.int64, len(self.paths))
+            object.__setattr__(self, "path_hashes", hashes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def columns(self) -> Columns:
+        """The metadata by key."""
+        return Columns.of(self.metadata)
+
     @classmethod
-    def of(cls, paths: Sequence[str], *, first_id: int, metadata: Sequence[Metadata] | None = None) -> "ImageTable":
+    def of(cls, paths: Sequence[str], *, first_id: int = 0, metadata: Sequence[Metadata] | None = None) -> "ImageTable":
         """A table of files as they are on disk now, numbered from `first_id`."""
         stamps = [file_stamp(path) for path in paths]
-        sizes = torch.tensor([size for size, _ in stamps], dtype=torch.int64)
-        modified = torch.tensor([when for _, when in stamps], dtype=torch.int64)
-        ids = torch.arange(first_id, first_id + len(paths))
-        known = [{} for _ in paths] if metadata is None else list(metadata)
-        return cls(list(paths), ids, sizes, modified, known)
+        return cls._of(paths, first_id, metadata, [size for size, _ in stamps], [when for _, when in stamps])
 
-    def hit(self, row: int, score: float) -> Hit:
-        """The image of a row, found with a score."""
-        return Hit(Path(self.paths[row]), score, row, int(self.ids[row]), self.metadata[row])
+    @classmethod
+    def of_keys(cls, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None) -> "ImageTable":
+        """A table of images that are not files, added now."""
+        return cls._of(keys, 0, metadata, [-1] * len(keys), [time.time_ns()] * len(keys))
+
+    @classmethod
+    def _of(
+        cls,
+        paths: Sequence[str],
+        first_id: int,
+        metadata: Sequence[Metadata] | None,
+        sizes: list[int],
+        modified: list[int],
+    ) -> "ImageTable":
+        return cls(
+            [portable(path) for path in paths],
+            torch.arange(first_id, first_id + len(paths)),
+            torch.tensor(sizes, dtype=torch.int64),
+            torch.tensor(modified, dtype=torch.int64),
+            Columns(len(paths), {}) if metadata is None else metadata,
+        )
+
+    def hit(self, row: int, score: float, *, index: int | None = None) -> Hit:
+        """The image of a row, found with a score; `index` is its position in the gallery, if that is not the row."""
+        path, number = Path(self.paths[row]), int(self.ids[row])
+        return Hit(path, score, row if index is None else index, number, self.metadata[row])
 
     def select(self, rows: Sequence[int]) -> "ImageTable":
         """The table of some rows."""
-        chosen = torch.tensor(rows, dtype=torch.int64)
+        chosen = np.asarray(rows, dtype=np.int64)
+        picked = torch.from_numpy(chosen)
         return ImageTable(
-            [self.paths[row] for row in rows],
-            self.ids[chosen],
-            self.sizes[chosen],
-            self.modified_ns[chosen],
-            [self.metadata[row] for row in rows],
+            Texts.of(self.paths).select(chosen),
+            self.ids[picked],
+            self.sizes[picked],
+            self.modified_ns[picked],
+            self.columns.select(chosen),
+            self.path_hashes[chosen],
         )
 
-    def joined(self, other: "ImageTable") -> "ImageTable":
-        """This table and another below it."""
-        return ImageTable(
-            [*self.paths, *other.paths],
-            torch.cat([self.ids, other.ids]),
-            torch.cat([self.sizes, other.sizes]),
-            torch.cat([self.modified_ns, other.modified_ns]),
-            [*self.metadata, *other.metadata],
+    @classmethod
+    def joined(cls, tables: Sequence["ImageTable"]) -> "ImageTable":
+        """The tables one below the other."""
+        if len(tables) == 1:
+            return tables[0]
+        if not tables:
+            return cls.of([], first_id=0)
+        return cls(
+            Texts.joined([Texts.of(table.paths) for table in tables]),
+            torch.cat([table.ids for table in tables]),
+            torch.cat([table.sizes for table in tables]),
+            torch.cat([table.modified_ns for table in tables]),
+            Columns.joined([table.columns for table in tables]),
+            np.concatenate([table.path_hashes for table in tables]),
         )
 
     def rows_by_path(self) -> dict[str, int]:
         """The row of each image by its absolute path."""
         return {os.path.abspath(path): row for row, path in enumerate(self.paths)}
+
+    def rows_of_paths(self, paths: Sequence[str], forms: "PathForms | None" = None) -> list[int]:
+        """The row of each path, absolute or relative to the working folder; -1 where no image has it.
+
+        Args:
+            paths: The paths.
+            forms: Their `path_forms`, for one who asks several tables.
+        """
+        owners, wanted = path_forms(paths) if forms is None else forms
+        found = [-1] * len(paths)
+        hashes, order = self.path_hashes, self.path_order
+        begins = np.searchsorted(hashes, wanted, side="left", sorter=order)
+        ends = np.searchsorted(hashes, wanted, side="right", sorter=order)
+        matching: list[int] = (begins < ends).nonzero()[0].tolist()
+        for form in matching:
+            owner = owners[form]
+            path = os.path.abspath(paths[owner])
+            rows: list[int] = order[begins[form] : ends[form]].tolist()
+            for row in rows:
+                if found[owner] < 0 and os.path.abspath(self.paths[row]) == path:
+                    found[owner] = row
+        return found
+
+    @cached_property
+    def path_order(self) -> Ints:
+        """The rows in the order of their paths' hashes."""
+        return np.argsort(self.path_hashes, kind="stable")
 
     def rows_of(self, ids: Iterable[int]) -> list[int]:
         """The row of each number; -1 where no image has it."""
@@ -110,111 +186,94 @@ class ImageTable:
         ordered, rows = self.ids.sort()
         return ordered, rows
 
-    def rows_where(self, where: Where | None) -> Tensor | None:
-        """Rows whose metadata match (`matcher`), or `None` for all."""
-        if where is None:
-            return None
-        matches = matcher(where)
-        return torch.tensor([row for row, entry in enumerate(self.metadata) if matches(entry)], dtype=torch.int64)
+    def rows_where(self, where: Where) -> Tensor:
+        """Rows whose metadata match (`matcher`), in their order."""
+        return torch.from_numpy(self.columns.mask(where)).nonzero().flatten()
+
+    def arrays(self) -> Arrays:
+        """What `from_arrays` needs."""
+        return {
+            **{f"paths.{name}": array for name, array in Texts.of(self.paths).arrays().items()},
+            "ids": self.ids.numpy(),
+            "sizes": self.sizes.numpy(),
+            "modified_ns": self.modified_ns.numpy(),
+            "path_hashes": self.path_hashes,
+            "path_order": self.path_order,
+            **self.columns.arrays(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "ImageTable":
+        """A table of arrays that were stored.
+
+        Raises:
+            ValueError: They do not fit each other, or are of other kinds.
+            KeyError: One is missing.
+        """
+        paths = Texts.from_arrays({name: arrays[f"paths.{name}"] for name in ("bytes", "ends")})
+        numbers = [arrays[name] for name in ("ids", "sizes", "modified_ns", "path_hashes", "path_order")]
+        if any(one.dtype != np.int64 or one.shape != (len(paths),) for one in numbers):
+            raise ValueError("its columns are not one number per image")
+        order = numbers[-1]
+        if len(order) and not 0 <= order.min() <= order.max() < len(paths):
+            raise ValueError("its order of paths is damaged")
+        ids, sizes, modified = (torch.from_numpy(one) for one in numbers[:3])
+        table = cls(paths, ids, sizes, modified, Columns.from_arrays(len(paths), arrays), numbers[3])
+        table.__dict__["path_order"] = order
+        return table
 
 
-def matcher(where: Where) -> Callable[[Metadata], bool]:
-    """A filter as a function of an image's metadata.
-
-    Args:
-        where: Values by key, where a list, tuple or set means any of its values, and a function is asked about the
-            value; or a function of all metadata.
-
-    Example:
-        >>> matcher({"folder": ["cam_a", "cam_b"]})({"folder": "cam_b"})
-        True
-    """
-    if not isinstance(where, Mapping):
-        return where
-    asked = {key: value if callable(value) else _is_among(_values(value)) for key, value in where.items()}
-    return lambda known: all(key in known and asks(known[key]) for key, asks in asked.items())
+PathForms = tuple[list[int], Ints]
 
 
-def _is_among(values: list[Any]) -> Callable[[Any], bool]:
-    try:
-        hashed = frozenset(values)
-    except TypeError:  # a list or a dictionary
-        return values.__contains__
-    return lambda value: value.__hash__ is not None and value in hashed
+def path_forms(paths: Sequence[str]) -> PathForms:
+    """The hashes of all ways in which a gallery may have written paths down, and which path each belongs to."""
+    owners: list[int] = []
+    hashes: list[int] = []
+    for owner, path in enumerate(paths):
+        forms = dict.fromkeys([path, os.path.abspath(path)])
+        with suppress(ValueError, OSError):  # another drive; no working folder
+            forms[os.path.relpath(path)] = None
+        owners += [owner] * len(forms)
+        hashes += map(_path_hash, forms)
+    return owners, np.array(hashes, dtype=np.int64)
 
 
-def _values(value: Any) -> list[Any]:
-    """The values of which a filter wants any, as metadata hold them."""
-    values = plain(value, "where")
-    return values if isinstance(values, list) else [values]
+def _path_hash(path: str) -> int:
+    normal = portable(os.path.normpath(path)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(normal, digest_size=8).digest(), "little", signed=True)
 
 
-def check_passes(metadata: Sequence[Metadata], where: Where) -> None:
+def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
     """Refuse a filter that nothing passes, which is not the same as a search without a good match.
 
     Raises:
         ValueError: Nothing passes; names what is unknown, and what is known.
     """
-    matches = matcher(where)
-    if any(matches(known) for known in metadata):
+    if any(table.columns.mask(where).any() for table in tables):
         return
-    for key, value in where.items() if isinstance(where, Mapping) else ():
-        known = list(dict.fromkeys(str(entry[key]) for entry in metadata if key in entry))
-        if not known:
-            keys = sorted(set().union(*metadata))
+    for key, some in conditions(where).items() if isinstance(where, Mapping) else ():
+        columns = [table.columns.by_key[key] for table in tables if key in table.columns.by_key]
+        if not columns:
+            keys = sorted({known for table in tables for known in table.columns.by_key})
             raise ValueError(f"no image of the gallery has {key}; known are: {', '.join(keys) or 'none'}")
-        if not callable(value) and not any(matcher({key: value})(entry) for entry in metadata):
-            wanted = " or ".join(dict.fromkeys(map(str, _values(value))))
+        if any(column.mask(condition).any() for column in columns for condition in some):
+            continue
+        if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
+            known = list(dict.fromkeys(str(value) for column in columns for value in column.distinct()))
             raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {_some(known)}")
     raise ValueError("no image of the gallery passes the filter; it was not searched")
 
 
+def _words(condition: Any) -> list[str]:
+    """What a condition asks for, in words; nothing for a function."""
+    if isinstance(condition, AnyOf):
+        return list(dict.fromkeys(map(str, condition.values)))
+    return [] if type(condition).__module__ != AnyOf.__module__ else [str(condition)]
+
+
 def _some(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def plain_metadata(metadata: Any, what: str) -> Metadata:
-    """Metadata of one image as JSON holds them.
-
-    Raises:
-        TypeError: They are no dictionary, or hold what JSON does not take.
-        ValueError: A number is NaN or infinite.
-    """
-    if not isinstance(metadata, Mapping):
-        raise TypeError(f"{what} is {metadata!r}, expected a dictionary, such as {{'camera': 3}}")
-    return plain(metadata, what)
-
-
-def plain(value: Any, what: str) -> Any:
-    """A value as JSON holds it: numpy's and torch's values, dates, times, paths, tuples and sets become plain ones.
-
-    Args:
-        value: Metadata, or one value.
-        what: Its name, for errors.
-
-    Raises:
-        TypeError: It is of a kind that JSON does not take, such as bytes, or a key is not text.
-        ValueError: It is NaN or infinite.
-    """
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        value = value.tolist()
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, os.PathLike):
-        return str(value)
-    if isinstance(value, Mapping):
-        if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"{what} has the key {odd[0]!r}, expected text")
-        return {key: plain(entry, f"{what}[{key!r}]") for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(entry, what) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{what} is {value}, which JSON does not have; leave it out, or give None")
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(
-        f"{what} is {type(value).__name__}, expected text, numbers, lists or dictionaries, as JSON has them"
-    )
 
 
 def file_stamp(path: str) -> tuple[int, int]:

@@ -1,0 +1,208 @@
+"""A gallery's present state, in memory and in its folder; writers take turns."""
+
+import json
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from promptreid.errors import CheckpointError
+from promptreid.files import locked, make_private_folder
+from promptreid.retrieval.audit import log_action
+from promptreid.retrieval.gallery_files import (
+    LOCK,
+    checked_header,
+    clean,
+    entry_on_disk,
+    exists,
+    names_of,
+    read_gallery,
+    write_gallery,
+    write_while_locked,
+)
+from promptreid.retrieval.index import ExactIndex, Index, Segment
+from promptreid.retrieval.table import ImageTable
+
+
+class GalleryStore:
+    """One gallery's images, written through to their folder once they have one.
+
+    Attributes:
+        exact: The images and their features; replaced by every change and never changed itself, so that a search in
+            another thread sees all of one state.
+        header: What else is kept.
+        directory: The folder, or `None`.
+    """
+
+    def __init__(self, exact: ExactIndex, *, header: dict[str, Any] | None = None, index: Index | None = None) -> None:
+        self.exact: ExactIndex = exact
+        self.header: dict[str, Any] = dict(header or {})
+        self.directory: Path | None = None
+        self._other = index
+        self._written: dict[str, Any] = {}
+        self._notes: dict[str, Any] = {}
+        self._turn = threading.RLock()
+        self._turns = 0
+        self.header.setdefault("notes", {})
+        self._next_id = max((1 + int(one.images.ids.max()) for one in exact.segments), default=0)
+        if index is not None:
+            for segment in exact.segments:
+                if not bool(segment.features.isfinite().all()):
+                    raise CheckpointError("features of the gallery hold NaN or infinity; it is damaged: build it again")
+                index.add(segment.images, segment.features)
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    @property
+    def images(self) -> ImageTable:
+        """The images in one table, which takes time to make; what needs a few of them asks `exact`."""
+        return self.exact.images
+
+    def snapshot(self) -> tuple[ExactIndex, Index]:
+        """The images as they are now, and what searches them."""
+        exact = self.exact
+        return exact, exact if self._other is None else self._other
+
+    def take_ids(self, count: int) -> int:
+        """The first of `count` numbers that no image ever had."""
+        first, self._next_id = self._next_id, self._next_id + count
+        return first
+
+    @contextmanager
+    def turn(self) -> Generator[None, None, None]:
+        """Let nobody else write in the block, which begins with what others have written meanwhile.
+
+        Writers take turns: what is decided in the block, such as which images are new, holds until it ends.
+        """
+        with self._turn:
+            if self.directory is None or self._turns:
+                yield
+                return
+            make_private_folder(self.directory)
+            with locked(self.directory / LOCK, action=f"writing the gallery {self.directory}"):
+                self._turns += 1
+                try:
+                    self._take_in()
+                    yield
+                finally:
+                    self._turns -= 1
+
+    def _take_in(self) -> None:
+        """Read what others have written since this was read or written."""
+        folder = cast("Path", self.directory)
+        generation = entry_on_disk(folder, "generation")
+        if generation == self._written["generation"]:
+            return
+        if generation is None:
+            raise CheckpointError(f"{folder} was deleted since it was loaded; load it again and repeat the change")
+        exact, description = read_gallery(folder, known=self.exact.segments)
+        header = checked_header(folder, exact, description)
+        own = (self.header.get("model"), self.exact.dimensions, self.exact.dtype)
+        if (header.get("model"), exact.dimensions, exact.dtype) != own:
+            raise CheckpointError(
+                f"{folder} was replaced by a gallery of another model or storage since it was loaded; load it again"
+            )
+        changed = {key: value for key, value in self.header["notes"].items() if self._notes.get(key) != value}
+        gone = self._notes.keys() - self.header["notes"].keys()
+        notes = {key: value for key, value in header.get("notes", {}).items() if key not in gone} | changed
+        self._follow(exact)
+        self.exact = exact if self.exact.device.type == "cpu" else exact.to(self.exact.device)
+        self._now(description)
+        self.header["notes"].clear()
+        self.header = {**header, "notes": self.header["notes"]}
+        self.header["notes"].update(notes)
+
+    def _follow(self, exact: ExactIndex) -> None:
+        """Tell a foreign index how `exact` differs."""
+        if self._other is not None:
+            before, after = set(self.exact.segments), set(exact.segments)
+            for segment in before - after:
+                self._other.remove(segment.images.ids.tolist())
+            for segment in exact.segments:
+                if segment not in before:
+                    self._other.add(segment.images, segment.features)
+
+    def _now(self, description: Mapping[str, Any]) -> None:
+        """Remember what the folder holds."""
+        self._written = dict(description)
+        self._notes = json.loads(json.dumps(description["header"].get("notes", {})))
+        self._next_id = max(self._next_id, description["next_id"])
+
+    def change(
+        self,
+        *,
+        removed: Sequence[int] = (),
+        added: tuple[ImageTable, Tensor] | None = None,
+        header: Mapping[str, Any] | None = None,
+        compact: bool = False,
+    ) -> None:
+        """Remove images by number, append others, keep more in the header: first in the folder, if any, then here."""
+        with self.turn():
+            exact = copy(self.exact)
+            removed = exact.chosen(removed).ids.tolist() if removed else []
+            self._log_removal(removed, added)
+            _apply(exact, removed, added)
+            if compact:
+                exact.compact()
+            new_header = {**self.header, **(header or {})}
+            if self.directory is not None:
+                exact = self._write(self.directory, exact, new_header, replaces=self._written["generation"])
+            self.exact, self.header = exact, new_header
+            if self._other is not None:
+                _apply(self._other, removed, added)
+
+    def _log_removal(self, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:
+        """Log what is removed, and not only replaced."""
+        gone = set(removed).difference([] if added is None else added[0].ids.tolist())
+        if gone and self.header.get("audit") and self.directory is not None:
+            log_action(self.directory, "remove", images=len(gone))
+
+    def save(self, directory: Path) -> None:
+        """Write to a folder and stay bound to it."""
+        if self.directory is not None and directory.resolve() == self.directory.resolve():
+            self.change()
+            return
+        fresh = self.exact.with_segments([Segment(one.images, one.features) for one in self.exact.segments])
+        description = {"header": self.header, "next_id": self._next_id}
+        self.exact, written = write_gallery(directory, fresh, description, replaces=None)
+        self._now(written)
+        self.directory = directory
+
+    def bind(self, directory: Path) -> None:
+        """Write every later state to a new folder, which must not hold a gallery."""
+        if exists(directory):
+            raise FileExistsError(
+                f"{directory} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
+            )
+        self.save(directory)
+
+    @classmethod
+    def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryStore":
+        """Read a folder; features stay on disk until they are looked at."""
+        exact, description = read_gallery(directory)
+        store = cls(exact, header=checked_header(directory, exact, description), index=index)
+        store.directory = directory
+        store._now(description)
+        clean(directory, names_of(exact, description), description["generation"])
+        return store
+
+    def _write(self, folder: Path, exact: ExactIndex, header: dict[str, Any], *, replaces: str | None) -> ExactIndex:
+        """Write while the lock is held."""
+        description: dict[str, Any] = {"header": header, "next_id": self._next_id}
+        if self._written.get("header", {}).get("removed") is header.get("removed"):
+            description["removed_file"] = self._written.get("removed_file")
+        exact, written = write_while_locked(folder, exact, description, replaces=replaces)
+        self._now(written)
+        return exact
+
+
+def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:
+    if removed:
+        index.remove(removed)
+    if added is not None:
+        index.add(*added)

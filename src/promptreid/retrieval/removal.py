@@ -1,0 +1,212 @@
+"""Removes images of a gallery, by name, filter or age, and remembers that they were removed."""
+
+import math
+import operator
+import os
+from collections.abc import Collection, Sequence
+from datetime import date, datetime, timedelta, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptreid.files import file_digest
+from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.table import ImageTable, Where, check_passes, file_stamp
+
+Images = int | str | Path | Sequence[int | str | Path]
+
+
+def is_gone(path: str) -> bool:
+    """Whether a file was deleted for certain, and not merely out of reach."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def remove_images(
+    store: GalleryStore,
+    images: Images | None = None,
+    *,
+    where: Where | None = None,
+    older_than: date | timedelta | None = None,
+) -> int:
+    """Remove images by number, path or pattern, or by filter and age, and with them their features.
+
+    Their paths and the digests of their files are kept, so that a later update does not bring them back.
+    """
+    if (images is None) == (where is None and older_than is None):
+        raise TypeError(
+            f"{images!r} is {type(images).__name__}, expected an image's path or number, or several; "
+            "or give where= or older_than= instead"
+        )
+    with store.turn():
+        if images is not None:
+            ids = _ids_of(store, images)
+        else:
+            limit = None if older_than is None else _seconds(older_than)
+            tables = [segment.images for segment in store.exact.segments]
+            if where is not None and limit is None:
+                check_passes(tables, where)
+            ids = [number for table in tables for number in _passing(table, where, limit)]
+        if ids:
+            table = store.exact.chosen(ids)
+            found = (_mark(table, row) for row in range(len(table)))
+            # What retention removes is gone from the disk as a rule, and need not be remembered then.
+            new = [mark for mark in found if older_than is None or not is_gone(mark["path"])]
+            marks = {mark["path"]: mark for mark in [*store.header.get("removed", []), *new]}
+            store.change(removed=ids, header={"removed": list(marks.values())} if new else None)
+    return len(ids)
+
+
+def _ids_of(store: GalleryStore, images: Images) -> list[int]:
+    """The numbers of images that are named; all of them are there, or it is a `KeyError`."""
+    by_path: dict[str, int] = {}
+    ids: set[int] = set()
+    for image in _listed(images):
+        if isinstance(image, str | bytes | os.PathLike):
+            image = os.fsdecode(image)
+            found = [number for number in store.exact.ids_of([image]) if number >= 0]
+            if _is_pattern(image) and not found:
+                by_path = by_path or store.images.rows_by_path()
+                found = [int(store.images.ids[by_path[path]]) for path in _matching(by_path, image)]
+        else:
+            found = store.exact.chosen([_number(image)]).ids.tolist()
+        if not found:
+            raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
+        ids.update(found)
+    return sorted(ids)
+
+
+def _passing(table: ImageTable, where: Where | None, limit: float | None) -> list[int]:
+    """Numbers of the images that pass a filter and are from before a time in Unix seconds."""
+    rows = torch.arange(len(table)) if where is None else table.rows_where(where)
+    if limit is not None:
+        times = torch.from_numpy(_times(table))[rows]
+        if unknown := int(times.isnan().sum()):
+            raise ValueError(
+                f"the time of {unknown} images is unknown; give them a time with metadata={{'time': ...}}, or remove "
+                "them by path. Nothing was removed"
+            )
+        rows = rows[times < limit]
+    return table.ids[rows].tolist()
+
+
+def _times(table: ImageTable) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """When each image was made, in Unix seconds: its metadata's `time`, or the time of its file."""
+    column = table.columns.by_key.get("time")
+    times = [when / 1e9 if when >= 0 else math.nan for when in table.modified_ns.tolist()]
+    if column is not None:
+        parsed = {value: _moment(value) for value in column.distinct() if isinstance(value, str | int | float)}
+        for row, found in enumerate(column[row] for row in range(len(table))):
+            times[row] = parsed.get(found, times[row]) if isinstance(found, str | int | float) else times[row]
+    return np.array(times, dtype=np.float64)
+
+
+def _moment(value: str | float) -> float:
+    if not isinstance(value, str):
+        return float(value)
+    try:
+        # Python 3.10 does not read the Z of UTC.
+        return datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value).timestamp()
+    except ValueError:
+        raise ValueError(
+            f"the time {value!r} among the metadata is not in ISO form, such as 2026-11-27T08:30:00; none was removed"
+        ) from None
+
+
+def _seconds(older_than: Any) -> float:
+    """The moment that a date, or an age, stands for."""
+    if isinstance(older_than, timedelta):
+        return (datetime.now(timezone.utc) - older_than).timestamp()
+    if isinstance(older_than, datetime):
+        return older_than.timestamp()
+    if isinstance(older_than, date):
+        return datetime(older_than.year, older_than.month, older_than.day).timestamp()  # noqa: DTZ001: of this place
+    raise TypeError(f"older_than is {older_than!r}, expected a date, or an age such as timedelta(days=30)")
+
+
+def restore_images(store: GalleryStore, images: Images) -> int:
+    """Forget that images were removed, by path or pattern, so that an update takes them in again."""
+    marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
+    found: set[str] = set()
+    for image in _listed(images):
+        if not isinstance(image, str | bytes | os.PathLike):
+            raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
+        image = os.fsdecode(image)
+        matching = _matching(marks, image)
+        if not matching:
+            raise KeyError(f"{image!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}")
+        found.update(matching)
+    forget(store, found)
+    return len(found)
+
+
+def forget(store: GalleryStore, paths: Collection[str]) -> None:
+    """Forget the removal of the images of these absolute paths."""
+    store.change(header={"removed": [mark for mark in store.header.get("removed", []) if mark["path"] not in paths]})
+
+
+def _mark(table: ImageTable, row: int) -> dict[str, Any]:
+    """What is kept of a removed image: its path, and the file's size and digest if it is still the one encoded."""
+    path, size = os.path.abspath(table.paths[row]), int(table.sizes[row])
+    try:
+        if file_stamp(path) == (size, int(table.modified_ns[row])) and size >= 0:
+            return {"path": path, "size": size, "digest": file_digest(Path(path))}
+    except OSError:
+        pass
+    return {"path": path, "size": -1, "digest": ""}
+
+
+def removed_before(store: GalleryStore, files: Sequence[str]) -> dict[str, str]:
+    """By path as given, the removed image that a file is, or is a copy of."""
+    marks: list[dict[str, Any]] = store.header.get("removed", [])
+    paths, sizes = {mark["path"] for mark in marks}, {mark["size"] for mark in marks if mark["digest"]}
+    by_digest = {mark["digest"]: mark["path"] for mark in marks}
+
+    def removed(path: str) -> str | None:
+        full = os.path.abspath(path)
+        if full in paths:
+            return full
+        try:
+            return by_digest.get(file_digest(Path(path))) if file_stamp(path)[0] in sizes else None
+        except OSError:
+            return None
+
+    known = {path: removed(path) for path in files} if marks else {}
+    return {path: mark for path, mark in known.items() if mark is not None}
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """Several images as given, or the one: bytes are one name, and numpy's and torch's numbers are numbers."""
+    if isinstance(images, str | bytes | os.PathLike) or not getattr(images, "ndim", hasattr(images, "__iter__")):
+        return [images]
+    return images
+
+
+def _number(image: Any) -> int:
+    try:
+        return operator.index(image)
+    except TypeError:
+        raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
+
+
+def _matching(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
+    """The absolute paths that a path or a pattern stands for; `*` stays in its folder, `**` does not."""
+    pattern = os.path.abspath(image)
+    if pattern in paths:
+        return [pattern]
+    if not _is_pattern(pattern):
+        return []
+    depth = pattern.count(os.sep)
+    return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
+
+
+def _is_pattern(path: str) -> bool:
+    return any(letter in path for letter in "*?[")
