@@ -35,8 +35,8 @@ Every architecture that `open_clip.list_models()` names takes prompts in both en
 {version}. This page is written by `python tools/coverage_table.py`, from the models themselves.
 
 *Slot* is where prompts are inserted: after how many tokens of the sequence, or on the image's border. *Captions
-cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature. *Kinds* are those of
-`PromptConfig(kind=…)`; coupled prompts need an image tower with a token sequence.
+cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature. *Kinds* are
+those of `PromptConfig(kind=…)`; coupled prompts need an image tower with a token sequence.
 
 ## In short
 

@@ -193,8 +193,8 @@ def check_trimming(clip, images, tokens):
 def check_saving(clip, images, tokens, zoo, folder, config=INDEPENDENT):
     model = wrap(clip.float(), config)
     images = images.float()
-    save_prompts(model, folder)
-    with zoo.shrunk():
+    with zoo.shrunk():  # the architecture of that name is looked at
+        save_prompts(model, folder)
         again = load_prompts(folder)
     for one, other in zip(encode(again, images, tokens), encode(model, images, tokens), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
