@@ -59,7 +59,7 @@ def test_each_block_has_a_projection_and_no_image_prompts_of_its_own(clip):
 
 
 def test_parameters_of_vit_b16_at_depth_nine_are_those_of_the_paper():
-    """MaPLe, table 7: 3.55 M; 9 blocks of 2 prompts of width 512, and linear layers of 512 to 768."""
+    """MaPLe states 3.55 M: 9 blocks of 2 prompts of width 512, and linear layers of 512 to 768."""
     with torch.device("meta"):
         clip = CLIP(**open_clip.get_model_config("ViT-B-16"))
     text = BlockTokens(find_text_tower(clip), 2, depth=9)
