@@ -15,8 +15,10 @@ from pathlib import Path
 
 import open_clip
 import zoo
+from torch import nn
 
-from promptreid import load_clip
+from promptreid import PromptConfig, PromptedCLIP, load_clip
+from promptreid.prompts.config import PROMPT_FORMS
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower, TextTower, TokenTower
 
@@ -33,7 +35,8 @@ Every architecture that `open_clip.list_models()` names takes prompts in both en
 {version}. This page is written by `python tools/coverage_table.py`, from the models themselves.
 
 *Slot* is where prompts are inserted: after how many tokens of the sequence, or on the image's border. *Captions
-cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature.
+cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature. *Kinds* are
+those of `PromptConfig(kind=…)`; coupled prompts need an image tower with a token sequence.
 
 ## In short
 
@@ -41,17 +44,26 @@ cut* says whether a batch is cut to its longest caption. It is cut only where th
 
 ## Every architecture
 
-| model | image tower | image slot | image pooling | text tower | text slot | text pooling | captions cut |
-|---|---|---|---|---|---|---|---|
+| model | image tower | image slot | image pooling | text tower | text slot | text pooling | captions cut | kinds |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
-def describe(name: str) -> tuple[TokenTower | PixelTower, TextTower]:
-    """Both towers of an architecture."""
+def describe(name: str) -> tuple[TokenTower | PixelTower, TextTower, str]:
+    """Both towers of an architecture, and the kinds of prompts that it takes."""
     with zoo.shrunk(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         clip = load_clip(name, image_size=(224, 224))
-    return find_vision_tower(clip), find_text_tower(clip)
+    return find_vision_tower(clip), find_text_tower(clip), ", ".join(kind for kind in PROMPT_FORMS if takes(clip, kind))
+
+
+def takes(clip: nn.Module, kind: str) -> bool:
+    """Whether a model takes a kind of prompts."""
+    try:
+        PromptedCLIP(clip, PromptConfig(kind=kind), initialize=False, base_fingerprint=()).detach()
+    except ValueError:
+        return False
+    return True
 
 
 def slot_of(vision: TokenTower | PixelTower) -> str:
@@ -62,13 +74,14 @@ def slot_of(vision: TokenTower | PixelTower) -> str:
     return first.get(vision.slot, f"after {vision.slot} tokens")
 
 
-def summary(towers: list[tuple[TokenTower | PixelTower, TextTower]]) -> str:
+def summary(towers: list[tuple[TokenTower | PixelTower, TextTower, str]]) -> str:
     """How many models there are of each kind."""
     lines = ["| tower | models |", "|---|---|"]
     for index, word in ((0, "image"), (1, "text")):
         counts = Counter(pair[index].kind for pair in towers)
         lines += [f"| {word}: `{kind}` | {count} |" for kind, count in counts.most_common()]
-    exact = Counter(text.trim != "never" for _, text in towers)
+    lines += [f"| kinds of prompts: {kinds} | {count} |" for kinds, count in Counter(row[2] for row in towers).items()]
+    exact = Counter(text.trim != "never" for _, text, _ in towers)
     lines += [f"| captions cut | {exact[True]} |", f"| captions never cut | {exact[False]} |"]
     return "\n".join(lines)
 
@@ -79,8 +92,8 @@ def page() -> str:
     towers = [describe(name) for name in names]
     rows = [
         f"| {name} | `{vision.kind}` | {slot_of(vision)} | {vision.pooling} | `{text.kind}` | after the first token | "
-        f"{text.pooling} | {TRIMS[text.trim]} |"
-        for name, (vision, text) in zip(names, towers, strict=True)
+        f"{text.pooling} | {TRIMS[text.trim]} | {kinds} |"
+        for name, (vision, text, kinds) in zip(names, towers, strict=True)
     ]
     head = HEAD.format(count=len(names), version=open_clip.__version__, summary=summary(towers))
     return head + "\n".join(rows) + "\n"

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from promptreid.cli.train_model import ALGORITHMS, add_training_arguments, complete_training_arguments
+from promptreid.cli.train_model import ALGORITHMS, _make_model, add_training_arguments, complete_training_arguments
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
@@ -25,9 +25,21 @@ def test_options_of_the_optimizer_are_the_recipes() -> None:
     assert (plain.algorithm, plain.epsilon, plain.max_norm) == ("adamw", 1e-8, 1.0)
 
 
+def test_option_of_the_kind_makes_a_model_of_it() -> None:
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    words = ["--prompt-kind", "coupled", "--device", "cpu", "--image-size", "32", "16"]
+    arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
+    model = _make_model(arguments)
+    assert (model.config.kind, model.image_size) == ("coupled", (32, 16))
+    assert "vision.prompts.weight" in model.prompt_state_dict()
+    assert vars(parser.parse_args([]))["prompt_kind"] == "independent"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--prompt-kind", "shared"], "argument --prompt-kind: invalid choice: 'shared'"),
         (["--algorithm", "lion"], "argument --algorithm: invalid choice: 'lion'"),
         (["--epsilon", "0"], "argument --epsilon: is 0, expected a number above 0"),
         (["--max-norm", "-1"], "argument --max-norm: is -1, expected a number above 0"),

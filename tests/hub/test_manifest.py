@@ -39,6 +39,19 @@ def test_manifest_round_trips(make_manifest):
     assert read.encoders_fingerprint != read.base_fingerprint
 
 
+def test_projections_may_be_larger_than_prompts(make_manifest):
+    """The largest that open_clip names: 32 blocks, from width 1280 to 1664."""
+    shapes = {"vision.prompts.weight": (32, 1664, 1280)}
+    coupled = PromptConfig(kind="coupled")
+    read = parse_manifest(make_manifest(shapes=shapes, prompts=coupled).to_json().encode(), source="f")
+    assert (read.shapes, read.prompts) == (shapes, coupled)
+    with pytest.raises(CheckpointError, match="68157440 numbers, expected at most 8388608"):
+        parse_manifest(make_manifest(shapes=shapes).to_json().encode(), source="f")
+    larger = make_manifest(shapes={"vision.prompts.weight": (64, 1664, 1280)}, prompts=coupled).to_json().encode()
+    with pytest.raises(CheckpointError, match="expected at most 134217728"):
+        parse_manifest(larger, source="f")
+
+
 def test_any_tensor_of_a_kind_is_named(make_manifest):
     names = [f"vision.prompts.blocks.{index}.Wave_2" for index in range(24)] + ["text.prompts.gate"]
     shapes = {name: (2, 3) if "blocks" in name else () for name in names}

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
-from promptreid import PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.files import separate_tensors
 from promptreid.hub.card import CardDetails, is_untouched
@@ -45,6 +45,15 @@ def test_pushed_encoders_load_with_the_same_scores_and_in_plain_open_clip(hub, t
     images = torch.randn(2, 3, 32, 16)
     with torch.no_grad(), tuned.disabled():
         torch.testing.assert_close(clip.eval().encode_image(images), tuned.encode_image(images))
+
+
+def test_pushed_coupled_prompts_load_with_the_same_scores(hub, model, score):
+    model.attach(PromptConfig(text_length=2, vision_length=2, kind="coupled"))
+    push_prompts(model, "alice/coupled", token=ALICE)
+    files = hub.repos["alice/coupled"].files()
+    assert set(files) == PROMPTS_ONLY
+    assert "projected from those of the text encoder" in files["README.md"].decode()
+    assert torch.equal(score(load_prompts("alice/coupled", token=ALICE)), score(model))
 
 
 def test_folder_is_pushed_as_it_is(hub, model, score, tmp_path):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from promptreid import PromptedCLIP, load_clip
+from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.evaluation.evaluate import encode_split, score
+from promptreid.prompts.config import PROMPT_FORMS
 from promptreid.synthetic import write_generated
 
 
@@ -16,10 +17,11 @@ def split(tmp_path_factory):
     return load_cuhk_pedes(root).test
 
 
-def compare(split, seed):
+def compare(split, seed, kind="independent"):
     """Rank-1 with fresh prompts less that of the bare model, and mean cosine of image and of text features."""
     torch.manual_seed(seed)
-    model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48)))
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    model = PromptedCLIP(clip, PromptConfig(kind=kind))
     prompted = encode_split(model, split, progress=False)
     with model.disabled():
         bare = encode_split(model, split, progress=False)
@@ -39,7 +41,8 @@ def test_default_prompts_change_rank1_by_at_most_one_point(split):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", PROMPT_FORMS)
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_default_prompts_of_any_seed_change_rank1_by_at_most_one_point(split, seed):
-    change, _, _ = compare(split, seed)
+def test_default_prompts_of_any_seed_change_rank1_by_at_most_one_point(split, seed, kind):
+    change, _, _ = compare(split, seed, kind)
     assert abs(change) <= 0.01

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip, load_prompts, save_prompts
+from promptreid.towers.families import find_vision_tower
 from promptreid.towers.tower import PixelTower
 
 FAMILIES = [
@@ -77,9 +78,13 @@ def make(zoo, name):
     return clip.double(), torch.randn(3, 3, *size, generator=generator).double(), zoo.tokens_for(name)
 
 
-def wrap(clip, **arguments):
+INDEPENDENT = PromptConfig(text_length=3, vision_length=2)
+COUPLED = PromptConfig(text_length=2, vision_length=2, kind="coupled")
+
+
+def wrap(clip, config=INDEPENDENT, **arguments):
     torch.manual_seed(3)
-    model = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2), **arguments)
+    model = PromptedCLIP(clip, config, **arguments)
     with torch.no_grad():
         for prompts in model.prompt_parameters():
             prompts.normal_()
@@ -107,20 +112,21 @@ def encode(model, images, tokens):
         return model.encode_image(images, normalize=False), model.encode_text(tokens, normalize=False)
 
 
-def check_length_zero(clip, images, tokens):
+def check_length_zero(clip, images, tokens, kind="independent"):
     bare = encode(clip, images, tokens)
-    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0), sequence_first=False, trim=False)
+    config = PromptConfig(text_length=0, vision_length=0, kind=kind)
+    model = PromptedCLIP(clip, config, sequence_first=False, trim=False)
     assert all(torch.equal(one, other) for one, other in zip(encode(model, images, tokens), bare, strict=True))
     model.detach()
-    model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
+    model = PromptedCLIP(clip, config)
     for one, other in zip(encode(model, images, tokens), bare, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-10)
     model.detach()
 
 
-def check_wrapping(clip, images, tokens):
+def check_wrapping(clip, images, tokens, config=INDEPENDENT):
     before, traces, bare = tensors_of(clip), traces_of(clip), encode(clip, images, tokens)
-    model = wrap(clip)
+    model = wrap(clip, config)
     prompted = encode(model, images, tokens)
     for one, other in zip(prompted, bare, strict=True):
         assert one.shape == other.shape
@@ -160,7 +166,7 @@ def check_training(model, images, tokens):
         assert prompts.grad.isfinite().all()
         reached = prompts.grad.abs().sum(dim=-1).gt(0).double().mean()
         # Of pixels, a few may lie where every channel of the stem's ReLU is at rest.
-        least = 0.9 if prompts is model.vision.prompts.tokens and prompts.shape[-1] == 3 else 1.0
+        least = 0.9 if isinstance(model.vision.tower, PixelTower) and prompts.shape[-1] == 3 else 1.0
         assert reached >= least, "every prompt of every block has a gradient"
         assert not torch.equal(prompts, start)
     assert all(parameter.grad is None for parameter in clip.parameters())
@@ -184,8 +190,8 @@ def check_trimming(clip, images, tokens):
     model.detach()
 
 
-def check_saving(clip, images, tokens, zoo, folder):
-    model = wrap(clip.float())
+def check_saving(clip, images, tokens, zoo, folder, config=INDEPENDENT):
+    model = wrap(clip.float(), config)
     images = images.float()
     with zoo.shrunk():  # what is saved is compared with the architecture of that name
         save_prompts(model, folder)
@@ -232,9 +238,9 @@ def check_intermediates(clip, images, tokens):
     model.detach()
 
 
-def check_stages(clip, images, tokens):
+def check_stages(clip, images, tokens, config=INDEPENDENT):
     """In either stage each parameter that trains gets a gradient, as DistributedDataParallel wants it, and no other."""
-    model = wrap(clip.float())
+    model = wrap(clip.float(), config)
     for stage in TwoStageSchedule(model, num_identities=3):
         stage.prepare()
         model.zero_grad()
@@ -246,6 +252,25 @@ def check_stages(clip, images, tokens):
         assert all(parameter.grad is not None for parameter in trained)
         assert all(parameter.grad is None for parameter in set(model.parameters()) - trained)
     model.detach()
+
+
+def check_coupled(zoo, name, folder):
+    """The promises of coupled prompts, or the refusal of a tower that has no blocks to project into."""
+    clip, images, tokens = make(zoo, name)
+    if isinstance(find_vision_tower(clip), PixelTower):
+        bare, traces = encode(clip, images, tokens), traces_of(clip)
+        with pytest.raises(
+            ValueError, match=r'kind is "coupled", but this .* has no blocks .*choose kind="independent"'
+        ):
+            wrap(clip, COUPLED)
+        assert traces_of(clip) == traces
+        assert all(torch.equal(one, other) for one, other in zip(encode(clip, images, tokens), bare, strict=True))
+        return
+    check_length_zero(clip, images, tokens, "coupled")
+    check_wrapping(clip, images, tokens, COUPLED)
+    twin = copy.deepcopy(clip)
+    check_saving(twin, images, tokens, zoo, folder, COUPLED)
+    check_stages(twin, images, tokens, COUPLED)
 
 
 def check_all(zoo, name, folder):
@@ -269,3 +294,13 @@ def test_family_keeps_every_promise(zoo, name, tmp_path):
 @pytest.mark.slow
 def test_config_keeps_every_promise(zoo, any_name, tmp_path):
     check_all(zoo, any_name, tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_keeps_every_promise_of_coupled_prompts(zoo, name, tmp_path):
+    check_coupled(zoo, name, tmp_path)
+
+
+@pytest.mark.slow
+def test_config_keeps_every_promise_of_coupled_prompts(zoo, any_name, tmp_path):
+    check_coupled(zoo, any_name, tmp_path)

@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 
-from promptreid import load_clip
+from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
 
@@ -197,7 +197,13 @@ def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
     clip = build(zoo, name, size)
     images = torch.randn(2, 3, *size).double()
     encoder = PromptedVisionEncoder(clip, length, depth=depth, sequence_first=False)
-    tower, prompts = encoder.tower, encoder.prompts.tokens.detach().double()
+    last, expected = image_sequences(clip, encoder, images, encoder.prompts.tokens.detach().double(), block_forward)
+    torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-6)
+
+
+def image_sequences(clip, encoder, images, prompts, block_forward):
+    """What the last block returns, and the same written out."""
+    tower, length = encoder.tower, prompts.shape[1]
     first, last = around_blocks(tower.blocks, lambda: encoder(images))
     bias, angles = None, None
     trunk = getattr(clip.visual, "trunk", None)
@@ -217,7 +223,35 @@ def test_image_tower_equals_the_written_out_forward(zoo, name, length, depth):
             return grown
 
     with torch.no_grad():
-        expected = run_reference(block_forward, tower.blocks, first, prompts, slot=tower.slot, bias=bias, extra=angles)
+        return last, run_reference(
+            block_forward, tower.blocks, first, prompts, slot=tower.slot, bias=bias, extra=angles
+        )
+
+
+@pytest.mark.parametrize(("length", "depth"), [(1, None), (3, None), (2, 1)])
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-SigLIP", "EVA02-B-16"])
+def test_coupled_image_prompts_equal_projections_written_out(zoo, name, length, depth):
+    """MaPLe, section 3.2: the image prompts of block k are a linear layer of k's own, of the text prompts of k."""
+    block_forward, size = VISION[name]
+    clip = build(zoo, name, size)
+    config = PromptConfig(length, length, depth, depth, kind="coupled")
+    model = PromptedCLIP(clip, config, sequence_first=False)
+    for prompts in (model.vision.prompts.double(), model.text.prompts.double()):
+        for parameter in prompts.parameters():
+            torch.nn.init.normal_(parameter)
+    state = model.prompt_state_dict()
+    text, weight, bias, scale = (
+        state[key]
+        for key in ("text.prompts.tokens", *(f"vision.prompts.{part}" for part in ("weight", "bias", "scale")))
+    )
+    projected = torch.zeros(len(text), length, weight.shape[1]).double()
+    for block in range(len(text)):
+        for position in range(length):
+            for unit in range(weight.shape[1]):
+                terms = weight[block, unit] * text[block, position] / scale[block]
+                projected[block, position, unit] = terms.sum() + bias[block, unit]
+    images = torch.randn(2, 3, *size).double()
+    last, expected = image_sequences(clip, model.vision, images, projected, block_forward)
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ from promptreid.data.samplers import IdentitySampler
 from promptreid.errors import CheckpointError
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.prompts.config import PromptConfig
+from promptreid.prompts.config import PromptConfig, PromptForm
 from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import describe, differences
@@ -328,3 +328,34 @@ def test_adapters_resume_bit_for_bit_and_other_settings_of_them_are_refused(
     ):
         with pytest.raises(CheckpointError, match=message):
             trainer("stopped", **settings)
+
+
+def test_coupled_prompts_resume_bit_for_bit_and_another_kind_is_refused(
+    model_cfg: dict[str, Any], pairs: Any, tmp_path: Path
+) -> None:
+    def trainer(folder: str, *, stop_at: int | None = None, kind: PromptForm = "coupled") -> Trainer:
+        torch.manual_seed(0)
+        model = PromptedCLIP(CLIP(**model_cfg), PromptConfig(text_length=2, vision_length=2, kind=kind))
+        losses = {"contrastive": ContrastiveLoss()}
+        stage = Stage("one", model, trains=["prompts"], losses=losses, epochs=2, learning_rate=0.1)
+
+        def interrupt(entry: dict[str, Any], _: Any) -> None:
+            if entry["epoch"] == stop_at:
+                raise RuntimeError("interrupted")
+
+        options: dict[str, Any] = {"trackers": (), "progress": False, "device": "cpu", "on_epoch_end": interrupt}
+        return Trainer(model, [stage], train_data=pairs, batch_size=4, output_dir=tmp_path / folder, **options)
+
+    whole = trainer("whole")
+    start = {name: value.clone() for name, value in whole.model.prompt_state_dict().items()}
+    whole.fit()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer("stopped", stop_at=2).fit()
+    resumed = trainer("stopped")
+    assert resumed.last_checkpoint is not None
+    resumed.fit()
+    after, expected = resumed.model.state_dict(), whole.model.state_dict()
+    assert not torch.equal(start["vision.prompts.weight"], expected["vision.prompts.weight"])
+    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    with pytest.raises(CheckpointError, match=r"prompts\.kind was 'coupled', is None"):
+        trainer("stopped", kind="independent")

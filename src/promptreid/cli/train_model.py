@@ -25,7 +25,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
-from promptreid.prompts.config import PromptConfig
+from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         default=PromptConfig.text_length,
         help="prompts per block in both encoders; default %(default)s",
     )
+    parser.add_argument(
+        "--prompt-kind",
+        choices=PROMPT_FORMS,
+        default=PromptConfig.kind,
+        help="image prompts of their own, or made of the text prompts; default %(default)s",
+    )
     of_stages = "of the stages; default the model's preset"
     parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     parser.add_argument("--learning-rates", type=positive, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
@@ -111,6 +117,7 @@ class TrainingArguments(TypedDict):
     pretrained: str | None
     image_size: Sequence[int] | None
     prompt_length: int
+    prompt_kind: PromptForm
     epochs: Sequence[int] | None
     learning_rates: Sequence[float] | None
     algorithm: str | None
@@ -231,7 +238,8 @@ def _make_model(arguments: TrainingArguments) -> "PromptedCLIP":
         device=check_device(arguments["device"]),
     )
     length = arguments["prompt_length"]
-    return PromptedCLIP(clip, PromptConfig(text_length=length, vision_length=length))
+    config = PromptConfig(text_length=length, vision_length=length, kind=arguments["prompt_kind"])
+    return PromptedCLIP(clip, config)
 
 
 def _write_card(
@@ -253,7 +261,7 @@ def _write_card(
         shutil.copyfile(folder.parent / FIGURE, folder / FIGURE)
         sections["What it finds"] = f"![What four captions find]({FIGURE})"
     numbers = {name: value for name, value in asdict(recipe).items() if name != "num_identities"}
-    chosen = ("image_size", "prompt_length", "batch_size", "seed")
+    chosen = ("image_size", "prompt_kind", "prompt_length", "batch_size", "seed")
     training = {name: arguments[name] for name in chosen} | numbers
     details = CardDetails(
         dataset=data.name,

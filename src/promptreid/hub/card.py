@@ -292,7 +292,8 @@ def _prompts_line(manifest: PromptManifest) -> str:
         else f"{length}{' a block' if tower == 'text' else ''}"
         for tower, length in towers
     ]
-    return f"{told[0]} in the text encoder, {told[1]} in the image encoder"
+    coupled = ", projected from those of the text encoder" if manifest.prompts.kind == "coupled" else ""
+    return f"{told[0]} in the text encoder, {told[1]} in the image encoder{coupled}"
 
 
 def _base_line(manifest: PromptManifest) -> str:

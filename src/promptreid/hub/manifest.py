@@ -21,6 +21,7 @@ ENCODERS_CONFIG: str = CONFIG_NAME
 
 _LONGEST_SIDE = 65536
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
+_MOST_COUPLED = 2**27  # of a projection for each block: the largest open_clip model has half of it
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
 _MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have one a tower
 MOST_LAYERS = 1024
@@ -91,8 +92,8 @@ def prompt_config(value: Any) -> PromptConfig:
     return PromptConfig(**settings)
 
 
-def shapes(value: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of prompts."""
+def shapes(value: Any, *, most: int = _MOST_ELEMENTS) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of prompts, `most` numbers at most."""
     if not isinstance(value, dict) or not 0 < len(cast("dict[str, Any]", value)) <= _MOST_TENSORS:
         raise TypeError(f"shapes is {str(value)[:60]!r}, expected the shapes of 1 to {_MOST_TENSORS} tensors")
     found = {name: integers(value, name, counts=(0, 1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
@@ -100,8 +101,8 @@ def shapes(value: Any) -> dict[str, tuple[int, ...]]:
     if strange:
         raise ValueError(f"shapes names {str(strange)[:200]}, which are not prompt tensors")
     elements = sum(math.prod(shape) for shape in found.values())
-    if elements > _MOST_ELEMENTS:
-        raise ValueError(f"shapes has {elements} numbers, expected at most {_MOST_ELEMENTS}")
+    if elements > most:
+        raise ValueError(f"shapes has {elements} numbers, expected at most {most}")
     return found
 
 
@@ -207,7 +208,7 @@ class PromptManifest:
         )
 
     def _values(self) -> dict[str, Any]:
-        values = {"format_version": FORMAT_VERSION, **asdict(self)}
+        values = {"format_version": FORMAT_VERSION, **asdict(self), "prompts": self.prompts.as_dict()}
         if not self.kinds:  # as files of built-in kinds have always been
             del values["kinds"]
         same = self.encoders_fingerprint == self.base_fingerprint
@@ -323,13 +324,14 @@ def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
         encoders = base if own is None else unpack_fingerprint(text(values, "encoders_fingerprint", longest=2**15))
         if len(base) != len(encoders):
             raise ValueError(f"its fingerprints have {len(base)} and {len(encoders)} samples")
+        config = prompt_config(values["prompts"])
         return PromptManifest(
             model_name=text(values, "model_name"),
             pretrained=None if values["pretrained"] is None else text(values, "pretrained"),
             image_size=image_size(values),
             quick_gelu=truth(values, "quick_gelu"),
-            prompts=prompt_config(values["prompts"]),
-            shapes=shapes(values["shapes"]),
+            prompts=config,
+            shapes=shapes(values["shapes"], most=_MOST_COUPLED if config.kind == "coupled" else _MOST_ELEMENTS),
             base_fingerprint=base,
             encoders_fingerprint=encoders,
             sha256=digests(values["sha256"]),

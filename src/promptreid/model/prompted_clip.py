@@ -23,6 +23,7 @@ from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.model.wrapping import Setup, wrap
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import feature_size_of, image_preprocessing_of, image_size_of
@@ -42,12 +43,12 @@ class PromptedCLIP(nn.Module):
     """An open_clip model with learnable prompts in its image and its text encoder.
 
     It owns the open_clip model (keys `clip.*`, exactly open_clip's own behind the prefix) and the prompts
-    (`vision.prompts.tokens`, `text.prompts.tokens`), so every parameter appears once. The open_clip model's
+    (`vision.prompts.*`, `text.prompts.*`), so every parameter appears once. The open_clip model's
     `encode_image`, `encode_text` and `forward` still work and are prompted.
 
     Args:
         clip: An open_clip model, from `load_clip` or `open_clip.create_model`.
-        config: Lengths, depths and initialisation of the prompts.
+        config: Kind, lengths, depths and initialisation of the prompts.
         source: Where the model came from; known already if it is from `load_clip`.
         sequence_first: Keep frozen attention fast (values change by rounding only).
         trim: Cut captions to the longest of a batch where that is exact.
@@ -104,7 +105,7 @@ class PromptedCLIP(nn.Module):
         if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
         self.source: ClipSource | None = source_of(clip) if source is None else source
-        self._setup: dict[str, bool] = {"sequence_first": sequence_first, "trim": trim}
+        self._setup: Setup = {"sequence_first": sequence_first, "trim": trim}
         self._factories: Factories = {"vision": vision_prompts, "text": text_prompts}
         self._wrap(clip, config, initialize=initialize)
         self.clip = clip
@@ -132,30 +133,9 @@ class PromptedCLIP(nn.Module):
 
     def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
         self.config: PromptConfig = config
-        self.vision: PromptedVisionEncoder = PromptedVisionEncoder(
-            clip,
-            config.vision_length,
-            depth=config.vision_depth,
-            position_embedding=config.position_embedding,
-            initialization=config.vision_initialization if initialize else None,
-            place=config.vision_place,
-            sequence_first=self._setup["sequence_first"],
-            prompts=self._factories["vision"],
-        )
-        try:
-            self.text: PromptedTextEncoder = PromptedTextEncoder(
-                clip,
-                config.text_length,
-                depth=config.text_depth,
-                position_embedding=config.position_embedding,
-                initialization=config.text_initialization if initialize else None,
-                slot=config.text_slot,
-                prompts=self._factories["text"],
-                **self._setup,
-            )
-        except Exception:
-            self.vision.detach()
-            raise
+        self.vision: PromptedVisionEncoder
+        self.text: PromptedTextEncoder
+        self.vision, self.text = wrap(clip, config, self._factories, self._setup, initialize=initialize)
 
     @classmethod
     def from_pretrained(
@@ -315,7 +295,7 @@ class PromptedCLIP(nn.Module):
         }
 
     def prompt_parameters(self) -> list[nn.Parameter]:
-        """Every parameter of the prompts; those of the built-in kinds have one a tower."""
+        """Every parameter of the prompts; independent ones of the built-in kinds have one a tower."""
         return [*self.vision.prompts.parameters(), *self.text.prompts.parameters()]
 
     def encoder_parameters(self) -> list[nn.Parameter]:

@@ -88,7 +88,10 @@ class BlockTokens(PromptKind):
         self._check_options()
         self._sequence_first: bool = sequence_first and runs_slow_when_frozen(tower)
         self._caption_ends: ThreadValue = ThreadValue()
-        self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, length, tower.width))
+        self._make_parameters()
+
+    def _make_parameters(self) -> None:
+        self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, self.length, self.width))
 
     def _check_size(self) -> None:
         tower, blocks = self.tower, len(self.tower.blocks)
@@ -151,13 +154,17 @@ class BlockTokens(PromptKind):
 
     def layer(self, index: int) -> Tensor:
         """Prompts of block `index`, (P, D) float32."""
-        tokens, tower = self.tokens[index], self.tower
+        tokens, tower = self._learned(index), self.tower
         positions = tower.positions
         if not self.position_embedding or positions is None or self.length == 0:
             return tokens
         if tower.grid is not None:
             return tokens + sample_grid_positions(positions, grid=tower.grid, count=self.length)
         return tokens + positions[tower.slot : tower.slot + self.length]
+
+    def _learned(self, index: int) -> Tensor:
+        """Prompts of block `index` without positions, (P, D) float32."""
+        return self.tokens[index]
 
     @property
     def in_front(self) -> bool:

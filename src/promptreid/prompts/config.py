@@ -1,8 +1,10 @@
 """How prompts are set up, and the checks of such options."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+PromptForm = Literal["independent", "coupled"]
+PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled")
 Initialization = Literal["start_state", "mean_state", "normal"]
 INITIALIZATIONS: tuple[str, ...] = ("start_state", "mean_state", "normal")
 TextSlot = Literal["after_start", "before_end"]
@@ -30,14 +32,21 @@ class PromptConfig:
         text_slot: `"after_start"`, before the caption's first word, or `"before_end"`, after its last one.
         vision_place: `"auto"`: in the blocks, or on the image's border where there are none; `"attention_pool"`: in
             the attention pool of a ModifiedResNet (RN50, RN101, …).
+        kind: `"independent"`, prompts of their own in both towers; `"coupled"`, image prompts of each block are a
+            learned linear projection of the text prompts of that block (MaPLe). Coupled prompts have one length and
+            one depth for both towers, by default the number of blocks that both have.
 
     Raises:
-        ValueError: A length is negative, a depth is below 1, or a name is unknown.
+        ValueError: A length is negative, a depth is below 1, or a name is unknown; or prompts are coupled, and lengths
+            or depths differ, or what only prompts of their own have is set for images.
         TypeError: A length or depth is not an integer.
 
     Example:
         >>> PromptConfig(text_length=4, vision_length=4).text_length
         4
+
+    Source:
+        Khattak et al. 2023, MaPLe: Multi-modal Prompt Learning, arXiv 2210.03117, section 3.2, for coupled prompts.
     """
 
     text_length: int = 4
@@ -49,6 +58,7 @@ class PromptConfig:
     vision_initialization: Initialization = "normal"
     text_slot: TextSlot = "after_start"
     vision_place: VisionPlace = "auto"
+    kind: PromptForm = "independent"
 
     def __post_init__(self) -> None:
         for name in ("text_length", "vision_length"):
@@ -60,6 +70,31 @@ class PromptConfig:
             check_choice(name, getattr(self, name), INITIALIZATIONS)
         check_choice("text_slot", self.text_slot, TEXT_SLOTS)
         check_choice("vision_place", self.vision_place, VISION_PLACES)
+        check_choice("kind", self.kind, PROMPT_FORMS)
+        if self.kind == "coupled":
+            self._check_coupled()
+
+    def _check_coupled(self) -> None:
+        for name in ("length", "depth"):
+            text, vision = getattr(self, f"text_{name}"), getattr(self, f"vision_{name}")
+            if text != vision:
+                raise ValueError(
+                    f'kind is "coupled", text_{name} is {text} and vision_{name} is {vision}, but each image prompt is '
+                    f"made of one text prompt; give both the same {name}"
+                )
+        for name, default in (("vision_initialization", "normal"), ("vision_place", "auto")):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f'{name} is {getattr(self, name)!r}, but kind is "coupled", and image prompts are projections of '
+                    f"the text prompts, in the blocks. Leave {name} out"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name; without `kind` where it is the first one, as files have always been."""
+        values = asdict(self)
+        if self.kind == "independent":
+            del values["kind"]
+        return values
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -42,7 +42,7 @@ def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[
     identity = {
         "data": _data_identity(train_data),
         "base_fingerprint": _digest(pack_fingerprint(model.base_fingerprint, exact=True).encode()),
-        "prompts": asdict(model.config),
+        "prompts": model.config.as_dict(),
         "dropout": dropout,
         "adapters": adapter_settings(model.clip),
         **settings,

@@ -1,0 +1,106 @@
+"""Makes both encoders of an open_clip model as a configuration of prompts says."""
+
+from typing import TypedDict, cast
+
+from torch import nn
+
+from promptreid.model.encoder import Factories, refuse_options
+from promptreid.model.text import PromptedTextEncoder
+from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.config import PromptConfig
+from promptreid.prompts.coupled_tokens import CoupledTokens
+from promptreid.prompts.kind import PromptKind
+from promptreid.towers.families import find_text_tower, find_vision_tower
+from promptreid.towers.tower import PixelTower, TokenTower
+
+
+class Setup(TypedDict):
+    """How encoders run, whatever prompts they have."""
+
+    sequence_first: bool
+    trim: bool
+
+
+def wrap(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> tuple[PromptedVisionEncoder, PromptedTextEncoder]:
+    """Put prompts into both towers.
+
+    Args:
+        clip: The bare open_clip model.
+        config: Kind, lengths, depths and initialisation of the prompts.
+        factories: Makes the prompts of a tower instead, where they are of a kind of the user's own.
+        setup: How the encoders run.
+        initialize: Start the prompts; `False` leaves them zero.
+
+    Raises:
+        UnsupportedTowerError, AttachmentError, ValueError: As `PromptedCLIP`; the model is bare then.
+    """
+    if config.kind == "coupled":
+        return _wrap_coupled(clip, config, factories, setup, initialize=initialize)
+    vision = PromptedVisionEncoder(
+        clip,
+        config.vision_length,
+        depth=config.vision_depth,
+        position_embedding=config.position_embedding,
+        initialization=config.vision_initialization if initialize else None,
+        place=config.vision_place,
+        sequence_first=setup["sequence_first"],
+        prompts=factories["vision"],
+    )
+    try:
+        text = _text_encoder(clip, config, factories, setup, depth=config.text_depth, initialize=initialize)
+    except Exception:
+        vision.detach()
+        raise
+    return vision, text
+
+
+def _wrap_coupled(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> tuple[PromptedVisionEncoder, PromptedTextEncoder]:
+    refuse_options(
+        'kind is "coupled", which makes the prompts of both towers',
+        **{f"{tower}_prompts": factory for tower, factory in factories.items()},
+    )
+    tower = find_vision_tower(clip)
+    if isinstance(tower, PixelTower):
+        raise ValueError(
+            f'kind is "coupled", but this {tower.kind} has no blocks that tokens pass through, which image prompts '
+            'could be projected into; choose kind="independent"'
+        )
+    both = min(len(tower.blocks), len(find_text_tower(clip).blocks))
+    text = _text_encoder(clip, config, factories, setup, depth=config.text_depth or both, initialize=initialize)
+
+    def project(tower: TokenTower) -> PromptKind:
+        return CoupledTokens(
+            tower,
+            cast("BlockTokens", text.prompts),  # no factory of the user's made others
+            position_embedding=config.position_embedding,
+            sequence_first=setup["sequence_first"],
+        )
+
+    try:
+        vision = PromptedVisionEncoder(
+            clip, initialization=config.vision_initialization if initialize else None, prompts=project
+        )
+    except Exception:
+        text.detach()
+        raise
+    return vision, text
+
+
+def _text_encoder(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, depth: int | None, initialize: bool
+) -> PromptedTextEncoder:
+    return PromptedTextEncoder(
+        clip,
+        config.text_length,
+        depth=depth,
+        position_embedding=config.position_embedding,
+        initialization=config.text_initialization if initialize else None,
+        slot=config.text_slot,
+        prompts=factories["text"],
+        **setup,
+    )
