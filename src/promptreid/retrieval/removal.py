@@ -128,7 +128,7 @@ def _seconds(older_than: Any) -> float:
     if isinstance(older_than, datetime):
         return older_than.timestamp()
     if isinstance(older_than, date):
-        return datetime(older_than.year, older_than.month, older_than.day).timestamp()  # noqa: DTZ001: of this place
+        return datetime(older_than.year, older_than.month, older_than.day).timestamp()
     raise TypeError(f"older_than is {older_than!r}, expected a date, or an age such as timedelta(days=30)")
 
 
