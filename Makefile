@@ -1,7 +1,7 @@
 # Every target is a command a person can run; CI runs the same ones.
 # An activated environment, else .venv, else whatever python is.
 PYTHON ?= $(if $(VIRTUAL_ENV),python,$(firstword $(wildcard .venv/bin/python .venv/Scripts/python.exe) python))
-# For programs that are no modules.
+# For programs that are not modules.
 SCRIPTS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 WORKERS ?= 2
 # CPU=1 installs torch's builds for the CPU.
@@ -54,7 +54,7 @@ test-all:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing"
 	$(PYTHON) -m pytest -m timing
 
-# The demo in a real browser. PICTURES=docs/pictures takes the screenshots of the documentation anew.
+# The demo in a real browser. PICTURES=docs/pictures takes the screenshots of the documentation again.
 PICTURES ?=
 AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

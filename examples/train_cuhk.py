@@ -12,11 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from promptreid import Gallery, PromptConfig, PromptedCLIP, Recipe, adapt, load_clip
+from promptreid import Gallery, Recipe, adapt
 from promptreid.adaptation import load_and_verify
-from promptreid.cli.train_model import add_training_arguments, complete_training_arguments
+from promptreid.cli.train_model import add_training_arguments, complete_training_arguments, make_model
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import score_table
@@ -56,9 +54,7 @@ def main() -> None:
 
     # Data and model first: whatever is wrong with them is found before anything is written.
     data = given.data_root and load_cuhk_pedes(given.data_root)
-    torch.manual_seed(given.seed)
-    clip = load_clip(given.model, pretrained=given.pretrained, image_size=given.image_size, device=given.device)
-    model = PromptedCLIP(clip, PromptConfig(text_length=given.prompt_length, vision_length=given.prompt_length))
+    model = make_model(vars(given))
     claim_folder(output, settings, note="settings.json", sole=True)
     data = data or load_cuhk_pedes(write_generated(output / "data", num_identities=given.identities, seed=given.seed))
     print(data.summary())

@@ -1,7 +1,8 @@
 """Installs this checkout with extras and dependency groups, by any pip: `make install`.
 
-`pip install --group dev -e ".[all]"` does the same from pip 25.1 on; the pip that comes with Python 3.10 to 3.13 does
-not know groups. With `--cpu`, uv installs instead, with torch's builds for the CPU: about 1 GB instead of 5.5 GB.
+From pip 25.1 on, `pip install --group dev -e ".[all]"` does that and installs the demo's packages; the pip that comes
+with Python 3.10 to 3.13 does not know groups. With `--cpu`, uv installs instead, with torch's builds for the CPU: about
+1 GB instead of 5.5 GB.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def main() -> None:
     with ThreadPoolExecutor(5) as pool:
         results = list(pool.map(lambda place: resolve(groups, *place), places))
     unknown = [found for found in results if found.returncode not in (0, NO_SOLUTION)]
-    if unknown and not chosen.strict:
+    if unknown and not chosen.strict and not any(found.returncode == NO_SOLUTION for found in results):
         print(f"not resolved, because uv cannot reach the package index: {unknown[0].stderr.strip()[-300:]}")
         return
     for (version, system), found in zip(places, results, strict=True):

@@ -1,4 +1,6 @@
-"""The few exceptions of our own, everything else raises Python's built-in ones; and how errors name files."""
+"""The few exceptions of our own, everything else raises Python's built-in ones; and how errors name things."""
+
+from collections.abc import Sequence
 
 
 class PromptReidError(Exception):
@@ -58,8 +60,18 @@ def missing_extra(what: str, package: str, extra: str, *, instead: str | None = 
     return MissingExtraError(f'{what} needs {package}: pip install "promptreid[{extra}]"{advice}')
 
 
+def listed(names: Sequence[str], *, most: int = 5) -> str:
+    """Names for a message, which says how many more there are; nothing if there are none.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def printable(text: object) -> str:
-    r"""Text that a terminal can only show; everything else in it, such as a line break, is written as Python writes it.
+    r"""Text that is safe to print: what is not printable, such as a line break, is written as Python's escapes.
 
     Names of files may hold anything: bytes that are not letters, escape sequences, letters that turn the line around.
 

@@ -160,6 +160,8 @@ def places(tmp_path, monkeypatch):
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "prompt_config.json").touch()
     (tmp_path / "data").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "gallery.json").touch()
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.png")
 
@@ -190,6 +192,8 @@ WORK = [
             "argument root is ..\\data, but there is no folder of that name; between folders write /",
         ),
         ("check file", "argument root is file, but that is a file; give its folder"),
+        ("check kept --layout folder", "--layout would do nothing here: kept is an index"),
+        ("check kept --no-images", "--no-images would do nothing here: kept is an index"),
         ("check data --limit -1", "argument --limit is -1, expected at least 0"),
         ("check data --tokenizer ViT-B-61", "open_clip has no model named 'ViT-B-61'"),
         ("train nowhere --output out", "argument root is nowhere, but there is no folder"),
@@ -246,9 +250,11 @@ WORK = [
         ("search gallery 'a man' --picture data", "argument --picture is data, which is a folder"),
         ("search gallery 'a man' --picture a.jpg", "--picture is a.jpg, which ends in .jpg, expected .png"),
         ("search gallery 'a man' --picture new/a.png", "but there is no folder new; make it first"),
-        ("search gallery 'a man' --picture pipe.png", "--picture is pipe.png, which is no plain file"),
+        ("search gallery 'a man' --picture pipe.png", "--picture is pipe.png, which is not a regular file"),
         ("search gallery 'a man' --image-size 9 9", "--image-size would do nothing here: gallery goes with"),
         ("search gallery 'a man' --pretrained openai", "--pretrained would do nothing here"),
+        ("demo --device cuda:99", "--device would do nothing here: it goes with --model"),
+        ("demo --revision main", "--revision would do nothing here: it goes with --model"),
         ("demo --port 80000", "argument --port is 80000, expected 1 to 65535"),
         ("demo nowhere", "argument folder is nowhere, but there is no folder"),
         ("demo --model run", "argument --model is run, a whole run; the model in it is run/model"),

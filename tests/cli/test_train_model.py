@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from promptreid.cli.train_model import ALGORITHMS, _make_model, add_training_arguments, complete_training_arguments
+from promptreid.cli.train_model import ALGORITHMS, add_training_arguments, complete_training_arguments, make_model
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
@@ -30,7 +30,7 @@ def test_option_of_the_kind_makes_a_model_of_it() -> None:
     add_training_arguments(parser)
     words = ["--prompt-kind", "coupled", "--device", "cpu", "--image-size", "32", "16"]
     arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
-    model = _make_model(arguments)
+    model = make_model(arguments)
     assert (model.config.kind, model.image_size) == ("coupled", (32, 16))
     assert "vision.prompts.weight" in model.prompt_state_dict()
     assert vars(parser.parse_args([]))["prompt_kind"] == "independent"
@@ -46,7 +46,7 @@ def test_option_of_the_kind_makes_a_model_of_it() -> None:
         (["--max-norm", "off"], "argument --max-norm: invalid number value: 'off'"),
     ],
 )
-def test_options_of_the_optimizer_out_of_range_are_refused(
+def test_training_options_out_of_range_are_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

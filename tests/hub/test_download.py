@@ -584,6 +584,7 @@ def test_revision_is_an_option_wherever_a_model_is_named(hub, pushed, base, tmp_
     push_again(hub, base)
     found = []
     if command == "demo":
+        monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)  # gradio need not be installed
         monkeypatch.setattr(app, "launch", lambda *_, model, **__: found.append(model.commit))
         main(["demo", "--model", "alice/m", "--revision", pushed.refs["refs/heads/main"]])
         assert found == [pushed.refs["refs/heads/main"]]

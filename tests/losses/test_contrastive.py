@@ -388,8 +388,9 @@ def test_nitc_loss_temperature_is_learnt_and_may_be_fixed() -> None:
     assert not list(NITCLoss(learnable_temperature=False).parameters())
 
 
-def test_nitc_loss_share_of_soft_labels_rises_over_training_steps_alone() -> None:
-    images, texts, ids = torch.randn(4, 8), torch.randn(4, 8), torch.tensor([0, 1, 0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nitc_loss_share_of_soft_labels_rises_over_training_steps_alone(dtype: torch.dtype) -> None:
+    images, texts, ids = torch.randn(4, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype), torch.tensor([0, 1, 0, 2])
     loss = NITCLoss(0.1, soft_labels=0.5, rising_steps=4)
 
     def expected(share: float) -> float:

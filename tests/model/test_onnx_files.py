@@ -57,6 +57,7 @@ def test_description_says_what_images_and_captions_need(folder):
 
 
 def test_features_that_differ_are_refused_and_nothing_is_written(model, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     monkeypatch.setattr(onnx_files, "_DIFFERENCE", -1.0)
     with pytest.raises(WeightsError, match=r"gives features that differ by .* nothing was written"):
@@ -73,9 +74,12 @@ def test_half_precision_is_refused(model, tmp_path):
         export_onnx(half, tmp_path)
 
 
-def test_missing_extra_is_named(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
+def test_missing_extra_is_named(model, tmp_path, monkeypatch, package):
     import sys
+    from types import ModuleType
 
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(MissingExtraError, match=r"onnxscript: pip install \"promptreid\[onnx\]\""):
+    for name in ("onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None if name == package else ModuleType(name))
+    with pytest.raises(MissingExtraError, match=rf'needs {package}: pip install "promptreid\[onnx\]"'):
         export_onnx(model, tmp_path)

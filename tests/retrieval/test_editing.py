@@ -273,6 +273,19 @@ def test_change_after_somebody_elses_joins_it(model, index, folder):
         first.add([folder / "new" / "b.jpg"], progress=False)
 
 
+def test_removals_of_two_processes_are_both_remembered(model, index, folder):
+    first, second = Gallery.load(index.directory, model), Gallery.load(index.directory, model)
+    one, two, three = first.paths[:3]
+    second.remove(two)
+    first.remove(one)  # takes in what the second removed
+    second.restore(two)  # knows of the first's removal only once it has its turn
+    first.remove(three)
+    assert second.restore(one) == 1
+    again = Gallery.load(index.directory, model)
+    assert again.update(folder, progress=False).excluded == (str(three),)
+    assert len(again) == len(index) - 1
+
+
 def test_change_of_a_gallery_that_was_deleted_or_replaced_is_refused(index, tmp_path):
     first, second = Gallery.load(index.directory), Gallery.load(index.directory)
     Gallery(None, ["a.jpg"], torch.eye(1)).save(index.directory)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from promptreid import Gallery
 from promptreid.errors import CheckpointError
-from promptreid.retrieval.table import matcher
+from promptreid.retrieval.filters import matcher
 
 
 class ListIndex:

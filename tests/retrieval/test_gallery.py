@@ -189,7 +189,7 @@ def test_gallery_of_bad_features_is_refused(model):
         Gallery(model, ["a.jpg"], torch.ones(1, 128, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"1 of 2 features are not of unit length, such as number 1 of length 2"):
         Gallery(model, ["a.jpg", "b.jpg"], torch.eye(2, 128) * torch.tensor([[1.0], [2.0]]))
-    with pytest.raises(ValueError, match="1 paths but metadata for 2"):
+    with pytest.raises(ValueError, match="1 images but metadata for 2"):
         Gallery(model, ["a.jpg"], torch.ones(1, 128), metadata=[{}, {}])
 
 

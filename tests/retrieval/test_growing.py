@@ -15,6 +15,7 @@ from PIL import Image
 from promptreid import Gallery
 from promptreid.errors import DatasetError
 from promptreid.retrieval import index as exact_search
+from promptreid.retrieval.audit import queries_in_words
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.table import ImageTable
 
@@ -122,6 +123,9 @@ def test_segment_is_never_larger_than_it_may_be(tmp_path, monkeypatch):
     whole.save(tmp_path / "whole")
     assert [len(segment) for segment in whole._store.exact.segments] == [10] * 6
     assert Gallery.load(tmp_path / "whole").paths == gallery.paths
+    more = Gallery(None, gallery.paths[:15], gallery.features[:15])
+    more.save(tmp_path / "more")
+    assert [len(segment) for segment in more._store.exact.segments] == [10, 5]
 
 
 def test_images_in_memory_are_added_by_key(model, tmp_path):
@@ -209,10 +213,10 @@ def test_remove_by_filter(tmp_path):
     assert sum(known["camera"] == "cam_2" for known in gallery.metadata) == 2
     with pytest.raises(ValueError, match="has camera cam_9; known are"):
         gallery.remove(where={"camera": "cam_9"})
-    with pytest.raises(
-        TypeError, match="expected an image's path or number, or several; or give where= or older_than="
-    ):
+    with pytest.raises(TypeError, match="images and where= or older_than= are both given; give one or the other"):
         gallery.remove(3, where={"camera": "cam_1"})
+    with pytest.raises(TypeError, match="nothing is named to be removed; give an image's path or number, or where="):
+        gallery.remove()
     assert len(Gallery.load(gallery.directory)) == 26
 
 
@@ -281,6 +285,11 @@ def test_audit_log_names_who_asked_what_and_holds_no_image(tmp_path):
     assert len((gallery.directory / "audit.jsonl").read_text().splitlines()) == 2
     with pytest.raises(ValueError, match="was never saved; save it"):
         Gallery(None, ["a"], unit(1)).keep_audit_log()
+
+
+def test_audit_log_has_sentences_as_they_were_asked():
+    assert queries_in_words("a man") == ["a man"]
+    assert queries_in_words(["a man", "a woman"]) == queries_in_words(("a man", "a woman")) == ["a man", "a woman"]
 
 
 def test_search_that_cannot_be_logged_is_refused(tmp_path):

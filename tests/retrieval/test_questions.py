@@ -13,7 +13,7 @@ from promptreid import Gallery
 from promptreid.errors import DatasetError
 from promptreid.model import encoding
 from promptreid.retrieval import encode
-from promptreid.retrieval.table import plain
+from promptreid.retrieval.filters import plain
 
 HALF = 0.5**0.5
 

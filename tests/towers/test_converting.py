@@ -58,6 +58,14 @@ def test_file_becomes_a_folder_that_open_clip_and_promptreid_load(small, tmp_pat
     assert PromptedCLIP(again).eval_transform.interpolation == "bilinear"
 
 
+def test_what_would_be_ignored_is_refused(small, tmp_path):
+    with pytest.raises(ValueError, match="name is local-dir:other, which brings its own weights; give it as source"):
+        convert_weights("a.pth", tmp_path / "out", name="local-dir:other")
+    with pytest.raises(ValueError, match="leave quick_gelu and weights_size out"):
+        load_clip("hf-hub:user/repo", weights_size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_image_size_resizes_positions_as_load_clip_does(small, tmp_path):
     clip = load_clip(NAME, image_size=(64, 64), quick_gelu=False)
     save_file(clip.state_dict(), tmp_path / "a.safetensors")

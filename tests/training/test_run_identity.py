@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,32 @@ def test_trainer_mutated_checkpoints_are_refused_in_our_words(
         make(stages=stages)
 
 
+def stopping_trainer(stage: Stage, pairs: Any, folder: Path, stop_at: int | None) -> Trainer:
+    """A trainer of one stage that fails after epoch `stop_at`, as if it had been interrupted there."""
+
+    def interrupt(entry: dict[str, Any], _: Any) -> None:
+        if entry["epoch"] == stop_at:
+            raise RuntimeError("interrupted")
+
+    options: dict[str, Any] = {"trackers": (), "progress": False, "device": "cpu", "on_epoch_end": interrupt}
+    return Trainer(stage.model, [stage], train_data=pairs, batch_size=4, output_dir=folder, **options)
+
+
+def check_that_resuming_changes_nothing(trainer: Callable[..., Trainer]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every weight before training, and after it, which an interrupted and resumed run ends with bit for bit."""
+    whole = trainer("whole")
+    start = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.fit()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer("stopped", stop_at=2).fit()
+    resumed = trainer("stopped")
+    assert resumed.last_checkpoint is not None
+    resumed.fit()
+    after, expected = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    return start, expected
+
+
 def test_adapters_resume_bit_for_bit_and_other_settings_of_them_are_refused(
     model_cfg: dict[str, Any], pairs: Any, tmp_path: Path
 ) -> None:
@@ -303,24 +330,10 @@ def test_adapters_resume_bit_for_bit_and_other_settings_of_them_are_refused(
         peft.get_peft_model(model.clip, peft.LoraConfig(**config))
         losses = {"contrastive": ContrastiveLoss()}
         stage = Stage("lora", model, trains=lambda name, _: "lora_" in name, losses=losses, epochs=2, learning_rate=0.1)
+        return stopping_trainer(stage, pairs, tmp_path / folder, stop_at)
 
-        def interrupt(entry: dict[str, Any], _: Any) -> None:
-            if entry["epoch"] == stop_at:
-                raise RuntimeError("interrupted")
-
-        options: dict[str, Any] = {"trackers": (), "progress": False, "device": "cpu", "on_epoch_end": interrupt}
-        return Trainer(model, [stage], train_data=pairs, batch_size=4, output_dir=tmp_path / folder, **options)
-
-    whole = trainer("whole")
-    whole.fit()
-    with pytest.raises(RuntimeError, match="interrupted"):
-        trainer("stopped", stop_at=2).fit()
-    resumed = trainer("stopped")
-    assert resumed.last_checkpoint is not None
-    resumed.fit()
-    after, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert any("lora_B" in name and value.any() for name, value in expected.items())
-    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    _, trained = check_that_resuming_changes_nothing(trainer)
+    assert any("lora_B" in name and value.any() for name, value in trained.items())
     for settings, message in (
         ({"lora_alpha": 8}, r"adapters\.0\.scaling\.default was 2\.0, is 4\.0"),
         ({"lora_dropout": 0.2}, r"dropout\.\S*lora_dropout\S* was 0\.1, is 0\.2"),
@@ -338,24 +351,9 @@ def test_coupled_prompts_resume_bit_for_bit_and_another_kind_is_refused(
         model = PromptedCLIP(CLIP(**model_cfg), PromptConfig(text_length=2, vision_length=2, kind=kind))
         losses = {"contrastive": ContrastiveLoss()}
         stage = Stage("one", model, trains=["prompts"], losses=losses, epochs=2, learning_rate=0.1)
+        return stopping_trainer(stage, pairs, tmp_path / folder, stop_at)
 
-        def interrupt(entry: dict[str, Any], _: Any) -> None:
-            if entry["epoch"] == stop_at:
-                raise RuntimeError("interrupted")
-
-        options: dict[str, Any] = {"trackers": (), "progress": False, "device": "cpu", "on_epoch_end": interrupt}
-        return Trainer(model, [stage], train_data=pairs, batch_size=4, output_dir=tmp_path / folder, **options)
-
-    whole = trainer("whole")
-    start = {name: value.clone() for name, value in whole.model.prompt_state_dict().items()}
-    whole.fit()
-    with pytest.raises(RuntimeError, match="interrupted"):
-        trainer("stopped", stop_at=2).fit()
-    resumed = trainer("stopped")
-    assert resumed.last_checkpoint is not None
-    resumed.fit()
-    after, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert not torch.equal(start["vision.prompts.weight"], expected["vision.prompts.weight"])
-    assert all(torch.equal(after[name], value) for name, value in expected.items())
+    start, trained = check_that_resuming_changes_nothing(trainer)
+    assert not torch.equal(start["vision.prompts.weight"], trained["vision.prompts.weight"])
     with pytest.raises(CheckpointError, match=r"prompts\.kind was 'coupled', is None"):
         trainer("stopped", kind="independent")

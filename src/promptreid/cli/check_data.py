@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import DataArguments, add_data_arguments, folder_to_read, whole
+from promptreid.cli.options import DataArguments, add_data_arguments, folder_to_read, refuse_unused, whole
 from promptreid.cli.output import Output
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def run(
     from promptreid.towers.tokenizer import tokenizer_of
 
     if exists(root):
+        given = {"no_images": no_images, "layout": reading["layout"], "image_dir": reading["image_dir"]}
+        refuse_unused(given, f"{root} is an index, and not a dataset")
         return _check_gallery(console, root)
     report = check_dataset(
         root, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress, **reading

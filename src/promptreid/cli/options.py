@@ -132,7 +132,7 @@ def file_to_write(*endings: str) -> Callable[[str], Path]:
             found = path.suffix or "nothing"
             raise argparse.ArgumentTypeError(f"is {text}, which ends in {found}, expected {' or '.join(endings)}")
         if path.exists() and not path.is_file():
-            raise argparse.ArgumentTypeError(f"is {text}, which is no plain file; give another name")
+            raise argparse.ArgumentTypeError(f"is {text}, which is not a regular file; give another name")
         if not path.parent.is_dir():
             raise argparse.ArgumentTypeError(f"is {text}, but there is no folder {path.parent}; make it first")
         _check_writable(text, path.parent)

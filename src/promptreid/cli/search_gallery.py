@@ -119,6 +119,7 @@ def open_gallery(
         ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.searching import lowest_score
 
     if options["model"] is None:
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}
@@ -126,7 +127,7 @@ def open_gallery(
     gallery = Gallery.load(directory)
     for condition in where:
         gallery.check_filter(_where([condition]))
-    gallery.lowest_score(threshold)
+    lowest_score(gallery.calibration, threshold)
     noted = gallery.notes.get("model")
     if options["model"] is not None:
         choice = chosen_model(options)

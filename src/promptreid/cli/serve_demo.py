@@ -8,6 +8,7 @@ from promptreid.cli.options import (
     add_revision_argument,
     check_device,
     folder_to_read,
+    refuse_unused,
     saved_model,
     whole,
 )
@@ -52,8 +53,10 @@ def run(
     from promptreid.model.prompted_clip import load_prompts
 
     check_address(host, port)
-    if model is None and revision is not None:
-        raise ValueError("--revision goes with --model USER/NAME; give that too, or leave --revision out")
+    if model is None:
+        refuse_unused(
+            {"revision": revision, "device": device}, "it goes with --model; without, drawn people are searched"
+        )
     loaded = None if model is None else load_prompts(model, revision=revision, device=check_device(device))
     launch(folder, model=loaded, host=host, port=port, open_browser=open)
     return 0

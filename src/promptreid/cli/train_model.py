@@ -196,7 +196,7 @@ def run(
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
-    model = _make_model(arguments)
+    model = make_model(arguments)
     console.say(data.summary())
     result = adapt(
         model,
@@ -222,7 +222,7 @@ def run(
     return 0
 
 
-def _make_model(arguments: TrainingArguments) -> "PromptedCLIP":
+def make_model(arguments: TrainingArguments) -> "PromptedCLIP":
     """Draw the model that complete arguments describe, under their seed."""
     import torch
 

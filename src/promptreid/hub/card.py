@@ -168,7 +168,8 @@ def addressed(card: str, repo_id: str) -> str:
     if UNPUBLISHED not in card:
         return card
     name = UNPUBLISHED.partition("/")[2]
-    renamed = card.replace(UNPUBLISHED, repo_id).replace(name, repo_id.partition("/")[2] or repo_id)
+    names = {UNPUBLISHED: repo_id, name: repo_id.partition("/")[2] or repo_id}
+    renamed = re.sub(f"{UNPUBLISHED}|{name}", lambda found: names[found[0]], card)
     return signed(renamed[: renamed.rfind("<!-- ")]) if is_untouched(card) else renamed
 
 

@@ -23,7 +23,7 @@ _LONGEST_SIDE = 65536
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
 _MOST_COUPLED = 2**27  # of a projection for each block: the largest open_clip model has half of it
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
-_MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have one a tower
+_MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have at most three a tower
 MOST_LAYERS = 1024
 _LIMITS = {"text_length": 4096, "vision_length": 65536, "text_depth": MOST_LAYERS, "vision_depth": MOST_LAYERS}
 

@@ -224,7 +224,7 @@ class NITCLoss(nn.Module):
         self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
         self.soft_labels = soft_labels
         self.rising_steps = rising_steps
-        # A buffer, so that a run that is resumed goes on where it was.
+        # A buffer, so that a resumed run continues from the same step.
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 

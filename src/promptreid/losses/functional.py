@@ -118,15 +118,12 @@ def contrastive_loss(
     """
     check_pairs(image_features, text_features, person_ids)
     logits = similarities(image_features, text_features, similarity=similarity) / temperature
-    target = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
-    if person_ids is not None and same_person != "negative":
+    target = _shared_target(logits, person_ids if same_person == "positive" else None)
+    if person_ids is not None and same_person == "ignored":
         same = person_ids[:, None] == person_ids[None, :]
-        if same_person == "positive":
-            target = same / same.sum(dim=1, keepdim=True).to(logits.dtype)
-        else:
-            # A finite number, not -inf: 0 of the target times -inf would be NaN. Half of the lowest, so that taking
-            # the row's highest from it stays finite.
-            logits = logits.masked_fill(same & (target == 0), torch.finfo(logits.dtype).min / 2)
+        # A finite number, not -inf: 0 of the target times -inf would be NaN. Half of the lowest, so that taking the
+        # row's highest from it stays finite.
+        logits = logits.masked_fill(same & (target == 0), torch.finfo(logits.dtype).min / 2)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -226,7 +223,8 @@ def nitc_loss(
     target = _shared_target(logits, person_ids)
     total = logits.new_zeros(())
     for scores in (logits, logits.T):
-        total = total + F.cross_entropy(scores, torch.lerp(target, scores.detach().softmax(dim=1), soft_labels))
+        believed = scores.detach().softmax(dim=1)
+        total = total + F.cross_entropy(scores, target + soft_labels * (believed - target))
     return total / 2
 
 

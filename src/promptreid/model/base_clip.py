@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError
+from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError, listed
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
 from promptreid.hub.repository import TRANSPORT_ERRORS
@@ -123,8 +123,9 @@ def check_shapes(encoders: SavedEncoders, name: str) -> None:
     both = sorted(expected.keys() & encoders.shapes.keys())
     shapes = [name for name in both if expected[name] != tuple(encoders.shapes[name])]
     raise CheckpointError(
-        f"{encoders.path} does not hold the weights of {name}: missing {_short(missing)}, "
-        f"unexpected {_short(unexpected)}, of another shape {_short(shapes)}; save the prompts again"
+        f"{encoders.path} does not hold the weights of {name}: missing {listed(missing) or 'none'}, "
+        f"unexpected {listed(unexpected) or 'none'}, of another shape {listed(shapes) or 'none'}; "
+        "save the prompts again"
     )
 
 
@@ -193,7 +194,3 @@ def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
 def _base_words(manifest: PromptManifest) -> str:
     tag = "" if manifest.pretrained is None else f" tagged {manifest.pretrained!r}"
     return f"{manifest.model_name}{tag} at image size {manifest.image_size}"
-
-
-def _short(names: list[str]) -> str:
-    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "none"

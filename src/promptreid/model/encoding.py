@@ -97,10 +97,12 @@ def encode(
     """
     items, single = _listed(inputs)
     texts = _are_sentences(items)
-    options = EncodingOptions(batch_size=batch_size, num_threads=num_threads, progress=progress)
+    _check_options(batch_size, num_threads)
     if texts:
-        batches = _encode_sentences(model, cast("list[str]", items), normalize=normalize, **options)
+        sentences = cast("list[str]", items)
+        batches = _encode_sentences(model, sentences, batch_size=batch_size, progress=progress, normalize=normalize)
     else:
+        options = EncodingOptions(batch_size=batch_size, num_threads=num_threads, progress=progress)
         batches = encode_images(model, items, normalize=normalize, **options)
     features = torch.empty(len(items), model.embed_dim)
     for batch in batches:
@@ -108,6 +110,11 @@ def encode(
             raise error
         features[batch.positions] = batch.features
     return features[0] if single else features
+
+
+def _check_options(batch_size: int, num_threads: int) -> None:
+    if batch_size < 1 or num_threads < 1:
+        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
 
 
 def encode_images(
@@ -123,8 +130,7 @@ def encode_images(
 
     Files are read by `num_threads` threads, since decoding does not hold Python's lock. Here a `str` is a path.
     """
-    if batch_size < 1 or num_threads < 1:
-        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
+    _check_options(batch_size, num_threads)
     transform = model.eval_transform
 
     def read(image: Any) -> Tensor | DatasetError:
@@ -163,11 +169,9 @@ def _encode_batch(
 
 
 def _encode_sentences(
-    model: "PromptedCLIP", sentences: list[str], *, batch_size: int, num_threads: int, progress: bool, normalize: bool
+    model: "PromptedCLIP", sentences: list[str], *, batch_size: int, progress: bool, normalize: bool
 ) -> Iterator[EncodedImages]:
     """Encode sentences batch by batch, the longest first: those of one batch are cut to its longest."""
-    if batch_size < 1 or num_threads < 1:
-        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
     order = sorted(range(len(sentences)), key=lambda position: -len(sentences[position]))
     bar = tqdm(total=len(order), desc="encoding sentences", unit="sentence", disable=not progress, leave=False, delay=1)
     with evaluating(model), bar:

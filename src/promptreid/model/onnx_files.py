@@ -50,7 +50,7 @@ def export_onnx(model: "PromptedCLIP", directory: str | Path) -> list[Path]:
         import onnxruntime
         import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
-        raise missing_extra("ONNX export", "onnxscript", "onnx") from error
+        raise missing_extra("ONNX export", error.name or "onnxscript", "onnx") from error
     parameter = next(model.clip.parameters())
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise ValueError(

@@ -121,7 +121,7 @@ class PromptedCLIP(nn.Module):
         """Replace the prompts by others, which are set up as `config` says.
 
         Args:
-            config: Lengths, depths and initialisation.
+            config: Kind, lengths, depths and initialisation.
             initialize: Start them; `False` leaves them zero.
 
         Raises:
@@ -332,8 +332,8 @@ class PromptedCLIP(nn.Module):
         ]
         if faults:
             raise CheckpointError(
-                f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Shapes are (blocks, prompts, "
-                "width): wrap the architecture they were trained for with the PromptConfig they were trained with"
+                f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Wrap the "
+                "architecture that they were trained for with the PromptConfig that they were trained with"
             )
         self.load_state_dict(dict(state_dict), strict=False)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from promptreid.errors import listed
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.towers.adapters import merge_adapters
@@ -103,21 +104,17 @@ def _plain_clip(model: "PromptedCLIP", source: ClipSource) -> nn.Module:
     gained, lost = unlike_source(clip, source)
     if gained and (not lost or source == source_of(model.clip)):
         raise ValueError(
-            f"the open_clip model has gained {_some(gained)} since it was made, and open_clip could not load what "
+            f"the open_clip model has gained {listed(gained)} since it was made, and open_clip could not load what "
             "would be saved. Take them out first; layers of PEFT are merged by themselves where they were put in by "
             "get_peft_model(model.clip, config)"
         )
     if gained or lost:
         raise ValueError(
-            f"this model is said to be {source.name}, but has gained {_some(gained)} and lacks {_some(lost)}, so "
-            "nobody could load what would be saved. Give PromptedCLIP the source that the model is from, or make it "
-            "with promptreid.load_clip, and take out what was put into it"
+            f"this model is said to be {source.name}, but has gained {listed(gained) or 'nothing'} and lacks "
+            f"{listed(lost) or 'nothing'}, so nobody could load what would be saved. Give PromptedCLIP the source that "
+            "the model is from, or make it with promptreid.load_clip, and take out what was put into it"
         )
     return clip
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nothing"
 
 
 def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> bool:

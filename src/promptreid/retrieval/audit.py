@@ -34,7 +34,7 @@ def log_action(folder: Path, action: str, **details: Any) -> None:
 
 def queries_in_words(query: Any) -> list[str]:
     """The sentences of a query; of anything else only what it is."""
-    entries: Sequence[Any] = query if isinstance(query, list) else [query]
+    entries: Sequence[Any] = query if isinstance(query, list | tuple) else [query]
     return [entry if isinstance(entry, str) else f"({_kind(entry)})" for entry in entries]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from promptreid.data.images import IMAGE_ENDINGS, list_images
 from promptreid.data.records import ImageRecord, ReIDSplit
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import check_unit_length
+from promptreid.retrieval.filters import Metadata, plain_metadata
 from promptreid.retrieval.gallery_store import GalleryStore
 from promptreid.retrieval.removal import forget, is_gone, removed_before
-from promptreid.retrieval.table import ImageTable, Metadata, file_stamp, plain_metadata
+from promptreid.retrieval.table import ImageTable, file_stamp
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -99,7 +101,7 @@ def keyed_images(images: Any, keys: Sequence[str], *, metadata: Sequence[Metadat
     keys = check_keys(keys, len(given), "images")
     if any(isinstance(image, str | Path | ImageRecord) for image in given):
         raise TypeError("keys goes with images in memory, such as PIL images and uint8 arrays; leave it out for files")
-    known = _known(keys, metadata)
+    known = known_metadata(keys, metadata)
     return [ImageFile(key, more, image) for key, more, image in zip(keys, known, given, strict=True)]
 
 
@@ -118,7 +120,13 @@ def check_keys(keys: Any, count: int, what: str) -> list[str]:
     return texts
 
 
-def _known(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata]:
+def known_metadata(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata]:
+    """What is known of each image, in kinds that JSON takes; nothing where `metadata` is not given.
+
+    Raises:
+        ValueError: There is not one entry per image.
+        TypeError: A value is of a kind that JSON does not take; names the image.
+    """
     if metadata is not None and len(metadata) != len(keys):
         raise ValueError(f"{len(keys)} images but metadata for {len(metadata)}; give one entry per image")
     known: Sequence[Metadata] = [{}] * len(keys) if metadata is None else metadata
@@ -164,14 +172,24 @@ def add_images(
         _check_new(store, [file.path for file in files])
     excluded = removed_before(store, [file.path for file in files])
     if named and excluded:
-        with store.turn():
-            forget(store, set(excluded.values()))
+        forget(store, set(excluded.values()))
         excluded = {}
     new = [file for file in files if file.path not in excluded]
     unreadable = _encode(store, model, new, **options)
     if new and len(unreadable) == len(new):
         raise DatasetError(f"none of the {len(new)} images can be read; first: {', '.join(unreadable[:10])}")
+    _warn_unreadable(unreadable, len(files))
     return Changes(added=len(new) - len(unreadable), unreadable=unreadable, excluded=tuple(excluded))
+
+
+def _warn_unreadable(unreadable: Sequence[str], total: int) -> None:
+    """Count and name unreadable images in one warning."""
+    if unreadable:
+        first = ", ".join(printable(path) for path in unreadable[:10])
+        warnings.warn(
+            f"{len(unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
+            stacklevel=4,
+        )
 
 
 def _check_new(store: GalleryStore, paths: Sequence[str]) -> None:
@@ -198,23 +216,15 @@ def add_features(
             f"(images, {dimensions})"
         )
     keys = check_keys(keys, len(features), "features")
-    table = ImageTable.of_keys(keys, metadata=_known(keys, metadata))
+    table = ImageTable.of_keys(keys, metadata=known_metadata(keys, metadata))
     check_unit_length(features)
     with store.turn():
         _check_new(store, keys)
-        _forget_keys(store, keys)
+        forget(store, {os.path.abspath(key) for key in keys})
         ids = torch.arange(len(keys)) + store.take_ids(len(keys))
         # A copy, because the caller may go on to change what was given.
         store.change(added=(replace(table, ids=ids), features.detach().clone()))
     return Changes(added=len(keys))
-
-
-def _forget_keys(store: GalleryStore, keys: Sequence[str]) -> None:
-    """Forget that images of these keys were removed earlier."""
-    if store.header.get("removed"):
-        paths = {os.path.abspath(key) for key in keys}
-        if any(mark["path"] in paths for mark in store.header["removed"]):
-            forget(store, paths)
 
 
 def update_images(
@@ -259,6 +269,7 @@ def update_images(
     removed = [*absent, *stale] if prune else stale
     if removed:
         store.change(removed=[int(table.ids[known[path]]) for path in removed])
+    _warn_unreadable(unreadable, len(files))
     return Changes(
         added=sum(file.path not in lost for file in new),
         changed=sum(file.path not in lost for file in changed),

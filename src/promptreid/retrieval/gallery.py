@@ -1,27 +1,22 @@
 """Search a folder of pedestrian crops by a sentence or an image."""
 
-import math
-import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import NUM_HITS
-from promptreid.errors import CheckpointError, printable
+from promptreid.errors import CheckpointError
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.audit import log_action, queries_in_words
 from promptreid.retrieval.editing import (
     Changes,
     ImageSource,
@@ -30,28 +25,29 @@ from promptreid.retrieval.editing import (
     add_images,
     find_images,
     keyed_images,
+    known_metadata,
     update_images,
 )
 from promptreid.retrieval.encode import (
     Query,
     check_identity,
     check_unit_length,
-    encode_queries,
-    is_one_query,
     model_identity,
     needed,
 )
 from promptreid.retrieval.export import export_features
+from promptreid.retrieval.filters import Metadata, Where, plain_metadata
+from promptreid.retrieval.gallery_files import DTYPES
 from promptreid.retrieval.gallery_store import GalleryStore
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
-from promptreid.retrieval.table import Hit, ImageTable, Metadata, Where, check_passes, plain_metadata
+from promptreid.retrieval.searching import lowest_score, search_store
+from promptreid.retrieval.table import Hit, ImageTable, check_passes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Storage = Literal["float32", "float16"]
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Gallery:
@@ -98,12 +94,8 @@ class Gallery:
                 f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
                 "expected floating point (images, dim)"
             )
-        if metadata is not None and len(metadata) != len(paths):
-            raise ValueError(f"{len(paths)} paths but metadata for {len(metadata)}; give one entry per image")
         names = [str(path) for path in paths]
-        if metadata is not None:
-            metadata = [plain_metadata(more, f"metadata of {name}") for name, more in zip(names, metadata, strict=True)]
-        table = ImageTable.of(names, first_id=0, metadata=metadata)
+        table = ImageTable.of(names, first_id=0, metadata=known_metadata(names, metadata))
         self._store = GalleryStore(ExactIndex(table, check_unit_length(features)), index=index)
         self.model = model
         if model is not None:
@@ -144,14 +136,14 @@ class Gallery:
             ValueError: A setting is out of range, or the model gives NaN or infinity.
             TypeError: Metadata or notes are of a kind that JSON does not take.
         """
-        if storage not in _DTYPES:
-            raise ValueError(f"storage is {storage!r}, expected one of {', '.join(_DTYPES)}")
+        if storage not in DTYPES:
+            raise ValueError(f"storage is {storage!r}, expected one of {', '.join(DTYPES)}")
         files = find_images(images, metadata=metadata)
-        gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=_DTYPES[storage]), index=index)
+        gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=DTYPES[storage]), index=index)
         gallery.notes.update(plain_metadata(notes or {}, "notes"))
         if directory is not None:
             gallery._store.bind(Path(directory))
-        _warn_unreadable(add_images(gallery._store, model, files, **options), len(files))
+        add_images(gallery._store, model, files, **options)
         return gallery
 
     @classmethod
@@ -250,9 +242,7 @@ class Gallery:
         else:
             files = keyed_images(images, keys, metadata=metadata)
         named = not isinstance(images, str | Path)
-        changes = add_images(self._store, needed(self.model), files, named=named, **options)
-        _warn_unreadable(changes, len(files))
-        return changes
+        return add_images(self._store, needed(self.model), files, named=named, **options)
 
     def add_features(
         self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None
@@ -292,9 +282,7 @@ class Gallery:
         """
         closed: list[str] = []
         files = find_images(images, closed=closed)
-        changes = update_images(self._store, needed(self.model), files, prune=prune, closed=closed, **options)
-        _warn_unreadable(changes, len(files))
-        return changes
+        return update_images(self._store, needed(self.model), files, prune=prune, closed=closed, **options)
 
     def remove(
         self,
@@ -322,6 +310,7 @@ class Gallery:
             KeyError: One of `images` is not in the gallery; then none is removed.
             ValueError: No image passes `where`, or the time of one is unknown; then none is removed.
             TypeError: Nothing is named, or something else than images and numbers.
+            OSError: The files or the audit log cannot be written; then none is removed.
         """
         return remove_images(self._store, images, where=where, older_than=older_than)
 
@@ -397,23 +386,10 @@ class Gallery:
             TypeError: A query is of another kind, or `k` is not an integer.
             DatasetError: An image cannot be read.
             CheckpointError: Features of the gallery are damaged.
+            OSError: The audit log cannot be written; then nothing is returned.
         """
-        k = _positive(k)
-        query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
-        lowest = self.lowest_score(threshold)
-        exact, index = self._store.snapshot()
-        if len(exact) == 0:
-            raise ValueError("the gallery is empty; add images first")
-        queries = encode_queries(self.model, query, dimensions=exact.dimensions)
-        best = index.search(queries, min(k, len(exact)), where=where)
-        if where is not None and not any(best):
-            self.check_filter(where)
-        found = [_hits(exact, one, lowest) for one in best]
-        if self._store.header.get("audit") and self.directory is not None:
-            asked = None if where is None else str(where)
-            counts = [len(hits) for hits in found]
-            log_action(self.directory, "search", queries=queries_in_words(query), where=asked, found=counts)
-        return found[0] if is_one_query(query) else found
+        lowest = lowest_score(self.calibration, threshold)
+        return search_store(self._store, self.model, query, k, lowest=lowest, where=where)
 
     def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
         """Choose the threshold of `search(threshold="calibrated")` on a labelled split; saved with the gallery.
@@ -479,50 +455,3 @@ class Gallery:
             ValueError: No image passes; names what is unknown, and what is known.
         """
         check_passes([segment.images for segment in self._store.exact.segments], where)
-
-    def lowest_score(self, threshold: float | str | None) -> float:
-        """The score that a `threshold` of `search` stands for: no hit has less.
-
-        Raises:
-            ValueError: It is no score, or the gallery was never calibrated.
-        """
-        if threshold is None:
-            return -float("inf")
-        if threshold == "calibrated":
-            if self.calibration is None:
-                raise ValueError(
-                    'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(split) '
-                    "with labelled images, or give a number"
-                )
-            return self.calibration.threshold
-        if isinstance(threshold, str) or not -1 <= threshold <= 1:
-            raise ValueError(f'threshold is {threshold!r}, expected a cosine similarity in [-1, 1] or "calibrated"')
-        return threshold
-
-
-def _positive(k: Any) -> int:
-    try:
-        number = operator.index(k)
-    except TypeError:
-        raise TypeError(f"k is {k!r}, expected a whole number, such as 10") from None
-    if number < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
-    return number
-
-
-def _hits(exact: ExactIndex, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
-    """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
-    wrong = [number for number, score in found if not math.isfinite(score)]
-    if wrong:  # which no comparison would find
-        raise CheckpointError(f"the index scores image {wrong[0]} NaN or infinity; build the gallery again")
-    return exact.hits(found, lowest)
-
-
-def _warn_unreadable(changes: Changes, total: int) -> None:
-    """Count and name unreadable images in one warning."""
-    if changes.unreadable:
-        first = ", ".join(printable(path) for path in changes.unreadable[:10])
-        warnings.warn(
-            f"{len(changes.unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
-            stacklevel=3,
-        )

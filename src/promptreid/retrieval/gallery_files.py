@@ -45,7 +45,7 @@ _SEAL = b'{"sha256": "%s", '
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def exists(folder: Path) -> bool:
@@ -183,7 +183,7 @@ def _read_segments(folder: Path, description: dict[str, Any], known: Sequence[Se
         name = files.get("features") if isinstance(files, dict) else None
         same = by_name.get(name)
         segments.append(same if same is not None and same.files == files else read_segment(folder, files))
-    dimensions, dtype = description["dimensions"], _DTYPES[description["storage"]]
+    dimensions, dtype = description["dimensions"], DTYPES[description["storage"]]
     if any(one.features.shape[1] != dimensions or one.features.dtype != dtype for one in segments):
         raise CheckpointError(f"{folder}: its segments are of several kinds; build the gallery again")
     _check_ids(folder, segments)
@@ -262,7 +262,7 @@ def _fits(description: dict[str, Any]) -> bool:
         isinstance(description.get("segments"), list)
         and isinstance(description.get("header"), dict)
         and isinstance(description.get("dimensions"), int)
-        and description.get("storage") in _DTYPES
+        and description.get("storage") in DTYPES
         and (removed is None or (isinstance(removed, dict) and _is_name(cast("dict[str, Any]", removed).get("file"))))
     )
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
-from promptreid.retrieval.table import Hit, ImageTable, Where, path_forms
+from promptreid.retrieval.filters import Where
+from promptreid.retrieval.table import Hit, ImageTable, path_forms
 
 # Bytes of scores, and of features widened to float32, that are held at a time.
 _SCORE_BYTES = 64 * 2**20
@@ -210,7 +211,7 @@ class ExactIndex:
         """The segments; one that is larger than one may be is cut."""
         most = _most_rows(self._empty)
         for segment in self.segments:
-            if len(segment) <= 2 * most:
+            if len(segment) <= most:
                 yield segment
                 continue
             for begin in range(0, len(segment), most):

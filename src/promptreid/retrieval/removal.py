@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from promptreid.errors import listed
 from promptreid.files import file_digest
+from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_store import GalleryStore
-from promptreid.retrieval.table import ImageTable, Where, check_passes, file_stamp
+from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
 
 Images = int | str | Path | Sequence[int | str | Path]
 
@@ -41,11 +43,10 @@ def remove_images(
 
     Their paths and the digests of their files are kept, so that a later update does not bring them back.
     """
-    if (images is None) == (where is None and older_than is None):
-        raise TypeError(
-            f"{images!r} is {type(images).__name__}, expected an image's path or number, or several; "
-            "or give where= or older_than= instead"
-        )
+    if images is None and where is None and older_than is None:
+        raise TypeError("nothing is named to be removed; give an image's path or number, or where= or older_than=")
+    if images is not None and not (where is None and older_than is None):
+        raise TypeError("images and where= or older_than= are both given; give one or the other")
     with store.turn():
         if images is not None:
             ids = _ids_of(store, images)
@@ -134,23 +135,29 @@ def _seconds(older_than: Any) -> float:
 
 def restore_images(store: GalleryStore, images: Images) -> int:
     """Forget that images were removed, by path or pattern, so that an update takes them in again."""
-    marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
-    found: set[str] = set()
-    for image in _listed(images):
-        if not isinstance(image, str | bytes | os.PathLike):
-            raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
-        image = os.fsdecode(image)
-        matching = _matching(marks, image)
-        if not matching:
-            raise KeyError(f"{image!r} was not removed from the gallery; removed were: {', '.join(marks) or 'none'}")
-        found.update(matching)
-    forget(store, found)
+    with store.turn():
+        marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
+        found: set[str] = set()
+        for image in _listed(images):
+            if not isinstance(image, str | bytes | os.PathLike):
+                raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
+            image = os.fsdecode(image)
+            matching = _matching(marks, image)
+            if not matching:
+                known = listed(list(marks), most=20)
+                raise KeyError(f"{image!r} was not removed from the gallery; removed were: {known or 'none'}")
+            found.update(matching)
+        forget(store, found)
     return len(found)
 
 
 def forget(store: GalleryStore, paths: Collection[str]) -> None:
-    """Forget the removal of the images of these absolute paths."""
-    store.change(header={"removed": [mark for mark in store.header.get("removed", []) if mark["path"] not in paths]})
+    """Forget the removal of those of these absolute paths that were removed."""
+    with store.turn():
+        marks: list[dict[str, Any]] = store.header.get("removed", [])
+        kept = [mark for mark in marks if mark["path"] not in paths]
+        if len(kept) < len(marks):
+            store.change(header={"removed": kept})
 
 
 def _mark(table: ImageTable, row: int) -> dict[str, Any]:

@@ -14,14 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptreid.errors import listed
 from promptreid.files import portable
 from promptreid.retrieval.columns import Arrays, Columns, Ints, Texts
-from promptreid.retrieval.filters import AnyOf, conditions
-from promptreid.retrieval.filters import Metadata as Metadata
-from promptreid.retrieval.filters import Where as Where
-from promptreid.retrieval.filters import matcher as matcher
-from promptreid.retrieval.filters import plain as plain
-from promptreid.retrieval.filters import plain_metadata as plain_metadata
+from promptreid.retrieval.filters import AnyOf, Between, Metadata, Prefix, Where, conditions
 
 
 @dataclass(frozen=True)
@@ -261,7 +257,7 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
             continue
         if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
             known = list(dict.fromkeys(str(value) for column in columns for value in column.distinct()))
-            raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {_some(known)}")
+            raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {listed(known, most=20)}")
     raise ValueError("no image of the gallery passes the filter; it was not searched")
 
 
@@ -269,11 +265,7 @@ def _words(condition: Any) -> list[str]:
     """What a condition asks for, in words; nothing for a function."""
     if isinstance(condition, AnyOf):
         return list(dict.fromkeys(map(str, condition.values)))
-    return [] if type(condition).__module__ != AnyOf.__module__ else [str(condition)]
-
-
-def _some(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return [str(condition)] if isinstance(condition, Between | Prefix) else []
 
 
 def file_stamp(path: str) -> tuple[int, int]:

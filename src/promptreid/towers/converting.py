@@ -97,6 +97,8 @@ def convert_weights(
         raise ValueError(f'to is {to!r}, expected "open_clip" or "transformers"')
     if (folder / (CONFIG_NAME if to == "open_clip" else FOREIGN_CONFIG_NAME)).exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model already; choose another folder, or pass overwrite=True")
+    if name is not None and is_repository(name):
+        raise ValueError(f"name is {name}, which brings its own weights; give it as source, and leave name out")
     checkpoint = _find(source, name)
     name = name or _name_of(checkpoint, source)
     pretrained = None if is_repository(name) else source if checkpoint is None else str(checkpoint.path)
@@ -133,7 +135,11 @@ def _find(source: str, name: str | None) -> Checkpoint | None:
     if not names_repository(location):
         raise FileNotFoundError(
             f"there is no {location}, and it is not the name of a Hub repository, USER/NAME; check the path"
-            + (". For a tag of open_clip name the architecture too" if name is None else "")
+            + (
+                ". For a tag of open_clip name the architecture too"
+                if name is None
+                else f", or the tag: open_clip.list_pretrained_tags_by_model({name!r}) lists them"
+            )
         )
     return read_checkpoint(download_model(location))
 

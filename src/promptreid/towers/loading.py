@@ -190,8 +190,11 @@ def load_clip(
     if size is not None and patch:
         check_patch(name, size, (patch, patch))
     if is_repository(name):
-        if quick_gelu is not None:
-            raise ValueError(f"{name} says itself whether it computes QuickGELU; leave quick_gelu out")
+        if quick_gelu is not None or saved is not None:
+            raise ValueError(
+                f"{name} says itself whether it computes QuickGELU and at which size it was saved; leave quick_gelu "
+                "and weights_size out"
+            )
         clip, config, name = _load_repository(name, pretrained, cache)
     elif pretrained is None or is_listed_tag(name, pretrained):
         config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))

@@ -17,7 +17,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPVisionCfg, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from promptreid.errors import WeightsError
+from promptreid.errors import WeightsError, listed
 from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
 from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME, FOREIGN_WEIGHTS
 from promptreid.towers.families import patch_grid_of, resize_images
@@ -37,7 +37,6 @@ _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model"
 _WEIGHT_NAMES = tuple(f"{stem}{end}" for stem in _STEMS for end in (".safetensors", ".bin", ".pt")) + FOREIGN_WEIGHTS
 _FOREIGN_SUFFIXES = (".npz", ".npy")  # other frameworks' files, which open_clip converts at the native size
 _WITHOUT_FEATURES = ("logit_scale", "logit_bias")  # no feature is computed from them, and the field does not save them
-_LISTED = 5
 
 _log = logging.getLogger("promptreid.towers")
 
@@ -199,7 +198,7 @@ def _check_base(clip: nn.Module, tensors: Mapping[str, Tensor], checkpoint: Chec
     if other:
         raise WeightsError(
             f"{checkpoint.path} holds no {', '.join(checkpoint.lacks)}, and its text tower is not that of the "
-            f"{checkpoint.base!r} weights, which could lend them: {_some(other)} differ. It cannot search by words"
+            f"{checkpoint.base!r} weights, which could lend them: {listed(other)} differ. It cannot search by words"
         )
 
 
@@ -254,7 +253,7 @@ def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
     bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise WeightsError(
-            f"{what} holds NaN or infinity in {_some(bad)} ({len(bad)} of {len(weights)} weights); it is damaged, or "
+            f"{what} holds NaN or infinity in {listed(bad)} ({len(bad)} of {len(weights)} weights); it is damaged, or "
             "its training diverged. Copy or download it again, or take an earlier checkpoint"
         )
 
@@ -290,7 +289,7 @@ def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str, *, but
             if name in weights and name != but and weights[name].shape != own[name].shape
         ],
     }
-    found = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
+    found = "; ".join(f"{fault} {listed(names)}" for fault, names in faults.items() if names)
     if found:
         raise WeightsError(f"{what} does not hold the weights of this architecture: {found}. {_advice(weights)}")
 
@@ -300,11 +299,6 @@ def _advice(weights: Mapping[str, Tensor]) -> str:
     if fits:
         return f"Its shapes are those of {fits[0]}: name that"
     return "Name the architecture that it was saved from, one of open_clip.list_models()"
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{rest}"
 
 
 def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:

@@ -164,9 +164,14 @@ class RunFolder:
             if digest is not None and file_digest(self.best) != digest:
                 raise CheckpointError("its SHA-256 is not the one that the checkpoint holds")
             load_weights(model, load_file(self.best))
-        except (OSError, SafetensorError, CheckpointError) as error:
+        except FileNotFoundError as error:
             raise CheckpointError(
                 f"cannot load the weights {self.best}: {error}; they are written once evaluate has given a best_metric"
+            ) from error
+        except (OSError, SafetensorError, CheckpointError) as error:
+            raise CheckpointError(
+                f"cannot load the weights {self.best}: {error}; put this run's file back, or train again in another "
+                "output_dir"
             ) from error
 
 

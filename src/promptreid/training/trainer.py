@@ -77,7 +77,7 @@ class Trainer:
         num_workers: Processes that load data; what they load does not depend on it.
         make_sampler: Makes the batch sampler from `seed`, `num_replicas` and `rank`, for example `functools.partial`
             of a sampler with its other settings; all pairs in random order if None.
-        steps_per_epoch: Steps after which an epoch ends, to try a long run in short; all batches if None.
+        steps_per_epoch: Steps after which an epoch ends, to try out a long run; all batches if None.
         chunk_size: Pairs that each process encodes at a time. In a larger batch each pair is encoded twice and
             gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
@@ -248,9 +248,15 @@ class Trainer:
         with failing_together():
             different = differences(settings, mine)
             if different:
-                raise ValueError(f"this process has other settings than the first: {'; '.join(different)}")
+                raise ValueError(
+                    f"this process has other settings than the first: {'; '.join(different)}; start all of them with "
+                    "the same command"
+                )
             if self.last_checkpoint is not None and read_state(self.last_checkpoint) != content:
-                raise CheckpointError(f"{self.last_checkpoint} is another checkpoint here than in the first process")
+                raise CheckpointError(
+                    f"{self.last_checkpoint} is another checkpoint here than in the first process; give an output_dir "
+                    "that all processes share"
+                )
 
     def _begin(self) -> Checkpoint | None:
         """Load the last checkpoint if there is one, else seed the generators."""
@@ -432,7 +438,7 @@ class Trainer:
             evaluate_every_epoch=self.evaluate_every_epoch,
             best_metric=self.best_metric,
         )
-        return json.loads(json.dumps(settings)), json.loads(json.dumps(identity))
+        return json.loads(json.dumps(settings)), identity
 
 
 def _check_choices(
