@@ -28,7 +28,7 @@ def search_store(
     lowest: float,
     where: Where | None,
 ) -> list[Hit] | list[list[Hit]]:
-    """The hits of the query, or of each of several, the best first, none below `lowest`; logged if that is asked for."""
+    """The hits of the query, or of each of several, the best first, none below `lowest`; logged if asked for."""
     k = _positive(k)
     query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
     exact, index = store.snapshot()
