@@ -9,7 +9,6 @@ from PIL import Image
 
 from promptreid.cli.options import ModelChoice
 from promptreid.cli.search_gallery import _as_where
-from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +109,6 @@ def test_patterns_stand_for_the_values_that_images_have():
     assert _as_where([("folder", "*m_?")], metadata) == {"folder": ["cam_1", "cam_2"]}
     assert _as_where([("folder", "x*y")], metadata) == {"folder": ["x*y"]}
     assert _as_where([("folder", "door"), ("day", "3")], metadata) == {"folder": ["door"], "day": ["3", 3]}
-
-
-def test_an_image_that_is_gone_is_an_empty_frame(tmp_path):
-    Image.new("RGB", (48, 96), "red").save(tmp_path / "there_$x_$.jpg")
-    paths = [tmp_path / "gone.jpg", tmp_path / "there_$x_$.jpg"]
-    with Image.open(draw_ranking(tmp_path / "a.png", [Ranking("a man", paths, [0.5, 0.4])])) as drawing:
-        assert (254, 0, 0) in {colour for _, colour in drawing.convert("RGB").getcolors(10**6)}
 
 
 def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, drawn, index, tmp_path):

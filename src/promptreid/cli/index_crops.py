@@ -161,11 +161,11 @@ def _open_or_make(
             raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
         return open_gallery(output, model), False
     choice = chosen_model(model)
-    note_model(console, choice, folder)
     device = check_device(model["device"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the update says what is left out
         find_images(folder)  # nothing is loaded or written where there is nothing to index
+    note_model(console, choice, folder)
     encoder = load_model(choice, device=device)
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
     # The commit, so that a later push to the repository does not make the index unusable.

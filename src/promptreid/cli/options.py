@@ -119,16 +119,6 @@ def folder_to_read(text: str) -> Path:
     return path
 
 
-def gallery_to_read(text: str) -> Path:
-    """The type of an argument that is a folder with a gallery in it."""
-    path = folder_to_read(text)
-    if not (path / GALLERY_FILE).is_file():
-        raise argparse.ArgumentTypeError(
-            f"is {text}, but there is no gallery in it; make one of a folder of crops: promptreid index {text}"
-        )
-    return path
-
-
 def folder_to_write(text: str) -> Path:
     """The type of an argument that is a folder, which need not exist."""
     path = some_path(text)
@@ -162,6 +152,17 @@ def file_to_write(*endings: str) -> Callable[[str], Path]:
 def _check_writable(text: str, folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"is {text}, but you may not write into {folder.absolute()}; give another")
+
+
+def check_gallery_folder(folder: Path) -> None:
+    """Refuse a folder without a gallery, before torch is imported.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not (folder / GALLERY_FILE).is_file():
+        given = f"{folder} --output gallery" if folder.is_dir() else f"CROPS --output {folder}"
+        raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
 
 
 def check_file(option: str, path: Path | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from promptreid.cli.options import (
     ModelChoice,
     add_model_arguments,
     check_file,
+    check_gallery_folder,
     chosen_model,
     file_to_write,
-    gallery_to_read,
     load_model,
     refuse_unused,
     some_path,
@@ -45,7 +46,7 @@ _COLUMNS = ("query", "rank", "score", "id", "path")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("index", type=gallery_to_read, help="folder that `promptreid index` made")
+    parser.add_argument("index", type=some_path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
     parser.add_argument(
@@ -104,6 +105,7 @@ def run(
         raise ValueError("give --csv or --json, not both")
     check_file("--image", image)
     check_file("--queries", queries)
+    check_gallery_folder(index)
     sentences = None if queries is None else _read_sentences(queries)
     from promptreid.data.images import open_image
     from promptreid.model.encoding import check_words
@@ -255,7 +257,7 @@ def _typed(console: Output, images: int) -> Iterator[str]:
     if at_terminal:
         console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
         with suppress(ImportError):
-            import readline  # noqa: F401  gives input() its line editing and history
+            import_module("readline")  # gives input() its line editing and history
     for line in _lines(at_terminal):
         sentence = line.strip()
         if not sentence:

@@ -27,7 +27,7 @@ PEOPLE, IMAGES_EACH, SEED = (120, 20, 60), 2, 208
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("sentence", nargs="?", default=SENTENCE, help='default: "%(default)s"')
+    parser.add_argument("sentence", nargs="?", default=SENTENCE, help=f'default: "{SENTENCE}"')
     parser.add_argument(
         "--output", type=folder_to_write, default="crops", help="folder for the people; default %(default)s"
     )
