@@ -34,3 +34,21 @@ def test_snippet_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_generated("crops", num_identities=(4, 2, 2), seed=0)
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
+
+
+def test_commands_of_the_readme_work_in_order_as_pasted(tmp_path, monkeypatch, capsys):
+    import shlex
+
+    from promptreid.cli import try_search
+    from promptreid.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(try_search, "PEOPLE", (4, 1, 3))
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("promptreid ")]
+    assert lines[0].startswith("promptreid try ")
+    assert [line.split()[1] for line in lines] == ["try", "try", "index", "search"]
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    for snippet in SNIPPETS[:1]:
+        exec(compile(snippet, "README.md", "exec"), {})

@@ -184,7 +184,7 @@ WORK = [
     [
         ("serach gallery", "did you mean search?"),
         ("evaluate data --split tests", "did you mean test?"),
-        ("search gallery a b", "unrecognized arguments: b; see promptreid search --help"),
+        ("search gallery a b", 'put the sentence in quotation marks: "a b"; see promptreid search --help'),
         ("check nowhere", "argument root is nowhere, but there is no folder of that name"),
         ("check ''", "argument root is empty; give a path"),
         (
@@ -224,8 +224,8 @@ WORK = [
         ("evaluate data --model run", "argument --model is run, a whole run; the model in it is run/model"),
         ("evaluate data --model ViT-b-16 --pretrained openai", "Did you mean ViT-B-16,"),
         ("evaluate data --model ViT-B-16 --pretrained ./a.pt", "there is no file of that name"),
-        ("evaluate data --pretrained openai", "promptreid-tiny has no pretrained weights tagged 'openai'"),
-        ("evaluate data --revision main", "--revision goes with a Hub repository, and promptreid-tiny is not"),
+        ("evaluate data --pretrained openai", "go with an open_clip name; promptreid-tiny-adapted brings its own"),
+        ("evaluate data --revision main", "--revision goes with a Hub repository, and promptreid-tiny-adapted is not"),
         ("evaluate data --device cudda", "--device cudda cannot be used here"),
         ("index nowhere", "argument folder is nowhere, but there is no folder"),
         ("index file", "argument folder is file, but that is a file; give its folder"),
@@ -268,6 +268,7 @@ WORK = [
 )
 def test_every_argument_is_checked_before_any_work(call, monkeypatch, words, message):
     monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
+    monkeypatch.setattr("promptreid.cli.search_gallery.check_gallery_folder", lambda folder: None)
     for name in WORK:
         monkeypatch.setattr(name, lambda *given, **settings: pytest.fail("it began to work"))
     code, _, notes = call(*shlex.split(words))

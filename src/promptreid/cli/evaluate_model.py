@@ -14,11 +14,12 @@ from promptreid.cli.options import (
     folder_to_read,
     folder_to_write,
     load_model,
+    note_model,
     whole,
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE
-from promptreid.towers.tiny import TINY_NAME
+from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +34,7 @@ NEEDS = [("output", "matplotlib", "viz")]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("root", type=folder_to_read, help="the dataset's folder")
-    add_model_arguments(parser, default=TINY_NAME)
+    add_model_arguments(parser, default=TINY_ADAPTED)
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: %(default)s")
     parser.add_argument(
         "--output", type=folder_to_write, help="folder for metrics.json and ranking.png; default: none written"
@@ -58,6 +59,7 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""
+    choice = chosen_model(model)
     from torch import distributed
 
     from promptreid.data.images import keep_readable
@@ -65,7 +67,7 @@ def run(
     from promptreid.evaluation.evaluate import evaluate, score_table
     from promptreid.evaluation.splits import is_main_process
 
-    choice, device = chosen_model(model), check_device(model["device"])
+    device = check_device(model["device"])
     data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
     splits = {found.name: found for found in data.splits}
     if split not in splits:
@@ -73,6 +75,7 @@ def run(
     wanted = splits[split]
     if on_bad == "skip":
         wanted = keep_readable(wanted, on_bad=on_bad, progress=console.progress)
+    note_model(console, choice, root)
     encoder = load_model(choice, device=_join_processes(device))
     try:
         scores = evaluate(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from promptreid.cli.options import ModelArguments, add_model_arguments, chosen_model, folder_to_write, load_model
 from promptreid.cli.output import Output
-from promptreid.towers.tiny import TINY_NAME
+from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,14 +20,14 @@ NEEDS = [(None, "onnxscript", "onnx"), (None, "onnxruntime", "onnx")]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("output", type=folder_to_write, help="folder for the files")
-    add_model_arguments(parser, default=TINY_NAME)
+    add_model_arguments(parser, default=TINY_ADAPTED)
 
 
 def run(console: Output, /, *, output: Path, **model: "Unpack[ModelArguments]") -> int:
     """Export the model."""
+    choice = chosen_model(model)
     from promptreid.model.onnx_files import export_onnx
 
-    choice = chosen_model(model)
     files = export_onnx(load_model(choice, device=model["device"] or "cpu"), output)
     for file in files:
         console.say(f"{file.stat().st_size:>12,} bytes  {file}")

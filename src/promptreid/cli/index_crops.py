@@ -15,6 +15,7 @@ from promptreid.cli.options import (
     folder_to_read,
     folder_to_write,
     load_model,
+    note_model,
     refuse_unused,
     whole,
 )
@@ -22,7 +23,7 @@ from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import BATCH_SIZE, NUM_THREADS
 from promptreid.errors import DatasetError, printable
-from promptreid.towers.tiny import TINY_NAME
+from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,11 +39,6 @@ NEEDS = [("export", "pyarrow", "export", ".parquet")]
 
 _SHOWN = 10
 
-_TINY_NOTE = (
-    f"note: {TINY_NAME}, the small model that ships with promptreid, knows drawn pedestrians only. For photographs "
-    "give --model with a model of yours, or an open_clip name: --model ViT-B-16 --pretrained openai"
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
@@ -50,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=folder_to_write, default=Path("gallery"), help="the index's folder; default %(default)s"
     )
-    add_model_arguments(parser, default=f"the one that made the index, or {TINY_NAME} for a new one")
+    add_model_arguments(parser, default=f"the one that made the index, or {TINY_ADAPTED} for a new one")
     parser.add_argument(
         "--storage", choices=("float32", "float16"), help="float16 takes half the room; default float32"
     )
@@ -165,12 +161,11 @@ def _open_or_make(
             raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
         return open_gallery(output, model), False
     choice = chosen_model(model)
-    if choice.model == TINY_NAME:
-        console.note(_TINY_NOTE)
     device = check_device(model["device"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the update says what is left out
         find_images(folder)  # nothing is loaded or written where there is nothing to index
+    note_model(console, choice, folder)
     encoder = load_model(choice, device=device)
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
     # The commit, so that a later push to the repository does not make the index unusable.

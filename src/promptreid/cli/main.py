@@ -25,6 +25,7 @@ from promptreid.version import __version__
 # module of the command that is called is imported, and it imports what is slow inside `run`: a mistake in the arguments
 # must not wait for torch.
 COMMANDS = {
+    "try": ("try_search", "search 200 drawn people: the first thing to do"),
     "check": ("check_data", "look for everything that is wrong with a dataset"),
     "train": ("train_model", "adapt a model to a dataset, in both stages"),
     "evaluate": ("evaluate_model", "score a model on a dataset"),
@@ -39,6 +40,12 @@ NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
 in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
 the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM"""
+# Other words for what the commands do, as beginners and users of other tools type them.
+_ALSO = {
+    "find": "search", "query": "search", "eval": "evaluate", "test": "evaluate", "fit": "train", "adapt": "train",
+    "validate": "check", "verify": "check", "serve": "demo", "app": "demo", "publish": "push", "upload": "push",
+    "encode": "index", "build": "index", "embed": "index", "threshold": "calibrate",
+}  # fmt: skip
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 # What an error that the library raises advises in Python, as it is said in a shell.
 _IN_A_SHELL = {
@@ -76,13 +83,21 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         wrong = _CHOICES.search(message)
-        near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1) if wrong else []
-        advice = f"; did you mean {near[0]}?" if near else ""
+        near = _meant(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else None
+        advice = f"; did you mean {near}?" if near else ""
         raise UsageError(f"{message.replace(': is ', ' is ', 1)}{advice}; see {self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help and version as every other output is printed, where a full or closed one is an error."""
         print_line(message.removesuffix("\n"))
+
+
+def _meant(word: str, known: list[str]) -> str | None:
+    """What was probably meant by a word that is none of the known ones."""
+    if " " in word and "search" in known:
+        return f'promptreid try "{word}"'
+    near = [name for name in known if name == _ALSO.get(word)] or get_close_matches(word, known, n=1)
+    return near[0] if near else None
 
 
 class _CommandParser(_Parser):
@@ -100,6 +115,9 @@ class _CommandParser(_Parser):
             settings, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_mixing = False
+        sentence = getattr(settings, "sentence", None)
+        if unknown and sentence and not any(word.startswith("-") for word in unknown):
+            self.error(f'put the sentence in quotation marks: "{" ".join([sentence, *unknown])}"')
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return settings, unknown

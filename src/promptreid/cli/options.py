@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from promptreid.defaults import IMAGE_SIZE
+from promptreid.cli.output import Output
+from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, SYNTHETIC_STAMP
 from promptreid.errors import HubError
-from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
@@ -42,8 +43,8 @@ class ModelChoice:
     """How to make a model again.
 
     Attributes:
-        model: A folder that `save_prompts` wrote, a Hub repository `user/name`, or an open_clip name, `hf-hub:` and
-            `local-dir:` included.
+        model: A folder that `save_prompts` wrote, a Hub repository `user/name`, `promptreid-tiny-adapted` for the
+            shipped base with the shipped prompts, or an open_clip name, `hf-hub:` and `local-dir:` included.
         pretrained: open_clip's tag or a weight file, for an open_clip name.
         image_size: (height, width) for an open_clip name; `None` for the usual one.
         revision: Branch, tag or commit of a Hub repository; `None` for main.
@@ -57,7 +58,14 @@ class ModelChoice:
     @property
     def is_saved(self) -> bool:
         """Whether the model was saved by promptreid, so that it knows everything of itself."""
-        return Path(self.model).is_dir() or ("/" in self.model and not self.model.startswith(BARE))
+        if self.model == TINY_ADAPTED or Path(self.model).is_dir():
+            return True
+        return "/" in self.model and not self.model.startswith(BARE)
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the small model of this package, with or without prompts, which knows drawings only."""
+        return self.model in (TINY_NAME, TINY_ADAPTED)
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds."""
@@ -144,6 +152,17 @@ def file_to_write(*endings: str) -> Callable[[str], Path]:
 def _check_writable(text: str, folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"is {text}, but you may not write into {folder.absolute()}; give another")
+
+
+def check_gallery_folder(folder: Path) -> None:
+    """Refuse a folder without a gallery, before torch is imported.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not (folder / GALLERY_FILE).is_file():
+        given = f"{folder} --output gallery" if folder.is_dir() else f"CROPS --output {folder}"
+        raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -244,7 +263,7 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     """
     size = options["image_size"]
     choice = ModelChoice(
-        options["model"] or TINY_NAME,
+        options["model"] or TINY_ADAPTED,
         options["pretrained"],
         None if size is None else (size[0], size[1]),
         options["revision"],
@@ -252,7 +271,9 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     if choice.is_saved:
         if choice.pretrained or choice.image_size:
             raise ValueError(f"--pretrained and --image-size go with an open_clip name; {choice.model} brings its own")
-        if Path(choice.model).is_dir() and choice.revision is None:
+        if choice.model == TINY_ADAPTED:
+            at_revision(choice.model, choice.revision)
+        elif Path(choice.model).is_dir() and choice.revision is None:
             return ModelChoice(str(Path(choice.model).resolve()))
         return choice
     at_revision(choice.model, choice.revision)
@@ -275,6 +296,16 @@ def check_names(model: str, pretrained: str | None) -> None:
 
     check_name(model)
     needs_quick_gelu(model, pretrained)
+
+
+def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:
+    """Say which model is used, and warn where the shipped one is about to look at what may be photographs."""
+    console.say(f"model: {choice.model}")
+    if choice.is_shipped and not any((place / SYNTHETIC_STAMP).is_file() for place in (folder, folder.parent)):
+        console.note(
+            f"note: {choice.model}, the small model that ships with promptreid, knows drawn pedestrians only. For "
+            "photographs give --model with a model of yours, or an open_clip name: --model ViT-B-16 --pretrained openai"
+        )
 
 
 def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
@@ -335,6 +366,7 @@ def _load_saved(choice: ModelChoice, device: str) -> "PromptedCLIP":
     from promptreid.model.prompted_clip import load_prompts
 
     try:
-        return load_prompts(choice.model, revision=choice.revision, device=device)
+        source = tiny_prompts() if choice.model == TINY_ADAPTED else choice.model
+        return load_prompts(source, revision=choice.revision, device=device)
     except HubError as error:  # what was meant as a path is asked for there, too
         raise HubError(f"{error}; there is no folder {choice.model} here either") from error

@@ -1,9 +1,15 @@
 """`promptreid search`: finds the images that a sentence or an image describes."""
 
 import argparse
+import csv
+import io
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,7 @@ from promptreid.cli.options import (
     ModelChoice,
     add_model_arguments,
     check_file,
+    check_gallery_folder,
     chosen_model,
     file_to_write,
     load_model,
@@ -19,17 +26,22 @@ from promptreid.cli.options import (
     some_path,
     whole,
 )
-from promptreid.cli.output import Output
-from promptreid.defaults import NUM_HITS
+from promptreid.cli.output import Output, print_line
+from promptreid.defaults import BATCH_SIZE, NUM_HITS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.table import Hit, Metadata
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
---picture. Exit code 1 if nothing reaches the threshold."""
+--picture. Without a sentence it asks for one after the other and keeps the model loaded; from a pipe it reads one a
+line. Exit code 1 if nothing reaches the threshold."""
 NEEDS = [("picture", "matplotlib", "viz")]
+
+_ROWS = 20  # sentences in a picture: more make an image that no viewer opens
+_COLUMNS = ("query", "rank", "score", "id", "path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=some_path, help="folder that `promptreid index` made")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
+    parser.add_argument(
+        "--queries", type=some_path, metavar="FILE", help="search by every sentence of a file, one a line"
+    )
     parser.add_argument("-k", type=whole(1), default=NUM_HITS, help="how many at most; default %(default)s")
     parser.add_argument(
         "--threshold",
@@ -49,13 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, and "
-        "folder=roof/* is what begins with roof/",
+        help="only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, "
+        "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
     )
+    parser.add_argument("--csv", action="store_true", help="print a table with a row a hit, for spreadsheets")
     parser.add_argument(
         "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
     )
     add_model_arguments(parser, default="the one that made the index")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one query found: `best` is the highest score of the gallery, `hits` what reaches the threshold."""
+
+    query: str
+    best: float
+    hits: "list[Hit]"
 
 
 def run(
@@ -65,39 +90,231 @@ def run(
     index: Path,
     sentence: str | None,
     image: Path | None,
+    queries: Path | None,
     k: int,
     threshold: float | str | None,
     where: list[tuple[str, str]],
+    csv: bool,
     picture: Path | None,
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Search the index."""
-    if (sentence is None) == (image is None):
-        raise ValueError('give a sentence, as in promptreid search gallery "a man in a blue jacket", or --image FILE')
+    if sum(given is not None for given in (sentence, image, queries)) > 1:
+        raise ValueError("give one of a sentence, --image FILE and --queries FILE")
+    if csv and console.as_json:
+        raise ValueError("give --csv or --json, not both")
     check_file("--image", image)
+    check_file("--queries", queries)
+    check_gallery_folder(index)
+    sentences = None if queries is None else _read_sentences(queries)
     from promptreid.data.images import open_image
     from promptreid.model.encoding import check_words
 
     check_words(sentence, name="the query")
-    query = sentence if image is None else open_image(image)
-    gallery = open_gallery(index, model, where, threshold)
-    hits = gallery.search(query or "", k, threshold=threshold, where=_where(where) or None)
-    for rank, hit in enumerate(hits, start=1):
-        console.say(f"{rank:>3}  {hit.score:6.3f}  {hit.path}")
-    console.record(
-        hits=[{"path": str(hit.path), "score": hit.score, "id": hit.id, "metadata": dict(hit.metadata)} for hit in hits]
-    )
-    if not hits:
-        console.say("no good match")
-        return 1
+    shown = sentence if image is None else open_image(image)
+    search = _Search(console, open_gallery(index, model, where, threshold), k, threshold, where, as_csv=csv)
+    if shown is not None:
+        answers = [search.answer(shown, title=sentence or f"like {image and image.name}")]
+        console.record(query=answers[0].query, **search.entry(answers[0]))
+    else:
+        answers = search.answer_each(sentences if sentences is not None else _typed(console, len(search.gallery)))
+        console.record(results=[{"query": answer.query, **search.entry(answer)} for answer in answers])
+    console.record(threshold=search.lowest, model=model["model"] or search.gallery.notes["model"]["model"])
     if picture is not None:
-        from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
+        _draw(console, search, picture, [answer for answer in answers if answer.hits])
+    return 0 if any(answer.hits for answer in answers) else 1
 
-        title = f"like {image.name}" if image else sentence or ""
-        ranking = Ranking(title, [hit.path for hit in hits], [hit.score for hit in hits])
-        console.say(f"drawn in {draw_ranking(picture, [ranking])}")
-        console.record(picture=str(picture))
-    return 0
+
+class _Search:
+    """A loaded gallery, and what every query to it has in common.
+
+    Args:
+        console: Where answers are shown.
+        gallery: The gallery.
+        k: Hits at most.
+        threshold: The lowest score to show.
+        where: Conditions.
+        as_csv: Print a table.
+    """
+
+    def __init__(
+        self,
+        console: Output,
+        gallery: "Gallery",
+        k: int,
+        threshold: float | str | None,
+        where: Sequence[tuple[str, str]],
+        *,
+        as_csv: bool,
+    ) -> None:
+        from promptreid.retrieval.searching import lowest_score
+
+        self.gallery, self._k = gallery, k
+        self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
+        self._where = _as_where(where, gallery.metadata) or None
+        # A table is alone on standard output; whatever else there is to say goes to standard error.
+        self.say = (lambda *lines: [console.note(line) for line in lines]) if as_csv else console.say
+        self._keys = sorted(set().union(*gallery.metadata)) if as_csv else None
+        if self._keys is not None:
+            print_line(_row([*_COLUMNS, *self._keys]))
+
+    def answer(self, query: Any, *, title: str) -> _Answer:
+        """Answer one query and show it."""
+        return self._show(title, self.gallery.search(query, self._k, where=self._where))
+
+    def answer_each(self, sentences: Iterable[str]) -> list[_Answer]:
+        """Answer sentences: those of a list together, others as soon as each comes."""
+        answers: list[_Answer] = []
+        size = BATCH_SIZE if isinstance(sentences, list) else 1
+        for part in _parts(sentences, size):
+            for sentence, found in zip(part, self.gallery.search(part, self._k, where=self._where), strict=True):
+                if self._keys is None and (size > 1 or not _at_terminal()):
+                    self.say(sentence)
+                answers.append(self._show(sentence, found))
+        return answers
+
+    def entry(self, answer: _Answer) -> dict[str, Any]:
+        """What JSON says of an answer."""
+        return {"best_score": answer.best, "hits": [as_entry(hit) for hit in answer.hits]}
+
+    def _show(self, title: str, found: "list[Hit]") -> _Answer:
+        hits = found if self.lowest is None else [hit for hit in found if hit.score >= self.lowest]
+        answer = _Answer(title, found[0].score, hits)
+        if self._keys is not None:
+            for rank, hit in enumerate(hits, start=1):
+                known = [hit.metadata.get(key, "") for key in self._keys]
+                print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, hit.path, *known]))
+        else:
+            self.say(*as_lines(hits))
+        self.say(*self._verdict(answer))
+        return answer
+
+    def _verdict(self, answer: _Answer) -> list[str]:
+        """What the scores mean: against the threshold that was given, or else the calibrated one."""
+        calibration, images = self.gallery.calibration, len(self.gallery)
+        if not answer.hits:
+            return [f"no good match: the best of {images} images scores {answer.best:.3f}, below {self.lowest:.3f}"]
+        if self.lowest is not None or calibration is None:
+            return []
+        reaching = sum(hit.score >= calibration.threshold for hit in answer.hits)
+        words = f"{calibration.threshold:.3f}, which {calibration.false_alarm_rate:.0%} of searches in vain reach"
+        if reaching:
+            return [f"{reaching} of these reach {words}"]
+        return [f"probably nobody matches: the best score is {answer.best:.3f}, and none reaches {words}"]
+
+
+def as_lines(hits: "Sequence[Hit]") -> list[str]:
+    """Rank, score and path of each hit, for people."""
+    return [f"{rank:>3}  {hit.score:6.3f}  {hit.path}" for rank, hit in enumerate(hits, start=1)]
+
+
+def as_entry(hit: "Hit") -> dict[str, Any]:
+    """A hit as JSON holds it."""
+    return {"path": str(hit.path), "score": hit.score, "id": hit.id, "metadata": dict(hit.metadata)}
+
+
+def _row(values: Sequence[Any]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow(values)
+    return stream.getvalue()
+
+
+def _parts(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The sentences in lists of at most `size`."""
+    part: list[str] = []
+    for sentence in sentences:
+        part.append(sentence)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _read_sentences(path: Path) -> list[str]:
+    """The lines of a file that hold something.
+
+    Raises:
+        ValueError: It is not text, or empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
+    sentences = [line.strip() for line in lines if line.strip()]
+    if not sentences:
+        raise ValueError(f"--queries is {path}, which holds no sentence; write one a line")
+    return sentences
+
+
+def _typed(console: Output, images: int) -> Iterator[str]:
+    """Sentences as they are typed, or as they come from a pipe.
+
+    Raises:
+        ValueError: None came from the pipe.
+    """
+    from promptreid.model.encoding import check_words
+
+    at_terminal, count = _at_terminal(), 0
+    if at_terminal:
+        console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
+        with suppress(ImportError):
+            import_module("readline")  # gives input() its line editing and history
+    for line in _lines(at_terminal):
+        sentence = line.strip()
+        if not sentence:
+            continue
+        count += 1
+        try:
+            check_words(sentence, name="the query")
+        except ValueError as error:
+            if not at_terminal:
+                raise
+            console.note(f"error: {error}")
+            continue
+        yield sentence
+    if not count and not at_terminal:
+        raise ValueError(
+            "no sentence came on standard input; give one, as in promptreid search gallery "
+            '"a man in a blue jacket", or --image FILE'
+        )
+
+
+def _at_terminal() -> bool:
+    return bool(sys.stdin and sys.stdin.isatty())
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    if not at_terminal:
+        yield from sys.stdin or ()
+        return
+    with suppress(EOFError):
+        while True:
+            if sys.stdout and sys.stdout.isatty():
+                yield input("> ")
+                continue
+            sys.stderr.write("> ")  # what is written to a file or a program is answers alone
+            sys.stderr.flush()
+            line = sys.stdin.readline()
+            if not line:
+                return
+            yield line
+
+
+def _draw(console: Output, search: _Search, picture: Path, answers: Sequence[_Answer]) -> None:
+    """Draw what was found, one row a query."""
+    from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
+
+    if not answers:
+        return
+    rankings = [
+        Ranking(answer.query, [hit.path for hit in answer.hits], [hit.score for hit in answer.hits])
+        for answer in answers[:_ROWS]
+    ]
+    left_out = len(answers) - len(rankings)
+    more = f", without the last {left_out}: {_ROWS} queries are drawn at most" if left_out else ""
+    search.say(f"drawn in {draw_ranking(picture, rankings)}{more}")
+    console.record(picture=str(picture))
 
 
 def open_gallery(
@@ -126,7 +343,7 @@ def open_gallery(
         refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
     gallery = Gallery.load(directory)
     for condition in where:
-        gallery.check_filter(_where([condition]))
+        gallery.check_filter(_as_where([condition], gallery.metadata))
     lowest_score(gallery.calibration, threshold)
     noted = gallery.notes.get("model")
     if options["model"] is not None:
@@ -156,21 +373,27 @@ def _condition(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _where(conditions: Sequence[tuple[str, str]]) -> dict[str, list[Any]]:
-    """Values by key; a key given twice allows either value, and a number matches as number and as text."""
+def _as_where(conditions: Sequence[tuple[str, str]], metadata: "Sequence[Metadata]") -> dict[str, list[Any]]:
+    """Values by key; a key given twice allows either value, and a number matches as number and as text.
+
+    A value with `*`, `?` or `[` is a pattern for the values that images have.
+    """
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
-        wanted.setdefault(key, []).extend(_values(value))
+        wanted.setdefault(key, []).extend(_values(value, key, metadata))
     return wanted
 
 
-def _values(text: str) -> list[Any]:
-    """What a value of `--where` allows: itself, a range if it has two dots, what begins with it if it has a star."""
+def _values(text: str, key: str, metadata: "Sequence[Metadata]") -> list[Any]:
+    """What a value of `--where` allows: itself, a range if it has two dots, what it matches if it is a pattern."""
     from promptreid.retrieval.filters import Between, Prefix
 
     start, dots, end = text.partition("..")
     if dots and (start or end):
         return [text, *_ranges(start or None, end or None, Between)]
+    if any(sign in text.removesuffix("*") for sign in "*?["):
+        known = dict.fromkeys(entry[key] for entry in metadata if isinstance(entry.get(key), str))
+        return [name for name in known if fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]
     return [text, *(number for number in (_number(text),) if isinstance(number, int))]

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value
 from promptreid.data.problems import Problem
 from promptreid.data.records import SPLITS, ImageRecord, PublishedCounts, SplitCounts
+from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
 
 IMAGES = "imgs"
@@ -18,8 +19,6 @@ ANNOTATIONS = "annotations"  # a folder beside the images that holds the annotat
 # https://github.com/Flame-Chasers/TBPS-CLIP/blob/main/misc/caption_dataset.py
 SPLIT_FILES = {split: f"{split}_reid.json" for split in SPLITS}
 SPLIT_FILES_KEY = "file_path"
-
-SYNTHETIC_STAMP = "generated.json"  # beside the annotation of a synthetic copy, whose counts are not the published ones
 
 
 class Layout(Protocol):

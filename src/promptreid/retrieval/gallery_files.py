@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from promptreid.defaults import GALLERY_FILE
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, locked, make_private_folder, open_file, read_tensors, write_bytes_atomically
 from promptreid.retrieval.encode import rows_of_other_length
@@ -33,7 +34,7 @@ from promptreid.retrieval.table import ImageTable
 
 FORMAT_VERSION = 2
 
-_DESCRIPTION, LOCK = "gallery.json", "gallery.lock"
+_DESCRIPTION, LOCK = GALLERY_FILE, "gallery.lock"
 
 # The one form before segments: all features in one file, paths and metadata in the description.
 _FIRST_VERSION = 1

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from promptreid.data.layouts import IMAGES, PUBLISHED, SYNTHETIC_STAMP, JsonLayout
+from promptreid.data.layouts import IMAGES, PUBLISHED, JsonLayout
+from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
 from promptreid.synthetic.camera import CAMERAS, photograph
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick

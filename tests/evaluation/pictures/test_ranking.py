@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from promptreid.errors import DatasetError
 from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit
 
@@ -80,7 +79,8 @@ def test_draw_ranking_of_nothing_is_refused(tmp_path):
         draw_ranking(tmp_path / "none.png", [])
 
 
-def test_draw_ranking_of_a_missing_crop_leaves_no_file(tmp_path):
-    with pytest.raises(DatasetError, match=r"gone\.jpg"):
-        draw_ranking(tmp_path / "none.png", [Ranking("a man", [tmp_path / "gone.jpg"], [0.5], [True])])
-    assert not list(tmp_path.iterdir())
+def test_draw_ranking_of_a_missing_crop_is_an_empty_frame(tmp_path):
+    Image.new("RGB", (48, 96), "red").save(tmp_path / "there_$x_$.png")
+    paths = [tmp_path / "gone.jpg", tmp_path / "there_$x_$.png"]
+    with Image.open(draw_ranking(tmp_path / "a.png", [Ranking("a man", paths, [0.5, 0.4])])) as drawing:
+        assert (255, 0, 0) in {colour for _, colour in drawing.convert("RGB").getcolors(10**6)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from promptreid.data.images import open_image
 from promptreid.defaults import NUM_HITS
+from promptreid.errors import DatasetError, printable
 from promptreid.evaluation.pictures.canvas import GREEN, GREY, VERMILION, new_figure, save_figure
 from promptreid.evaluation.splits import EncodedSplit
 
@@ -54,7 +55,8 @@ def rank_captions(encoded: EncodedSplit, captions: Sequence[int], *, k: int = NU
 def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = "") -> Path:
     """Draw one row a sentence: right crops framed green with a tick, wrong ones orange with a cross.
 
-    Where nobody knows what is right the frames are grey.
+    Where nobody knows what is right the frames are grey. Below each crop are its score and the name of its file; a file
+    that cannot be read any more is an empty frame that says so.
 
     Args:
         path: PNG file to write.
@@ -67,7 +69,6 @@ def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = 
     Raises:
         MissingExtraError: matplotlib is not installed.
         ValueError: `rankings` is empty.
-        DatasetError: A crop cannot be read.
     """
     if not rankings:
         raise ValueError("rankings is empty, give at least one")
@@ -90,14 +91,30 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
     # The mark repeats what the colour says, and the dashes too.
     right = None if ranking.right is None else ranking.right[rank]
     colour, mark = {None: (GREY, ""), True: (GREEN, "✓ "), False: (VERMILION, "✗ ")}[right]
-    image = open_image(ranking.paths[rank])
     axis.axis("on")
-    axis.imshow(image, aspect="auto")
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.set_box_aspect(image.height / image.width)
+    try:
+        image = open_image(ranking.paths[rank])
+    except DatasetError:
+        axis.set_box_aspect(2)
+        axis.text(0.5, 0.5, "cannot\nbe read", fontsize=8, color=GREY, ha="center", va="center")
+    else:
+        axis.imshow(image, aspect="auto")
+        axis.set_box_aspect(image.height / image.width)
     for spine in axis.spines.values():
         dashes = (0, (3, 1)) if right is False else "-"  # with ends that stick out they would meet
         spine.set(color=colour, linewidth=3, linestyle=dashes, capstyle="butt")
-    axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}", fontsize=8, color=colour)
+    axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}\n", fontsize=8, color=colour)
+    # The name is plain text: a dollar sign in it is no formula.
+    place = {"xy": (0.5, 0), "xytext": (0, -15), "xycoords": "axes fraction", "textcoords": "offset points"}
+    axis.annotate(
+        _shortened(ranking.paths[rank]), **place, fontsize=5, color=GREY, ha="center", va="top", parse_math=False
+    )
     axis.set_title(str(rank + 1), fontsize=7, pad=2)
+
+
+def _shortened(path: Path, longest: int = 24) -> str:
+    """The file's name, its middle left out where it would not fit below a crop."""
+    name = printable(path.name)
+    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[1 - longest // 2 :]}"

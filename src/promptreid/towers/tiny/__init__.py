@@ -4,6 +4,8 @@ from pathlib import Path
 
 TINY_NAME, TINY_TAG = "promptreid-tiny", "generated"
 
+TINY_ADAPTED = "promptreid-tiny-adapted"  # what the command line calls the base with the shipped prompts
+
 TINY_IMAGE_SIZE = (96, 48)  # height and width in pixels
 
 TINY_FOLDER = Path(__file__).parent

@@ -1,0 +1,124 @@
+"""Many sentences to one gallery, tables, patterns, and what is said of scores."""
+
+import csv
+import io
+import sys
+
+import pytest
+from PIL import Image
+
+from promptreid.cli.options import ModelChoice
+from promptreid.cli.search_gallery import _as_where
+
+
+@pytest.fixture(scope="module")
+def index(drawn, tmp_path_factory):
+    from promptreid.cli.main import main
+
+    folder = tmp_path_factory.mktemp("searched") / "gallery"
+    assert main(["index", str(drawn / "imgs"), "--output", str(folder)]) == 0
+    return folder
+
+
+def typed(monkeypatch, text, *, at_terminal):
+    stream = io.StringIO(text)
+    stream.isatty = lambda: at_terminal
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_a_pipe_is_answered_line_by_line(call, index, monkeypatch):
+    typed(monkeypatch, "a man\n\na woman in a red coat\n", at_terminal=False)
+    code, text, notes = call("search", index, "-k", 2)
+    assert (code, notes) == (0, "")
+    lines = text.splitlines()
+    assert (lines[0], lines[3], len(lines)) == ("a man", "a woman in a red coat", 6)
+    typed(monkeypatch, "a man\na woman in a red coat\n", at_terminal=False)
+    answer = call("search", index, "-k", 2, "--json")[1]
+    assert [result["query"] for result in answer["results"]] == ["a man", "a woman in a red coat"]
+    assert answer["results"][0]["best_score"] == answer["results"][0]["hits"][0]["score"]
+
+
+def test_a_prompt_stays_loaded_and_outlives_a_mistake(call, index, monkeypatch):
+    loads = []
+    from promptreid.model import prompted_clip
+
+    load = prompted_clip.load_prompts
+    monkeypatch.setattr(prompted_clip, "load_prompts", lambda *given, **more: loads.append(1) or load(*given, **more))
+    typed(monkeypatch, "a man\na.jpg\na woman\n", at_terminal=True)
+    code, text, notes = call("search", index, "-k", 1)
+    assert (code, len(loads)) == (0, 1)
+    assert notes.startswith("32 images; describe somebody, or press Ctrl-D to end\n")
+    assert "error: the query 'a.jpg' is the name of an image" in notes
+    assert text.count("  1   0.") == 2
+
+
+def test_nothing_in_a_pipe_is_a_mistake(call, index, monkeypatch):
+    typed(monkeypatch, "", at_terminal=False)
+    code, _, notes = call("search", index)
+    assert (code, notes.startswith("error: no sentence came on standard input; give one")) == (2, True)
+
+
+def test_a_file_of_sentences_is_a_table_of_hits(call, index, tmp_path):
+    (tmp_path / "queries.txt").write_text("a man, tall\na woman\n")
+    code, text, _ = call("search", index, "--queries", tmp_path / "queries.txt", "-k", 3, "--csv")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["query"] for row in rows] == ["a man, tall"] * 3 + ["a woman"] * 3
+    assert [row["rank"] for row in rows] == ["1", "2", "3"] * 2
+    assert {"score", "id", "path", "folder"} < set(rows[0])
+    picture = tmp_path / "found.png"
+    assert call("search", index, "--queries", tmp_path / "queries.txt", "-k", 3, "--picture", picture)[0] == 0
+    with Image.open(picture) as drawing:
+        assert drawing.height > 600  # a row a sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a man", "--queries", "q.txt"], "give one of a sentence, --image FILE and --queries FILE"),
+        (["a man", "--csv", "--json"], "give --csv or --json, not both"),
+        (["--queries", "none.txt"], "--queries is none.txt, but there is no such file"),
+        (["--queries", "empty.txt"], "--queries is empty.txt, which holds no sentence; write one a line"),
+        (["--queries", "latin.txt"], "--queries is latin.txt, which is not UTF-8 text"),
+        (["a man", "--where", "folder=x*"], "no image of the gallery has folder x*; known are: "),
+        (["a", "woman", "in", "red"], 'put the sentence in quotation marks: "a woman in red"; see'),
+    ],
+)
+def test_search_that_cannot_be_done_is_refused(call, index, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_bytes(b"\xff")
+    code, _, notes = call("search", index, *arguments)
+    assert code == 2
+    assert words in notes
+
+
+def test_the_best_score_is_named_where_nothing_reaches_the_threshold(call, index):
+    code, text, _ = call("search", index, "a man", "--threshold", "0.999")
+    assert code == 1
+    assert text.startswith("no good match: the best of 32 images scores 0.")
+    assert text.endswith(", below 0.999\n")
+    answer = call("search", index, "a man", "--threshold", "0.999", "--json")[1]
+    assert answer["hits"] == []
+    assert 0 < answer["best_score"] < 0.999
+    assert (answer["threshold"], answer["model"]) == (0.999, "promptreid-tiny-adapted")
+
+
+def test_patterns_stand_for_the_values_that_images_have():
+    metadata = [{"folder": "cam_1"}, {"folder": "cam_2"}, {"folder": "door"}, {"day": 3}]
+    assert _as_where([("folder", "*m_?")], metadata) == {"folder": ["cam_1", "cam_2"]}
+    assert _as_where([("folder", "x*y")], metadata) == {"folder": ["x*y"]}
+    assert _as_where([("folder", "door"), ("day", "3")], metadata) == {"folder": ["door"], "day": ["3", 3]}
+
+
+def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, drawn, index, tmp_path):
+    import shutil
+
+    assert ModelChoice("promptreid-tiny-adapted").is_saved
+    evaluated = call("evaluate", drawn, "--json")[1]
+    assert evaluated["model"]["model"] == "promptreid-tiny-adapted"
+    _, text, notes = call("evaluate", drawn)
+    assert text.startswith("model: promptreid-tiny-adapted\n")
+    assert "knows drawn pedestrians only" not in notes  # these are drawn
+    shutil.copytree(drawn / "imgs", tmp_path / "photographs")
+    assert "knows drawn pedestrians only" in call("index", tmp_path / "photographs", "--output", tmp_path / "own")[2]
