@@ -25,6 +25,7 @@ extensions = [
     "benchmark_pages",
     "docstring_code",
     "drawings",
+    "drawn_math",
 ]
 exclude_patterns = ["_build", "README.md"]
 
@@ -51,6 +52,9 @@ html_theme = "furo"
 html_title = f"promptreid {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["copy.js"]
+html_math_renderer = "drawn"
+html_logo = html_favicon = "_static/logo.svg"
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {

@@ -1,4 +1,4 @@
-"""Build docs/evidence.md from the committed results.
+"""Build docs/evidence.md and its appendix, docs/evidence_tables.md, from the committed results.
 
 python benchmarks/study/page.py
 """
@@ -48,28 +48,40 @@ UNTUNED: dict[str, Any] = {"costs": (1.0, 1.0), "rates": {}}
 Against = tuple[Sequence[str], str]  # some arms, and the one that they are compared with
 FULL = "python benchmarks/study/full.py --parts"
 
-INTRODUCTION = """# Evidence
+BUILT = "*Built by `python benchmarks/study/page.py` from `benchmarks/results/study`; not edited by hand.*"
 
-*Built by `python benchmarks/study/page.py` from the JSON files under `benchmarks/results/study`; not edited by hand.*
+INTRODUCTION = f"""# Evidence
 
-What is asked, and how it is judged, was written down and committed before the first comparison:
-[the study protocol](protocol.md). Everything here is measured on generated pedestrians with the small base
-`promptreid-tiny`. It tests the mechanism of Prompt Decoupling; it says nothing about the paper's figures on CUHK-PEDES,
-ICFG-PEDES or RSTPReid. Scores are in percent on the test split, mean ± standard deviation over seeds.
+{BUILT}
+
+Everything here was measured on synthetic pedestrians with the small base `promptreid-tiny`. It tests the mechanism of
+Prompt Decoupling, and says nothing about the paper's figures on CUHK-PEDES, ICFG-PEDES or RSTPReid. The
+[protocol](protocol.md) was committed before the first comparison. Every other table is in the
+[appendix](evidence_tables.md).
 """
 
-QUESTIONS = """## Questions
+APPENDIX = f"""# Evidence: all tables
+
+{BUILT}
+
+The appendix of [Evidence](evidence.md): every comparison of the [protocol](protocol.md), also those that were not run.
+Scores are in percent on the test split, mean ± standard deviation over seeds. Intervals are bootstrapped; one that
+contains 0 is called *no difference found*.
 
 1. Does PD beat fine-tuning the encoders directly, at equal steps and at equal wall-clock time?
-2. Which part of it does the work: the prompts, their training, or the two stages?
-3. Does the gain grow with the gap between the base's domain and the target's? With few identities?
-4. What does it cost on other cameras, and on the base's own domain?
-5. Who is found less often?
+   [Main arms](#main-arms), [controls](#controls)
+2. Which part of it does the work: the prompts, their training, or the two stages? [Controls](#controls),
+   [ablations](#ablations)
+3. Does the gain grow with the gap between the base's domain and the target's, or with few identities?
+   [Dose and response](#dose-and-response), [few identities](#few-identities)
+4. What does it cost on other cameras, and on the base's own domain? [Other cameras](#other-cameras),
+   [distance and forgetting](#distance-and-forgetting)
+5. Who is found less often? [Who is found less often](#who-is-found-less-often)
 """
 
 
 class Page:
-    """The page's sections, from results in one folder.
+    """The sections of both pages, from results in one folder.
 
     Args:
         rates: What `read_rates` returned, or `UNTUNED`.
@@ -249,14 +261,19 @@ class Page:
         return f"{head}.\n\n{table}\n\n{coarseness} {took}\n"
 
     def text(self) -> str:
-        """All of it."""
+        """The findings, the scores they rest on, and what was not run."""
         found = FINDINGS.read_text(encoding="utf-8") if FINDINGS.is_file() else "Nothing yet.\n"
+        note = (
+            "Scores are in percent on the test split, mean ± standard deviation over seeds; the arms are explained in "
+        )
+        arms = f"{note}[the appendix](evidence_tables.md#arms).\n"
+        return "\n".join([INTRODUCTION, f"## What was found\n\n{found}", self.small(), arms, self.not_run()])
+
+    def appendix(self) -> str:
+        """Every other table."""
         purposes = markdown(["arm", "what it is for"], [[f"`{name}`", arm.purpose] for name, arm in ARMS.items()])
         texts = [
-            INTRODUCTION,
-            f"## What was found\n\n{found}",
-            QUESTIONS,
-            self.small(),
+            APPENDIX,
             self.table("Main arms", "main", tuple(MAIN), "direct", also=(["pd"], "joint")),
             self.table("Controls", "controls", ("pd", *CONTROLS), "direct", also=(["pd"], "direct_short")),
             self.equal_time(),
@@ -268,7 +285,6 @@ class Page:
             self.distances(),
             self.groups(),
             self.table("Ablations", "ablations", tuple(ABLATIONS), "pd", also=(tuple(ABLATIONS), "direct")),
-            self.not_run(),
             self.tuning(),
             f"## Arms\n\n{purposes}\n",
         ]
@@ -276,7 +292,7 @@ class Page:
 
 
 def main() -> None:
-    """Write the page and its plots."""
+    """Write both pages and their plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--rates", type=Path, default=RATES)
@@ -285,6 +301,7 @@ def main() -> None:
     rates = read_rates(arguments.rates) if arguments.rates.is_file() else UNTUNED
     page = Page(rates, arguments.results, arguments.docs / "pictures")
     (arguments.docs / "evidence.md").write_text(page.text(), encoding="utf-8")
+    (arguments.docs / "evidence_tables.md").write_text(page.appendix(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,10 +112,10 @@ def test_results_at_rates_tuned_since_are_refused(write):
 
 
 def test_the_page_without_results_says_not_run(tmp_path):
-    text = page.Page(page.UNTUNED, tmp_path, tmp_path).text()
-    assert text.count("**Not run.**") == 11
-    assert "- `main`: 0 of 70 runs done" in text
-    assert "**not done yet.**" in text
+    empty = page.Page(page.UNTUNED, tmp_path, tmp_path)
+    assert (empty.text() + empty.appendix()).count("**Not run.**") == 11
+    assert "- `main`: 0 of 70 runs done" in empty.text()
+    assert "**not done yet.**" in empty.appendix()
 
 
 def test_the_page_shows_every_part_that_has_results(write, tmp_path):
@@ -123,7 +123,8 @@ def test_the_page_shows_every_part_that_has_results(write, tmp_path):
     everything = [run for part in plan.parts(tuned).values() for run in part if run.seed < 2]
     folder = write(everything, dict.fromkeys(plan.ARMS, 0.3) | {"pd": 0.4})
     (tmp_path / "pictures").mkdir()
-    text = page.Page(tuned, folder, tmp_path / "pictures").text()
+    built = page.Page(tuned, folder, tmp_path / "pictures")
+    text = built.text() + built.appendix()
     assert "**Not run.**" not in text
     assert "| `pd` | 2 | +10.00 ± 0.00 | +10.00 to +10.00 | better |" in text  # against direct
     assert "| `pd_shallow` | 2 | -10.00 ± 0.00 | -10.00 to -10.00 | worse |" in text  # against pd, of another part
@@ -138,10 +139,12 @@ def test_the_page_shows_every_part_that_has_results(write, tmp_path):
     assert all(f"(pictures/{name})" in text for name in names)
 
 
-def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+def test_the_committed_pages_are_those_of_the_committed_results(tmp_path):
     tuned = plan.read_rates() if plan.RATES.is_file() else page.UNTUNED
-    built = page.Page(tuned, plan.RESULTS, tmp_path).text()
-    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == built, "run python benchmarks/study/page.py"
+    built = page.Page(tuned, plan.RESULTS, tmp_path)
+    for name, text in (("evidence", built.text()), ("evidence_tables", built.appendix())):
+        committed = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert committed == text, "run python benchmarks/study/page.py"
 
 
 def test_a_study_done_again_is_compared_with_the_committed_one(write, tmp_path):

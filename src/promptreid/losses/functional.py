@@ -85,8 +85,8 @@ def contrastive_loss(
 ) -> Tensor:
     r"""Symmetric image-text InfoNCE.
 
-    .. math:: L = -\frac{1}{2B} \sum_i \Big[ \sum_j q_{ij} \log \frac{e^{s_{ij}/\tau}}{\sum_k e^{s_{ik}/\tau}}
-              + \sum_j q_{ji} \log \frac{e^{s_{ji}/\tau}}{\sum_k e^{s_{ki}/\tau}} \Big]
+    .. math:: L = -\frac{1}{2B} \sum_i \left[ \sum_j q_{ij} \log \frac{e^{s_{ij}/\tau}}{\sum_k e^{s_{ik}/\tau}}
+              + \sum_j q_{ji} \log \frac{e^{s_{ji}/\tau}}{\sum_k e^{s_{ki}/\tau}} \right]
 
     with s the similarity and q one for the own pair, or shared equally by all pairs of the same person.
 
@@ -137,8 +137,8 @@ def sdm_loss(
 ) -> Tensor:
     r"""Similarity distribution matching: how far the batch's softmax is from sharing out over the person's pairs.
 
-    .. math:: L = \frac{1}{B} \sum_i \Big[ \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij} + \epsilon}
-              + \sum_j p'_{ij} \log \frac{p'_{ij}}{q_{ij} + \epsilon} \Big]
+    .. math:: L = \frac{1}{B} \sum_i \left[ \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij} + \epsilon}
+              + \sum_j p'_{ij} \log \frac{p'_{ij}}{q_{ij} + \epsilon} \right]
 
     with p the softmax of cosines over τ from image i to all captions, p' that from caption i to all images, and q
     shared equally by all pairs of the same person.
@@ -187,8 +187,8 @@ def nitc_loss(
 ) -> Tensor:
     r"""Symmetric InfoNCE whose target is in part what the model itself believes.
 
-    .. math:: L = -\frac{1}{2B} \sum_i \Big[ \sum_j (\alpha \bar p_{ij} + (1 - \alpha) q_{ij}) \log p_{ij}
-              + \sum_j (\alpha \bar p'_{ij} + (1 - \alpha) q_{ij}) \log p'_{ij} \Big]
+    .. math:: L = -\frac{1}{2B} \sum_i \left[ \sum_j (\alpha \bar p_{ij} + (1 - \alpha) q_{ij}) \log p_{ij}
+              + \sum_j (\alpha \bar p'_{ij} + (1 - \alpha) q_{ij}) \log p'_{ij} \right]
 
     with p the softmax of cosines over τ from image i to all captions, p' that from caption i to all images, a bar
     for what passes no gradient, and q shared equally by all pairs of the same person.
@@ -264,7 +264,7 @@ def cross_modal_id_loss(
 ) -> Tensor:
     r"""Mean cross-entropy of naming the person from the image and from the text with one classifier.
 
-    .. math:: L = \frac{1}{2} \big[ \mathrm{CE}(W v + b, y) + \mathrm{CE}(W t + b, y) \big]
+    .. math:: L = \frac{1}{2} \left[ \mathrm{CE}(W v + b, y) + \mathrm{CE}(W t + b, y) \right]
 
     Args:
         image_logits: Scores of every identity for the images.
