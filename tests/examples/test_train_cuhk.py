@@ -63,6 +63,7 @@ class TestQuickRun:
         assert record.keys() >= {"split", "captions", "file_path", "id"}
         assert (annotation.parent / "imgs" / record["file_path"]).is_file()
 
+    @pytest.mark.slow
     def test_same_command_again_trains_nothing_and_ends_with_the_same_scores(self, quick):
         output, _ = quick
         before = json.loads((output / "results.json").read_text())
@@ -71,6 +72,7 @@ class TestQuickRun:
         after = json.loads((output / "results.json").read_text())
         assert all(before[phase] == after[phase] for phase in ("zero_shot", "stage_one", "stage_two"))
 
+    @pytest.mark.slow
     def test_another_run_in_the_same_folder_is_refused_and_nothing_is_lost(self, quick):
         output, _ = quick
         before = (output / "results.json").read_bytes()

@@ -107,6 +107,7 @@ def test_many_gpus_on_one_process_trains_and_saves(tmp_path, monkeypatch, capsys
     assert (tmp_path / "runs/many_gpus/model/prompts.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_many_gpus_under_torchrun_trains_on_two_processes(tmp_path):
     script = adapted("many_gpus.py", tmp_path, **SMALL)
     process = subprocess.run(

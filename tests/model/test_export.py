@@ -43,7 +43,7 @@ def test_exported_program_gives_equal_features_for_any_batch(zoo, name, tower):
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
 def test_onnx_file_in_onnxruntime_gives_equal_features_for_any_batch(zoo, name, tower, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

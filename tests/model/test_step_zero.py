@@ -10,11 +10,16 @@ from promptreid.prompts.config import PROMPT_FORMS
 from promptreid.synthetic import write_generated
 
 
+def drawn(root, persons):
+    write_generated(root, num_identities=(1, 1, persons), seed=3, progress=False)
+    return load_cuhk_pedes(root).test
+
+
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "drawn"
-    write_generated(root, num_identities=(1, 1, 400), seed=3, progress=False)
-    return load_cuhk_pedes(root).test
+    split = drawn(tmp_path_factory.mktemp("data") / "drawn", 400)
+    assert split.num_captions == 3200  # of fewer, chance alone moves a point
+    return split
 
 
 def compare(split, seed, kind="independent"):
@@ -31,18 +36,16 @@ def compare(split, seed, kind="independent"):
     return change, images, texts
 
 
-def test_default_prompts_change_rank1_by_at_most_one_point(split):
-    assert split.num_captions == 3200  # of fewer, chance alone moves a point
-    change, images, texts = compare(split, 0)
-    assert abs(change) <= 0.01
-    # Measured 0.999 and 0.997: the bounds leave room for another draw, not for another initialisation.
+def test_default_prompts_leave_features_almost_as_they_are(tmp_path):
+    _, images, texts = compare(drawn(tmp_path / "drawn", 30), 0)
+    # Measured on 400 persons 0.999 and 0.997: the bounds leave room for another draw, not for another initialisation.
     assert images > 0.997
     assert texts > 0.99
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PROMPT_FORMS)
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(6))
 def test_default_prompts_of_any_seed_change_rank1_by_at_most_one_point(split, seed, kind):
     change, _, _ = compare(split, seed, kind)
     assert abs(change) <= 0.01

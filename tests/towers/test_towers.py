@@ -304,7 +304,16 @@ def test_patch_dropout_while_training_leaves_room_for_prompts(model_cfg, images)
     assert encoder.prompts.tokens.grad.abs().sum(dim=-1).gt(0).all()
 
 
-@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "EVA02-B-16", "vit_relpos_medium_patch16_cls_224", "RN50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ViT-B-16-SigLIP",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("EVA02-B-16", "vit_relpos_medium_patch16_cls_224", "RN50")
+        ),
+    ],
+)
 def test_compiled_image_encoder_of_other_families_gives_equal_features(zoo, name):
     model = PromptedCLIP(make(zoo, name), PromptConfig(vision_length=2))
     images = torch.randn(2, 3, 64, 32)

@@ -137,7 +137,9 @@ def stopped_at(trainer: Trainer, stop: int) -> Generator[None, None, None]:
         yield
 
 
-@pytest.mark.parametrize("stops", [[1], [2], [3, 5], [4, 6, 7]])
+@pytest.mark.parametrize(
+    "stops", [*(pytest.param(stops, marks=pytest.mark.slow) for stops in ([1], [2], [3, 5])), [4, 6, 7]]
+)
 def test_trainer_interrupted_and_resumed_ends_with_the_same_bits(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, stops: list[int], tmp_path: Path
 ) -> None:
@@ -215,7 +217,7 @@ def test_trainer_on_epoch_end_gets_each_entry_and_the_model_it_is_of(make: Any, 
     assert torch.equal(calls[0][1], calls[1][1])
 
 
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize("stop", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_trainer_on_epoch_end_cannot_change_the_run_nor_how_it_resumes(
     make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, stop: int
 ) -> None:
@@ -375,7 +377,7 @@ def test_trainer_logs_a_line_a_step(make: Any, tmp_path: Path) -> None:
         {"chunk_size": 3},
         {"gradient_checkpointing": True},
         pytest.param({"compile": True}, marks=pytest.mark.slow),
-        {"gradient_checkpointing": True, "chunk_size": 1},
+        pytest.param({"gradient_checkpointing": True, "chunk_size": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_trainer_ways_to_save_memory_or_time_train_the_same(

@@ -32,8 +32,8 @@ def reproduce(monkeypatch, capsys):
     ("layout", "rule"),
     [
         ("CUHK-PEDES", "best validation mAP"),
-        ("ICFG-PEDES", "last epoch"),
-        ("RSTPReid", "best validation mAP"),
+        pytest.param("ICFG-PEDES", "last epoch", marks=pytest.mark.slow),
+        pytest.param("RSTPReid", "best validation mAP", marks=pytest.mark.slow),
     ],
 )
 def test_a_dry_run_in_each_layout_writes_the_main_table(reproduce, tmp_path, layout, rule):
