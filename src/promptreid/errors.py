@@ -1,6 +1,7 @@
 """The few exceptions of our own, everything else raises Python's built-in ones; and how errors name things."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 
 class PromptReidError(Exception):
@@ -80,3 +81,18 @@ def printable(text: object) -> str:
         a\x1b[31m red\n.jpg
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
+
+
+@contextmanager
+def explain_missing_transformers(what: str) -> Generator[None, None, None]:
+    """Turn the error of an import of transformers into one that names the extra.
+
+    Raises:
+        MissingExtraError: transformers was imported and is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] != "transformers":
+            raise
+        raise missing_extra(what, "transformers", "hf") from error

@@ -191,8 +191,10 @@ def write_json_atomically(path: Path, content: Any, *, indent: int | None = 2) -
     write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
-def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o666) -> None:
-    """Write tensors as safetensors in the same way.
+def write_tensors_atomically(
+    path: Path, tensors: Mapping[str, Tensor], *, mode: int = 0o666, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors in the same way, with `metadata` in the file's header.
 
     Tensors may share memory, as tied weights do, or be views of larger ones: each is written by itself.
 
@@ -201,7 +203,7 @@ def write_tensors_atomically(path: Path, tensors: Mapping[str, Tensor], *, mode:
     """
     separate = separate_tensors(tensors)
     with replaced(path, mode=mode) as scratch:
-        save_file(separate, scratch)
+        save_file(separate, scratch, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def test_hugging_face_tokenizer_without_transformers_names_the_extra(without):
 
 
 def test_another_missing_module_is_not_taken_for_transformers():
-    from promptreid.towers.families.huggingface_text import explain_missing_transformers
+    from promptreid.errors import explain_missing_transformers
 
     with pytest.raises(ModuleNotFoundError, match="sentencepiece") as caught, explain_missing_transformers("this"):
         raise ModuleNotFoundError("No module named 'sentencepiece'", name="sentencepiece")

@@ -147,7 +147,7 @@ class _Search:
         *,
         as_csv: bool,
     ) -> None:
-        from promptreid.retrieval.searching import lowest_score
+        from promptreid.retrieval.gallery_store import lowest_score
 
         self.gallery, self._k = gallery, k
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
@@ -336,7 +336,7 @@ def open_gallery(
         ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.searching import lowest_score
+    from promptreid.retrieval.gallery_store import lowest_score
 
     if options["model"] is None:
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from promptreid.hub.manifest import (
     parse_manifest,
     parse_object,
 )
+from promptreid.hub.repository import Repository
 from promptreid.towers.weights import check_architecture
 
 MANIFEST = "prompt_config.json"
@@ -43,6 +45,8 @@ _MAX_HEADER_BYTES = 2**22
 # open_clip's largest model has 5 billion weights.
 MAX_WEIGHTS_BYTES = 2**35
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+_REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -348,3 +352,43 @@ def _check_readable(manifest: PromptManifest, open_clip_config: Mapping[str, Any
             _parse_open_clip_config(json.dumps(open_clip_config).encode(), source=ENCODERS_CONFIG)
     except CheckpointError as error:
         raise ValueError(f"what would be saved could not be loaded again: {error}") from error
+
+
+def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
+    """Read prompts from a folder or a repository; a damaged copy in the cache is downloaded once more.
+
+    Args:
+        repository: The folder or the repository.
+        with_encoders: Also get fine-tuned weights, if there are any.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and it is not a repository's id either.
+        TypeError: The name is neither text nor a path.
+        ValueError: A revision was given for a folder.
+        HubError: The repository, its revision or a file is not there, or the Hub cannot be reached.
+        CheckpointError: The files are corrupt, foreign or newer than this library.
+    """
+    name = repository.name
+    if not isinstance(name, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name!r} is neither a folder nor the id of a Hub repository such as 'user/name'")
+    folder = Path(name)
+    if folder.is_dir():
+        if repository.revision is not None:
+            raise ValueError(f"{folder} is a folder, which has no revision {repository.revision!r}; leave revision out")
+        return read_prompt_files(folder, with_encoders=with_encoders)
+    if isinstance(name, Path) or folder.exists() or not _REPOSITORY_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
+            "as 'user/name'"
+        )
+    from promptreid.hub.transfer import download_prompts  # which a folder does not need
+
+    folder = download_prompts(repository, with_encoders=with_encoders)
+    try:
+        files = read_prompt_files(folder, with_encoders=with_encoders)
+    except CorruptFileError:
+        if repository.local_files_only:
+            raise
+        folder = download_prompts(repository, with_encoders=with_encoders, again=True)
+        files = read_prompt_files(folder, with_encoders=with_encoders)
+    return replace(files, commit=folder.name)

@@ -24,7 +24,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from promptreid.errors import CheckpointError, CorruptFileError, HubError
+from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.card import CARD, is_untouched
 from promptreid.hub.manifest import (
     ENCODERS,
@@ -39,10 +39,8 @@ from promptreid.hub.prompt_files import (
     MANIFEST,
     MAX_CONFIG_BYTES,
     MAX_WEIGHTS_BYTES,
-    PromptFiles,
     most_bytes,
     read_bytes,
-    read_prompt_files,
 )
 from promptreid.hub.repository import TRANSPORT_ERRORS, Repository, is_unreachable, status_of
 
@@ -51,51 +49,12 @@ from promptreid.hub.repository import TRANSPORT_ERRORS, Repository, is_unreachab
 COUNTED = "config.json"
 COUNTED_TEXT = b'{"library_name": "promptreid", "prompts": "prompt_config.json"}\n'
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _RACES = 10
 _MOST_WAIT_SECONDS = 4.0
 
 
-def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
-    """Read prompts from a folder or a repository; a damaged copy in the cache is downloaded once more.
-
-    Args:
-        repository: The folder or the repository.
-        with_encoders: Also get fine-tuned weights, if there are any.
-
-    Raises:
-        FileNotFoundError: There is no such folder, and it is not a repository's id either.
-        TypeError: The name is neither text nor a path.
-        ValueError: A revision was given for a folder.
-        HubError: The repository, its revision or a file is not there, or the Hub cannot be reached.
-        CheckpointError: The files are corrupt, foreign or newer than this library.
-    """
-    name = repository.name
-    if not isinstance(name, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name!r} is neither a folder nor the id of a Hub repository such as 'user/name'")
-    folder = Path(name)
-    if folder.is_dir():
-        if repository.revision is not None:
-            raise ValueError(f"{folder} is a folder, which has no revision {repository.revision!r}; leave revision out")
-        return read_prompt_files(folder, with_encoders=with_encoders)
-    if isinstance(name, Path) or folder.exists() or not _REPO_ID.fullmatch(name):
-        raise FileNotFoundError(
-            f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
-            "as 'user/name'"
-        )
-    folder = _download(repository, with_encoders=with_encoders)
-    try:
-        files = read_prompt_files(folder, with_encoders=with_encoders)
-    except CorruptFileError:
-        if repository.local_files_only:
-            raise
-        folder = _download(repository, with_encoders=with_encoders, again=True)
-        files = read_prompt_files(folder, with_encoders=with_encoders)
-    return replace(files, commit=folder.name)
-
-
-def _download(repository: Repository, *, with_encoders: bool, again: bool = False) -> Path:
+def download_prompts(repository: Repository, *, with_encoders: bool, again: bool = False) -> Path:
     """Download what is not in the cache yet, and return the folder of the commit in the cache.
 
     File by file, because `snapshot_download` lists every file of the repository, however many there are, keeps quiet

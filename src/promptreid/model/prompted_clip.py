@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from promptreid.data.transforms import TrainTransform, eval_transform, train_transform
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
-from promptreid.hub.prompt_files import PromptFiles
+from promptreid.hub.prompt_files import PromptFiles, read_prompts
 from promptreid.hub.repository import Access, Repository
-from promptreid.hub.transfer import read_prompts
 from promptreid.model.base_clip import check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
 from promptreid.model.encoding import encode

@@ -10,10 +10,9 @@ from torch.nn.functional import normalize as unit_length
 from promptreid.model.encoder import PromptCarrier, PromptFactory, check_tensor, make_own
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization, TextSlot
-from promptreid.towers.caption_trim import CaptionTrim
 from promptreid.towers.families import find_text_tower
 from promptreid.towers.features import join_skipped_blocks
-from promptreid.towers.modes import constants_when_traced, is_traced
+from promptreid.towers.modes import CaptionTrim, constants_when_traced, is_traced
 from promptreid.towers.probing import probe_tokens
 from promptreid.towers.tower import TextTower
 

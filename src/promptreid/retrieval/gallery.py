@@ -38,10 +38,9 @@ from promptreid.retrieval.encode import (
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import DTYPES
-from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.gallery_store import GalleryStore, lowest_score, search_store
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
-from promptreid.retrieval.searching import lowest_score, search_store
 from promptreid.retrieval.table import Hit, ImageTable, check_passes
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from promptreid.defaults import GALLERY_FILE
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, locked, make_private_folder, open_file, read_tensors, write_bytes_atomically
 from promptreid.retrieval.encode import rows_of_other_length
-from promptreid.retrieval.index import ExactIndex, Segment
+from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
     FILE_PATTERNS,
+    Segment,
     damaged_features,
     file_names,
     read_segment,

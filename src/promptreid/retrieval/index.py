@@ -1,15 +1,15 @@
 """What finds the images of a gallery: the protocol of an index, and the exact one."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
 from promptreid.retrieval.filters import Where
+from promptreid.retrieval.segment_files import Segment, fewer, most_rows
 from promptreid.retrieval.table import Hit, ImageTable, path_forms
 
 # Bytes of scores, and of features widened to float32, that are held at a time.
@@ -25,13 +25,12 @@ _ERROR = 2.0**-9
 _CANDIDATE_SHARE = 32
 
 # The same for bfloat16: half a unit in the last place (2 ** -8 each) for features, queries, scores and the limit that
-# they are compared with. So many queries at once are screened in it where the processor can.
+# they are compared with. So many queries at once are screened in it where the processor can, and what may be among the
+# best is scored exactly once it is so many.
 _ROUGH_ERROR = 2.0**-6 + 2.0**-10
 _SCREENED_QUERIES = 8
-
-# Segments are no larger, so that a removal rewrites no more; and as many of about one size are joined.
-_SEGMENT_BYTES = 2**28
-_JOINED = 8
+_SCREENED_ROWS = 4096
+_EXACT_ROWS = 1024
 
 
 class Index(Protocol):
@@ -77,36 +76,6 @@ class Index(Protocol):
             ValueError: The index cannot apply `where`. That nothing passes it is no error here.
         """
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Images that were added together, and their features; never changed.
-
-    Attributes:
-        images: The images.
-        features: (G, E) float32 or float16, on any device.
-        files: How the gallery's folder names its files; `None` if it has none yet.
-    """
-
-    images: ImageTable
-    features: Tensor
-    files: Mapping[str, Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def select(self, rows: Tensor) -> "Segment":
-        """A segment of some rows."""
-        return Segment(self.images.select(rows.tolist()), self.features[rows.to(self.features.device)])
-
-    @staticmethod
-    def joined(segments: Sequence["Segment"]) -> "Segment":
-        """One segment of several."""
-        if len(segments) == 1:
-            return segments[0]
-        features = torch.cat([segment.features for segment in segments])
-        return Segment(ImageTable.joined([segment.images for segment in segments]), features)
 
 
 class ExactIndex:
@@ -181,7 +150,7 @@ class ExactIndex:
     def add(self, images: ImageTable, features: Tensor) -> None:
         """Take images in, below those it has."""
         added = Segment(images, features.to(self.device, self.dtype))
-        self.segments, self._joined = _fewer([*self.segments, added]), None
+        self.segments, self._joined = fewer([*self.segments, added]), None
 
     def remove(self, ids: Sequence[int]) -> None:
         """Forget images; the others keep their order."""
@@ -198,7 +167,7 @@ class ExactIndex:
 
     def compact(self) -> None:
         """Join segments until they are as large as one may be."""
-        most = _most_rows(self._empty)
+        most = most_rows(self._empty)
         groups: list[list[Segment]] = []
         for segment in self.segments:
             if groups and sum(map(len, groups[-1])) + len(segment) <= most:
@@ -209,7 +178,7 @@ class ExactIndex:
 
     def pieces(self) -> Iterator[Segment]:
         """The segments; one that is larger than one may be is cut."""
-        most = _most_rows(self._empty)
+        most = most_rows(self._empty)
         for segment in self.segments:
             if len(segment) <= most:
                 yield segment
@@ -249,40 +218,28 @@ class ExactIndex:
 
     def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> list[list[tuple[int, float]]]:
         """Find the best; of equal scores the earlier image comes first. Features that do not pass are not read."""
-        best = _Best(len(queries), k, self.device)
-        queries, offset = queries.to(self.device), 0
+        best = _Best(queries.to(self.device), k)
+        screen = _Screen.of(best.queries)
+        offset = 0
         for segment in self.segments:
             rows = None if where is None else segment.images.rows_where(where)
             if rows is None or len(rows):
-                _look_through(best, segment.features, queries, rows, offset=offset, unit_length=True)
+                _look_through(best, segment.features, rows, offset=offset, unit_length=True, screen=screen)
             offset += len(segment)
         scores, positions = best.result()
-        ids = torch.cat([segment.images.ids for segment in self.segments]) if self.segments else positions
         return [
             list(zip(numbers, found, strict=True))
-            for numbers, found in zip(ids[positions].tolist(), scores.tolist(), strict=True)
+            for numbers, found in zip(self._ids_at(positions).tolist(), scores.tolist(), strict=True)
         ]
 
-
-def _most_rows(features: Tensor) -> int:
-    return max(1, _SEGMENT_BYTES // max(1, features.shape[1] * features.element_size()))
-
-
-def _fewer(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Join the last segments of one order of magnitude once they are many; so a row is copied a few times only."""
-    kept, most = list(segments), _most_rows(segments[-1].features)
-    while True:
-        begin, rows = len(kept), 0
-        while begin and _level(kept[begin - 1]) <= _level(kept[-1]) and rows + len(kept[begin - 1]) <= most:
-            begin -= 1
-            rows += len(kept[begin])
-        if len(kept) - begin < _JOINED:
-            return tuple(kept)
-        kept[begin:] = [Segment.joined(kept[begin:])]
-
-
-def _level(segment: Segment) -> int:
-    return (len(segment).bit_length() - 1) // (_JOINED.bit_length() - 1)
+    def _ids_at(self, positions: Tensor) -> Tensor:
+        """The numbers of the images at positions, which are counted over all segments."""
+        ids, offset = torch.empty_like(positions), 0
+        for segment in self.segments:
+            inside = (positions >= offset) & (positions < offset + len(segment))
+            ids[inside] = segment.images.ids[positions[inside] - offset]
+            offset += len(segment)
+        return ids
 
 
 def top_scores(
@@ -310,9 +267,10 @@ def top_scores(
         >>> top_scores(torch.eye(3), torch.tensor([[0.0, 1.0, 0.5]]), 2)[1]
         tensor([[1, 2]])
     """
-    best = _Best(len(queries), k, features.device)
+    best = _Best(queries.to(features.device), k)
     rows = None if rows is None else rows.to(features.device)
-    _look_through(best, features, queries.to(features.device), rows, unit_length=unit_length)
+    screen = _Screen.of(best.queries) if unit_length else None
+    _look_through(best, features, rows, unit_length=unit_length, screen=screen)
     values, indices = best.result()
     return values.cpu(), indices
 
@@ -320,14 +278,16 @@ def top_scores(
 class _Best:
     """The best scores so far of each query; of equal ones the earlier."""
 
-    def __init__(self, queries: int, k: int, device: torch.device) -> None:
+    def __init__(self, queries: Tensor, k: int) -> None:
+        self.queries: Tensor = queries
         self.k: int = k
-        self._values = torch.empty(queries, 0, device=device)
-        self._positions = torch.empty(queries, 0, dtype=torch.int64, device=device)
+        self._values = torch.empty(len(queries), 0, device=queries.device)
+        self._positions = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
 
-    def take(self, scores: Tensor, positions: Tensor) -> None:
-        """Take in scores (Q, B) of the features at positions (B,), which come after all before."""
-        if self._values.shape[1] >= self.k:
+    def take(self, features: Tensor, positions: Tensor) -> None:
+        """Score features (B, E) at positions (B,), which come after all before, and keep the best."""
+        scores = _checked(_scores(features, self.queries), features)
+        if self.is_full():
             better = (scores > self._values[:, -1:]).any(dim=0).nonzero().flatten()
             if len(better) == 0:
                 return
@@ -341,29 +301,63 @@ class _Best:
         """Whether there are `k` scores of each query."""
         return self._values.shape[1] >= self.k
 
-    def hopeful(self, rough: Tensor) -> Tensor | None:
-        """Which of the features with rough scores (B, Q) may be among the best; `None` if too many to pick them out."""
-        limits = (self._values[:, -1] - _ROUGH_ERROR).bfloat16()
-        chosen = ((rough - limits).amax(dim=1) > 0).nonzero().flatten()
-        return chosen if len(chosen) <= len(rough) // 4 else None
+    def lowest(self) -> Tensor:
+        """(Q,) the worst score that each query keeps; below it nothing is taken."""
+        return self._values[:, -1]
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(Q, K) float32 and (Q, K) int64 on the CPU, the best first."""
         return self._values.cpu(), self._positions.cpu()
 
 
+class _Screen:
+    """Finds, by bfloat16 arithmetic in memory that is used again and again, what may be among the best."""
+
+    def __init__(self, queries: Tensor) -> None:
+        size = (_SCREENED_ROWS, queries.shape[1])
+        self._queries = queries.bfloat16().T
+        self._wide = torch.empty(size)
+        self._rough = torch.empty(size, dtype=torch.bfloat16)
+        self._scores = torch.empty(_SCREENED_ROWS, len(queries), dtype=torch.bfloat16)
+
+    @classmethod
+    def of(cls, queries: Tensor) -> "_Screen | None":
+        """A screen where it is faster than to score everything exactly."""
+        worth_it = len(queries) >= _SCREENED_QUERIES and queries.device.type == "cpu" and _has_bfloat16()
+        return cls(queries) if worth_it else None
+
+    def hopeful(self, features: Tensor, best: _Best) -> Tensor | None:
+        """Which of the features (B, E) may be among the best; `None` if too many to pick them out."""
+        count = len(features)
+        if features.dtype != torch.float32:  # in two steps, each of which the processor does many at a time
+            features = self._wide[:count].copy_(features)
+        scores = torch.mm(self._rough[:count].copy_(features), self._queries, out=self._scores[:count])
+        _checked(scores, features)
+        scores -= (best.lowest() - _ROUGH_ERROR).bfloat16()
+        # The bits of positive numbers are positive whole numbers, which are compared faster.
+        chosen = (scores.view(torch.int16).amax(dim=1) > 0).nonzero().flatten()
+        return chosen if len(chosen) <= count // 4 else None
+
+
 def _look_through(
-    best: _Best, features: Tensor, queries: Tensor, rows: Tensor | None, *, offset: int = 0, unit_length: bool
+    best: _Best,
+    features: Tensor,
+    rows: Tensor | None,
+    *,
+    offset: int = 0,
+    unit_length: bool,
+    screen: _Screen | None,
 ) -> None:
     """Score features, or some rows of them, block by block, each block once for all queries."""
+    queries = best.queries
     if unit_length and len(queries) == 1 and features.dtype == torch.float16 and features.device.type == "cpu":
         candidates = _candidates(features, queries[0], best.k, rows)
         rows = candidates if len(candidates) <= len(features) // _CANDIDATE_SHARE else rows
     elif rows is not None and len(rows) == len(features):
         rows = None
     size = _block_rows(features, len(queries))
-    screens = unit_length and len(queries) >= _SCREENED_QUERIES and features.device.type == "cpu" and _has_bfloat16()
-    rough = queries.bfloat16()
+    size = size if screen is None else min(size, _SCREENED_ROWS)
+    waiting = torch.empty(0, dtype=torch.int64, device=features.device)
     for begin in range(0, len(features) if rows is None else len(rows), size):
         if rows is None:
             part = features[begin : begin + size]
@@ -371,10 +365,16 @@ def _look_through(
         else:
             positions = rows[begin : begin + size].to(features.device)
             part = features[positions]
-        if screens and best.is_full():
-            chosen = best.hopeful(_checked(_rough_scores(part, rough), features))
-            part, positions = (part, positions) if chosen is None else (part[chosen], positions[chosen])
-        best.take(_checked(_scores(part, queries), features), positions + offset)
+        chosen = screen.hopeful(part, best) if screen is not None and best.is_full() else None
+        if chosen is not None:
+            waiting = torch.cat([waiting, positions[chosen]])
+        if len(waiting) and (chosen is None or len(waiting) >= _EXACT_ROWS):
+            best.take(features[waiting], waiting + offset)
+            waiting = waiting[:0]
+        if chosen is None:
+            best.take(part, positions + offset)
+    if len(waiting):
+        best.take(features[waiting], waiting + offset)
 
 
 def _block_rows(features: Tensor, queries: int) -> int:
@@ -382,7 +382,7 @@ def _block_rows(features: Tensor, queries: int) -> int:
     if features.is_cuda:
         return max(1, _SCORE_BYTES // (4 * queries))
     block = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
-    few = max(1, 32 // queries) if features.dtype == torch.float32 else 1  # more at a time where that takes no room
+    few = max(1, 8 // queries) if features.dtype == torch.float32 else 1  # more at a time where that takes no room
     return max(1, min(block * few, _SCORE_BYTES // (4 * queries)))
 
 
@@ -399,11 +399,6 @@ def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) ->
 def _scores(features: Tensor, queries: Tensor) -> Tensor:
     """(Q, B) float32."""
     return _product(features.float(), queries)
-
-
-def _rough_scores(features: Tensor, queries: Tensor) -> Tensor:
-    """(B, Q) bfloat16."""
-    return features.float().bfloat16() @ queries.T
 
 
 @cache

@@ -1,7 +1,9 @@
-"""Files of a gallery's segments: the features, mapped from disk, and beside them what is known of the images."""
+"""Segments, images that were added together, and their files: the features, mapped from disk, and what is known."""
 
+import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +15,69 @@ from torch import Tensor
 
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, open_file, read_tensors, write_tensors_atomically
-from promptreid.retrieval.index import Segment
 from promptreid.retrieval.table import ImageTable
 
 _KINDS = ("features", "images")
+# A safetensors file begins with the length of its header, a JSON object, which the tensors follow.
+_LENGTH_BYTES = 8
+_CACHE_LINE_BYTES = 64
 FILE_PATTERNS = ("features-*.safetensors", "images-*.safetensors", ".features-*", ".images-*")
+
+# Segments are no larger, so that a removal rewrites no more; and as many of about one size are joined.
+_SEGMENT_BYTES = 2**28
+_JOINED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Images that were added together, and their features; never changed.
+
+    Attributes:
+        images: The images.
+        features: (G, E) float32 or float16, on any device.
+        files: How the gallery's folder names its files; `None` if it has none yet.
+    """
+
+    images: ImageTable
+    features: Tensor
+    files: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: Tensor) -> "Segment":
+        """A segment of some rows."""
+        return Segment(self.images.select(rows.tolist()), self.features[rows.to(self.features.device)])
+
+    @staticmethod
+    def joined(segments: Sequence["Segment"]) -> "Segment":
+        """One segment of several."""
+        if len(segments) == 1:
+            return segments[0]
+        features = torch.cat([segment.features for segment in segments])
+        return Segment(ImageTable.joined([segment.images for segment in segments]), features)
+
+
+def most_rows(features: Tensor) -> int:
+    """Rows of the largest segment that there may be of such features."""
+    return max(1, _SEGMENT_BYTES // max(1, features.shape[1] * features.element_size()))
+
+
+def fewer(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Join the last segments of one order of magnitude once they are many; so a row is copied a few times only."""
+    kept, most = list(segments), most_rows(segments[-1].features)
+    while True:
+        begin, rows = len(kept), 0
+        while begin and _level(kept[begin - 1]) <= _level(kept[-1]) and rows + len(kept[begin - 1]) <= most:
+            begin -= 1
+            rows += len(kept[begin])
+        if len(kept) - begin < _JOINED:
+            return tuple(kept)
+        kept[begin:] = [Segment.joined(kept[begin:])]
+
+
+def _level(segment: Segment) -> int:
+    return (len(segment).bit_length() - 1) // (_JOINED.bit_length() - 1)
 
 
 def write_segment(folder: Path, segment: Segment) -> Segment:
@@ -29,8 +89,10 @@ def write_segment(folder: Path, segment: Segment) -> Segment:
         for key, array in segment.images.arrays().items()
     }
     try:
+        padded = {"padding": " " * _padding(segment.features)}
         for kind, tensors in zip(_KINDS, ({"features": segment.features}, images), strict=True):
-            write_tensors_atomically(folder / files[kind], tensors, mode=0o600)
+            metadata = padded if kind == "features" else None
+            write_tensors_atomically(folder / files[kind], tensors, mode=0o600, metadata=metadata)
             files[f"{kind}_sha256"] = file_digest(folder / files[kind])
         files["rows"] = len(segment)
         # Mapped, because memory that holds what was removed would be written out again by the next change.
@@ -39,6 +101,17 @@ def write_segment(folder: Path, segment: Segment) -> Segment:
     except BaseException:
         remove_files(folder, [files])
         raise
+
+
+def _padding(features: Tensor) -> int:
+    """Blanks in a file's header that let features begin at a whole cache line, where they are read fastest."""
+    entry = {
+        "dtype": {torch.float32: "F32", torch.float16: "F16"}[features.dtype],
+        "shape": list(features.shape),
+        "data_offsets": [0, features.nbytes],
+    }
+    header = json.dumps({"__metadata__": {"padding": ""}, "features": entry}, separators=(",", ":"))
+    return -(_LENGTH_BYTES + len(header)) % _CACHE_LINE_BYTES
 
 
 def read_segment(folder: Path, files: Any) -> Segment:

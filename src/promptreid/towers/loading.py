@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from promptreid.defaults import IMAGE_SIZE
-from promptreid.errors import WeightsError
+from promptreid.errors import WeightsError, explain_missing_transformers
 from promptreid.towers.downloading import (
     CONFIG_NAME,
     commit_of,
@@ -28,9 +28,9 @@ from promptreid.towers.downloading import (
     with_tagged_weights,
 )
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.families.huggingface_text import explain_missing_transformers, without_remote_code
 from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests
+from promptreid.towers.modes import without_remote_code
 from promptreid.towers.names import (
     check_image_size,
     check_name,

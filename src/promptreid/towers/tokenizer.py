@@ -8,7 +8,7 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from promptreid.towers.families.huggingface_text import explain_missing_transformers
+from promptreid.errors import explain_missing_transformers
 from promptreid.towers.loading import repository_folder
 from promptreid.towers.names import check_name, is_repository
 from promptreid.towers.weights import read_config

@@ -8,8 +8,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from promptreid.errors import UnsupportedTowerError
-from promptreid.towers.families.huggingface_text import explain_missing_transformers
+from promptreid.errors import UnsupportedTowerError, explain_missing_transformers
 from promptreid.towers.features import image_size_of
 
 MARK = r"vision_model\.embeddings\."

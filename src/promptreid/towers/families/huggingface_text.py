@@ -1,20 +1,12 @@
-"""Text encoders of transformers, inside open_clip's HFTextEncoder, and the extra that installs them."""
+"""Text encoders of transformers, inside open_clip's HFTextEncoder."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from functools import partial
-from threading import RLock
-from types import SimpleNamespace
 from typing import Any
 
-from open_clip import hf_model
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 
-from promptreid.errors import UnsupportedTowerError, missing_extra
+from promptreid.errors import UnsupportedTowerError
 from promptreid.towers.tower import TextTower
-
-_making = RLock()
 
 
 def matches(text: Any) -> bool:
@@ -59,39 +51,3 @@ def describe(text: Any) -> TextTower:
         vocabulary=int(text.vocab_size),
         pad_id=int(config.pad_token_id),
     )
-
-
-@contextmanager
-def explain_missing_transformers(what: str) -> Generator[None, None, None]:
-    """Turn the error of an import of transformers into one that names the extra.
-
-    Raises:
-        MissingExtraError: transformers was imported and is not installed.
-    """
-    try:
-        yield
-    except ImportError as error:
-        if (error.name or "").split(".")[0] != "transformers":
-            raise
-        raise missing_extra(what, "transformers", "hf") from error
-
-
-@contextmanager
-def without_remote_code() -> Generator[None, None, None]:
-    """Keep open_clip from letting transformers run a repository's code, and from asking at a terminal whether it may.
-
-    open_clip says nothing of `trust_remote_code`, and transformers then asks, and runs what it is allowed to.
-    """
-    with _making:  # open_clip's module is changed meanwhile
-        real = {name: getattr(hf_model, name) for name in ("AutoConfig", "AutoModel") if hasattr(hf_model, name)}
-        makers = ("from_pretrained", "from_config")
-        for name, auto in real.items():
-            safe = {
-                each: partial(getattr(auto, each), trust_remote_code=False) for each in makers if hasattr(auto, each)
-            }
-            setattr(hf_model, name, SimpleNamespace(**safe))
-        try:
-            yield
-        finally:
-            for name, auto in real.items():
-                setattr(hf_model, name, auto)
