@@ -36,7 +36,10 @@ CASES = {
     "adapting to a split": (lambda t: adapt(t.model, t.split, output_dir="run"), "data is ReIDSplit"),
     "saving a folder": (lambda t: promptreid.save_prompts("folder", t.model), "model is str"),
     "pushing a name": (lambda t: promptreid.push_prompts("user/name", t.model), "repo_id is PromptedCLIP"),
-    "loading a model": (lambda t: promptreid.load_prompts(t.model), "source is PromptedCLIP, expected a folder"),
+    "loading a model": (
+        lambda t: promptreid.load_prompts(t.model),
+        "source is PromptedCLIP, which is neither a folder",
+    ),
     "the config before the model": (lambda t: PromptedCLIP(PromptConfig(), t.clip), "config is CLIP, expected"),
 }
 
