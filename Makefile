@@ -62,7 +62,7 @@ test-browser:
 	command -v chromium || { $(AS_ROOT) apt-get update -q && \
 		$(AS_ROOT) apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; }
 	$(INSTALL) --extras train,viz,hf,parquet,onnx,demo --groups dev,browser
-	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo tests/docs/test_site.py
+	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo tests/docs/test_site.py tests/examples/test_service.py
 
 docs:
 	rm -rf docs/_build docs/api docs/drawn

@@ -16,6 +16,7 @@ from promptreid.errors import WeightsError
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
+from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -126,6 +127,7 @@ def adapt(
     Raises:
         ValueError: Two stages have the same name, or a setting is out of range.
         CheckpointError: `output_dir` holds another run.
+        TypeError: `model` or `data` is something else.
         MissingExtraError: accelerate is not installed.
 
     Example:
@@ -135,6 +137,9 @@ def adapt(
         print(result.scores["task adaptation"].text_to_image.rank1)
         ```
     """
+    check_prompted(model)
+    if not isinstance(data, ReIDDataset):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"data is {type(data).__name__}, expected a ReIDDataset, as load_dataset(folder) gives")
     recipe = recipe or Recipe()
     recipe = replace(recipe, num_identities=recipe.num_identities or data.train.num_identities)
     stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers

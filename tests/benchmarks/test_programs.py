@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
         ),
         pytest.param("hub_speed", "", {**TINY, "ROUNDS": 1}, marks=pytest.mark.slow),
         pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
+        pytest.param(
+            "service_speed",
+            "",
+            {**TINY, "IMAGES": 100, "IDENTITIES": (1, 1, 2), "SINGLE": 8, "TOGETHER": 1},
+            marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("fastapi") is None, reason="the service needs it")],
+        ),
         pytest.param("speed", "--steps 1", {}, marks=pytest.mark.slow),
         pytest.param("training_memory", "", {"VARIANTS": {"64": (8, None), "chunks": (16, 8)}}, marks=pytest.mark.slow),
         # At true size: some minutes, and no smaller model has weights on the Hub.

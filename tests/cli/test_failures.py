@@ -182,6 +182,7 @@ WORK = [
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("a man in red", 'put the sentence in quotation marks: promptreid try "a man in red"'),
         ("serach gallery", "did you mean search?"),
         ("evaluate data --split tests", "did you mean test?"),
         ("search gallery a b", 'put the sentence in quotation marks: "a b"; see promptreid search --help'),

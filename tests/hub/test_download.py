@@ -345,7 +345,7 @@ def test_what_is_neither_folder_nor_repository_is_refused(hub, name):
 
 @pytest.mark.parametrize("name", [None, 3, b"alice/m", ["alice/m"]])
 def test_name_of_another_type_is_refused(name):
-    with pytest.raises(TypeError, match="is neither a folder nor the id"):
+    with pytest.raises(TypeError, match="which is neither a folder nor the id"):
         load_prompts(name)
 
 

@@ -106,7 +106,7 @@ def test_install_for_the_cpu_takes_torch_from_uv():
 def test_install_of_an_unknown_group_names_those_there_are():
     failed = tool("install.py", "--dry-run", "--groups", "developers")
     assert failed.returncode == 1
-    assert "no dependency group 'developers'; it has audit, browser, dev, docs" in failed.stderr
+    assert "no dependency group 'developers'; it has audit, browser, dev, docs, notebook" in failed.stderr
 
 
 @pytest.fixture

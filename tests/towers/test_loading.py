@@ -73,7 +73,7 @@ def test_damaged_weight_file_is_refused_by_name(tmp_path, name, content):
 
 
 def test_name_that_is_no_text_is_refused():
-    with pytest.raises(TypeError, match="name is None, expected one of"):
+    with pytest.raises(TypeError, match="name is NoneType, expected one of"):
         load_clip(None)
 
 

@@ -43,3 +43,34 @@ def test_captions_that_are_no_text_are_refused(tokenizer):
 
 def test_tokenizer_goes_to_worker_processes(tokenizer):
     assert pickle.loads(pickle.dumps(tokenizer))("a man").equal(tokenizer("a man"))
+
+
+@pytest.mark.parametrize("caption", ["一个穿红色外套的女人", "женщина в красном пальто", "امرأة بمعطف أحمر"])
+def test_caption_in_another_script_is_said_once_with_what_to_do(tokenizer, caption):
+    with pytest.warns(
+        UserWarning, match=f"1 of 2 captions are not in Latin letters, for example '{caption[:5]}.*xlm-roberta"
+    ):
+        tokenizer(["a man", caption])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer(caption)
+
+
+@pytest.mark.parametrize(
+    "caption", ["une femme à l'écharpe bleue, déjà vue", "a man with a 北京 shirt", "a man – 50 %", "🦖"]
+)
+def test_latin_letters_single_words_and_signs_say_nothing(tokenizer, caption):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer(caption)
+
+
+def test_multilingual_tokenizer_says_nothing_of_scripts():
+    import torch
+
+    from promptreid.towers.tokenizer import CaptionTokenizer
+
+    tokenizer = CaptionTokenizer(lambda captions, context_length: torch.zeros(len(captions), 8, dtype=torch.int64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer("一个穿红色外套的女人")

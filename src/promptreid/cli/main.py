@@ -184,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str], output: Output) -> int:
     called = [word for word in given if word in COMMANDS][:1]
+    words = [word for word in given if not word.startswith("-")]
+    if not called and len(words) > 2 and _meant(words[0], list(COMMANDS)) is None:
+        raise UsageError(f'put the sentence in quotation marks: promptreid try "{" ".join(words)}"')
     settings = vars(build_parser(called).parse_args(given))
     name, module = settings.pop("command"), settings.pop("module")
     output.as_json = settings.pop("json")

@@ -175,7 +175,7 @@ class _Search:
 
     def entry(self, answer: _Answer) -> dict[str, Any]:
         """What JSON says of an answer."""
-        return {"best_score": answer.best, "hits": [as_entry(hit) for hit in answer.hits]}
+        return {"best_score": answer.best, "hits": [hit.as_dict() for hit in answer.hits]}
 
     def _show(self, title: str, found: "list[Hit]") -> _Answer:
         hits = found if self.lowest is None else [hit for hit in found if hit.score >= self.lowest]
@@ -206,11 +206,6 @@ class _Search:
 def as_lines(hits: "Sequence[Hit]") -> list[str]:
     """Rank, score and path of each hit, for people."""
     return [f"{rank:>3}  {hit.score:6.3f}  {hit.path}" for rank, hit in enumerate(hits, start=1)]
-
-
-def as_entry(hit: "Hit") -> dict[str, Any]:
-    """A hit as JSON holds it."""
-    return {"path": str(hit.path), "score": hit.score, "id": hit.id, "metadata": dict(hit.metadata)}
 
 
 def _row(values: Sequence[Any]) -> str:

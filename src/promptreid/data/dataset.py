@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from promptreid.data.captions import Tokenizer, mirror_caption, tokenize_captions
 from promptreid.data.image_cache import ImageCache, PixelRows
 from promptreid.data.images import open_image
-from promptreid.data.records import ReIDSplit, files_identity
+from promptreid.data.records import ReIDSplit, check_split, files_identity
 from promptreid.data.transforms import TrainTransform
 from promptreid.errors import DatasetError
 
@@ -89,6 +89,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         augment_tokens: Callable[[Tensor], Tensor] | None = None,
         sides: Sides = "swap",
     ) -> None:
+        check_split(split)
         if sides not in ("swap", "keep", "ignore"):
             raise ValueError(f"sides is {sides!r}, expected 'swap', 'keep' or 'ignore'")
         if cache is not None and cache.bad:
@@ -162,6 +163,7 @@ class ImagesOnly(Dataset[Tensor]):
     """
 
     def __init__(self, split: ReIDSplit, *, transform: Transform, cache: ImageCache | None = None) -> None:
+        check_split(split)
         self.files: _ImageFiles = _ImageFiles(split, transform, cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records])
 
@@ -176,6 +178,7 @@ class CaptionsOnly(Dataset[Tensor]):
     """Every caption of a split once, (L,) int64; `person_ids` (captions,) int64 holds the annotation's numbers."""
 
     def __init__(self, split: ReIDSplit, *, tokenizer: Tokenizer, token_cache: str | Path | None = None) -> None:
+        check_split(split)
         self.captions: list[str] = split.captions
         self.tokens: Tensor = tokenize_captions(self.captions, tokenizer, cache_dir=token_cache)
         self.person_ids: Tensor = torch.tensor([record.person_id for record in split.records for _ in record.captions])

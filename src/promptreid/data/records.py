@@ -185,6 +185,18 @@ class ReIDSplit:
         return ReIDSplit(self.name, tuple(record for record in self.records if record.path not in paths))
 
 
+def check_split(split: object) -> None:
+    """Refuse what is not one split, such as a whole dataset.
+
+    Raises:
+        TypeError: It is something else; says what to write.
+    """
+    if isinstance(split, ReIDDataset):
+        raise TypeError("split is a whole ReIDDataset, expected one of its splits, such as dataset.test")
+    if not isinstance(split, ReIDSplit):
+        raise TypeError(f"split is {type(split).__name__}, expected a ReIDSplit, such as load_dataset(folder).test")
+
+
 @dataclass(frozen=True)
 class ReIDDataset:
     """A text-to-image person re-identification dataset on disk.

@@ -60,6 +60,7 @@ def evaluate(
 
     Raises:
         DatasetError: An image cannot be read.
+        TypeError: `model` or `split` is something else, as when a whole dataset is given.
         ValueError: Features are not finite.
         MissingExtraError: `output_dir` is given and matplotlib is not installed.
     """

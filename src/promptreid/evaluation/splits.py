@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from promptreid.data.dataset import CaptionsOnly, ImagesOnly
-from promptreid.data.records import ReIDSplit
+from promptreid.data.records import ReIDSplit, check_split
 from promptreid.defaults import BATCH_SIZE
+from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating
 
@@ -56,8 +57,11 @@ def encode_split(
 
     Raises:
         DatasetError: An image cannot be read.
+        TypeError: `model` or `split` is something else, as when a whole dataset is given.
         ValueError: `batch_size` is not positive.
     """
+    check_prompted(model)
+    check_split(split)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     images = ImagesOnly(split, transform=model.eval_transform)

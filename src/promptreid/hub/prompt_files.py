@@ -370,7 +370,7 @@ def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
     """
     name = repository.name
     if not isinstance(name, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name!r} is neither a folder nor the id of a Hub repository such as 'user/name'")
+        raise TypeError(f"source is {type(name).__name__}, which is neither a folder nor the id of a Hub repository")
     folder = Path(name)
     if folder.is_dir():
         if repository.revision is not None:

@@ -112,6 +112,17 @@ def encode(
     return features[0] if single else features
 
 
+def check_prompted(model: object) -> None:
+    """Refuse what is not a `PromptedCLIP` (compiled or not), as when arguments are swapped.
+
+    Raises:
+        TypeError: It is something else; says what to write.
+    """
+    if not hasattr(model, "prompt_state_dict"):
+        advice = "; wrap it: PromptedCLIP(clip)" if hasattr(model, "encode_text") else ", as load_prompts makes"
+        raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP{advice}")
+
+
 def _check_options(batch_size: int, num_threads: int) -> None:
     if batch_size < 1 or num_threads < 1:
         raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")

@@ -102,7 +102,10 @@ class PromptedCLIP(nn.Module):
         super().__init__()
         config = PromptConfig() if config is None else config
         if not isinstance(config, PromptConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"config is {config!r}, expected a PromptConfig, such as PromptConfig(text_length=4)")
+            raise TypeError(
+                f"config is {type(config).__name__}, expected a PromptConfig: "
+                "PromptedCLIP(clip, PromptConfig(text_length=4))"
+            )
         self.source: ClipSource | None = source_of(clip) if source is None else source
         self._setup: Setup = {"sequence_first": sequence_first, "trim": trim}
         self._factories: Factories = {"vision": vision_prompts, "text": text_prompts}

@@ -79,6 +79,8 @@ def push_prompts(
     Example:
         >>> push_prompts(model, "user/cuhk-pedes-vit-b16", metrics=scores)  # doctest: +SKIP
     """
+    if not isinstance(repo_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"repo_id is {type(repo_id).__name__}, expected text: push_prompts(model, 'user/name')")
     repository = Repository(repo_id, revision, token)
     for name, value in (("private", private), ("create_pr", create_pr)):
         if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from promptreid.errors import listed
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
+from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
@@ -64,8 +65,8 @@ def save_prompts(
         >>> load_prompts(folder).image_size
         (96, 48)
     """
-    directory = Path(directory)
     source = _check_saveable(model, encoders)
+    directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
     if (directory / MANIFEST).exists() and not overwrite:
@@ -86,8 +87,7 @@ def save_prompts(
 
 
 def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
-    if not hasattr(model, "prompt_state_dict"):
-        raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP; wrap it: PromptedCLIP(clip)")
+    check_prompted(model)
     if encoders not in ("auto", "always"):
         raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
     if model.source is None:

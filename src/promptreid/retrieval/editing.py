@@ -60,6 +60,9 @@ def find_images(
         if metadata is not None:
             raise ValueError("metadata goes with a list of images, whose order is known; a folder was given")
         return _list_folder(Path(images), closed)
+    if not isinstance(images, ReIDSplit) and not isinstance(images, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = ", such as dataset.test" if hasattr(images, "test") else ""
+        raise TypeError(f"images is {type(images).__name__}, expected a folder, a list of files, or a split{hint}")
     entries = list(images.records) if isinstance(images, ReIDSplit) else list(images)
     if not entries:
         raise DatasetError("the list of images is empty; give at least one path")

@@ -15,7 +15,7 @@ from promptreid.errors import CheckpointError
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
-from promptreid.model.encoding import EncodingOptions
+from promptreid.model.encoding import EncodingOptions, check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import (
     Changes,
@@ -133,8 +133,9 @@ class Gallery:
             DatasetError: There is no image, or none that can be read.
             FileExistsError: `directory` holds a gallery already.
             ValueError: A setting is out of range, or the model gives NaN or infinity.
-            TypeError: Metadata or notes are of a kind that JSON does not take.
+            TypeError: Metadata or notes are of a kind that JSON does not take, or arguments are swapped.
         """
+        check_prompted(model)
         if storage not in DTYPES:
             raise ValueError(f"storage is {storage!r}, expected one of {', '.join(DTYPES)}")
         files = find_images(images, metadata=metadata)
@@ -157,6 +158,8 @@ class Gallery:
         Raises:
             CheckpointError: Files are missing, corrupt, of another format version, or of another model.
         """
+        if model is not None:
+            check_prompted(model)
         store = GalleryStore.load(Path(directory), index=index)
         if model is not None:
             check_identity(store.header.get("model"), model, source=str(directory))

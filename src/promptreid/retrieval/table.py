@@ -38,6 +38,15 @@ class Hit:
     id: int = -1
     metadata: Metadata = field(default_factory=dict[str, Any])
 
+    def as_dict(self) -> dict[str, Any]:
+        """Path, score, number and metadata, as JSON holds them; without the position, which changes.
+
+        Example:
+            >>> Hit(Path("crops/1.jpg"), 0.5, 0, id=7, metadata={"camera": 3}).as_dict()
+            {'path': 'crops/1.jpg', 'score': 0.5, 'id': 7, 'metadata': {'camera': 3}}
+        """
+        return {"path": str(self.path), "score": self.score, "id": self.id, "metadata": dict(self.metadata)}
+
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:

@@ -38,7 +38,7 @@ def check_name(name: str) -> None:
         TypeError: It is not text.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"name is {name!r}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
+        raise TypeError(f"name is {type(name).__name__}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
     names: list[str] = open_clip.list_models()
     if name in names or is_repository(name):
         return

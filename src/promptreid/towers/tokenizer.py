@@ -1,5 +1,6 @@
 """Turns captions into token ids, and says so when one does not fit."""
 
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ _PEEK_FACTOR = 2
 
 
 class CaptionTokenizer:
-    """An open_clip tokenizer that warns once when captions are longer than the model's context.
+    """An open_clip tokenizer that warns once of captions that are too long, and once of those in another script.
 
     A caption that is too long is cut and its end token kept, as open_clip does; prompts take none of its positions.
 
@@ -35,6 +36,7 @@ class CaptionTokenizer:
         self.tokenize = tokenize
         self.context_length: int = context_length or getattr(tokenize, "context_length", None) or 77
         self._warned = False
+        self._is_english = isinstance(tokenize, open_clip.SimpleTokenizer)
 
     def __call__(self, captions: str | Sequence[str], *, context_length: int | None = None) -> Tensor:
         """Token ids of one caption or several.
@@ -53,10 +55,23 @@ class CaptionTokenizer:
         wrong = [caption for caption in captions if not isinstance(caption, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
         if wrong:
             raise TypeError(f"captions hold {wrong[0]!r}, expected text: one string or a list of strings")
+        if self._is_english and not all(caption.isascii() for caption in captions):
+            self._warn_of_scripts(captions)
         tokens = self.tokenize(captions, context_length=context_length or self.context_length)
         if not self._warned and context_length is None:
             self._warn_of_cuts(captions, tokens)
         return tokens
+
+    def _warn_of_scripts(self, captions: list[str]) -> None:
+        other = [caption for caption in captions if sum(map(_is_of_another_script, caption)) * 2 > len(caption)]
+        if other:
+            self._is_english = False
+            warnings.warn(
+                f"{len(other)} of {len(captions)} captions are not in Latin letters, for example {other[0][:60]!r}. "
+                "This model has CLIP's tokenizer, which was made for English, as were most models with it. Translate "
+                "the captions, or take a multilingual model such as xlm-roberta-base-ViT-B-32. This is said once",
+                stacklevel=3,
+            )
 
     def _warn_of_cuts(self, captions: list[str], tokens: Tensor) -> None:
         # Only a caption that fills its row can have been cut; such rows are few, so looking twice costs little.
@@ -73,6 +88,10 @@ class CaptionTokenizer:
                 f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This is said once",
                 stacklevel=3,
             )
+
+
+def _is_of_another_script(letter: str) -> bool:
+    return letter.isalpha() and not unicodedata.name(letter, "LATIN").startswith("LATIN")
 
 
 def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionTokenizer:

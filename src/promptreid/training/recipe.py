@@ -10,6 +10,7 @@ from torch import nn
 from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss
 from promptreid.losses.cross_modal_id import Classifier, CrossModalIDLoss
 from promptreid.losses.functional import SamePerson, Similarity
+from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import Algorithm, Stage
@@ -215,7 +216,7 @@ class TwoStageSchedule(Sequence[Stage]):
 
     Raises:
         ValueError: Both stages are left out, a stage has nothing to train, or a setting is out of range.
-        TypeError: An option is unknown.
+        TypeError: An option is unknown, or `model` or `recipe` is something else.
 
     Example:
         >>> from promptreid import PromptedCLIP, load_clip
@@ -231,6 +232,9 @@ class TwoStageSchedule(Sequence[Stage]):
     """
 
     def __init__(self, model: PromptedCLIP, recipe: Recipe | None = None, **options: Any) -> None:
+        check_prompted(model)
+        if recipe is not None and not isinstance(recipe, Recipe):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"recipe is {recipe!r}, expected a Recipe; or name the setting: num_identities=…")
         recipe = replace(recipe or Recipe(), **options)
         one, two = recipe.stage_one_epochs, recipe.stage_two_epochs
         if min(one, two) < 0 or one == two == 0:

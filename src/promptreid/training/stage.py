@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.functional import check_labels
+from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.parameters import (
     LayerDepths,
@@ -86,6 +87,7 @@ class Stage:
     Raises:
         ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
             train, or nothing would train.
+        TypeError: `model` is no `PromptedCLIP`.
 
     Example:
         >>> import torch
@@ -123,6 +125,7 @@ class Stage:
         warmup_epochs: float = 0.0,
         max_norm: float | None = 1.0,
     ) -> None:
+        check_prompted(model)
         self.name = name
         self.model = model
         self.loss_modules: nn.ModuleDict = nn.ModuleDict(dict(losses))

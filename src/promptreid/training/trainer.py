@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptreid.errors import CheckpointError
+from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating, recomputed_activations
 from promptreid.training.batches import (
@@ -444,6 +445,7 @@ class Trainer:
 def _check_choices(
     model: PromptedCLIP, stages: Sequence[Stage], *, best_metric: str | None, evaluate: Evaluate | None
 ) -> None:
+    check_prompted(model)
     if not stages or any(stage.model is not model for stage in stages):
         raise ValueError("stages must be at least one Stage, each made for the model given here")
     if best_metric is not None and evaluate is None:

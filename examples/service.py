@@ -1,0 +1,104 @@
+"""Serve a gallery over HTTP: the model and the gallery are loaded once, a request may hold many sentences.
+
+    pip install promptreid "fastapi>=0.115" "uvicorn>=0.30"
+    promptreid try "a man in a green jacket" && promptreid index crops --output gallery
+    python examples/service.py
+
+    curl "localhost:8000/search?sentence=a+man+in+a+green+jacket&k=3"
+    curl localhost:8000/search --json '{"sentences": ["a man in a green jacket", "a woman in a red coat"], "k": 3}'
+
+The settings are variables of the environment. Whoever reaches the service can search the gallery: it listens on this
+computer alone, and on another address it asks for SERVICE_TOKEN, which clients send as "Authorization: Bearer TOKEN".
+Read docs/responsible_use.md before you serve images of real people.
+"""
+
+import os
+import secrets
+from threading import Lock
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, Header, HTTPException, Query
+from pydantic import BaseModel, Field
+
+from promptreid import Gallery, load_prompts
+from promptreid.errors import CheckpointError
+from promptreid.towers.tiny import tiny_prompts
+
+GALLERY = os.environ.get("SERVICE_GALLERY", "gallery")
+MODEL = os.environ.get("SERVICE_MODEL") or tiny_prompts()  # a folder of prompts, or "user/name" on the Hub
+HOST = os.environ.get("SERVICE_HOST", "127.0.0.1")
+PORT = int(os.environ.get("SERVICE_PORT", "8000"))
+TOKEN = os.environ.get("SERVICE_TOKEN", "")
+MOST_SENTENCES, MOST_LETTERS, MOST_HITS = 256, 1000, 100
+
+Sentence = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
+Hits = Annotated[int, Field(ge=1, le=MOST_HITS)]
+
+
+class Search(BaseModel):
+    """The body of a search."""
+
+    sentences: list[Sentence] = Field(min_length=1, max_length=MOST_SENTENCES)
+    k: Hits = 10
+    threshold: float | None = None
+    where: dict[str, Any] | None = Field(None, description='metadata to filter by, such as {"folder": "cam_a"}')
+
+
+def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
+    """The service of a gallery whose model is loaded.
+
+    Args:
+        gallery: What is searched.
+        token: What requests must send; without one everybody may search.
+    """
+
+    def check_token(authorization: Annotated[str, Header()] = "") -> None:
+        if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    app = FastAPI(title="promptreid", dependencies=[Depends(check_token)])
+    one_at_a_time = Lock()  # a search has all cores; two side by side would both be slower
+
+    def answer(search: Search) -> dict[str, Any]:
+        try:
+            with one_at_a_time:  # all sentences are encoded as one batch
+                found = gallery.search(search.sentences, search.k, threshold=search.threshold, where=search.where)
+        except CheckpointError:  # the gallery is damaged: not the client's fault
+            raise
+        except (TypeError, ValueError) as error:
+            raise HTTPException(422, str(error)) from error
+        pairs = zip(search.sentences, found, strict=True)
+        return {"results": [{"query": query, "hits": [hit.as_dict() for hit in hits]} for query, hits in pairs]}
+
+    # Functions without `async` run in threads, so that the service answers /health during a search.
+    @app.get("/health")
+    def health() -> dict[str, int]:
+        return {"images": len(gallery)}
+
+    @app.get("/search")
+    def search_one(
+        sentence: Annotated[str, Query(min_length=1, max_length=MOST_LETTERS)],
+        k: Annotated[int, Query(ge=1, le=MOST_HITS)] = 10,
+        threshold: float | None = None,
+    ) -> dict[str, Any]:
+        return answer(Search(sentences=[sentence], k=k, threshold=threshold))
+
+    @app.post("/search")
+    def search_many(search: Search) -> dict[str, Any]:
+        return answer(search)
+
+    return app
+
+
+def main() -> None:
+    """Load once, try once, serve."""
+    if HOST not in ("127.0.0.1", "localhost", "::1") and not TOKEN:
+        raise SystemExit(f"error: SERVICE_HOST is {HOST}, which others can reach: set SERVICE_TOKEN to a long secret")
+    gallery = Gallery.load(GALLERY, load_prompts(MODEL))
+    gallery.search("a person", k=1)  # the first search is slower than the others
+    uvicorn.run(make_app(gallery, token=TOKEN), host=HOST, port=PORT)
+
+
+if __name__ == "__main__":
+    main()
