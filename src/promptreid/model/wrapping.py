@@ -4,10 +4,12 @@ from typing import TypedDict, cast
 
 from torch import nn
 
-from promptreid.model.encoder import Factories, refuse_options
+from promptreid.model.encoder import Factories, PromptFactory, refuse_options
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.prompts.attention_prefix import AttentionPrefix
 from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.border_pixels import BorderPixels
 from promptreid.prompts.config import PromptConfig
 from promptreid.prompts.coupled_tokens import CoupledTokens
 from promptreid.prompts.kind import PromptKind
@@ -39,16 +41,7 @@ def wrap(
     """
     if config.kind == "coupled":
         return _wrap_coupled(clip, config, factories, setup, initialize=initialize)
-    vision = PromptedVisionEncoder(
-        clip,
-        config.vision_length,
-        depth=config.vision_depth,
-        position_embedding=config.position_embedding,
-        initialization=config.vision_initialization if initialize else None,
-        place=config.vision_place,
-        sequence_first=setup["sequence_first"],
-        prompts=factories["vision"],
-    )
+    vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
     try:
         text = _text_encoder(clip, config, factories, setup, depth=config.text_depth, initialize=initialize)
     except Exception:
@@ -91,15 +84,56 @@ def _wrap_coupled(
     return vision, text
 
 
+def _prefix(config: PromptConfig, setup: Setup, length: int, depth: int | None) -> PromptFactory | None:
+    """Makes the prompts of a tower where they are a prefix."""
+    if config.kind != "prefix":
+        return None
+
+    def make(tower: TokenTower | PixelTower) -> PromptKind:
+        if isinstance(tower, TokenTower):
+            return AttentionPrefix(tower, length, depth=depth, sequence_first=setup["sequence_first"])
+        if length:
+            raise ValueError(
+                f'kind is "prefix", but this {tower.kind} has no blocks whose attention could be given keys and '
+                'values; choose kind="independent", or vision_length=0'
+            )
+        return BorderPixels(tower, 0)
+
+    return make
+
+
+def _vision_encoder(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> PromptedVisionEncoder:
+    initialization = config.vision_initialization if initialize else None
+    prefix = _prefix(config, setup, config.vision_length, config.vision_depth)
+    if prefix is not None and factories["vision"] is None:
+        return PromptedVisionEncoder(clip, initialization=initialization, prompts=prefix)
+    return PromptedVisionEncoder(
+        clip,
+        config.vision_length,
+        depth=config.vision_depth,
+        position_embedding=config.position_embedding,
+        initialization=initialization,
+        place=config.vision_place,
+        sequence_first=setup["sequence_first"],
+        prompts=factories["vision"],
+    )
+
+
 def _text_encoder(
     clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, depth: int | None, initialize: bool
 ) -> PromptedTextEncoder:
+    initialization = config.text_initialization if initialize else None
+    prefix = _prefix(config, setup, config.text_length, depth)
+    if prefix is not None and factories["text"] is None:
+        return PromptedTextEncoder(clip, initialization=initialization, prompts=prefix, **setup)
     return PromptedTextEncoder(
         clip,
         config.text_length,
         depth=depth,
         position_embedding=config.position_embedding,
-        initialization=config.text_initialization if initialize else None,
+        initialization=initialization,
         slot=config.text_slot,
         prompts=factories["text"],
         **setup,

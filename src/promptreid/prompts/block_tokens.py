@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from promptreid.errors import AttachmentError
 from promptreid.prompts.config import (
     INITIALIZATIONS,
+    NOISE_SHARE,
     NORMAL_STD,
     TEXT_SLOTS,
     Initialization,
@@ -41,9 +42,6 @@ from promptreid.towers.growth import (
 from promptreid.towers.modes import ThreadValue, is_traced, runs_slow_when_frozen, set_sequence_first
 from promptreid.towers.probing import mean_states, start_states
 from promptreid.towers.tower import TextTower, TokenTower
-
-# Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
-_NOISE_SHARE = 0.2
 
 
 class BlockTokens(PromptKind):
@@ -149,7 +147,7 @@ class BlockTokens(PromptKind):
                 self.tokens.copy_(mean_states(self.tower, run, count=self.length)[: self.depth])
             else:
                 states = start_states(self.tower, run, count=self.length)[: self.depth].to(self.tokens)
-                noise = _NOISE_SHARE * states.std(dim=-1, keepdim=True) * torch.randn_like(states)
+                noise = NOISE_SHARE * states.std(dim=-1, keepdim=True) * torch.randn_like(states)
                 self.tokens.copy_(states + noise)
 
     def layer(self, index: int) -> Tensor:

@@ -1,10 +1,10 @@
 """How prompts are set up, and the checks of such options."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-PromptForm = Literal["independent", "coupled"]
-PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled")
+PromptForm = Literal["independent", "coupled", "prefix"]
+PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled", "prefix")
 Initialization = Literal["start_state", "mean_state", "normal"]
 INITIALIZATIONS: tuple[str, ...] = ("start_state", "mean_state", "normal")
 TextSlot = Literal["after_start", "before_end"]
@@ -12,6 +12,8 @@ TEXT_SLOTS: tuple[str, ...] = ("after_start", "before_end")
 VisionPlace = Literal["auto", "attention_pool"]
 VISION_PLACES: tuple[str, ...] = ("auto", "attention_pool")
 NORMAL_STD = 0.02
+# Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
+NOISE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class PromptConfig:
         text_slot: `"after_start"`, before the caption's first word, or `"before_end"`, after its last one.
         vision_place: `"auto"`: in the blocks, or on the image's border where there are none; `"attention_pool"`: in
             the attention pool of a ModifiedResNet (RN50, RN101, …).
-        kind: `"independent"`, prompts of their own in both towers; `"coupled"`, image prompts of each block are a
+        kind: `"independent"`, tokens of their own in both towers; `"coupled"`, image prompts of each block are a
             learned linear projection of the text prompts of that block (MaPLe). Coupled prompts have one length and
-            one depth for both towers, by default the number of blocks that both have.
+            one depth for both towers, by default the number of blocks that both have. `"prefix"`, keys and values of
+            the attention of each block, and no tokens (prefix tuning).
 
     Raises:
-        ValueError: A length is negative, a depth is below 1, or a name is unknown; or prompts are coupled, and lengths
-            or depths differ, or what only prompts of their own have is set for images.
+        ValueError: A length is negative, a depth is below 1, or a name is unknown; prompts are coupled, and lengths or
+            depths differ; or an option is set that the kind does not have.
         TypeError: A length or depth is not an integer.
 
     Example:
@@ -46,7 +49,8 @@ class PromptConfig:
         4
 
     Source:
-        Khattak et al. 2023, MaPLe: Multi-modal Prompt Learning, arXiv 2210.03117, section 3.2, for coupled prompts.
+        Khattak et al. 2023, MaPLe: Multi-modal Prompt Learning, arXiv 2210.03117, section 3.2, for coupled prompts; Li
+        and Liang 2021, Prefix-Tuning, arXiv 2101.00190, for prefixes.
     """
 
     text_length: int = 4
@@ -73,6 +77,9 @@ class PromptConfig:
         check_choice("kind", self.kind, PROMPT_FORMS)
         if self.kind == "coupled":
             self._check_coupled()
+        for name, reason in _NOT_OF_KIND.get(self.kind, {}).items():
+            if (value := getattr(self, name)) != _DEFAULTS[name]:
+                raise ValueError(f'{name} is {value!r}, but kind is "{self.kind}", and {reason}. Leave {name} out')
 
     def _check_coupled(self) -> None:
         for name in ("length", "depth"):
@@ -82,12 +89,6 @@ class PromptConfig:
                     f'kind is "coupled", text_{name} is {text} and vision_{name} is {vision}, but each image prompt is '
                     f"made of one text prompt; give both the same {name}"
                 )
-        for name, default in (("vision_initialization", "normal"), ("vision_place", "auto")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f'{name} is {getattr(self, name)!r}, but kind is "coupled", and image prompts are projections of '
-                    f"the text prompts, in the blocks. Leave {name} out"
-                )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name; without `kind` where it is the first one, as files have always been."""
@@ -95,6 +96,16 @@ class PromptConfig:
         if self.kind == "independent":
             del values["kind"]
         return values
+
+
+_PROJECTED = "image prompts are projections of the text prompts, in the blocks"
+_NO_PLACE = "keys and values of attention have no place in the sequence"
+# Options that a kind does not have, and why.
+_NOT_OF_KIND: dict[str, dict[str, str]] = {
+    "coupled": {"vision_initialization": _PROJECTED, "vision_place": _PROJECTED},
+    "prefix": {"position_embedding": _NO_PLACE, "text_slot": _NO_PLACE, "vision_place": _NO_PLACE},
+}
+_DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(PromptConfig)}
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:

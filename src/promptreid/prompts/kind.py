@@ -1,6 +1,6 @@
 """What every kind of prompt has in common: parameters, hooks in one tower, and a way to turn them off for a while."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
-from promptreid.prompts.config import check_integer
+from promptreid.prompts.config import Initialization, check_integer
 from promptreid.towers.modes import ThreadValue
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
@@ -63,6 +63,14 @@ class PromptKind(nn.Module):
         do nothing unless `active`.
         """
         raise NotImplementedError
+
+    def start(self, initialization: Initialization | None, run: Callable[[], Any]) -> None:
+        """Give the prompts their first values once the hooks are in; a kind whose constructor does that needs none.
+
+        Args:
+            initialization: As in `PromptConfig`; `None` leaves them as they are, for a loader that sets them.
+            run: Sends a few inputs through the tower.
+        """
 
     @property
     def attached(self) -> bool:
