@@ -4,6 +4,7 @@ One of each kind of tower runs always; the sweep over all of them is slow.
 """
 
 import copy
+import importlib.metadata
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -87,7 +88,7 @@ PREFIX = PromptConfig(text_length=3, vision_length=2, kind="prefix")
 FORMS = {
     "kept": (KEPT, r"depth is 1, but this huggingface.m2m_100 skips whole blocks while training"),
     "coupled": (COUPLED, r'kind is "coupled", but this .* has no blocks .*choose kind="independent"'),
-    "prefix": (PREFIX, r'kind is "prefix", but this .* has no blocks .*choose kind="independent"'),
+    "prefix": (PREFIX, r'(has no blocks whose|no attention is found).*choose kind="independent"'),
 }
 
 
@@ -267,7 +268,12 @@ def refuses(form, clip):
     """Whether a form cannot be put into a model: tokens that continue through blocks that are skipped, or no blocks."""
     if form == "kept":
         return find_text_tower(clip).drops_blocks
-    return isinstance(find_vision_tower(clip), PixelTower)
+    old = form == "prefix" and find_text_tower(clip).kind.startswith("huggingface") and not has_transformers_5()
+    return old or isinstance(find_vision_tower(clip), PixelTower)
+
+
+def has_transformers_5():
+    return int(importlib.metadata.version("transformers").split(".")[0]) >= 5
 
 
 def check_form(zoo, name, folder, form):
