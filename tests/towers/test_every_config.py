@@ -84,10 +84,12 @@ INDEPENDENT = PromptConfig(text_length=3, vision_length=2)
 COUPLED = PromptConfig(text_length=2, vision_length=2, kind="coupled")
 KEPT = PromptConfig(text_length=3, vision_length=2, text_depth=1, vision_depth=1)
 PREFIX = PromptConfig(text_length=3, vision_length=2, kind="prefix")
+GROUPED = PromptConfig(text_length=2, vision_length=2, kind="grouped", groups=("cam_a", "cam_b"))
 # Of each form but the default, the refusal of a tower that it cannot be put into.
 FORMS = {
     "kept": (KEPT, r"depth is 1, but this huggingface.m2m_100 skips whole blocks while training"),
     "coupled": (COUPLED, r'kind is "coupled", but this .* has no blocks .*choose kind="independent"'),
+    "grouped": (GROUPED, r'kind is "grouped", but this .* has no blocks .*choose kind="independent"'),
     "prefix": (PREFIX, r'(has no blocks whose|no attention is found).*choose kind="independent"'),
 }
 

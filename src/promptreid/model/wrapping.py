@@ -12,6 +12,7 @@ from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.border_pixels import BorderPixels
 from promptreid.prompts.config import PromptConfig
 from promptreid.prompts.coupled_tokens import CoupledTokens
+from promptreid.prompts.grouped_tokens import GroupedTokens
 from promptreid.prompts.kind import PromptKind
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower, TokenTower
@@ -84,11 +85,26 @@ def _wrap_coupled(
     return vision, text
 
 
-def _prefix(config: PromptConfig, setup: Setup, length: int, depth: int | None) -> PromptFactory | None:
-    """Makes the prompts of a tower where they are a prefix."""
-    if config.kind != "prefix":
-        return None
+def _grouped(config: PromptConfig, setup: Setup) -> PromptFactory:
+    def make(tower: TokenTower | PixelTower) -> PromptKind:
+        if isinstance(tower, PixelTower):
+            raise ValueError(
+                f'kind is "grouped", but this {tower.kind} has no blocks that tokens pass through; choose '
+                'kind="independent"'
+            )
+        return GroupedTokens(
+            tower,
+            config.vision_length,
+            groups=config.groups,
+            depth=config.vision_depth,
+            position_embedding=config.position_embedding,
+            sequence_first=setup["sequence_first"],
+        )
 
+    return make
+
+
+def _prefix(setup: Setup, length: int, depth: int | None) -> PromptFactory:
     def make(tower: TokenTower | PixelTower) -> PromptKind:
         if isinstance(tower, TokenTower):
             return AttentionPrefix(tower, length, depth=depth, sequence_first=setup["sequence_first"])
@@ -106,9 +122,10 @@ def _vision_encoder(
     clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
 ) -> PromptedVisionEncoder:
     initialization = config.vision_initialization if initialize else None
-    prefix = _prefix(config, setup, config.vision_length, config.vision_depth)
-    if prefix is not None and factories["vision"] is None:
-        return PromptedVisionEncoder(clip, initialization=initialization, prompts=prefix)
+    if factories["vision"] is None and config.kind in ("prefix", "grouped"):
+        prefix = _prefix(setup, config.vision_length, config.vision_depth)
+        own = prefix if config.kind == "prefix" else _grouped(config, setup)
+        return PromptedVisionEncoder(clip, initialization=initialization, prompts=own)
     return PromptedVisionEncoder(
         clip,
         config.vision_length,
@@ -125,8 +142,8 @@ def _text_encoder(
     clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, depth: int | None, initialize: bool
 ) -> PromptedTextEncoder:
     initialization = config.text_initialization if initialize else None
-    prefix = _prefix(config, setup, config.text_length, depth)
-    if prefix is not None and factories["text"] is None:
+    if factories["text"] is None and config.kind == "prefix":
+        prefix = _prefix(setup, config.text_length, depth)
         return PromptedTextEncoder(clip, initialization=initialization, prompts=prefix, **setup)
     return PromptedTextEncoder(
         clip,
