@@ -1,11 +1,20 @@
 """The options of `promptreid train` that say how it trains: what the recipe becomes."""
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from promptreid.cli.train_model import ALGORITHMS, add_training_arguments, complete_training_arguments, make_model
+from promptreid.cli.train_model import (
+    ALGORITHMS,
+    _groups,
+    add_training_arguments,
+    complete_training_arguments,
+    make_model,
+)
+from promptreid.data.records import ImageRecord, ReIDDataset, ReIDSplit
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
