@@ -6,8 +6,8 @@
 
 Each kind is an arm of the study (`study/plan.py`) with stage 1 alone and one with both stages. Learning rates are tuned
 on the validation split of a seed that no reported run uses, with the same number of runs for every kind; `--kinds` that
-are added later start from the grids as they stand. Each run has a JSON file below `benchmarks/results/prompt-kinds/`, so
-the same command resumes after an interruption, run by run. `--output` gets the summary, and `docs/prompts.md` the table.
+are added later start from the grids as they stand. Each run has a JSON file below `benchmarks/results/prompt-kinds/`,
+so the same command resumes after an interruption, run by run. `--output` gets the summary, `docs/prompts.md` the table.
 """
 
 import argparse
@@ -71,9 +71,6 @@ def arms() -> dict[str, plan.Arm]:
     return found
 
 
-plan.ARMS.update(arms())
-
-
 class Study:
     """Runs, tuning and results of the kinds.
 
@@ -86,6 +83,7 @@ class Study:
 
     def __init__(self, folder: Path, scratch: Path, *, device: str = "cpu", seeds: int = SEEDS) -> None:
         self.folder, self.scratch, self.device, self.seeds = folder, scratch, device, seeds
+        plan.ARMS.update(arms())
 
     @property
     def rates_file(self) -> Path:
@@ -135,10 +133,8 @@ class Study:
         """Do the reported runs that are not done yet."""
         planned = self.planned(kinds)
         for number, run in enumerate(planned, start=1):
-            result = self._perform(run)
-            print(
-                f"{number}/{len(planned)} {run.arm} seed {run.seed}: Rank-1 {result['test']['rank1']:.3f}", flush=True
-            )
+            rank1 = self._perform(run)["test"]["rank1"]
+            print(f"{number}/{len(planned)} {run.arm} seed {run.seed}: Rank-1 {rank1:.3f}", flush=True)
 
     def _perform(self, run: plan.Run, *, tuning: bool = False) -> dict[str, Any]:
         results = self.folder / ("tuning" if tuning else "runs")
@@ -240,8 +236,8 @@ def _percent(values: Sequence[float]) -> str:
 def table(summary: dict[str, Any]) -> str:
     """The table of docs/prompts.md."""
     lines = [
-        "| kind | parameters | step / independent | memory, MB | stage 1 alone: Rank-1 | mAP | both stages: Rank-1 | mAP "
-        "| seeds |",
+        "| kind | parameters | step / independent | memory, MB | stage 1 alone: Rank-1 | mAP | both stages: Rank-1 "
+        "| mAP | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, entry in summary["kinds"].items():

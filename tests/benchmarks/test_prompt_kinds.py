@@ -92,6 +92,7 @@ def test_table_goes_between_the_marks_of_the_page(kinds, made_up, tmp_path, monk
         kinds.main()
 
 
+@pytest.mark.slow
 def test_costs_are_measured_once_beside_independent_tokens(kinds, made_up, tmp_path):
     study = kinds.Study(tmp_path / "results", tmp_path / "scratch")
     study.measure_costs(["grouped"])

@@ -116,13 +116,14 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    sequence_first: bool = False,
 ) -> Tensor:
     """Attention over the extended keys and values, which every query may look at.
 
     Shape:
         - queries, keys, values: (B, heads, L, d)
         - mask: what spreads to (B, heads, L, L); additive, or boolean where true may be looked at
-        - returns: (B, L, heads * d)
+        - returns: (B, L, heads * d), or (L, B, heads * d) for `sequence_first`, contiguous
     """
     more, more_values = extend(keys, values)
     if mask is not None:
@@ -130,7 +131,7 @@ def attend(
         mask = F.pad(mask, (further, 0), value=1.0 if mask.dtype == torch.bool else 0.0)
         mask = mask if mask.dtype == torch.bool else mask.to(queries.dtype)
     found = F.scaled_dot_product_attention(queries, more, more_values, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return rearrange(found, "b h l d -> b l (h d)")
+    return rearrange(found, "b h l d -> l b (h d)" if sequence_first else "b h l d -> b l (h d)").contiguous()
 
 
 def _torch(
@@ -151,10 +152,11 @@ def _torch(
         attn_mask = rearrange(attn_mask, "(b h) q k -> b h q k", h=module.num_heads)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = ~attn_mask  # here true is what may not be looked at
-    found = attend(queries, keys, values, extend, mask=attn_mask, dropout=module.dropout if module.training else 0.0)
-    # Its weight is taken, and it is not called, as in the module's own forward.
-    found = F.linear(found, module.out_proj.weight, module.out_proj.bias)
-    return found if module.batch_first else found.transpose(0, 1), None
+    dropout, first = module.dropout if module.training else 0.0, not module.batch_first
+    found = attend(queries, keys, values, extend, mask=attn_mask, dropout=dropout, sequence_first=first)
+    # Its weight is taken, and it is not called, as in the module's own forward. What it is given is contiguous: with
+    # a frozen weight, the gradient of a transposed one would take many times as long (see `runs_slow_when_frozen`).
+    return F.linear(found, module.out_proj.weight, module.out_proj.bias), None
 
 
 def _dropout(module: Any) -> float:
