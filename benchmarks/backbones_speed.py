@@ -2,7 +2,7 @@
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
     python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
-    python benchmarks/backbones_speed.py --only kinds --shared     # on a machine that others use too, which is noted
+    python benchmarks/backbones_speed.py --only kinds --page docs/prompts.md   # the page's table too; --shared: others use it
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
 Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
@@ -15,6 +15,7 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 from _bench import (
     RESULTS,
     in_own_process,
+    in_words,
     made_with,
     make_parser,
     paired_ratio,
@@ -30,6 +32,7 @@ from _bench import (
     seconds,
     spread,
     take_turns,
+    write_between,
     write_json,
 )
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -42,6 +45,7 @@ FROZEN = "frozen forward: as it comes / ours bare"
 STEP = "stage-1 step / all-trainable step"
 CAPTION = f"{CAPTIONS} captions: at 77 / cut to {CAPTION_TOKENS}"
 COMPARISONS = ("prompted", "frozen", "steps", "captions", "kinds")
+WORKS = ("forward", "step")
 CAMERAS = tuple(f"camera {number}" for number in range(6))
 # Each against independent tokens in every block, which are the default.
 KINDS = {
@@ -196,6 +200,22 @@ class Bench:
         return result | {f"{CAPTIONS} captions: largest relative difference": float(f"{difference.item():.2g}")}
 
 
+def kinds_table(results: dict[str, Any]) -> str:
+    """The ratios of the kinds as docs/prompts.md shows them, with their machine."""
+    measured = [name for name in ("fp32", "bf16") if "kinds" in results.get(name, {})]
+    lines = [f"| kind | {' | '.join(f'{work}, {name}' for name in measured for work in WORKS)} |"]
+    lines.append("|---" * (1 + len(WORKS) * len(measured)) + "|")
+    for kind in KINDS:
+        ratios = [results[name]["kinds"][f"{kind} {work} / independent {work}"] for name in measured for work in WORKS]
+        cells = [f"{each['ratio']:.2f} ({each['lowest']:.2f} to {each['highest']:.2f})" for each in ratios]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    made = results[measured[0]]["kinds"]
+    words = f"Time over that of independent tokens, median (lowest to highest) of {made['rounds']} rounds in turn"
+    shared = "; others used the machine meanwhile" if made["machine_was_shared"] else ""
+    where = f"{MODEL} at {IMAGE_SIZE[0]} × {IMAGE_SIZE[1]}, {PROMPTS} prompts, batch {BATCH}; {in_words(made)}"
+    return "\n".join([f"{words}. {where}, {made['date']}{shared}.", "", *lines])
+
+
 def measure(comparison: str, device: str, bf16: bool, rounds: int) -> dict[str, Any]:
     """One comparison; called in a process of its own."""
     bench = Bench(device, bf16=bf16, rounds=rounds)
@@ -233,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--shared", action="store_true", help="note that the machine was used by others meanwhile")
+    parser.add_argument("--page", type=Path, help="page that gets the table of kinds, such as docs/prompts.md")
     parser.add_argument("--only", nargs="+", default=COMPARISONS, choices=COMPARISONS, help="default: all of them")
     arguments = parser.parse_args()
     path = arguments.output or RESULTS / f"backbones_speed_{arguments.device}.json"
@@ -253,6 +274,8 @@ def main() -> None:
         results["compiled"] = compiled_ratios(arguments.rounds)
         write_json(path, results)
     print(f"written to {path}")
+    if arguments.page is not None:
+        write_between(arguments.page, "kinds speed", kinds_table(results))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ so the same command resumes after an interruption, run by run. `--output` gets t
 
 import argparse
 import json
-import re
 import resource
 import statistics
 import sys
@@ -25,15 +24,16 @@ import torch
 from _bench import (
     RESULTS,
     in_own_process,
+    in_words,
     made_with,
     make_parser,
     paired_ratio,
     random_captions,
     seconds,
     take_turns,
+    write_between,
     write_json,
 )
-from _bench import in_words as machine_in_words
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.synthetic.camera import CAMERAS
 from promptreid.training import ablations
@@ -257,18 +257,14 @@ def table(summary: dict[str, Any]) -> str:
 
 def write_table(summary: dict[str, Any], page: Path) -> None:
     """Put the table, and what it was made with, between the page's marks."""
-    text = page.read_text(encoding="utf-8")
     budget = summary["budget"]
     persons = " / ".join(f"{count}" for count in budget["identities"])
     words = (
         f"{persons} synthetic persons to train, choose and test on; {budget['stage_one_steps']} steps of stage 1 and "
         f"{budget['stage_two_steps']} of stage 2, {budget['batch_size']} pairs each; mean ± standard deviation over "
-        f"seeds, in percent. {machine_in_words(summary)}, {summary['date']}."
+        f"seeds, in percent. {in_words(summary)}, {summary['date']}."
     )
-    marked = re.compile(r"(<!-- prompt kinds -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-    if not marked.search(text):
-        raise ValueError(f"{page} has no marks <!-- prompt kinds --> and <!-- end --> to put the table between")
-    page.write_text(marked.sub(lambda found: f"{found[1]}\n{words}\n\n{table(summary)}\n\n{found[2]}", text), "utf-8")
+    write_between(page, "prompt kinds", f"{words}\n\n{table(summary)}")
 
 
 def main() -> None:

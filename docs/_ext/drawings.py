@@ -192,8 +192,8 @@ def draw_grouped(axes: Axes, p: Palette) -> None:
     """Each image has its camera's prompts, one of no known camera their mean."""
     draw_form(axes, p, "grouped (by camera)", 'kind="grouped", groups=(…)')
     for number, y in enumerate(BLOCK_HEIGHTS, start=1):
-        draw_block(axes, p, (2.6, y), f"block {number}", f"P{number}[camera]", p.trains)
-    for index, name in enumerate(("camera a", "camera b", "their mean")):
+        draw_block(axes, p, (2.6, y), f"block {number}", f"P{number}[c]", p.trains)
+    for index, name in enumerate(("camera a", "camera b", "mean")):
         y = 3.9 - 1.0 * index
         box(axes, (0.1, y, 1.75, 0.54), name, p.trains if index < 2 else p.frozen, p.ink, size=7)
         arrow(axes, (1.85, y + 0.27), (2.6, 2.55), p.ink)
