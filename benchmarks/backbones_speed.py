@@ -2,7 +2,7 @@
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
     python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
-    python benchmarks/backbones_speed.py --only kinds --page docs/prompts.md   # the page's table too; --shared: others use it
+    python benchmarks/backbones_speed.py --only kinds --page docs/prompts.md  # and the page's table
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
 Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
