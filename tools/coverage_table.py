@@ -44,7 +44,7 @@ those of [Kinds of prompts](prompts.md): {kinds}.
 
 ## What is refused, and why
 
-An image tower that cannot carry a kind may still stand bare beside text prompts of it: `vision_length=0`.
+Beside a text prefix, an image tower without blocks may stand bare: `vision_length=0`.
 
 {refused}
 

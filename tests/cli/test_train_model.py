@@ -1,20 +1,16 @@
 """The options of `promptreid train` that say how it trains: what the recipe becomes."""
 
 import argparse
-from dataclasses import replace
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from promptreid.cli.train_model import (
     ALGORITHMS,
-    _groups,
     add_training_arguments,
     complete_training_arguments,
     make_model,
 )
-from promptreid.data.records import ImageRecord, ReIDDataset, ReIDSplit
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
@@ -48,7 +44,7 @@ def test_options_of_kind_and_depth_make_a_model_of_them(kind: str, shape: dict[s
     add_training_arguments(parser)
     words = ["--prompt-kind", kind, "--prompt-depth", "1", "--device", "cpu", "--image-size", "32", "16"]
     arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
-    model = make_model(arguments, groups=("cam_a", "cam_b") if kind == "grouped" else ())
+    model = make_model(arguments, cameras=("cam_a", "cam_b"))
     assert (model.config.kind, model.image_size) == (kind, (32, 16))
     found = {name: tuple(value.shape) for name, value in model.vision.prompts.state_dict().items()}
     assert found == shape
@@ -56,16 +52,14 @@ def test_options_of_kind_and_depth_make_a_model_of_them(kind: str, shape: dict[s
     assert vars(parser.parse_args([]))["prompt_depth"] is None
 
 
-def test_grouped_prompts_are_for_the_cameras_of_the_training_images(tmp_path: Path) -> None:
+def test_grouped_prompts_are_for_the_cameras_and_need_some() -> None:
     parser = argparse.ArgumentParser()
     add_training_arguments(parser)
-    given = vars(parser.parse_args(["--prompt-kind", "grouped"]))
-    records = [ImageRecord(tmp_path / f"{name}.jpg", 1, ("a man",), "train", name) for name in ("b", "a", "b")]
-    train, without = ReIDSplit("train", records), ReIDSplit("train", [replace(each, camera=None) for each in records])
-    assert _groups(given, ReIDDataset("x", tmp_path, train, None, train)) == ("a", "b")
+    words = ["--prompt-kind", "grouped", "--device", "cpu", "--image-size", "32", "16"]
+    arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
+    assert make_model(arguments, cameras=("a", "b")).groups == ("a", "b")
     with pytest.raises(ValueError, match='names none; give its records a field "camera"'):
-        _groups(given, ReIDDataset("x", tmp_path, without, None, without))
-    assert _groups(vars(parser.parse_args([])), ReIDDataset("x", tmp_path, train, None, train)) == ()
+        make_model(arguments)
 
 
 @pytest.mark.parametrize(

@@ -126,23 +126,20 @@ def test_start_is_as_named(clip, initialization):
 
 
 def test_a_copy_of_its_own_keys_and_values_changes_nothing(model_cfg):
-    """A prefix that repeats what a block of one token attends to leaves the softmax's mean where it is."""
+    """A prefix that repeats all that a block attends to doubles every weight of the softmax before it is normalised."""
     model_cfg["vision_cfg"].update(image_size=[8, 8], layers=1, pool_type="avg")
     clip = CLIP(**model_cfg).double().eval()
     images = torch.randn(1, 3, 8, 8).double()
     bare = clip.encode_image(images)
-    config = PromptConfig(0, 1, kind="prefix", vision_initialization="mean_state")
-    model = PromptedCLIP(clip, config)
+    model = PromptedCLIP(clip, PromptConfig(0, 1, kind="prefix"))
     seen = []
     clip.visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda _, args, output: seen.append(output))
     model.encode_image(images)
     attention = clip.visual.transformer.resblocks[0].attn
     with torch.no_grad():
         _, keys, values = (seen[0][:, 0] @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
-        model.vision.prompts.double()
-        for length in (2,):
-            model.vision.prompts.keys = nn.Parameter(keys[:length].unsqueeze(0))
-            model.vision.prompts.values = nn.Parameter(values[:length].unsqueeze(0))
+        model.vision.prompts.keys = nn.Parameter(keys.unsqueeze(0))
+        model.vision.prompts.values = nn.Parameter(values.unsqueeze(0))
     torch.testing.assert_close(model.encode_image(images), bare, rtol=1e-9, atol=1e-12)
 
 

@@ -204,7 +204,7 @@ def run(
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
-    model = make_model(arguments, groups=_groups(arguments, data))
+    model = make_model(arguments, cameras=data.train.cameras)
     console.say(data.summary())
     result = adapt(
         model,
@@ -230,29 +230,27 @@ def run(
     return 0
 
 
-def _groups(arguments: TrainingArguments, data: "ReIDDataset") -> tuple[str, ...]:
-    """The cameras of the training images, where the prompts are for each of them.
+def make_model(arguments: TrainingArguments, *, cameras: Sequence[str] = ()) -> "PromptedCLIP":
+    """Draw the model that complete arguments describe, under their seed.
+
+    Args:
+        arguments: What `complete_training_arguments` returned.
+        cameras: Those of the training images, for which grouped prompts are.
 
     Raises:
-        ValueError: No camera is known.
+        ValueError: Prompts are to be grouped, and no camera is known.
     """
-    if arguments["prompt_kind"] != "grouped":
-        return ()
-    if not data.train.cameras:
-        raise ValueError(
-            f"--prompt-kind grouped has prompts for each camera, but the annotation in {data.root} names none; give "
-            'its records a field "camera"'
-        )
-    return data.train.cameras
-
-
-def make_model(arguments: TrainingArguments, *, groups: Sequence[str] = ()) -> "PromptedCLIP":
-    """Draw the model that complete arguments describe, under their seed; `groups` are those of grouped prompts."""
     import torch
 
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.towers.loading import load_clip
 
+    grouped = arguments["prompt_kind"] == "grouped"
+    if grouped and not cameras:
+        raise ValueError(
+            "--prompt-kind grouped has prompts for each camera, but the annotation names none; give its records a "
+            'field "camera"'
+        )
     height, width = arguments["image_size"] or IMAGE_SIZE
     torch.manual_seed(arguments["seed"])
     clip = load_clip(
@@ -263,7 +261,9 @@ def make_model(arguments: TrainingArguments, *, groups: Sequence[str] = ()) -> "
     )
     length = arguments["prompt_length"]
     depth = arguments["prompt_depth"]
-    config = PromptConfig(length, length, depth, depth, kind=arguments["prompt_kind"], groups=tuple(groups))
+    config = PromptConfig(
+        length, length, depth, depth, kind=arguments["prompt_kind"], groups=tuple(cameras) if grouped else ()
+    )
     return PromptedCLIP(clip, config)
 
 
