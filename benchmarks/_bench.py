@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -226,6 +227,19 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write a JSON file whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def write_between(page: Path, mark: str, text: str) -> None:
+    """Replace what stands on a page between `<!-- mark -->` and the next `<!-- end -->`.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    content = page.read_text(encoding="utf-8")
+    marked = re.compile(rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+    if not marked.search(content):
+        raise ValueError(f"{page} has no marks <!-- {mark} --> and <!-- end --> to put the table between")
+    page.write_text(marked.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", content), encoding="utf-8")
 
 
 def report(result: Mapping[str, Any], path: Path | None, *, indent: int = 2) -> None:

@@ -1,7 +1,8 @@
-"""What prompts, freezing and cutting captions cost or save, as ratios measured side by side.
+"""What prompts, their kinds, freezing and cutting captions cost or save, as ratios measured side by side.
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
     python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
+    python benchmarks/backbones_speed.py --only kinds --page docs/prompts.md  # and the page's table
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
 Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
@@ -14,6 +15,7 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import nn
 from _bench import (
     RESULTS,
     in_own_process,
+    in_words,
     made_with,
     make_parser,
     paired_ratio,
@@ -29,6 +32,7 @@ from _bench import (
     seconds,
     spread,
     take_turns,
+    write_between,
     write_json,
 )
 from promptreid import PromptConfig, PromptedCLIP, load_clip
@@ -40,7 +44,16 @@ PROMPTED = "prompted forward / bare forward"
 FROZEN = "frozen forward: as it comes / ours bare"
 STEP = "stage-1 step / all-trainable step"
 CAPTION = f"{CAPTIONS} captions: at 77 / cut to {CAPTION_TOKENS}"
-COMPARISONS = ("prompted", "frozen", "steps", "captions")
+COMPARISONS = ("prompted", "frozen", "steps", "captions", "kinds")
+WORKS = ("forward", "step")
+CAMERAS = tuple(f"camera {number}" for number in range(6))
+# Each against independent tokens in every block, which are the default.
+KINDS = {
+    "kept": PromptConfig(PROMPTS, PROMPTS, 1, 1),
+    "coupled": PromptConfig(PROMPTS, PROMPTS, kind="coupled"),
+    "prefix": PromptConfig(PROMPTS, PROMPTS, kind="prefix"),
+    "grouped": PromptConfig(PROMPTS, PROMPTS, kind="grouped", groups=CAMERAS),
+}
 Work = Callable[[], Any]
 
 
@@ -92,21 +105,28 @@ class Bench:
         print(f"{'bf16' if self.bf16 else 'fp32'}  {name:<50}{result}", flush=True)
         return result
 
+    def groups(self, model: Any) -> dict[str, Any]:
+        """Of each image its camera, where the prompts are for each camera."""
+        ids = torch.arange(BATCH, device=self.device) % len(CAMERAS)
+        return {"groups": ids} if getattr(model, "groups", ()) else {}
+
     def forward(self, model: nn.Module, *, bare: bool = False, image: bool = True, text: bool = True) -> Work:
         """One encoder or both, without gradients."""
+        groups = self.groups(model)
 
         def work() -> None:
             with torch.no_grad(), self.precision(), model.disabled() if bare else nullcontext():
                 if image:
-                    model.encode_image(self.images)
+                    model.encode_image(self.images, **groups)
                 if text:
                     model.encode_text(self.tokens)
 
         return work
 
-    def step(self, *, everything: bool) -> Work:
+    def step(self, *, everything: bool, model: PromptedCLIP | None = None) -> Work:
         """One step of training with prompts only, or with every parameter."""
-        prompts, encoders = self.model.prompt_parameters(), self.model.encoder_parameters()
+        model = self.model if model is None else model
+        prompts, encoders, groups = model.prompt_parameters(), model.encoder_parameters(), self.groups(model)
 
         def work() -> None:
             for parameter in encoders:
@@ -114,13 +134,13 @@ class Bench:
             parameters = [*prompts, *encoders] if everything else prompts
             optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
             with self.precision():
-                output = self.model(self.images, self.tokens)
+                output = model(self.images, self.tokens, **groups)
                 logits = 50 * output["image_features"].float() @ output["text_features"].float().T
                 loss = nn.functional.cross_entropy(logits, torch.arange(BATCH, device=self.device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            self.model.requires_grad_(False)
+            model.requires_grad_(False)
             for parameter in prompts:
                 parameter.requires_grad_(True)
 
@@ -160,12 +180,40 @@ class Bench:
         rounds = max(1, self.rounds // 3)  # a step is long, and its ratio far from 1
         return {STEP: self.compare(STEP, self.step(everything=False), self.step(everything=True), rounds=rounds)}
 
+    def kinds(self) -> dict[str, Any]:
+        """What each kind of prompts takes over independent tokens, to encode and to train."""
+        found: dict[str, Any] = {}
+        for kind, config in KINDS.items():
+            other = PromptedCLIP(copy.deepcopy(self.bare), config).eval()
+            other.clip.requires_grad_(False)
+            forwards = self.forward(other), self.forward(self.model)
+            found[f"{kind} forward / independent forward"] = self.compare(f"{kind}: forward", *forwards)
+            steps = self.step(everything=False, model=other), self.step(everything=False)
+            found[f"{kind} step / independent step"] = self.compare(f"{kind}: step", *steps)
+        return {"kinds": {**made_with(), "rounds": self.rounds, **found}}
+
     def captions(self) -> dict[str, Any]:
         """What cutting captions saves, and that it changes nothing."""
         result = {CAPTION: self.compare(CAPTION, self.text(trim=False), self.text(trim=True))}
         whole, cut = self.text(trim=False)().float(), self.text(trim=True)().float()
         difference = (whole - cut).abs().max() / whole.abs().max()
         return result | {f"{CAPTIONS} captions: largest relative difference": float(f"{difference.item():.2g}")}
+
+
+def kinds_table(results: dict[str, Any]) -> str:
+    """The ratios of the kinds as docs/prompts.md shows them, with their machine."""
+    measured = [name for name in ("fp32", "bf16") if "kinds" in results.get(name, {})]
+    lines = [f"| kind | {' | '.join(f'{work}, {name}' for name in measured for work in WORKS)} |"]
+    lines.append("|---" * (1 + len(WORKS) * len(measured)) + "|")
+    for kind in KINDS:
+        ratios = [results[name]["kinds"][f"{kind} {work} / independent {work}"] for name in measured for work in WORKS]
+        cells = [f"{each['ratio']:.2f} ({each['lowest']:.2f} to {each['highest']:.2f})" for each in ratios]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    made = results[measured[0]]["kinds"]
+    words = f"Time over that of independent tokens, median (lowest to highest) of {made['rounds']} rounds in turn"
+    shared = "; others used the machine meanwhile" if made["machine_was_shared"] else ""
+    where = f"{MODEL} at {IMAGE_SIZE[0]} × {IMAGE_SIZE[1]}, {PROMPTS} prompts, batch {BATCH}; {in_words(made)}"
+    return "\n".join([f"{words}. {where}, {made['date']}{shared}.", "", *lines])
 
 
 def measure(comparison: str, device: str, bf16: bool, rounds: int) -> dict[str, Any]:
@@ -204,6 +252,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--shared", action="store_true", help="note that the machine was used by others meanwhile")
+    parser.add_argument("--page", type=Path, help="page that gets the table of kinds, such as docs/prompts.md")
     parser.add_argument("--only", nargs="+", default=COMPARISONS, choices=COMPARISONS, help="default: all of them")
     arguments = parser.parse_args()
     path = arguments.output or RESULTS / f"backbones_speed_{arguments.device}.json"
@@ -211,14 +261,21 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": BATCH, "prompts": PROMPTS}
     for name in arguments.precision:
-        results[name] = results.get(name, {}) | made_with() | {"rounds": arguments.rounds}
+        results[name] = results.get(name, {})
+        if set(arguments.only) - {"kinds"}:  # whose machine stands beside them
+            results[name] |= made_with() | {"rounds": arguments.rounds}
         for comparison in arguments.only:
-            results[name] |= in_own_process(measure, comparison, arguments.device, name == "bf16", arguments.rounds)
+            found = in_own_process(measure, comparison, arguments.device, name == "bf16", arguments.rounds)
+            if comparison == "kinds":
+                found["kinds"]["machine_was_shared"] = arguments.shared
+            results[name] |= found
         write_json(path, results)
     if arguments.device == "cuda":
         results["compiled"] = compiled_ratios(arguments.rounds)
         write_json(path, results)
     print(f"written to {path}")
+    if arguments.page is not None:
+        write_between(arguments.page, "kinds speed", kinds_table(results))
 
 
 if __name__ == "__main__":

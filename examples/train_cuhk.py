@@ -20,10 +20,12 @@ from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.synthetic import write_generated
+from promptreid.synthetic.camera import CAMERAS
 from promptreid.training.run_folder import claim_folder
 
 IDENTITIES = (400, 60, 200)  # persons to draw for training, validation and test
 QUICK_IDENTITIES, QUICK_EPOCHS = (100, 20, 40), (1, 1)
+CAMERA_NAMES = tuple(sorted(camera.name for camera in CAMERAS))  # of what is drawn
 NOT_SETTINGS = ("data_root", "output", "quick", "device", "num_workers")
 NAMES = {"zero shot": "zero_shot", "domain adaptation": "stage_one", "task adaptation": "stage_two"}
 
@@ -54,7 +56,7 @@ def main() -> None:
 
     # Data and model first: whatever is wrong with them is found before anything is written.
     data = given.data_root and load_cuhk_pedes(given.data_root)
-    model = make_model(vars(given))
+    model = make_model(vars(given), cameras=data.train.cameras if data else CAMERA_NAMES)
     claim_folder(output, settings, note="settings.json", sole=True)
     data = data or load_cuhk_pedes(write_generated(output / "data", num_identities=given.identities, seed=given.seed))
     print(data.summary())

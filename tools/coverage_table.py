@@ -11,6 +11,7 @@ import argparse
 import sys
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -18,7 +19,6 @@ import zoo
 from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, load_clip
-from promptreid.prompts.config import PROMPT_FORMS
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower, TextTower, TokenTower
 
@@ -36,11 +36,17 @@ Every architecture that `open_clip.list_models()` names takes prompts in both en
 
 *Slot* is where prompts are inserted: after how many tokens of the sequence, or on the image's border. *Captions
 cut* says whether a batch is cut to its longest caption. It is cut only where that changes no feature. *Kinds* are
-those of `PromptConfig(kind=…)`; coupled prompts need an image tower with a token sequence.
+those of [Kinds of prompts](prompts.md): {kinds}.
 
 ## In short
 
 {summary}
+
+## What is refused, and why
+
+Beside a text prefix, an image tower without blocks may stand bare: `vision_length=0`.
+
+{refused}
 
 ## Every architecture
 
@@ -49,21 +55,53 @@ those of `PromptConfig(kind=…)`; coupled prompts need an image tower with a to
 """
 
 
-def describe(name: str) -> tuple[TokenTower | PixelTower, TextTower, str]:
-    """Both towers of an architecture, and the kinds of prompts that it takes."""
+KINDS = {
+    "independent": PromptConfig(),
+    "kept": PromptConfig(text_depth=1, vision_depth=1),
+    "coupled": PromptConfig(kind="coupled"),
+    "prefix": PromptConfig(kind="prefix"),
+    "grouped": PromptConfig(kind="grouped", groups=("a", "b")),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture: both towers, and of each kind that it does not take the reason."""
+
+    vision: TokenTower | PixelTower
+    text: TextTower
+    refused: dict[str, str]
+
+    @property
+    def kinds(self) -> str:
+        """Which kinds it takes."""
+        return f"all but {', '.join(self.refused)}" if self.refused else "all"
+
+
+def describe(name: str) -> Model:
+    """Describe an architecture."""
     with zoo.shrunk(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         clip = load_clip(name, image_size=(224, 224))
-    return find_vision_tower(clip), find_text_tower(clip), ", ".join(kind for kind in PROMPT_FORMS if takes(clip, kind))
+    reasons = {kind: refusal(clip, config) for kind, config in KINDS.items()}
+    refused = {kind: reason for kind, reason in reasons.items() if reason is not None}
+    return Model(find_vision_tower(clip), find_text_tower(clip), refused)
 
 
-def takes(clip: nn.Module, kind: str) -> bool:
-    """Whether a model takes a kind of prompts."""
+def refusal(clip: nn.Module, config: PromptConfig) -> str | None:
+    """Why a model does not take prompts that are set up like this; `None` if it does."""
     try:
-        PromptedCLIP(clip, PromptConfig(kind=kind), initialize=False, base_fingerprint=()).detach()
-    except ValueError:
-        return False
-    return True
+        PromptedCLIP(clip, config, initialize=False, base_fingerprint=()).detach()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def refusals(models: list[Model]) -> str:
+    """Each reason, with how many models it concerns."""
+    counts = Counter((kind, reason) for model in models for kind, reason in model.refused.items())
+    rows = [f"| {kind} | {count} | {reason} |" for (kind, reason), count in sorted(counts.items())]
+    return "\n".join(["| kind | models | message |", "|---|---|---|", *rows])
 
 
 def slot_of(vision: TokenTower | PixelTower) -> str:
@@ -74,14 +112,18 @@ def slot_of(vision: TokenTower | PixelTower) -> str:
     return first.get(vision.slot, f"after {vision.slot} tokens")
 
 
-def summary(towers: list[tuple[TokenTower | PixelTower, TextTower, str]]) -> str:
+def summary(towers: list[Model]) -> str:
     """How many models there are of each kind."""
     lines = ["| tower | models |", "|---|---|"]
-    for index, word in ((0, "image"), (1, "text")):
-        counts = Counter(pair[index].kind for pair in towers)
-        lines += [f"| {word}: `{kind}` | {count} |" for kind, count in counts.most_common()]
-    lines += [f"| kinds of prompts: {kinds} | {count} |" for kinds, count in Counter(row[2] for row in towers).items()]
-    exact = Counter(text.trim != "never" for _, text, _ in towers)
+    for word, kinds in (
+        ("image", [each.vision.kind for each in towers]),
+        ("text", [each.text.kind for each in towers]),
+    ):
+        lines += [f"| {word}: `{kind}` | {count} |" for kind, count in Counter(kinds).most_common()]
+    lines += [
+        f"| kinds of prompts: {kinds} | {count} |" for kinds, count in Counter(row.kinds for row in towers).items()
+    ]
+    exact = Counter(each.text.trim != "never" for each in towers)
     lines += [f"| captions cut | {exact[True]} |", f"| captions never cut | {exact[False]} |"]
     return "\n".join(lines)
 
@@ -91,11 +133,17 @@ def page() -> str:
     names = zoo.names()
     towers = [describe(name) for name in names]
     rows = [
-        f"| {name} | `{vision.kind}` | {slot_of(vision)} | {vision.pooling} | `{text.kind}` | after the first token | "
-        f"{text.pooling} | {TRIMS[text.trim]} | {kinds} |"
-        for name, (vision, text, kinds) in zip(names, towers, strict=True)
+        f"| {name} | `{each.vision.kind}` | {slot_of(each.vision)} | {each.vision.pooling} | `{each.text.kind}` | "
+        f"after the first token | {each.text.pooling} | {TRIMS[each.text.trim]} | {each.kinds} |"
+        for name, each in zip(names, towers, strict=True)
     ]
-    head = HEAD.format(count=len(names), version=open_clip.__version__, summary=summary(towers))
+    head = HEAD.format(
+        count=len(names),
+        version=open_clip.__version__,
+        kinds=", ".join(KINDS),
+        summary=summary(towers),
+        refused=refusals(towers),
+    )
     return head + "\n".join(rows) + "\n"
 
 

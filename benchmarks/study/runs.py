@@ -206,7 +206,9 @@ def train(run: Run, model: PromptedCLIP, data: ReIDDataset, work: Path, device: 
     recipe = make_recipe(run, arm)
     if recipe.similarity == "dot":
         recipe = replace(recipe, temperature=recipe.temperature * squared_length(model, pairs))
-    train_data = CaptionedImages(data.train, transform=model.train_transform, tokenizer=model.tokenizer)
+    train_data = CaptionedImages(
+        data.train, transform=model.train_transform, tokenizer=model.tokenizer, groups=model.groups
+    )
     found = adapt(
         model,
         data,

@@ -1,4 +1,4 @@
-"""Draws the figures of the concepts page, each for a light and for a dark page."""
+"""Draws the figures of the concepts and the prompts page, each for a light and for a dark page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,98 @@ def draw_slots(p: Palette) -> Figure:
     return figure
 
 
-FIGURES = {"method": draw_method, "slots": draw_slots}
+def draw_block(axes: Axes, p: Palette, at: tuple[float, float], name: str, prompts: str, colour: str) -> None:
+    """One block with its prompts on the left, at (x, y), four wide; no prompts if the word is empty."""
+    x, y = at
+    box(axes, (x, y, 4.0, 0.9), "", p.paper, p.ink)
+    if prompts:
+        box(axes, (x + 0.12, y + 0.18, 1.35, 0.54), prompts, colour, p.ink, size=7)
+    axes.text(x + 2.75, y + 0.45, name, ha="center", va="center", color=p.ink, fontsize=8)
+
+
+BLOCK_HEIGHTS = (0.5, 2.1, 3.7)
+
+
+def draw_form(axes: Axes, p: Palette, title: str, setting: str) -> None:
+    """What every panel has: a title, how it is set, and the arrows of the tokens through three blocks."""
+    blank(axes, 7.2, 6.5)
+    axes.text(3.6, 6.25, title, ha="center", va="center", color=p.ink, fontsize=10, weight="bold")
+    axes.text(3.6, 5.65, setting, ha="center", va="center", color=p.ink, fontsize=7, family="monospace")
+    for y in (0.05, *(bottom + 0.9 for bottom in BLOCK_HEIGHTS)):
+        arrow(axes, (5.5, y), (5.5, y + 0.65 if y > 0.1 else 0.5), p.ink)
+
+
+def draw_replaced(axes: Axes, p: Palette) -> None:
+    """Every block has prompts of its own; what it makes of them is dropped."""
+    draw_form(axes, p, "independent: replaced (VPT-deep, IVLP)", "the default")
+    for number, y in enumerate(BLOCK_HEIGHTS, start=1):
+        draw_block(axes, p, (2.6, y), f"block {number}", f"P{number}", p.trains)
+        axes.text(3.4, y + 1.15, "×", ha="center", va="center", color=p.ink, fontsize=11)
+
+
+def draw_kept(axes: Axes, p: Palette) -> None:
+    """The first block has prompts; what each block makes of them goes on."""
+    draw_form(axes, p, "kept (VPT-shallow)", "text_depth=1, vision_depth=1")
+    for number, y in enumerate(BLOCK_HEIGHTS, start=1):
+        first = number == 1
+        draw_block(axes, p, (2.6, y), f"block {number}", "P1" if first else "kept", p.trains if first else p.frozen)
+        if number < len(BLOCK_HEIGHTS):
+            arrow(axes, (3.4, y + 0.9), (3.4, y + 1.6), p.ink)
+
+
+def draw_coupled(axes: Axes, p: Palette) -> None:
+    """The image prompts of a block are a linear map of its text prompts."""
+    draw_form(axes, p, "coupled (MaPLe)", 'kind="coupled"')
+    for number, y in enumerate(BLOCK_HEIGHTS, start=1):
+        draw_block(axes, p, (2.6, y), f"block {number}", f"F{number}(P{number})", p.trains)
+        box(axes, (0.1, y + 0.18, 1.35, 0.54), f"text P{number}", p.trains, p.ink, size=7)
+        arrow(axes, (1.45, y + 0.45), (2.72, y + 0.45), p.ink)
+
+
+def draw_prefix(axes: Axes, p: Palette) -> None:
+    """Keys and values enter the attention of a block, and nothing else of it."""
+    draw_form(axes, p, "prefix (prefix tuning)", 'kind="prefix"')
+    for number, y in enumerate(BLOCK_HEIGHTS, start=1):
+        draw_block(axes, p, (2.6, y), "", "", p.paper)
+        box(axes, (2.75, y + 0.18, 1.6, 0.54), "attention", p.frozen, p.ink, size=7)
+        box(axes, (4.75, y + 0.18, 1.6, 0.54), "MLP", p.frozen, p.ink, size=7)
+        box(axes, (0.1, y + 0.18, 1.75, 0.54), f"K{number}, V{number}", p.trains, p.ink, size=7)
+        arrow(axes, (1.85, y + 0.45), (2.75, y + 0.45), p.ink)
+
+
+def draw_grouped(axes: Axes, p: Palette) -> None:
+    """Each image has its camera's prompts, one of no known camera their mean."""
+    draw_form(axes, p, "grouped (by camera)", 'kind="grouped", groups=(…)')
+    for number, y in enumerate(BLOCK_HEIGHTS, start=1):
+        draw_block(axes, p, (2.6, y), f"block {number}", f"P{number}[c]", p.trains)
+    for index, name in enumerate(("camera a", "camera b", "mean")):
+        y = 3.9 - 1.0 * index
+        box(axes, (0.1, y, 1.75, 0.54), name, p.trains if index < 2 else p.frozen, p.ink, size=7)
+        arrow(axes, (1.85, y + 0.27), (2.6, 2.55), p.ink)
+
+
+def draw_border(axes: Axes, p: Palette) -> None:
+    """A tower without tokens has learnable pixels around its input."""
+    blank(axes, 7.2, 6.5)
+    axes.text(3.6, 6.25, "border (visual prompting)", ha="center", va="center", color=p.ink, fontsize=10, weight="bold")
+    words = "independent, towers without tokens"
+    axes.text(3.6, 5.65, words, ha="center", va="center", color=p.ink, fontsize=7, family="monospace")
+    box(axes, (2.1, 0.6, 3.0, 4.4), "", p.trains, p.ink)
+    box(axes, (2.5, 1.0, 2.2, 3.6), "crop", p.frozen, p.ink)
+
+
+FORMS = (draw_replaced, draw_kept, draw_coupled, draw_prefix, draw_grouped, draw_border)
+
+
+def draw_forms(p: Palette) -> Figure:
+    """The forms of prompts side by side."""
+    figure = Figure(figsize=(8.4, 5.4), facecolor=p.page, layout="constrained")
+    for axes, draw in zip(figure.subplots(2, 3).flat, FORMS, strict=True):
+        draw(axes, p)
+    return figure
+
+
+FIGURES = {"method": draw_method, "slots": draw_slots, "forms": draw_forms}
 
 
 def draw_all(folder: Path) -> list[Path]:

@@ -241,7 +241,14 @@ def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, 
         cache = build_image_cache(
             split.paths, cache_dir, image_size=size, interpolation=interpolation, progress=progress
         )
-    return CaptionedImages(split, transform=transform, tokenizer=model.tokenizer, cache=cache, token_cache=cache_dir)
+    return CaptionedImages(
+        split,
+        transform=transform,
+        tokenizer=model.tokenizer,
+        cache=cache,
+        token_cache=cache_dir,
+        groups=model.groups,
+    )
 
 
 def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:

@@ -97,3 +97,27 @@ def test_a_result_that_json_cannot_hold_leaves_the_file_as_it_was(tmp_path):
         _bench.write_json(path, {"a": Path()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_a_table_goes_between_its_own_marks_and_replaces_what_was_there(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n")
+    _bench.write_between(page, "one", "| \\1 |")
+    _bench.write_between(page, "one", "| \\1 |")
+    assert page.read_text() == ("a\n<!-- one -->\n\n| \\1 |\n\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="has no marks <!-- three -->"):
+        _bench.write_between(page, "three", "text")
+
+
+def test_the_table_of_kinds_shows_each_ratio_with_its_machine():
+    import backbones_speed
+
+    ratio = {"ratio": 1.042, "lowest": 1.0, "highest": 1.1}
+    made = {**_bench.made_with(), "rounds": 3, "machine_was_shared": True}
+    kinds = {
+        f"{kind} {work} / independent {work}": ratio for kind in backbones_speed.KINDS for work in ("forward", "step")
+    }
+    text = backbones_speed.kinds_table({"fp32": {"kinds": {**made, **kinds}}})
+    assert "| kind | forward, fp32 | step, fp32 |" in text
+    assert "| prefix | 1.04 (1.00 to 1.10) | 1.04 (1.00 to 1.10) |" in text
+    assert "others used the machine meanwhile" in text

@@ -5,7 +5,12 @@ from typing import get_args
 
 import pytest
 
-from promptreid.cli.train_model import ALGORITHMS, add_training_arguments, complete_training_arguments, make_model
+from promptreid.cli.train_model import (
+    ALGORITHMS,
+    add_training_arguments,
+    complete_training_arguments,
+    make_model,
+)
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
@@ -25,15 +30,36 @@ def test_options_of_the_optimizer_are_the_recipes() -> None:
     assert (plain.algorithm, plain.epsilon, plain.max_norm) == ("adamw", 1e-8, 1.0)
 
 
-def test_option_of_the_kind_makes_a_model_of_it() -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("independent", {"tokens": (1, 4, 128)}),
+        ("coupled", {"weight": (1, 128, 128), "bias": (1, 128), "scale": (1,)}),
+        ("prefix", {"keys": (1, 4, 128), "values": (1, 4, 128)}),
+        ("grouped", {"tokens": (2, 1, 4, 128)}),
+    ],
+)
+def test_options_of_kind_and_depth_make_a_model_of_them(kind: str, shape: dict[str, tuple[int, ...]]) -> None:
     parser = argparse.ArgumentParser()
     add_training_arguments(parser)
-    words = ["--prompt-kind", "coupled", "--device", "cpu", "--image-size", "32", "16"]
+    words = ["--prompt-kind", kind, "--prompt-depth", "1", "--device", "cpu", "--image-size", "32", "16"]
     arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
-    model = make_model(arguments)
-    assert (model.config.kind, model.image_size) == ("coupled", (32, 16))
-    assert "vision.prompts.weight" in model.prompt_state_dict()
+    model = make_model(arguments, cameras=("cam_a", "cam_b"))
+    assert (model.config.kind, model.image_size) == (kind, (32, 16))
+    found = {name: tuple(value.shape) for name, value in model.vision.prompts.state_dict().items()}
+    assert found == shape
     assert vars(parser.parse_args([]))["prompt_kind"] == "independent"
+    assert vars(parser.parse_args([]))["prompt_depth"] is None
+
+
+def test_grouped_prompts_are_for_the_cameras_and_need_some() -> None:
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    words = ["--prompt-kind", "grouped", "--device", "cpu", "--image-size", "32", "16"]
+    arguments, _ = complete_training_arguments(vars(parser.parse_args(words)))
+    assert make_model(arguments, cameras=("a", "b")).groups == ("a", "b")
+    with pytest.raises(ValueError, match='names none; give its records a field "camera"'):
+        make_model(arguments)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from promptreid import data
 from promptreid.data.annotation import Annotation, parse_entry
 from promptreid.data.check import check_dataset
-from promptreid.data.layouts import JsonLayout
+from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, RSTPREID, JsonLayout
 from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
 from promptreid.data.records import SPLITS
 from promptreid.errors import DatasetError
@@ -543,3 +543,36 @@ def test_skip_leaves_bad_rows_of_a_table_out(tmp_path: Path, draw_picture: Calla
 def test_load_dataset_unknown_on_bad_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="on_bad is 'ignore', expected 'strict' or 'skip'"):
         load_dataset(tmp_path, on_bad="ignore")
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "camera"),
+    [
+        (CUHK_PEDES, "cam_a/205_0.bmp", "cam_a"),
+        (CUHK_PEDES, "Market/0002_c1s1_000451_03.jpg", "Market"),
+        (ICFG_PEDES, "train/0000/0000_000_01_0303morning_0015_0.jpg", "01"),
+        (ICFG_PEDES, "train/00001_0.jpg", None),
+        (RSTPREID, "0000_c14_0030.jpg", "c14"),
+        (RSTPREID, "00003_cam_b_1.jpg", "cam_b"),
+        (RSTPREID, "0000.jpg", None),
+    ],
+)
+def test_published_layouts_find_the_camera_in_the_path(
+    tmp_path: Path, layout: JsonLayout, path: str, camera: str | None
+) -> None:
+    parse = layout._parser(tmp_path)
+    entry = {"split": "train", "captions": ["a man"], layout.image_key: path, "id": 1}
+    assert parse(entry, None).camera == camera
+    assert parse({**entry, "camera": 7}, None).camera == "7", "what the record says comes first"
+    (problem,) = parse({**entry, "camera": [7]}, None)
+    assert problem.message == "camera is [7], expected a name or a number"
+
+
+def test_table_may_have_a_column_of_cameras(tmp_path: Path, draw_picture: Callable) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        draw_picture(tmp_path / name)
+    (tmp_path / "people.csv").write_text(
+        "image,caption,person_id,split,camera\na.jpg,a man,1,train,gate\nb.jpg,a woman,2,test,\n", encoding="utf-8"
+    )
+    dataset = load_dataset(tmp_path)
+    assert (dataset.train.cameras, dataset.test.cameras) == (("gate",), ())

@@ -47,13 +47,25 @@ def test_pushed_encoders_load_with_the_same_scores_and_in_plain_open_clip(hub, t
         torch.testing.assert_close(clip.eval().encode_image(images), tuned.encode_image(images))
 
 
-def test_pushed_coupled_prompts_load_with_the_same_scores(hub, model, score):
-    model.attach(PromptConfig(text_length=2, vision_length=2, kind="coupled"))
-    push_prompts(model, "alice/coupled", token=ALICE)
-    files = hub.repos["alice/coupled"].files()
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (PromptConfig(2, 2, kind="coupled"), "projected from those of the text encoder"),
+        (PromptConfig(2, 2, kind="prefix"), "they are keys and values of attention"),
+        (PromptConfig(2, 2, kind="grouped", groups=("cam_a", "cam_b")), "for each of 2 groups (cam_a, cam_b)"),
+        (PromptConfig(2, 2, 1, 1), "2 a block in the text encoder"),
+    ],
+    ids=["coupled", "prefix", "grouped", "kept"],
+)
+def test_pushed_prompts_of_a_form_load_with_the_same_scores(hub, model, score, config, words):
+    model.attach(config)
+    push_prompts(model, "alice/form", token=ALICE)
+    files = hub.repos["alice/form"].files()
     assert set(files) == PROMPTS_ONLY
-    assert "projected from those of the text encoder" in files["README.md"].decode()
-    assert torch.equal(score(load_prompts("alice/coupled", token=ALICE)), score(model))
+    assert words in files["README.md"].decode()
+    loaded = load_prompts("alice/form", token=ALICE)
+    assert loaded.config == config
+    assert torch.equal(score(loaded), score(model))
 
 
 def test_folder_is_pushed_as_it_is(hub, model, score, tmp_path):

@@ -26,7 +26,7 @@ def compare(split, seed, kind="independent"):
     """Rank-1 with fresh prompts less that of the bare model, and mean cosine of image and of text features."""
     torch.manual_seed(seed)
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
-    model = PromptedCLIP(clip, PromptConfig(kind=kind))
+    model = PromptedCLIP(clip, PromptConfig(kind=kind, groups=split.cameras if kind == "grouped" else ()))
     prompted = encode_split(model, split, progress=False)
     with model.disabled():
         bare = encode_split(model, split, progress=False)

@@ -4,8 +4,10 @@ One of each kind of tower runs always; the sweep over all of them is slow.
 """
 
 import copy
+import importlib.metadata
 import warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import open_clip
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip, load_prompts, save_prompts
-from promptreid.towers.families import find_vision_tower
+from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower
 
 FAMILIES = [
@@ -80,6 +82,16 @@ def make(zoo, name):
 
 INDEPENDENT = PromptConfig(text_length=3, vision_length=2)
 COUPLED = PromptConfig(text_length=2, vision_length=2, kind="coupled")
+KEPT = PromptConfig(text_length=3, vision_length=2, text_depth=1, vision_depth=1)
+PREFIX = PromptConfig(text_length=3, vision_length=2, kind="prefix")
+GROUPED = PromptConfig(text_length=2, vision_length=2, kind="grouped", groups=("cam_a", "cam_b"))
+# Of each form but the default, the refusal of a tower that it cannot be put into.
+FORMS = {
+    "kept": (KEPT, r"depth is 1, but this huggingface.m2m_100 skips whole blocks while training"),
+    "coupled": (COUPLED, r'kind is "coupled", but this .* has no blocks .*choose kind="independent"'),
+    "grouped": (GROUPED, r'kind is "grouped", but this .* has no blocks .*choose kind="independent"'),
+    "prefix": (PREFIX, r'(has no blocks whose|no attention is found).*choose kind="independent"'),
+}
 
 
 def wrap(clip, config=INDEPENDENT, **arguments):
@@ -112,9 +124,9 @@ def encode(model, images, tokens):
         return model.encode_image(images, normalize=False), model.encode_text(tokens, normalize=False)
 
 
-def check_length_zero(clip, images, tokens, kind="independent"):
+def check_length_zero(clip, images, tokens, config=None):
     bare = encode(clip, images, tokens)
-    config = PromptConfig(text_length=0, vision_length=0, kind=kind)
+    config = PromptConfig(text_length=0, vision_length=0) if config is None else config
     model = PromptedCLIP(clip, config, sequence_first=False, trim=False)
     assert all(torch.equal(one, other) for one, other in zip(encode(model, images, tokens), bare, strict=True))
     model.detach()
@@ -254,23 +266,35 @@ def check_stages(clip, images, tokens, config=INDEPENDENT):
     model.detach()
 
 
-def check_coupled(zoo, name, folder):
-    """The promises of coupled prompts, or the refusal of a tower that has no blocks to project into."""
+def refuses(form, clip):
+    """Whether a form cannot be put into a model: tokens that continue through blocks that are skipped, or no blocks."""
+    if form == "kept":
+        return find_text_tower(clip).drops_blocks
+    old = form == "prefix" and find_text_tower(clip).kind.startswith("huggingface") and not has_transformers_5()
+    return old or isinstance(find_vision_tower(clip), PixelTower)
+
+
+def has_transformers_5():
+    return int(importlib.metadata.version("transformers").split(".")[0]) >= 5
+
+
+def check_form(zoo, name, folder, form):
+    """The promises of a form of prompts, or its refusal, which leaves the model bare."""
     clip, images, tokens = make(zoo, name)
-    if isinstance(find_vision_tower(clip), PixelTower):
+    config, words = FORMS[form]
+    if refuses(form, clip):
         bare, traces = encode(clip, images, tokens), traces_of(clip)
-        with pytest.raises(
-            ValueError, match=r'kind is "coupled", but this .* has no blocks .*choose kind="independent"'
-        ):
-            wrap(clip, COUPLED)
+        with pytest.raises(ValueError, match=words):
+            wrap(clip, config)
         assert traces_of(clip) == traces
         assert all(torch.equal(one, other) for one, other in zip(encode(clip, images, tokens), bare, strict=True))
         return
-    check_length_zero(clip, images, tokens, "coupled")
-    check_wrapping(clip, images, tokens, COUPLED)
+    with sums_of_attention_are_exact() if zoo.rounds_attention(name) else nullcontext():
+        check_length_zero(clip, images, tokens, replace(config, text_length=0, vision_length=0))
+        check_wrapping(clip, images, tokens, config)
     twin = copy.deepcopy(clip)
-    check_saving(twin, images, tokens, zoo, folder, COUPLED)
-    check_stages(twin, images, tokens, COUPLED)
+    check_saving(twin, images, tokens, zoo, folder, config)
+    check_stages(twin, images, tokens, config)
 
 
 def check_all(zoo, name, folder):
@@ -296,11 +320,13 @@ def test_config_keeps_every_promise(zoo, any_name, tmp_path):
     check_all(zoo, any_name, tmp_path)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family_keeps_every_promise_of_coupled_prompts(zoo, name, tmp_path):
-    check_coupled(zoo, name, tmp_path)
+def test_family_keeps_every_promise_of_a_form(zoo, name, form, tmp_path):
+    check_form(zoo, name, tmp_path, form)
 
 
 @pytest.mark.slow
-def test_config_keeps_every_promise_of_coupled_prompts(zoo, any_name, tmp_path):
-    check_coupled(zoo, any_name, tmp_path)
+@pytest.mark.parametrize("form", FORMS)
+def test_config_keeps_every_promise_of_a_form(zoo, any_name, form, tmp_path):
+    check_form(zoo, any_name, tmp_path, form)

@@ -5,9 +5,13 @@ works on one token at a time (norms, MLPs, projections) is the model's own.
 """
 
 import copy
+import importlib.metadata
 import math
+import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
+from unittest import mock
 
 import open_clip
 import pytest
@@ -16,6 +20,7 @@ import torch
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.prompts.attention_prefix import AttentionPrefix
 
 
 def attend(queries, keys, values, heads, *, bias=None, scale=True, rounded=False):
@@ -255,6 +260,66 @@ def test_coupled_image_prompts_equal_projections_written_out(zoo, name, length, 
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-6)
 
 
+def beside(keys, values):
+    """`attend_heads` with learned keys and values in front, (P, D) each: softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]."""
+    plain = attend_heads
+
+    def attend_prefixed(queries, own_keys, own_values, *, bias=None, **options):
+        batch, heads, _, size = own_keys.shape
+        further = [torch.zeros(batch, heads, len(keys), size).double() for _ in range(2)]
+        for part, learned in zip(further, (keys, values), strict=True):
+            for head in range(heads):
+                part[:, head] = learned[:, head * size : (head + 1) * size]
+        if bias is not None:
+            nothing = torch.zeros(*bias.shape[:-1], len(keys)).double()
+            bias = torch.cat([nothing, bias], dim=-1)
+        more = [torch.cat(pair, dim=2) for pair in zip(further, (own_keys, own_values), strict=True)]
+        return plain(queries, *more, bias=bias, **options)
+
+    return mock.patch.object(sys.modules[__name__], "attend_heads", attend_prefixed)
+
+
+def run_prefixed(block_forward, blocks, sequence, prompts, *, bias=None, extra=None):
+    """Prefix tuning written out: the first blocks attend to their learned keys and values, the others do not."""
+    for index, block in enumerate(blocks):
+        own = prompts.keys, prompts.values
+        learned = index < len(own[0]) and own[0].shape[1] > 0
+        with beside(*(part[index].detach().double() for part in own)) if learned else nullcontext():
+            sequence = block_forward(block, sequence, bias if not callable(bias) else bias(block), extra)
+    return sequence
+
+
+def prefix_of(length, depth):
+    def make(tower):
+        prompts = AttentionPrefix(tower, length, depth=depth, sequence_first=False)
+        for parameter in prompts.double().parameters():
+            torch.nn.init.normal_(parameter)
+        return prompts
+
+    return make
+
+
+@pytest.mark.parametrize(("length", "depth"), [(1, None), (3, 2)])
+@pytest.mark.parametrize("name", [name for name in VISION if name in open_clip.list_models()])
+def test_image_prefix_equals_further_keys_and_values_written_out(zoo, name, length, depth):
+    """Li and Liang 2021, in the form of He et al. 2022, equation 5."""
+    block_forward, size = VISION[name]
+    clip = build(zoo, name, size)
+    images = torch.randn(2, 3, *size).double()
+    encoder = PromptedVisionEncoder(clip, initialization=None, prompts=prefix_of(length, depth))
+    tower = encoder.tower
+    first, last = around_blocks(tower.blocks, lambda: encoder(images))
+    trunk = getattr(clip.visual, "trunk", None)
+    angles = None
+    if getattr(trunk, "rope", None) is not None:
+        angles = [None] * tower.slot + list(trunk.rope.get_embed())
+    bias = (lambda block: block.attn.rel_pos.get_bias().detach()) if tower.relative_biases else None
+    with torch.no_grad():
+        expected = run_prefixed(block_forward, tower.blocks, first, encoder.prompts, bias=bias, extra=angles)
+        encoder.detach()
+    torch.testing.assert_close(last, expected, rtol=1e-9, atol=1e-9)
+
+
 TEXT = {
     "ViT-B-16": open_clip_block,
     "ViT-L-14-CLIPA": open_clip_block,
@@ -297,6 +362,36 @@ def test_text_tower_equals_the_written_out_forward(zoo, name, length, depth):
         keep = tokens[rows, positions] != tower.pad_id
         rows, positions = rows[keep], positions[keep]
     torch.testing.assert_close(last[rows, positions], expected[rows, positions], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "depth"), [(1, None), (3, 2)])
+@pytest.mark.parametrize("name", [name for name in TEXT if name in open_clip.list_models()])
+def test_text_prefix_equals_further_keys_and_values_written_out(zoo, name, length, depth):
+    hugging_face = "hf_model_name" in _text_config(name)
+    if hugging_face and int(importlib.metadata.version("transformers").split(".")[0]) < 5:
+        pytest.skip("transformers' attention takes and returns other things before version 5")
+    clip = build(zoo, name, (56, 28) if "14" in name else (64, 32))
+    tokens = zoo.tokens_for(name)[:, : 24 if hugging_face else None]
+    if "nllb" in name:
+        clip.text.transformer.layerdrop = 0.0
+    encoder = PromptedTextEncoder(clip, initialization=None, trim=False, prompts=prefix_of(length, depth))
+    tower = encoder.tower
+    first, last = around_blocks(tower.blocks, lambda: encoder(tokens))
+
+    def shown(row, position):
+        if "coca" in name:
+            return position == 0 or tokens[row, position - 1] != 0
+        return not hugging_face or tokens[row, position] != tower.pad_id
+
+    bias = mask_of(tokens, first.shape[1], slot=1, count=0, causal=tower.causal, shown=shown)
+    block_forward = TEXT[name]
+    if block_forward is t5_block:
+        block_forward = partial(t5_block, rounded=zoo.rounds_attention(name))
+    with torch.no_grad():
+        expected = run_prefixed(block_forward, tower.blocks, first, encoder.prompts, bias=bias, extra=tower.blocks[0])
+    seen = tokens != tower.pad_id if hugging_face else torch.ones_like(tokens).bool()
+    seen = seen[:, : last.shape[1]]
+    torch.testing.assert_close(last[:, : seen.shape[1]][seen], expected[:, : seen.shape[1]][seen], rtol=1e-9, atol=1e-9)
 
 
 def _text_config(name):

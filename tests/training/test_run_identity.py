@@ -355,5 +355,5 @@ def test_coupled_prompts_resume_bit_for_bit_and_another_kind_is_refused(
 
     start, trained = check_that_resuming_changes_nothing(trainer)
     assert not torch.equal(start["vision.prompts.weight"], trained["vision.prompts.weight"])
-    with pytest.raises(CheckpointError, match=r"prompts\.kind was 'coupled', is None"):
+    with pytest.raises(CheckpointError, match=r"prompts\.kind was 'coupled', is 'independent'"):
         trainer("stopped", kind="independent")

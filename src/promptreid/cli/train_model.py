@@ -82,7 +82,14 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-kind",
         choices=PROMPT_FORMS,
         default=PromptConfig.kind,
-        help="image prompts of their own, or made of the text prompts; default %(default)s",
+        help="tokens of their own in both encoders; image prompts made of the text prompts; keys and values of "
+        "attention; or image prompts for each camera of the training images; default %(default)s",
+    )
+    parser.add_argument(
+        "--prompt-depth",
+        type=whole(1),
+        metavar="BLOCKS",
+        help="first blocks of both encoders that own prompts; 1 for prompts that are kept to the end; default all",
     )
     of_stages = "of the stages; default the model's preset"
     parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
@@ -118,6 +125,7 @@ class TrainingArguments(TypedDict):
     image_size: Sequence[int] | None
     prompt_length: int
     prompt_kind: PromptForm
+    prompt_depth: int | None
     epochs: Sequence[int] | None
     learning_rates: Sequence[float] | None
     algorithm: str | None
@@ -196,7 +204,7 @@ def run(
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
-    model = make_model(arguments)
+    model = make_model(arguments, cameras=data.train.cameras)
     console.say(data.summary())
     result = adapt(
         model,
@@ -222,13 +230,27 @@ def run(
     return 0
 
 
-def make_model(arguments: TrainingArguments) -> "PromptedCLIP":
-    """Draw the model that complete arguments describe, under their seed."""
+def make_model(arguments: TrainingArguments, *, cameras: Sequence[str] = ()) -> "PromptedCLIP":
+    """Draw the model that complete arguments describe, under their seed.
+
+    Args:
+        arguments: What `complete_training_arguments` returned.
+        cameras: Those of the training images, for which grouped prompts are.
+
+    Raises:
+        ValueError: Prompts are to be grouped, and no camera is known.
+    """
     import torch
 
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.towers.loading import load_clip
 
+    grouped = arguments["prompt_kind"] == "grouped"
+    if grouped and not cameras:
+        raise ValueError(
+            "--prompt-kind grouped has prompts for each camera, but the annotation names none; give its records a "
+            'field "camera"'
+        )
     height, width = arguments["image_size"] or IMAGE_SIZE
     torch.manual_seed(arguments["seed"])
     clip = load_clip(
@@ -238,7 +260,10 @@ def make_model(arguments: TrainingArguments) -> "PromptedCLIP":
         device=check_device(arguments["device"]),
     )
     length = arguments["prompt_length"]
-    config = PromptConfig(text_length=length, vision_length=length, kind=arguments["prompt_kind"])
+    depth = arguments["prompt_depth"]
+    config = PromptConfig(
+        length, length, depth, depth, kind=arguments["prompt_kind"], groups=tuple(cameras) if grouped else ()
+    )
     return PromptedCLIP(clip, config)
 
 
@@ -261,7 +286,7 @@ def _write_card(
         shutil.copyfile(folder.parent / FIGURE, folder / FIGURE)
         sections["What it finds"] = f"![What four captions find]({FIGURE})"
     numbers = {name: value for name, value in asdict(recipe).items() if name != "num_identities"}
-    chosen = ("image_size", "prompt_kind", "prompt_length", "batch_size", "seed")
+    chosen = ("image_size", "prompt_kind", "prompt_length", "prompt_depth", "batch_size", "seed")
     training = {name: arguments[name] for name in chosen} | numbers
     details = CardDetails(
         dataset=data.name,

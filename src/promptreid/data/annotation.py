@@ -207,7 +207,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
     """One entry of a JSON annotation as a record, or everything that is wrong with it.
 
     Args:
-        entry: An object with the keys `split`, `captions`, `id` and `image_key`.
+        entry: An object with the keys `split`, `captions`, `id` and `image_key`, and perhaps `camera`.
         images: The folder that its path begins at.
         image_key: The key of the path.
     """
@@ -226,11 +226,27 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
     for key, check in checks.items():
         if key in fields and (problem := check(fields[key])) is not None:
             problems.append(problem)
+    problems += camera_problems(fields.get("camera"))
     if problems:
         return problems
     return ImageRecord(
-        images / fields[image_key], whole_number(fields["id"]), tuple(fields["captions"]), fields["split"]
+        images / fields[image_key],
+        whole_number(fields["id"]),
+        tuple(fields["captions"]),
+        fields["split"],
+        camera_name(fields.get("camera")),
     )
+
+
+def camera_problems(camera: Any) -> list[Problem]:
+    """What is wrong with the name of a camera, if anything: text, a whole number or nothing are right."""
+    right = camera is None or isinstance(camera, str) or (isinstance(camera, int) and not isinstance(camera, bool))
+    return [] if right else [Problem("record", f"camera is {shown_value(camera)}, expected a name or a number")]
+
+
+def camera_name(camera: str | int | None) -> str | None:
+    """The name of a camera as text; `None` where it is not known, as in an empty cell of a table."""
+    return str(camera).strip() or None if camera is not None else None
 
 
 def split_problem(split: Any) -> Problem | None:

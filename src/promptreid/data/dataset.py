@@ -1,6 +1,7 @@
 """Torch datasets over a split: pairs to train on, images and captions to evaluate on."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from promptreid.data.image_cache import ImageCache, PixelRows
 from promptreid.data.images import open_image
 from promptreid.data.records import ReIDSplit, check_split, files_identity
 from promptreid.data.transforms import TrainTransform
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, listed
 
 
 class PackedPaths:
@@ -68,9 +69,11 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         sides: What is done where a `TrainTransform` would mirror the image of a caption that says left or right:
             `"swap"` exchanges the words, `"keep"` leaves the image as it is, `"ignore"` mirrors the image only,
             as the field does. Another transform does not tell when it mirrors, and its captions stay as they are.
+        groups: Cameras that a model has prompts for (`model.groups`); items then say whose image they are.
 
     Shape:
         - images: (3, H, W) float32; tokens: (L,) int64; person_ids: () int64, label in [0, num_identities)
+        - groups: () int64, position of the camera in `groups`, -1 for another one
 
     Raises:
         DatasetError: The split is empty.
@@ -88,6 +91,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         token_cache: str | Path | None = None,
         augment_tokens: Callable[[Tensor], Tensor] | None = None,
         sides: Sides = "swap",
+        groups: Sequence[str] = (),
     ) -> None:
         check_split(split)
         if sides not in ("swap", "keep", "ignore"):
@@ -107,6 +111,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         counts = torch.tensor([len(record.captions) for record in split.records])
         self.images: Tensor = torch.arange(len(split)).repeat_interleave(counts)
         self.person_ids: Tensor = torch.tensor([split.labels[record.person_id] for record in split.records])
+        self.groups: Tensor | None = _groups_of(split, groups) if groups else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,6 +124,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
             "images": files_identity([self.files.paths[index] for index in range(len(self.files.paths))]),
             "transform": self.files.transform,
             "augment_tokens": self.augment_tokens,
+            **({} if self.groups is None else {"groups": self.groups}),
         }
 
     @property
@@ -139,7 +145,8 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         tokens = self.tokens[row].to(torch.int64)  # a copy: what augments it cannot reach the table
         if self.augment_tokens is not None:
             tokens = self.augment_tokens(tokens)
-        return {"images": pixels, "tokens": tokens, "person_ids": self.person_ids[image]}
+        item = {"images": pixels, "tokens": tokens, "person_ids": self.person_ids[image]}
+        return item if self.groups is None else {**item, "groups": self.groups[image]}
 
     @staticmethod
     def _mirrored_captions(captions: list[str], transform: Transform, sides: Sides) -> dict[int, str]:
@@ -148,6 +155,19 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
             return {}
         changed = ((index, mirror_caption(caption)) for index, caption in enumerate(captions))
         return {index: caption for index, caption in changed if caption != captions[index]}
+
+
+def _groups_of(split: ReIDSplit, groups: Sequence[str]) -> Tensor:
+    """Position of each image's camera in `groups`, -1 for another one, which is warned of with a count."""
+    positions = {name: position for position, name in enumerate(groups)}
+    found = [positions.get(record.camera or "", -1) for record in split.records]
+    if others := found.count(-1):
+        warnings.warn(
+            f"{others:,} of {len(found):,} images of the {split.name} split are of none of the cameras "
+            f"{listed(tuple(groups))}, or it is not known of which: they train the mean of the prompts",
+            stacklevel=3,
+        )
+    return torch.tensor(found, dtype=torch.int64)
 
 
 class ImagesOnly(Dataset[Tensor]):

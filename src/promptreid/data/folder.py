@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from promptreid.data.annotation import (
     Annotation,
+    camera_name,
+    camera_problems,
     caption_problem,
     path_problem,
     shown_value,
@@ -28,13 +30,17 @@ TABLE_ENDINGS = (".csv", ".jsonl")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: an image with one of its captions. `person` is the identity: a whole number, or a name."""
+    """One line of a table: an image with one of its captions.
+
+    `person` is the identity: a whole number, or a name. A table may have a further column `camera`.
+    """
 
     line: int
     image: PurePosixPath
     caption: str
     person: str
     split: str
+    camera: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,10 +161,11 @@ def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
         problems.append(Problem("record", f"has no {', '.join(missing)}"))
     found = (_field_problem(key, fields[key], folder) for key in COLUMNS if key not in missing)
     problems += [problem for problem in found if problem is not None]
+    problems += camera_problems(fields.get("camera"))
     if problems:
         return problems
     image, caption, person, split = (fields[key] for key in COLUMNS)
-    return Row(line, PurePosixPath(image), caption, _identity(person), split)
+    return Row(line, PurePosixPath(image), caption, _identity(person), split, camera_name(fields.get("camera")))
 
 
 def _identity(person: Any) -> str:
@@ -215,7 +222,7 @@ def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[I
         else:
             sentences.append(row.caption)
     records = [
-        ImageRecord(path.parent / row.image, numbers[row.person], tuple(captions[key]), row.split)
+        ImageRecord(path.parent / row.image, numbers[row.person], tuple(captions[key]), row.split, row.camera)
         for key, row in first.items()
     ]
     return records, [row.line for row in first.values()]

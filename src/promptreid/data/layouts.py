@@ -1,6 +1,7 @@
 """How datasets lie on disk: the three published ones as a table, and what another layout has to offer."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ class JsonLayout:
         top_folders: The first folders of the images' paths, by which an annotation in split files is recognised; an
             empty name where the images lie in no folder.
         image_folder: Sub-folder of an image below `imgs/`, for `{camera}` and `{split}`; empty if all lie in one.
+        camera_pattern: Where the camera or the source stands in an image's path, as a regular expression whose first
+            group it is; empty if it is not in the path. A record's own field `camera` comes first.
         first_id: The smallest identity number.
         captions_per_image: Sentences that most images have.
         has_tokens: Whether records hold `processed_tokens`.
@@ -63,6 +66,7 @@ class JsonLayout:
     folders: tuple[str, ...] = ()
     image_dir: Path | None = None
     top_folders: tuple[str, ...] = ()
+    camera_pattern: str = ""
 
     @property
     def has_validation(self) -> bool:
@@ -124,6 +128,13 @@ class JsonLayout:
     def _parser(self, images: Path) -> Callable[[Any, str | None], ImageRecord | list[Problem]]:
         """What makes a record of an entry and of the split that its file is for, `None` where the entry says it."""
 
+        def parse_with_camera(entry: Any, split: str | None) -> ImageRecord | list[Problem]:
+            record = parse(entry, split)
+            if not self.camera_pattern or not isinstance(record, ImageRecord) or record.camera is not None:
+                return record
+            found = re.search(self.camera_pattern, record.path.relative_to(images).as_posix())
+            return record if found is None else replace(record, camera=found[1])
+
         def parse(entry: Any, split: str | None) -> ImageRecord | list[Problem]:
             if split is None or not isinstance(entry, dict):
                 return parse_entry(entry, images, image_key=self.image_key)
@@ -134,7 +145,7 @@ class JsonLayout:
                 return [Problem("record", f"split is {shown_value(stated)}, in a file of the {split} split")]
             return parse_entry({**fields, "split": split}, images, image_key=key)
 
-        return parse
+        return parse_with_camera
 
     def _images_beside(self, annotation: Path) -> Path:
         """The folder of images that belongs to an annotation file."""
@@ -218,6 +229,7 @@ CUHK_PEDES = JsonLayout(
     image_key="file_path",
     image_folder="{camera}/",
     top_folders=("cam_a", "cam_b", "CUHK01", "CUHK03", "Market", "test_query", "train_query"),
+    camera_pattern=r"^([^/]+)/",
     first_id=1,
     has_tokens=True,
     published=PublishedCounts(
@@ -241,6 +253,7 @@ ICFG_PEDES = JsonLayout(
     image_key="file_path",
     image_folder="{split}/",
     top_folders=("train", "test"),
+    camera_pattern=r"/\d+_\d+_(\d+)_[^/]*$",  # MSMT17's names: person, image, camera, day
     captions_per_image=1,
     has_tokens=True,
     published=PublishedCounts(
@@ -255,6 +268,7 @@ RSTPREID = JsonLayout(
     annotations=("data_captions.json",),
     image_key="img_path",
     top_folders=("",),
+    camera_pattern=r"_(c\d+|cam_[a-z]+)_[^/]*$",
     published=PublishedCounts(
         splits={
             "train": SplitCounts(3_701, 18_505, 37_010),

@@ -121,12 +121,14 @@ class ImageRecord:
         person_id: Identity, as the annotation numbers it.
         captions: One or more sentences that describe the image.
         split: `"train"`, `"val"` or `"test"`.
+        camera: Name of the camera or other source of the image, where it is known.
     """
 
     path: Path
     person_id: int
     captions: tuple[str, ...]
     split: str
+    camera: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ class ReIDSplit:
     def paths(self) -> list[Path]:
         """The image files."""
         return [record.path for record in self.records]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras that are known, sorted: the groups of grouped prompts."""
+        return tuple(sorted({record.camera for record in self.records if record.camera is not None}))
 
     @property
     def captions(self) -> list[str]:

@@ -1,7 +1,8 @@
 """A split after encoding, by one process or by several that share the work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from promptreid.defaults import BATCH_SIZE
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating
+
+# Of each image its camera; `None` where it does not matter.
+Cameras = Sequence[str | None] | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def encode_split(
 ) -> EncodedSplit:
     """Encode every image and every caption of a split once, on the model's device.
 
+    Grouped prompts are given the camera of each image.
     Under `torchrun` or `accelerate launch` each process encodes its share, and all get all features.
 
     Args:
@@ -68,11 +73,14 @@ def encode_split(
     captions = CaptionsOnly(split, tokenizer=model.tokenizer)
     shown = progress and is_main_process()
 
-    def encode(function: Callable[..., Tensor], items: Dataset[Tensor], kind: str, workers: int) -> Tensor:
+    def encode(
+        function: Callable[..., Tensor], items: Dataset[Tensor], kind: str, workers: int, cameras: Cameras = None
+    ) -> Tensor:
         device = next(model.parameters()).device
         total = len(items)  # pyright: ignore[reportArgumentType]
+        share = own_shard(total)
         loader = DataLoader(
-            Subset(items, own_shard(total)),
+            Subset(items, share),
             batch_size=batch_size,
             num_workers=workers,
             pin_memory=device.type == "cuda",
@@ -82,13 +90,15 @@ def encode_split(
         )
         features: list[Tensor] = [torch.empty(0, model.embed_dim)]
         with torch.inference_mode():
-            for batch in bar:
-                features.append(function(batch.to(device, non_blocking=True), normalize=True).float().cpu())
+            for start, batch in zip(count(share.start, batch_size), bar, strict=False):
+                own = {} if cameras is None else {"groups": cameras[start : start + len(batch)]}
+                features.append(function(batch.to(device, non_blocking=True), normalize=True, **own).float().cpu())
         # A clone made outside of inference mode may take part in autograd later.
         return join_shards(torch.cat(features).clone(), total)
 
     with evaluating(model):
-        image_features = encode(model.encode_image, images, "images", num_workers)
+        cameras = [record.camera for record in split.records] if model.groups else None
+        image_features = encode(model.encode_image, images, "images", num_workers, cameras)
         text_features = encode(model.encode_text, captions, "captions", 0)
     return EncodedSplit(split, image_features, text_features, images.person_ids, captions.person_ids, captions.captions)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from promptreid.errors import listed
 from promptreid.hub.manifest import ENCODERS, PromptManifest
 
 CARD = "README.md"
@@ -293,8 +294,13 @@ def _prompts_line(manifest: PromptManifest) -> str:
         else f"{length}{' a block' if tower == 'text' else ''}"
         for tower, length in towers
     ]
-    coupled = ", projected from those of the text encoder" if manifest.prompts.kind == "coupled" else ""
-    return f"{told[0]} in the text encoder, {told[1]} in the image encoder{coupled}"
+    prompts = manifest.prompts
+    more = {
+        "coupled": ", projected from those of the text encoder",
+        "prefix": "; they are keys and values of attention",
+        "grouped": f" for each of {len(prompts.groups)} groups ({_plain(listed(prompts.groups))})",
+    }.get(prompts.kind, "")
+    return f"{told[0]} in the text encoder, {told[1]} in the image encoder{more}"
 
 
 def _base_line(manifest: PromptManifest) -> str:

@@ -21,8 +21,10 @@ ENCODERS_CONFIG: str = CONFIG_NAME
 
 _LONGEST_SIDE = 65536
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
-_MOST_COUPLED = 2**27  # of a projection for each block: the largest open_clip model has half of it
+_MOST_GROUPS = 4096
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
+# Of a projection for each block, of which the largest open_clip model has half, and of prompts for many groups.
+_MOST_ELEMENTS_OF = {"coupled": 2**27, "grouped": 2**27}
 _MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have at most three a tower
 MOST_LAYERS = 1024
 _LIMITS = {"text_length": 4096, "vision_length": 65536, "text_depth": MOST_LAYERS, "vision_depth": MOST_LAYERS}
@@ -89,6 +91,11 @@ def prompt_config(value: Any) -> PromptConfig:
             raise ValueError(f"{name} is {str(number)[:60]}, more than {limit}")
     if not isinstance(settings.get("position_embedding", False), bool):
         raise TypeError("position_embedding is not true or false")
+    groups = settings.get("groups", [])
+    if not isinstance(groups, list) or len(cast("list[Any]", groups)) > _MOST_GROUPS:
+        raise TypeError(f"groups is {str(groups)[:60]!r}, expected a list of at most {_MOST_GROUPS} names")
+    for name in cast("list[Any]", groups):
+        text({"groups": name}, "groups")
     return PromptConfig(**settings)
 
 
@@ -331,7 +338,7 @@ def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
             image_size=image_size(values),
             quick_gelu=truth(values, "quick_gelu"),
             prompts=config,
-            shapes=shapes(values["shapes"], most=_MOST_COUPLED if config.kind == "coupled" else _MOST_ELEMENTS),
+            shapes=shapes(values["shapes"], most=_MOST_ELEMENTS_OF.get(config.kind, _MOST_ELEMENTS)),
             base_fingerprint=base,
             encoders_fingerprint=encoders,
             sha256=digests(values["sha256"]),

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import PromptManifest
-from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization
 from promptreid.prompts.kind import PromptKind
 
@@ -24,7 +23,7 @@ class PromptCarrier(nn.Module):
     Args:
         clip: The open_clip model; referred to, not registered, so its parameters are not listed here.
         prompts: The prompts, not attached yet.
-        initialization: How prompts in blocks start.
+        initialization: How prompts start.
         probe: Sends a few inputs through the tower.
 
     Attributes:
@@ -54,12 +53,11 @@ class PromptCarrier(nn.Module):
         self.tower = prompts.tower
         self.prompts: PromptKind = prompts.to(next(clip.parameters()).device)
         self.prompts.attach()
-        if isinstance(prompts, BlockTokens):
-            try:
-                prompts.start(initialization, probe)
-            except Exception:
-                prompts.detach()
-                raise
+        try:
+            prompts.start(initialization, probe)
+        except Exception:
+            prompts.detach()
+            raise
 
     @property
     def clip(self) -> nn.Module:

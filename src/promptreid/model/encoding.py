@@ -61,6 +61,7 @@ def encode(
     normalize: bool = True,
     num_threads: int = NUM_THREADS,
     progress: bool = True,
+    groups: Sequence[str | None] | None = None,
 ) -> Tensor:
     """Features of sentences or of images, in their order; a method of `PromptedCLIP`.
 
@@ -75,6 +76,7 @@ def encode(
         normalize: Give features of unit length.
         num_threads: Threads that read images ahead.
         progress: Show a progress bar where it takes longer than a second.
+        groups: With grouped prompts, the group of each image; without them every image gets the mean prompts.
 
     Shape:
         - inputs: N sentences, paths or PIL images; arrays uint8 (H, W, 3) or (N, H, W, 3) of any size; tensors uint8
@@ -84,7 +86,8 @@ def encode(
     Raises:
         TypeError: An input is of another kind, or sentences and images are mixed.
         ValueError: A sentence is empty or the name of an image, an array has another shape, `batch_size` or
-            `num_threads` is less than 1, or features are not finite.
+            `num_threads` is less than 1, or features are not finite; or `groups` are given for sentences, not one for
+            each image, or to prompts that have none.
         DatasetError: An image is missing or cannot be read.
 
     Example:
@@ -98,12 +101,15 @@ def encode(
     items, single = _listed(inputs)
     texts = _are_sentences(items)
     _check_options(batch_size, num_threads)
+    if groups is not None and (texts or len(groups) != len(items)):
+        what = "sentences, which have none" if texts else f"{len(items)} images"
+        raise ValueError(f"groups are given for {len(groups)} images, but inputs are {what}")
     if texts:
         sentences = cast("list[str]", items)
         batches = _encode_sentences(model, sentences, batch_size=batch_size, progress=progress, normalize=normalize)
     else:
         options = EncodingOptions(batch_size=batch_size, num_threads=num_threads, progress=progress)
-        batches = encode_images(model, items, normalize=normalize, **options)
+        batches = encode_images(model, items, normalize=normalize, groups=groups, **options)
     features = torch.empty(len(items), model.embed_dim)
     for batch in batches:
         for error in batch.unreadable.values():
@@ -136,6 +142,7 @@ def encode_images(
     num_threads: int = NUM_THREADS,
     progress: bool = True,
     normalize: bool = True,
+    groups: Sequence[str | None] | None = None,
 ) -> Generator[EncodedImages, None, None]:
     """Encode images batch by batch, in their order, in eval mode on the model's device.
 
@@ -160,7 +167,7 @@ def encode_images(
                 ahead = min(len(images), end + _AHEAD * batch_size)
                 waiting.extend(pool.submit(read, image) for image in images[begin + len(waiting) : ahead])
                 found = {position: waiting.popleft().result() for position in range(begin, end)}
-                yield _encode_batch(model, found, normalize=normalize)
+                yield _encode_batch(model, found, normalize=normalize, groups=groups)
                 bar.update(end - begin)
     finally:
         bar.close()
@@ -168,14 +175,20 @@ def encode_images(
 
 
 def _encode_batch(
-    model: "PromptedCLIP", found: Mapping[int, Tensor | DatasetError], *, normalize: bool
+    model: "PromptedCLIP",
+    found: Mapping[int, Tensor | DatasetError],
+    *,
+    normalize: bool,
+    groups: Sequence[str | None] | None,
 ) -> EncodedImages:
     images = {position: image for position, image in found.items() if isinstance(image, Tensor)}
     unreadable = {position: error for position, error in found.items() if isinstance(error, DatasetError)}
     if not images:
         return EncodedImages([], torch.empty(0, model.embed_dim), unreadable)
+    own = None if groups is None else [groups[position] for position in images]
     with torch.inference_mode():
-        features = model.encode_image(torch.stack(list(images.values())).to(_device(model)), normalize=normalize)
+        batch = torch.stack(list(images.values())).to(_device(model))
+        features = model.encode_image(batch, normalize=normalize, groups=own)
     return EncodedImages(list(images), _finished(features), unreadable)
 
 

@@ -21,7 +21,7 @@ from promptreid.model.encoding import encode
 from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
-from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.model.vision import ImageGroups, PromptedVisionEncoder
 from promptreid.model.wrapping import Setup, wrap
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.adapters import merge_adapters
@@ -280,18 +280,30 @@ class PromptedCLIP(nn.Module):
         """Transform for evaluation and search, PIL image to normalised (3, H, W); nothing is cropped away."""
         return eval_transform(self.image_size, **image_preprocessing_of(self.clip))
 
-    def encode_image(self, images: Tensor, *, normalize: bool = False) -> Tensor:
-        """Image features, (B, E)."""
-        return self.vision(images, normalize=normalize)
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that grouped prompts have prompts for; empty for other kinds."""
+        return self.config.groups
+
+    def encode_image(self, images: Tensor, *, normalize: bool = False, groups: ImageGroups = None) -> Tensor:
+        """Image features, (B, E).
+
+        Args:
+            images: The batch.
+            normalize: Give features of unit length.
+            groups: With grouped prompts, of each image the name of its group, or (B,) int64 positions in `groups`. A
+                group that prompts were not trained for, -1, and every image without `groups`, mean the mean prompts.
+        """
+        return self.vision(images, normalize=normalize, groups=groups)
 
     def encode_text(self, tokens: Tensor, *, normalize: bool = False) -> Tensor:
         """Text features, (B, E)."""
         return self.text(tokens, normalize=normalize)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor, groups: ImageGroups = None) -> dict[str, Tensor]:
         """Encode image and caption pairs: `image_features`, `text_features`, `logit_scale`."""
         return {
-            "image_features": self.encode_image(images),
+            "image_features": self.encode_image(images, groups=groups),
             "text_features": self.encode_text(tokens),
             "logit_scale": self.clip.logit_scale.exp(),  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         }

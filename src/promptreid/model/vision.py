@@ -1,6 +1,7 @@
 """The image encoder with prompts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from promptreid.towers.features import image_size_of
 from promptreid.towers.modes import constants_when_traced, is_traced
 from promptreid.towers.probing import probe_images
 from promptreid.towers.tower import PixelTower, TokenTower
+
+# Of each image its group by name or position; `None` where they are not given.
+ImageGroups = Sequence[str | None] | Tensor | None
 
 # Normalised images stay within about -3 to 3; raw pixels of 0 to 255 are far beyond.
 _LARGEST_VALUE = 50.0
@@ -108,10 +112,10 @@ class PromptedVisionEncoder(PromptCarrier):
         encode: Any = clip.encode_image
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)))
 
-    def forward(self, images: Tensor, *, normalize: bool = False) -> Tensor:
-        """Encode a batch of images."""
+    def forward(self, images: Tensor, *, normalize: bool = False, groups: ImageGroups = None) -> Tensor:
+        """Encode a batch of images; `groups` are those of grouped prompts, see `GroupedTokens.for_groups`."""
         self._check(images)
-        with constants_when_traced(self.clip):
+        with constants_when_traced(self.clip), self.prompts.for_groups(groups, len(images)):
             features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
         return unit_length(features, dim=-1) if normalize else features
 

@@ -4,12 +4,15 @@ from typing import TypedDict, cast
 
 from torch import nn
 
-from promptreid.model.encoder import Factories, refuse_options
+from promptreid.model.encoder import Factories, PromptFactory, refuse_options
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.prompts.attention_prefix import AttentionPrefix
 from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.prompts.border_pixels import BorderPixels
 from promptreid.prompts.config import PromptConfig
 from promptreid.prompts.coupled_tokens import CoupledTokens
+from promptreid.prompts.grouped_tokens import GroupedTokens
 from promptreid.prompts.kind import PromptKind
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.tower import PixelTower, TokenTower
@@ -39,16 +42,7 @@ def wrap(
     """
     if config.kind == "coupled":
         return _wrap_coupled(clip, config, factories, setup, initialize=initialize)
-    vision = PromptedVisionEncoder(
-        clip,
-        config.vision_length,
-        depth=config.vision_depth,
-        position_embedding=config.position_embedding,
-        initialization=config.vision_initialization if initialize else None,
-        place=config.vision_place,
-        sequence_first=setup["sequence_first"],
-        prompts=factories["vision"],
-    )
+    vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
     try:
         text = _text_encoder(clip, config, factories, setup, depth=config.text_depth, initialize=initialize)
     except Exception:
@@ -91,15 +85,72 @@ def _wrap_coupled(
     return vision, text
 
 
+def _grouped(config: PromptConfig, setup: Setup) -> PromptFactory:
+    def make(tower: TokenTower | PixelTower) -> PromptKind:
+        if isinstance(tower, PixelTower):
+            raise ValueError(
+                f'kind is "grouped", but this {tower.kind} has no blocks that tokens pass through; choose '
+                'kind="independent"'
+            )
+        return GroupedTokens(
+            tower,
+            config.vision_length,
+            groups=config.groups,
+            depth=config.vision_depth,
+            position_embedding=config.position_embedding,
+            sequence_first=setup["sequence_first"],
+        )
+
+    return make
+
+
+def _prefix(setup: Setup, length: int, depth: int | None) -> PromptFactory:
+    def make(tower: TokenTower | PixelTower) -> PromptKind:
+        if isinstance(tower, TokenTower):
+            return AttentionPrefix(tower, length, depth=depth, sequence_first=setup["sequence_first"])
+        if length:
+            raise ValueError(
+                f'kind is "prefix", but this {tower.kind} has no blocks whose attention could be given keys and '
+                'values; choose kind="independent", or vision_length=0'
+            )
+        return BorderPixels(tower, 0)
+
+    return make
+
+
+def _vision_encoder(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> PromptedVisionEncoder:
+    initialization = config.vision_initialization if initialize else None
+    if factories["vision"] is None and config.kind in ("prefix", "grouped"):
+        prefix = _prefix(setup, config.vision_length, config.vision_depth)
+        own = prefix if config.kind == "prefix" else _grouped(config, setup)
+        return PromptedVisionEncoder(clip, initialization=initialization, prompts=own)
+    return PromptedVisionEncoder(
+        clip,
+        config.vision_length,
+        depth=config.vision_depth,
+        position_embedding=config.position_embedding,
+        initialization=initialization,
+        place=config.vision_place,
+        sequence_first=setup["sequence_first"],
+        prompts=factories["vision"],
+    )
+
+
 def _text_encoder(
     clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, depth: int | None, initialize: bool
 ) -> PromptedTextEncoder:
+    initialization = config.text_initialization if initialize else None
+    if factories["text"] is None and config.kind == "prefix":
+        prefix = _prefix(setup, config.text_length, depth)
+        return PromptedTextEncoder(clip, initialization=initialization, prompts=prefix, **setup)
     return PromptedTextEncoder(
         clip,
         config.text_length,
         depth=depth,
         position_embedding=config.position_embedding,
-        initialization=config.text_initialization if initialize else None,
+        initialization=initialization,
         slot=config.text_slot,
         prompts=factories["text"],
         **setup,

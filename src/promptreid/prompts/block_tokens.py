@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from promptreid.errors import AttachmentError
 from promptreid.prompts.config import (
     INITIALIZATIONS,
+    NOISE_SHARE,
     NORMAL_STD,
     TEXT_SLOTS,
     Initialization,
@@ -41,9 +42,6 @@ from promptreid.towers.growth import (
 from promptreid.towers.modes import ThreadValue, is_traced, runs_slow_when_frozen, set_sequence_first
 from promptreid.towers.probing import mean_states, start_states
 from promptreid.towers.tower import TextTower, TokenTower
-
-# Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
-_NOISE_SHARE = 0.2
 
 
 class BlockTokens(PromptKind):
@@ -149,18 +147,26 @@ class BlockTokens(PromptKind):
                 self.tokens.copy_(mean_states(self.tower, run, count=self.length)[: self.depth])
             else:
                 states = start_states(self.tower, run, count=self.length)[: self.depth].to(self.tokens)
-                noise = _NOISE_SHARE * states.std(dim=-1, keepdim=True) * torch.randn_like(states)
+                noise = NOISE_SHARE * states.std(dim=-1, keepdim=True) * torch.randn_like(states)
                 self.tokens.copy_(states + noise)
 
     def layer(self, index: int) -> Tensor:
         """Prompts of block `index`, (P, D) float32."""
-        tokens, tower = self._learned(index), self.tower
+        return self._placed(self._learned(index))
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        """Prompts with their positions, where they get some: (..., P, D)."""
+        tower = self.tower
         positions = tower.positions
         if not self.position_embedding or positions is None or self.length == 0:
             return tokens
         if tower.grid is not None:
             return tokens + sample_grid_positions(positions, grid=tower.grid, count=self.length)
         return tokens + positions[tower.slot : tower.slot + self.length]
+
+    def layer_for(self, index: int, sequence: Tensor) -> Tensor:
+        """Prompts of block `index` for a batch that enters it: (P, D), or (B, P, D) where they differ by image."""
+        return self.layer(index)
 
     def _learned(self, index: int) -> Tensor:
         """Prompts of block `index` without positions, (P, D) float32."""
@@ -314,14 +320,15 @@ class InsertTokens:
     def _insert(self, sequence: Tensor) -> Tensor:
         prompts, tower = self.prompts, self.prompts.tower
         axis, positions = tower.sequence_axis, tower.positions
+        tokens = prompts.layer_for(self.index, sequence)
         if self.index == 0 and prompts.position_embedding and isinstance(tower, TextTower) and positions is not None:
             # The caption makes room for the prompts in the position table too.
             sequence = shift_positions(
                 sequence, positions, slot=tower.slot, count=prompts.length, axis=axis, behind=tower.behind
             )
         if prompts.in_front:
-            return put_in_front(sequence, prompts.layer(self.index))
-        return insert_tokens(sequence, prompts.layer(self.index), slot=tower.slot, axis=axis)
+            return put_in_front(sequence, tokens)
+        return insert_tokens(sequence, tokens, slot=tower.slot, axis=axis)
 
     def _grow(self, name: str, value: Tensor | None, length: int) -> Tensor | None:
         prompts, tower = self.prompts, self.prompts.tower

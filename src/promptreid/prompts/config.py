@@ -1,10 +1,11 @@
 """How prompts are set up, and the checks of such options."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast
 
-PromptForm = Literal["independent", "coupled"]
-PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled")
+PromptForm = Literal["independent", "coupled", "prefix", "grouped"]
+PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled", "prefix", "grouped")
 Initialization = Literal["start_state", "mean_state", "normal"]
 INITIALIZATIONS: tuple[str, ...] = ("start_state", "mean_state", "normal")
 TextSlot = Literal["after_start", "before_end"]
@@ -12,6 +13,8 @@ TEXT_SLOTS: tuple[str, ...] = ("after_start", "before_end")
 VisionPlace = Literal["auto", "attention_pool"]
 VISION_PLACES: tuple[str, ...] = ("auto", "attention_pool")
 NORMAL_STD = 0.02
+# Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
+NOISE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,25 @@ class PromptConfig:
         text_slot: `"after_start"`, before the caption's first word, or `"before_end"`, after its last one.
         vision_place: `"auto"`: in the blocks, or on the image's border where there are none; `"attention_pool"`: in
             the attention pool of a ModifiedResNet (RN50, RN101, …).
-        kind: `"independent"`, prompts of their own in both towers; `"coupled"`, image prompts of each block are a
+        kind: `"independent"`, tokens of their own in both towers; `"coupled"`, image prompts of each block are a
             learned linear projection of the text prompts of that block (MaPLe). Coupled prompts have one length and
-            one depth for both towers, by default the number of blocks that both have.
+            one depth for both towers, by default the number of blocks that both have. `"prefix"`, keys and values of
+            the attention of each block, and no tokens (prefix tuning). `"grouped"`, image prompts for each group of
+            images, and text prompts of their own.
+        groups: Names of the groups of grouped prompts, such as the cameras of the training images.
 
     Raises:
-        ValueError: A length is negative, a depth is below 1, or a name is unknown; or prompts are coupled, and lengths
-            or depths differ, or what only prompts of their own have is set for images.
-        TypeError: A length or depth is not an integer.
+        ValueError: A length is negative, a depth is below 1, or a name is unknown; prompts are coupled, and lengths or
+            depths differ; an option is set that the kind does not have; or grouped prompts have no groups.
+        TypeError: A length or depth is not an integer, or a group is not named by text.
 
     Example:
         >>> PromptConfig(text_length=4, vision_length=4).text_length
         4
 
     Source:
-        Khattak et al. 2023, MaPLe: Multi-modal Prompt Learning, arXiv 2210.03117, section 3.2, for coupled prompts.
+        Khattak et al. 2023, MaPLe: Multi-modal Prompt Learning, arXiv 2210.03117, section 3.2, for coupled prompts; Li
+        and Liang 2021, Prefix-Tuning, arXiv 2101.00190, for prefixes.
     """
 
     text_length: int = 4
@@ -59,8 +66,10 @@ class PromptConfig:
     text_slot: TextSlot = "after_start"
     vision_place: VisionPlace = "auto"
     kind: PromptForm = "independent"
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", check_groups(self.groups))  # JSON gives a list
         for name in ("text_length", "vision_length"):
             check_integer(name, getattr(self, name), minimum=0)
         for name in ("text_depth", "vision_depth"):
@@ -73,6 +82,14 @@ class PromptConfig:
         check_choice("kind", self.kind, PROMPT_FORMS)
         if self.kind == "coupled":
             self._check_coupled()
+        if self.kind == "grouped" and not self.groups:
+            raise ValueError(
+                'kind is "grouped" and groups is empty; name them, such as the cameras of the training images: '
+                "groups=data.train.cameras"
+            )
+        for name, reason in _NOT_OF_KIND.get(self.kind, {}).items():
+            if (value := getattr(self, name)) != _DEFAULTS[name]:
+                raise ValueError(f'{name} is {value!r}, but kind is "{self.kind}", and {reason}. Leave {name} out')
 
     def _check_coupled(self) -> None:
         for name in ("length", "depth"):
@@ -82,19 +99,36 @@ class PromptConfig:
                     f'kind is "coupled", text_{name} is {text} and vision_{name} is {vision}, but each image prompt is '
                     f"made of one text prompt; give both the same {name}"
                 )
-        for name, default in (("vision_initialization", "normal"), ("vision_place", "auto")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f'{name} is {getattr(self, name)!r}, but kind is "coupled", and image prompts are projections of '
-                    f"the text prompts, in the blocks. Leave {name} out"
-                )
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings by name; without `kind` where it is the first one, as files have always been."""
+        """The settings by name; without `kind` where it is the first one, and `groups` where there are none.
+
+        So files of such prompts are as they have always been.
+        """
         values = asdict(self)
         if self.kind == "independent":
             del values["kind"]
+        if not self.groups:
+            del values["groups"]
         return values
+
+
+_ONE_FOR_ALL = "its prompts are the same for all images"
+_PROJECTED = "image prompts are projections of the text prompts, in the blocks"
+_NO_PLACE = "keys and values of attention have no place in the sequence"
+# Options that a kind does not have, and why.
+_NOT_OF_KIND: dict[str, dict[str, str]] = {
+    "independent": {"groups": _ONE_FOR_ALL},
+    "coupled": {"vision_initialization": _PROJECTED, "vision_place": _PROJECTED, "groups": _ONE_FOR_ALL},
+    "prefix": {
+        "position_embedding": _NO_PLACE,
+        "text_slot": _NO_PLACE,
+        "vision_place": _NO_PLACE,
+        "groups": _ONE_FOR_ALL,
+    },
+    "grouped": {"vision_place": "image prompts are tokens in the blocks"},
+}
+_DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(PromptConfig)}
 
 
 def check_integer(name: str, value: object, *, minimum: int) -> None:
@@ -103,6 +137,18 @@ def check_integer(name: str, value: object, *, minimum: int) -> None:
         raise TypeError(f"{name} is {value!r}, expected an integer of at least {minimum}")
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected at least {minimum}")
+
+
+def check_groups(groups: object) -> tuple[str, ...]:
+    """Names of groups as a tuple; refuses what is no list of texts, an empty one, and two alike."""
+    if not isinstance(groups, tuple | list):
+        raise TypeError(f"groups is {groups!r}, expected a list of names")
+    names = tuple(cast("Sequence[Any]", groups))
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"groups holds {odd[0]!r}, expected names, such as 'cam_a'")
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"groups is {names}, expected names that are all different, and none empty")
+    return names
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

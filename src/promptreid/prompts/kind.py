@@ -1,14 +1,14 @@
 """What every kind of prompt has in common: parameters, hooks in one tower, and a way to turn them off for a while."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
-from promptreid.prompts.config import check_integer
+from promptreid.prompts.config import Initialization, check_integer
 from promptreid.towers.modes import ThreadValue
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
@@ -63,6 +63,32 @@ class PromptKind(nn.Module):
         do nothing unless `active`.
         """
         raise NotImplementedError
+
+    def start(self, initialization: Initialization | None, run: Callable[[], Any]) -> None:
+        """Give the prompts their first values once the hooks are in; a kind whose constructor does that needs none.
+
+        Args:
+            initialization: As in `PromptConfig`; `None` leaves them as they are, for a loader that sets them.
+            run: Sends a few inputs through the tower.
+        """
+
+    @contextmanager
+    def for_groups(self, groups: Sequence[str | None] | Tensor | None, count: int) -> Generator[None, None, None]:
+        """Encode inside the block a batch whose images are of these groups, where a kind has prompts for each.
+
+        Args:
+            groups: Of each image its group; `None` where groups are not given.
+            count: Images in the batch.
+
+        Raises:
+            ValueError: Groups are given, and this kind has none.
+        """
+        if groups is not None:
+            raise ValueError(
+                "groups are given, but these prompts are the same for all; leave groups out, or choose "
+                'PromptConfig(kind="grouped", groups=[...])'
+            )
+        yield
 
     @property
     def attached(self) -> bool:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ImageSource = str | Path | ReIDSplit | Iterable[str | Path | ImageRecord]
 
+CAMERA = "camera"  # key of an image's metadata: its camera, which grouped prompts ask for
+
 # Between two writes of a long run at least this long, and at least this many times as long as the last write took.
 _WRITE_EVERY_SECONDS = 60.0
 _WRITE_SHARE = 20.0
@@ -53,8 +55,9 @@ def find_images(
 ) -> list[ImageFile]:
     """Find the images of a folder with its sub-folders, a split, a list of records or of files.
 
-    An image from a folder knows its sub-folder (`"folder"`), one from a record its person and split; `metadata` is what
-    else is known of each, only with a list. `closed` gets the sub-folders that cannot be read.
+    An image from a folder knows its sub-folder (`"folder"`), one from a record its person, split and, if the dataset
+    says it, `"camera"`; `metadata` is what else is known of each, only with a list. `closed` gets the sub-folders that
+    cannot be read.
     """
     if isinstance(images, str | Path):
         if metadata is not None:
@@ -74,10 +77,10 @@ def find_images(
 
 def _image_file(entry: Any, more: Metadata) -> ImageFile:
     if isinstance(entry, ImageRecord):
-        entry, more = (
-            entry.path,
-            {"person_id": entry.person_id, "split": entry.split, **plain_metadata(more, f"metadata of {entry.path}")},
-        )
+        own = {"person_id": entry.person_id, "split": entry.split}
+        if entry.camera is not None:
+            own[CAMERA] = entry.camera
+        entry, more = entry.path, {**own, **plain_metadata(more, f"metadata of {entry.path}")}
     if isinstance(entry, str | Path):
         return ImageFile(str(entry), plain_metadata(more, f"metadata of {entry}"))
     raise TypeError(f"images holds {type(entry).__name__}, expected paths or ImageRecord")
@@ -309,7 +312,9 @@ def _encode(
         ImageTable.of_keys(paths, metadata=metadata) if keyed else ImageTable.of(paths, first_id=0, metadata=metadata)
     )
     written, pause = time.monotonic(), _WRITE_EVERY_SECONDS
-    for batch in encode_images(model, [file.path if file.image is None else file.image for file in files], **options):
+    groups = [_group_of(file.metadata, model.groups) for file in files] if model.groups else None
+    images = [file.path if file.image is None else file.image for file in files]
+    for batch in encode_images(model, images, groups=groups, **options):
         unreadable += [table.paths[position] for position in batch.unreadable]
         waiting.append(batch)
         if store.directory is not None and time.monotonic() - written > pause:
@@ -319,6 +324,14 @@ def _encode(
             pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
     _put(store, table, waiting)
     return tuple(unreadable)
+
+
+def _group_of(metadata: Metadata, groups: Sequence[str]) -> str | None:
+    """The group of an image: its camera, or the sub-folder that it is from where that is a group."""
+    camera, folder = metadata.get(CAMERA), metadata.get("folder")
+    if camera is None and folder in groups:
+        return str(folder)
+    return None if camera is None else str(camera)
 
 
 def _put(store: GalleryStore, table: ImageTable, batches: Sequence[EncodedImages]) -> None:

@@ -107,12 +107,16 @@ _SETTINGS = {
     "position_embedding": "position embedding of prompts",
     "text_slot": "position of text prompts",
     "vision_place": "position of image prompts",
+    "groups": "groups of image prompts",
 }
 
 
 def model_identity(model: PromptedCLIP) -> dict[str, Any]:
     """What a gallery keeps of the model that encoded it: samples of its weights and prompts, as JSON holds them."""
+    # Only where there are any, so that a gallery of another kind of prompts is the same as it has always been.
+    groups = {"groups": list(model.groups)} if model.groups else {}
     return {
+        **groups,
         "name": None if model.source is None else model.source.name,
         "image_size": list(model.image_size),
         "position_embedding": model.config.position_embedding,
@@ -134,7 +138,7 @@ def check_identity(saved: Any, model: PromptedCLIP, *, source: str) -> None:
         differing = [words for name, words in _WEIGHTS.items() if not same_fingerprint(stored[name], own[name])]
     except TypeError as error:
         raise CheckpointError(f"{source} has a damaged model fingerprint ({error}); build it again") from error
-    differing += [words for name, words in _SETTINGS.items() if stored[name] != own[name]]
+    differing += [words for name, words in _SETTINGS.items() if stored.get(name) != own.get(name)]
     if differing:
         raise CheckpointError(
             f"{source} was encoded by another model ({stored['name'] or 'of unknown name'}; different: "

@@ -9,7 +9,7 @@ _ROOM = "promptreid_room"  # attribute of a view: the sequence that it is the re
 
 
 def insert_tokens(sequence: Tensor, tokens: Tensor, *, slot: int, axis: int) -> Tensor:
-    """Insert the same P tokens into every sequence of a batch.
+    """Insert P tokens into every sequence of a batch, the same into all or into each its own.
 
     Args:
         sequence: The batch.
@@ -19,12 +19,11 @@ def insert_tokens(sequence: Tensor, tokens: Tensor, *, slot: int, axis: int) -> 
 
     Shape:
         - sequence: (B, L, D) for `axis=1`, (L, B, D) for `axis=0`
-        - tokens: (P, D)
+        - tokens: (P, D) or (B, P, D)
         - returns: the same with L + P
     """
-    batch = sequence.shape[1 - axis]
-    inserted = tokens.to(sequence.dtype).unsqueeze(1 - axis)
-    inserted = inserted.expand(batch, -1, -1) if axis == 1 else inserted.expand(-1, batch, -1)
+    inserted = tokens.to(sequence.dtype).expand(sequence.shape[1 - axis], -1, -1)
+    inserted = inserted if axis == 1 else inserted.transpose(0, 1)
     before = sequence.narrow(axis, 0, slot)
     after = sequence.narrow(axis, slot, sequence.shape[axis] - slot)
     return torch.cat([before, inserted, after], dim=axis)
@@ -49,15 +48,15 @@ def put_in_front(sequence: Tensor, tokens: Tensor) -> Tensor:
     copied but the tokens. Blocks would otherwise take and give back memory for a whole sequence each.
 
     Shape:
-        - sequence: (L, B, D); tokens: (P, D)
+        - sequence: (L, B, D); tokens: (P, D) or (B, P, D)
         - returns: (P + L, B, D)
     """
-    inserted = tokens.to(sequence.dtype).unsqueeze(1)
+    inserted = tokens.to(sequence.dtype).expand(sequence.shape[1], -1, -1).transpose(0, 1)
     room: Tensor | None = getattr(sequence, _ROOM, None)
-    fits = room is not None and len(room) == len(tokens) + len(sequence)
+    fits = room is not None and len(room) == len(inserted) + len(sequence)
     if room is None or not fits or sequence.requires_grad or room.is_inference() != torch.is_inference_mode_enabled():
-        return torch.cat([inserted.expand(-1, sequence.shape[1], -1), sequence])
-    room.data[: len(tokens)] = inserted  # nothing that was kept for a gradient has changed, so none may complain
+        return torch.cat([inserted, sequence])
+    room.data[: len(inserted)] = inserted  # nothing that was kept for a gradient has changed, so none may complain
     return room
 
 

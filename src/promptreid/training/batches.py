@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from promptreid.data.samplers import EpochSampler
+from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.interruption import HELD
 from promptreid.training.stage import Stage
 
@@ -118,6 +119,11 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
 BATCH_KEYS = ("images", "tokens", "person_ids")  # what a step takes, in this order
 
 
+def batch_keys(model: PromptedCLIP) -> tuple[str, ...]:
+    """What a step takes of a batch, in its order: with grouped prompts one thing more."""
+    return (*BATCH_KEYS, "groups") if model.groups else BATCH_KEYS
+
+
 class BatchSampler(Protocol):
     """Draws the batches, as the samplers of `promptreid.data.samplers` do."""
 
@@ -152,6 +158,7 @@ class Batches:
         rank: This process's number.
         pin_memory: Load into memory that a GPU copies from faster.
         steps_per_epoch: Batches after which an epoch ends, if there are more; all if None.
+        keys: What items must have.
 
     Raises:
         ValueError: There are no items or they cannot be counted, an item lacks something, or the sampler cannot make
@@ -170,6 +177,7 @@ class Batches:
         rank: int = 0,
         pin_memory: bool = False,
         steps_per_epoch: int | None = None,
+        keys: Sequence[str] = BATCH_KEYS,
     ) -> None:
         length = _length(dataset)
         make = partial(EpochSampler, length, batch_size=batch_size) if make_sampler is None else make_sampler
@@ -183,7 +191,7 @@ class Batches:
             raise ValueError(f"the sampler makes no batch of {batch_size} from {length} items")
         self._length = min(len(self.sampler), steps_per_epoch or len(self.sampler))
         self.items: SeededItems = SeededItems(dataset, seed=seed)
-        _check_item(self.items[0])
+        _check_item(self.items[0], keys)
         self._loader = DataLoader(
             self.items,
             batch_sampler=cast(Any, self.sampler),
@@ -221,8 +229,13 @@ def _length(dataset: Any) -> int:
     return length
 
 
-def _check_item(item: Mapping[str, Any]) -> None:
-    missing = [name for name in BATCH_KEYS if name not in item]
+def _check_item(item: Mapping[str, Any], keys: Sequence[str]) -> None:
+    missing = [name for name in keys if name not in item]
+    if missing == ["groups"]:
+        raise ValueError(
+            "items of train_data lack groups, and the model's prompts are grouped; make it with CaptionedImages(..., "
+            "groups=model.groups), or give each item the position of its camera in model.groups, () int64"
+        )
     if missing:
         raise ValueError(
             f"items of train_data lack {', '.join(missing)}; expected dictionaries of tensors with images (3, H, W), "

@@ -52,9 +52,17 @@ def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[
 
 def differences(before: Any, now: Any) -> list[str]:
     """One sentence for each entry in which two descriptions differ: `"batch_size was 4, is 5"`."""
-    old, new = _flatten(before), _flatten(now)
+    old, new = (_UNSTATED | _flatten(each) if _is_run(each) else _flatten(each) for each in (before, now))
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]
+
+
+# What a run is that does not say it, as all did before there was a choice.
+_UNSTATED = {"prompts.kind": "independent"}
+
+
+def _is_run(description: Any) -> bool:
+    return isinstance(description, dict) and "prompts" in description
 
 
 def describe(value: Any, *, depth: int = _DEPTH) -> Any:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.functional import at_least_float32
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.batches import BATCH_KEYS
+from promptreid.training.batches import batch_keys
 from promptreid.training.processes import gather_batch
 from promptreid.training.stage import Stage
 
@@ -26,7 +26,8 @@ class TrainingStep(nn.Module):
         compile: Compile the encoders with torch.compile.
 
     Shape:
-        - images: (B / W, 3, H, W); tokens: (B / W, L); person_ids: (B / W,): the share of one of W processes
+        - images: (B / W, 3, H, W); tokens: (B / W, L); person_ids: (B / W,): the share of one of W processes; with
+          grouped prompts groups: (B / W,)
         - returns: losses of the whole batch, () each
     """
 
@@ -39,14 +40,20 @@ class TrainingStep(nn.Module):
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
 
     def forward(
-        self, images: Tensor, tokens: Tensor, person_ids: Tensor, *, gradients: tuple[Tensor, Tensor] | None = None
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        person_ids: Tensor,
+        groups: Tensor | None = None,
+        *,
+        gradients: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses by name, with `"total"`.
 
         With `gradients` of the image and the text features, `"total"` is a number whose gradient is what those
         features pass on, and there are no losses.
         """
-        features = self.encode(images, tokens)
+        features = self.encode(images, tokens, groups)
         if gradients is None:
             return self.whole_batch_losses(*features, person_ids)
         # Each of the losses' parameters takes part with nothing, as DistributedDataParallel waits for it.
@@ -54,9 +61,9 @@ class TrainingStep(nn.Module):
         parts += [(values.to(wanted.dtype) * wanted).sum() for values, wanted in zip(features, gradients, strict=True)]
         return {"total": sum(parts, start=features[0].new_zeros((), dtype=gradients[0].dtype))}
 
-    def encode(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, tokens: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Image and text features of this process's share."""
-        out = self._encoders[0](images, tokens)
+        out = self._encoders[0](images, tokens, *(() if groups is None else (groups,)))
         return out["image_features"], out["text_features"]
 
     def whole_batch_losses(
@@ -137,6 +144,7 @@ class RunningStage:
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
         self._accelerator = accelerator
         self._chunk_size = chunk_size
+        self._batch_keys: tuple[str, ...] = batch_keys(stage.model)
 
     @property
     def learning_rate(self) -> float:
@@ -182,7 +190,8 @@ class RunningStage:
         """Add the gradients of a batch to the parameters and return its losses.
 
         Shape:
-            - batch: `"images"` (B / W, 3, H, W), `"tokens"` (B / W, L), `"person_ids"` (B / W,), on any device
+            - batch: `"images"` (B / W, 3, H, W), `"tokens"` (B / W, L), `"person_ids"` (B / W,), on any device; with
+              grouped prompts `"groups"` (B / W,)
             - returns: losses of the whole batch, () each
         """
         size = len(batch["person_ids"])
@@ -197,10 +206,10 @@ class RunningStage:
         device = self._accelerator.device
         states: list[list[Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
-        for images, tokens, _ in self._chunks(batch, chunk_size):
+        for images, tokens, _, *groups in self._chunks(batch, chunk_size):
             states.append(_dropout_state(device))
             with torch.no_grad(), self._accelerator.autocast():
-                pairs.append(self._step.encode(images, tokens))
+                pairs.append(self._step.encode(images, tokens, *groups))
         # float32 at least: half precision would round the gradients of the whole batch before they are passed on.
         leaves = [at_least_float32(torch.cat(features)).requires_grad_() for features in zip(*pairs, strict=True)]
         with self._accelerator.no_sync(self.module):
@@ -220,7 +229,7 @@ class RunningStage:
     def _chunks(self, batch: Mapping[str, Tensor], size: int) -> Iterator[list[Tensor]]:
         # Moved to the device chunk by chunk, so that it holds one at a time.
         for start in range(0, len(batch["person_ids"]), size):
-            chunk = (batch[name][start : start + size] for name in BATCH_KEYS)
+            chunk = (batch[name][start : start + size] for name in self._batch_keys)
             yield [values.to(self._accelerator.device, non_blocking=True) for values in chunk]
 
 

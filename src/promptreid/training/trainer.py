@@ -23,6 +23,7 @@ from promptreid.towers.modes import evaluating, recomputed_activations
 from promptreid.training.batches import (
     Batches,
     MakeSampler,
+    batch_keys,
     check_training_data,
     preserved_randomness,
     random_state,
@@ -230,6 +231,7 @@ class Trainer:
         """This process's share of the batches; `settings` are those of `Batches`."""
         return Batches(
             train_data,
+            keys=batch_keys(self.model),
             seed=self.seed,
             num_replicas=self._accelerator.num_processes,
             rank=self._accelerator.process_index,
