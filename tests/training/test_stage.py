@@ -188,7 +188,7 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
     ("settings", "message"),
     [
         ({"trains": []}, "nothing to train"),
-        ({"trains": ["prompt"]}, r"stage 'test' trains \['prompt'\], expected some of .* or names"),
+        ({"trains": ["prompt"]}, r"stage 'test': trains \['prompt'\], expected some of .* or names"),
         ({"trains": "prompts"}, r"trains \['prompts'\], expected some of .* in a list"),
         ({"trains": lambda name, _: "lora_" in name}, "chooses none of the model's .* vision.prompts.tokens"),
         ({"trains": ["clip.logit_scale"]}, "trains clip.logit_scale, but no feature is computed from there"),

@@ -18,13 +18,12 @@ from promptreid.cli.options import (
     whole,
 )
 from promptreid.cli.output import Output
-from promptreid.defaults import BATCH_SIZE
+from promptreid.defaults import BATCH_SIZE, OnBad
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from promptreid.data.images import OnBad
 
 DESCRIPTION = """Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each process
 encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …"""
@@ -55,7 +54,7 @@ def run(
     num_workers: int,
     layout: str | None,
     image_dir: Path | None,
-    on_bad: "OnBad",
+    on_bad: OnBad,
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""

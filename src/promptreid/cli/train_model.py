@@ -24,7 +24,7 @@ from promptreid.cli.options import (
     whole,
 )
 from promptreid.cli.output import Output
-from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
+from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad
 from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.adaptation import Adaptation
-    from promptreid.data.images import OnBad
     from promptreid.data.records import ReIDDataset
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.training.recipe import Recipe
@@ -182,7 +181,7 @@ def run(
     cache_images: Path | None,
     layout: str | None,
     image_dir: Path | None,
-    on_bad: "OnBad",
+    on_bad: OnBad,
     **given: "Unpack[TrainingArguments]",
 ) -> int:
     """Train the model."""

@@ -14,7 +14,7 @@ from promptreid.data.annotation import (
     warn_left_out,
 )
 from promptreid.data.folder import TableLayout, find_tables
-from promptreid.data.images import OnBad, check_on_bad
+from promptreid.data.images import check_on_bad
 from promptreid.data.layouts import (
     ANNOTATIONS,
     CUHK_PEDES,
@@ -28,6 +28,7 @@ from promptreid.data.layouts import (
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
+from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, printable
 
 FOLDER = "folder"

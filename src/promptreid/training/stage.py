@@ -144,7 +144,7 @@ class Stage:
             self.trains: tuple[str, ...] = trained_names(model, trains)
             self._own = trained_parameters(model, self.trains)
         except ValueError as error:
-            raise ValueError(f"stage {name!r} {error}") from error
+            raise ValueError(f"stage {name!r}: {error}") from error
         if not self.parameters():
             raise ValueError(
                 f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
