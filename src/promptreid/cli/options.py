@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
@@ -328,11 +329,16 @@ def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
 def check_device(device: str | None) -> str:
     """Return a device that works here; the GPU or the processor for `None`.
 
+    Under `torchrun` it is the GPU of this process, so that no process takes memory on another one's.
+
     Raises:
         ValueError: It does not.
     """
     import torch
 
+    own = os.environ.get("LOCAL_RANK")
+    if device in (None, "cuda") and torch.cuda.is_available() and own is not None:
+        device = f"cuda:{own}"
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -340,6 +346,31 @@ def check_device(device: str | None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+@contextmanager
+def joined_processes(console: Output, device: str) -> Generator[None, None, None]:
+    """Work together with the other processes that `torchrun` started, if it did; the first alone speaks.
+
+    Args:
+        console: Silent inside the block in every other process.
+        device: What `check_device` returned: a GPU of this process's own, or the processor.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    console.is_silent = int(os.environ.get("RANK", "0")) > 0
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
 
 
 def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
