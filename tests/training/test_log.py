@@ -117,12 +117,12 @@ def test_trackers_get_project_name_settings_and_numbers_and_a_resumed_run_is_the
     for step in (0, 1):
         accelerator = make_accelerator("cpu", "no", trackers=[name], folder=tmp_path)
         settings = {"seed": 0, "stages": [{"name": "stage_one"}]}
-        log = RunLog(tmp_path / "first" / "stage_one", accelerator, step=step, project="theses", settings=settings)
+        log = RunLog(tmp_path / "first" / "stage_one", accelerator, step=step, project="thesis", settings=settings)
         write(log, step + 1)
         log.close()
     begun, resumed = Recording.made
     assert (begun.project, begun.options) == (resumed.project, resumed.options)
-    assert begun.project == "theses"
+    assert begun.project == "thesis"
     assert begun.options[{"wandb": "name", "mlflow": "run_name"}[name]] == "first/stage_one"
     assert begun.settings == {"run": "first/stage_one", "seed": 0, "stages.0.name": "stage_one"}
     assert begun.logged[0][0] == 1

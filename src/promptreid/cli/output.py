@@ -21,7 +21,7 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.is_silent = False
+        self.is_silent: bool = False
         self._entries: dict[str, Any] = {}
 
     @property
