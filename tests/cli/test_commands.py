@@ -39,7 +39,7 @@ def test_help_explains_itself_and_the_exit_codes(capsys, name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], *([name, "--help"] for name in NAMES if name != "train"), ["search", "-k", "many"]],
+    [["--help"], ["--version"], *([name, "--help"] for name in NAMES), ["search", "-k", "many"]],
 )
 def test_help_and_mistakes_in_the_arguments_do_not_wait_for_torch(arguments):
     script = (

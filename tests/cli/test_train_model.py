@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from promptreid.adaptation import Adaptation
+from promptreid.cli.options import check_device
+from promptreid.cli.output import Output
 from promptreid.cli.train_model import (
     ALGORITHMS,
     WAYS,
@@ -182,3 +185,29 @@ def test_train_under_torchrun_prints_once_and_trains_together(drawn: Path, tmp_p
     done = torchrun(*command, "--image-dir", tmp_path)  # where no image is
     assert done.returncode != 0
     assert done.stderr.count("error: 32 of 32 images are missing") == 1
+
+
+def test_device_of_a_process_of_several_is_its_own_gpu_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[str] = []
+
+    def empty(*_: Any, device: str) -> torch.Tensor:
+        touched.append(device)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [check_device(device) for device in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert touched == ["cuda:1", "cuda:1", "cpu"]  # and none on another process's
+
+
+def test_silent_process_tells_its_own_failures_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=False)
+    output.is_silent = True
+    output.say("scores")
+    output.note("warning: something")
+    assert output.fail("process 0 failed, and the others stop with it: ValueError: no; mend that", 2) == 2
+    written = capsys.readouterr()
+    assert written.out + written.err == ""
+    output.fail("out of memory", 5)
+    assert capsys.readouterr().err == "error: out of memory\n"

@@ -50,8 +50,10 @@ class Output:
     def fail(self, message: str, code: int) -> int:
         """Print an error as one line and return its exit code; what was recorded before stays in the JSON object."""
         line = " ".join(part.strip() for part in message.split("\n") if part.strip())
-        self.is_silent = self.is_silent and "the others stop with it" in line  # which the other process says itself
+        silent = self.is_silent
+        self.is_silent = silent and "the others stop with it" in line  # which the other process says itself
         self.note(f"error: {line}")
+        self.is_silent = silent
         self.record(error=line)
         return code
 

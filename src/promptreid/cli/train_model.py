@@ -26,7 +26,6 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad
-from promptreid.files import write_json_atomically
 from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
@@ -262,6 +261,8 @@ def _load(
 
 def _write_split(folder: Path, data: "ReIDDataset", shares: str, seed: int) -> None:
     """Which persons are in which split, as they were drawn."""
+    from promptreid.files import write_json_atomically
+
     persons = {each.name: sorted(each.labels) for each in data.splits}
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / "split.json", {"split": shares, "seed": seed, "persons": persons}, indent=None)
