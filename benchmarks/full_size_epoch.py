@@ -119,7 +119,7 @@ def summarize(data: ReIDDataset, taken: dict[str, float], settings: argparse.Nam
     """What is written: times, memory, and what the whole recipe would cost."""
     cuda = settings.device.startswith("cuda")
     made = made_with()
-    whole = EPOCHS[0] * taken["domain_adaptation"] + EPOCHS[1] * taken["task_adaptation"]
+    whole = EPOCHS[0] * taken["stage_one"] + EPOCHS[1] * taken["stage_two"]
     return {
         "model": settings.model,
         "image_size": list(settings.image_size),

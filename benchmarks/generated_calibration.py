@@ -53,7 +53,7 @@ def calibrate(data: ReIDDataset, folder: str, *, epochs: int, learning_rate: flo
         "val_captions": val.num_captions,
         "zero_shot": zero_shot,
         "direct_fine_tuning": fine_tuned,
-        "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in found.histories["task_adaptation"]],
+        "rank1_after_each_epoch": [round(entry["scores"]["rank1"], 4) for entry in found.histories["stage_two"]],
         "seconds": {"training": round(training_seconds)},
     }
 

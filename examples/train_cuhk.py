@@ -27,7 +27,6 @@ IDENTITIES = (400, 60, 200)  # persons to draw for training, validation and test
 QUICK_IDENTITIES, QUICK_EPOCHS = (100, 20, 40), (1, 1)
 CAMERA_NAMES = tuple(sorted(camera.name for camera in CAMERAS))  # of what is drawn
 NOT_SETTINGS = ("data_root", "output", "quick", "device", "num_workers")
-NAMES = {"zero shot": "zero_shot", "domain adaptation": "stage_one", "task adaptation": "stage_two"}
 
 
 def parse_arguments() -> tuple[argparse.Namespace, Recipe]:
@@ -68,16 +67,17 @@ def main() -> None:
     encoded = list(result.encoded.values())[-1]
     rankings = rank_captions(encoded, range(0, len(encoded.captions), max(1, len(encoded.captions) // 4))[:4])
     draw_ranking(output / "ranking.png", rankings, title="After stage 2: the ten best of the test images")
-    gallery = Gallery.build(saved, [record.path for record in data.test.records])
+    result.write_report(output / "report.html", data, settings=settings)
+    gallery = Gallery(saved, data.test.paths, encoded.image_features)  # Gallery.build(saved, paths) encodes them itself
     best = gallery.search(rankings[0].caption, k=1)[0]
 
-    scores = {NAMES[state]: found for state, found in result.as_dict()["results"].items()}
+    scores = result.as_dict()["results"]
     record = {**scores, "settings": settings, "checkpoint_rule": result.checkpoint_rule, "test_images": len(data.test)}
     record |= {"test_captions": data.test.num_captions, "seconds": round(time.perf_counter() - started, 1)}
     (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(score_table({name.replace("_", " "): found for name, found in scores.items()}))
+    print(score_table(scores))
     print(f"saved and loaded again: the same scores; of {len(gallery)}, “{rankings[0].caption}” finds {best.path}")
-    print(f"{record['seconds']:.0f} s; results.json, ranking.png and model/ are in {output}")
+    print(f"{record['seconds']:.0f} s; results.json, ranking.png, report.html and model/ are in {output}")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ def make_model(config: PromptConfig | None = None) -> PromptedCLIP:
 
 def test_adapt_scores_every_state_saves_the_model_and_resumes(data: ReIDDataset, tmp_path: Path) -> None:
     result = adapt(make_model(), data, RECIPE, output_dir=tmp_path, **QUIET)
-    states = ["zero shot", "domain adaptation", "task adaptation"]
+    states = ["zero_shot", "stage_one", "stage_two"]
     assert list(result.scores) == list(result.encoded) == states
     assert {name: len(history) for name, history in result.histories.items()} == {
-        "domain_adaptation": 1,
-        "task_adaptation": 2,
+        "stage_one": 1,
+        "stage_two": 2,
     }
     assert result.checkpoint_rule == "epoch with the best validation mAP"
     assert [history[-1]["chosen"]["rule"] for history in result.histories.values()] == ["highest mAP"] * 2
@@ -53,7 +53,7 @@ def test_adapt_scores_every_state_saves_the_model_and_resumes(data: ReIDDataset,
     bare = make_model(PromptConfig(text_length=0, vision_length=0))
     with torch.no_grad():
         first = bare.encode_image(bare.eval_transform(_image(data))[None], normalize=True)
-    torch.testing.assert_close(result.encoded["zero shot"].image_features[:1], first, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.encoded["zero_shot"].image_features[:1], first, rtol=1e-4, atol=1e-5)
     # Run again, it trains nothing and comes to the same scores.
     again = adapt(make_model(), data, RECIPE, output_dir=tmp_path, **QUIET)
     assert again.histories == result.histories
@@ -103,7 +103,7 @@ def _image(data: ReIDDataset) -> Any:
 def test_adapt_without_validation_split_takes_the_last_epoch(data: ReIDDataset, tmp_path: Path) -> None:
     result = adapt(make_model(), replace(data, val=None), RECIPE, output_dir=tmp_path, **QUIET)
     assert result.checkpoint_rule == "last epoch"
-    assert result.histories["task_adaptation"][-1]["chosen"] == {"rule": "last epoch", "epoch": 2, "step": 8}
+    assert result.histories["stage_two"][-1]["chosen"] == {"rule": "last epoch", "epoch": 2, "step": 8}
 
 
 def test_adapt_with_a_cache_trains_the_same(data: ReIDDataset, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_adapt_with_a_cache_trains_the_same(data: ReIDDataset, tmp_path: Path) -
     assert len(list(folder.glob("images-*.uint8"))) == len(list(folder.glob("tokens-*"))) == 1
 
 
-@pytest.mark.parametrize(("evaluate_test", "states"), [("last", ["direct fine tuning"]), ("never", [])])
+@pytest.mark.parametrize(("evaluate_test", "states"), [("last", ["direct_fine_tuning"]), ("never", [])])
 def test_adapt_runs_other_stages_with_settings_of_their_own_and_looks_at_the_test_split_only_if_asked(
     data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_test: Any, states: list[str]
 ) -> None:
@@ -144,7 +144,7 @@ def test_adapt_runs_other_stages_with_settings_of_their_own_and_looks_at_the_tes
 
 def test_adapt_without_stages_scores_the_bare_model(data: ReIDDataset, tmp_path: Path) -> None:
     result = adapt(make_model(), data, output_dir=tmp_path, make_stages=lambda *_: [], evaluate_test="last", save=False)
-    assert list(result.scores) == ["zero shot"]
+    assert list(result.scores) == ["zero_shot"]
 
 
 def test_adapt_stages_of_one_name_are_refused(data: ReIDDataset, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_load_and_verify_notices_other_scores(
 ) -> None:
     recipe = RECIPE.with_stages(epochs=(1, 0))
     result = adapt(make_model(), data, recipe, output_dir=tmp_path, **QUIET)
-    other = result.scores["zero shot"]
+    other = result.scores["zero_shot"]
     worse = replace(other, text_to_image=replace(other.text_to_image, mAP=other.text_to_image.mAP / 2))
     monkeypatch.setattr(module, "evaluate", lambda *_: worse)
     with pytest.raises(RuntimeError, match=r"the saved model scores .* but it scored .* before saving"):

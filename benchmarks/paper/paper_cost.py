@@ -79,8 +79,8 @@ def known_cost(path: Path = MEASURED) -> Cost:
     pairs, seconds = found["pairs"], found["seconds"]
     source = f"measured on {found['device']}, {found['date']} (`python benchmarks/full_size_epoch.py`)"
     return Cost(
-        seconds["domain_adaptation"] / pairs,
-        seconds["task_adaptation"] / pairs,
+        seconds["stage_one"] / pairs,
+        seconds["stage_two"] / pairs,
         seconds["evaluation"] / found["test_pictures"],
         source,
     )

@@ -21,7 +21,7 @@ Tuned = Literal["none", "first", "last", "both"]
 NO_PROMPTS = PromptConfig(text_length=0, vision_length=0)
 DEEP = PromptConfig(text_length=4, vision_length=4)
 RANDOM = replace(DEEP, text_initialization="normal", vision_initialization="normal")
-FIRST_STAGES = ("domain_adaptation", "head_warm_up")
+FIRST_STAGES = ("stage_one", "head_warm_up")
 
 
 @dataclass(frozen=True)

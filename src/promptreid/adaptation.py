@@ -1,7 +1,7 @@
 """The whole method in one call: score the bare model, train the stages, score after each, and save."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,24 +10,27 @@ import torch
 
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.image_cache import build_image_cache
-from promptreid.data.records import ReIDDataset, ReIDSplit
+from promptreid.data.records import ReIDDataset, ReIDSplit, is_synthetic
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
-from promptreid.errors import WeightsError
+from promptreid.errors import WeightsError, spoken
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_json_atomically
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
+from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
+from promptreid.training.checkpoint import FORMER_NAMES
+from promptreid.training.log import bars_can_move
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.run_folder import claim_folder
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
-from promptreid.training.trainer import Trainer
+from promptreid.training.trainer import Evaluate, Trainer
 
-ZERO_SHOT = "zero shot"
+ZERO_SHOT = "zero_shot"
 
 _NOTE = "identity.json"
 
@@ -62,12 +65,14 @@ def preset_for(model_name: str) -> Preset:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What `adapt` found. A state is `"zero shot"` or the name of the stage that ended, with spaces.
+    """What `adapt` found. A state is `"zero_shot"` or the name of the stage that ended.
 
     Attributes:
         scores: Scores on the test split by state, in order.
         encoded: The test split as each state encodes it, for figures.
         histories: The trainer's history by stage name, in order.
+        validation: Scores of the validation split by state: the bare model's, where the test split is scored in every
+            state, and those of the epoch that each stage kept.
         checkpoint_rule: How the epoch was chosen with whose weights each stage ended.
         model_dir: Folder of the saved model; None if it was not saved.
     """
@@ -77,11 +82,45 @@ class Adaptation:
     histories: dict[str, list[dict[str, Any]]]
     checkpoint_rule: str
     model_dir: Path | None
+    validation: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The entries of all epochs, one stage after the other."""
+        return [entry for entries in self.histories.values() for entry in entries]
+
+    def write_report(self, path: str | Path, data: ReIDDataset, *, settings: Mapping[str, Any]) -> Path:
+        """Write one page about the run, with everything that it shows in it (extra `viz`).
+
+        Args:
+            path: HTML file to write.
+            data: The dataset.
+            settings: What the run was made with, as the page lists it.
+
+        Raises:
+            ValueError: The test split was scored in no state.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from promptreid.evaluation.report import RunReport, write_report
+
+        report = RunReport(
+            title=f"{data.title}: {', then '.join(map(spoken, self.histories)) or spoken(ZERO_SHOT)}",
+            data=data.summary(),
+            scores=self.scores,
+            encoded=self.encoded,
+            history=self.history,
+            validation=self.validation,
+            settings=settings,
+            is_synthetic=is_synthetic(data.root),
+        )
+        return write_report(path, report)
 
     def as_dict(self) -> dict[str, Any]:
         """Scores, rule and folder as `results.json` holds them; scores are fractions."""
         return {
             "results": {state: scores.as_dict() for state, scores in self.scores.items()},
+            "validation": self.validation,
+            "kept_epochs": {name: entries[-1]["chosen"]["epoch"] for name, entries in self.histories.items()},
             "checkpoint_rule": self.checkpoint_rule,
             "model": None if self.model_dir is None else str(self.model_dir),
         }
@@ -116,7 +155,7 @@ def adapt(
         evaluate_test: Score the test split in every state, in the last one alone, or never.
         save: Save the model as `save_prompts` does.
         cache_dir: Folder to keep the decoded training images and token ids in (see `build_image_cache`).
-        progress: Show progress bars.
+        progress: Print a line an epoch, and show bars on a terminal or in a notebook.
         **settings: Settings of the `Trainer`, for every stage: `seed`, `num_workers`, `on_epoch_end`, `trackers` and
             others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 on a GPU, and
             `train_data` all pairs of the training split.
@@ -134,7 +173,7 @@ def adapt(
         ```python
         model = PromptedCLIP(load_clip("ViT-B-16", pretrained="openai"))
         result = adapt(model, load_dataset("data/CUHK-PEDES"), Recipe(), output_dir="runs/first")
-        print(result.scores["task adaptation"].text_to_image.rank1)
+        print(result.scores["stage_two"].text_to_image.rank1)
         ```
     """
     check_prompted(model)
@@ -143,7 +182,7 @@ def adapt(
     recipe = recipe or Recipe()
     recipe = replace(recipe, num_identities=recipe.num_identities or data.train.num_identities)
     stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers
-    states = [ZERO_SHOT, *(stage.name.replace("_", " ") for stage in stages)]
+    states = [ZERO_SHOT, *(stage.name for stage in stages)]
     _check_different(states)
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
@@ -151,23 +190,31 @@ def adapt(
     with failing_together():
         if is_main_process():
             _claim(folder, run_identity(model, data))
-    encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=progress)
+    bars = settings["progress"] and bars_can_move()
+    encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=bars)
 
     make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
     first = [make_trainer(stage) for stage in stages[:1]]  # what this refuses does not wait for the zero-shot scores
     encoded: dict[str, EncodedSplit] = {}
     histories: dict[str, list[dict[str, Any]]] = {}
+    validation: dict[str, dict[str, float]] = {}
     if ZERO_SHOT in wanted:
         with model.disabled():
             encoded[ZERO_SHOT] = encode()
-    for stage, state in zip(stages, states[1:], strict=True):
-        histories[stage.name] = (first.pop() if first else make_trainer(stage)).fit()
-        if state in wanted:
-            encoded[state] = encode()
+            if evaluate_test == "always" and stages and settings.get("evaluate") is not None:
+                validation[ZERO_SHOT] = _bare_scores(settings["evaluate"], model)
+    for index, stage in enumerate(stages):
+        trainer = first.pop() if first else make_trainer(stage)
+        trainer.baseline = next(reversed(validation.values()), None)
+        trainer.epochs_after = sum(later.epochs for later in stages[index + 1 :])
+        histories[stage.name] = trainer.fit()
+        validation |= _kept_scores(stage.name, histories[stage.name])
+        if stage.name in wanted:
+            encoded[stage.name] = encode()
 
     scores = {state: score(split) for state, split in encoded.items()}
     rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
-    result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None)
+    result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None, validation)
     if is_main_process():
         if result.model_dir is not None:
             save_prompts(model, result.model_dir, overwrite=True)
@@ -178,6 +225,18 @@ def adapt(
 def _check_different(states: Sequence[str]) -> None:
     if len(set(states)) < len(states):
         raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+
+
+def _bare_scores(evaluate: Evaluate, model: PromptedCLIP) -> dict[str, float]:
+    """What the trainer will be told after each epoch, before the first."""
+    with evaluating(model), torch.no_grad():
+        return {name: float(value) for name, value in evaluate(model).items()}
+
+
+def _kept_scores(state: str, history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Scores of the epoch that a stage kept, if it has any."""
+    kept = history[history[-1]["chosen"]["epoch"] - 1]
+    return {state: kept["scores"]} if "scores" in kept else {}
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -191,7 +250,9 @@ def _make_trainer(
     model: PromptedCLIP, folder: Path, settings: Mapping[str, Any], stage_settings: Any, stage: Stage
 ) -> Trainer:
     own = stage_settings(stage) if stage_settings is not None else {}
-    return Trainer(model, [stage], output_dir=folder / stage.name, **{**settings, **own})
+    former = folder / FORMER_NAMES.get(stage.name, stage.name)  # of a run that an earlier version began
+    output_dir = former if former.is_dir() else folder / stage.name
+    return Trainer(model, [stage], output_dir=output_dir, **{**settings, **own})
 
 
 def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
@@ -228,7 +289,7 @@ def _with_defaults(
         "progress": progress,
     }
     if "train_data" not in settings:
-        defaults["train_data"] = _pairs(data.train, model, cache_dir, progress=progress)
+        defaults["train_data"] = _pairs(data.train, model, cache_dir, progress=progress and bars_can_move())
     if data.val is not None:
         defaults |= {"evaluate": partial(_scores_on, data.val), "evaluate_every_epoch": True, "best_metric": "mAP"}
     return {**defaults, **settings}

@@ -1,5 +1,7 @@
 """Numbers and names that the library and its command line share; to import them takes no time."""
 
+from typing import Literal
+
 BATCH_SIZE = 64  # images, captions or pairs at a time
 IMAGE_SIZE = (384, 128)  # height and width in pixels, usual for crops of pedestrians
 NUM_HITS = 10  # images that a search gives at most
@@ -7,3 +9,5 @@ NUM_THREADS = 4  # that read images ahead
 
 GALLERY_FILE = "gallery.json"  # what makes a folder a gallery
 SYNTHETIC_STAMP = "generated.json"  # beside the annotation of drawn pedestrians
+
+OnBad = Literal["strict", "skip"]  # what is done with records and images that cannot be used

@@ -71,6 +71,16 @@ def listed(names: Sequence[str], *, most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def spoken(name: str) -> str:
+    """A key as people read it.
+
+    Example:
+        >>> spoken("stage_one")
+        'stage one'
+    """
+    return name.replace("_", " ")
+
+
 def printable(text: object) -> str:
     r"""Text that is safe to print: what is not printable, such as a line break, is written as Python's escapes.
 

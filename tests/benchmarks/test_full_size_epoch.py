@@ -41,6 +41,6 @@ def test_a_try_of_the_timing_writes_seconds_of_every_stage(monkeypatch, tmp_path
     monkeypatch.setattr(sys, "argv", ["full_size_epoch.py", *arguments.split(), "--batch-size", "8"])
     full_size_epoch.main()
     found = json.loads((tmp_path / "dry.json").read_text())
-    stages = {"domain_adaptation", "task_adaptation", "direct_fine_tuning", "evaluation", "building the cache"}
+    stages = {"stage_one", "stage_two", "direct_fine_tuning", "evaluation", "building the cache"}
     assert set(found["seconds"]) == stages
     assert found["pairs"] == 36

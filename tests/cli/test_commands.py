@@ -39,7 +39,7 @@ def test_help_explains_itself_and_the_exit_codes(capsys, name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], *([name, "--help"] for name in NAMES if name != "train"), ["search", "-k", "many"]],
+    [["--help"], ["--version"], *([name, "--help"] for name in NAMES), ["search", "-k", "many"]],
 )
 def test_help_and_mistakes_in_the_arguments_do_not_wait_for_torch(arguments):
     script = (
@@ -115,7 +115,7 @@ def test_check_evaluate_and_train_agree_on_what_is_left_out(call, drawn, tmp_pat
         trained.append(data)
         raise ValueError("enough")
 
-    monkeypatch.setattr("promptreid.adaptation.adapt", adapt)
+    monkeypatch.setattr("promptreid.cli.training_runs.adapt", adapt)
     _, _, notes = call("train", root, *images, "--on-bad", "skip", "--output", tmp_path / "run")
     assert "3 of 32 records cannot be used and are left out" in notes
     assert "1 of 13 images of the train split cannot be used" in notes
@@ -273,9 +273,9 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     arguments = ["train", drawn, "--output", tmp_path / "run", "--epochs", 1, 1, "--batch-size", 8]
     code, answer, notes = call(*arguments, "--steps-per-epoch", 3, "--json")
     assert code == 0, notes
-    for stage in ("domain_adaptation", "task_adaptation"):
+    for stage in ("stage_one", "stage_two"):
         assert len((tmp_path / "run" / stage / "steps.jsonl").read_text().splitlines()) == 3
-    assert list(answer["results"]) == ["zero shot", "domain adaptation", "task adaptation"]
+    assert list(answer["results"]) == ["zero_shot", "stage_one", "stage_two"]
     written = {
         "results.json",
         "metrics.json",

@@ -1,16 +1,30 @@
 """The options of `promptreid train` that say how it trains: what the recipe becomes."""
 
 import argparse
-from typing import get_args
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import torch
 
+from promptreid.adaptation import Adaptation
+from promptreid.cli.options import check_device
+from promptreid.cli.output import Output
 from promptreid.cli.train_model import (
     ALGORITHMS,
+    WAYS,
     add_training_arguments,
     complete_training_arguments,
     make_model,
 )
+from promptreid.cli.training_runs import Training
+from promptreid.evaluation.evaluate import Evaluation
+from promptreid.evaluation.metrics import RetrievalMetrics
+from promptreid.training.ablations import ABLATIONS
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
 
@@ -78,3 +92,143 @@ def test_training_options_out_of_range_are_refused(
     with pytest.raises(SystemExit):
         recipe_of(*words)
     assert message in capsys.readouterr().err
+
+
+def test_ways_of_the_command_are_those_of_the_library() -> None:
+    assert tuple(ABLATIONS) == WAYS
+
+
+@pytest.fixture
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Runs that train nothing: `direct` scores 50 and 60 % by seed, `pd` 10 points more."""
+    ran: list[tuple[str, int]] = []
+
+    def pretend(self: Training, folder: Path, way: str, seed: int) -> Any:
+        ran.append((way, seed))
+        rank1 = 0.5 + 0.1 * seed + (0.1 if way == "pd" else 0.0)
+        metrics = RetrievalMetrics({1: rank1, 5: rank1, 10: rank1}, 0.3, 0.2, 10, 0)
+        log = folder / "stage_two" / "log.jsonl"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps({"stage": "stage_two", "epoch": 1, "losses": {}, "scores": {"mAP": 0.3}}) + "\n")
+        return Adaptation({"stage_two": Evaluation(metrics, metrics)}, {}, {}, "last epoch", folder / "model")
+
+    monkeypatch.setattr(Training, "_adapt", pretend)
+    return ran
+
+
+def test_train_compares_ways_under_seeds_and_runs_none_twice(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["train", drawn, "--output", tmp_path / "all", "--compare", "direct", "pd", "--seeds"]
+    code, text, _ = call(*command, 0, 1)
+    assert (code, fake_runs) == (0, [("direct", 0), ("direct", 1), ("pd", 0), ("pd", 1)])
+    assert "pd less direct: Rank-1 +10.00 points" in text
+    assert "direct      2   55.00 ± 7.07" in text
+    for name in ("comparison.md", "comparison.tex", "comparison.json", "curves.png", "pd/seed-1/scores.json"):
+        assert (tmp_path / "all" / name).is_file()
+    fake_runs.clear()
+    code, answer, _ = call(*command, 0, 1, 2, "--json")
+    assert (code, fake_runs) == (0, [("direct", 2), ("pd", 2)])
+    assert answer["runs"]["pd"]["mean"]["rank1"] == pytest.approx(0.7)
+    code, _, notes = call(*command, 0, "--batch-size", 32)
+    assert code == 2
+    assert "holds another run: batch_size was 64, is 32" in notes
+
+
+def test_train_writes_down_how_it_divided_the_persons(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    code, text, _ = call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50", "--seeds", 0)
+    assert code == 0
+    assert text.startswith("synthetic people (CUHK-PEDES layout): train 4 persons")
+    written = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (written["split"], written["seed"], list(written["persons"])) == ("50/0/50", 0, ["train", "test"])
+    assert sorted(person for persons in written["persons"].values() for person in persons) == list(range(1, 9))
+    code, _, notes = call("train", drawn, "--output", tmp_path / "other", "--seed", 3, "--seeds", 0)
+    assert (code, "--seed would do nothing here: --seeds says them all" in notes) == (2, True)
+
+
+@pytest.mark.slow
+def test_train_compares_in_earnest(call: Any, drawn: Path, tmp_path: Path) -> None:
+    command = [
+        "train",
+        drawn,
+        "--output",
+        tmp_path / "all",
+        "--compare",
+        "direct",
+        "pd",
+        "--seeds",
+        0,
+        1,
+        "--epochs",
+        1,
+    ]
+    code, answer, notes = call(*command, 1, "--batch-size", 8, "--steps-per-epoch", 2, "--json")
+    assert code == 0, notes
+    assert list(answer["differences"]) == ["pd"]
+    for way in ("direct", "pd"):
+        for seed in (0, 1):
+            run = tmp_path / "all" / way / f"seed-{seed}"
+            assert (run / "report.html").is_file()
+            assert (run / "model" / "README.md").is_file()
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "-m", "promptreid", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_train_under_torchrun_prints_once_and_trains_together(drawn: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    command = ["train", drawn, "--output", run, "--epochs", 1, 1, "--batch-size", 8, "--device", "cpu"]
+    done = torchrun(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("synthetic people (CUHK-PEDES layout)") == 1
+    assert done.stdout.count("stage two   text to image") == 1
+    assert done.stderr.count("stage two 1/1  val mAP") == 1
+    assert (run / "report.html").is_file()
+    assert (run / "model" / "prompts.safetensors").is_file()
+    done = torchrun("evaluate", drawn, "--model", run / "model", "--device", "cpu")
+    assert (done.returncode, done.stdout.count("text to image")) == (0, 1), done.stderr
+    done = torchrun(*command, "--image-dir", tmp_path)  # where no image is
+    assert done.returncode != 0
+    assert done.stderr.count("error: 32 of 32 images are missing") == 1
+
+
+def test_device_of_a_process_of_several_is_its_own_gpu_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[str] = []
+
+    def empty(*_: Any, device: str) -> torch.Tensor:
+        touched.append(device)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [check_device(device) for device in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert touched == ["cuda:1", "cuda:1", "cpu"]  # and none on another process's
+
+
+def test_silent_process_tells_its_own_failures_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=False)
+    output.is_silent = True
+    output.say("scores")
+    output.note("warning: something")
+    assert output.fail("process 0 failed, and the others stop with it: ValueError: no; mend that", 2) == 2
+    written = capsys.readouterr()
+    assert written.out + written.err == ""
+    output.fail("out of memory", 5)
+    assert capsys.readouterr().err == "error: out of memory\n"

@@ -159,7 +159,8 @@ def test_check_dataset_sound_copy_is_ready(write_cuhk: Write, entries: list[dict
     assert report.problems == ()
     assert (report.num_records, report.num_captions, report.num_images_opened) == (10, 20, 10)
     assert report.lines() == [
-        "CUHK-PEDES: train 3 persons, 6 images, 12 captions; val 1 persons, 2 images, 4 captions; "
+        "synthetic people (CUHK-PEDES layout): train 3 persons, 6 images, 12 captions; "
+        "val 1 persons, 2 images, 4 captions; "
         "test 2 persons, 2 images, 4 captions",
         "ready for training: 0 errors, 0 warnings (10 images opened)",
     ]
@@ -336,4 +337,4 @@ def test_check_dataset_skip_leaves_out_images_that_cannot_be_read(write_cuhk: Wr
     report = check(root, on_bad="skip")
     assert report.ok
     assert sorted(problem.path for problem in report.left_out) == ["cam_a/0000.png", "cam_b/0001.png"]
-    assert report.summary.startswith("CUHK-PEDES: train 3 persons, 4 images")
+    assert report.summary.startswith("synthetic people (CUHK-PEDES layout): train 3 persons, 4 images")

@@ -169,7 +169,7 @@ def test_load_folder_bad_row_names_line_and_value(write_csv: Callable[..., Path]
     [
         ("{", "line 1: is not valid JSON ("),
         ("3", "line 1: is int, expected an object with image, caption, person_id, split"),
-        ('{"image": "a.jpg"}', "line 1: has no caption, person_id, split"),
+        ('{"image": "a.jpg"}', "line 1: has no caption, person_id"),
         ('{"image": "a.jpg", "caption": 3, "person_id": 1, "split": "test"}', "caption is 3, expected a sentence"),
         ('{"image": "a.jpg", "caption": "a", "person_id": 1.5, "split": "test"}', "person_id is 1.5, expected a numb"),
         ('{"image": "a.jpg", "caption": "\\ud800", "person_id": 1, "split": "test"}', "holds half of a character"),

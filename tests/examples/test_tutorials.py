@@ -45,8 +45,8 @@ def test_own_training_loop_trains_both_stages_and_saves(tmp_path, monkeypatch, c
         adapted("own_training_loop.py", tmp_path, **SMALL), folder=tmp_path, monkeypatch=monkeypatch, capsys=capsys
     )
     assert re.findall(r"^after (\w+): rank-1 \d\.\d{3}$", output, re.MULTILINE) == [
-        "domain_adaptation",
-        "task_adaptation",
+        "stage_one",
+        "stage_two",
     ]
     assert (tmp_path / "runs/own_training_loop/model/prompts.safetensors").is_file()
     assert (tmp_path / "runs/own_training_loop/model/open_clip_model.safetensors").is_file()

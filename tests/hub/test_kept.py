@@ -45,7 +45,7 @@ def test_kept_run_is_resumed_and_ends_as_it_would_have(folder, tool, tmp_path):
     trainer = tool.trainer(model, tmp_path / "run")
     history = trainer.fit()
     assert [(entry["stage"], entry["epoch"]) for entry in history] == [
-        ("domain_adaptation", 1), ("domain_adaptation", 2), ("task_adaptation", 1), ("task_adaptation", 2)
+        ("stage_one", 1), ("stage_one", 2), ("stage_two", 1), ("stage_two", 2)
     ]  # fmt: skip
     for name, values in expected["trained"].items():
         torch.testing.assert_close(torch.tensor(tool.trained(model)[name]), torch.tensor(values), atol=1e-5, rtol=0)

@@ -185,7 +185,7 @@ def test_adapters_in_layers_that_are_never_called_are_refused(name, targets, unr
         warnings.simplefilter("ignore")
         model = PromptedCLIP(open_clip.create_model(name), PromptConfig(text_length=2, vision_length=2))
         add_lora(model, targets)
-        with pytest.raises(ValueError, match=rf"stage 'lora' trains .*{unreached}.*no feature is computed from there"):
+        with pytest.raises(ValueError, match=rf"stage 'lora': trains .*{unreached}.*no feature is computed from there"):
             train(model)
 
 

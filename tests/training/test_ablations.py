@@ -1,6 +1,7 @@
 """Each ablation: which parts train in which stage on which losses, and on which model."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.training import ablations
+from promptreid.training.ablations import ABLATIONS
 from promptreid.training.recipe import Recipe
 
 BOTH, TEXT, IMAGE, NONE = (2, 2), (2, 0), (0, 2), (0, 0)
@@ -110,3 +112,17 @@ def test_joint_one_stage_trains_prompts_and_encoders_at_their_own_rates(clip: to
 def test_recipe_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**({"num_identities": 3} | settings))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ways_of_the_table_fit_their_models_and_see_the_data_equally_often(
+    clip: torch.nn.Module, recipe: Recipe, name: str
+) -> None:
+    way = ABLATIONS[name]
+    model = PromptedCLIP(clip, way.config(PromptConfig(text_length=2, vision_length=2)))
+    own = way.recipe(replace(recipe, stage_one_epochs=2, stage_two_epochs=3))
+    stages = way.stages(model, own)
+    expected = {"direct_short": 3, "stage_one": 2}.get(name, 5)
+    if name in ("text_prompts", "image_prompts", "pd", "norms_stage_one"):
+        assert [stage.name for stage in stages] == ["stage_one", "stage_two"]
+    assert sum(stage.epochs for stage in stages) == expected

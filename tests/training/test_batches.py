@@ -30,9 +30,7 @@ def test_training_data_of_one_person_is_refused(model: PromptedCLIP) -> None:
 @pytest.mark.parametrize("labels", [[0, 1, 3], [-1, 0, 1]])
 def test_training_data_with_labels_out_of_range_is_refused(model: PromptedCLIP, labels: list[int]) -> None:
     schedule = TwoStageSchedule(model, num_identities=3)
-    message = (
-        rf"loss 'identity' of stage 'task_adaptation', made for num_identities=3: .* from {labels[0]} to {labels[2]}"
-    )
+    message = rf"loss 'identity' of stage 'stage_two', made for num_identities=3: .* from {labels[0]} to {labels[2]}"
     with pytest.raises(ValueError, match=message):
         check_training_data(SimpleNamespace(person_ids=torch.tensor(labels)), schedule, batch_size=4)
 

@@ -15,7 +15,7 @@ from promptreid.training.recipe import Recipe, TwoStageSchedule
 def test_two_stage_schedule_default_is_domain_then_task_adaptation(model: PromptedCLIP) -> None:
     schedule = TwoStageSchedule(model, num_identities=3, stage_one_epochs=2, stage_two_epochs=4, identity_weight=0.5)
     assert isinstance(schedule, Sequence)
-    assert [stage.name for stage in schedule] == ["domain_adaptation", "task_adaptation"]
+    assert [stage.name for stage in schedule] == ["stage_one", "stage_two"]
     assert [stage.trains for stage in schedule] == [("prompts",), ("encoders",)]
     assert [list(stage.loss_modules) for stage in schedule] == [["contrastive"], ["contrastive", "identity"]]
     assert [stage.epochs for stage in schedule] == [2, 4]
@@ -60,8 +60,8 @@ def test_two_stage_schedule_identity_head_stays_out_of_the_model(model: Prompted
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"stage_one_epochs": 0}, ["task_adaptation"]),
-        ({"stage_two_epochs": 0}, ["domain_adaptation"]),
+        ({"stage_one_epochs": 0}, ["stage_two"]),
+        ({"stage_two_epochs": 0}, ["stage_one"]),
     ],
 )
 def test_two_stage_schedule_zero_epochs_leaves_a_stage_out(
@@ -84,7 +84,7 @@ def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: Prom
         ({"temperature": 0.0}, "temperature"),
         ({"identity_weight": -1.0}, "identity_weight is -1.0"),
         ({"warmup_share": 1.0}, "warmup_share"),
-        ({"algorithm": "lion"}, "algorithm of stage 'domain_adaptation' is 'lion'"),
+        ({"algorithm": "lion"}, "algorithm of stage 'stage_one' is 'lion'"),
     ],
 )
 def test_two_stage_schedule_wrong_setting_is_refused(

@@ -32,8 +32,9 @@ def run_and_compare(start: Callable[..., str], folder: Path, *, kills: int, seed
     assert whole == killed
     assert len(killed[2]) == 6 + 18
     assert not list((folder / "killed" / "checkpoints").glob("unfinished-*"))
-    best = [(folder / name / "best.safetensors").read_bytes() for name in ("whole", "killed")]
-    assert best[0] == best[1]
+    for name in ("whole", "killed"):
+        assert len(list((folder / name / "checkpoints").iterdir())) == 1
+        assert not (folder / name / "best.safetensors").exists()  # the checkpoint holds them
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

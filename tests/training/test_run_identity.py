@@ -153,9 +153,8 @@ def test_trainer_frozen_encoders_are_not_kept_but_must_be_the_same(
     trainer = make(stages=prompts_only(model, Margin(1.0)), **scored)
     trainer.fit()
     (path,) = list_checkpoints(tmp_path / "run" / "checkpoints")
-    for file, prefix in ((path / "state.safetensors", "model."), (tmp_path / "run" / "best.safetensors", "")):
-        names = {name for name in load_file(file) if prefix == "" or name.startswith(prefix)}
-        assert names == {f"{prefix}vision.prompts.tokens", f"{prefix}text.prompts.tokens"}
+    names = {name for name in load_file(path / "state.safetensors") if name.startswith("model.")}
+    assert names == {"model.vision.prompts.tokens", "model.text.prompts.tokens"}
     learnt = model.prompt_state_dict()["text.prompts.tokens"].clone()
     for again in (make(stages=prompts_only(model, Margin(1.0)), **scored).fit, trainer.load_best):
         torch.nn.init.zeros_(model.text.prompts.tokens)
@@ -223,7 +222,7 @@ def test_trainer_killed_between_best_and_checkpoint_keeps_the_best_of_the_checkp
     history = trainer.fit()
     assert history[1]["chosen"] == {"rule": "highest mAP", "epoch": 1, "step": 2, "mAP": 0.5}
     assert seen[0] == first
-    assert sorted(path.name for path in (tmp_path / "run").glob("best*")) == ["best.safetensors"]
+    assert not list((tmp_path / "run").glob("best*"))
     (tmp_path / "run" / "best.safetensors").write_bytes(first)  # of another epoch than the log says
     with pytest.raises(CheckpointError, match=r"best\.safetensors: its SHA-256 is not the one that the checkpoint"):
         trainer.load_best()
@@ -264,9 +263,10 @@ def mutations(value: Any, draw: random.Random) -> Any:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_trainer_mutated_checkpoints_are_refused_in_our_words(
-    make: Any, model: PromptedCLIP, tmp_path: Path, old: bool
+    make: Any, model: PromptedCLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
     stages = prompts_only(model, Margin(1.0), epochs=2)
+    monkeypatch.setattr(RunFolder, "tidy", lambda _: None)  # as if it had been killed before
     make(stages=stages, checkpoint_every_steps=1, keep_checkpoints=9).fit()
     for path in list_checkpoints(tmp_path / "run" / "checkpoints")[1:]:
         shutil.rmtree(path)

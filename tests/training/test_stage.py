@@ -11,6 +11,7 @@ from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
+from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.stage import Stage, rate_factor
 
 PROMPTS = {"vision.prompts.tokens", "text.prompts.tokens"}
@@ -188,12 +189,12 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
     ("settings", "message"),
     [
         ({"trains": []}, "nothing to train"),
-        ({"trains": ["prompt"]}, r"stage 'test' trains \['prompt'\], expected some of .* or names"),
+        ({"trains": ["prompt"]}, r"stage 'test': trains \['prompt'\], expected some of .* or names"),
         ({"trains": "prompts"}, r"trains \['prompts'\], expected some of .* in a list"),
         ({"trains": lambda name, _: "lora_" in name}, "chooses none of the model's .* vision.prompts.tokens"),
         ({"trains": ["clip.logit_scale"]}, "trains clip.logit_scale, but no feature is computed from there"),
         ({"losses": {}}, "expected at least one"),
-        ({"losses": {"total": ContrastiveLoss()}}, "none called total"),
+        ({"losses": {"total": ContrastiveLoss()}}, "the name of their sum"),
         ({"weights": {"contrastve": 1.0}}, "weights for"),
         ({"weights": {"contrastive": -1.0}}, "contrastive of stage 'test' is -1.0, expected a number of at least 0"),
         ({"epochs": 0}, "expected at least 1"),
@@ -269,3 +270,24 @@ def test_stage_named_parameters_put_their_own_module_alone_into_train_mode(model
     assert model.clip.visual.ln_pre.training
     assert not dropout.training
     assert not model.clip.visual.transformer.training
+
+
+def test_stage_takes_a_loss_of_your_own_as_a_dictionary_does(model: PromptedCLIP) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3)
+    schedule.stage_two.losses["mine"] = lambda images, texts, person_ids: (images - texts).square().mean()
+    schedule.stage_two.weights["mine"] = 0.5
+    images, texts, person_ids = torch.randn(4, 32), torch.randn(4, 32), torch.tensor([0, 1, 2, 0])
+    found = schedule.stage_two.losses(images, texts, person_ids)
+    assert list(found) == ["contrastive", "identity", "mine", "total"]
+    torch.testing.assert_close(found["mine"], (images - texts).square().mean())
+    torch.testing.assert_close(found["total"], found["contrastive"] + found["identity"] + 0.5 * found["mine"])
+    assert "mine" in schedule.stage_two.settings()["losses"]
+    assert "mine" in schedule.stage_two.loss_settings
+    del schedule.stage_two.losses["mine"]
+    assert list(schedule.stage_two.losses(images, texts, person_ids)) == ["contrastive", "identity", "total"]
+    with pytest.raises(TypeError, match="the loss 'mine' is int, expected a module or a function"):
+        schedule.stage_two.losses["mine"] = 3  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="the name of their sum"):
+        schedule.stage_two.losses["total"] = torch.nn.Identity()
+    with pytest.raises(LookupError, match="this schedule has no stage_one: stage_one_epochs is 0"):
+        _ = TwoStageSchedule(model, num_identities=3, stage_one_epochs=0).stage_one

@@ -3,10 +3,12 @@
 import copy
 import json
 import math
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,10 +39,10 @@ def test_trainer_two_stages_freeze_what_they_should(make: Any, model: PromptedCL
 def test_trainer_history_and_log_hold_an_entry_an_epoch(make: Any, tmp_path: Path) -> None:
     history = make(evaluate=lambda _: {"rank1": 0.5}).fit()
     assert [(entry["stage"], entry["epoch"], entry["step"]) for entry in history] == [
-        ("domain_adaptation", 1, 2),
-        ("domain_adaptation", 2, 4),
-        ("task_adaptation", 1, 6),
-        ("task_adaptation", 2, 8),
+        ("stage_one", 1, 2),
+        ("stage_one", 2, 4),
+        ("stage_two", 1, 6),
+        ("stage_two", 2, 8),
     ]
     assert [set(entry["losses"]) for entry in history][1:3] == [
         {"contrastive", "total"},
@@ -286,7 +288,7 @@ def test_trainer_without_validation_ends_with_the_last_epoch_and_says_so(make: A
 def test_trainer_says_which_weights_a_stage_ends_with(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="promptreid.training"):
         make().fit()
-    assert caplog.messages[0] == "stage domain_adaptation ends with the weights of epoch 2 (last epoch)"
+    assert caplog.messages[0] == "stage one ends with the weights of epoch 2 (last epoch)"
 
 
 def test_trainer_score_not_a_number_is_refused(make: Any) -> None:
@@ -355,9 +357,11 @@ def test_trainer_non_finite_loss_names_the_last_good_checkpoint(make: Any, model
 
 
 def test_trainer_keeps_as_many_checkpoints_as_asked(make: Any, tmp_path: Path) -> None:
-    make(checkpoint_every_steps=1, keep_checkpoints=3).fit()
+    trainer = make(checkpoint_every_steps=1, keep_checkpoints=3)
+    with stopped_at(trainer, 7), pytest.raises(Killed):
+        trainer.fit()
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == [f"step-00000000{step}" for step in (6, 7, 8)]
+    assert names == [f"step-00000000{step}" for step in (5, 6, 7)]
 
 
 def test_trainer_logs_a_line_a_step(make: Any, tmp_path: Path) -> None:
@@ -402,14 +406,61 @@ def test_trainer_gradient_checkpointing_computes_blocks_again(make: Any, model: 
     assert len(calls) - plain == 2 * plain
 
 
-def test_trainer_shows_a_bar_an_epoch_with_loss(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trainer_prints_a_line_an_epoch_and_which_one_it_kept(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = iter([0.2, 0.1, 0.25, 0.25])
+    settings = {"evaluate": lambda _: {"mAP": next(scores)}, "evaluate_every_epoch": True, "best_metric": "mAP"}
+    trainer = make(progress=True, **settings)
+    trainer.baseline = {"mAP": 0.15}
+    trainer.fit()
+    announced, *lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"checkpoints take at most \d\.\d MB while it trains and [\d.]+ kB afterwards", announced)
+    assert max(map(len, lines)) <= 80
+    shown = [re.sub(r"loss [\d.]+  [\d:]+ left", "…", each) for each in lines]
+    assert shown == [
+        "stage one (domain adaptation) trains the prompts: 2 epochs of 2 steps",
+        "stage one 1/2  val mAP 20.00 (+5.00) best  …",
+        "stage one 2/2  val mAP 10.00 (-10.00)       …",
+        "stage one: kept epoch 1 of 2, the highest validation mAP, 20.00",
+        "stage two (task adaptation) trains the encoders: 2 epochs of 2 steps",
+        "stage two 1/2  val mAP 25.00 (+5.00) best  …",
+        "stage two 2/2  val mAP 25.00 (+0.00)       …",
+        "stage two: kept epoch 1 of 2, the highest validation mAP, 25.00",
+    ]
+
+
+def test_trainer_shows_a_bar_on_a_terminal_alone(
+    make: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptreid.training.log.bars_can_move", lambda: True)
     make(progress=True).fit()
     shown = capsys.readouterr().err
-    assert "domain_adaptation 1/2" in shown
-    assert "task_adaptation 2/2: 100%" in shown
-    assert "contrastive=" in shown
-    assert "identity=" in shown
-    assert "run_left=00:00]" in shown.splitlines()[-1]
+    assert "stage one 1/2" in shown
+    assert re.search(r"stage two 2/2 +0%\|.*\| 0/2", shown)
+    assert max(len(part) for part in re.split(r"[\r\n]", shown)) <= 80
+
+
+def test_trainer_that_ended_leaves_its_last_checkpoint_alone_and_loads_the_best_from_it(
+    make: Any, tmp_path: Path
+) -> None:
+    scores = iter([0.2, 0.1, 0.25, 0.2])
+    settings = {"evaluate": lambda _: {"mAP": next(scores)}, "evaluate_every_epoch": True, "best_metric": "mAP"}
+    make(**settings).fit()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000008"]
+    assert not list((tmp_path / "run").glob("best*"))
+    again = make(**settings)
+    again.load_best()
+    best = {name: value.clone() for name, value in again.model.state_dict().items()}
+    again.fit()
+    assert all(torch.equal(best[name], value) for name, value in again.model.state_dict().items())
+
+
+def test_trainer_that_would_fill_the_disk_is_refused_before_it_begins(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"checkpoints need up to \d.* MB, but only 0\.0 MB are free"):
+        make().fit()
+    assert not list((tmp_path / "run").glob("checkpoints"))
 
 
 @pytest.mark.parametrize(
@@ -483,10 +534,12 @@ def test_trainer_checkpoint_of_another_model_is_refused(make: Any, model: Prompt
 
 
 def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(make: Any, tmp_path: Path) -> None:
-    make().fit()
-    path = tmp_path / "run" / "checkpoints" / "step-000000008" / "state.safetensors"
+    trainer = make()
+    with stopped_at(trainer, 7), pytest.raises(Killed):
+        trainer.fit()
+    path = tmp_path / "run" / "checkpoints" / "step-000000006" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"step-000000008: .*truncated.*delete it to resume from step-000000006"):
+    with pytest.raises(CheckpointError, match=r"step-000000006: .*truncated.*delete it to resume from step-000000004"):
         make().fit()
 
 

@@ -143,7 +143,7 @@ def test_cost_by_hand(tmp_path):
         "test_pictures": 10,
         "device": "a GPU",
         "date": "2026-01-01",
-        "seconds": {"domain_adaptation": 50.0, "task_adaptation": 100.0, "evaluation": 5.0},
+        "seconds": {"stage_one": 50.0, "stage_two": 100.0, "evaluation": 5.0},
     }
     (tmp_path / "found.json").write_text(json.dumps(measured))
     found = paper_cost.known_cost(tmp_path / "found.json")

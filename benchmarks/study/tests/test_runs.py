@@ -33,7 +33,7 @@ def test_a_run_writes_all_that_is_reported_and_is_not_done_twice(toy_run, scratc
     result = runs.perform(toy_run(), tmp_path, scratch)
     assert set(PARTS) <= set(result)
     assert [(entry["stage"], entry["step"]) for entry in result["history"]] == [
-        ("domain_adaptation", 2), ("task_adaptation", 2), ("task_adaptation", 4),
+        ("stage_one", 2), ("stage_two", 2), ("stage_two", 4),
     ]  # fmt: skip
     assert set(result["rank1_by_group"]) == {"build", "skin tone", "word for gender"}
     assert len(result["rank1_by_person"]) == 4

@@ -1,1 +1,1 @@
-"""The command line: promptreid check | train | evaluate | index | search | demo | push."""
+"""The command line: promptreid try | check | train | evaluate | index | search | demo | convert | export | push."""

@@ -1,7 +1,6 @@
 """`promptreid evaluate`: scores a model on a split."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +12,18 @@ from promptreid.cli.options import (
     chosen_model,
     folder_to_read,
     folder_to_write,
+    joined_processes,
     load_model,
     note_model,
     whole,
 )
 from promptreid.cli.output import Output
-from promptreid.defaults import BATCH_SIZE
+from promptreid.defaults import BATCH_SIZE, OnBad
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from promptreid.data.images import OnBad
 
 DESCRIPTION = """Rank-1/5/10, mAP and mINP of a model, text to image and image to text. Under torchrun each process
 encodes its share: torchrun --nproc-per-node 4 -m promptreid evaluate …"""
@@ -55,17 +54,14 @@ def run(
     num_workers: int,
     layout: str | None,
     image_dir: Path | None,
-    on_bad: "OnBad",
+    on_bad: OnBad,
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""
     choice = chosen_model(model)
-    from torch import distributed
-
     from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
     from promptreid.evaluation.evaluate import evaluate, score_table
-    from promptreid.evaluation.splits import is_main_process
 
     device = check_device(model["device"])
     data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
@@ -76,39 +72,17 @@ def run(
     if on_bad == "skip":
         wanted = keep_readable(wanted, on_bad=on_bad, progress=console.progress)
     note_model(console, choice, root)
-    encoder = load_model(choice, device=_join_processes(device))
-    try:
+    with joined_processes(console, device):
         scores = evaluate(
-            encoder,
+            load_model(choice, device=device),
             wanted,
             batch_size=batch_size,
             num_workers=num_workers,
             progress=console.progress,
             output_dir=output,
         ).as_dict()
-        if not is_main_process():
-            console.as_json = False
-            return 0
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
     console.record(data=data.name, split=split, model=choice.as_dict(), scores=scores)
     console.say(*score_table({f"{split} split": scores}).split("\n"))
     if output is not None:
         console.say(f"metrics.json and ranking.png are in {output}")
     return 0
-
-
-def _join_processes(device: str) -> str:
-    """Join the other processes that torchrun started, if it did; returns this one's device."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device
-    if not device.startswith("cuda"):
-        torch.distributed.init_process_group("gloo")
-        return device
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    torch.cuda.set_device(own)
-    torch.distributed.init_process_group("nccl")
-    return own

@@ -20,7 +20,7 @@ NEEDS = [(None, "onnxscript", "onnx"), (None, "onnxruntime", "onnx")]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("output", type=folder_to_write, help="folder for the files")
-    add_model_arguments(parser, default=TINY_ADAPTED)
+    add_model_arguments(parser, default=TINY_ADAPTED, device="cpu")
 
 
 def run(console: Output, /, *, output: Path, **model: "Unpack[ModelArguments]") -> int:

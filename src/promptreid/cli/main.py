@@ -36,7 +36,7 @@ COMMANDS = {
     "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
-NOTHING_FOUND, MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 1, 2, 3, 4, 5, 130
+MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 2, 3, 4, 5, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
 in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
 the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM"""
@@ -162,9 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; those of the process if `None`.
 
     Returns:
-        The exit code: 0 done; 1 done, and the answer is no; 2 a mistake in the arguments or the input; 3 an optional
-        dependency is missing; 4 an unexpected failure; 5 the disk, the memory or the network failed, or another process
-        is at work; 130 interrupted; 143 stopped by SIGTERM.
+        The exit code, as the end of every `--help` explains it.
     """
     # It announces every try again; what it tells in the end is the one line of the error.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)

@@ -2,13 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from promptreid.cli.output import Output
-from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, SYNTHETIC_STAMP
+from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
 from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 2048
 LARGEST_SEED = 2**32 - 1  # numpy takes no more
+_BEST_DEVICE = "cuda if there is a GPU, else cpu"
 BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
@@ -35,7 +37,7 @@ class DataArguments(TypedDict):
 
     layout: str | None
     image_dir: Path | None
-    on_bad: Literal["strict", "skip"]
+    on_bad: OnBad
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,13 @@ def saved_model(text: str) -> str:
     return text
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, default: str, device: str = _BEST_DEVICE) -> None:
     """Add `--model`, `--pretrained`, `--image-size`, `--revision` and `--device`.
 
     Args:
         parser: The command's.
         default: Which model is used without `--model`, in words.
+        device: Which device is used without `--device`, in words.
     """
     parser.add_argument(
         "--model",
@@ -210,7 +213,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str) -> Non
         help=f"pixels, for an open_clip model; default {IMAGE_SIZE[0]} {IMAGE_SIZE[1]}",
     )
     add_revision_argument(parser)
-    add_device_argument(parser)
+    add_device_argument(parser, default=device)
 
 
 def add_revision_argument(parser: argparse.ArgumentParser) -> None:
@@ -231,9 +234,9 @@ def at_revision(model: str, revision: str | None) -> str:
     return f"{model.partition('@')[0]}@{revision}"
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
-    parser.add_argument("--device", help="default: cuda if there is a GPU, else cpu")
+def add_device_argument(parser: argparse.ArgumentParser, *, default: str = _BEST_DEVICE) -> None:
+    """Add `--device`; the default is said in words."""
+    parser.add_argument("--device", help=f"default: {default}")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -249,7 +252,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--on-bad",
-        choices=("strict", "skip"),
+        choices=get_args(OnBad),
         default="strict",
         help="refuse data with bad records or images, or leave those out and list them; default %(default)s",
     )
@@ -326,11 +329,16 @@ def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
 def check_device(device: str | None) -> str:
     """Return a device that works here; the GPU or the processor for `None`.
 
+    Under `torchrun` it is the GPU of this process, so that no process takes memory on another one's.
+
     Raises:
         ValueError: It does not.
     """
     import torch
 
+    own = os.environ.get("LOCAL_RANK")
+    if device in (None, "cuda") and torch.cuda.is_available() and own is not None:
+        device = f"cuda:{own}"
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -338,6 +346,31 @@ def check_device(device: str | None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+@contextmanager
+def joined_processes(console: Output, device: str) -> Generator[None, None, None]:
+    """Work together with the other processes that `torchrun` started, if it did; the first alone speaks.
+
+    Args:
+        console: Silent inside the block in every other process.
+        device: What `check_device` returned: a GPU of this process's own, or the processor.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    console.is_silent = int(os.environ.get("RANK", "0")) > 0
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
 
 
 def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":

@@ -14,25 +14,31 @@ class Output:
 
     Args:
         as_json: Print one JSON object at the end instead of lines.
+
+    Attributes:
+        is_silent: Whether this is a process beside another one that speaks; only failures of its own are told then.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self.is_silent: bool = False
         self._entries: dict[str, Any] = {}
 
     @property
     def progress(self) -> bool:
         """Whether to show progress bars, on standard error: only to people."""
-        return not self.as_json and sys.stderr.isatty()
+        return not self.as_json and not self.is_silent and sys.stderr.isatty()
 
     def say(self, *lines: str) -> None:
         """Print lines, for people only."""
-        if not self.as_json:
+        if not self.as_json and not self.is_silent:
             for line in lines:
                 print_line(printable(line))
 
     def note(self, text: str) -> None:
         """Print text on standard error, whoever reads."""
+        if self.is_silent:
+            return
         with suppress(OSError, ValueError, AttributeError):  # full or closed: nobody is there to be told
             for line in text.split("\n"):
                 sys.stderr.write(f"{printable(line)}\n")
@@ -44,13 +50,18 @@ class Output:
     def fail(self, message: str, code: int) -> int:
         """Print an error as one line and return its exit code; what was recorded before stays in the JSON object."""
         line = " ".join(part.strip() for part in message.split("\n") if part.strip())
+        silent = self.is_silent
+        self.is_silent = silent and "the others stop with it" in line  # which the other process says itself
         self.note(f"error: {line}")
+        self.is_silent = silent
         self.record(error=line)
         return code
 
     def finish(self, code: int) -> int:
         """Print the JSON object, if that is wanted, and return the exit code."""
-        if self.as_json:  # in ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it
+        if (
+            self.as_json and not self.is_silent
+        ):  # in ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it
             print_line(json.dumps({**self._entries, "exit_code": code}, default=str))
         return code
 

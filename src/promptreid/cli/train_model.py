@@ -1,9 +1,8 @@
 """`promptreid train`: adapts a model to a dataset, in both stages."""
 
 import argparse
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -19,20 +18,20 @@ from promptreid.cli.options import (
     check_names,
     folder_to_read,
     folder_to_write,
+    joined_processes,
     positive,
     positive_or_none,
+    refuse_unused,
     whole,
 )
 from promptreid.cli.output import Output
-from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
+from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad
 from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from promptreid.adaptation import Adaptation
-    from promptreid.data.images import OnBad
     from promptreid.data.records import ReIDDataset
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.training.recipe import Recipe
@@ -41,6 +40,11 @@ DESCRIPTION = """Train prompts with frozen encoders, then the encoders with froz
 after; save the model in OUTPUT/model, and figures of what changed beside it. A killed run resumes when the same
 command is run again. The validation split chooses the epoch, and the test split never does. Needs the extras train
 and viz."""
+# The ways of `promptreid.training.ablations`, which would import torch.
+WAYS = (
+    "pd", "direct", "direct_short", "direct_id_warmup", "stage_one", "joint", "prompts_both", "pd_no_id",
+    "text_prompts", "image_prompts", "norms_stage_one",
+)  # fmt: skip
 ALGORITHMS = ("adamw", "adam", "sgd")  # those of Stage, which would import torch
 NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 
@@ -57,6 +61,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep decoded images there: large, and training is faster",
     )
     add_data_arguments(parser)
+    parser.add_argument(
+        "--split", metavar="80/10/10", help="divide the persons by chance: percent for training, validation, test"
+    )
+    parser.add_argument("--split-seed", type=whole(0), default=0, help="of that drawing; default %(default)s")
+    parser.add_argument(
+        "--seeds", type=whole(0, LARGEST_SEED), nargs="+", metavar="SEED", help="train once for each: mean and spread"
+    )
+    parser.add_argument(
+        "--compare",
+        choices=WAYS,
+        nargs="+",
+        metavar="WAY",
+        help=f"train in several ways under the same seeds: {', '.join(WAYS)}",
+    )
+    parser.add_argument(
+        "--tracker", action="append", metavar="NAME", help="wandb, mlflow, tensorboard or another; may be repeated"
+    )
+    parser.add_argument(
+        "--project", default="promptreid", help="under which trackers keep the run; default %(default)s"
+    )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,51 +214,74 @@ def run(
     cache_images: Path | None,
     layout: str | None,
     image_dir: Path | None,
-    on_bad: "OnBad",
+    on_bad: OnBad,
+    split: str | None,
+    split_seed: int,
+    seeds: Sequence[int] | None,
+    compare: Sequence[str] | None,
+    tracker: Sequence[str] | None,
+    project: str,
     **given: "Unpack[TrainingArguments]",
 ) -> int:
-    """Train the model."""
-    from promptreid.adaptation import adapt
-    from promptreid.data.images import keep_readable
-    from promptreid.data.reader import load_dataset
-    from promptreid.evaluation.evaluate import score_table
+    """Train the model, or several."""
+    from promptreid.cli.training_runs import Training
+    from promptreid.evaluation.splits import is_main_process
+    from promptreid.training.processes import failing_together
 
+    if seeds is not None and given["seed"]:
+        refuse_unused({"seed": given["seed"]}, "--seeds says them all")
     arguments, recipe = complete_training_arguments(given)
-    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
-    if on_bad == "skip":
-        kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
-        data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
-    model = make_model(arguments, cameras=data.train.cameras)
-    console.say(data.summary())
-    result = adapt(
-        model,
-        data,
-        recipe,
-        output_dir=output,
-        batch_size=arguments["batch_size"],
-        steps_per_epoch=arguments["steps_per_epoch"],
-        seed=arguments["seed"],
-        device=arguments["device"],
-        num_workers=arguments["num_workers"],
-        cache_dir=cache_images,
-        trackers=(),
-        progress=console.progress,
-    )
-    console.record(**result.as_dict())
-    console.say(*score_table(result.as_dict()["results"]).split("\n"))
-    _write_figures(output, result)
-    if result.model_dir is not None:
-        _write_card(result.model_dir, arguments, data, recipe, result)
-    rule = result.checkpoint_rule
-    console.say(f"kept: {rule}; results.json, metrics.json, pictures and model/ are in {output}")
+    with joined_processes(console, str(arguments["device"])):
+        with failing_together():
+            data = _load(console, root, layout=layout, image_dir=image_dir, on_bad=on_bad, split=(split, split_seed))
+        console.say(data.summary())
+        options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ()), "project": project}
+        options["progress"] = not console.as_json
+        training = Training(console, data, arguments, recipe, options)
+        if split is not None and is_main_process():
+            _write_split(output, data, split, split_seed)
+        if seeds is None and compare is None:
+            training.run(output)
+        else:
+            training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
     return 0
 
 
-def make_model(arguments: TrainingArguments, *, cameras: Sequence[str] = ()) -> "PromptedCLIP":
-    """Draw the model that complete arguments describe, under their seed.
+def _load(
+    console: Output,
+    root: Path,
+    *,
+    layout: str | None,
+    image_dir: Path | None,
+    on_bad: OnBad,
+    split: tuple[str | None, int],
+) -> "ReIDDataset":
+    from promptreid.data.images import keep_readable
+    from promptreid.data.reader import load_dataset
+
+    shares, seed = split
+    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad, split=shares, split_seed=seed)
+    if on_bad == "skip":
+        kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
+        data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
+    return data
+
+
+def _write_split(folder: Path, data: "ReIDDataset", shares: str, seed: int) -> None:
+    """Which persons are in which split, as they were drawn."""
+    from promptreid.files import write_json_atomically
+
+    persons = {each.name: sorted(each.labels) for each in data.splits}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / "split.json", {"split": shares, "seed": seed, "persons": persons}, indent=None)
+
+
+def make_model(arguments: TrainingArguments, *, way: str = "pd", cameras: Sequence[str] = ()) -> "PromptedCLIP":
+    """Draw the model that complete arguments describe, under their seed, with the prompts of a way of training.
 
     Args:
         arguments: What `complete_training_arguments` returned.
+        way: One of `ABLATIONS`.
         cameras: Those of the training images, for which grouped prompts are.
 
     Raises:
@@ -244,6 +291,7 @@ def make_model(arguments: TrainingArguments, *, cameras: Sequence[str] = ()) -> 
 
     from promptreid.model.prompted_clip import PromptedCLIP
     from promptreid.towers.loading import load_clip
+    from promptreid.training.ablations import ABLATIONS
 
     grouped = arguments["prompt_kind"] == "grouped"
     if grouped and not cameras:
@@ -264,49 +312,4 @@ def make_model(arguments: TrainingArguments, *, cameras: Sequence[str] = ()) -> 
     config = PromptConfig(
         length, length, depth, depth, kind=arguments["prompt_kind"], groups=tuple(cameras) if grouped else ()
     )
-    return PromptedCLIP(clip, config)
-
-
-def _write_card(
-    folder: Path, arguments: TrainingArguments, data: "ReIDDataset", recipe: "Recipe", result: "Adaptation"
-) -> None:
-    """The model card: scores by stage, settings, and what captions find where the images may be passed on."""
-    from promptreid.data.layouts import is_synthetic
-    from promptreid.hub.card import FIGURE, CardDetails
-    from promptreid.model.publishing import write_card
-
-    rows = {state: scores.as_dict() for state, scores in result.scores.items()}
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
-    table = [f"| state | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    table += [
-        f"| {state} | " + " | ".join(f"{100 * row[name]:.2f}" for name in names) + " |" for state, row in rows.items()
-    ]
-    sections = {"Scores of each stage": "Text to image, in percent, on the test split.\n\n" + "\n".join(table)}
-    if is_synthetic(data.root):
-        shutil.copyfile(folder.parent / FIGURE, folder / FIGURE)
-        sections["What it finds"] = f"![What four captions find]({FIGURE})"
-    numbers = {name: value for name, value in asdict(recipe).items() if name != "num_identities"}
-    chosen = ("image_size", "prompt_kind", "prompt_length", "prompt_depth", "batch_size", "seed")
-    training = {name: arguments[name] for name in chosen} | numbers
-    details = CardDetails(
-        dataset=data.name,
-        checkpoint_rule=result.checkpoint_rule,
-        seeds=(arguments["seed"],),
-        training={name.replace("_", " "): value for name, value in training.items()},
-        sections=sections,
-    )
-    write_card(folder, metrics=list(rows.values())[-1], details=details)
-
-
-def _write_figures(folder: Path, result: "Adaptation") -> None:
-    """The last scores with a ranking, and what the stages changed: similarities, features, and how training went."""
-    from promptreid.evaluation.evaluate import write_evaluation
-    from promptreid.evaluation.pictures.curves import draw_training_curves
-    from promptreid.evaluation.pictures.feature_space import draw_feature_map, draw_similarities
-
-    last = list(result.encoded)[-1]
-    write_evaluation(folder, result.encoded[last], result.scores[last])
-    draw_similarities(folder / "similarities.png", result.encoded)
-    draw_feature_map(folder / "feature_map.png", result.encoded)
-    history = [entry for entries in result.histories.values() for entry in entries]
-    draw_training_curves(folder / "curves.png", history)
+    return PromptedCLIP(clip, ABLATIONS[way].config(config))

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from promptreid.data.records import (
     split_conflicts,
     split_counts,
 )
-from promptreid.errors import printable
+from promptreid.errors import DatasetError, printable
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,37 @@ def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
     return replace(remaining, problems=[each for each in annotation.problems if each.kind not in LEFT_OUT]), left_out
 
 
+def divided(annotation: Annotation, shares: tuple[float, float, float], *, seed: int) -> Annotation:
+    """The annotation with every person, and so all of their images, put into one split by chance.
+
+    Who goes where depends on seed and identity alone, not on the order of the records or a library's generator.
+
+    Args:
+        annotation: What was read; splits that it has are replaced.
+        shares: Percent of the persons for training, validation and test.
+        seed: Of the drawing.
+
+    Raises:
+        DatasetError: There are fewer persons than a split for each share needs.
+    """
+
+    def drawn(person: int) -> str:
+        return sha256(f"{seed} {person}".encode()).hexdigest()
+
+    persons = sorted({record.person_id for record in annotation.records}, key=drawn)
+    counts = [round(len(persons) * share / 100) for share in shares[1:]]
+    counts.insert(0, len(persons) - sum(counts))
+    if any(share > 0 and count < 1 for share, count in zip(shares, counts, strict=True)):
+        raise DatasetError(
+            f"{annotation.path} has {len(persons)} persons, too few to divide them "
+            f"{'/'.join(f'{share:g}' for share in shares)}: each split needs one at least"
+        )
+    ends = [counts[0], counts[0] + counts[1]]
+    split = {person: SPLITS[bisect_right(ends, rank)] for rank, person in enumerate(persons)}
+    records = [replace(record, split=split[record.person_id]) for record in annotation.records]
+    return replace(annotation, records=records, published=None)
+
+
 def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stacklevel: int) -> None:
     """Count and name, in one warning, the records that were left out."""
     if not left_out:
@@ -151,6 +183,15 @@ def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stackl
 
 def structural_problems(annotation: Annotation) -> Iterator[Problem]:
     """Problems of the well-formed records: images, duplicates, persons in two splits, empty splits, counts."""
+    unsplit = sum(not record.split for record in annotation.records)
+    if unsplit:
+        yield Problem(
+            "split",
+            f"{annotation.path}: {unsplit:,} of {len(annotation.records):,} images have no split. Add a column split "
+            f'of {", ".join(SPLITS)}, or let the persons be divided: split="80/10/10" (on the command line --split '
+            "80/10/10)",
+        )
+        return
     yield from _image_problems(annotation)
     yield from _repeated_images(annotation)
     for index, words in split_conflicts(annotation.records, annotation.required):

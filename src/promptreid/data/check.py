@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from promptreid.data.annotation import Annotation, leave_out_bad, structural_problems
 from promptreid.data.captions import Tokenizer, caption_lengths
-from promptreid.data.images import ImageFolder, Inspection, OnBad, check_on_bad, inspect_images
+from promptreid.data.images import ImageFolder, Inspection, check_on_bad, inspect_images
 from promptreid.data.layouts import Layout
 from promptreid.data.problems import LEFT_OUT, CheckReport, Problem, in_order
 from promptreid.data.reader import read_dataset
-from promptreid.data.records import ImageRecord, count_line, split_counts
+from promptreid.data.records import ImageRecord, count_line, data_title, split_counts
+from promptreid.defaults import OnBad
 
 
 def check_dataset(
@@ -85,7 +86,9 @@ def check_dataset(
         name=annotation.name,
         root=annotation.root,
         annotation=annotation.path,
-        summary=count_line(annotation.name, split_counts(annotation.records), annotation.published),
+        summary=count_line(
+            data_title(annotation.name, annotation.root), split_counts(annotation.records), annotation.published
+        ),
         problems=in_order(problems),
         num_records=annotation.num_entries,
         num_captions=len(captions),

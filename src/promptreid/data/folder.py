@@ -1,10 +1,10 @@
-"""Reads your own data: a folder of images with a table of captions and persons."""
+"""Reads your own data: a folder of images with a table of captions and persons, or Hugging Face's imagefolder."""
 
 import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -21,18 +21,31 @@ from promptreid.data.annotation import (
 from promptreid.data.layouts import found_in
 from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, missing_extra
 
 COLUMNS = ("image", "caption", "person_id", "split")
 
+# What Hugging Face's imagefolder calls the columns.
+_ALSO = {"file_name": "image", "text": "caption", "label": "person_id"}
+
 TABLE_ENDINGS = (".csv", ".jsonl")
+
+# The table of an imagefolder, in the folder itself or in one for each split, whose name tells which:
+# https://huggingface.co/docs/datasets/image_dataset#imagefolder
+METADATA = tuple(f"metadata{ending}" for ending in (*TABLE_ENDINGS, ".parquet"))
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a table: an image with one of its captions.
 
-    `person` is the identity: a whole number, or a name. A table may have a further column `camera`.
+    `person` is the identity: a whole number, or a name; `split` is empty where the table does not say. A table may have
+    a further column `camera`.
     """
 
     line: int
@@ -45,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """A folder of images with a table of captions and persons.
+    """A folder of images with a table of captions and persons, or with one for each split.
 
     Attributes:
         table: The table, if there are several in the folder.
@@ -59,13 +72,25 @@ class TableLayout:
         Raises:
             DatasetError: There is no table, or more than one and none is named, or it cannot be read.
         """
-        path = _find_table(root, self.table)
-        rows, problems, count = read_table(path)
-        records, positions = _merge(rows, path, problems)
+        tables = [(_find_table(root, self.table), "")] if self.table is not None else find_split_tables(root)
+        tables = tables or [(_find_table(root, None), "")]
+        folder = tables[0][0].parent if len(tables) == 1 and not tables[0][1] else root
+        starts: list[tuple[int, Path]] = []
+        rows: list[Row] = []
+        problems: list[Problem] = []
+        count = start = 0
+        for path, split in tables:
+            found, wrong, number = read_table(path, split=split)
+            below = path.parent.relative_to(folder)
+            starts.append((start, path))
+            rows += [replace(row, line=start + row.line, image=below / row.image) for row in found]
+            problems += [replace(each, position=start + (each.position or 0)) for each in wrong]
+            count, start = count + number, start + max((row.line for row in found), default=0) + number
+        records, positions = _merge(rows, folder, starts, problems)
         return Annotation(
-            name=path.parent.resolve().name,
-            path=path,
-            images=path.parent,
+            name=folder.resolve().name,
+            path=tables[0][0],
+            images=folder,
             records=records,
             positions=positions,
             problems=problems,
@@ -73,6 +98,7 @@ class TableLayout:
             required=(),
             position_name="line",
             path_key="image",
+            files=starts if len(starts) > 1 else (),
         )
 
 
@@ -81,29 +107,44 @@ def find_tables(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
 
 
-def read_table(path: Path) -> tuple[list[Row], list[Problem], int]:
-    """Read a `.csv` or `.jsonl` file.
+def find_split_tables(root: Path) -> list[tuple[Path, str]]:
+    """The tables of an imagefolder, each with the split that its folder is for; an empty one in the folder itself."""
+    whole = [root / name for name in METADATA if (root / name).is_file()]
+    if whole or not root.is_dir():
+        return [(path, "") for path in whole[:1]]
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)
+    found = [(folder / name, folder) for folder in folders for name in METADATA if (folder / name).is_file()]
+    return [(path, SPLIT_NAMES[folder.name.lower()]) for path, folder in found]
+
+
+def read_table(path: Path, *, split: str = "") -> tuple[list[Row], list[Problem], int]:
+    """Read a `.csv`, `.jsonl` or `.parquet` file.
 
     Args:
         path: The file.
+        split: That of all rows, where the table has no such column.
 
     Returns:
         The well-formed rows, what is wrong with the others, and the number of rows.
 
     Raises:
         DatasetError: It cannot be read as a table at all: not UTF-8, no header, a column missing, or no rows.
+        MissingExtraError: It is a Parquet file, and pyarrow is not installed.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
     count = 0
     try:
-        for line, values in _lines_of(path):
+        lines = list(_lines_of(path))
+        unsplit = not any(isinstance(values, dict) and "split" in values for _, values in lines)
+        for line, values in lines:
             count += 1
-            parsed = _parse(line, values, path.parent)
-            if isinstance(parsed, Row):
-                rows.append(parsed)
-            else:
-                problems += [problem.located(f"{path}, line {line}:", line) for problem in parsed]
+            for each in _one_caption_each(_with_our_names(values)):
+                parsed = _parse(line, {**each, "split": split} if unsplit and isinstance(each, dict) else each, path)
+                if isinstance(parsed, Row):
+                    rows.append(parsed)
+                else:
+                    problems += [problem.located(f"{path}, line {line}:", line) for problem in parsed]
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     except OSError as error:
@@ -113,8 +154,29 @@ def read_table(path: Path) -> tuple[list[Row], list[Problem], int]:
     return rows, problems, count
 
 
+def _with_our_names(values: Any) -> Any:
+    """A row whose columns have our names, where it has Hugging Face's."""
+    if not isinstance(values, dict):
+        return values
+    fields = cast("dict[Any, Any]", values)
+    return {_ALSO.get(name, name) if _ALSO.get(name) not in fields else name: value for name, value in fields.items()}
+
+
+def _one_caption_each(values: Any) -> list[Any]:
+    """A row once for each caption, where it has a list of them."""
+    captions = cast("dict[Any, Any]", values).get("caption") if isinstance(values, dict) else None
+    return (
+        [{**values, "caption": caption} for caption in captions]
+        if isinstance(captions, list) and captions
+        else [values]
+    )
+
+
 def _lines_of(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers from 1, and what is there: the fields, another JSON value, or the exception that JSON raised."""
+    if path.suffix.lower() == ".parquet":
+        yield from enumerate(_parquet_rows(path), start=1)
+        return
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if path.suffix.lower() == ".jsonl":
             for line, text in enumerate(stream, start=1):
@@ -130,6 +192,17 @@ def _lines_of(path: Path) -> Iterator[tuple[int, Any]]:
             raise DatasetError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
 
 
+def _parquet_rows(path: Path) -> list[Any]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise missing_extra(f"reading {path}", "pyarrow", "parquet") from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise DatasetError(f"{path} is not a Parquet file ({error}); copy it again") from error
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -139,7 +212,8 @@ def _json(text: str) -> Any:
 
 def _check_header(path: Path, names: Any) -> None:
     found = [str(name) for name in names or ()]
-    missing = [name for name in COLUMNS if name not in found]
+    ours = {*found, *(_ALSO[name] for name in found if name in _ALSO)}
+    missing = [name for name in COLUMNS[:-1] if name not in ours]
     if missing:
         hint = "; separate columns by commas" if len(found) == 1 and any(sign in found[0] for sign in ";\t") else ""
         raise DatasetError(
@@ -148,7 +222,7 @@ def _check_header(path: Path, names: Any) -> None:
         )
 
 
-def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
+def _parse(line: int, values: Any, path: Path) -> Row | list[Problem]:
     if not isinstance(values, dict):
         what = f"is not valid JSON ({values})" if isinstance(values, Exception) else f"is {type(values).__name__}"
         return [Problem("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
@@ -159,7 +233,7 @@ def _parse(line: int, values: Any, folder: Path) -> Row | list[Problem]:
     missing = [key for key in COLUMNS if fields.get(key) is None]
     if missing:
         problems.append(Problem("record", f"has no {', '.join(missing)}"))
-    found = (_field_problem(key, fields[key], folder) for key in COLUMNS if key not in missing)
+    found = (_field_problem(key, fields[key], path.parent) for key in COLUMNS if key not in missing)
     problems += [problem for problem in found if problem is not None]
     problems += camera_problems(fields.get("camera"))
     if problems:
@@ -177,7 +251,7 @@ def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:
     if key == "image":
         return path_problem("image", value, folder.name)
     if key == "split":
-        return split_problem(value)
+        return split_problem(value) if value else None
     if key == "caption":
         return caption_problem(value)
     known = isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
@@ -206,7 +280,9 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
     )
 
 
-def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[ImageRecord], list[int]]:
+def _merge(
+    rows: list[Row], folder: Path, starts: list[tuple[int, Path]], problems: list[Problem]
+) -> tuple[list[ImageRecord], list[int]]:
     """One record an image, with the captions of all its rows; a row that contradicts an earlier one is a problem."""
     numbers = _number_persons(rows)
     first: dict[tuple[str, str, str], Row] = {}
@@ -216,13 +292,15 @@ def _merge(rows: list[Row], path: Path, problems: list[Problem]) -> tuple[list[I
         sentences = captions.setdefault(key, [])
         before = first.setdefault(key, row)
         if row.caption in sentences:
-            what = f"image {str(row.image)!r} has this very caption in an earlier line, {before.line} or below"
-            where = f"{path}, line {row.line}:"
+            start, path = next(part for part in reversed(starts) if part[0] < row.line)
+            line = f", {before.line - start} or below" if before.line > start else ""
+            what = f"image {str(row.image)!r} has this very caption in an earlier line{line}"
+            where = f"{path}, line {row.line - start}:"
             problems.append(Problem("duplicate", what).located(where, row.line, str(row.image)))
         else:
             sentences.append(row.caption)
     records = [
-        ImageRecord(path.parent / row.image, numbers[row.person], tuple(captions[key]), row.split, row.camera)
+        ImageRecord(folder / row.image, numbers[row.person], tuple(captions[key]), row.split, row.camera)
         for key, row in first.items()
     ]
     return records, [row.line for row in first.values()]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from promptreid.data.images import OnBad, check_on_bad, map_in_threads, open_image, report_bad
+from promptreid.data.images import check_on_bad, map_in_threads, open_image, report_bad
 from promptreid.data.transforms import check_image_size, check_interpolation, fit_image
+from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError
 from promptreid.files import (
     content_digest,

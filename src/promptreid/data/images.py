@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
+from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, printable
 from promptreid.files import check_plain, content_digest, open_file
 
@@ -365,9 +366,6 @@ def _name(path: Any) -> str:
 
 def _words(error: BaseException) -> str:
     return printable(error) or type(error).__name__
-
-
-OnBad = Literal["strict", "skip"]
 
 
 def keep_readable(

@@ -9,12 +9,18 @@ from typing import Any, Protocol, cast
 
 from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value
 from promptreid.data.problems import Problem
-from promptreid.data.records import SPLITS, ImageRecord, PublishedCounts, SplitCounts
-from promptreid.defaults import SYNTHETIC_STAMP
+from promptreid.data.records import (
+    ANNOTATIONS,
+    SPLITS,
+    ImageRecord,
+    PublishedCounts,
+    SplitCounts,
+    is_synthetic,
+    with_parent,
+)
 from promptreid.errors import DatasetError
 
 IMAGES = "imgs"
-ANNOTATIONS = "annotations"  # a folder beside the images that holds the annotation for people who tidy up
 
 # One file for each split, with an image's path under this key whatever the dataset, as TBPS-CLIP hands them out:
 # https://github.com/Flame-Chasers/TBPS-CLIP/blob/main/misc/caption_dataset.py
@@ -150,7 +156,7 @@ class JsonLayout:
     def _images_beside(self, annotation: Path) -> Path:
         """The folder of images that belongs to an annotation file."""
         folder = annotation.parent
-        places = [self.image_dir] if self.image_dir is not None else [each / IMAGES for each in _with_parent(folder)]
+        places = [self.image_dir] if self.image_dir is not None else [each / IMAGES for each in with_parent(folder)]
         found = next((place for place in places if place.is_dir()), None)
         if found is not None:
             return found
@@ -178,16 +184,6 @@ class JsonLayout:
             f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
             f"{IMAGES}/, or its parent; the dataset is to be had from its authors on request"
         )
-
-
-def is_synthetic(root: Path) -> bool:
-    """Whether a folder that holds an annotation is a synthetic copy, which anybody may pass on."""
-    return any((folder / SYNTHETIC_STAMP).is_file() for folder in _with_parent(root))
-
-
-def _with_parent(folder: Path) -> list[Path]:
-    """A folder that holds an annotation, and the dataset's own where that one is `annotations`."""
-    return [folder, folder.parent] if folder.name == ANNOTATIONS else [folder]
 
 
 def _read_files(files: Sequence[Path]) -> tuple[list[tuple[Any, str | None]], list[tuple[int, Path]]]:

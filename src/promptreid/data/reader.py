@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 from promptreid.data.annotation import (
     Annotation,
     backslash_advice,
+    divided,
     leave_out_bad,
     structural_problems,
     warn_left_out,
 )
-from promptreid.data.folder import TableLayout, find_tables
-from promptreid.data.images import OnBad, check_on_bad
+from promptreid.data.folder import TableLayout, find_split_tables, find_tables
+from promptreid.data.images import check_on_bad
 from promptreid.data.layouts import (
     ANNOTATIONS,
     CUHK_PEDES,
@@ -28,6 +29,7 @@ from promptreid.data.layouts import (
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
+from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, printable
 
 FOLDER = "folder"
@@ -42,6 +44,8 @@ def load_dataset(
     image_dir: str | Path | None = None,
     check_counts: bool = True,
     on_bad: OnBad = "strict",
+    split: str | None = None,
+    split_seed: int = 0,
 ) -> ReIDDataset:
     """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, recognised from the files that are there.
 
@@ -55,6 +59,9 @@ def load_dataset(
         on_bad: What is done with a record that is malformed, has no caption or an empty one, names an unknown split, or
             whose image is missing: `"strict"` refuses the dataset, `"skip"` leaves the record out, with one warning
             that counts and names them. Images are not opened; see `keep_readable`.
+        split: Percent of the persons for training, validation and test, such as `"80/10/10"` or `"90/0/10"`: divides
+            the persons, by chance, instead of taking the splits that the annotation names.
+        split_seed: Of that drawing; the same seed and persons give the same splits everywhere.
 
     Returns:
         The dataset; identities keep the annotation's numbers.
@@ -70,7 +77,30 @@ def load_dataset(
     """
     check_on_bad(on_bad)
     annotation = read_dataset(root, layout=layout, image_dir=image_dir)
-    return build_dataset(annotation, check_counts=check_counts, on_bad=on_bad)
+    shares = None if split is None else split_shares(split)
+    return build_dataset(annotation, check_counts=check_counts, on_bad=on_bad, shares=shares, split_seed=split_seed)
+
+
+def split_shares(text: str) -> tuple[float, float, float]:
+    """The three numbers of `"80/10/10"`.
+
+    Raises:
+        ValueError: It is something else.
+
+    Example:
+        >>> split_shares("80/10/10")
+        (80.0, 10.0, 10.0)
+    """
+    try:
+        train, val, test = (float(part) for part in text.split("/"))
+    except ValueError:
+        train = val = test = -1.0
+    if not (train > 0 and val >= 0 and test > 0 and abs(train + val + test - 100) < 1e-6):
+        raise ValueError(
+            f"split is {text!r}, expected percent of the persons for training, validation and test that sum to 100, "
+            "such as 80/10/10"
+        )
+    return train, val, test
 
 
 def load_cuhk_pedes(root: str | Path, *, check_counts: bool = True) -> ReIDDataset:
@@ -147,7 +177,7 @@ def _find_layout(root: Path) -> str:
     chosen += [name for name, layout in PUBLISHED.items() if layout.holds_useless_annotation(root)]
     if chosen:
         return chosen[0]
-    if find_tables(root):
+    if find_tables(root) or find_split_tables(root):
         return FOLDER
     if any(layout.find(root) for layout in PUBLISHED.values()):
         raise DatasetError(
@@ -157,17 +187,27 @@ def _find_layout(root: Path) -> str:
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(
         f"{root} holds no dataset that is known here (found: {found_in(root)}). Expected one of these files, with "
-        f"imgs/ beside it ({files}; or {', '.join(SPLIT_FILES.values())}), or your own .csv or .jsonl table"
+        f"imgs/ beside it ({files}; or {', '.join(SPLIT_FILES.values())}), or your own .csv or .jsonl table, or an "
+        "imagefolder with metadata.jsonl"
     )
 
 
-def build_dataset(annotation: Annotation, *, check_counts: bool = True, on_bad: OnBad = "strict") -> ReIDDataset:
+def build_dataset(
+    annotation: Annotation,
+    *,
+    check_counts: bool = True,
+    on_bad: OnBad = "strict",
+    shares: tuple[float, float, float] | None = None,
+    split_seed: int = 0,
+) -> ReIDDataset:
     """The dataset that an annotation describes.
 
     Args:
         annotation: What was read.
         check_counts: Warn where the counts are not the published ones.
         on_bad: As for `load_dataset`.
+        shares: Percent of the persons for each split, if they are to be divided.
+        split_seed: Of that drawing.
 
     Raises:
         DatasetError: It has an error, such as a malformed record or a missing image.
@@ -175,6 +215,8 @@ def build_dataset(annotation: Annotation, *, check_counts: bool = True, on_bad: 
     if on_bad == "skip":
         annotation, left_out = leave_out_bad(annotation)
         warn_left_out(annotation, left_out, stacklevel=3)
+    if shares is not None:
+        annotation = divided(annotation, shares, seed=split_seed)
     _raise_first(_errors(annotation.problems))
     errors = _errors(structural_problems(annotation))
     missing = [problem for problem in errors if problem.kind == "missing"]

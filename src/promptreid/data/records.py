@@ -7,8 +7,26 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
 from promptreid.files import content_digest, open_file, portable
+
+ANNOTATIONS = "annotations"  # a folder beside the images that holds the annotation for people who tidy up
+
+
+def is_synthetic(root: Path) -> bool:
+    """Whether a folder that holds an annotation is a synthetic copy, which anybody may pass on."""
+    return any((folder / SYNTHETIC_STAMP).is_file() for folder in with_parent(root))
+
+
+def with_parent(folder: Path) -> list[Path]:
+    """A folder that holds an annotation, and the dataset's own where that one is `annotations`."""
+    return [folder, folder.parent] if folder.name == ANNOTATIONS else [folder]
+
+
+def data_title(name: str, root: Path) -> str:
+    """What people are told of a dataset: its name, and where the persons are drawn that they are."""
+    return f"synthetic people ({name} layout)" if is_synthetic(root) else name
 
 
 @dataclass(frozen=True)
@@ -229,13 +247,18 @@ class ReIDDataset:
         """The splits there are."""
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
 
+    @property
+    def title(self) -> str:
+        """Its name as people are told it, which says where its persons are drawn."""
+        return data_title(self.name, self.root)
+
     def identity(self) -> dict[str, object]:
         """What tells this dataset from another: the identity of each split."""
         return {split.name: split.identity() for split in self.splits}
 
     def summary(self) -> str:
         """One line that counts persons, images and captions of every split, against the published counts."""
-        return count_line(self.name, {split.name: split.counts for split in self.splits}, self.published)
+        return count_line(self.title, {split.name: split.counts for split in self.splits}, self.published)
 
 
 def split_records(

@@ -7,6 +7,7 @@ from typing import Any
 
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import BATCH_SIZE
+from promptreid.errors import spoken
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
@@ -84,7 +85,7 @@ def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Scores in percent as text, one row per name and direction.
 
     Args:
-        rows: `Evaluation.as_dict()` by name.
+        rows: `Evaluation.as_dict()` by name, which is printed with spaces for underscores.
     """
     names = ("rank1", "rank5", "rank10", "mAP", "mINP")
     width = max(len(name) for name in rows) + 3
@@ -92,7 +93,7 @@ def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for direction in ("text to image", "image to text"):
         for name, scores in rows.items():
             own = scores if direction == "text to image" else scores["image_to_text"]
-            lines.append(f"{name:<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
+            lines.append(f"{spoken(name):<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
     return "\n".join(lines)
 
 

@@ -99,7 +99,7 @@ def write_generated(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = write_generated(folder, num_identities=(4, 2, 2), images_per_identity=2, progress=False)
         ...     print(load_dataset(root).summary())
-        CUHK-PEDES: train 4 persons, 8 images, 16 captions; val 2 persons, 4 images, 8 captions; test 2 persons, 4 images, 8 captions
+        synthetic people (CUHK-PEDES layout): train 4 persons, 8 images, 16 captions; val 2 persons, 4 images, 8 captions; test 2 persons, 4 images, 8 captions
     """  # noqa: E501
     root = Path(root)
     if layout not in PUBLISHED:

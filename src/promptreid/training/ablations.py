@@ -7,10 +7,12 @@ that says which `PromptConfig` to make it with.
 Source: arXiv 2401.02173, the ablation of prompts and stages; the last of the list and the warm-up are ours.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.prompts.config import PromptConfig
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Stage
 
@@ -99,6 +101,49 @@ def norms_and_projections_first(model: PromptedCLIP, recipe: Recipe) -> list[Sta
     """Stage 1 tunes norms and projections instead of prompts: any few parameters, or prompts?"""
     _check_prompts(model, "norms_and_projections_first", "none")
     return [recipe.domain_adaptation(model, trains=["norms", "projections"]), recipe.task_adaptation(model)]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One way of training, by which others are compared.
+
+    Attributes:
+        label: What tables call it.
+        stages: From model and recipe to the stages.
+        prompts: Which towers of the model carry prompts.
+        whole: Whether its one stage takes the epochs of both, so that all ways see the data as often.
+    """
+
+    label: str
+    stages: Callable[[PromptedCLIP, Recipe], Sequence[Stage]]
+    prompts: Literal["both", "text", "image", "none"] = "both"
+    whole: bool = False
+
+    def config(self, config: PromptConfig) -> PromptConfig:
+        """A prompt setup with no prompts in the towers that carry none here."""
+        text = config.text_length if self.prompts in ("both", "text") else 0
+        image = config.vision_length if self.prompts in ("both", "image") else 0
+        return replace(config, text_length=text, vision_length=image)
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """A recipe with the epochs that this way of training takes."""
+        both = recipe.stage_one_epochs + recipe.stage_two_epochs
+        return replace(recipe, stage_two_epochs=both) if self.whole else recipe
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "pd": Ablation("Prompt Decoupling", two_stages),
+    "direct": Ablation("direct fine-tuning, epochs of both stages", direct_fine_tuning, "none", whole=True),
+    "direct_short": Ablation("direct fine-tuning, epochs of stage two", direct_fine_tuning, "none"),
+    "direct_id_warmup": Ablation("direct after a warm-up of the identity head", direct_after_head_warm_up, "none"),
+    "stage_one": Ablation("stage one alone", prompts_only),
+    "joint": Ablation("prompts and encoders together, epochs of both stages", joint_one_stage, whole=True),
+    "prompts_both": Ablation("prompts train in both stages", prompts_in_both_stages),
+    "pd_no_id": Ablation("two stages without the identity loss", stage_two_without_identity),
+    "text_prompts": Ablation("two stages, text prompts alone", text_prompts_only, "text"),
+    "image_prompts": Ablation("two stages, image prompts alone", image_prompts_only, "image"),
+    "norms_stage_one": Ablation("stage one trains norms and projections", norms_and_projections_first, "none"),
+}
 
 
 def _check_prompts(model: PromptedCLIP, ablation: str, carried: Literal["both", "text", "image", "none"]) -> None:

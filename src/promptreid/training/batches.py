@@ -99,7 +99,7 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
         ValueError: A batch is too small, or there are fewer than two persons, or labels out of a loss's range.
     """
     for stage in stages:
-        for name, loss in stage.loss_modules.items():
+        for name, loss in stage.losses.items():
             if batch_size < getattr(loss, "smallest_batch", 1):
                 raise ValueError(
                     f"batch_size is {batch_size}, but the loss {name!r} of stage {stage.name!r} compares the pairs of "

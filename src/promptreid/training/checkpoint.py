@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, flush, write_bytes_atomically, write_tensors_atomically
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint
+from promptreid.training.recipe import STAGE_ONE, STAGE_TWO
 from promptreid.training.run_identity import describe, differences
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -33,6 +34,9 @@ TENSORS, STATE = "state.safetensors", "state.json"
 NEEDED = ("settings", "position", "random")
 
 _ENCODERS = "clip."
+
+# What the stages were called in runs of version 0.1.0.
+FORMER_NAMES = {STAGE_ONE: "domain_adaptation", STAGE_TWO: "task_adaptation"}
 
 _WRITTEN, _UNFINISHED = re.compile(r"step-\d{9,}"), re.compile(r"unfinished-step-\d{9,}(-old)?")
 
@@ -75,11 +79,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     state = json.loads(json.dumps(state))  # as it will be read
     write_bytes_atomically(unfinished / STATE, json.dumps({**state, "digest": _digest(state)}).encode())
     if target.exists():
-        _remove(target)
+        remove_checkpoint(target)
     unfinished.rename(target)
     flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        _remove(old)
+        remove_checkpoint(old)
     return target
 
 
@@ -107,7 +111,20 @@ def read_state(path: Path) -> dict[str, Any]:
     found = state.pop("digest", None)
     if found != _digest(state) and (found is not None or state["version"] != 1):
         raise _refusal(path, f"{STATE} is damaged: its digest is not that of its content")
+    _rename_stages(state)
     return cast(dict[str, Any], state)
+
+
+def _rename_stages(state: Mapping[str, Any]) -> None:
+    """Give the stages of a run of an earlier version their present names."""
+    with suppress(TypeError, LookupError, AttributeError):  # damage is found where the content is used
+        position: Any = state["position"]
+        present = {former: name for name, former in FORMER_NAMES.items()}
+        named = [(stage, "name") for stage in state["settings"]["stages"]]
+        named += [(entry, "stage") for entry in [*position["history"], position["best"] or {}]]
+        for entry, key in named:
+            if key in entry:
+                entry[key] = present.get(entry[key], entry[key])
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -166,7 +183,8 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"cannot resume from the checkpoint {path}: {reason}; delete it to {mend}")
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, whole or not at all."""
     # Renamed first: a kill in the middle of removing must not leave half a checkpoint under its name.
     doomed = path.with_name(f"unfinished-{path.name}-old")
     path.rename(doomed)
@@ -246,6 +264,25 @@ def kept_weights(model: PromptedCLIP, stages: Sequence[Stage]) -> dict[str, Tens
     return {name: value for name, value in model.state_dict().items() if whole or not name.startswith(_ENCODERS)}
 
 
+def disk_use(model: PromptedCLIP, stages: Sequence[Stage], *, keep: int, best: bool) -> tuple[int, int]:
+    """Bytes that a run's checkpoints take at most while it trains, and what is left of them when it has ended.
+
+    Args:
+        model: The model.
+        stages: The stages.
+        keep: Checkpoints that are kept while it trains; one more is being written.
+        best: Whether the best weights are kept too, twice while they are replaced.
+    """
+    heads = sum(value.nbytes for stage in stages for value in stage.losses.state_dict().values())
+    most = left = 0
+    for number, stage in enumerate(stages, start=1):
+        left = sum(value.nbytes for value in kept_weights(model, stages[:number]).values())
+        trained = sum(parameter.nbytes for parameter in stage.parameters())
+        moments = trained * (1 if stage.algorithm == "sgd" else 2)
+        most = max(most, (keep + 1) * (left + heads + moments) + (2 * left if best else 0))
+    return most, left + heads
+
+
 def load_weights(model: PromptedCLIP, tensors: Mapping[str, Tensor]) -> None:
     """Load what `kept_weights` kept.
 
@@ -276,7 +313,7 @@ def capture(
     if not any(name.startswith(_ENCODERS) for name in weights):
         checkpoint.state["encoders"] = encoders_digest(model)
     for index, stage in enumerate(stages):
-        checkpoint.add(f"losses.{index}", stage.loss_modules.state_dict())
+        checkpoint.add(f"losses.{index}", stage.losses.state_dict())
     if running is not None:
         tensors, rest = _optimizer_state(running.optimizer)
         checkpoint.add("optimizer", tensors)
@@ -306,7 +343,7 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
             "another output_dir"
         ) from error
     for index, stage in enumerate(stages):
-        stage.loss_modules.load_state_dict(checkpoint.take(f"losses.{index}"))
+        stage.losses.load_state_dict(checkpoint.take(f"losses.{index}"))
     return position
 
 

@@ -1,6 +1,7 @@
 """The parts of a model that a stage trains, and how deep in their tower parameters are."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -28,16 +29,10 @@ class LayerDepths:
 
     def __init__(self, model: PromptedCLIP) -> None:
         self._distances: dict[nn.Parameter, int] = {}
-        inputs = (probe_images(model.clip)[:1], probe_tokens(model.text.tower)[:1])
-        frozen = [parameter for parameter in model.clip.parameters() if not parameter.requires_grad]
-        model.clip.requires_grad_(True)
-        try:
-            with torch.enable_grad(), evaluating(model.clip), model.disabled():
-                self._add(model.vision, model.encode_image, inputs[0])
-                self._add(model.text, model.encode_text, inputs[1])
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        images, tokens = _probes(model)
+        with _taking_gradients(model, model.clip.parameters()), model.disabled():
+            self._add(model.vision, model.encode_image, images)
+            self._add(model.text, model.encode_text, tokens)
 
     def distance_from_end(self, parameter: nn.Parameter) -> int | None:
         """0 after the last block, 1 in the last block, and so on; None if the parameter has no depth."""
@@ -64,6 +59,25 @@ class LayerDepths:
         for index, block in enumerate(blocks):
             self._distances |= dict.fromkeys(block.parameters(), len(blocks) - index)
         self._distances |= dict.fromkeys(_parameters_behind(seen[0]), len(blocks) + 1)
+
+
+def _probes(model: PromptedCLIP) -> tuple[Tensor, Tensor]:
+    """One made-up image and one made-up caption."""
+    return probe_images(model.clip)[:1], probe_tokens(model.text.tower)[:1]
+
+
+@contextmanager
+def _taking_gradients(model: PromptedCLIP, parameters: Iterable[nn.Parameter]) -> Generator[None, None, None]:
+    """Let parameters take gradients inside the block, whatever is frozen, with the model in eval mode."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad(), evaluating(model):
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _parameters_behind(values: Tensor) -> list[nn.Parameter]:
@@ -157,17 +171,10 @@ def _check_reached(model: PromptedCLIP, named: dict[str, nn.Parameter]) -> None:
     """
     if not named:
         return
-    frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad(), evaluating(model):
-            features = model.encode_image(probe_images(model.clip)[:1])
-            reached = set(_parameters_behind(features))
-            reached |= set(_parameters_behind(model.encode_text(probe_tokens(model.text.tower)[:1])))
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    images, tokens = _probes(model)
+    with _taking_gradients(model, named.values()):
+        features = [model.encode_image(images), model.encode_text(tokens)]
+    reached = {parameter for each in features for parameter in _parameters_behind(each)}
     if missed := [name for name, parameter in named.items() if parameter not in reached]:
         more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
         raise ValueError(

@@ -85,15 +85,17 @@ def failing_together() -> Generator[None, None, None]:
     """Let no process wait for one that fails in the block; inside, nothing may be done by all together.
 
     Raises:
-        PromptReidError: Another process failed. A process's own error is raised as it is.
+        PromptReidError: Another process failed. A process's own error is raised as it is, in the first process that
+            has it.
     """
     own: Exception | None = None
     try:
         yield
     except Exception as error:
         own = error
-    told = all_ranks(None if own is None else f"{type(own).__name__}: {own}")
-    if own is not None:
+    mine = None if own is None else f"{type(own).__name__}: {own}"
+    told = all_ranks(mine)
+    if own is not None and (len(told) == 1 or told.index(mine) == dist.get_rank()):
         raise own
     for rank, words in enumerate(told):
         if words is not None:

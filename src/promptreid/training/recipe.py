@@ -15,6 +15,8 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import Algorithm, Stage
 
+STAGE_ONE, STAGE_TWO = "stage_one", "stage_two"  # domain adaptation, task adaptation
+
 Matching = Literal["contrastive", "sdm", "nitc"]
 
 
@@ -161,7 +163,7 @@ class Recipe:
             losses: Losses beside the stage's own, by name; each has the weight 1.
         """
         return self.stage(
-            "domain_adaptation",
+            STAGE_ONE,
             model,
             trains=trains,
             losses={self.matching: self.matching_loss(), **(losses or {})},
@@ -175,7 +177,7 @@ class Recipe:
         *,
         trains: Trains = ("encoders",),
         losses: Mapping[str, nn.Module] | None = None,
-        name: str = "task_adaptation",
+        name: str = STAGE_TWO,
     ) -> Stage:
         """Stage 2: the matching loss and, unless its weight is 0, the identity loss.
 
@@ -222,9 +224,9 @@ class TwoStageSchedule(Sequence[Stage]):
         >>> from promptreid import PromptedCLIP, load_clip
         >>> model = PromptedCLIP(load_clip("promptreid-tiny", image_size=(96, 48)))
         >>> [stage.name for stage in TwoStageSchedule(model, num_identities=100, stage_one_epochs=5)]
-        ['domain_adaptation', 'task_adaptation']
+        ['stage_one', 'stage_two']
         >>> schedule = TwoStageSchedule(model, Recipe(num_identities=100, matching="sdm"))
-        >>> list(schedule[1].loss_modules)
+        >>> list(schedule.stage_two.losses)
         ['sdm', 'identity']
 
     Source:
@@ -245,6 +247,30 @@ class TwoStageSchedule(Sequence[Stage]):
         self._stages: list[Stage] = [recipe.domain_adaptation(model)] if one else []
         if two:
             self._stages.append(recipe.task_adaptation(model))
+
+    @property
+    def stage_one(self) -> Stage:
+        """Domain adaptation.
+
+        Raises:
+            LookupError: It is left out, as its epochs are 0.
+        """
+        return self._named(STAGE_ONE)
+
+    @property
+    def stage_two(self) -> Stage:
+        """Task adaptation.
+
+        Raises:
+            LookupError: It is left out, as its epochs are 0.
+        """
+        return self._named(STAGE_TWO)
+
+    def _named(self, name: str) -> Stage:
+        for stage in self._stages:
+            if stage.name == name:
+                return stage
+        raise LookupError(f"this schedule has no {name}: {name}_epochs is 0")
 
     @overload
     def __getitem__(self, index: int) -> Stage: ...

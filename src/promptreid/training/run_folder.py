@@ -1,7 +1,9 @@
 """The folder of a run: what it holds, which run may go on in it, and that one process at a time does."""
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from promptreid.training.checkpoint import (
     load_weights,
     read_state,
     readable,
+    remove_checkpoint,
     save_checkpoint,
 )
 from promptreid.training.run_identity import differences
@@ -87,6 +90,22 @@ class RunFolder:
                 "start the run again"
             )
 
+    def check_space(self, needed: int) -> None:
+        """Refuse to begin a run whose checkpoints would not fit on the disk.
+
+        Raises:
+            OSError: There is less space.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"the run's checkpoints need up to {megabytes(needed)}, but only {megabytes(free)} are free; free "
+                "some, give another output_dir, or keep_checkpoints=1",
+                str(self.path),
+            )
+
     def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
         """The checkpoint to resume from, if there is one.
 
@@ -131,6 +150,12 @@ class RunFolder:
         content = "".join(json.dumps(entry) + "\n" for entry in history)
         write_bytes_atomically(self.path / "log.jsonl", content.encode())
 
+    def tidy(self) -> None:
+        """Leave the last checkpoint alone once the run has ended: it holds the chosen weights, and no optimiser."""
+        for path in list_checkpoints(self.checkpoints)[:-1]:
+            remove_checkpoint(path)
+        self.best.unlink(missing_ok=True)
+
     def repair(self, position: Position) -> None:
         """Repair what a kill left behind: unfinished files, and a log without its last line."""
         clear_unfinished(self.checkpoints)
@@ -173,6 +198,19 @@ class RunFolder:
                 f"cannot load the weights {self.best}: {error}; put this run's file back, or train again in another "
                 "output_dir"
             ) from error
+
+
+def megabytes(number: int) -> str:
+    """Bytes as people read them.
+
+    Example:
+        >>> megabytes(31_400_000)
+        '31.4 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:,.1f} kB"
 
 
 def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: bool = False) -> None:

@@ -41,6 +41,14 @@ class SeedScores:
             name: statistics.stdev(values) if len(values) > 1 else math.nan for name, values in self._columns().items()
         }
 
+    @property
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of the mean over seeds by Student's t, by name; NaN for a single seed."""
+        count = len(self.scores)
+        mean, std = self.mean, self.std
+        half = {name: t_quantile(count - 1) * std[name] / math.sqrt(count) if count > 1 else math.nan for name in mean}
+        return {name: (mean[name] - half[name], mean[name] + half[name]) for name in mean}
+
     def table(self) -> str:
         """One line per score, in percent."""
         mean, std, width = self.mean, self.std, max(map(len, self.mean))
@@ -54,11 +62,35 @@ class SeedScores:
             "seeds": {str(seed): dict(scores) for seed, scores in self.scores.items()},
             "mean": self.mean,
             "std": std,
+            "interval": {name: None if math.isnan(ends[0]) else list(ends) for name, ends in self.interval.items()},
         }
 
     def _columns(self) -> dict[str, list[float]]:
         names = list(next(iter(self.scores.values())))
         return {name: [scores[name] for scores in self.scores.values()] for name in names}
+
+
+# The 0.975 quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal one's expansion is exact enough.
+_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def t_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t distribution, to four digits.
+
+    Example:
+        >>> t_quantile(2), round(t_quantile(20), 3)
+        (4.3027, 2.086)
+
+    Source:
+        Abramowitz and Stegun 1964, Handbook of Mathematical Functions, 26.7.5 (the expansion).
+    """
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def run_seeds(

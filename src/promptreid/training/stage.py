@@ -1,7 +1,7 @@
 """One stage of training: what trains, on which losses, at which rates."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -48,6 +48,86 @@ def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_deca
     ]
 
 
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Losses(nn.ModuleDict):
+    """A stage's losses by name; called with a batch, it gives each one and `"total"`, their weighted sum.
+
+    A loss of your own is put in as into a dictionary, before the `Trainer` or the optimiser is made: a module, or a
+    function of image features, text features and person ids. Its weight is 1 unless `weights` says another.
+
+    Args:
+        losses: Modules or functions by name.
+
+    Attributes:
+        weights: Weight of each loss in the total.
+
+    Shape:
+        - image_features, text_features: (B, E), not normalised; person_ids: (B,) int64 labels
+        - returns: () each
+
+    Example:
+        >>> import torch
+        >>> losses = Losses({"lengths": lambda images, texts, ids: (images.norm() - texts.norm()).square()})
+        >>> losses["ones"] = lambda images, texts, ids: images.new_ones(())
+        >>> losses.weights["ones"] = 0.5
+        >>> losses(torch.eye(2), torch.eye(2), torch.arange(2))["total"]
+        tensor(0.5000)
+    """
+
+    def __init__(self, losses: Mapping[str, nn.Module | LossFunction]) -> None:
+        super().__init__()
+        self.weights: dict[str, float] = {}
+        for name, loss in losses.items():
+            self[name] = loss
+
+    def __setitem__(self, name: str, loss: nn.Module | LossFunction) -> None:
+        """Add or replace a loss.
+
+        Raises:
+            ValueError: It is called `"total"`.
+            TypeError: It is neither a module nor a function.
+        """
+        if name == "total":
+            raise ValueError('a loss is called "total", which is the name of their sum; give it another name')
+        if not callable(loss):
+            raise TypeError(
+                f"the loss {name!r} is {type(loss).__name__}, expected a module or a function of image features, text "
+                "features and person ids"
+            )
+        super().__setitem__(name, loss if isinstance(loss, nn.Module) else _FunctionLoss(loss))
+        self.weights.setdefault(name, 1.0)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        del self.weights[name]
+
+    def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
+        """Every loss of a batch by name, unweighted, and `"total"`, to call `backward` on."""
+        values: dict[str, Tensor] = {
+            name: module(image_features, text_features, person_ids) for name, module in self.items()
+        }
+        total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
+        return {**values, "total": total}
+
+
+class _FunctionLoss(nn.Module):
+    """A function as a module, so that all losses are kept and compared in one way."""
+
+    def __init__(self, function: LossFunction) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The function's value."""
+        return self.function(*batch)
+
+    def extra_repr(self) -> str:
+        """The function's name, as other settings of a stage are kept."""
+        return str(getattr(self.function, "__qualname__", type(self.function).__qualname__))
+
+
 Algorithm = Literal["adamw", "adam", "sgd"]
 
 _ABOVE_ZERO = ("learning_rate", "prompt_learning_rate", "layer_decay", "epsilon")
@@ -65,9 +145,9 @@ class Stage:
             (or of them `"norms"`, `"projections"`), and parameters by the names that `model.named_parameters()`
             gives them. Or a function of name and parameter that says whether it trains: for LoRA
             `lambda name, _: "lora_" in name`. May be empty where a loss has parameters of its own.
-        losses: Modules by name, ours or your own, each called with image features, text features and person ids.
-            Their parameters belong to the stage: they train with it, are kept in its checkpoints and are never
-            published.
+        losses: Modules or functions by name, ours or your own, each called with image features, text features and
+            person ids. Their parameters belong to the stage: they train with it, are kept in its checkpoints and are
+            never published. `stage.losses["mine"] = loss` adds one later.
         weights: Weights of the losses by name; 1 where not given.
         epochs: Passes over the training data.
         learning_rate: Peak rate.
@@ -83,6 +163,8 @@ class Stage:
 
     Attributes:
         trains: Parts and names of the parameters that train; what a function chose, by name.
+        losses: The losses by name, to be called with a batch.
+        weights: Their weights.
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
@@ -111,7 +193,7 @@ class Stage:
         model: PromptedCLIP,
         *,
         trains: Trains,
-        losses: Mapping[str, nn.Module],
+        losses: Mapping[str, nn.Module | LossFunction],
         weights: Mapping[str, float] | None = None,
         epochs: int = 1,
         learning_rate: float = 1e-4,
@@ -128,8 +210,9 @@ class Stage:
         check_prompted(model)
         self.name = name
         self.model = model
-        self.loss_modules: nn.ModuleDict = nn.ModuleDict(dict(losses))
-        self.weights: dict[str, float] = dict.fromkeys(losses, 1.0) | dict(weights or {})
+        self.losses: Losses = Losses(losses)
+        self.weights: dict[str, float] = self.losses.weights
+        self.weights.update(weights or {})
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.prompt_learning_rate: float = learning_rate if prompt_learning_rate is None else prompt_learning_rate
@@ -147,7 +230,7 @@ class Stage:
             self.trains: tuple[str, ...] = trained_names(model, trains)
             self._own = trained_parameters(model, self.trains)
         except ValueError as error:
-            raise ValueError(f"stage {name!r} {error}") from error
+            raise ValueError(f"stage {name!r}: {error}") from error
         if not self.parameters():
             raise ValueError(
                 f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
@@ -161,13 +244,13 @@ class Stage:
         """
         self.model.requires_grad_(False).eval()
         set_modes(self.model, self.trains)
-        self.loss_modules.to(next(self.model.parameters()).device).train()
+        self.losses.to(next(self.model.parameters()).device).train()
         for parameter in self.parameters():
             parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains: the model's share, then the losses' own."""
-        return [*self._own, *self.loss_modules.parameters()]
+        return [*self._own, *self.losses.parameters()]
 
     def optimizer(self) -> Optimizer:
         """The optimiser, with one group for each rate with weight decay and one without.
@@ -185,18 +268,6 @@ class Stage:
         total, warmup = self.epochs * steps_per_epoch, round(self.warmup_epochs * steps_per_epoch)
         return LambdaLR(optimizer, lambda step: rate_factor(step, total=total, warmup=warmup))
 
-    def losses(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
-        """Every loss of a batch by name, unweighted, and `"total"`, their weighted sum, to call `backward` on.
-
-        Shape:
-            - image_features, text_features: (B, E), not normalised; person_ids: (B,) int64 labels
-        """
-        values: dict[str, Tensor] = {
-            name: module(image_features, text_features, person_ids) for name, module in self.loss_modules.items()
-        }
-        total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
-        return {**values, "total": total}
-
     def check_labels(self, person_ids: Tensor) -> None:
         """Refuse labels for which an identity loss of this stage has no output.
 
@@ -205,7 +276,7 @@ class Stage:
         Raises:
             ValueError: A label is out of range.
         """
-        for name, loss in self.loss_modules.items():
+        for name, loss in self.losses.items():
             if isinstance(loss, CrossModalIDLoss):
                 try:
                     check_labels(person_ids, loss.num_identities)
@@ -216,6 +287,11 @@ class Stage:
                     ) from error
 
     @property
+    def loss_modules(self) -> nn.ModuleDict:
+        """The losses as modules by name; the same object as `losses`."""
+        return self.losses
+
+    @property
     def trains_encoders(self) -> bool:
         """Whether anything but prompts trains in the model."""
         prompts = set(part_parameters(self.model, "prompts"))
@@ -224,14 +300,14 @@ class Stage:
     @cached_property
     def loss_settings(self) -> dict[str, Any]:
         """The losses' own settings, as they were when first asked for: training may change what a loss holds."""
-        return {name: describe(module) for name, module in self.loss_modules.items()}
+        return {name: describe(module) for name, module in self.losses.items()}
 
     def settings(self) -> dict[str, Any]:
         """What a run must have in common with a checkpoint to resume from it, as JSON holds it."""
         return {
             "name": self.name,
             "trains": list(self.trains),
-            "losses": {name: repr(module) for name, module in self.loss_modules.items()},
+            "losses": {name: repr(module) for name, module in self.losses.items()},
             "weights": self.weights,
             "algorithm": self.algorithm,
             "betas": list(self.betas),
@@ -246,19 +322,16 @@ class Stage:
             distance = None if depths is None else depths.distance_from_end(parameter)
             rate = self.prompt_learning_rate if parameter in prompts else self.learning_rate
             yield parameter, rate * self.layer_decay ** (distance or 0)
-        for parameter in self.loss_modules.parameters():
+        for parameter in self.losses.parameters():
             yield parameter, self.learning_rate * self.new_module_factor
 
     def _check_names(self) -> None:
-        if not self.loss_modules or "total" in self.loss_modules:
-            raise ValueError(
-                f"stage {self.name!r} has the losses {list(self.loss_modules)}, expected at least one, and none "
-                "called total"
-            )
-        if set(self.weights) != set(self.loss_modules.keys()):
+        if not self.losses:
+            raise ValueError(f"stage {self.name!r} has no losses, expected at least one")
+        if set(self.weights) != set(self.losses.keys()):
             raise ValueError(
                 f"stage {self.name!r} has weights for {sorted(self.weights)} but the losses "
-                f"{sorted(self.loss_modules)}; give a weight only for a loss that is there"
+                f"{sorted(self.losses)}; give a weight only for a loss that is there"
             )
         if self.algorithm not in get_args(Algorithm):
             expected = ", ".join(get_args(Algorithm))

@@ -13,7 +13,7 @@ from promptreid.losses.functional import at_least_float32
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
 from promptreid.training.processes import gather_batch
-from promptreid.training.stage import Stage
+from promptreid.training.stage import Losses, Stage
 
 _LOWEST_SCALE = 2.0**-14  # 30 overflows in a row, from where the scaler begins
 
@@ -34,8 +34,7 @@ class TrainingStep(nn.Module):
     def __init__(self, stage: Stage, *, compile: bool = False) -> None:
         super().__init__()
         self.model: PromptedCLIP = stage.model
-        self.loss_modules: nn.ModuleDict = stage.loss_modules
-        self._losses = stage.losses
+        self.losses: Losses = stage.losses
         # In a tuple, so that the compiled module is not registered beside the model itself.
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
 
@@ -57,7 +56,7 @@ class TrainingStep(nn.Module):
         if gradients is None:
             return self.whole_batch_losses(*features, person_ids)
         # Each of the losses' parameters takes part with nothing, as DistributedDataParallel waits for it.
-        parts = [0.0 * parameter.sum() for parameter in self.loss_modules.parameters()]
+        parts = [0.0 * parameter.sum() for parameter in self.losses.parameters()]
         parts += [(values.to(wanted.dtype) * wanted).sum() for values, wanted in zip(features, gradients, strict=True)]
         return {"total": sum(parts, start=features[0].new_zeros((), dtype=gradients[0].dtype))}
 
@@ -72,7 +71,7 @@ class TrainingStep(nn.Module):
         """Losses of features that have been computed already, gathered from all processes."""
         # float32 at least: in half precision the gradients that processes ask of a feature would be rounded one by one.
         features = at_least_float32(image_features), at_least_float32(text_features)
-        return self._losses(*gather_batch(*features, person_ids))
+        return self.losses(*gather_batch(*features, person_ids))
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:

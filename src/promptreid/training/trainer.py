@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating, recomputed_activations
@@ -33,17 +33,19 @@ from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
     capture,
+    disk_use,
     kept_weights,
     load_checkpoint,
+    load_weights,
     read_state,
     readable,
     restore,
     restore_running,
 )
 from promptreid.training.interruption import Interruption
-from promptreid.training.log import EpochBar, RunLog
+from promptreid.training.log import RunDisplay, RunLog
 from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
-from promptreid.training.run_folder import RunFolder
+from promptreid.training.run_folder import RunFolder, megabytes
 from promptreid.training.run_identity import differences, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -93,14 +95,17 @@ class Trainer:
             What it returns is ignored. Random numbers that it draws change nothing in the run. It is called before
             the epoch's checkpoint is written, so again if a kill repeats the epoch.
         checkpoint_every_steps: Write checkpoints within epochs too.
-        keep_checkpoints: Number of checkpoints that are kept.
+        keep_checkpoints: Number of checkpoints that are kept while it trains; a run that has ended keeps its last.
         trackers: Names that accelerate knows, such as `"tensorboard"` or `"wandb"`, or its `GeneralTracker` objects.
-        progress: Show a bar for each epoch.
+        project: Under which trackers keep the run; its name is that of `output_dir` and of the folder that it is in.
+        progress: Print a line an epoch on standard error and, on a terminal or in a notebook, show a bar meanwhile.
         resume: Resume from the checkpoints in `output_dir`; if False, a folder that holds a run is refused.
 
     Attributes:
         position: Where the run stands.
         last_checkpoint: The newest checkpoint, or None.
+        baseline: Scores before the first epoch, by name, for its line; may be set.
+        epochs_after: Epochs that other trainers of the same run train after this one, for the time left; may be set.
 
     Raises:
         MissingExtraError: accelerate or a tracker is not installed.
@@ -140,6 +145,7 @@ class Trainer:
         checkpoint_every_steps: int | None = None,
         keep_checkpoints: int = 2,
         trackers: Sequence[Any] = ("tensorboard",),
+        project: str = "promptreid",
         progress: bool = True,
         resume: bool = True,
     ) -> None:
@@ -165,7 +171,10 @@ class Trainer:
         self.on_epoch_end = on_epoch_end
         self.checkpoint_every_steps = checkpoint_every_steps
         self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
-        self._bars = progress and self._accelerator.is_main_process
+        self.project = project
+        self.progress = progress
+        self.baseline: Mapping[str, float] | None = None
+        self.epochs_after: int = 0
         self.position: Position = Position()
         self.last_checkpoint: Path | None = None
         with failing_together():
@@ -204,18 +213,30 @@ class Trainer:
             TimeoutError: Another process trains in `output_dir`.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
         """
+        self._display = RunDisplay(
+            self.stages,
+            steps_per_epoch=len(self._batches),
+            epochs_after=self.epochs_after,
+            metric=self.best_metric,
+            baseline=self.baseline,
+            shown=self.progress and self._accelerator.is_main_process,
+        )
         with ExitStack() as stack:
             with failing_together():
                 if self._accelerator.is_main_process:
                     stack.enter_context(self.folder.held(self.last_checkpoint))
+                    self._announce_disk_use()
             with failing_together():
                 checkpoint = self._begin()
-                log = stack.enter_context(closing(RunLog(self.folder.path, self._accelerator, step=self.position.step)))
+                log = stack.enter_context(closing(self._open_log()))
             held = stack.enter_context(Interruption(self._accelerator.device))
             stack.enter_context(recomputed_activations(self.model.clip, enable=self.gradient_checkpointing))
             for stage in self.stages[self.position.stage :]:
                 self._run_stage(stage, checkpoint, log, held)
                 checkpoint = None
+            with failing_together():
+                if self._accelerator.is_main_process:
+                    self.folder.tidy()
         self.model.eval()
         return self.history
 
@@ -225,7 +246,26 @@ class Trainer:
         Raises:
             CheckpointError: There are none yet, or the file is damaged.
         """
-        self.folder.load_best(self.model, digest=self.position.best_sha256)
+        newest = self.last_checkpoint
+        ended = newest is not None and not self.folder.best.exists() and read_state(newest)["position"]
+        if newest is not None and ended and ended["stage"] == len(self.stages) and ended["best"] is not None:
+            load_weights(self.model, load_checkpoint(newest).take("model"))  # see `RunFolder.tidy`
+        else:
+            self.folder.load_best(self.model, digest=self.position.best_sha256)
+
+    def _announce_disk_use(self) -> None:
+        most, left = disk_use(self.model, self.stages, keep=self.folder.keep, best=self.best_metric is not None)
+        if self.last_checkpoint is None:
+            self.folder.check_space(most)
+            self._display.say(
+                f"checkpoints take at most {megabytes(most)} while it trains and {megabytes(left)} afterwards"
+            )
+
+    def _open_log(self) -> RunLog:
+        settings = {**self._settings, "prompts": self._identity["prompts"]}
+        return RunLog(
+            self.folder.path, self._accelerator, step=self.position.step, project=self.project, settings=settings
+        )
 
     def _make_batches(self, train_data: Dataset[dict[str, Tensor]], **settings: Any) -> Batches:
         """This process's share of the batches; `settings` are those of `Batches`."""
@@ -294,6 +334,7 @@ class Trainer:
             with readable(self.last_checkpoint):
                 restore_running(checkpoint, running, between_stages=self.position.between_stages)
                 set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+        self._display.begin_stage(self.position.stage, epoch=self.position.epoch)
         for _ in range(self.position.epoch, stage.epochs):
             self._run_epoch(running, log, held)
             self._end_epoch(running, log)
@@ -302,16 +343,14 @@ class Trainer:
         self._accelerator.free_memory()
 
     def _run_epoch(self, running: RunningStage, log: RunLog, held: Interruption) -> None:
-        position, stage, steps = self.position, running.stage, len(self._batches)
+        position, steps = self.position, len(self._batches)
         earlier = sum(stage.epochs for stage in self.stages[: position.stage])
-        later = sum(stage.epochs for stage in self.stages[position.stage :]) - position.epoch - 1
-        label = f"{stage.name} {position.epoch + 1}/{stage.epochs}"
-        with EpochBar(label, batches=steps, done=position.batch, left_after=later * steps, shown=self._bars) as bar:
+        with self._display.epoch(position.stage, position.epoch, batch=position.batch) as show:
             before = time.perf_counter()
             for batch in self._batches.epoch(position.epoch + earlier, start=position.batch):
                 before = self._step(running, batch, before, log)
                 del batch  # else it takes memory while the next one is loaded
-                bar.step(position.means)
+                show(position.means)
                 if position.batch == steps:
                     continue  # the epoch's end writes this checkpoint
                 stop, every = held.wanted(), self.checkpoint_every_steps
@@ -358,9 +397,11 @@ class Trainer:
         if self.on_epoch_end is not None:
             with self._undisturbed():
                 self.on_epoch_end(copy.deepcopy(entry), self.model)
+        index, is_best = position.stage, position.best is entry
         position.end_epoch(entry, epochs=stage.epochs)
         self._save(None if last else running)
         log.write_epoch(entry)
+        self._display.end_epoch(index, entry, is_best=is_best)
 
     @contextmanager
     def _undisturbed(self) -> Generator[None, None, None]:
@@ -400,7 +441,7 @@ class Trainer:
                     self.load_best()
             chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
             chosen[metric] = best["scores"][metric]
-        _log.info("stage %s ends with the weights of epoch %d (%s)", entry["stage"], chosen["epoch"], chosen["rule"])
+        _log.info("%s ends with the weights of epoch %d (%s)", spoken(entry["stage"]), chosen["epoch"], chosen["rule"])
         return chosen
 
     def _save(self, running: RunningStage | None) -> None:

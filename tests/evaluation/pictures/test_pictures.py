@@ -72,7 +72,7 @@ def test_draw_training_curves_from_a_log(tmp_path):
             "losses": {"total": 3.0 - epoch, "identity": 1.0},
             "scores": {"mAP": epoch / 9},
         }
-        for stage in ("domain_adaptation", "task_adaptation")
+        for stage in ("stage_one", "stage_two")
         for epoch in (1, 2)
     ]
     log = tmp_path / "log.jsonl"

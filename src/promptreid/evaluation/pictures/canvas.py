@@ -1,6 +1,7 @@
 """What all figures have in common: matplotlib without a screen, and files written whole."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from promptreid.files import write_bytes_atomically
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 GREEN, VERMILION, BLUE, SKY, ORANGE, GREY = "#009E73", "#D55E00", "#0072B2", "#56B4E9", "#E69F00", "#666666"
+
+_INK = "#010203"  # stands for the colour of a page's text
 
 
 def new_figure(width_inches: float, height_inches: float) -> Any:
@@ -22,6 +25,29 @@ def new_figure(width_inches: float, height_inches: float) -> Any:
     except ImportError as error:
         raise missing_extra("drawing", "matplotlib", "viz") from error
     return Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
+
+
+def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inches: float) -> str:
+    """An SVG element for a page, whose text and axes have the colour of the page's text.
+
+    Args:
+        draw: Draws into the figure that it is given.
+        width_inches: Width of its own; a page may scale it.
+        height_inches: Height.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = new_figure(width_inches, height_inches)
+    from matplotlib import rc_context
+
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    stream = io.StringIO()
+    with rc_context({**dict.fromkeys(inked, _INK), "svg.hashsalt": "promptreid"}):
+        draw(figure)
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
 def save_figure(figure: Any, path: str | Path, *, mode: int = 0o644) -> Path:

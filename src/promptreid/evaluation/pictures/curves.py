@@ -1,13 +1,24 @@
-"""Training curves."""
+"""Training curves: of one run, and of several over one another."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
-from promptreid.evaluation.pictures.canvas import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, new_figure, save_figure
+from promptreid.errors import spoken
+from promptreid.evaluation.pictures.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    new_figure,
+    save_figure,
+)
 
-_STYLES = (
+_STYLES: tuple[tuple[str, Any, str], ...] = (
     (BLUE, "-", "o"),
     (VERMILION, "--", "s"),
     (GREEN, ":", "^"),
@@ -15,14 +26,20 @@ _STYLES = (
     (SKY, (0, (6, 1, 1, 1, 1, 1)), "v"),
     (GREY, (0, (1, 3)), "x"),
 )
+_CHOOSING = "mAP"  # what is ringed where an epoch was kept
 
 
-def draw_training_curves(path: str | Path, history: Sequence[dict[str, Any]]) -> Path:
-    """Draw losses and scores over the epochs, stages one after another with a line between.
+def draw_training_curves(
+    path: str | Path, history: Sequence[Mapping[str, Any]], *, baseline: Mapping[str, float] | None = None
+) -> Path:
+    """Draw losses, and scores in percent, over the epochs, stages one after another under their names.
+
+    The epochs whose weights were kept are ringed.
 
     Args:
         path: PNG file to write.
         history: `Trainer.history`, or what `read_log` read; of several stages one list after the other.
+        baseline: Scores of the bare model, as fractions, drawn before the first epoch.
 
     Returns:
         The file.
@@ -31,12 +48,77 @@ def draw_training_curves(path: str | Path, history: Sequence[dict[str, Any]]) ->
         ValueError: `history` is empty.
         MissingExtraError: matplotlib is not installed.
     """
-    if not history:
-        raise ValueError("history is empty: no epoch has ended yet")
-    figure = new_figure(7.0, 2.8)
+    figure = new_figure(7.6, 3.1)
     losses, scores = figure.subplots(1, 2)
-    _draw(losses, history, "losses", "loss")
-    _draw(scores, history, "scores", "score on the validation split")
+    draw_losses(losses, history)
+    draw_scores(scores, history, baseline=baseline)
+    return save_figure(figure, path)
+
+
+def draw_losses(axis: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the mean losses of each epoch into matplotlib's axes; arguments as for `draw_training_curves`."""
+    _check(history)
+    for number, name in enumerate(_names(history, "losses")):
+        points = [(epoch, entry["losses"][name]) for epoch, entry in enumerate(history, 1) if name in entry["losses"]]
+        _draw_line(axis, number, name, points)
+    _finish(axis, history, "loss")
+
+
+def draw_scores(
+    axis: Any, history: Sequence[Mapping[str, Any]], *, baseline: Mapping[str, float] | None = None
+) -> None:
+    """Draw the scores of each epoch in percent into matplotlib's axes; arguments as for `draw_training_curves`."""
+    _check(history)
+    scored = [(epoch, entry["scores"]) for epoch, entry in enumerate(history, 1) if entry.get("scores")]
+    before = [(0, baseline)] if baseline else []
+    for number, name in enumerate(_names(history, "scores")):
+        points = [(epoch, 100 * scores[name]) for epoch, scores in [*before, *scored] if name in scores]
+        _draw_line(axis, number, name, points)
+    kept = [(epoch, 100 * history[epoch - 1]["scores"][_CHOOSING]) for epoch in _kept(history)]
+    if kept:
+        axis.plot(*zip(*kept, strict=True), "o", markersize=11, fillstyle="none", color=_ink(axis), label="kept")
+    _finish(axis, history, "validation, %", first="bare" if baseline else None)
+
+
+def draw_compared_curves(
+    path: str | Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, metric: str = _CHOOSING
+) -> Path:
+    """Draw a validation score over the epochs for several ways of training: thin each seed, thick their mean.
+
+    Args:
+        path: PNG file to write.
+        runs: By the way's name the history of each of its runs.
+        metric: Which score.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: No run has this score.
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = new_figure(5.2, 3.3)
+    axis = figure.subplots()
+    longest = 0
+    for number, (name, histories) in enumerate(runs.items()):
+        colour, line, marker = _STYLES[number % len(_STYLES)]
+        curves = [
+            {epoch: 100 * entry["scores"][metric] for epoch, entry in enumerate(history, 1) if entry.get("scores")}
+            for history in histories
+        ]
+        for curve in curves:
+            axis.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.5)
+        common = [epoch for epoch in (curves[0] if curves else {}) if all(epoch in curve for curve in curves)]
+        means = [fmean(curve[epoch] for curve in curves) for epoch in common]
+        if common:
+            axis.plot(common, means, color=colour, linestyle=line, marker=marker, markersize=3, label=spoken(name))
+        longest = max([longest, *common])
+    if not longest:
+        raise ValueError(f"no run has the score {metric} of a validation split, so there is no curve to draw")
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.set_ylabel(f"validation {metric}, %", fontsize=9)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8, frameon=False)
     return save_figure(figure, path)
 
 
@@ -58,17 +140,58 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _draw(axis: Any, history: Sequence[dict[str, Any]], key: str, label: str) -> None:
-    names = list(dict.fromkeys(name for entry in history for name in entry.get(key, {})))
-    for number, name in enumerate(names):
-        colour, line, marker = _STYLES[number % len(_STYLES)]
-        points = [(epoch, entry[key][name]) for epoch, entry in enumerate(history, 1) if name in entry.get(key, {})]
-        axis.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker, markersize=3, label=name)
+def _check(history: Sequence[Mapping[str, Any]]) -> None:
+    if not history:
+        raise ValueError("history is empty: no epoch has ended yet")
+
+
+def _names(history: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(name for entry in history for name in entry.get(key, {})))
+
+
+def _draw_line(axis: Any, number: int, name: str, points: Sequence[tuple[int, float]]) -> None:
+    colour, line, marker = _STYLES[number % len(_STYLES)]
+    axis.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker, markersize=3, label=name)
+
+
+def _ink(axis: Any) -> Any:
+    """The colour of the figure's text, which on a page is that of the page's."""
+    return axis.xaxis.label.get_color()
+
+
+def _stage_starts(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many epochs end before each stage begins."""
     stages = [entry.get("stage") for entry in history]
-    for epoch in range(1, len(stages)):
-        if stages[epoch] != stages[epoch - 1]:
-            axis.axvline(epoch + 0.5, color="black", linewidth=0.8)
+    return [epoch for epoch in range(len(stages)) if epoch == 0 or stages[epoch] != stages[epoch - 1]]
+
+
+def _kept(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The epochs whose weights were kept, counted from 1 over all stages, where they have a score."""
+    starts, found = _stage_starts(history), []
+    for position, entry in enumerate(history):
+        start = max(start for start in starts if start <= position)
+        epoch = start + entry["chosen"]["epoch"] if "chosen" in entry else 0
+        if epoch and _CHOOSING in history[epoch - 1].get("scores", {}):
+            found.append(epoch)
+    return found
+
+
+def _finish(axis: Any, history: Sequence[Mapping[str, Any]], label: str, *, first: str | None = None) -> None:
+    """Label the axes, name the stages above and part them; `first` is what stands at 0."""
+    starts = _stage_starts(history)
+    for start, end in zip(starts, [*starts[1:], len(history)], strict=True):
+        if start:
+            axis.axvline(start + 0.5, color=_ink(axis), linewidth=0.8)
+        name = spoken(str(history[start].get("stage", "")))
+        middle = (start + 0.5 + end + 0.5) / 2
+        axis.text(middle, 1.02, name, transform=axis.get_xaxis_transform(), fontsize=8, ha="center", va="bottom")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlim(-0.4 if first else 0.5, len(history) + 0.5)
+    if first:
+        axis.xaxis.set_major_formatter(lambda value, _: first if value == 0 else f"{value:g}")
     axis.set_xlabel("epoch", fontsize=9)
     axis.set_ylabel(label, fontsize=9)
-    if names:
-        axis.legend(fontsize=8, frameon=False)
+    axis.tick_params(labelsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        # Below, where it hides no curve.
+        axis.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))

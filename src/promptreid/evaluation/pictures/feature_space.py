@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from promptreid.errors import spoken
 from promptreid.evaluation.pictures.canvas import BLUE, GREEN, ORANGE, SKY, VERMILION, new_figure, save_figure
 from promptreid.evaluation.splits import EncodedSplit
 
@@ -33,20 +35,27 @@ def draw_similarities(path: str | Path, splits: Mapping[str, EncodedSplit]) -> P
     """
     if not splits:
         raise ValueError("splits is empty, give at least one")
-    counted = {title: similarity_histograms(encoded) for title, encoded in splits.items()}
+    histograms = {title: similarity_histograms(encoded) for title, encoded in splits.items()}
     figure = new_figure(3.2 * len(splits), 2.8)
     panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
-    edges = torch.linspace(-1, 1, _BINS + 1).tolist()
-    used = torch.stack([right + wrong for right, wrong in counted.values()]).sum(0).nonzero().flatten()
-    for axis, (title, (right, wrong)) in zip(panels, counted.items(), strict=True):
-        axis.stairs(_density(right), edges, fill=True, color=GREEN, alpha=0.6, label="right pairs")
-        axis.stairs(_density(wrong), edges, color=VERMILION, linewidth=1.5, label="wrong pairs")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("cosine similarity", fontsize=9)
-        axis.set_xlim(edges[int(used[0])], edges[int(used[-1]) + 1])
+    for axis, title in zip(panels, histograms, strict=True):
+        draw_histogram(axis, title, histograms)
     panels[0].set_ylabel("density", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
     return save_figure(figure, path)
+
+
+def draw_histogram(axis: Any, title: str, histograms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Draw one of what `similarity_histograms` counted, by title, on axes that fit all of them."""
+    edges = torch.linspace(-1, 1, _BINS + 1).tolist()
+    used = torch.stack([right + wrong for right, wrong in histograms.values()]).sum(0).nonzero().flatten()
+    right, wrong = (_density(counts) for counts in histograms[title])
+    axis.stairs(right, edges, fill=True, color=GREEN, alpha=0.6, label="right pairs")
+    axis.stairs(wrong, edges, color=VERMILION, linewidth=1.5, label="wrong pairs")
+    axis.set_title(spoken(title), fontsize=10)
+    axis.set_xlabel("cosine similarity", fontsize=9)
+    axis.set_xlim(edges[int(used[0])], edges[int(used[-1]) + 1])
+    axis.set_ylim(0, 1.05 * max(max(_density(counts)) for pair in histograms.values() for counts in pair))
 
 
 def similarity_histograms(encoded: EncodedSplit, *, bins: int = _BINS) -> tuple[Tensor, Tensor]:
@@ -95,7 +104,7 @@ def draw_feature_map(path: str | Path, splits: Mapping[str, EncodedSplit], *, pe
             axis.scatter(own[:, 0], own[:, 1], s=18, color=colour, marker="o")
             own = texts[encoded.text_ids == person]
             axis.scatter(own[:, 0], own[:, 1], s=22, color=colour, marker="x", linewidths=1.2)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(spoken(title), fontsize=10)
         axis.set_xlabel(f"two components: {share:.0%} of the variance", fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -1,0 +1,177 @@
+"""Hugging Face's imagefolder, and its datasets written as one."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from promptreid.data.check import check_dataset
+from promptreid.data.imagefolder import write_imagefolder
+from promptreid.data.reader import load_dataset
+from promptreid.errors import DatasetError
+
+ROWS = [("train", 7, "a man"), ("train", 9, "a woman"), ("test", 12, "a boy in red")]
+
+
+def image_file(colour: str = "red", form: str = "JPEG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 32), colour).save(stream, format=form)
+    return stream.getvalue()
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    for split, person, text in ROWS:
+        yield {"image": {"bytes": image_file(), "path": None}, "text": text, "person_id": person, "split": split}
+
+
+def write_table(path: Path, entries: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for entry in entries:
+        image = path.parent / entry["file_name"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(image_file())
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    elif path.suffix == ".csv":
+        lines = [",".join(entries[0]), *(",".join(map(str, entry.values())) for entry in entries)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(entries), path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_imagefolder_with_a_table_for_each_split_is_read(tmp_path: Path, ending: str) -> None:
+    for folder, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        entries = [
+            {"file_name": f"{person}.jpg", "text": text, "person_id": person}
+            for part, person, text in [*ROWS, ("val", 1, "a girl")]
+            if part == split
+        ]
+        write_table(tmp_path / "people" / folder / f"metadata.{ending}", entries)
+    data = load_dataset(tmp_path / "people")
+    assert data.summary() == (
+        "people: train 2 persons, 2 images, 2 captions; val 1 persons, 1 images, 1 captions; "
+        "test 1 persons, 1 images, 1 captions"
+    )
+    assert data.test.records[0].path == tmp_path / "people" / "test" / "12.jpg"
+    assert check_dataset(tmp_path / "people", progress=False).ok
+
+
+def test_imagefolder_problem_names_the_table_and_the_line(tmp_path: Path) -> None:
+    write_table(tmp_path / "train" / "metadata.jsonl", [{"file_name": "a.jpg", "text": "a man", "person_id": 1}])
+    entries = [{"file_name": name, "text": text, "person_id": 2} for name, text in (("b.jpg", "x"), ("c.jpg", " "))]
+    write_table(tmp_path / "test" / "metadata.jsonl", entries)
+    with pytest.raises(DatasetError, match=r"test/metadata\.jsonl, line 2: caption is ' ', expected a sentence"):
+        load_dataset(tmp_path)
+    (tmp_path / "test" / "b.jpg").unlink()
+    report = check_dataset(tmp_path, progress=False)
+    assert any("test/metadata.jsonl, line 1: there is no image" in problem.message for problem in report.errors)
+
+
+def test_imagefolder_with_a_split_column_and_lists_of_captions_is_read(tmp_path: Path) -> None:
+    entries = [
+        {"file_name": f"{split}/{person}.jpg", "text": [text, f"{text} again"], "label": person, "split": split}
+        for split, person, text in ROWS
+    ]
+    write_table(tmp_path / "metadata.jsonl", entries)
+    (tmp_path / "other.csv").write_text("nothing,of,ours\n")
+    data = load_dataset(tmp_path)
+    assert [record.captions for record in data.train.records] == [
+        ("a man", "a man again"),
+        ("a woman", "a woman again"),
+    ]
+    assert [record.person_id for record in data.test.records] == [12]
+
+
+def divided_people(root: Path, seed: int = 0, split: str = "80/10/10") -> dict[str, list[int]]:
+    data = load_dataset(root, split=split, split_seed=seed)
+    return {each.name: sorted(each.labels) for each in data.splits}
+
+
+def test_split_divides_persons_by_the_seed_alone(tmp_path: Path) -> None:
+    entries = [
+        {"file_name": f"{person}_{shot}.jpg", "text": "a man", "person_id": person}
+        for person in range(20)
+        for shot in range(2)
+    ]
+    write_table(tmp_path / "metadata.jsonl", entries)
+    found = divided_people(tmp_path)
+    assert {name: len(persons) for name, persons in found.items()} == {"train": 16, "val": 2, "test": 2}
+    assert sorted(person for persons in found.values() for person in persons) == list(range(20))
+    assert found["test"] == [11, 19]  # for ever, on every machine
+    write_table(tmp_path / "metadata.jsonl", entries[::-1])
+    assert divided_people(tmp_path) == found
+    assert divided_people(tmp_path, seed=1) != found
+    assert list(divided_people(tmp_path, split="90/0/10")) == ["train", "test"]
+    with pytest.raises(DatasetError, match=r"40 of 40 images have no split\. Add a column .* --split 80/10/10"):
+        load_dataset(tmp_path)
+    assert not check_dataset(tmp_path, progress=False).ok
+    with pytest.raises(DatasetError, match="20 persons, too few to divide them 98/1/1"):
+        divided_people(tmp_path, split="98/1/1")
+    for wrong in ("80/10", "80/10/20", "0/50/50", "a/b/c"):
+        with pytest.raises(ValueError, match=rf"split is '{wrong}', expected percent .* such as 80/10/10"):
+            divided_people(tmp_path, split=wrong)
+
+
+def test_write_imagefolder_is_read_as_it_was_and_not_written_twice(tmp_path: Path) -> None:
+    folder = write_imagefolder(list(rows()), tmp_path / "own", progress=False)
+    data = load_dataset(folder)
+    assert [(record.person_id, record.captions) for record in data.train.records] == [
+        (7, ("a man",)),
+        (9, ("a woman",)),
+    ]
+    assert data.test.records[0].path.read_bytes() == image_file()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert write_imagefolder(list(rows()), folder, progress=False) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(FileExistsError, match="holds another dataset; give a new folder"):
+        write_imagefolder(list(rows())[:2], folder, progress=False)
+
+
+def test_write_imagefolder_takes_splits_by_name_images_in_memory_and_other_columns(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.png"
+    kept.write_bytes(image_file(form="PNG"))
+    parts = {
+        "train": [{"photo": Image.new("RGB", (8, 8), "blue"), "caption": ["a man", "he walks"], "pid": "anna"}],
+        "validation": [{"photo": str(kept), "caption": "a woman", "pid": "berta"}],
+    }
+    folder = write_imagefolder(
+        parts, tmp_path / "own", image="photo", caption="caption", person_id="pid", progress=False
+    )
+    data = load_dataset(folder)
+    assert data.train.records[0].captions == ("a man", "he walks")
+    assert data.val is not None
+    assert data.val.records[0].path.suffix == ".png"
+    with pytest.raises(ValueError, match="the split 'holdout' is unknown, expected some of train"):
+        write_imagefolder({"holdout": []}, tmp_path / "other", progress=False)
+    with pytest.raises(
+        DatasetError, match=r"row 0 of train has no image, text, person_id \(found: photo, caption, pid\)"
+    ):
+        write_imagefolder(parts, tmp_path / "other", progress=False)
+    broken = [{"image": {"bytes": b"no image"}, "text": "a man", "person_id": 1}]
+    with pytest.raises(DatasetError, match="the image of row 0 cannot be read"):
+        write_imagefolder(broken, tmp_path / "other", progress=False)
+
+
+def test_write_imagefolder_takes_datasets_of_hugging_face(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": [], "text": [], "person_id": []}
+    for row in rows():
+        columns["image"].append(row["image"])
+        columns["text"].append(row["text"])
+        columns["person_id"].append(row["person_id"])
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "person_id": datasets.Value("int64")}
+    )
+    part = datasets.Dataset.from_dict(columns, features=features)
+    whole = datasets.DatasetDict({"train": part.select([0, 1]), "test": part.select([2])})
+    data = load_dataset(write_imagefolder(whole, tmp_path / "own", progress=False))
+    assert [record.person_id for record in data.train.records] == [7, 9]
+    assert data.test.records[0].path.read_bytes() == image_file()  # the file itself, not decoded and encoded again
