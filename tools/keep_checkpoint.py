@@ -110,11 +110,19 @@ def keep_run(folder: Path) -> None:
     """A run that ended after the first epoch of stage 2, and what it must give when it is resumed."""
     shutil.rmtree(folder, ignore_errors=True)
     model = load_prompts(KEPT / __version__ / "tuned", trust_base=True)
-    finished = trainer(model, folder, keep_checkpoints=9)
+    before = folder.with_name("before")
+    shutil.rmtree(before, ignore_errors=True)
+    # Called before the checkpoint of its epoch is written; the last copy is of the folder before the last epoch's.
+    finished = trainer(model, folder, keep_checkpoints=1)
+    without_lock = shutil.ignore_patterns(".training.lock")
+    finished.on_epoch_end = lambda *_: shutil.copytree(folder, before, dirs_exist_ok=True, ignore=without_lock)
     finished.fit()
-    *_, kept, last = sorted((folder / "checkpoints").iterdir())
-    for path in [last, *sorted((folder / "checkpoints").iterdir())[:-2]]:
-        shutil.rmtree(path)
+    kept = max((before / "checkpoints").iterdir())
+    for path in (before / "checkpoints").iterdir():
+        if path != kept:
+            shutil.rmtree(path)
+    shutil.rmtree(folder)
+    before.rename(folder)
     (folder / "expected.json").write_text(json.dumps({"kept": kept.name, "trained": trained(model)}) + "\n")
 
 

@@ -290,7 +290,7 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     card = (model / "README.md").read_text()
     for words in (
         "| zero shot |",
-        "| task adaptation |",
+        "| stage two |",
         "Checkpoint: epoch with the best validation mAP.",
         "| batch size | 8 |",
         "| stage one epochs | 1 |",

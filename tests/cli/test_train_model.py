@@ -124,7 +124,7 @@ def test_train_compares_ways_under_seeds_and_runs_none_twice(
     code, text, _ = call(*command, 0, 1)
     assert (code, fake_runs) == (0, [("direct", 0), ("direct", 1), ("pd", 0), ("pd", 1)])
     assert "pd less direct: Rank-1 +10.00 points" in text
-    assert "direct      2   55.00 ± 7.07" in text
+    assert "direct      2  55.00 ± 7.07" in text
     for name in ("comparison.md", "comparison.tex", "comparison.json", "curves.png", "pd/seed-1/scores.json"):
         assert (tmp_path / "all" / name).is_file()
     fake_runs.clear()

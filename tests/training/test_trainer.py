@@ -458,7 +458,7 @@ def test_trainer_that_would_fill_the_disk_is_refused_before_it_begins(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"checkpoints need up to \d.* MB, but only 0\.0 MB are free"):
+    with pytest.raises(OSError, match=r"checkpoints need up to \d.* MB, but only 1\.0 kB are free"):
         make().fit()
     assert not list((tmp_path / "run").glob("checkpoints"))
 

@@ -121,6 +121,8 @@ class Ablation:
 
     def config(self, config: PromptConfig) -> PromptConfig:
         """A prompt setup with no prompts in the towers that carry none here."""
+        if self.prompts == "none":
+            return PromptConfig(text_length=0, vision_length=0)
         text = config.text_length if self.prompts in ("both", "text") else 0
         image = config.vision_length if self.prompts in ("both", "image") else 0
         return replace(config, text_length=text, vision_length=image)
