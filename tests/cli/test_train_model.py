@@ -133,7 +133,7 @@ def test_train_compares_ways_under_seeds_and_runs_none_twice(
     assert answer["runs"]["pd"]["mean"]["rank1"] == pytest.approx(0.7)
     code, _, notes = call(*command, 0, "--batch-size", 32)
     assert code == 2
-    assert "holds another run: batch_size was 64, is 32" in notes
+    assert "holds another run: --batch-size was 64, is 32" in notes
 
 
 def test_train_writes_down_how_it_divided_the_persons(
