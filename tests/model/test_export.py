@@ -12,10 +12,14 @@ NAMES = ("ViT-B-16", "ViT-B-16-SigLIP")
 BATCHES = (1, 2, 5)
 
 
-def make(zoo, name):
+PREFIX = PromptConfig(text_length=3, vision_length=2, kind="prefix")
+GROUPED = PromptConfig(text_length=3, vision_length=2, kind="grouped", groups=("cam_a", "cam_b"))
+
+
+def make(zoo, name, config=None):
     with zoo.shrunk():
         clip = load_clip(name, image_size=(64, 32))
-    model = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2)).eval()
+    model = PromptedCLIP(clip, config or PromptConfig(text_length=3, vision_length=2)).eval()
     with torch.no_grad():
         for prompts in model.prompt_parameters():
             prompts.normal_()
@@ -30,9 +34,11 @@ def inputs(zoo, name, batch):
 # The ONNX exporter stands on torch.export, so the next test covers most of this one.
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", NAMES)
-def test_exported_program_gives_equal_features_for_any_batch(zoo, name, tower):
-    model = make(zoo, name)
+@pytest.mark.parametrize(
+    ("name", "config"), [*((name, None) for name in NAMES), (NAMES[0], PREFIX), (NAMES[0], GROUPED)]
+)
+def test_exported_program_gives_equal_features_for_any_batch(zoo, name, config, tower):
+    model = make(zoo, name, config)
     encoder = getattr(model, tower)
     batch = torch.export.Dim("batch", min=1, max=256)
     program = torch.export.export(encoder, (inputs(zoo, name, 3)[tower],), dynamic_shapes=({0: batch},))
@@ -72,10 +78,10 @@ def test_onnx_file_in_onnxruntime_gives_equal_features_for_any_batch(zoo, name, 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", NAMES)
-def test_traced_encoder_gives_equal_features_for_longer_captions_and_other_batches(zoo, name, tower, gradients):
+@pytest.mark.parametrize(("name", "config"), [*((name, None) for name in NAMES), (NAMES[0], PREFIX)])
+def test_traced_encoder_gives_equal_features_for_longer_captions_and_other_batches(zoo, name, config, tower, gradients):
     """A trace looks at one batch: the length of its captions must not become part of the graph."""
-    model = make(zoo, name)
+    model = make(zoo, name, config)
     encoder = getattr(model, tower)
     with torch.set_grad_enabled(gradients):
         traced = torch.jit.trace(encoder, (inputs(zoo, name, 2)[tower],))

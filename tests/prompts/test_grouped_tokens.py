@@ -169,6 +169,7 @@ def test_bare_images_need_no_groups(clip, images):
         torch.testing.assert_close(model.encode_image(images, groups=["roof"] * 5), bare, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_encoder_takes_groups(clip, images):
     model = apart(PromptedCLIP(clip, GROUPED)).eval()
     compiled = torch.compile(model.vision, backend="aot_eager")

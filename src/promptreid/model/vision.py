@@ -115,7 +115,8 @@ class PromptedVisionEncoder(PromptCarrier):
     def forward(self, images: Tensor, *, normalize: bool = False, groups: ImageGroups = None) -> Tensor:
         """Encode a batch of images; `groups` are those of grouped prompts, see `GroupedTokens.for_groups`."""
         self._check(images)
-        with constants_when_traced(self.clip), self.prompts.for_groups(groups, len(images)):
+        # Not len(images), which would make the batch's size a constant of an exported graph.
+        with constants_when_traced(self.clip), self.prompts.for_groups(groups, images.shape[0]):
             features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
         return unit_length(features, dim=-1) if normalize else features
 

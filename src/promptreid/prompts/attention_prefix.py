@@ -130,7 +130,7 @@ class AttentionPrefix(PromptKind):
     def _extend(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         heads = self._attentions[index].heads
         own, own_values = (
-            rearrange(part[index], "p (h d) -> h p d", h=heads).to(keys.dtype).expand(len(keys), -1, -1, -1)
+            rearrange(part[index], "p (h d) -> h p d", h=heads).to(keys.dtype).expand(keys.shape[0], -1, -1, -1)
             for part in (self.keys, self.values)
         )
         return torch.cat([own, keys], dim=2), torch.cat([own_values, values], dim=2)
