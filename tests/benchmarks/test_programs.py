@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PROGRAMS = [path.stem for path in sorted(BENCHMARKS.glob("[a-z]*.py")) if path.stem != "conftest"]
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra demo")
 TINY = {"MODEL": "promptreid-tiny", "IMAGE_SIZE": (96, 48)}
 
 
@@ -52,6 +53,7 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
             {"IDENTITIES": (8, 4, 1), "BATCH_SIZE": 8},
             marks=pytest.mark.slow,
         ),
+        pytest.param("demo_start", "", {"PEOPLE": 4, "ROUNDS": 1}, marks=[pytest.mark.slow, needs_gradio]),
         pytest.param("hub_speed", "", {**TINY, "ROUNDS": 1}, marks=pytest.mark.slow),
         pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
         pytest.param(

@@ -361,37 +361,6 @@ def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_pa
     assert notes == f"error: {answer['error']}\n"
 
 
-@pytest.fixture
-def with_extras(monkeypatch):
-    """Let the command line find the packages of every extra; what would use them is stood in for."""
-    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
-
-
-@pytest.mark.usefixtures("with_extras")
-def test_demo_takes_a_repository_of_prompts(call, monkeypatch):
-    given = {}
-    monkeypatch.setattr("promptreid.demo.app.launch", lambda folder, **settings: given.update(settings))
-    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", lambda model, revision, device: (model, device))
-    assert call("demo", "--model", "someone/prompts", "--device", "cpu")[0] == 0
-    assert given["model"] == ("someone/prompts", "cpu")
-
-
-@pytest.mark.usefixtures("with_extras")
-def test_demo_hands_over_what_it_is_given(call, drawn, monkeypatch):
-    given = {}
-    monkeypatch.setattr(
-        "promptreid.demo.app.launch", lambda folder, **settings: given.update(folder=folder, **settings)
-    )
-    assert call("demo", drawn / "imgs", "--port", 7861)[0] == 0
-    assert given == {
-        "folder": drawn / "imgs",
-        "model": None,
-        "host": "127.0.0.1",
-        "port": 7861,
-        "open_browser": False,
-    }
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

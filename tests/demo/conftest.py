@@ -1,24 +1,29 @@
-"""A small gallery on the shipped base, shared by every test of the room, and a page served by its own process."""
+"""A small gallery on the shipped base, shared by every test of the room, and pages that are being served."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip, load_prompts
-from promptreid.demo.answers import Galleries, choose_phrase, split_phrases
-from promptreid.demo.comparison import ComparedGallery, make_versions
-from promptreid.demo.sources import Crops, draw_crops
+from promptreid.demo.answers import NUM_SHOWN, Answers
+from promptreid.demo.shown_images import ShownImages
+from promptreid.demo.sources import Opened, draw_people, encode_crops, open_indexed
 from promptreid.towers.tiny import tiny_prompts
 
 COLOURS = {"red": (190, 36, 40), "green": (44, 124, 66), "blue": (40, 74, 170), "yellow": (226, 190, 50)}
+DAYS = ("2026-11-23", "2026-11-24")
 
 
 def paint(path: Path, colour: tuple[int, int, int]) -> Path:
@@ -40,24 +45,36 @@ def model() -> PromptedCLIP:
     return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2, text_initialization="normal")).eval()
 
 
-@pytest.fixture(scope="session")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
-    """Eight crops of four colours from two cameras; persons 1 to 4 are the colours in order."""
-    root = tmp_path_factory.mktemp("colours")
+def colour_gallery(model: PromptedCLIP, root: Path) -> Opened:
+    """Eight crops of four colours from two cameras and days; persons 1 to 4 are the colours in order."""
     paths = [paint(root / camera / f"{name}.png", rgb) for camera in ("hall", "yard") for name, rgb in COLOURS.items()]
-    cameras = tuple(path.parent.name for path in paths)
-    captions = {f"A person in {name} clothes.": number for number, name in enumerate(COLOURS, start=1)}
-    return Crops("colours", root, tuple(paths), cameras, (1, 2, 3, 4) * 2, captions, "Plain <colours>.")
+    metadata = [
+        {"camera": path.parent.name, "time": f"{DAYS[number % 2]}T08:30:00", "person_id": 1 + number % 4}
+        for number, path in enumerate(paths)
+    ]
+    described = {f"a person in {name} clothes": frozenset([number]) for number, name in enumerate(COLOURS, start=1)}
+    gallery = Gallery.build(model, paths, metadata=metadata, progress=False)
+    return Opened(gallery, "colours", root, tuple(described), described, "Plain <colours>.")
 
 
 @pytest.fixture(scope="session")
-def compared(model: PromptedCLIP, crops: Crops) -> ComparedGallery:
-    return ComparedGallery(crops, make_versions(model), progress=False)
+def opened(model: PromptedCLIP, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Shared, so nothing may be removed from it."""
+    return colour_gallery(model, tmp_path_factory.mktemp("colours"))
 
 
-@pytest.fixture(scope="session")
-def galleries(compared: ComparedGallery) -> Galleries:
-    return Galleries([compared])
+@pytest.fixture
+def answers(opened: Opened, tmp_path: Path) -> Answers:
+    return Answers(opened, ShownImages(tmp_path / "shown", opened.root))
+
+
+@pytest.fixture
+def own_answers(model: PromptedCLIP, tmp_path: Path) -> Answers:
+    """About a gallery in a folder, from which a test may remove."""
+    opened = colour_gallery(model, tmp_path / "crops")
+    assert isinstance(opened.gallery, Gallery)
+    opened.gallery.save(tmp_path / "index")
+    return Answers(replace(opened, name="index"), ShownImages(tmp_path / "shown", opened.root))
 
 
 @pytest.fixture(scope="session")
@@ -67,42 +84,38 @@ def shipped() -> PromptedCLIP:
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Crops:
+def drawn(tmp_path_factory: pytest.TempPathFactory, shipped: PromptedCLIP) -> Opened:
     """The people that the page opens with."""
-    return draw_crops(tmp_path_factory.mktemp("gallery") / "drawn")
+    return draw_people(tmp_path_factory.mktemp("gallery") / "drawn", shipped)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A sentence about one of the drawn people, with what the library's own gallery answers to it.
+    """A sentence about some of the drawn people, with what the library's own gallery answers to it.
 
     Attributes:
-        sentence: The caption; the shortest whose person the gallery ranks first.
-        phrase: What the page looks for in the images.
-        labels: What must stand below the first six images.
+        sentence: A caption; the shortest whose person the gallery ranks first.
+        labels: What must stand below the first images.
     """
 
     sentence: str
-    phrase: str
     labels: list[str]
 
 
 @pytest.fixture(scope="session")
-def known(shipped: PromptedCLIP, drawn: Crops) -> Known:
+def known(drawn: Opened, shipped: PromptedCLIP) -> Known:
     """Found by `Gallery` alone, so that the page is held against something that knows nothing of it."""
-    gallery = Gallery.build(shipped, drawn.paths, progress=False)
-    positions = {path: position for position, path in enumerate(drawn.paths)}
-    for sentence in sorted(drawn.captions, key=lambda caption: (len(caption), caption)):
-        hits = gallery.search(sentence, k=6)
-        right = [drawn.person_ids[positions[hit.path]] == drawn.captions[sentence] for hit in hits]
-        phrase = choose_phrase(split_phrases(sentence))
-        if right[0] and phrase:
+    gallery = Gallery.build(shipped, drawn.gallery.paths, metadata=drawn.gallery.metadata, progress=False)
+    for sentence in sorted(drawn.described, key=lambda caption: (len(caption), caption)):
+        hits = gallery.search(sentence, k=NUM_SHOWN)
+        right = [hit.metadata["person_id"] in drawn.described[sentence] for hit in hits]
+        if right[0] and sentence not in drawn.examples:
             marks = [" ✓" if yes else "" for yes in right]
             labels = [
-                f"{rank} · {hit.score:.2f}{mark}\n{drawn.cameras[positions[hit.path]]}"
+                f"{rank} · {hit.score:.2f}{mark}\ncamera {hit.metadata['camera']}\n{hit.metadata['time']}"
                 for rank, (hit, mark) in enumerate(zip(hits, marks, strict=True), start=1)
             ]
-            return Known(sentence, phrase, labels)
+            return Known(sentence, labels)
     raise AssertionError("the shipped model ranks the right person first for none of the sentences")
 
 
@@ -110,7 +123,9 @@ class Served:
     """A page in a process of its own."""
 
     def __init__(self, scratch: Path, *arguments: str) -> None:
-        code = "import sys; from promptreid.demo.app import launch; launch(*sys.argv[1:])"
+        auth = "auth=('anna', 'correct horse')" if "--auth" in arguments else ""
+        arguments = tuple(word for word in arguments if word != "--auth")
+        code = f"import sys; from promptreid.demo.app import launch; launch(*sys.argv[1:], {auth})"
         self.scratch = scratch
         self._errors = (scratch.parent / f"{scratch.name}.log").open("w", encoding="utf-8")
         environment = {**os.environ, "TMPDIR": str(scratch), "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}
@@ -135,11 +150,6 @@ class Served:
         self.process.stdout.close()
         self._errors.close()
 
-    @property
-    def errors(self) -> str:
-        """What the process wrote to standard error."""
-        return Path(self._errors.name).read_text(encoding="utf-8")
-
 
 @pytest.fixture(scope="session")
 def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -154,7 +164,7 @@ def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """Serve a page with these arguments until the tests end."""
+    """Serve a page with these arguments, in a process of its own, until the tests end; that takes ten seconds."""
     pytest.importorskip("gradio")
     pages: list[Served] = []
 
@@ -167,13 +177,63 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
         page.stop()
 
 
-@pytest.fixture(scope="session")
-def folder_page(serve: Callable[..., Served], hostile_folder: Path) -> Served:
-    """A page with a folder of crops beside the drawn gallery; shared, so no test may stop it."""
-    return serve(str(hostile_folder))
+@dataclass(frozen=True)
+class Here:
+    """A page in this process.
+
+    Attributes:
+        url: Its address.
+        scratch: The only place where it may leave something.
+    """
+
+    url: str
+    scratch: Path
+
+
+@pytest.fixture(scope="module")
+def start_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Here]]:
+    """Start a page in this process, which is quick: everything slow has been imported. One at a time."""
+    pytest.importorskip("gradio")
+    from promptreid.demo import app
+
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+
+        def start(gallery: Any, **options: Any) -> Here:
+            scratch = tmp_path_factory.mktemp("scratch")
+            patch.setattr("tempfile.tempdir", str(scratch))
+            for name, value in {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}.items():
+                patch.setenv(name, value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # gradio's own
+                page = stack.enter_context(app.start(gallery, progress=False, **options))
+            return Here(page.url, scratch)
+
+        yield start
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gradio leaves its loops and sockets to the garbage collector
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def folder_page(start_here: Callable[..., Here], hostile_folder: Path, shipped: PromptedCLIP) -> Here:
+    """A page with a folder of crops."""
+    return start_here(hostile_folder, model=shipped)
 
 
 @pytest.fixture(scope="session")
 def drawn_page(serve: Callable[..., Served]) -> Served:
     """The page as it opens when nothing is given; shared, so no test may stop it."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def mine(hostile_folder: Path, shipped: PromptedCLIP) -> Opened:
+    return encode_crops(hostile_folder, shipped, progress=False)
+
+
+@pytest.fixture
+def indexed(model: PromptedCLIP, tmp_path: Path, hostile_folder: Path) -> Opened:
+    gallery = Gallery.build(model, hostile_folder, progress=False)
+    gallery.save(tmp_path / "index")
+    return open_indexed(Gallery.load(tmp_path / "index", model))

@@ -1,125 +1,307 @@
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from promptreid import PromptedCLIP
-from promptreid.demo.answers import MAX_SENTENCE, Galleries, Opening, paint_heat, prepare_opening, split_phrases
-from promptreid.demo.comparison import ComparedGallery, Version, make_versions
-from promptreid.demo.page import Session
-from promptreid.demo.sources import Crops, list_crops
+from promptreid import Gallery, PromptedCLIP
+from promptreid.demo import answers as answers_module
+from promptreid.demo.answers import MAX_SENTENCE, Answers, Filters, paint_heat, split_phrases
+from promptreid.demo.shown_images import ShownImages
+from promptreid.demo.sources import Opened, encode_crops, open_indexed
+from promptreid.errors import DatasetError
+from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.pictures.occlusion import occlusion_map
+from promptreid.retrieval.table import Hit
 
-SENTENCE = "A person in red clothes."
-
-
-def test_search_shows_rank_score_camera_and_who_is_right(galleries: Galleries, crops: Crops) -> None:
-    adapted, bare = galleries.search("colours", SENTENCE, k=8)
-    assert (adapted.title, bare.title) == ("Adapted model", "Bare model")
-    for rank, ((image, words), position) in enumerate(zip(adapted.crops, adapted.positions, strict=True), start=1):
-        first, camera = words.split("\n")
-        assert image.size == (24, 48)
-        assert first.startswith(f"{rank} · ")
-        assert first.endswith(" ✓") == (crops.person_ids[position] == 1)
-        assert camera == crops.cameras[position]
-    assert "✓ is the person described." in adapted.status
+SENTENCE = "a person in red clothes"
 
 
-def test_search_for_a_sentence_nobody_wrote_marks_nobody(galleries: Galleries) -> None:
-    (column, _) = galleries.search("colours", "someone in red")
-    assert not any("✓" in words for _, words in column.crops)
-    assert "✓" not in column.status
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
 
 
-def test_search_for_a_sentence_with_odd_blanks_is_the_same_sentence(galleries: Galleries) -> None:
-    odd = galleries.search("colours", "  A person\n in  red clothes. ")
-    assert [column.positions for column in odd] == [
-        column.positions for column in galleries.search("colours", SENTENCE)
-    ]
-    assert "✓" in odd[0].status
+def shot(answers: Answers, sentence: str = SENTENCE) -> tuple[Hit, ...]:
+    """All images, the best first."""
+    return answers.search(sentence, Filters())[0].hits
 
 
-def test_search_above_every_score_says_that_nobody_matches(galleries: Galleries) -> None:
-    for column in galleries.search("colours", SENTENCE, threshold=0.99):
-        assert column.crops == []
-        assert "nobody matches. The best image scores " in column.status
-        assert "below 0.99" in column.status
+def test_search_shows_rank_score_camera_day_and_who_is_right(answers: Answers) -> None:
+    (column,) = answers.search(SENTENCE, Filters(count=8))
+    assert len(column.hits) == 8
+    for rank, ((copy, words), hit) in enumerate(zip(column.crops, column.hits, strict=True), start=1):
+        first, camera, day = words.split("\n")
+        assert size_of(copy) == (24, 48)
+        assert first.startswith(f"{rank} · {hit.score:.2f}")
+        assert first.endswith(" ✓") == (hit.metadata["person_id"] == 1)
+        assert (camera, day) == (hit.metadata["camera"], hit.metadata["time"][:10])
+    assert column.status == f"Best score {column.hits[0].score:.2f}. ✓ fits the description."
 
 
-def test_search_in_a_camera_without_images_says_so(galleries: Galleries) -> None:
-    (column, _) = galleries.search("colours", SENTENCE, cameras=["roof"])
-    assert column.status.endswith("no image from these cameras.")
+def test_search_with_the_bare_model_names_both(answers: Answers) -> None:
+    adapted, bare = answers.search(SENTENCE, Filters(), with_bare=True)
+    assert adapted.status.startswith("<b>Adapted model</b>: best score ")
+    assert bare.status.startswith("<b>Bare model</b>: best score ")
+    assert [hit.score for hit in adapted.hits] != pytest.approx([hit.score for hit in bare.hits], abs=1e-3)
+    assert answers.versions == ("Adapted model", "Bare model")
 
 
-def test_search_when_an_image_was_deleted_shows_the_others_and_counts_it(
-    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
-) -> None:
-    paths = [paint(tmp_path / f"{number}.png", (60 * number, 36, 40)) for number in range(3)]
-    galleries = Galleries([ComparedGallery(list_crops(tmp_path), make_versions(model), progress=False)])
-    paths[1].unlink()
-    (column, _) = galleries.search(tmp_path.name, SENTENCE)
-    assert sorted(column.positions) == [0, 2]
-    assert "1 of them can no longer be read" in column.status
+@pytest.mark.parametrize("odd", ["  a person\n in  red clothes ", "A person in red clothes."])
+def test_search_for_a_sentence_written_oddly_marks_the_same_people(answers: Answers, odd: str) -> None:
+    assert "✓" in answers.search(odd, Filters())[0].status
+    assert "✓" not in answers.search("someone in red", Filters())[0].status
+
+
+def test_search_above_every_score_says_that_nobody_matches(answers: Answers) -> None:
+    (column,) = answers.search(SENTENCE, Filters(threshold=0.99))
+    assert column.crops == []
+    assert column.status.startswith("Nobody matches. The best image scores ")
+    assert column.status.endswith("below 0.99.")
+
+
+def test_search_with_threshold_counts_what_reaches_it(answers: Answers) -> None:
+    everyone = answers.search(SENTENCE, Filters())[0].hits
+    (column,) = answers.search(SENTENCE, Filters(threshold=everyone[3].score, count=2))
+    assert column.hits == everyone[:2]
+    assert column.status.startswith(f"4 images reach {everyone[3].score:.2f}, the best {everyone[0].score:.2f}.")
 
 
 @pytest.mark.parametrize(
-    ("gallery", "query", "words"),
+    ("filters", "numbers"),
     [
-        ("nowhere", SENTENCE, "there is no gallery 'nowhere', only colours"),
-        ("colours", "", "the query is empty"),
-        ("colours", " \n", "the query is empty"),
-        ("colours", "red " * MAX_SENTENCE, f"at most {MAX_SENTENCE} are allowed"),
+        (Filters(cameras=["yard"]), [4, 5, 6, 7]),
+        (Filters(days=["2026-11-24"]), [1, 3, 5, 7]),
+        (Filters(cameras=["yard"], days=["2026-11-24"]), [5, 7]),
+        (Filters(cameras=["yard", "hall"], days=["2026-11-23", "2026-11-24"]), list(range(8))),
     ],
 )
-def test_search_for_something_impossible_is_refused(galleries: Galleries, gallery: str, query: str, words: str) -> None:
+def test_search_with_cameras_and_days_finds_only_theirs(answers: Answers, filters: Filters, numbers: list[int]) -> None:
+    for column in answers.search(SENTENCE, filters, with_bare=True):
+        assert sorted(hit.id for hit in column.hits) == numbers
+
+
+def test_search_with_filters_read_from_names_of_files(
+    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
+) -> None:
+    for number in range(6):
+        paint(tmp_path / f"2026-11-2{number % 3}" / f"000{number}_c{number % 2}_0.png", (40 * number, 36, 40))
+    answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path / "shown", tmp_path))
+    assert answers.cameras.values == ("camera 0", "camera 1")
+    (column,) = answers.search(SENTENCE, Filters(cameras=["camera 1"], days=["2026-11-20"]))
+    assert [hit.path.name for hit in column.hits] == ["0003_c1_0.png"]
+    (column,) = answers.search(SENTENCE, Filters(cameras=["camera 9"]))
+    assert column.status == "No image from these cameras and days."
+
+
+def test_search_says_what_a_calibrated_threshold_means(opened: Opened, tmp_path: Path) -> None:
+    gallery = Gallery(opened.gallery.model, opened.gallery.paths, opened.gallery.features)  # pyright: ignore
+    lowest = shot(Answers(dataclasses.replace(opened, gallery=gallery), ShownImages(tmp_path, None)))[2].score
+    gallery._store.header["calibration"] = dataclasses.asdict(  # pyright: ignore
+        Calibration(lowest, false_alarm_rate=0.05, hit_rate=0.5, num_queries=10, gallery_size=8)
+    )
+    (column,) = Answers(dataclasses.replace(opened, gallery=gallery), ShownImages(tmp_path, None)).search(
+        "red", Filters()
+    )
+    reaching = sum(hit.score >= lowest for hit in column.hits)
+    assert f"{reaching} of these reach {lowest:.2f}, which 5% of searches in vain reach." in column.status
+
+
+def test_search_when_an_image_was_deleted_shows_a_grey_one_in_its_place(
+    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
+) -> None:
+    paths = [paint(tmp_path / f"{number}.png", (60 * number, 36, 40)) for number in range(3)]
+    answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path / "shown", tmp_path))
+    paths[1].unlink()
+    (column,) = answers.search(SENTENCE, Filters())
+    grey = [hit.path for (copy, _), hit in zip(column.crops, column.hits, strict=True) if copy.stem == "unreadable"]
+    assert grey == [paths[1]]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("", "the query is empty"), (" \n", "the query is empty"), ("red " * MAX_SENTENCE, f"at most {MAX_SENTENCE} are")],
+)
+def test_search_for_something_impossible_is_refused(answers: Answers, query: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        galleries.search(gallery, query)
+        answers.search(query, Filters())
 
 
 @pytest.mark.filterwarnings("ignore:.* captions are (longer than|not in Latin):UserWarning")
 @pytest.mark.parametrize("query", ["<script>alert(1)</script>", "🦖" * 100, "ليلى", "\x00", "a" * MAX_SENTENCE])
-def test_search_for_odd_sentences_answers(galleries: Galleries, query: str) -> None:
-    for column in galleries.search("colours", query):
-        assert len(column.crops) == 8
-        assert "<script" not in column.status
+def test_search_for_odd_sentences_answers(answers: Answers, query: str) -> None:
+    (column,) = answers.search(query, Filters())
+    assert len(column.crops) == 8
+    assert "<script" not in column.status
 
 
-def test_summary_escapes_what_the_gallery_says(galleries: Galleries) -> None:
-    assert galleries.summary("colours") == "8 images from 2 cameras. Plain &lt;colours&gt;."
+def test_search_of_a_large_gallery_looks_at_a_bounded_number(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "_MOST_RANKED", 3)
+    assert len(answers.search(SENTENCE, Filters(count=2))[0].hits) == 2
+    assert len(answers.search(SENTENCE, Filters(count=5))[0].hits) == 5
 
 
-def test_examples_are_of_different_people_and_least_alike_first(compared: ComparedGallery, crops: Crops) -> None:
-    captions = {"red coat, cap": 1, "red coat, bag": 2, "green hat": 3, "green hat, shoes": 3}
-    other = ComparedGallery(dataclasses.replace(crops, captions=captions), compared.versions, progress=False)
-    # the two coats share two of four words; person 3 shares none, and the shorter sentence is taken
-    assert Galleries([other]).examples("colours") == ["green hat", "red coat, bag", "red coat, cap"]
-    assert Galleries([other]).examples("colours", count=1) == ["green hat"]
+def test_summary_escapes_what_the_gallery_says(answers: Answers) -> None:
+    assert answers.summary() == "<b>colours</b>: 8 images, 2 cameras, 2 days. Plain &lt;colours&gt;."
 
 
-def test_examples_of_a_gallery_without_captions_are_none(compared: ComparedGallery, crops: Crops) -> None:
-    other = ComparedGallery(dataclasses.replace(crops, captions={}), compared.versions, progress=False)
-    assert Galleries([other]).examples("colours") == []
+def test_score_range_holds_the_scores_of_the_examples_and_a_little_above(answers: Answers) -> None:
+    scores = [hit.score for sentence in answers.opened.examples for hit in shot(answers, sentence)]
+    lowest, highest = answers.score_range
+    assert min(scores) - 0.01 <= lowest <= min(scores)
+    assert max(scores) + 0.05 <= highest + 1e-9 <= max(scores) + 0.07
+    unknown = Answers(dataclasses.replace(answers.opened, examples=()), ShownImages(Path(), None))
+    assert unknown.score_range == (-1.0, 1.0)
 
 
-def test_heat_maps_are_one_a_version(galleries: Galleries) -> None:
-    maps = galleries.heat_maps("colours", 0, "red coat")
-    assert [label for _, label in maps] == ["Adapted model", "Bare model"]
-    assert all(isinstance(image, Image.Image) for image, _ in maps)
+def test_detail_names_everything_that_is_known(answers: Answers) -> None:
+    hit = shot(answers)[0]
+    detail = answers.detail(hit)
+    assert size_of(detail.image) == (256, 512)
+    assert dict(detail.facts) == {
+        "Name": hit.path.name,
+        "Camera": hit.metadata["camera"],
+        "Time": hit.metadata["time"],
+        "Score": f"{hit.score:.3f}",
+        "Number": str(hit.id),
+        "person_id": "1",
+    }
+    assert detail.path == str(hit.path)
 
 
-@pytest.mark.parametrize("position", [-1, 8])
-def test_heat_maps_of_no_image_are_refused(galleries: Galleries, position: int) -> None:
-    with pytest.raises(IndexError, match=f"there is no image {position}, the gallery has 8"):
-        galleries.heat_maps("colours", position, "red")
+def test_detail_tells_a_stranger_no_path_of_this_computer(opened: Opened, tmp_path: Path) -> None:
+    answers = Answers(opened, ShownImages(tmp_path, opened.root), is_trusted=False)
+    hit = shot(answers)[0]
+    assert answers.detail(hit).path == f"{hit.metadata['camera']}/{hit.path.name}"
+
+
+def test_heat_maps_are_one_a_version_asked_for(answers: Answers) -> None:
+    hit = shot(answers)[0]
+    ((image, words),) = answers.heat_maps(hit, "red coat")
+    assert (image.size, words) == ((192, 384), "red coat")
+    assert [label for _, label in answers.heat_maps(hit, "red coat", with_bare=True)] == ["Adapted model", "Bare model"]
 
 
 @pytest.mark.parametrize(("phrase", "words"), [("", "phrase is empty"), ("red " * MAX_SENTENCE, "at most 500")])
-def test_heat_maps_of_no_phrase_are_refused(galleries: Galleries, phrase: str, words: str) -> None:
+def test_heat_maps_of_no_phrase_are_refused(answers: Answers, phrase: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        galleries.heat_maps("colours", 0, phrase)
+        answers.heat_maps(shot(answers)[0], phrase)
+
+
+def test_alike_begins_with_the_image_and_everybody_known_to_be_the_same(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_module, "NUM_ALIKE", 3)
+    hit = shot(answers)[5]
+    crops, hits, same = answers.alike(hit)
+    assert hits[0] == hit
+    assert len(crops) == len({found.id for found in hits}) == 3
+    person = hit.metadata["person_id"]
+    assert [one.metadata["person_id"] == person for one in hits] == list(same) == [True, True, False]
+
+
+def test_alike_names_every_image_of_a_known_person(drawn: Opened, tmp_path: Path) -> None:
+    answers = Answers(drawn, ShownImages(tmp_path, drawn.root))
+    (column,) = answers.search("a man in a green jacket", Filters(count=1))
+    _, hits, same = answers.alike(column.hits[0])
+    assert sum(same) == 4  # each of the drawn people has four images
+    assert len({hit.metadata["person_id"] for hit in hits[:4]}) == 1
+
+
+def test_forget_removes_from_the_files_for_good_and_says_so(
+    own_answers: Answers, model: PromptedCLIP, tmp_path: Path
+) -> None:
+    answers, before = own_answers, datetime.now(timezone.utc) - timedelta(seconds=1)
+    answers.search(SENTENCE, Filters(), with_bare=True)  # so that there are copies, and features of the bare model
+    hits = [hit for hit in shot(answers) if hit.metadata["person_id"] == 1]
+    receipt = answers.forget(hits)
+    assert before <= datetime.fromisoformat(receipt.when) <= datetime.now(timezone.utc)
+    assert (receipt.gallery, receipt.removed) == ("index", tuple(str(hit.path) for hit in hits))
+    text = str(receipt)
+    assert text.startswith(f"Removed 2 images from index on {receipt.when}.")
+    assert all(f"  {hit.path}" in text for hit in hits)
+    for column in answers.search(SENTENCE, Filters(), with_bare=True):
+        assert {1}.isdisjoint(hit.metadata["person_id"] for hit in column.hits)
+        assert len(column.hits) == 6
+    assert not [file for hit in hits for file in (tmp_path / "shown").glob(f"{hit.id}-*")]
+    loaded = Gallery.load(tmp_path / "index", model)
+    assert len(loaded) == 6
+    assert loaded.update(tmp_path / "crops", progress=False).excluded  # the tombstones keep them out
+    for ask in (answers.detail, answers.alike, lambda hit: answers.heat_maps(hit, "red")):
+        with pytest.raises(DatasetError, match="was removed from the gallery"):
+            ask(hits[0])
+
+
+def test_forget_of_what_somebody_else_removed_removes_the_rest(own_answers: Answers) -> None:
+    hits = shot(own_answers)[:3]
+    own_answers.gallery.remove([hits[1].id])
+    receipt = own_answers.forget(hits)
+    assert receipt.removed == (str(hits[0].path), str(hits[2].path))
+    assert "1 more had been removed before." in str(receipt)
+    with pytest.raises(ValueError, match="had been removed before"):
+        own_answers.forget(hits)
+
+
+def test_forget_of_nothing_or_by_a_stranger_is_refused(opened: Opened, answers: Answers, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image is ticked"):
+        answers.forget([])
+    stranger = Answers(opened, ShownImages(tmp_path, None), is_trusted=False)
+    with pytest.raises(PermissionError, match="may not remove"):
+        stranger.forget(shot(answers)[:1])
+    assert len(opened.gallery) == 8
+
+
+def test_forget_in_memory_says_that_it_lasts_as_long_as_the_page(
+    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
+) -> None:
+    paint(tmp_path / "1.png", (190, 36, 40))
+    paint(tmp_path / "2.png", (40, 74, 170))
+    answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path / "shown", tmp_path))
+    text = str(answers.forget(shot(answers)[:1]))
+    assert text.startswith("Removed 1 image from ")
+    assert "a page started again makes it again, of all image files" in text
+
+
+class Store:
+    """A database behind the same search: it lists nothing, and removes by path."""
+
+    def __init__(self, gallery: Any) -> None:
+        self._gallery = gallery
+        self.model, self.calibration, self.url = gallery.model, None, "s3://bucket/people/"
+        self.erased: list[Path] = []
+
+    def __len__(self) -> int:
+        return len(self._gallery)
+
+    def search(self, query: str | Image.Image, k: int, *, where: Any = None) -> list[Hit]:
+        return self._gallery.search(query, k, where=where)
+
+    def erase(self, images: Sequence[Path]) -> None:
+        self.erased += images
+
+
+def test_a_database_that_lists_nothing_is_searched_filtered_and_erased_from(opened: Opened, tmp_path: Path) -> None:
+    store = Store(opened.gallery)
+    answers = Answers(open_indexed(store), ShownImages(tmp_path, None))
+    assert answers.opened.name == "people"
+    assert (answers.cameras.values, answers.days.values) == (("hall", "yard"), ("2026-11-23", "2026-11-24"))
+    assert answers.versions == ("Adapted model",)  # its images cannot be encoded once more
+    (column,) = answers.search(SENTENCE, Filters(cameras=["yard"]))
+    assert sorted(hit.id for hit in column.hits) == [4, 5, 6, 7]
+    receipt = answers.forget(column.hits[:1])
+    assert store.erased == [column.hits[0].path]
+    assert receipt.is_kept
+
+
+def test_opening_is_the_answer_to_the_first_example_where_that_is_known(answers: Answers, mine: Opened) -> None:
+    sentence, columns = answers.opening()
+    assert sentence == SENTENCE
+    assert columns == answers.search(SENTENCE, Filters())
+    assert Answers(mine, ShownImages(Path(), None)).opening() == ("", [])
 
 
 def two_halves() -> Image.Image:
@@ -129,27 +311,26 @@ def two_halves() -> Image.Image:
     return image
 
 
-def find_heat(version: Version, image: Image.Image, phrase: str) -> torch.Tensor:
-    with version.running() as model:
-        return occlusion_map(model, model.eval_transform(image), phrase)
+def find_heat(model: PromptedCLIP, image: Image.Image, phrase: str) -> torch.Tensor:
+    return occlusion_map(model, model.eval_transform(image), phrase)
 
 
 def test_heat_lies_on_the_half_that_is_named(model: PromptedCLIP) -> None:
-    bare = make_versions(model)[1]
-    red, blue = (find_heat(bare, two_halves(), f"a {name} shirt") for name in ("red", "blue"))
+    with model.disabled():
+        red, blue = (find_heat(model, two_halves(), f"a {name} shirt") for name in ("red", "blue"))
     assert red.shape == blue.shape == (12, 6)
     assert red[:6].mean() - red[6:].mean() > blue[:6].mean() - blue[6:].mean() + 0.1
 
 
 @pytest.mark.parametrize("size", [(48, 96), (1, 1), (300, 20), (20, 300)])
 def test_heat_of_an_image_of_any_size_is_between_0_and_1(model: PromptedCLIP, size: tuple[int, int]) -> None:
-    heat = find_heat(make_versions(model)[0], two_halves().resize(size), "red coat")
+    heat = find_heat(model, two_halves().resize(size), "red coat")
     assert bool(((heat >= 0) & (heat <= 1)).all())
 
 
 def test_heat_of_an_empty_phrase_is_refused(model: PromptedCLIP) -> None:
     with pytest.raises(ValueError, match="the phrase is empty; give a few words"):
-        find_heat(make_versions(model)[0], two_halves(), " ")
+        find_heat(model, two_halves(), " ")
 
 
 def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
@@ -163,38 +344,6 @@ def test_paint_heat_colours_the_hot_part_and_greys_the_cold() -> None:
     # 65 % of the red, which is (190, 36, 40), and 35 % of the tint, (213, 94, 0)
     assert hot == pytest.approx((198, 56, 26), abs=1)
     assert len(set(cold)) == 1
-
-
-def test_galleries_with_two_galleries_of_one_name_is_refused(compared: ComparedGallery) -> None:
-    with pytest.raises(ValueError, match="two galleries have the same name"):
-        Galleries([compared, compared])
-
-
-def test_galleries_know_names_versions_and_cameras(galleries: Galleries) -> None:
-    assert galleries.names == ["colours"]
-    assert galleries.versions == ["Adapted model", "Bare model"]
-    assert galleries.cameras("colours") == ["hall", "yard"]
-
-
-def test_prepare_opening_with_known_sentences_answers_the_first_example(galleries: Galleries) -> None:
-    opening = prepare_opening(galleries)
-    assert opening.sentence == galleries.examples("colours")[0]
-    assert [len(column.crops) for column in opening.columns] == [6, 6]
-    assert opening.phrase == opening.phrases[1]
-    assert opening.phrase.endswith(" clothes")
-    assert len(opening.maps) == 2
-    session = Session.from_opening(opening)
-    assert (session.gallery, session.query) == ("colours", opening.sentence)
-    assert session.chosen == session.positions[0][0] == opening.columns[0].positions[0]
-
-
-def test_prepare_opening_with_a_gallery_that_knows_no_sentence_is_empty(
-    compared: ComparedGallery, crops: Crops
-) -> None:
-    other = ComparedGallery(dataclasses.replace(crops, captions={}), compared.versions, progress=False)
-    opening = prepare_opening(Galleries([other]))
-    assert opening == Opening("colours")
-    assert Session.from_opening(opening) == Session("colours")
 
 
 def test_split_phrases_of_two_sentences_gives_subject_garments_and_details() -> None:

@@ -135,7 +135,31 @@ def test_request_filter_refuses_websockets() -> None:
 
     scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
     asyncio.run(RequestFilter(app, SHOWN, private=True)(scope, send, send))  # pyright: ignore
-    assert sent[0]["status"] == 421
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_request_filter_bounds_how_many_requests_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_OPEN", 3)
+    statuses: list[int] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.2)
+        await app(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        if "status" in message:
+            statuses.append(message["status"])
+
+    checks = RequestFilter(endless, SHOWN, private=True)  # pyright: ignore
+    scope = {"type": "http", "path": "/", "method": "GET", "headers": [(b"host", b"127.0.0.1")]}
+
+    async def many() -> None:
+        await asyncio.gather(*(checks(scope, send, send) for _ in range(5)))
+
+    asyncio.run(many())
+    assert sorted(statuses) == [200, 200, 200, 503, 503]
+    asyncio.run(many())  # those that ended make room
+    assert sorted(statuses) == [200] * 6 + [503] * 4
 
 
 @pytest.mark.parametrize(
@@ -172,10 +196,12 @@ def test_request_filter_refuses_a_second_origin_or_host(name: bytes, private: bo
 @pytest.mark.parametrize(
     ("question", "status"),
     [({"fn_index": 3}, 200), ({"fn_index": 4}, 400), ({"fn_index": -1}, 400), ({"fn_index": "3"}, 400), ({}, 400),
-     ({"fn_index": None}, 400), ({"fn_index": [3]}, 400), ([3], 400), (None, 400), ({"fn_index": 10**400}, 400)],
+     ({"fn_index": None}, 400), ({"fn_index": [3]}, 400), ([3], 400), (None, 400), ({"fn_index": 10**400}, 400),
+     ({"fn_index": True}, 400), ({"fn_index": 3, "session_hash": "a" * 64}, 200),
+     ({"fn_index": 3, "session_hash": "a" * 65}, 400), ({"fn_index": 3, "session_hash": ["a"]}, 400)],
 )  # fmt: skip
 def test_request_filter_knows_the_functions_of_the_page_only(question: object, status: int) -> None:
-    assert ask("/gradio_api/queue/join", body=json.dumps(question).encode(), functions={3})[0] == status
+    assert ask("/gradio_api/queue/join", body=json.dumps(question).encode(), functions={1, 3})[0] == status
 
 
 def test_request_filter_bounds_time_and_number_of_bodies_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +332,7 @@ def test_read_upload_of_any_mode_gives_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_read_upload_larger_than_needed_is_shrunk(tmp_path: Path) -> None:
     Image.new("RGB", (600, 3000)).save(tmp_path / "crop.png")
-    assert read_upload(tmp_path / "crop.png").size == (205, 1024)  # 600 / 3000 * 1024 = 204.8
+    assert read_upload(tmp_path / "crop.png").size == (102, 512)  # 600 / 3000 * 512 = 102.4
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "EPS", "ICO", "PDF"])
@@ -360,3 +386,42 @@ def test_images_of_the_page_are_found_on_windows_and_nothing_else(monkeypatch: p
     assert ask("/gradio_api/file=C:\\scratch\\shown\\ab\\image.png", shown=shown)[0] == 200
     assert ask("/gradio_api/file=C:/scratch/shown/ab/image.png", shown=shown)[0] == 200
     assert ask("/gradio_api/file=C:\\scratch\\shown\\..\\drawn\\a.jpg", shown=shown)[0] == 404
+
+
+def log_in(checks: Any, address: str) -> int:
+    """Status of the answer to a login from an address."""
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": "http", "path": "/login", "method": "POST", "headers": headers, "client": (address, 50_000)}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"username=a&password=b", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(checks(scope, receive, send))
+    return sent[0]["status"]
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers every password as a wrong one."""
+    await send({"type": "http.response.start", "status": 400, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_request_filter_bounds_wrong_passwords_by_address_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = RequestFilter(refuse, SHOWN, private=True, has_login=True)  # pyright: ignore
+    assert [log_in(checks, "10.0.0.1") for _ in range(12)] == [400] * 10 + [429] * 2
+    assert log_in(checks, "10.0.0.2") == 400
+    others = [log_in(checks, f"10.0.1.{number}") for number in range(100)]
+    assert others == [400] * 89 + [429] * 11  # 10 + 1 + 89 = 100 in all
+    monkeypatch.setattr(request_checks, "_FAILED_LOGIN_SECONDS", 0.0)
+    assert log_in(checks, "10.0.0.1") == 400
+
+
+def test_request_filter_knows_no_login_where_there_is_none() -> None:
+    for path in ("/login", "/logout"):
+        assert ask(path, body=b"")[0] == 404
+    checks = RequestFilter(app, SHOWN, private=True, has_login=True)  # pyright: ignore
+    assert [log_in(checks, "10.0.0.1") for _ in range(20)] == [200] * 20

@@ -1,26 +1,42 @@
 """What the page answers to each request: plain functions and data that know nothing of the browser."""
 
+import math
+import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from html import escape
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from promptreid.defaults import NUM_HITS
-from promptreid.demo.comparison import ComparedGallery, Found
+from promptreid.demo.comparison import ADAPTED, BARE, BareModel
+from promptreid.demo.facets import Facet, find_cameras, find_days
+from promptreid.demo.shown_images import ShownImages
+from promptreid.demo.sources import ErasingGallery, ListedGallery, Opened, SearchedGallery
 from promptreid.errors import DatasetError
 from promptreid.evaluation.pictures.occlusion import occlusion_map
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.retrieval.encode import needed
+from promptreid.retrieval.filters import Metadata
+from promptreid.retrieval.table import Hit
 
 MAX_SENTENCE = 500
-NUM_SHOWN = 6  # images shown before the visitor asks for more
+NUM_SHOWN = 12  # images shown before the visitor asks for more
 NUM_EXAMPLES = 4
+NUM_ALIKE = 12  # images offered as those of the same person
+_MOST_RANKED = 1000  # images whose scores are counted
+_MOST_FILTERED = 100_000  # the best images, where a filter has to look at names of files
+_MOST_KNOWN = 100  # images of a person whom the gallery knows
+_MOST_FACTS, _FACT_LETTERS = 12, 200
 _HEAT_HEIGHT = 384
 _HEAT_TINT = np.array([213.0, 94.0, 0.0])  # vermilion of Okabe and Ito
-Captioned = tuple[Image.Image, str]
+Captioned = tuple[Any, str]  # an image or the path of a copy, and the words below it
 _PHRASE_ENDS = re.compile(
     r"[.,;:]|\b(?:and|with|who|is|has|have|on|in|wearing|wears|dressed|carrying|carries|holding|the person)\b",
     re.IGNORECASE,
@@ -28,155 +44,317 @@ _PHRASE_ENDS = re.compile(
 _ARTICLE = re.compile(r"^(?:an?|the|her|his|their)\s+", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Filters:
+    """What an image must fulfil to be shown.
+
+    Attributes:
+        cameras: Only these; empty for all.
+        days: Only these; empty for all.
+        threshold: Lowest score that counts as a match.
+        count: How many images at most.
+    """
+
+    cameras: Sequence[str] = ()
+    days: Sequence[str] = ()
+    threshold: float = -1.0
+    count: int = NUM_SHOWN
+
+
 class Column(NamedTuple):
     """Results of one version of the model, as shown."""
 
-    title: str  # the version's name
     status: str  # HTML, with everything that is not ours escaped
     crops: list[Captioned]
-    positions: list[int]  # which images of the gallery these are
+    hits: tuple[Hit, ...]  # what these are images of
 
 
-class Galleries:
-    """Answers for every gallery of the page; holds no state of any visitor.
+class Detail(NamedTuple):
+    """One image, enlarged."""
+
+    image: Path  # a copy
+    facts: list[tuple[str, str]]
+    path: str  # what is copied
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was forgotten, and when."""
+
+    gallery: str
+    when: str
+    removed: tuple[str, ...]
+    is_kept: bool  # whether the gallery has files that it was removed from
+    missing: int = 0  # named, and removed by somebody else before
+
+    def __str__(self) -> str:
+        count = len(self.removed)
+        words = [
+            f"Removed {count} image{'s' * (count != 1)} from {self.gallery} on {self.when}.",
+            "Their features are gone from its files and from memory, and the copies made for this page are deleted. "
+            "Kept are their paths and the digests of their files, so that a later update leaves them out."
+            if self.is_kept
+            else "The gallery is in memory alone: a page started again makes it again, of all image files.",
+            "The image files themselves were not touched:",
+            *(f"  {path}" for path in self.removed),
+        ]
+        if self.missing:
+            words.append(f"{self.missing} more had been removed before.")
+        return "\n".join(words)
+
+
+class Answers:
+    """Answers about one gallery; holds no state of any visitor.
 
     Args:
-        compared: The galleries; their names must differ.
-
-    Raises:
-        ValueError: Two galleries have the same name.
+        opened: The gallery.
+        shown: Makes copies of its images.
+        is_trusted: Whether visitors may see full paths and forget people.
     """
 
-    def __init__(self, compared: Sequence[ComparedGallery]) -> None:
-        self._by_name = {gallery.crops.name: gallery for gallery in compared}
-        if len(self._by_name) < len(compared):
-            raise ValueError(f"two galleries have the same name: {[gallery.crops.name for gallery in compared]}")
+    def __init__(self, opened: Opened, shown: ShownImages, *, is_trusted: bool = True) -> None:
+        self.opened = opened
+        self.gallery: SearchedGallery = opened.gallery
+        self.model: PromptedCLIP = needed(opened.gallery.model)
+        # Asked once: on Python 3.10 the question makes the whole list.
+        self._listed = opened.gallery if isinstance(opened.gallery, ListedGallery) else None
+        self.is_trusted = is_trusted
+        self.bare: BareModel = BareModel(self.model, opened.gallery)
+        probes = [opened.gallery.search(one, self._at_most(_MOST_RANKED)) for one in opened.examples]
+        self.score_range: tuple[float, float] = _score_range(probes)
+        paths, metadata = _listing(self._listed, probes)
+        self.cameras: Facet = find_cameras(paths, metadata, opened.root)
+        self.days: Facet = find_days(paths, metadata)
+        self._shown = shown
+        self._forgotten: set[int] = set()
 
     @property
-    def names(self) -> list[str]:
-        """Names of the galleries, the first of them shown first."""
-        return list(self._by_name)
+    def versions(self) -> tuple[str, ...]:
+        """Names of the models compared; the bare one is shown on request."""
+        return (ADAPTED, BARE) if self.bare.is_offered else (ADAPTED,)
 
     @property
-    def versions(self) -> list[str]:
-        """Names of the models compared."""
-        return [version.label for version in self._gallery(self.names[0]).versions]
+    def may_forget(self) -> bool:
+        """Whether visitors may remove people, and the gallery can."""
+        return self.is_trusted and (self._listed is not None or isinstance(self.gallery, ErasingGallery))
 
-    def cameras(self, name: str) -> list[str]:
-        """Cameras to choose from; none if the gallery has only one."""
-        return self._gallery(name).crops.camera_names
-
-    def summary(self, name: str) -> str:
+    def summary(self) -> str:
         """What the gallery holds, in a few words, as HTML."""
-        gallery = self._gallery(name)
-        cameras = len(gallery.crops.camera_names)
-        counts = f"{len(gallery):,} images" + (f" from {cameras} cameras" if cameras else "")
-        return f"{counts}. {escape(gallery.crops.note)}".strip()
+        counts = [f"{len(self.gallery):,} images"]
+        counts += [f"{len(self.cameras.values)} cameras"] if self.cameras.values else []
+        counts += [f"{len(self.days.values)} days"] if self.days.values else []
+        return f"<b>{escape(self.opened.name)}</b>: {', '.join(counts)}. {escape(self.opened.note)}".strip()
 
-    def examples(self, name: str, *, count: int = NUM_EXAMPLES) -> list[str]:
-        """Sentences about different people of the gallery, if it knows any: those least like anyone else's first."""
-        captions = self._gallery(name).crops.captions
-        words = {caption: frozenset(re.findall(r"[\w-]+", caption.lower())) for caption in captions}
-
-        def likeness(caption: str) -> float:
-            others = (words[other] for other, person_id in captions.items() if person_id != captions[caption])
-            return max((len(words[caption] & other) / len(words[caption] | other) for other in others), default=0.0)
-
-        chosen: dict[int, str] = {}
-        for caption in sorted(captions, key=lambda caption: (likeness(caption), len(caption), caption)):
-            chosen.setdefault(captions[caption], caption)
-        return list(chosen.values())[:count]
-
-    def search(
-        self,
-        name: str,
-        query: str | Image.Image,
-        *,
-        cameras: Collection[str] = (),
-        threshold: float = -1.0,
-        k: int = NUM_HITS,
-    ) -> list[Column]:
-        """Rank a gallery's images.
+    def search(self, query: str | Image.Image, filters: Filters, *, with_bare: bool = False) -> list[Column]:
+        """Rank the gallery's images.
 
         Args:
-            name: One of `names`.
             query: A sentence or an image.
-            cameras: Only these; empty for all.
-            threshold: Lowest score that counts as a match.
-            k: How many images at most.
+            filters: What an image must fulfil.
+            with_bare: Search with the bare model too.
 
         Returns:
             One column per version of the model.
 
         Raises:
-            ValueError: The gallery is unknown; the sentence is empty or too long.
+            ValueError: The sentence is empty or too long, or no image passes the filter.
         """
-        gallery = self._gallery(name)
-        person_id = None
+        right: Collection[int] = ()
         if isinstance(query, str):
             query = " ".join(query.split())
             _check_length(query, "sentence")
-            person_id = gallery.crops.captions.get(query)
-        answers = gallery.search(query, cameras=cameras, threshold=threshold, k=k)
-        return [_column(gallery, answer, person_id, threshold) for answer in answers]
+            described = self.opened.described
+            right = described.get(query) or described.get(query.lower().rstrip("."), ())
+        columns = [self._column(self.gallery, query, filters, right, title=ADAPTED if with_bare else "")]
+        if with_bare and self.bare.is_offered:
+            columns.append(self._column(self.bare, query, filters, right, title=BARE))
+        return columns
 
-    def heat_maps(self, name: str, position: int, phrase: str) -> list[Captioned]:
+    def detail(self, hit: Hit) -> Detail:
+        """One image, enlarged, with what is known of it.
+
+        Raises:
+            DatasetError: It was removed.
+        """
+        self._check_there(hit)
+        known = {key: value for key, value in hit.metadata.items() if key not in ("camera", "time")}
+        day = self.days.label(hit.path, hit.metadata)
+        time = str(hit.metadata.get("time", "")) or day
+        facts = [("Name", hit.path.name), ("Camera", self.cameras.label(hit.path, hit.metadata))]
+        facts += [("Time", time)] if time else []
+        facts += [("Score", f"{hit.score:.3f}"), ("Number", str(hit.id))]
+        facts += [(key, str(value)[:_FACT_LETTERS]) for key, value in list(known.items())[:_MOST_FACTS]]
+        return Detail(self._shown.large(hit), facts, self._path(hit))
+
+    def heat_maps(self, hit: Hit, phrase: str, *, with_bare: bool = False) -> list[Captioned]:
         """One image with the parts that answer `phrase`, once per version of the model.
 
         Raises:
-            ValueError: The phrase is empty or too long, or the gallery is unknown.
-            IndexError: There is no such image.
+            ValueError: The phrase is empty or too long.
             DatasetError: The image is gone.
         """
-        gallery = self._gallery(name)
         _check_length(phrase, "phrase")
-        if not 0 <= position < len(gallery.crops.paths):
-            raise IndexError(f"there is no image {position}, the gallery has {len(gallery.crops.paths)}")
-        image = gallery.crops.open(position)
-        maps: list[Captioned] = []
-        for version in gallery.versions:
-            with version.running() as model:
+        self._check_there(hit)
+        image = self._shown.open(hit.path)
+        heat = occlusion_map(self.model, self.model.eval_transform(image), phrase)
+        maps: list[Captioned] = [(paint_heat(image, heat), ADAPTED if with_bare else phrase)]
+        if with_bare and self.bare.is_offered:
+            with self.bare.running() as model:
                 heat = occlusion_map(model, model.eval_transform(image), phrase)
-            maps.append((paint_heat(image, heat), version.label))
+            maps.append((paint_heat(image, heat), BARE))
         return maps
 
-    def _gallery(self, name: str) -> ComparedGallery:
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise ValueError(f"there is no gallery {name!r}, only {', '.join(self._by_name)}") from None
+    def alike(self, hit: Hit) -> tuple[list[Captioned], tuple[Hit, ...], tuple[bool, ...]]:
+        """Images that may be of the same person, those known to be first: copies with words, hits, and which are known.
+
+        Raises:
+            DatasetError: The image is gone.
+        """
+        self._check_there(hit)
+        query, person = self._shown.open(hit.path), hit.metadata.get("person_id")
+        known = [hit]
+        if person is not None:
+            known += self.gallery.search(query, _MOST_KNOWN, where={"person_id": person})
+        by_id: dict[int, Hit] = {}
+        for other in (*known, *self.gallery.search(query, self._at_most(NUM_ALIKE))):
+            by_id.setdefault(other.id, other)
+        ids = {other.id for other in known}
+        hits = tuple(by_id.values())[: max(NUM_ALIKE, len(ids))]
+        same = tuple(other.id in ids for other in hits)
+        crops = [(self._shown.small(other), f"{rank}\n{other.path.name}") for rank, other in enumerate(hits, start=1)]
+        return crops, hits, same
+
+    def forget(self, hits: Sequence[Hit]) -> Receipt:
+        """Remove images from the gallery for good, and the copies that this page made of them.
+
+        Raises:
+            PermissionError: Visitors of this page may not.
+            ValueError: None is named, or all were removed before.
+            OSError: The gallery's files cannot be written; then nothing was removed.
+        """
+        if not self.may_forget:
+            raise PermissionError("visitors of this page may not remove images")
+        if not hits:
+            raise ValueError("no image is ticked; tick those of the person")
+        removed = self._remove(hits)
+        self.bare.remove([hit.path for hit in removed])
+        self._forgotten.update(hit.id for hit in hits)
+        self._shown.discard(hits)
+        if not removed:
+            raise ValueError("these images had been removed before; search again")
+        when = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
+        paths = tuple(self._path(hit) for hit in removed)
+        is_kept = self._listed is None or self._listed.directory is not None
+        return Receipt(self.opened.name, when, paths, is_kept, missing=len(hits) - len(removed))
+
+    def _remove(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Remove images in one step; if somebody else has removed some of them, those that are left."""
+        removed: list[Hit] = []
+        for group in ([*hits], *([hit] for hit in hits)):
+            with suppress(KeyError):
+                self._remove_from_gallery(group)
+                removed += group
+                if len(removed) == len(hits):
+                    break
+        return removed
+
+    def _remove_from_gallery(self, hits: Sequence[Hit]) -> None:
+        if self._listed is not None:
+            self._listed.remove([hit.id for hit in hits])
+        elif isinstance(self.gallery, ErasingGallery):
+            self.gallery.erase([hit.path for hit in hits])
+
+    def _check_there(self, hit: Hit) -> None:
+        """Refuse to show what was removed, to a visitor who still has it before their eyes."""
+        if hit.id in self._forgotten:
+            raise DatasetError("this image was removed from the gallery")
+
+    def opening(self) -> tuple[str, list[Column]]:
+        """What the page shows before any search: its first example with the answer, if that is known."""
+        sentence = next(iter(self.opened.examples), "")
+        if sentence not in self.opened.described:
+            return "", []
+        return sentence, self.search(sentence, Filters())
+
+    def _at_most(self, count: int) -> int:
+        return max(1, min(len(self.gallery), count))
+
+    def _path(self, hit: Hit) -> str:
+        """What a visitor may know of an image's path."""
+        path = os.path.abspath(hit.path)
+        if self.is_trusted:
+            return path
+        return os.path.relpath(path, self.opened.root) if self.opened.root is not None else hit.path.name
+
+    def _column(self, gallery: Any, query: Any, filters: Filters, right: Collection[int], *, title: str) -> Column:
+        ranked = self._ranked(gallery, query, filters)
+        matching = [hit for hit in ranked if hit.score >= filters.threshold]
+        hits = tuple(matching[: filters.count])
+        crops = [(self._shown.small(hit), self._words(rank, hit, right)) for rank, hit in enumerate(hits, start=1)]
+        name = f"<b>{escape(title)}</b>: " if title else ""
+        words = self._status(ranked, matching, filters.threshold, is_known=bool(right))
+        return Column(f"{name}{words}" if name else words[:1].upper() + words[1:], crops, hits)
+
+    def _ranked(self, gallery: Any, query: Any, filters: Filters) -> list[Hit]:
+        """The best images that pass the filters for cameras and days."""
+        where: dict[str, Any] = {}
+        tests: list[tuple[Facet, set[str]]] = []
+        for facet, chosen in ((self.cameras, filters.cameras), (self.days, filters.days)):
+            condition = facet.where(chosen) if chosen else {}
+            if condition is None:
+                tests.append((facet, set(chosen)))
+            else:
+                where.update(condition)
+        k = self._at_most(_MOST_FILTERED if tests else max(_MOST_RANKED, filters.count))
+        hits: list[Hit] = gallery.search(query, k, where=where or None)
+        return [hit for hit in hits if all(facet.label(hit.path, hit.metadata) in chosen for facet, chosen in tests)]
+
+    def _words(self, rank: int, hit: Hit, right: Collection[int]) -> str:
+        mark = " ✓" if hit.metadata.get("person_id") in right else ""
+        place = [self.cameras.label(hit.path, hit.metadata)]
+        place += [self.days.label(hit.path, hit.metadata)] if self.days.values else []
+        return f"{rank} · {hit.score:.2f}{mark}\n" + "\n".join(place)
+
+    def _status(self, ranked: list[Hit], matching: list[Hit], threshold: float, *, is_known: bool) -> str:
+        """One line above the images of a version."""
+        if not ranked:
+            return "no image from these cameras and days."
+        best = ranked[0].score
+        if not matching:
+            return f"nobody matches. The best image scores {best:.2f}, below {threshold:.2f}."
+        words = [f"best score {best:.2f}."]
+        if len(matching) < len(ranked):
+            words = [f"{len(matching):,} image{'s' * (len(matching) != 1)} reach {threshold:.2f}, the best {best:.2f}."]
+        calibration = self.gallery.calibration
+        if calibration is not None:
+            reaching = sum(hit.score >= calibration.threshold for hit in matching)
+            rate = f"{calibration.false_alarm_rate:.0%} of searches in vain reach"
+            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, which {rate}.")
+        return " ".join([*words, "✓ fits the description."] if is_known else words)
+
+
+def _listing(listed: ListedGallery | None, probes: Sequence[list[Hit]]) -> tuple[Sequence[Path], Sequence[Metadata]]:
+    """Paths and metadata of all images; of a database that does not list them, those of the images that were found."""
+    if listed is not None:
+        return listed.paths, listed.metadata
+    found = {hit.id: hit for hits in probes for hit in hits}
+    return [hit.path for hit in found.values()], [hit.metadata for hit in found.values()]
+
+
+def _score_range(probes: Sequence[list[Hit]]) -> tuple[float, float]:
+    """The scores between which a threshold for sentences makes sense here: from the worst image's to above the best's.
+
+    Measured on a few sentences, and rounded outwards to hundredths.
+    """
+    scores = [hit.score for hits in probes for hit in hits]
+    if not scores:
+        return -1.0, 1.0
+    return max(-1.0, math.floor(min(scores) * 100) / 100), min(1.0, math.ceil(max(scores) * 100 + 5) / 100)
 
 
 def _check_length(text: str, what: str) -> None:
     if len(text) > MAX_SENTENCE:
         raise ValueError(f"the {what} has {len(text)} characters, at most {MAX_SENTENCE} are allowed")
-
-
-def _column(gallery: ComparedGallery, answer: Found, person_id: int | None, threshold: float) -> Column:
-    crops: list[Captioned] = []
-    positions: list[int] = []
-    for rank, match in enumerate(answer.matches, start=1):
-        try:
-            image = gallery.crops.open(match.position)
-        except DatasetError:
-            continue
-        mark = " ✓" if gallery.crops.shows(match.position, person_id) else ""
-        crops.append((image, f"{rank} · {match.score:.2f}{mark}\n{gallery.crops.cameras[match.position]}"))
-        positions.append(match.position)
-    unreadable = len(answer.matches) - len(crops)
-    return Column(answer.label, _status(answer, threshold, unreadable, known=person_id is not None), crops, positions)
-
-
-def _status(answer: Found, threshold: float, unreadable: int, *, known: bool) -> str:
-    """One line above the images of a version."""
-    label = f"<b>{escape(answer.label)}</b>"
-    if answer.best is None or answer.typical is None:
-        return f"{label}: no image from these cameras."
-    if not answer.matches:
-        return f"{label}: nobody matches. The best image scores {answer.best:.2f}, below {threshold:.2f}."
-    missing = f" {unreadable} of them can no longer be read." if unreadable else ""
-    legend = " ✓ is the person described." if known else ""
-    return f"{label}: best score {answer.best:.2f}, a typical image scores {answer.typical:.2f}.{legend}{missing}"
 
 
 def paint_heat(image: Image.Image, heat: Tensor) -> Image.Image:
@@ -189,30 +367,6 @@ def paint_heat(image: Image.Image, heat: Tensor) -> Image.Image:
     weight = (np.asarray(large, dtype=np.float32) / 255)[..., None]
     mixed = (1 - weight) * (0.6 * grey + 60) + weight * (0.65 * colour + 0.35 * _HEAT_TINT)
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What the page shows before any search: the first gallery's first example with its answer."""
-
-    gallery: str
-    sentence: str = ""  # this and the rest are empty if the gallery knows no sentence
-    columns: tuple[Column, ...] = ()
-    phrases: list[str] = field(default_factory=list[str])  # what can be looked for in the images
-    phrase: str | None = None  # the one that is looked for
-    maps: list[Captioned] = field(default_factory=list[Captioned])  # where it is in the best image
-
-
-def prepare_opening(galleries: Galleries) -> Opening:
-    """Search for the first example once, for every visitor."""
-    name = galleries.names[0]
-    sentence = next(iter(galleries.examples(name, count=1)), "")
-    if not sentence:
-        return Opening(name)
-    columns, phrases = tuple(galleries.search(name, sentence, k=NUM_SHOWN)), split_phrases(sentence)
-    phrase = choose_phrase(phrases)
-    maps = galleries.heat_maps(name, columns[0].positions[0], phrase) if phrase else []
-    return Opening(name, sentence, columns, phrases, phrase, maps)
 
 
 def split_phrases(sentence: str, *, most: int = 8) -> list[str]:

@@ -9,18 +9,20 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from promptreid.demo.answers import Galleries, prepare_opening
-from promptreid.demo.comparison import ComparedGallery, make_versions
-from promptreid.demo.page import TITLE, fill_page
+from promptreid.defaults import GALLERY_FILE
+from promptreid.demo.answers import Answers
+from promptreid.demo.page import OPEN_SCRIPT, TITLE, fill_page, page_caution
 from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter
-from promptreid.demo.sources import draw_crops, list_crops
-from promptreid.errors import ServingError, missing_extra
+from promptreid.demo.shown_images import ShownImages
+from promptreid.demo.sources import Opened, SearchedGallery, draw_people, encode_crops, open_indexed
+from promptreid.errors import DatasetError, ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
+from promptreid.retrieval.gallery import Gallery
 from promptreid.towers.tiny import tiny_prompts
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _LAUNCH: dict[str, Any] = {
     "mcp_server": False,
     "footer_links": [],
 }
+Auth = tuple[str, str] | Sequence[tuple[str, str]]
 _log = logging.getLogger(__name__)
 _page_lock = threading.Lock()
 
@@ -57,6 +60,7 @@ class ServingOptions(TypedDict, total=False):
     model: PromptedCLIP | None
     host: str
     port: int | None
+    auth: Auth | None
     open_browser: bool
     progress: bool
 
@@ -74,11 +78,12 @@ class RunningDemo(ExitStack):
 
 
 def start(
-    gallery: str | Path | None = None,
+    gallery: SearchedGallery | str | Path | None = None,
     *,
     model: PromptedCLIP | None = None,
     host: str = LOOPBACK[0],
     port: int | None = None,
+    auth: Auth | None = None,
     open_browser: bool = False,
     progress: bool = True,
 ) -> RunningDemo:
@@ -88,30 +93,35 @@ def start(
     folder that only this user can read and that `close` deletes. Nothing is sent to anyone else.
 
     Args:
-        gallery: A folder of crops to search, offered beside the drawn pedestrians.
-        model: What `load_prompts` returns; `None` for the small base and prompts that ship with the package.
+        gallery: A `Gallery` with its model, a folder that `Gallery.save` or `promptreid index` wrote, or a folder of
+            crops, which is encoded first; `None` for drawn pedestrians.
+        model: What `load_prompts` returns, for a folder; `None` for the small base and prompts that ship with the
+            package.
         host: Address to listen on. At the default only this computer reaches the page; at `"0.0.0.0"` everyone who
             reaches this computer can search the gallery and see its images.
         port: `None` for the first free one from 7860.
+        auth: User and password that visitors must give, or several such pairs; `None` for no login. Without it, a page
+            that others can reach shows no full paths and does not let visitors remove anybody.
         open_browser: Open the page in the browser.
-        progress: Show progress bars while galleries are encoded.
+        progress: Show progress bars while a folder is encoded.
 
     Returns:
         The page.
 
     Raises:
         MissingExtraError: gradio is not installed.
-        DatasetError: The folder is missing, or has no readable image.
+        DatasetError: The folder is missing, has no readable image, or the gallery is empty.
+        CheckpointError: The folder holds a gallery that is damaged or of another model.
         ServingError: The port is taken, the host unknown, or this process is already serving a page.
-        ValueError: There is no such port.
+        ValueError: There is no such port, a user or password is empty, or the gallery was loaded without a model.
 
     Example:
-        >>> with start("crops/") as page:  # doctest: +SKIP
+        >>> with start("gallery/") as page:  # doctest: +SKIP
         ...     print(page.url)
     """
     gr = require_gradio()
     check_address(host, port)
-    offered = [] if gallery is None else [list_crops(gallery)]
+    pairs = _pairs(auth)
     with RunningDemo() as held:
         if not _page_lock.acquire(blocking=False):  # gradio knows only one folder for its copies
             raise ServingError(
@@ -119,31 +129,64 @@ def start(
             )
         held.callback(_page_lock.release)
         scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="promptreid-demo-"))).resolve()
-        versions = make_versions(load_prompts(tiny_prompts()) if model is None else model)
-        offered.append(draw_crops(scratch / "drawn"))
-        galleries = Galleries([ComparedGallery(crops, versions, progress=progress) for crops in offered])
+        opened = _open(gallery, model, scratch / "drawn", progress=progress)
         shown = scratch / "shown"
         shown.mkdir(mode=0o700)
+        private = host in LOOPBACK
+        copies = ShownImages(shown / "crops", opened.root)
+        answers = Answers(opened, copies, is_trusted=private or bool(pairs))
         # gradio's copies go there, and no setting may open other folders to the browser.
         held.enter_context(_environment(GRADIO_TEMP_DIR=str(shown), GRADIO_ALLOWED_PATHS=None))
-        page = _serve(gr, galleries, shown, host, port, open_browser)
+        page = _serve(gr, answers, shown, host, port, pairs, open_browser)
         held.callback(page.close, verbose=False)
-        if host not in LOOPBACK:
-            _log.warning("everyone who reaches this computer can search this gallery, at %s", page.local_url)
+        if not private:
+            who = "everyone who knows a password" if pairs else "everyone who reaches this computer"
+            _log.warning("%s can search this gallery, at %s", who, page.local_url)
         running = held.pop_all()
         running.url = page.local_url
         return running
 
 
-def launch(gallery: str | Path | None = None, **options: "Unpack[ServingOptions]") -> None:
+def _open(
+    gallery: SearchedGallery | str | Path | None, model: PromptedCLIP | None, drawn: Path, *, progress: bool
+) -> Opened:
+    """The gallery of the page, whatever it is given as."""
+    if gallery is not None and not isinstance(gallery, str | os.PathLike):
+        if len(gallery) == 0:
+            raise DatasetError("the gallery is empty; add images first")
+        return open_indexed(gallery)
+    if gallery is not None and not Path(gallery).is_dir():
+        raise DatasetError(f"there is no folder {gallery}; give a gallery, or a folder of images")
+    model = (load_prompts(tiny_prompts()) if model is None else model).eval()
+    if gallery is None:
+        return draw_people(drawn, model)
+    if (Path(gallery) / GALLERY_FILE).is_file():
+        return _open(Gallery.load(gallery, model), None, drawn, progress=progress)
+    return encode_crops(gallery, model, progress=progress)
+
+
+def _pairs(auth: Auth | None) -> list[tuple[str, str]]:
+    """Every user with a password.
+
+    Raises:
+        ValueError: One of them is empty.
+    """
+    given: list[Any] = [] if auth is None else [auth] if isinstance(auth, tuple) else list(auth)
+    for pair in given:
+        if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
+            raise ValueError('auth holds an empty user or password; give a pair such as ("anna", "a long password")')
+    return [(user, password) for user, password in given]
+
+
+def launch(gallery: SearchedGallery | str | Path | None = None, **options: "Unpack[ServingOptions]") -> None:
     """Serve the page until Ctrl-C or a termination signal, and print its address.
 
     Args:
-        gallery: A folder of crops to search, offered beside the drawn pedestrians.
+        gallery: What is searched, as `start` takes it.
         **options: Those of `start`, whose errors it raises.
 
     Example:
-        >>> launch("crops/")  # doctest: +SKIP
+        >>> launch("gallery/")  # doctest: +SKIP
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -217,16 +260,23 @@ def _environment(**changes: str | None) -> Generator[None, None, None]:
                 os.environ[name] = value
 
 
-def _serve(gr: Any, galleries: Galleries, shown: Path, host: str, port: int | None, open_browser: bool) -> Any:
+def _serve(
+    gr: Any,
+    answers: Answers,
+    shown: Path,
+    host: str,
+    port: int | None,
+    auth: list[tuple[str, str]],
+    open_browser: bool,
+) -> Any:
     """Make gradio's page, and serve it from a thread of its own."""
     private = host in LOOPBACK
-    opening = prepare_opening(galleries)
     kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, kept_seconds)) as page:
-        fill_page(gr, galleries, opening, private=private, kept_seconds=kept_seconds)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, kept_seconds)) as page:
+        fill_page(gr, answers, caution=page_caution(private=private), kept_seconds=kept_seconds)
     page.queue(max_size=_MAX_WAITING)
     middleware: Any = importlib.import_module("starlette.middleware").Middleware
-    checks = middleware(RequestFilter, shown=shown, private=private, functions=set(page.fns))
+    checks = middleware(RequestFilter, shown=shown, private=private, functions=set(page.fns), has_login=bool(auth))
     with _without_proxies():
         page.launch(
             server_name=host,
@@ -234,6 +284,8 @@ def _serve(gr: Any, galleries: Galleries, shown: Path, host: str, port: int | No
             inbrowser=open_browser,
             theme=_theme(gr),
             css=_STYLE.read_text(encoding="utf-8"),
+            js=OPEN_SCRIPT,
+            auth=auth or None,
             app_kwargs={"middleware": [checks], "docs_url": None, "redoc_url": None, "openapi_url": None},
             **_LAUNCH,
         )

@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import os
 import posixpath
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from promptreid.files import portable
+from promptreid.data.images import to_rgb
+from promptreid.files import open_file, portable
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -23,7 +26,7 @@ MAX_UPLOAD_BYTES = 10 * 2**20
 UPLOAD_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _MAX_UPLOAD_PIXELS = 25_000_000
-_MAX_KEPT_SIDE = 1024
+_MAX_KEPT_SIDE = 512  # no tower takes more of a crop, and each visitor's is kept
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _API = "/gradio_api"
@@ -34,14 +37,21 @@ _PATHS = frozenset(
     + [f"{_API}/{name}" for name in ("upload", "upload_progress", "cancel", "reset", "reset/", "startup-events")]
 )
 _FOLDERS = ("/assets/", "/static/", f"{_API}/heartbeat/")
+_LOGIN = "/login"
+_LOGIN_PATHS = frozenset([_LOGIN, "/logout"])
 _FILES = f"{_API}/file="
 _JOIN = f"{_API}/queue/join"
 _UPLOAD = f"{_API}/upload"
 _MAX_BODY_BYTES = 1_000_000
 _MAX_FORM_BYTES = MAX_UPLOAD_BYTES + 64 * 2**10  # a form wraps the file in some lines
 _MAX_KEPT_BYTES = 500 * 2**20
+_MAX_SESSION_LETTERS = 64  # of the name that a browser gives its session; gradio's has eleven
+_MAX_OPEN = 512  # requests at the same time: each visitor's browser keeps two open
 _MAX_READING = 16  # bodies that arrive at the same time
 _MAX_READING_SECONDS = 60.0
+_MAX_FAILED_LOGINS = 10  # of one address within the time
+_MAX_FAILED_LOGINS_IN_ALL = 100
+_FAILED_LOGIN_SECONDS = 60.0
 _LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
 _POLICY = b"content-security-policy"
 _HEADERS = {
@@ -63,13 +73,15 @@ class RequestFilter:
     the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for this
     computer alone also refuses whatever a stranger's page sends: requests for another host name, which may have been
     made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others accepts no
-    upload while it holds copies of more than 500 MB. At most 16 bodies arrive at a time, each within a minute.
+    upload while it holds copies of more than 500 MB. At most 512 requests are open and 16 bodies arrive at a time, each
+    within a minute. After ten wrong passwords within a minute an address must wait.
 
     Args:
         app: The application behind.
         shown: The folder of copies made for the browser.
         private: Whether only this computer may send requests.
         functions: Numbers of the page's functions; others are refused. `None` for any.
+        has_login: Whether visitors log in.
     """
 
     def __init__(
@@ -79,43 +91,79 @@ class RequestFilter:
         *,
         private: bool,
         functions: Collection[int] | None = None,
+        has_login: bool = False,
     ) -> None:
         self.app = app
         self.shown = shown
         self.private = private
         self.functions = functions
+        self.has_login = has_login
+        self._open = 0
         self._reading = 0
+        self._failed_logins: list[tuple[float, str]] = []  # when, and from which address
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        self._open += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _answer(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         send_page = _with_headers(send, framed=not self.private)
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST":
             body, refusal = await self._read_in_time(scope, receive)
             receive = _replay(body, receive)
         if refusal is None:
-            await self.app(scope, receive, send_page)
+            watched = self._watch_login(scope, send_page) if scope["path"] == _LOGIN else send_page
+            await self.app(scope, receive, watched)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
         else:
             await _refuse(send, *refusal)
 
     def _refusal(self, scope: _Message) -> _Refusal | None:
         """Why a request is refused, by its address and sender alone."""
+        if self._open > _MAX_OPEN:
+            return 503, "too many visitors at once; try again in a minute"
         if any(len(_headers(scope, name)) > 1 for name in (b"host", b"origin")):
             return 400, "a request comes from one page and goes to one host"
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
             return 421, "this page answers to 127.0.0.1 only"
         if self.private and _is_from_another_page(scope):
             return 403, "this page does not answer other pages"
-        return None if self._is_known_path(scope["path"]) else (404, "there is nothing here")
+        if not self._is_known_path(scope["path"]):
+            return 404, "there is nothing here"
+        if scope["path"] == _LOGIN and self._fails_too_often(_address(scope)):
+            return 429, "too many wrong passwords; wait a minute"
+        return None
+
+    def _fails_too_often(self, address: str) -> bool:
+        since = time.monotonic() - _FAILED_LOGIN_SECONDS
+        self._failed_logins = [one for one in self._failed_logins if one[0] > since]
+        own = sum(failed == address for _, failed in self._failed_logins)
+        return own >= _MAX_FAILED_LOGINS or len(self._failed_logins) >= _MAX_FAILED_LOGINS_IN_ALL
+
+    def _watch_login(self, scope: _Message, send: _Send) -> _Send:
+        """Sends on, and counts what is answered as a wrong password."""
+
+        async def watch(message: _Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self._failed_logins.append((time.monotonic(), _address(scope)))
+            await send(message)
+
+        return watch
 
     def _is_known_path(self, path: str) -> bool:
         if path.startswith(_FILES):
             file = posixpath.normpath(portable(unquote(path.removeprefix(_FILES))))
             return file.startswith(f"{self.shown.as_posix()}/")
-        return path in _PATHS or path.startswith(_FOLDERS)
+        return path in _PATHS or path.startswith(_FOLDERS) or (self.has_login and path in _LOGIN_PATHS)
 
     async def _read_in_time(self, scope: _Message, receive: _Receive) -> tuple[bytes, _Refusal | None]:
         if self._reading >= _MAX_READING:
@@ -179,6 +227,11 @@ def _header(scope: _Message, name: bytes) -> str:
     return next(iter(_headers(scope, name)), "")
 
 
+def _address(scope: _Message) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 def _is_from_another_page(scope: _Message) -> bool:
     """Whether a script or form of a page at another address sent this: browsers name that page as the origin."""
     origin = _header(scope, b"origin")
@@ -203,8 +256,11 @@ def _question_refusal(body: bytes, functions: Collection[int] | None) -> _Refusa
         question, foreign = None, True
     if foreign:
         return 403, "a request may only name files that were uploaded here"
-    called = cast("dict[str, object]", question).get("fn_index") if isinstance(question, dict) else None
-    if functions is not None and (not isinstance(called, int) or called not in functions):
+    asked = cast("dict[str, object]", question) if isinstance(question, dict) else {}
+    called, session = asked.get("fn_index"), asked.get("session_hash", "")
+    if not isinstance(session, str) or len(session) > _MAX_SESSION_LETTERS:
+        return 400, "this is no session of a browser"
+    if functions is not None and (type(called) is not int or called not in functions):
         return 400, "the page has no such function"
     return None
 
@@ -249,29 +305,36 @@ def read_upload(path: str | Path) -> Image.Image:
         path: The uploaded file.
 
     Returns:
-        The image as RGB, turned as its EXIF data says, at most 1,024 pixels a side.
+        The image as RGB, turned as its EXIF data says, at most 512 pixels a side.
 
     Raises:
         ValueError: The file is too large, of another format, has too many pixels, or is broken.
     """
-    if not Path(path).is_file():  # a named pipe would never end
-        raise ValueError("the upload is gone, or is no plain file; upload it again")
-    size = Path(path).stat().st_size
-    if size > MAX_UPLOAD_BYTES:
-        most = MAX_UPLOAD_BYTES // 2**20
-        raise ValueError(f"the image has {size / 2**20:.1f} MB, at most {most} MB are allowed; shrink it")
     try:
-        with Image.open(path, formats=_UPLOAD_FORMATS) as image:
-            width, height = image.size
-            if width * height > _MAX_UPLOAD_PIXELS:
-                raise ValueError(
-                    f"the image is {width} x {height} pixels, at most {_MAX_UPLOAD_PIXELS:,} are allowed; "
-                    "cut the person out of it"
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+        opened = open_file(path)
+    except OSError as error:
+        raise ValueError("the upload is gone, or is no plain file; upload it again") from error
+    try:
+        with opened as stream:
+            upright = _decode_upload(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"the image is too large: {error}") from error
     except (OSError, SyntaxError) as error:
         raise ValueError("this file is not a readable image; upload a JPEG, PNG, WebP or BMP file") from error
     upright.thumbnail((_MAX_KEPT_SIDE, _MAX_KEPT_SIDE))
     return upright
+
+
+def _decode_upload(stream: BinaryIO) -> Image.Image:
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_UPLOAD_BYTES:
+        most = MAX_UPLOAD_BYTES // 2**20
+        raise ValueError(f"the image has {size / 2**20:.1f} MB, at most {most} MB are allowed; shrink it")
+    with Image.open(stream, formats=_UPLOAD_FORMATS) as image:
+        width, height = image.size
+        if width * height > _MAX_UPLOAD_PIXELS:
+            raise ValueError(
+                f"the image is {width} x {height} pixels, at most {_MAX_UPLOAD_PIXELS:,} are allowed; "
+                "cut the person out of it"
+            )
+        return to_rgb(image)
