@@ -1,6 +1,7 @@
 """Save and load on a local folder, from the model's point of view."""
 
 import copy
+import importlib.util
 import inspect
 import json
 import sys
@@ -20,6 +21,7 @@ from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_clip
 from promptreid.towers.loading import ClipSource
+from promptreid.towers.tiny import tiny_prompts
 
 SIZE = (32, 16)
 PROMPT_FILES = {"prompts.safetensors", "prompt_config.json"}
@@ -534,3 +536,13 @@ def test_adapters_inside_are_refused_with_what_to_do(tmp_path, told):
     with pytest.raises(ValueError, match=r"gained visual\..*lora_A\.weight since .*get_peft_model"):
         save_prompts(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_load_prompts_crosses_at_most_23_files_of_the_package():
+    path = Path(__file__).parents[2] / "tools" / "files_crossed.py"
+    spec = importlib.util.spec_from_file_location("files_crossed", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    folder = tiny_prompts()
+    load_prompts(folder)  # so that lazy imports are done
+    assert tool.files_crossed(lambda: load_prompts(folder))["files"] <= 23

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from promptreid import load_clip
 from promptreid.errors import CheckpointError
 from promptreid.towers import loading
-from promptreid.towers.growth import resize_grid
+from promptreid.towers.families.open_clip_vit import resize_grid
 from promptreid.towers.loading import (
     ClipSource,
     load_clip_from_config,
