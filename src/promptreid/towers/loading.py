@@ -210,10 +210,7 @@ def load_clip(
         clip, config, name = _load_repository(name, pretrained, cache)
     elif pretrained is None or is_listed_tag(name, pretrained):
         if saved is not None:
-            raise ValueError(
-                f"weights_size is {saved}, which says at what size a file of weights was saved, but pretrained is "
-                f"{pretrained!r}; leave weights_size out"
-            )
+            raise ValueError(f"weights_size is {saved}, that of a file, but pretrained is {pretrained!r}; leave it out")
         config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
