@@ -9,6 +9,7 @@ import torch
 
 from promptreid import load_clip
 from promptreid.errors import UnsupportedTowerError
+from promptreid.towers import converting
 from promptreid.towers.converting import convert_weights
 from promptreid.towers.families import resize_images
 from promptreid.towers.features import image_preprocessing_of
@@ -91,7 +92,11 @@ def test_siglip_model_there_and_back(zoo, tmp_path, size):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256"])
-def test_siglip_model_is_recognised_from_its_configuration(zoo, tmp_path, name):
+def test_siglip_model_is_recognised_from_its_configuration(zoo, tmp_path, monkeypatch, name):
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(converting, "HFTokenizer", offline)
     size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
     with zoo.shrunk():
         clip = load_clip(name, image_size=(size, size))
