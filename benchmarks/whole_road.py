@@ -4,7 +4,8 @@
 
 A Hub on the loopback serves random weights in the format of OpenAI's ViT-B-16, under the id and file name that
 open_clip asks for. Every step is a process of its own with an empty home; what is published is loaded from the Hub,
-and gives the features that the saved folder gives. The record has each step's time and peak memory, the Hub's apart.
+and gives the features that the saved folder gives. The record has each step's time and the peak memory of its largest
+process, the Hub's apart.
 """
 
 import argparse

@@ -7,7 +7,6 @@ Without --data-root it draws a dataset and adapts the small base that ships; suc
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError
 from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
+from promptreid.files import write_sealed_json
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.camera import CAMERAS
 from promptreid.training.run_folder import claim_folder
@@ -74,7 +74,7 @@ def main() -> None:
     scores = result.as_dict()["results"]
     record = {**scores, "settings": settings, "checkpoint_rule": result.checkpoint_rule, "test_images": len(data.test)}
     record |= {"test_captions": data.test.num_captions, "seconds": round(time.perf_counter() - started, 1)}
-    (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_sealed_json(output / "results.json", record)
     print(score_table(scores))
     print(f"saved and loaded again: the same scores; of {len(gallery)}, “{rankings[0].caption}” finds {best.path}")
     print(f"{record['seconds']:.0f} s; results.json, ranking.png, report.html and model/ are in {output}")

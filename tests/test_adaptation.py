@@ -16,6 +16,7 @@ from promptreid.adaptation import load_and_verify, preset_for
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset
 from promptreid.errors import CheckpointError
+from promptreid.files import read_sealed_json
 from promptreid.synthetic import write_generated
 from promptreid.training import ablations
 
@@ -45,7 +46,7 @@ def test_adapt_scores_every_state_saves_the_model_and_resumes(data: ReIDDataset,
     }
     assert result.checkpoint_rule == "epoch with the best validation mAP"
     assert [history[-1]["chosen"]["rule"] for history in result.histories.values()] == ["highest mAP"] * 2
-    written = json.loads((tmp_path / "results.json").read_text())
+    written = read_sealed_json(tmp_path / "results.json")
     assert written == json.loads(json.dumps(result.as_dict()))
     assert list(written["results"]) == states
     assert written["model"] == str(tmp_path / "model")

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import hashlib
 import os
@@ -14,9 +15,11 @@ from promptreid.files import (
     file_digest,
     locked,
     make_private_folder,
+    read_sealed_json,
     remove_abandoned,
     remove_scratch,
     write_bytes_atomically,
+    write_sealed_json,
     write_tensors_atomically,
 )
 
@@ -285,3 +288,29 @@ def test_tensors_are_read_and_not_mapped_on_windows(tmp_path, on_windows, monkey
     write_tensors_atomically(path, {"a": torch.arange(3)})
     monkeypatch.setattr(files, "load_file", lambda *_: pytest.fail("a mapped file cannot be replaced there"))
     assert files.read_tensors(path)["a"].tolist() == [0, 1, 2]
+
+
+def test_sealed_json_notices_every_changed_byte_of_its_content(tmp_path):
+    path, content = tmp_path / "a.json", {"scores": [0.5, None], "name": "für", "sizes": (1, 2)}
+    write_sealed_json(path, content)
+    read = {**content, "sizes": [1, 2]}
+    assert read_sealed_json(path) == read
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        # What changes spaces alone, or the very name of the digest, changes no value.
+        with contextlib.suppress(ValueError):
+            found = read_sealed_json(path)
+            assert found == read or len(found) == len(read) + 1
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "[" * 100_000, '{"a": ', '{"a": 1, "digest": "0"}'])
+def test_what_is_no_sealed_json_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"expected an object|too deep|delimiter|Expecting|digest"):
+        read_sealed_json(tmp_path / "a.json")
+
+
+def test_json_of_an_older_version_without_a_digest_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_sealed_json(tmp_path / "a.json") == {"a": 1}

@@ -15,7 +15,7 @@ from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE
 from promptreid.errors import WeightsError, spoken
 from promptreid.evaluation.evaluate import Evaluation, evaluate, score
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
-from promptreid.files import write_json_atomically
+from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
@@ -218,7 +218,7 @@ def adapt(
     if is_main_process():
         if result.model_dir is not None:
             save_prompts(model, result.model_dir, overwrite=True)
-        write_json_atomically(folder / "results.json", result.as_dict())
+        write_sealed_json(folder / "results.json", result.as_dict())
     return result
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from filelock import FileLock, Timeout
 from safetensors.torch import load, load_file, save_file
@@ -189,6 +189,36 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> 
 def write_json_atomically(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write JSON, for people to read unless `indent` is None, in the same way."""
     write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object in the same way, with a digest of itself under `"digest"`."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    write_json_atomically(path, {**plain, "digest": _json_digest(plain)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote, without the digest, which older files do not have.
+
+    Raises:
+        OSError: It cannot be opened, or is not a plain file.
+        ValueError: It is not a JSON object, or its digest is not that of its content.
+    """
+    try:
+        with open_file(path) as stream:
+            content: Any = json.loads(stream.read())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {type(content).__name__}, expected an object")
+    entries = cast("dict[str, Any]", content)
+    if entries.pop("digest", None) not in (None, _json_digest(entries)):
+        raise ValueError("its digest is not that of its content: something in it was changed")
+    return entries
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors_atomically(

@@ -55,6 +55,7 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
         ),
         pytest.param("demo_start", "", {"PEOPLE": 4, "ROUNDS": 1}, marks=[pytest.mark.slow, needs_gradio]),
         pytest.param("hub_speed", "", {**TINY, "ROUNDS": 1}, marks=pytest.mark.slow),
+        pytest.param("int8_export", "", {**TINY, "IDENTITIES": (1, 1, 2), "ROUNDS": 2}, marks=pytest.mark.slow),
         pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
         pytest.param(
             "service_speed",

@@ -84,6 +84,11 @@ def test_load_folder_leading_zeros_are_the_same_number(write_csv: Callable[..., 
     assert {record.person_id for record in load_folder(root).test.records} == {7}
 
 
+def test_load_folder_a_name_is_one_person_however_its_accent_is_written(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,Ren\u00e9,test\nb.jpg,a man, Rene\u0301,test\n")
+    assert {record.person_id for record in load_folder(root).test.records} == {0}
+
+
 def test_load_folder_whole_numbers_are_one_person_however_they_are_written(folder: Path) -> None:
     """Spreadsheets and pandas write 0.0 for 0 where a cell of the column is empty."""
     rows = "a.jpg,a man,0,test\nb.jpg,a man,0.0,test\ndeep/c.jpg,a man, 00.,test\n"

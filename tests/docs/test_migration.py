@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from promptreid import ContrastiveLoss, CrossModalIDLoss, PromptConfig, PromptedCLIP, Recipe, TwoStageSchedule
+from promptreid.data.samplers import EpochSampler, IdentitySampler
 from promptreid.losses.contrastive import NITCLoss, SDMLoss
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
@@ -105,6 +107,28 @@ def test_irra_schedule_has_the_same_rate_at_the_start_of_each_epoch():
             theirs = 0.5 * (1 + math.cos(math.pi * (epoch - warm) / (epochs - warm)))
         assert rate_factor(epoch * steps, total=epochs * steps, warmup=warm * steps) == pytest.approx(theirs)
     assert Recipe().warmup_share * 60 == pytest.approx(5)
+
+
+def test_irra_batches_are_full_and_hold_four_pairs_of_each_person():
+    assert [len(batch) for batch in EpochSampler(10, batch_size=4, seed=0)] == [4, 4]
+    assert [len(batch) for batch in EpochSampler(10, batch_size=4, seed=0, drop_last=False)] == [4, 4, 2]
+    ids = torch.arange(6).repeat_interleave(5)
+    for batch in IdentitySampler(ids, identities_per_batch=2, pairs_per_identity=4, seed=0):
+        assert sorted(torch.unique(ids[batch], return_counts=True)[1].tolist()) == [4, 4]
+
+
+def test_mirroring_alone_mirrors_half_of_the_images_and_does_nothing_else(clip):
+    model = PromptedCLIP(clip)
+    code = next(text for text in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "def mirrored" in text)
+    names = {"model": model}
+    exec(code.split("pairs = ")[0], names)
+    image = Image.fromarray(torch.arange(32 * 16 * 3).remainder(251).to(torch.uint8).reshape(32, 16, 3).numpy())
+    plain = model.eval_transform(image)
+    made = [names["mirrored"](image) for _ in range(200)]
+    same = sum(torch.equal(each, plain) for each in made)
+    turned = sum(torch.equal(each, plain.flip(-1)) for each in made)
+    assert same + turned == 200
+    assert 70 < same < 130
 
 
 def test_rde_infonce_is_the_contrastive_loss_with_the_same_person_negative(batch):

@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs, page by page, as a reader would type it."""
 
+import asyncio
 import re
 import shutil
 import sys
@@ -64,6 +65,23 @@ def test_every_block_has_a_language_that_is_checked_or_plain_text(page):
     known = ("python", "console", "bash", "text", "json", "yaml", "csv", "jsonl", "pycon", "toml", "{")
     found = [match["language"].strip() for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
     assert not [language for language in found if not language.startswith(known)]
+
+
+def test_langchain_recipe_is_a_class_of_langchains_and_serves_its_vector_store(shipped):
+    embeddings = pytest.importorskip("langchain_core.embeddings")
+    vectorstores = pytest.importorskip("langchain_core.vectorstores")
+    names: dict[str, object] = {"model": shipped[0], "Path": Path}
+    exec(next(text for text in blocks(DOCS / "recipes.md", "python") if "langchain_core" in text), names)
+    recipe = names["embeddings"]
+    assert isinstance(recipe, embeddings.Embeddings)
+    sentences = ["a woman in a red coat", "a man with a black backpack", "a child in blue shorts"]
+    store = vectorstores.InMemoryVectorStore(recipe)
+    store.add_texts(sentences)
+    for sentence in sentences:
+        ((found, score),) = store.similarity_search_with_score(sentence, k=1)
+        assert found.page_content == sentence
+        assert score == pytest.approx(1, abs=1e-5)
+    assert asyncio.run(recipe.aembed_query(sentences[0])) == recipe.embed_query(sentences[0])
 
 
 def test_fiftyone_recipe_fills_a_field_with_one_vector_a_sample(shipped, split, monkeypatch):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from promptreid import PromptedCLIP, load_clip
+from promptreid import PromptedCLIP, load_clip, load_prompts, push_prompts
 from promptreid.cli.options import ModelChoice, load_model
-from promptreid.errors import HubError, WeightsError
+from promptreid.errors import CheckpointError, HubError, WeightsError
 from promptreid.towers.converting import convert_weights
 from promptreid.towers.families import resize_images
 from promptreid.towers.transformers_names import to_transformers
 
+ALICE = "hf_aliceAliceAlice0"
 SIZE = (384, 128)
 # A tag of each family.
 TAGS = {
@@ -159,6 +160,29 @@ def test_source_is_pinned_to_the_commit_so_that_it_is_made_again_as_it_was(hub, 
     again = load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
     assert same_weights(again, clip)
     assert not same_weights(load_clip("ViT-B-16", pretrained="bob/whole", image_size=(64, 64)), clip)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+@pytest.mark.parametrize("trains", [False, True])
+def test_prompts_on_a_repository_of_weights_are_published_by_name_and_commit(hub, foreign, trains):
+    commit = foreign[1]
+    model = PromptedCLIP(load_clip("ViT-B-16", pretrained="bob/whole", image_size=(64, 64))).eval()
+    if trains:
+        with torch.no_grad():
+            model.clip.text_projection.add_(1e-3)
+    push_prompts(model, "alice/m", token=ALICE, private=False)
+    files = hub.repos["alice/m"].files()
+    assert ("open_clip_model.safetensors" in files) == trains
+    card = files["README.md"].decode()
+    assert "base_model: bob/whole\n" in card
+    assert f"`ViT-B-16` with the weights of `bob/whole` on the Hub at commit `{commit}`" in card
+    assert json.loads(files["prompt_config.json"])["pretrained"] == f"bob/whole@{commit}"
+    if not trains:
+        with pytest.raises(CheckpointError, match=r"tagged 'bob/whole@\w{40}'\. .* pass trust_base=True"):
+            load_prompts("alice/m")
+    loaded = load_prompts("alice/m", trust_base=True)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded.encode_image(images), model.encode_image(images))
 
 
 def test_repository_in_the_cache_is_loaded_while_the_hub_is_away(hub, foreign):

@@ -62,7 +62,8 @@ def test_fingerprint_sees_any_single_tensor_that_was_tuned(deep_clip):
 
 def test_prompts_of_encoders_tuned_in_one_tensor_are_refused_on_the_base(deep_clip, tmp_path):
     source = ClipSource("ViT-B-16", "openai", (16, 16))
-    model = PromptedCLIP(stamp(copy.deepcopy(deep_clip), source, {"vision_cfg": {}}), PromptConfig(1, 1), source=source)
+    clip = stamp(copy.deepcopy(deep_clip), source, {"vision_cfg": {}}, digests=weight_digests(deep_clip))
+    model = PromptedCLIP(clip, PromptConfig(1, 1), source=source)
     base = save_prompts(model, tmp_path / "base")
     unchanged = without_tensors(fingerprint(model.clip))
     state = model.clip.state_dict()

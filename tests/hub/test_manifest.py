@@ -183,3 +183,17 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 def test_any_json_is_refused(value):
     with pytest.raises(CheckpointError):
         parse_manifest(json.dumps(value).encode(), source="f")
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *("x", [], {"float32": "12"}, {"float32": 3}, {"float8": "0" * 16}, {"float32": "g" * 16}),
+        *({"positions": "f32:AACAfw=="}, {"positions": "none"}, {"positions": None}),
+    ],
+)
+def test_checksums_that_are_none_are_refused(make_manifest, weights):
+    good = make_manifest(weights={"float32": "0" * 16, "positions": "f32:AACAPw=="})
+    assert parse_manifest(good.to_json().encode(), source="f") == good
+    with pytest.raises(CheckpointError, match=r"weights|fingerprint"):
+        parse_manifest(edited(good, weights=weights), source="f")

@@ -1,6 +1,7 @@
 """Save and load on a local folder, from the model's point of view."""
 
 import copy
+import importlib.util
 import inspect
 import json
 import sys
@@ -20,6 +21,7 @@ from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_clip
 from promptreid.towers.loading import ClipSource
+from promptreid.towers.tiny import tiny_prompts
 
 SIZE = (32, 16)
 PROMPT_FILES = {"prompts.safetensors", "prompt_config.json"}
@@ -462,6 +464,99 @@ def test_tag_whose_weights_changed_is_refused(folder):
         load_prompts(folder)
 
 
+CHANGED = ["token_embedding.weight", "visual.positional_embedding", "positional_embedding", "visual.conv1.weight"]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*CHANGED, "ln_final.bias", "visual.proj", "text_projection"])
+def test_base_with_one_row_changed_is_refused(model, folder, name, precision):
+    clip = model.detach()
+    with torch.no_grad():
+        clip.get_parameter(name)[1] += 0.5
+    with pytest.raises(CheckpointError, match=r"and not to this model: (some of )?its weights differ"):
+        load_prompts(folder, model=clip.to(precision))
+    assert not hasattr(clip.visual, "promptreid_prompts")
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_base_changed_behind_pytorchs_back_is_refused(folder, name):
+    clip = make_base()
+    clip.get_parameter(name).data[1] += 0.5  # as PEFT merges, which no counter of PyTorch's notes
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        load_prompts(folder, model=clip)
+
+
+def test_weights_are_read_whole_once_until_something_is_written_to_them(folder):
+    clip = make_base()
+    reads = []
+    for _ in range(2):
+        reads.append(calls_in(lambda: load_prompts(folder, model=clip).detach())["weight_digests"])
+    other = copy.deepcopy(clip)
+    for _ in range(2):
+        reads.append(calls_in(lambda: load_prompts(folder, model=other).detach())["weight_digests"])
+    with torch.no_grad():
+        other.ln_final.bias.mul_(1)
+    reads.append(calls_in(lambda: load_prompts(folder, model=other).detach())["weight_digests"])
+    assert reads == [0, 0, 1, 0, 1]
+
+
+def test_base_changed_by_less_than_any_rounding_is_refused(model, folder):
+    clip = model.detach()
+    with torch.no_grad():
+        clip.ln_final.bias[0] = torch.nextafter(clip.ln_final.bias[0], torch.tensor(9.0))
+    with pytest.raises(CheckpointError, match=r"some of its weights differ .*Leave model out to load the right one"):
+        load_prompts(folder, model=clip)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_base_in_another_precision_is_the_same_base(tmp_path, saved, given):
+    folder = save_prompts(PromptedCLIP(make_base().to(saved)), tmp_path / "m")
+    load_prompts(folder, model=make_base().to(given))
+
+
+def test_base_in_mixed_precision_is_the_same_base(folder):
+    clip = make_base()
+    clip.transformer.half()  # open_clip's own "fp16" keeps norms and embeddings as they are
+    load_prompts(folder, model=clip)
+    with torch.no_grad():
+        clip.token_embedding.weight[1] += 0.5
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        load_prompts(folder, model=clip)
+
+
+def test_rounding_of_positions_does_not_matter(model, folder):
+    clip = model.detach()
+    with torch.no_grad():
+        clip.visual.positional_embedding.mul_(1 + 1e-5)  # as another machine resizes it
+    load_prompts(folder, model=clip)
+
+
+def test_file_of_an_older_version_without_checksums_is_held_to_samples_alone(model, folder):
+    edit(folder, weights={})
+    assert "weights" not in json.loads((folder / "prompt_config.json").read_text())
+    clip = model.detach()
+    with torch.no_grad():
+        clip.token_embedding.weight[1] += 0.5
+    load_prompts(folder, model=clip)
+
+
+def test_tag_whose_weights_changed_in_one_place_is_refused(folder):
+    edit(folder, weights={"float32": "0" * 16})
+    with pytest.raises(CheckpointError, match="some of its weights differ"):
+        load_prompts(folder)
+
+
+def test_prompts_of_stage_two_are_refused_on_encoders_with_one_row_changed(tuned, tmp_path):
+    folder = save_prompts(tuned, tmp_path / "two")
+    clip = tuned.detach()
+    load_prompts(folder, model=clip).detach()
+    with torch.no_grad():
+        clip.token_embedding.weight[1] += 0.5
+    with pytest.raises(CheckpointError, match="some of its weights differ"):
+        load_prompts(folder, model=clip)
+
+
 def test_source_can_be_told_for_a_model_that_open_clip_made(tmp_path, batch):
     clip = open_clip.create_model("promptreid-tiny", force_image_size=SIZE)
     clip.load_state_dict(make_base().state_dict())
@@ -534,3 +629,13 @@ def test_adapters_inside_are_refused_with_what_to_do(tmp_path, told):
     with pytest.raises(ValueError, match=r"gained visual\..*lora_A\.weight since .*get_peft_model"):
         save_prompts(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_load_prompts_crosses_at_most_23_files_of_the_package():
+    path = Path(__file__).parents[2] / "tools" / "files_crossed.py"
+    spec = importlib.util.spec_from_file_location("files_crossed", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    folder = tiny_prompts()
+    load_prompts(folder)  # so that lazy imports are done
+    assert tool.files_crossed(lambda: load_prompts(folder))["files"] <= 23

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from promptreid import PromptedCLIP, load_clip
+from promptreid.errors import UnsupportedTowerError, WeightsError
 from promptreid.towers import converting
 from promptreid.towers.converting import convert_weights
 
@@ -181,6 +182,22 @@ def test_model_that_is_there_is_kept_unless_overwriting_is_asked_for(small, tmp_
         convert_weights(*arguments, to="onnx")
     with pytest.raises(FileNotFoundError, match=r"there is no gone\.pt, and .*name the architecture too"):
         convert_weights("gone.pt", tmp_path / "new")
+
+
+def test_refused_conversion_leaves_nothing_behind(small, tmp_path):
+    save_file(load_clip(NAME, image_size=(64, 64)).state_dict(), tmp_path / "a.safetensors")
+    source, out = str(tmp_path / "a.safetensors"), tmp_path / "new" / "out"
+    with pytest.raises(UnsupportedTowerError, match="square"):
+        convert_weights(source, out, quick_gelu=False, to="transformers", image_size=(64, 32))
+    with pytest.raises(WeightsError):
+        convert_weights(source, out, name="ViT-B-32", quick_gelu=False)
+    with pytest.raises(ValueError, match="smaller than one"):
+        convert_weights(source, out, quick_gelu=False, image_size=(8, 8))
+    assert not out.parent.exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file; give a folder to write the model into"):
+        convert_weights(source, tmp_path / "file", quick_gelu=False)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_tokenizer_of_hugging_face_goes_with_the_weights_or_its_absence_is_told(zoo, tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from promptreid.towers.growth import (
     mask_before_end,
     put_in_front,
     remove_tokens,
-    resize_grid,
     sample_grid_positions,
     shift_positions,
     take_from_front,
@@ -125,12 +124,3 @@ def test_sample_grid_positions_one_prompt_takes_the_middle():
     positions = torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]])  # class token, then a 2 x 2 grid
     # One sample of four sits between the second and the third: (2 + 4) / 2.
     assert sample_grid_positions(positions, grid=(2, 2), count=1).tolist() == [[3.0]]
-
-
-def test_resize_grid_keeps_the_class_token_and_a_constant_grid():
-    positions = torch.cat([torch.tensor([[5.0]]), torch.full((4, 1), 2.0)])
-    resized = resize_grid(positions, source=(2, 2), target=(6, 3))
-    assert resized.shape == (19, 1)
-    assert resized[0].item() == 5.0
-    torch.testing.assert_close(resized[1:], torch.full((18, 1), 2.0))
-    assert resize_grid(positions, source=(2, 2), target=(2, 2)) is positions

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from promptreid import load_clip
 from promptreid.errors import CheckpointError
 from promptreid.towers import loading
-from promptreid.towers.growth import resize_grid
+from promptreid.towers.families.open_clip_vit import resize_grid
 from promptreid.towers.loading import (
     ClipSource,
     load_clip_from_config,
@@ -210,3 +210,9 @@ def test_weight_file_that_is_not_finite_is_refused(tmp_path, value):
     torch.save(state, tmp_path / "own.pt")
     with pytest.raises(CheckpointError, match=r"own\.pt holds NaN or infinity in token_embedding\.weight"):
         load_clip("promptreid-tiny", pretrained=str(tmp_path / "own.pt"), image_size=(64, 64))
+
+
+@pytest.mark.parametrize("pretrained", [None, "generated"])
+def test_size_of_a_file_is_refused_where_there_is_none(pretrained):
+    with pytest.raises(ValueError, match=rf"weights_size is \(96, 48\).*pretrained is {pretrained!r}; leave"):
+        load_clip("promptreid-tiny", pretrained=pretrained, weights_size=(96, 48))

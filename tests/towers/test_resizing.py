@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from promptreid import load_clip
 from promptreid.towers.families import patch_grid_of, resize_images
+from promptreid.towers.families.open_clip_vit import resize_grid
 from promptreid.towers.loading import load_clip_from_config, model_config, preprocess_config
 from promptreid.towers.weights import load_weights
 
@@ -134,3 +135,12 @@ def test_folder_in_open_clips_layout_is_loaded_at_any_size(zoo, tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no open_clip_model"):
         load_clip(f"local-dir:{tmp_path}", image_size=(64, 32))
+
+
+def test_resize_grid_keeps_the_class_token_and_a_constant_grid():
+    positions = torch.cat([torch.tensor([[5.0]]), torch.full((4, 1), 2.0)])
+    resized = resize_grid(positions, source=(2, 2), target=(6, 3))
+    assert resized.shape == (19, 1)
+    assert resized[0].item() == 5.0
+    torch.testing.assert_close(resized[1:], torch.full((18, 1), 2.0))
+    assert resize_grid(positions, source=(2, 2), target=(2, 2)) is positions

@@ -1,14 +1,19 @@
 """transformers' CLIPModel and SiglipModel: the same features here, and back again without a bit changed."""
 
+import json
 import warnings
 
+import open_clip
 import pytest
 import torch
 
 from promptreid import load_clip
 from promptreid.errors import UnsupportedTowerError
+from promptreid.towers import converting
+from promptreid.towers.converting import convert_weights
 from promptreid.towers.families import resize_images
-from promptreid.towers.transformers_names import from_transformers, to_transformers
+from promptreid.towers.features import image_preprocessing_of
+from promptreid.towers.transformers_names import from_transformers, open_clip_config, to_transformers
 
 transformers = pytest.importorskip("transformers")
 
@@ -86,6 +91,66 @@ def test_siglip_model_there_and_back(zoo, tmp_path, size):
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256"])
+def test_siglip_model_is_recognised_from_its_configuration(zoo, tmp_path, monkeypatch, name):
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(converting, "HFTokenizer", offline)
+    size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=(size, size))
+        to_transformers(clip).save_pretrained(tmp_path)
+        again = load_clip(f"local-dir:{tmp_path}", image_size=None)
+        with pytest.warns(UserWarning, match=f"tokenizer of timm/{name} could not be loaded"):
+            made = convert_weights(str(tmp_path), tmp_path / "open_clip")
+    state = clip.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    assert image_preprocessing_of(again)["mean"] == (0.5, 0.5, 0.5)
+    assert (made.title, made.image_size, made.loads_in_open_clip) == ("transformers", (size, size), True)
+
+
+def published(name):
+    """What transformers writes of the SigLIP that open_clip calls `name`."""
+    config = open_clip.get_model_config(name)
+    text, trunk = config["text_cfg"], config["vision_cfg"]["timm_model_name"]
+    patch, size = trunk.split("_patch")[1].split("_siglip_")
+    return {
+        "model_type": "siglip",
+        "text_config": {
+            "hidden_size": text["width"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
+        },
+        "vision_config": {"hidden_size": config["embed_dim"], "patch_size": int(patch), "image_size": int(size)},
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in open_clip.list_models() if "-SigLIP" in name])
+def test_configuration_of_each_siglip_gives_open_clips(name):
+    assert open_clip_config(published(name)) == open_clip.get_model_config(name)
+
+
+def test_configuration_of_siglip_by_its_defaults_at_another_size():
+    stated = {"model_type": "siglip", "text_config": {}, "vision_config": {"image_size": 240}}
+    expected = open_clip.get_model_config("ViT-B-16-SigLIP")
+    expected["vision_cfg"]["image_size"] = 240
+    found = open_clip_config(stated)
+    found["vision_cfg"]["timm_model_name"] = expected["vision_cfg"]["timm_model_name"]
+    assert found == expected
+
+
+def test_configuration_of_a_siglip_that_open_clip_lacks_is_refused(tmp_path):
+    stated = published("ViT-B-16-SigLIP")
+    stated["text_config"]["num_hidden_layers"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="open_clip lists no SigLIP with these numbers"):
+        load_clip(f"local-dir:{tmp_path}")
+
+
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-16-SigLIP"])
 @pytest.mark.parametrize("size", [(64, 32), (32, 96)])
 def test_images_that_are_not_square_give_the_features_of_transformers_on_the_same_positions(zoo, name, size):
@@ -123,7 +188,19 @@ def test_towers_that_transformers_lacks_are_refused(zoo, name, size):
 
 
 def test_configuration_of_another_model_names_the_way(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": {}}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "vision_config": {}}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="loaded by open_clip's name"):
         load_clip(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize(("text", "vision"), [("quick_gelu", "gelu"), ("gelu", "quick_gelu"), ("relu", "relu")])
+def test_towers_of_different_or_unknown_activations_are_refused(tmp_path, text, vision):
+    model = make_clip_model("quick_gelu", 32)
+    model.config.text_config.hidden_act, model.config.vision_config.hidden_act = text, vision
+    model.save_pretrained(tmp_path)
+    for name, pretrained in ((f"local-dir:{tmp_path}", None), ("ViT-B-16", str(tmp_path))):
+        with pytest.raises(
+            ValueError, match=f"its towers compute {text} and {vision}; open_clip computes QuickGELU or"
+        ):
+            load_clip(name, pretrained=pretrained, image_size=(32, 32))

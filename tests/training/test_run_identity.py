@@ -2,14 +2,18 @@
 
 import copy
 import json
+import logging
 import os
 import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +72,51 @@ class Told:
     def __call__(self) -> None: ...
 
 
+class Plain:
+    """An object that is neither callable nor a dataclass."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def distance(self) -> float:
+        return self.scale
+
+
+class Slotted:
+    """An object without a dictionary, which says in its `repr` what it holds."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __repr__(self) -> str:
+        return f"Slotted({self.scale})"
+
+
+def keyword_default(scale: float) -> Any:
+    def double(x: float, *, factor: float = scale) -> float:
+        return x * factor
+
+    return double
+
+
+def test_describe_of_what_only_happens_does_not_differ(tmp_path: Path) -> None:
+    one, other = logging.getLogger("one"), logging.getLogger("other")
+    other.setLevel("ERROR")
+    assert describe(one) == describe(other)
+    with (tmp_path / "a").open("w") as first, (tmp_path / "b").open("w") as second:
+        assert describe({"log": first}) == describe({"log": second})
+    assert describe(object()) == describe(object())
+
+
+def test_describe_of_a_large_object_is_short(tmp_path: Path) -> None:
+    words = {str(number): number for number in range(5000)}
+    one, other = (describe(SimpleNamespace(words={**words, "last": last})) for last in (1, 2))
+    assert len(json.dumps(one)) < 200
+    assert differences(one, other)
+
+
 @pytest.mark.parametrize(
     "make_value",
     [
@@ -78,6 +127,15 @@ class Told:
         lambda scale: {"a": [Path("b"), {scale}, torch.float16, float("nan")]},
         lambda scale: torch.nn.Sequential(torch.nn.Dropout(scale / 10)),
         lambda scale: [scale] * 99,
+        lambda scale: SimpleNamespace(margin=scale),
+        lambda scale: Plain(scale),
+        lambda scale: Plain(scale).distance,
+        lambda scale: lambda x, factor=scale: x * factor,
+        lambda scale: keyword_default(scale),
+        lambda scale: Fraction(scale),
+        lambda scale: complex(scale),
+        lambda scale: timedelta(seconds=scale),
+        lambda scale: Slotted(scale),
     ],
 )
 def test_describe_differs_where_a_setting_does_and_nowhere_else(make_value: Any) -> None:

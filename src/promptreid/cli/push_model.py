@@ -1,7 +1,6 @@
 """`promptreid push`: publishes a saved model on the Hugging Face Hub."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,10 @@ def _show(console: Output, repository: str, files: Mapping[str, bytes | Path]) -
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """The scores in `metrics.json`, in the form of `Evaluation.as_dict()`."""
+    from promptreid.files import read_sealed_json
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_sealed_json(path)
         scores, other = dict(content["text_to_image"]), dict(content["image_to_text"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a metrics.json of `promptreid evaluate` ({error})") from error

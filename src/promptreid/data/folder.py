@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -243,8 +244,8 @@ def _parse(line: int, values: Any, path: Path) -> Row | list[Problem]:
 
 
 def _identity(person: Any) -> str:
-    """The identity as it is written, whole numbers in one form: `7` for `007` and for the `7.0` of spreadsheets."""
-    return str(whole_number(str(person).strip()))
+    """The identity in one form: `7` for `007` and for the `7.0` of spreadsheets, `é` for `e` and its accent."""
+    return str(whole_number(unicodedata.normalize("NFC", str(person)).strip()))
 
 
 def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:

@@ -11,7 +11,7 @@ from promptreid.errors import spoken
 from promptreid.evaluation.metrics import RetrievalMetrics, compute_metrics
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
-from promptreid.files import write_json_atomically
+from promptreid.files import write_sealed_json
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.version import __version__
 
@@ -122,7 +122,7 @@ def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Eval
         "image_to_text": _counted(scores.image_to_text),
         "promptreid": __version__,
     }
-    write_json_atomically(folder / "metrics.json", content)
+    write_sealed_json(folder / "metrics.json", content)
     step = max(1, len(encoded.captions) // examples)
     chosen = range(0, len(encoded.captions), step)[:examples]
     draw_ranking(folder / "ranking.png", rank_captions(encoded, chosen), title=f"The ten best, {encoded.split.name}")

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from promptreid.errors import listed
 from promptreid.hub.manifest import ENCODERS, PromptManifest
+from promptreid.towers.downloading import is_pinned
 
 CARD = "README.md"
 # A figure that a card may show, beside it in the folder. Of data that may not be passed on there is none.
@@ -306,12 +307,18 @@ def _prompts_line(manifest: PromptManifest) -> str:
 def _base_line(manifest: PromptManifest) -> str:
     repository = manifest.model_name.removeprefix("hf-hub:")
     if repository != manifest.model_name:
-        repository, _, commit = repository.partition("@")
-        return (
-            f"`{_plain(repository)}` on the Hub{f' at commit `{_plain(commit)}`' * bool(commit)}, in open_clip's format"
-        )
+        return f"{_repository(repository)}, in open_clip's format"
     name = f"open_clip's `{_plain(manifest.model_name)}`"
-    return f"{name} with weights `{_plain(manifest.pretrained)}`" if manifest.pretrained else f"{name}, own weights"
+    if manifest.pretrained is None:
+        return f"{name}, own weights"
+    if is_pinned(manifest.pretrained):
+        return f"{name} with the weights of {_repository(manifest.pretrained)}"
+    return f"{name} with weights `{_plain(manifest.pretrained)}`"
+
+
+def _repository(name: str) -> str:
+    name, _, commit = name.partition("@")
+    return f"`{_plain(name)}` on the Hub{f' at commit `{_plain(commit)}`' * bool(commit)}"
 
 
 def _metrics_section(runs: list[Scores], details: CardDetails) -> str:

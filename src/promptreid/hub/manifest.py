@@ -11,7 +11,7 @@ from typing import Any, cast
 from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.downloading import CONFIG_NAME, SAFE_WEIGHTS
-from promptreid.towers.fingerprint import pack_fingerprint, unpack_fingerprint
+from promptreid.towers.fingerprint import check_weight_checks, pack_fingerprint, unpack_fingerprint
 from promptreid.towers.loading import ClipSource
 
 # The files that a digest can be of; only the first is always there.
@@ -40,6 +40,7 @@ _PREPROCESSING_CHOICES = {
 
 _TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[A-Za-z0-9_.]{1,128}")
 _TOWERS = ("vision", "text")
+_OPTIONAL = {"kinds", "weights"}  # left out where there are none, as in older files
 
 
 def text(values: Mapping[str, Any], name: str, *, longest: int = 512) -> str:
@@ -121,6 +122,14 @@ def kinds(value: Any) -> dict[str, str]:
     return {tower: text(entries, tower) for tower in entries}
 
 
+def weights(value: Any) -> dict[str, str]:
+    """Checksums of the weights."""
+    if not isinstance(value, dict):
+        raise TypeError(f"weights is {str(value)[:60]!r}, expected an object")
+    check_weight_checks(cast("dict[str, Any]", value))
+    return dict(cast("dict[str, str]", value))
+
+
 def digests(value: Any) -> dict[str, str]:
     """SHA-256 of each file."""
     entries = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
@@ -185,6 +194,7 @@ class PromptManifest:
         sha256: Digest of each file, by its name.
         library_version: promptreid's version that wrote it.
         kinds: Qualified name of the kind of prompts, for each tower whose prompts are not built in.
+        weights: Checksums of all weights that the prompts were saved with; none in older files.
     """
 
     model_name: str
@@ -198,6 +208,7 @@ class PromptManifest:
     sha256: Mapping[str, str]
     library_version: str
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
+    weights: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_json(self) -> str:
         """The text of `prompt_config.json`, in the newest format."""
@@ -216,8 +227,9 @@ class PromptManifest:
 
     def _values(self) -> dict[str, Any]:
         values = {"format_version": FORMAT_VERSION, **asdict(self), "prompts": self.prompts.as_dict()}
-        if not self.kinds:  # as files of built-in kinds have always been
-            del values["kinds"]
+        for name in _OPTIONAL:
+            if not values[name]:
+                del values[name]
         same = self.encoders_fingerprint == self.base_fingerprint
         # Beside fine-tuned weights the few bytes do not matter, and they differ little from the base's.
         values["base_fingerprint"] = pack_fingerprint(self.base_fingerprint, exact=not same)
@@ -315,7 +327,7 @@ def _check_version(version: object, source: str) -> int:
 
 def _check_keys(found: Set[str], source: str) -> None:
     known = {"format_version", *(item.name for item in fields(PromptManifest))}
-    missing, unknown = sorted(known - found - {"kinds"}), sorted(found - known)
+    missing, unknown = sorted(known - found - _OPTIONAL), sorted(found - known)
     if missing or unknown:
         raise CheckpointError(
             f"{source}: missing keys {missing or 'none'}, unknown keys {str(unknown)[:200] if unknown else 'none'}; "
@@ -344,6 +356,7 @@ def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
             sha256=digests(values["sha256"]),
             library_version=text(values, "library_version"),
             kinds=kinds(values["kinds"]) if "kinds" in values else {},
+            weights=weights(values.get("weights", {})),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}; save the prompts again") from error

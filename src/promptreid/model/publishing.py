@@ -25,6 +25,7 @@ from promptreid.hub.repository import Repository
 from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, upload_files
 from promptreid.model.base_clip import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
+from promptreid.towers.downloading import is_pinned
 from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip
 from promptreid.towers.names import is_listed_model, is_listed_tag, license_of, listed_as, published_at
 
@@ -63,7 +64,8 @@ def push_prompts(
         metrics: What `evaluate(...).as_dict()` returns, or a list of them, one per seed: the card states mean and
             spread.
         details: Dataset, split, how the checkpoint was chosen, settings and whatever else the card is to say.
-        encoders: `"auto"` publishes the weights if they differ from the base's, `"always"` in any case.
+        encoders: `"auto"` publishes the weights if they differ from the base's, or if that is a folder of this machine
+            (`local-dir:`); `"always"` in any case.
 
     Returns:
         URL of the commit, or of the pull request.
@@ -181,7 +183,7 @@ def _publishable(files: PromptFiles, repo_id: str) -> PromptManifest:
     listed = manifest.model_name.startswith("hf-hub:") or (
         is_listed_model(manifest.model_name)
         and manifest.pretrained is not None
-        and is_listed_tag(manifest.model_name, manifest.pretrained)
+        and (is_listed_tag(manifest.model_name, manifest.pretrained) or is_pinned(manifest.pretrained))
     )
     if encoders is not None:
         try:
@@ -214,20 +216,28 @@ def _card(
     plain = files.encoders is None or loads_in_plain_open_clip(
         files.encoders.open_clip_config["model_cfg"], files.encoders.shapes
     )
-    base = None if manifest.pretrained is None else published_at(manifest.model_name, manifest.pretrained)
-    if manifest.model_name.startswith("hf-hub:"):
-        base = manifest.model_name.removeprefix("hf-hub:").partition("@")[0]
-        base = None if base == repo_id else base
+    base = _base_repository(manifest)
     card = make_card(
         manifest,
         repo_id=repo_id,
-        base_model=base,
+        base_model=None if base == repo_id else base,
         metrics=metrics,
         details=details,
         plain_open_clip=plain,
         base_license=license_of(manifest.pretrained or ""),
     )
     return signed(str(card))
+
+
+def _base_repository(manifest: PromptManifest) -> str | None:
+    """The Hub repository of the base, if it is known."""
+    repository = manifest.model_name.removeprefix("hf-hub:")
+    if repository != manifest.model_name:
+        return repository.partition("@")[0]
+    if manifest.pretrained is None:
+        return None
+    pinned = is_pinned(manifest.pretrained)
+    return manifest.pretrained.partition("@")[0] if pinned else published_at(manifest.model_name, manifest.pretrained)
 
 
 def _own_card(path: Path, metrics: object, details: object) -> str:

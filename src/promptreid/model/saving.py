@@ -12,7 +12,14 @@ from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.features import uses_quick_gelu
-from promptreid.towers.fingerprint import fingerprint, weights_changed, without_tensors
+from promptreid.towers.fingerprint import (
+    WeightDigests,
+    fingerprint,
+    weight_checks,
+    weight_digests,
+    weights_changed,
+    without_tensors,
+)
 from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
 from promptreid.version import __version__
 
@@ -72,9 +79,10 @@ def save_prompts(
     if (directory / MANIFEST).exists() and not overwrite:
         raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
     clip = _plain_clip(model, source)
-    changed = _has_changed(model, clip, source)
+    digests = weight_digests(clip)
+    changed = _has_changed(model, clip, source, digests)
     tensors = {name: value.float() for name, value in model.prompt_state_dict().items()}
-    manifest = _describe(model, clip, source, tensors, changed=changed)
+    manifest = _describe(model, clip, source, tensors, changed=changed, digests=digests)
     weights: dict[str, Tensor] | None = None
     config: dict[str, Any] | None = None
     if changed or encoders == "always":
@@ -117,7 +125,7 @@ def _plain_clip(model: "PromptedCLIP", source: ClipSource) -> nn.Module:
     return clip
 
 
-def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> bool:
+def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource, digests: WeightDigests) -> bool:
     """Whether the encoders differ from those that anybody can make from the source."""
     if model.base_digests is None:
         return True
@@ -125,16 +133,20 @@ def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource) -> 
     def remake() -> nn.Module:
         return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
 
-    # Who says where a model is from may be wrong: that is compared with what is there.
-    told = source != source_of(model.clip)
     try:
-        return weights_changed(None if told else model.base_digests, clip, remake)
+        return weights_changed(model.base_digests, clip, remake, now=digests)
     except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
         return True
 
 
 def _describe(
-    model: "PromptedCLIP", clip: nn.Module, source: ClipSource, tensors: Mapping[str, Tensor], *, changed: bool
+    model: "PromptedCLIP",
+    clip: nn.Module,
+    source: ClipSource,
+    tensors: Mapping[str, Tensor],
+    *,
+    changed: bool,
+    digests: WeightDigests,
 ) -> PromptManifest:
     # Where the encoders changed, the few bytes of the whole fingerprint do not matter.
     base = model.base_fingerprint if changed else without_tensors(model.base_fingerprint)
@@ -150,4 +162,5 @@ def _describe(
         sha256={},
         library_version=__version__,
         kinds=model.prompt_kinds,
+        weights=weight_checks(clip, digests),
     )

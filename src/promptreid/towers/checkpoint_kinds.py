@@ -165,7 +165,7 @@ def kind_of(short: Iterable[str], full: Iterable[str], what: str) -> CheckpointK
     """The kind of a checkpoint, by its names without and with what was around them.
 
     Raises:
-        WeightsError: It is of no known kind.
+        WeightsError: It is of no known kind, or `CheckpointKind.refuse` says why its encoders cannot search by words.
     """
     names = [*short]
     marked = [*names, *(part for name in full for part in name.split(".") if part == "base_model")]

@@ -80,9 +80,14 @@ def convert_weights(
 
     Raises:
         FileExistsError: The folder holds a model already.
-        FileNotFoundError: There is no such file, and it is not the name of a repository.
-        ValueError: The architecture is not known, or what `load_clip` raises.
+        NotADirectoryError: `folder` is a file.
+        FileNotFoundError: There is no such file, and it is not the name of a repository; or a folder has no weights.
+        ValueError: The architecture is not known, or an argument does not fit it.
+        WeightsError: The weights are damaged, of an unknown kind, or not the architecture's.
+        HubError: A repository cannot be downloaded.
         UnsupportedTowerError: transformers has no such towers.
+        MissingExtraError: transformers is needed and not installed.
+        OSError: The disk is full, or the folder cannot be written. After every other error nothing was written.
 
     Example:
         >>> import tempfile
@@ -97,6 +102,8 @@ def convert_weights(
         raise ValueError(f'to is {to!r}, expected "open_clip" or "transformers"')
     if (folder / (CONFIG_NAME if to == "open_clip" else FOREIGN_CONFIG_NAME)).exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model already; choose another folder, or pass overwrite=True")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give a folder to write the model into")
     if name is not None and is_repository(name):
         raise ValueError(f"name is {name}, which brings its own weights; give it as source, and leave name out")
     checkpoint = _find(source, name)
@@ -106,13 +113,14 @@ def convert_weights(
         name, pretrained=pretrained, image_size=image_size, weights_size=weights_size, quick_gelu=quick_gelu
     )
     config = {"model_cfg": model_config(clip), "preprocess_cfg": preprocess_config(clip)}
+    foreign = to_transformers(clip) if to == "transformers" else None  # first, since it may be refused
     folder.mkdir(parents=True, exist_ok=True)
-    if to == "transformers":
-        _write_foreign(clip, folder)
+    if foreign is not None:
+        _write_foreign(foreign, clip, folder)
     else:
         write_tensors_atomically(folder / SAFE_WEIGHTS, clip.state_dict())
         write_json_atomically(folder / CONFIG_NAME, config)
-    _write_tokenizer(config["model_cfg"]["text_cfg"], folder, checkpoint, foreign=to == "transformers")
+    _write_tokenizer(config["model_cfg"]["text_cfg"], folder, checkpoint, foreign=foreign is not None)
     shapes = {key: tuple(value.shape) for key, value in clip.state_dict().items()}
     return Conversion(
         folder,
@@ -159,8 +167,8 @@ def _name_of(checkpoint: Checkpoint | None, source: str) -> str:
     )
 
 
-def _write_foreign(clip: nn.Module, folder: Path) -> None:
-    to_transformers(clip).save_pretrained(folder)
+def _write_foreign(model: Any, clip: nn.Module, folder: Path) -> None:
+    model.save_pretrained(folder)
     stated, (height, width) = image_preprocessing_of(clip), image_size_of(clip)
     # transformers' numbers of Pillow's filters; images are squashed as here, and a person is never cropped.
     processor = {
@@ -190,7 +198,7 @@ def _write_tokenizer(text: Mapping[str, Any], folder: Path, checkpoint: Checkpoi
     own = beside is not None and (beside / "tokenizer_config.json").is_file()
     try:
         HFTokenizer(str(beside) if own else named, trust_remote_code=False).tokenizer.save_pretrained(folder)
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, ValueError) as error:  # the last of transformers, where it knows no such tokenizer
         warnings.warn(
             f"the tokenizer of {named} could not be loaded ({str(error).splitlines()[0][:200]}); put its files into "
             f"{folder}, else captions cannot be read",

@@ -21,6 +21,7 @@ FOREIGN_WEIGHTS = tuple(
     f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX_ENDING)
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".npz", ".npy", ".json")
 Result = TypeVar("Result")
 
@@ -29,6 +30,11 @@ def names_repository(pretrained: str) -> bool:
     """Whether weights are named by a Hub repository, `user/name` or `user/name@revision`, and not by a path."""
     file = pretrained.endswith(_FILE_ENDINGS) or Path(pretrained).exists()
     return not file and bool(_REPOSITORY.fullmatch(pretrained))
+
+
+def is_pinned(name: str) -> bool:
+    """Whether this is a Hub repository at a commit, `user/name@commit`, which gives everybody the same weights."""
+    return bool(_PINNED.fullmatch(name))
 
 
 def download(repo_id: str, *names: str, cache: str | None = None, again: bool = False) -> Path:

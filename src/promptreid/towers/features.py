@@ -72,9 +72,12 @@ def parameters_without_features(clip: nn.Module) -> Iterator[nn.Parameter]:
 
     Losses on features give them no gradient, which `DistributedDataParallel` takes for an error.
     """
-    for name, parameter in clip.named_parameters():
-        if name in _SCALES or name.split(".")[0] == _DECODER:
-            yield parameter
+    yield from (parameter for name, parameter in clip.named_parameters() if is_without_features(name))
+
+
+def is_without_features(name: str) -> bool:
+    """Whether no image or text feature is computed from the weight of this name."""
+    return name in _SCALES or name.split(".")[0] == _DECODER
 
 
 def fill_unset_parameters(clip: nn.Module) -> None:

@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import hashlib
 import math
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from promptreid.towers.families import VISION_FAMILIES
+from promptreid.towers.features import is_without_features
 
 SAMPLES = 256
 _MOST_TENSORS = 4096
+_PRECISIONS = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.float16, torch.bfloat16)}
+_WAVES = 4  # along which a table of positions is summed
+_POSITIONS = "positions"
+_POSITION_TOLERANCE = 5e-3  # six times what rounding to bfloat16 does to such a sum
 
 # Precision and checksum of each tensor, by its name.
 WeightDigests = Mapping[str, tuple[torch.dtype, int]]
@@ -142,21 +149,43 @@ def weight_digests(module: nn.Module) -> WeightDigests:
     return {name: (value.dtype, _crc(value)) for name, value in module.state_dict().items()}
 
 
-def weights_changed(before: WeightDigests | None, module: nn.Module, remake: Callable[[], nn.Module]) -> bool:
+def weight_marks(module: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """Where each tensor is, how often it was written to, and a checksum of one number of each of its rows.
+
+    It is read in some milliseconds. Of what changes weights behind PyTorch's back, by `.data` or through NumPy, it sees
+    what changes whole rows.
+    """
+    marks: dict[str, tuple[int, int, int]] = {}
+    for name, value in module.state_dict().items():
+        rows = value
+        if value.ndim > 1 and value.numel():
+            rows = value.flatten(1)[:, value[0].numel() // 2].clone(memory_format=torch.contiguous_format)
+        marks[name] = (value.data_ptr(), -1 if value.is_inference() else value._version, _crc(rows))  # pyright: ignore[reportPrivateUsage]
+    return marks
+
+
+def weights_changed(
+    before: WeightDigests,
+    module: nn.Module,
+    remake: Callable[[], nn.Module],
+    *,
+    now: WeightDigests | None = None,
+) -> bool:
     """Whether a tensor of `module` is not what it was, other than by being kept in another precision.
 
     Args:
-        before: What `weight_digests` said; `None` compares with the model made again in any case.
+        before: What `weight_digests` said; empty compares with the model made again in any case.
         module: The model now.
         remake: Makes the model again as it was; else called only where the precision is another.
+        now: What `weight_digests` says of `module`, where it is known.
 
     Raises:
         Exception: Whatever `remake` raises.
     """
-    now = {} if before is None else weight_digests(module)
-    if before is not None and before == now:
+    now = weight_digests(module) if now is None else now
+    if before and before == now:
         return False
-    if before is not None and (
+    if before and (
         before.keys() != now.keys() or any(before[key][0] == now[key][0] and before[key] != now[key] for key in now)
     ):
         return True
@@ -170,3 +199,101 @@ def _crc(value: Tensor) -> int:
     # CRC-32 finds accidents, which is what this is for, and is the fastest at hand.
     raw: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return zlib.crc32(raw)
+
+
+def weight_checks(module: nn.Module, digests: WeightDigests) -> dict[str, str]:
+    """What `weights_match` compares a model with: some 150 bytes that depend on every weight that features come from.
+
+    Args:
+        module: A model.
+        digests: Its `weight_digests`, so that it is not read again.
+
+    Returns:
+        A checksum by precision, of the model's own and those that it may be rounded to later, and sums of the tables of
+        positions, which are resized by arithmetic that machines round differently.
+    """
+    exact, tables = _checked(module)
+    own = _lowest(exact)
+    precisions = _PRECISIONS if own == torch.float32 else [str(own).removeprefix("torch.")]
+    checks = {name: _joint(exact, _PRECISIONS[name], digests) for name in precisions if name in _PRECISIONS}
+    sums = _sums(tables)
+    return checks | ({_POSITIONS: pack_fingerprint(sums, exact=True)} if sums else {})
+
+
+def weights_match(checks: Mapping[str, str], module: nn.Module, digests: WeightDigests) -> bool:
+    """Whether a model has the weights that `weight_checks` were made of, whatever precision those were kept in.
+
+    Models rounded to float16 and to bfloat16 cannot be compared with each other, and match.
+
+    Args:
+        checks: What was saved; of an older file nothing, which matches.
+        module: The model.
+        digests: Its `weight_digests` as far as they are known.
+    """
+    exact, tables = _checked(module)
+    own = str(_lowest(exact)).removeprefix("torch.")
+    kept = [name for name in checks if name in _PRECISIONS]
+    # A float32 model is rounded as the one that was saved; of a rounded one only the same rounding is known.
+    name = own if own in kept else kept[0] if own == "float32" and kept else None
+    if name is not None and _joint(exact, _PRECISIONS[name], digests) != checks[name]:
+        return False
+    if _POSITIONS not in checks:
+        return True
+    saved, found = unpack_fingerprint(checks[_POSITIONS]), _sums(tables)
+    norms = [found[index - index % (_WAVES + 1)] for index in range(len(found))]
+    return len(saved) == len(found) and all(
+        abs(one - other) <= _POSITION_TOLERANCE * norm for one, other, norm in zip(saved, found, norms, strict=True)
+    )
+
+
+def check_weight_checks(checks: Mapping[str, Any]) -> None:
+    """Refuse what `weight_checks` does not return.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    for name, value in checks.items():
+        if not isinstance(value, str) or not (
+            name == _POSITIONS or (name in _PRECISIONS and re.fullmatch("[0-9a-f]{16}", value))
+        ):
+            raise ValueError(f"weights holds {str(name)[:60]!r}: {str(value)[:60]!r}, expected checksums by precision")
+        if name == _POSITIONS:
+            unpack_fingerprint(value)
+
+
+def _checked(module: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The weights that features come from in the order of their names, and the tables of positions among them."""
+    state = {
+        name: value
+        for name, value in sorted(module.state_dict().items())
+        if value.is_floating_point() and value.numel() and not is_without_features(name)
+    }
+    tables = {name: value for name, value in state.items() if name.endswith(resized_keys())}
+    return {name: value for name, value in state.items() if name not in tables}, list(tables.values())
+
+
+def _lowest(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The coarsest precision among weights; float32 for finer ones."""
+    found = {torch.float32 if value.dtype == torch.float64 else value.dtype for value in state.values()}
+    coarse = sorted(found - {torch.float32}, key=str)
+    return coarse[0] if len(coarse) == 1 else torch.float32 if not coarse else torch.uint8  # the last for a mixture
+
+
+def _joint(state: Mapping[str, Tensor], precision: torch.dtype, digests: WeightDigests) -> str:
+    """One checksum of all weights, rounded to a precision."""
+    each = (
+        digests[name][1] if name in digests and digests[name][0] == precision else _crc(value.to(precision))
+        for name, value in state.items()
+    )
+    return hashlib.sha256(" ".join(map(str, each)).encode()).hexdigest()[:16]
+
+
+def _sums(tables: Sequence[Tensor]) -> tuple[float, ...]:
+    """Norm of each table, and its sums along waves, which a row that changed changes too."""
+    sums: list[float] = []
+    for table in tables:
+        values = table.detach().cpu().double().reshape(-1)
+        steps = torch.arange(len(values), dtype=torch.float64)
+        sums.append(float(values.norm()))
+        sums += [float(values @ torch.cos(steps * wave)) for wave in range(1, _WAVES + 1)]
+    return tuple(sums)

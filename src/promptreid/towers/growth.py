@@ -213,19 +213,3 @@ def sample_grid_positions(positions: Tensor, *, grid: tuple[int, int], count: in
     """
     patches = rearrange(positions[-grid[0] * grid[1] :], "l d -> 1 d l")
     return rearrange(F.interpolate(patches, size=count, mode="linear", align_corners=False), "1 d p -> p d")
-
-
-def resize_grid(positions: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Resize a position grid from one (rows, columns) to another, leaving class tokens alone.
-
-    Shape:
-        - positions: (prefix + rows * columns, D)
-        - returns: (prefix + target rows * target columns, D)
-    """
-    if source == target:
-        return positions
-    prefix = positions.shape[0] - source[0] * source[1]
-    patches = rearrange(positions[prefix:].float(), "(h w) d -> 1 d h w", h=source[0])
-    patches = F.interpolate(patches, size=target, mode="bicubic", antialias=True, align_corners=False)
-    resized = rearrange(patches, "1 d h w -> (h w) d").to(positions.dtype)
-    return torch.cat([positions[:prefix], resized])

@@ -29,7 +29,7 @@ from promptreid.towers.downloading import (
 )
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import fill_unset_parameters, image_size_of
-from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests
+from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests, weight_marks
 from promptreid.towers.modes import without_remote_code
 from promptreid.towers.names import (
     check_image_size,
@@ -81,18 +81,30 @@ def stamp(
     object.__setattr__(clip, "promptreid_source", source)
     object.__setattr__(clip, "promptreid_model_cfg", model_cfg)
     object.__setattr__(clip, "promptreid_digests", digests)
+    if digests is not None:
+        object.__setattr__(clip, "promptreid_read", (weight_marks(clip), digests))
     return clip
 
 
+def current_digests(clip: nn.Module) -> WeightDigests:
+    """`weight_digests` of a model, which are made again only if something was written to its weights since."""
+    marks, digests = getattr(clip, "promptreid_read", (None, {}))
+    now = weight_marks(clip)
+    if now != marks:
+        digests = weight_digests(clip)
+        object.__setattr__(clip, "promptreid_read", (now, digests))
+    return digests
+
+
 def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
-    """What the weights from `source` are: as `load_clip` found them, else as they are now, where the caller names them.
+    """What the weights from `source` are as `load_clip` found them; nothing where the caller names them.
 
     `None` for random weights, which nobody can make again.
     """
     if source is None or (source.pretrained is None and not is_repository(source.name)):
         return None
     known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
-    return known if known is not None and source == source_of(clip) else weight_digests(clip)
+    return known if known is not None and source == source_of(clip) else {}
 
 
 def source_of(clip: nn.Module) -> ClipSource | None:
@@ -197,6 +209,8 @@ def load_clip(
             )
         clip, config, name = _load_repository(name, pretrained, cache)
     elif pretrained is None or is_listed_tag(name, pretrained):
+        if saved is not None:
+            raise ValueError(f"weights_size is {saved}, that of a file, but pretrained is {pretrained!r}; leave it out")
         config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
@@ -212,7 +226,7 @@ def load_clip(
         resize_images(clip, size)
     digests = None if pretrained is None and not is_repository(name) else weight_digests(clip)
     source = ClipSource(name, pretrained, image_size_of(clip))
-    return stamp(clip, source, config, digests=digests).to(device).eval()
+    return stamp(clip.to(device).eval(), source, config, digests=digests)
 
 
 def load_clip_from_config(

@@ -177,7 +177,8 @@ _LICENSES = {"openai": "mit", "laion": "mit", "datacomp": "mit", "webli": "apach
 
 def license_of(pretrained: str) -> str | None:
     """The Hub's identifier of the licence of the weights with this tag, or `None` if it is not known here."""
-    return next((terms for start, terms in _LICENSES.items() if pretrained.startswith(start)), None)
+    listed = not names_repository(pretrained)  # a repository may be called openai/… and be anybody's
+    return next((terms for start, terms in _LICENSES.items() if listed and pretrained.startswith(start)), None)
 
 
 def architecture_of(name: str) -> dict[str, Any]:
@@ -218,6 +219,38 @@ def names_that_fit(weights: Mapping[str, Tensor]) -> list[str]:
         return []
     fits = [name for name in open_clip.list_models() if _summary(config_of(name)) == found]
     return sorted(fits, key=lambda name: (len(name), name))
+
+
+def siglip_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """open_clip's configuration of the architecture that a SiglipModel's `config.json` describes, if it lists that.
+
+    Raises:
+        KeyError, TypeError: It is not a configuration of transformers.
+    """
+    vision, text = config["vision_config"], config["text_config"]
+    # What transformers leaves out are the numbers of SigLIP's ViT-B/16.
+    size, patch = int(vision.get("image_size", 224)), int(vision.get("patch_size", 16))
+    wanted = {
+        "embed_dim": int(vision.get("hidden_size", 768)),
+        "width": int(text.get("hidden_size", 768)),
+        "layers": int(text.get("num_hidden_layers", 12)),
+        "heads": int(text.get("num_attention_heads", 12)),
+        "vocab_size": int(text.get("vocab_size", 32000)),
+        "context_length": int(text.get("max_position_embeddings", 64)),
+    }
+    fits: list[dict[str, Any]] = []
+    for name in open_clip.list_models():
+        listed = config_of(name)
+        found = {"embed_dim": listed["embed_dim"], **listed.get("text_cfg", {})}
+        trunk = listed.get("vision_cfg", {}).get("timm_model_name", "")
+        if f"_patch{patch}_siglip_" in trunk and {key: found.get(key) for key in wanted} == wanted:
+            fits.append(listed)
+    if not fits:
+        return None
+    # Of one architecture at several sizes, that of this size has the tokenizer of this model.
+    chosen = min(fits, key=lambda each: abs(each["vision_cfg"]["image_size"] - size))
+    chosen["vision_cfg"]["image_size"] = size
+    return chosen
 
 
 def _depth(shapes: Mapping[str, Any], tower: str | None) -> int:

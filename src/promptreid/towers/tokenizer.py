@@ -118,5 +118,6 @@ def _of_repository(name: str) -> Any:
     options: dict[str, Any] = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
     if not text.get("hf_tokenizer_name"):
         return open_clip.SimpleTokenizer(**options)
-    where = str(folder) if name.startswith("local-dir:") else text["hf_tokenizer_name"]
+    own = name.startswith("local-dir:") and (folder / "tokenizer_config.json").is_file()
+    where = str(folder) if own else text["hf_tokenizer_name"]
     return HFTokenizer(where, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)

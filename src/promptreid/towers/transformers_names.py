@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from promptreid.errors import UnsupportedTowerError, explain_missing_transformers
 from promptreid.towers.features import image_size_of
+from promptreid.towers.names import siglip_config
 
+# Of SiglipModel where nothing beside the weights says it; CLIPModel's are those that open_clip takes unasked.
+SIGLIP_PREPROCESSING: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 MARK = r"vision_model\.embeddings\."
+
+SIGLIP_MARK = "vision_model.head.probe"
 
 _BLOCKS = {
     ".self_attn.out_proj.": ".attn.out_proj.",
@@ -79,7 +84,7 @@ def open_clip_name(name: str, *, siglip: bool) -> tuple[str, int | None]:
 
 def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a CLIPModel or SiglipModel under open_clip's names, in its layout."""
-    siglip = "vision_model.head.probe" in tensors
+    siglip = SIGLIP_MARK in tensors
     whole: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     for name, value in tensors.items():
@@ -217,11 +222,16 @@ def _laid_out(own: str, value: Tensor, *, back: bool = False) -> Tensor:
 
 
 def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's model configuration of a CLIPModel's `config.json`.
+    """open_clip's model configuration of the `config.json` of a CLIPModel, or of a SiglipModel that open_clip lists.
 
     Raises:
-        KeyError, TypeError, ZeroDivisionError: It is not one.
+        KeyError, TypeError, ValueError, ZeroDivisionError: It is not one.
     """
+    if config.get("model_type") == "siglip":
+        found = siglip_config(config)
+        if found is None:
+            raise ValueError("open_clip lists no SigLIP with these numbers of layers, widths, patches and tokens")
+        return found
     vision, text = config["vision_config"], config["text_config"]
 
     def tower(stated: Mapping[str, Any], width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -252,7 +262,17 @@ def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def says_quick_gelu(config: Mapping[str, Any]) -> bool:
-    """Whether transformers' configuration of a model computes QuickGELU, which is CLIPModel's default."""
-    text: Mapping[str, Any] = config.get("text_config") or {}
+    """Whether transformers' configuration of a model computes QuickGELU, which is CLIPModel's default.
+
+    Raises:
+        ValueError: Its towers compute different activations, or one that open_clip does not have.
+    """
     default = "quick_gelu" if config.get("model_type", "clip") == "clip" else "gelu_pytorch_tanh"
-    return text.get("hidden_act", default) == "quick_gelu"
+    towers: list[Mapping[str, Any]] = [config.get(f"{tower}_config") or {} for tower in ("text", "vision")]
+    found = [str(tower.get("hidden_act", default)) for tower in towers]
+    if (
+        any(name != "quick_gelu" and not name.startswith("gelu") for name in found)
+        or len({name == "quick_gelu" for name in found}) > 1
+    ):
+        raise ValueError(f"its towers compute {' and '.join(found)}; open_clip computes QuickGELU or GELU in both")
+    return found[0] == "quick_gelu"

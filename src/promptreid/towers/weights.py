@@ -23,7 +23,7 @@ from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FORE
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size, names_that_fit
-from promptreid.towers.transformers_names import open_clip_config, says_quick_gelu
+from promptreid.towers.transformers_names import SIGLIP_MARK, SIGLIP_PREPROCESSING, open_clip_config, says_quick_gelu
 from promptreid.towers.weight_files import WeightFile, damaged, open_weights
 
 # What of a configuration is handed on as keyword arguments, to tokenizers and layers.
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             one.
 
     Raises:
-        WeightsError: It is damaged, or of no known kind.
+        WeightsError: It is damaged, of no known kind, or of one that cannot search by words.
         FileNotFoundError: The folder holds no weights.
         ValueError: A configuration beside it is not one.
     """
@@ -118,6 +118,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     kind = kind_of(short, file.shapes, file.description)
     if kind.title == "transformers" and not config:
         quick, stated = read_foreign_config(path.parent)
+        stated = {**(SIGLIP_PREPROCESSING if SIGLIP_MARK in short else {}), **stated}
     names = {own: full for name, full in short.items() if (own := kind.name(name)) is not None}
     grid = names.get("visual.positional_embedding")
     told = None if grid is None else kind.image_size(file.shapes[grid].shape[0] - 1, file.description)
@@ -198,7 +199,8 @@ def _check_base(clip: nn.Module, tensors: Mapping[str, Tensor], checkpoint: Chec
     if other:
         raise WeightsError(
             f"{checkpoint.path} holds no {', '.join(checkpoint.lacks)}, and its text tower is not that of the "
-            f"{checkpoint.base!r} weights, which could lend them: {listed(other)} differ. It cannot search by words"
+            f"{checkpoint.base!r} weights, which could lend them: {listed(other)} differ. It cannot search by words; "
+            f'start from the weights it was trained from: pretrained="{checkpoint.base}"'
         )
 
 
@@ -324,13 +326,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         else:
             config = json.loads(path.read_text(encoding="utf-8"))
         saved_image_size(config["model_cfg"])
+        if not isinstance(config["model_cfg"].get("quick_gelu", False), bool):
+            raise TypeError(f"quick_gelu is {config['model_cfg']['quick_gelu']!r}, expected true or false")
         check_architecture(config["model_cfg"])
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {path}; a folder of weights needs one to say which model it is") from None
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} is not an open_clip configuration with model_cfg.vision_cfg, or not a safe one: {error}"
-            + ("; nor is it a CLIPModel's, and other models of transformers are loaded by open_clip's name" * foreign)
+            + (
+                "; nor is it a CLIPModel's or SiglipModel's, and other models of transformers are loaded by "
+                "open_clip's name" * foreign
+            )
         ) from None
     return config
 

@@ -17,9 +17,10 @@ from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
     locked,
+    read_sealed_json,
     remove_scratch,
     write_bytes_atomically,
-    write_json_atomically,
+    write_sealed_json,
     write_tensors_atomically,
 )
 from promptreid.model.prompted_clip import PromptedCLIP
@@ -233,10 +234,10 @@ def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: boo
     path = folder / note
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            now = {name: fact for name, fact in facts.items() if name in found}
-        except (ValueError, TypeError, RecursionError) as error:
+            found = read_sealed_json(path)
+        except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another output folder") from error
+        now = {name: fact for name, fact in facts.items() if name in found}
         if different := differences(found, json.loads(json.dumps(now))):
             raise CheckpointError(
                 f"{folder} holds another run: {'; '.join(different)}. Use the earlier settings and files to resume it, "
@@ -245,4 +246,4 @@ def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: boo
     elif sole and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files; give an empty or new output folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(path, facts)
+    write_sealed_json(path, facts)

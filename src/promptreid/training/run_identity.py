@@ -9,7 +9,10 @@ from enum import Enum
 from functools import partial
 from hashlib import sha256
 from inspect import isclass, isroutine
+from io import IOBase
+from logging import Handler, Logger
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +25,9 @@ from promptreid.towers.fingerprint import pack_fingerprint
 
 _DEPTH = 6
 _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is kept
+_LONGEST = 4096  # letters of what an object holds
+# Nobody knows whether what these hold was set or only happened.
+_HAPPENED = (Logger, Handler, IOBase)
 _NOT_SETTINGS = {*vars(nn.Module()), "training"}
 
 
@@ -68,8 +74,9 @@ def _is_run(description: Any) -> bool:
 def describe(value: Any, *, depth: int = _DEPTH) -> Any:
     """A value as JSON holds it, so that what was set differently differs, and the same is the same in every process.
 
-    Modules and callable objects are their class and attributes, tensors their numbers or a digest; parameters, which
-    train, do not count. A module's own method `settings` is preferred.
+    Modules and other objects are their class and attributes, functions what they were made with, tensors their numbers
+    or a digest; parameters, which train, do not count, nor do loggers and files. A module's own method `settings` is
+    preferred.
 
     Example:
         >>> import torch
@@ -101,16 +108,38 @@ def _describe_object(value: Any, within: Any) -> Any:
         return {"class": within(value.func), "arguments": within(value.args), **within(value.keywords)}
     named = {"class": _name(value)}
     if isroutine(value) or isclass(value):
-        cells = getattr(value, "__closure__", None) or ()
-        return named | ({"closure": within([cell.cell_contents for cell in cells])} if cells else {})
+        return named | _describe_function(value, within)
     if isinstance(value, nn.Module) and callable(own := getattr(value, "settings", None)):
         return named | within({"settings": own()})
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
         return named | within({**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())})
-    # Of other objects, such as a logger, nobody knows whether what they hold was set or only happened.
-    telling = (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__")
-    return named | (within(vars(value)) if telling else {})
+    if isinstance(value, _HAPPENED):
+        return named
+    if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
+        return named | within(vars(value))
+    if hasattr(value, "__dict__"):
+        return named | _at_most(within(vars(value)))
+    shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
+    return named if " at 0x" in shown else named | {"value": within(shown)}
+
+
+def _at_most(entries: dict[str, Any]) -> dict[str, Any]:
+    """A digest in the place of what is long, such as a vocabulary."""
+    text = json.dumps(entries, sort_keys=True)
+    return entries if len(text) <= _LONGEST else {"value": f"{len(text)} letters {_digest(text.encode())}"}
+
+
+def _describe_function(value: Any, within: Any) -> dict[str, Any]:
+    """What a function was made with: variables around it, defaults, and the object that it is a method of."""
+    owner = getattr(value, "__self__", None)
+    parts = {
+        "closure": [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()],
+        "defaults": getattr(value, "__defaults__", None),
+        "keyword_defaults": getattr(value, "__kwdefaults__", None),
+        "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described where they stand
+    }
+    return {name: within(part) for name, part in parts.items() if part}
 
 
 def _name(value: Any) -> str:

@@ -1,17 +1,16 @@
 """The same run under several seeds: mean and spread instead of one lucky number."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
-from promptreid.files import write_json_atomically
+from promptreid.files import read_sealed_json, write_sealed_json
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,11 @@ def _run(train: Callable[[int, Path], Mapping[str, float]], seed: int, path: Pat
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in cast(dict[str, Any], scores).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return {name: float(value) for name, value in read_sealed_json(path).items()}
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"cannot read the scores {path}: {error}; delete it to run this seed again") from error
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
-        write_json_atomically(path, content)
+        write_sealed_json(path, content)

@@ -333,6 +333,8 @@ class Stage:
                 f"stage {self.name!r} has weights for {sorted(self.weights)} but the losses "
                 f"{sorted(self.losses)}; give a weight only for a loss that is there"
             )
+        if not any(self.weights.values()):
+            raise ValueError(f"stage {self.name!r} has the weights {self.weights}, expected at least one above 0")
         if self.algorithm not in get_args(Algorithm):
             expected = ", ".join(get_args(Algorithm))
             raise ValueError(f"algorithm of stage {self.name!r} is {self.algorithm!r}, expected one of {expected}")

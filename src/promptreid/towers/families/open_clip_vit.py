@@ -1,11 +1,13 @@
-"""open_clip's own vision Transformer."""
+"""open_clip's own vision Transformer, and how position grids are resized."""
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from einops import rearrange
 from open_clip.transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
-from promptreid.towers.growth import resize_grid
 from promptreid.towers.tower import PatchGrid, TokenTower
 
 resized_keys: tuple[str, ...] = ("visual.positional_embedding",)
@@ -55,3 +57,19 @@ def resize_parameter(owner: Any, name: str, *, source: tuple[int, int], target: 
     own: nn.Parameter = getattr(owner, name)
     resized = resize_grid(own.detach(), source=source, target=target)
     setattr(owner, name, nn.Parameter(resized, requires_grad=own.requires_grad))
+
+
+def resize_grid(positions: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Resize a position grid from one (rows, columns) to another, leaving class tokens alone.
+
+    Shape:
+        - positions: (prefix + rows * columns, D)
+        - returns: (prefix + target rows * target columns, D)
+    """
+    if source == target:
+        return positions
+    prefix = positions.shape[0] - source[0] * source[1]
+    patches = rearrange(positions[prefix:].float(), "(h w) d -> 1 d h w", h=source[0])
+    patches = F.interpolate(patches, size=target, mode="bicubic", antialias=True, align_corners=False)
+    resized = rearrange(patches, "1 d h w -> (h w) d").to(positions.dtype)
+    return torch.cat([positions[:prefix], resized])
