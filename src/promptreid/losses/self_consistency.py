@@ -1,7 +1,7 @@
 """The loss of regularised prompt tuning: prompted features stay near those of the model without prompts."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,8 @@ class SelfConsistencyLoss(nn.Module):
         published configuration.
     """
 
-    needs = ("frozen",)
-    smallest_batch = 2  # the similarities of a pair alone are always the same
+    needs: tuple[Literal["frozen"], ...] = ("frozen",)
+    smallest_batch: int = 2  # the similarities of a pair alone are always the same
 
     def __init__(
         self,
@@ -78,7 +78,9 @@ class SelfConsistencyLoss(nn.Module):
             )
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is {temperature}, expected a positive number such as 0.02")
-        self.image_weight, self.text_weight, self.similarity_weight = weights
+        self.image_weight: float = image_weight
+        self.text_weight: float = text_weight
+        self.similarity_weight: float = similarity_weight
         self.temperature = temperature
 
     def forward(
