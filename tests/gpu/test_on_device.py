@@ -97,7 +97,7 @@ def test_trainer_trains_both_stages_in_every_mode(device, clip, settings, tmp_pa
     )
     common = {"batch_size": 8, "output_dir": tmp_path / "run", "device": device, "progress": False, "trackers": ()}
     history = Trainer(model, stages, train_data=Pairs(), **common, **settings).fit()
-    assert [entry["stage"] for entry in history] == ["domain_adaptation", "task_adaptation"]
+    assert [entry["stage"] for entry in history] == ["stage_one", "stage_two"]
     assert all(entry["losses"]["total"] < 100 for entry in history)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 

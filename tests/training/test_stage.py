@@ -234,7 +234,7 @@ def test_stage_gives_frozen_features_to_losses_that_need_them_and_to_no_other(
     model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor
 ) -> None:
     stage = make_stage(model, losses={"plain": ContrastiveLoss(), "held": SelfConsistencyLoss(image_weight=2.0)})
-    assert stage.needs == {"frozen"}
+    assert stage.losses.needs == {"frozen"}
     stage.prepare()
     frozen = stage.frozen_features(images, tokens)
     with model.disabled(), torch.no_grad():
@@ -324,3 +324,20 @@ def test_stage_takes_a_loss_of_your_own_as_a_dictionary_does(model: PromptedCLIP
         schedule.stage_two.losses["total"] = torch.nn.Identity()
     with pytest.raises(LookupError, match="this schedule has no stage_one: stage_one_epochs is 0"):
         _ = TwoStageSchedule(model, num_identities=3, stage_one_epochs=0).stage_one
+
+
+def test_stage_loss_added_later_that_needs_frozen_features_is_refused_where_encoders_train(model: PromptedCLIP) -> None:
+    stage = make_stage(model, trains=["encoders"])
+    stage.losses["held"] = SelfConsistencyLoss()
+    with pytest.raises(ValueError, match="the loss 'held' of stage 'test' needs frozen features"):
+        stage.prepare()
+
+
+def test_stage_function_may_need_the_batch(model: PromptedCLIP) -> None:
+    def brightness(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor, *, batch: Any) -> torch.Tensor:
+        return batch["images"].mean()
+
+    brightness.needs = ("batch",)  # type: ignore[attr-defined]
+    stage = make_stage(model, losses={"brightness": brightness})
+    found = stage.losses(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2), batch={"images": torch.full((2,), 4.0)})
+    assert found["brightness"] == 4

@@ -28,7 +28,7 @@ def scratch(tmp_path_factory):
 def test_a_run_writes_all_that_is_reported_and_is_not_done_twice(scratch, tmp_path, monkeypatch):
     result = convergence.perform(RUN, tmp_path, scratch)
     assert [(entry["stage"], entry["epoch"], entry["steps"]) for entry in result["history"]] == [
-        ("domain_adaptation", 1, 2), ("domain_adaptation", 2, 2), ("task_adaptation", 1, 2), ("task_adaptation", 2, 2),
+        ("stage_one", 1, 2), ("stage_one", 2, 2), ("stage_two", 1, 2), ("stage_two", 2, 2),
     ]  # fmt: skip
     assert all(set(entry["scores"]) >= {"rank1", "mAP"} for entry in result["history"])
     assert set(result) >= {"validation", "test", "rank1_by_person", "made_with", "run", "seconds"}

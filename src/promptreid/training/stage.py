@@ -413,9 +413,8 @@ class Stage:
             raise ValueError(f"algorithm of stage {self.name!r} is {self.algorithm!r}, expected one of {expected}")
 
     def _check_needs(self) -> None:
-        if self.trains_encoders and (
-            names := [name for name, loss in self.losses.items() if "frozen" in _needs_of(loss)]
-        ):
+        names = [name for name, loss in self.losses.items() if "frozen" in _needs_of(loss)]
+        if names and self.trains_encoders:
             raise ValueError(
                 f"the loss {names[0]!r} of stage {self.name!r} needs frozen features, but the encoders train in this "
                 'stage; use it in one with trains=["prompts"], or keep a frozen copy of the model in the loss'
