@@ -108,8 +108,8 @@ def perform(
 def make_data(run: LongRun, scratch: Path) -> ReIDDataset:
     """Draw the seed's data, or take what was drawn, and keep the first persons of the training split."""
     limits = run.limits
-    root = scratch / "data" / f"seed{run.seed}-{'-'.join(map(str, limits.persons))}"
     count = limits.images_per_identity
+    root = scratch / "data" / f"seed{run.seed}-{'-'.join(map(str, (*limits.persons, count)))}"
     write_generated(
         root, num_identities=limits.persons, images_per_identity=count, seed=run.seed, gap=1.0, progress=False
     )
@@ -181,10 +181,11 @@ def _seed(*words: int) -> int:
 
 
 @contextmanager
-def side_by_side(jobs: int, device: str) -> Iterator[ProcessPoolExecutor]:
-    """Processes that perform runs. Several on the CPU have one thread each and keep their memory."""
-    if device == "cpu" and jobs > 1:
-        for name, value in ({"OMP_NUM_THREADS": "1"} | KEPT).items():
+def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]:
+    """Processes that perform runs. Several on the CPU have one thread each."""
+    jobs = arguments.jobs
+    if arguments.device == "cpu" and jobs > 1:
+        for name, value in ({"OMP_NUM_THREADS": "1"} | (KEPT if arguments.keep_memory else {})).items():
             os.environ.setdefault(name, value)  # read by a process when it starts
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         try:
@@ -200,7 +201,7 @@ def perform_missing(runs: Iterable[LongRun], arguments: argparse.Namespace, weig
     # Data are drawn once, before processes would draw them side by side.
     for run in {run.seed: run for run in left}.values():
         make_data(run, arguments.scratch)
-    with side_by_side(arguments.jobs, arguments.device) as pool:
+    with side_by_side(arguments) as pool:
         settings = {"device": arguments.device, "weights": weights}
         futures = [pool.submit(perform, run, arguments.results, arguments.scratch, **settings) for run in left]
         for future in tqdm(as_completed(futures), total=len(left), unit="run"):
@@ -216,7 +217,7 @@ def tune_arms(arms: tuple[str, ...], arguments: argparse.Namespace) -> None:
     start = tuple(Grid(*grid) for grid in before.get("grids", [(0, 0), (0, 0)]))
     tried: dict[str, set[Rates]] = {name: set() for name in names}
     make_data(LongRun(names[0], SEED, CENTRES, limits=arguments.limits), arguments.scratch)
-    with side_by_side(arguments.jobs, arguments.device) as pool, ThreadPoolExecutor(arguments.jobs) as threads:
+    with side_by_side(arguments) as pool, ThreadPoolExecutor(arguments.jobs) as threads:
 
         def validation_map(arm: str, rates: Rates) -> float:
             tried[arm].add(rates)
@@ -280,6 +281,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("task", choices=("hours", "tune", "run", "all"), help="all: tune, then every part in order")
     parser.add_argument("--parts", nargs="+", choices=PART_NAMES, default=PART_NAMES)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side; default %(default)s")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="jobs on the CPU keep their memory (benchmarks/side_by_side.py)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--base", type=Path, help="weights for the part better_base")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -158,7 +158,7 @@ def in_this_process(monkeypatch):
             return future
 
     @contextmanager
-    def here(jobs, device):
+    def here(arguments):
         yield Here()
 
     monkeypatch.setattr(convergence, "side_by_side", here)
