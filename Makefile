@@ -10,7 +10,7 @@ INSTALL = $(PYTHON) tools/install.py $(if $(CPU),--cpu)
 QUICK = not slow and not gpu and not browser
 
 .PHONY: install check lint-workflows resolve test test-core test-all test-browser test-next docs demo study study-tune \
-	study-full study-page build publish lowest audit sbom
+	study-full study-convergence study-page gpu build publish lowest audit sbom
 
 install:
 	$(INSTALL)
@@ -82,8 +82,20 @@ study:
 study-full:
 	OMP_NUM_THREADS=2 $(PYTHON) benchmarks/study/full.py
 
+# Hours; what is done is kept, run by run. JOBS runs go side by side; DEVICE=cuda JOBS=6 on a GPU.
+DEVICE ?= cpu
+JOBS ?= 2
+study-convergence:
+	$(PYTHON) benchmarks/study/convergence.py all --device $(DEVICE) --jobs $(JOBS)
+
 study-page:
 	$(PYTHON) benchmarks/study/page.py
+	$(PYTHON) benchmarks/study/convergence_page.py
+
+# At most nine minutes on one GPU; installs what is missing first.
+gpu:
+	$(PYTHON) -c "import accelerate, open_clip, pytest" 2>/dev/null || $(INSTALL) --extras train
+	$(PYTHON) benchmarks/gpu.py
 
 build:
 	rm -rf dist

@@ -2,9 +2,14 @@
 
     python tools/pretrain_tiny.py
     python tools/pretrain_tiny.py --further 1000 --pairs 48000 --output runs/further    # what ships, pretrained further
+    python tools/pretrain_tiny.py --further 20000 --pairs 200000 --device cuda --output runs/longer
+
+Every `--checkpoint-every` steps a checkpoint is written beside the weights; the same command resumes from it, and
+on the CPU ends as it would have ended. As often the model is scored on pairs that it never sees, and the curve is kept.
 
 It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`web_world.py`), never
-on the pedestrians that the examples adapt to. Settings, hashes and the loss curve go into `training.json`.
+on the pedestrians that the examples adapt to. Settings, hashes, the loss curve and the validation curve go into
+`training.json`.
 """
 
 import argparse
@@ -12,6 +17,8 @@ import hashlib
 import json
 import math
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +34,15 @@ from torch.nn import functional as F
 from tqdm import trange
 from web_world import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
 
+from promptreid.evaluation.metrics import compute_metrics
+from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+
 VERSION = 2  # of the base: one more whenever its weights change
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
-WEIGHTS = "promptreid-tiny.safetensors"
+WEIGHTS, CHECKPOINTS = "promptreid-tiny.safetensors", "checkpoints"
 FOLDER = Path(__file__).parents[1] / "src/promptreid/towers/tiny"
+NOT_SETTINGS = ("output", "device", "checkpoint_every")  # what does not change the weights
+HELD_OUT_SEED, HELD_OUT = 3_000_000, 1000  # pairs to score on, which no pretraining and no study draws
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
@@ -65,6 +77,88 @@ def encode_text(clip: torch.nn.Module, tokens: torch.Tensor, length: int) -> tor
     return F.normalize(pooled @ clip.text_projection, dim=-1)
 
 
+def encode_images(clip: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Unit image features, from uint8 (B, 3, H, W)."""
+    normalized = (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
+    return F.normalize(clip.encode_image(normalized), dim=-1)
+
+
+class HeldOut:
+    """Pairs of the last world that pretraining never sees, to score on.
+
+    Args:
+        device: Where.
+        count: How many.
+    """
+
+    def __init__(self, device: str, count: int = HELD_OUT) -> None:
+        images, captions = draw_pairs(count, HELD_OUT_SEED, ROUNDS[-1])
+        self.images, self.tokens = images.to(device), open_clip.SimpleTokenizer()(captions).to(device)
+        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        self.ids = torch.tensor([numbers[caption] for caption in captions])  # one sentence is one thing
+
+    def rank1(self, clip: torch.nn.Module) -> float:
+        """Rank-1, text to image; draws no random numbers and leaves the model's mode."""
+        training = clip.training
+        clip.eval()
+        with torch.inference_mode():
+            images = torch.cat([encode_images(clip, part) for part in self.images.split(250)])
+            length = int(self.tokens.argmax(-1).max()) + 1
+            texts = torch.cat([encode_text(clip, part, length) for part in self.tokens.split(250)])
+        clip.train(training)
+        return round(compute_metrics(texts.cpu(), images.cpu(), self.ids, self.ids).rank[1], 4)
+
+
+class Progress:
+    """A round on the disk: what resumes it.
+
+    Args:
+        folder: Gets the checkpoints.
+        every: Steps between two.
+        settings: What a round that is resumed must have in common with the one that was stopped.
+    """
+
+    def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
+        self.folder, self.every = folder, every
+        self.settings = json.loads(json.dumps(settings))
+
+    def save(self, clip: torch.nn.Module, optimizer: torch.optim.Optimizer, position: dict[str, Any]) -> None:
+        """Write a checkpoint, whole or not at all."""
+        checkpoint = Checkpoint(state={"settings": self.settings, "position": position, "random": []})
+        checkpoint.add("model", clip.state_dict())
+        checkpoint.add("random", {"torch": torch.get_rng_state()})
+        for index, values in optimizer.state_dict()["state"].items():
+            checkpoint.add(f"optimizer.{index}", values)
+        save_checkpoint(checkpoint, self.folder, step=position["step"], keep=1)
+
+    def load(self, clip: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Set model, optimiser and random numbers as they were; returns where the round stood, if it had begun.
+
+        Raises:
+            SystemExit: The checkpoint is of a round with other settings.
+        """
+        found = list_checkpoints(self.folder)
+        if not found:
+            return None
+        checkpoint = load_checkpoint(found[-1])
+        if checkpoint.state["settings"] != self.settings:
+            sys.exit(
+                f"{found[-1]} is of a round with {checkpoint.state['settings']}, not {self.settings}; give the options "
+                f"it was started with, another --output, or delete {self.folder}"
+            )
+        clip.load_state_dict(checkpoint.take("model"))
+        state = optimizer.state_dict()
+        count = sum(len(group["params"]) for group in state["param_groups"])
+        optimizer.load_state_dict(
+            {
+                "state": {index: checkpoint.take(f"optimizer.{index}") for index in range(count)},
+                "param_groups": state["param_groups"],
+            }
+        )
+        torch.set_rng_state(checkpoint.tensors["random.torch"])
+        return checkpoint.state["position"]
+
+
 def rate(step: int, steps: int) -> float:
     """Factor of the learning rate: 100 steps of warm-up, then a cosine down to 2 %."""
     warm = min(1.0, (step + 1) / 100)
@@ -81,11 +175,10 @@ def make_optimizer(clip: torch.nn.Module, learning_rate: float) -> torch.optim.A
 
 def contrastive_loss(clip: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor, length: int) -> torch.Tensor:
     """CLIP's symmetric loss of one batch."""
-    normalized = (images.float() / 255 - MEAN) / STD
-    image_features = F.normalize(clip.encode_image(normalized), dim=-1)
+    image_features = encode_images(clip, images)
     text_features = encode_text(clip, tokens, length)
     logits = clip.logit_scale.exp() * image_features @ text_features.T
-    target = torch.arange(len(images))
+    target = torch.arange(len(images), device=images.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -97,26 +190,32 @@ def train(
     *,
     number: int,
     steps: int,
-) -> list[tuple[int, float]]:
-    """Train in place; returns (step, mean loss) of every fifty steps.
+    progress: Progress,
+    held_out: HeldOut,
+) -> dict[str, list[tuple[int, float]]]:
+    """Train in place; returns (step, mean loss) of every fifty steps and (step, Rank-1) of every checkpoint.
 
     Half of the patches are left out for the first 80 % of the steps, as in FLIP (arXiv 2212.00794): nearly half the
     time for nearly the same model.
     """
     lengths = tokens.argmax(-1) + 1
     optimizer = make_optimizer(clip, settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     stream = batches(lengths, settings.batch_size, torch.Generator().manual_seed(settings.seed + number))
-    curve: list[tuple[int, float]] = []
-    recent: list[float] = []
+    position = progress.load(clip, optimizer) or {"step": 0, "recent": [], "loss_curve": [], "validation_curve": []}
+    for _ in range(position["step"]):
+        next(stream)
+    # Made after loading: what it notes of the rates is then that of this step.
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step + position["step"], steps))
+    recent, start = position["recent"], position["step"]
     clip.train()
-    clip.visual.patch_dropout = PatchDropout(0.5)
-    bar = trange(steps, desc="pretraining", mininterval=10)
+    clip.visual.patch_dropout = PatchDropout(0.5) if start < round(0.8 * steps) else torch.nn.Identity()
+    bar = trange(start, steps, desc="pretraining", mininterval=10, initial=start, total=steps)
     for step in bar:
         if step == round(0.8 * steps):
             clip.visual.patch_dropout = torch.nn.Identity()
         chosen = next(stream)
-        loss = contrastive_loss(clip, images[chosen], tokens[chosen], int(lengths[chosen].max()))
+        batch = images[chosen].to(settings.device), tokens[chosen].to(settings.device)
+        loss = contrastive_loss(clip, *batch, int(lengths[chosen].max()))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -126,10 +225,13 @@ def train(
             clip.logit_scale.clamp_(max=math.log(100))
         recent.append(loss.item())
         if (step + 1) % 50 == 0 or step == steps - 1:
-            curve.append((step + 1, round(sum(recent) / len(recent), 4)))
+            position["loss_curve"].append((step + 1, round(sum(recent) / len(recent), 4)))
             recent.clear()
-            bar.set_postfix(loss=f"{curve[-1][1]:.3f}")
-    return curve
+            bar.set_postfix(loss=f"{position['loss_curve'][-1][1]:.3f}")
+        if (step + 1) % progress.every == 0 or step == steps - 1:
+            position["validation_curve"].append((step + 1, held_out.rank1(clip)))
+            progress.save(clip, optimizer, position | {"step": step + 1})
+    return {name: position[name] for name in ("loss_curve", "validation_curve")}
 
 
 def settle_unseen_words(clip: torch.nn.Module, seen: torch.Tensor) -> None:
@@ -152,26 +254,30 @@ def parse_settings() -> argparse.Namespace:
         metavar="STEPS",
         help="one more round in the second world, from the weights that ship, instead of a whole pretraining",
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="default %(default)s")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
     settings = parser.parse_args()
     if settings.further is not None and settings.steps != parser.get_default("steps"):
         parser.error("--further says how many steps there are; leave out --steps")
     if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER.resolve()):
         parser.error("--further takes at least 1 step, and an --output of its own: it must not change what ships")
+    if settings.checkpoint_every < 1:
+        parser.error(f"--checkpoint-every is {settings.checkpoint_every}, expected at least 1")
     if not 1 <= settings.batch_size <= settings.pairs:
         parser.error(f"--batch-size is {settings.batch_size}, expected 1 to --pairs ({settings.pairs})")
     return settings
 
 
 def main() -> None:
-    """Draw, train, save, once a round; resumes after the last round that an interrupted run finished."""
+    """Draw, train, save, once a round; resumes from the last checkpoint of an interrupted run."""
     settings = parse_settings()
     output: Path = settings.output
     output.mkdir(parents=True, exist_ok=True)
     if settings.further is not None:
         go_further(settings)
         return
-    chosen = {key: value for key, value in vars(settings).items() if key not in ("output", "further")}
+    chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "further")}
     report: dict[str, Any] = {
         "version": VERSION,
         "settings": {**chosen, "rounds": [vars(world) for world in ROUNDS]},
@@ -181,7 +287,7 @@ def main() -> None:
     found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
     torch.manual_seed(settings.seed)
-    clip = open_clip.create_model("promptreid-tiny")
+    clip = open_clip.create_model("promptreid-tiny").to(settings.device)
     wanted = json.loads(json.dumps(report))["settings"]
     if found.get("settings") == wanted and len(found["rounds"]) < len(ROUNDS):
         report = found
@@ -191,23 +297,25 @@ def main() -> None:
         done = run_round(clip, settings, number, world=ROUNDS[number], steps=settings.steps[number])
         report["rounds"].append(done)
         save(clip, report, output)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 
 def go_further(settings: argparse.Namespace) -> None:
     """One more round in the last world, on pairs of its own, from the weights that ship."""
     open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
-    clip = open_clip.create_model("promptreid-tiny")
+    clip = open_clip.create_model("promptreid-tiny").to(settings.device)
     clip.load_state_dict({key: value.float() for key, value in load_file(FOLDER / WEIGHTS).items()})
-    chosen = {key: value for key, value in vars(settings).items() if key not in ("output", "steps")}
+    chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "steps")}
     done = run_round(clip, settings, len(ROUNDS), world=ROUNDS[-1], steps=settings.further)
     report = {"from_version": VERSION, "settings": chosen, "rounds": [done]}
     save(clip, report, settings.output)
+    shutil.rmtree(settings.output / CHECKPOINTS, ignore_errors=True)
 
 
 def save(clip: torch.nn.Module, report: dict[str, Any], output: Path) -> None:
     """Write the weights and, after them, what made them."""
     weights = output / WEIGHTS
-    save_file({key: value.half().contiguous() for key, value in clip.state_dict().items()}, weights)
+    save_file({key: value.half().contiguous().cpu() for key, value in clip.state_dict().items()}, weights)
     report["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -222,7 +330,14 @@ def run_round(
     images, captions = draw_pairs(settings.pairs, seed, world)
     tokens = open_clip.SimpleTokenizer()(captions)
     started = time.perf_counter()
-    curve = train(clip, images, tokens, settings, number=number, steps=steps)
+    chosen = {key: value for key, value in vars(settings).items() if key not in NOT_SETTINGS}
+    progress = Progress(
+        settings.output / CHECKPOINTS / f"round-{number}",
+        settings.checkpoint_every,
+        {**chosen, "round": number, "round_steps": steps},
+    )
+    held_out = HeldOut(settings.device)
+    curves = train(clip, images, tokens, settings, number=number, steps=steps, progress=progress, held_out=held_out)
     seen = torch.zeros(len(clip.token_embedding.weight), dtype=torch.bool)
     seen[tokens.unique()] = True
     settle_unseen_words(clip, seen)
@@ -237,7 +352,7 @@ def run_round(
             "numpy": np.__version__,
             "pillow": PIL.__version__,
         },
-        "loss_curve": curve,
+        **curves,
     }
 
 

@@ -23,8 +23,8 @@ class Difference:
     Attributes:
         mean: Over seeds.
         std: Over seeds (n - 1); 0 for one seed.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
+        low: Lower end of the interval, of 95 % unless another level was asked for.
+        high: Upper end of the interval.
         seeds: How many seeds both arms have.
     """
 
@@ -47,7 +47,12 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_difference(
-    arm: Mapping[int, Scores], baseline: Mapping[int, Scores], *, draws: int = 10_000, seed: int = 0
+    arm: Mapping[int, Scores],
+    baseline: Mapping[int, Scores],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Difference:
     """How much better `arm` is than `baseline`, on the seeds that both have.
 
@@ -56,6 +61,7 @@ def paired_difference(
         baseline: The same for what it is compared with; the same persons within a seed.
         draws: Bootstrap draws.
         seed: Of the bootstrap.
+        level: Of the interval.
 
     Raises:
         ValueError: No seed in common, or the persons of a seed differ.
@@ -67,7 +73,7 @@ def paired_difference(
     means = [float(values.mean()) for values in differences]
     random = np.random.default_rng(seed)
     drawn = _bootstrap(differences, draws, random)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     mean, std = mean_and_std(means)
     return Difference(mean, std, float(low), float(high), len(seeds))
 
@@ -119,9 +125,9 @@ def have_a_pair(results: Results, arm: str, baseline: str) -> bool:
     return bool(results.get(arm, {}).keys() & results.get(baseline, {}).keys())
 
 
-def rank1_difference(results: Results, arm: str, baseline: str) -> Difference:
+def rank1_difference(results: Results, arm: str, baseline: str, *, level: float = 0.95) -> Difference:
     """Rank-1 of `arm` less that of `baseline`: a mean over persons, paired by seed and person."""
-    return paired_difference(_rank1_by_person(results, arm), _rank1_by_person(results, baseline))
+    return paired_difference(_rank1_by_person(results, arm), _rank1_by_person(results, baseline), level=level)
 
 
 def gains(results: Results, arm: str, baseline: str) -> dict[int, dict[int, float]]:

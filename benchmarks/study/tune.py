@@ -10,13 +10,14 @@ added start from the grids as they stand, and only they are extended. The result
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from plan import ARMS, HERE, RATES, SMALL_ARMS, Run, read_rates
+from plan import ARMS, HERE, RATES, SMALL_ARMS, Run, Tuned, read_rates
 from runs import perform
 from shared import write_json
 from speed import Speed, measure_speed
@@ -29,6 +30,7 @@ TUNABLE = tuple(name for name, arm in ARMS.items() if arm.tuned != "none")
 
 Rates = tuple[float, float]
 Score = Callable[[str, Rates], float]
+Found = tuple[int, tuple[bool, bool]]  # the best position, and whether it is at the grid's lower and upper edge
 
 
 def rate(centre: float, quarters: int) -> float:
@@ -72,7 +74,15 @@ def best_of(positions: list[int], score: Callable[[int], float]) -> tuple[int, t
     return positions[best], (best == 0, best == len(positions) - 1)
 
 
-def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) -> tuple[dict[str, Rates], Grids]:
+def tune(
+    arms: Iterable[str],
+    score: Score,
+    *,
+    start: Grids = (Grid(), Grid()),
+    kinds: Mapping[str, Tuned] | None = None,
+    centres: Rates = CENTRES,
+    each: Callable[..., Iterable[Any]] = map,
+) -> tuple[dict[str, Rates], Grids]:
     """The best rates of every arm, each after the same number of runs, and the grids of both rates in the end.
 
     Arms with two rates: the first one on a grid, then, with the best of it, the last one. Arms with one: that on a grid
@@ -82,34 +92,44 @@ def tune(arms: Iterable[str], score: Score, *, start: Grids = (Grid(), Grid())) 
         arms: Their names.
         score: The higher, the better.
         start: The grids to start from.
+        kinds: Which rates each arm has; as `ARMS` says if None.
+        centres: The grids' middles.
+        each: `map`, or one that looks at several arms at the same time.
     """
     names = tuple(arms)
-    two = [name for name in names if ARMS[name].tuned == "both"]
+    tuned = {name: ARMS[name].tuned for name in names} if kinds is None else kinds
+    two = [name for name in names if tuned[name] == "both"]
+
+    def for_each(look: Callable[[str], Found], chosen: Iterable[str]) -> dict[str, Found]:
+        listed = list(chosen)
+        return dict(zip(listed, each(look, listed), strict=True))
 
     def first_score(name: str) -> Callable[[int], float]:
-        return lambda position: score(name, (rate(CENTRES[0], position), CENTRES[1]))
+        return lambda position: score(name, (rate(centres[0], position), centres[1]))
 
-    first, firsts = _search(lambda grid: {name: best_of(grid.coarse(), first_score(name)) for name in two}, start[0])
+    first, firsts = _search(
+        lambda grid: for_each(lambda name: best_of(grid.coarse(), first_score(name)), two), start[0]
+    )
 
     def last_of(name: str, grid: Grid) -> tuple[int, tuple[bool, bool]]:
         if name in two:
-            found = rate(CENTRES[0], firsts[name])
-            return best_of(grid.coarse(), lambda position: score(name, (found, rate(CENTRES[1], position))))
-        return best_of(grid.fine(first), lambda position: score(name, _single(name, position)))
+            found = rate(centres[0], firsts[name])
+            return best_of(grid.coarse(), lambda position: score(name, (found, rate(centres[1], position))))
+        return best_of(grid.fine(first), lambda position: score(name, _single(tuned[name], position, centres)))
 
-    last, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names}, start[1])
+    last, lasts = _search(lambda grid: for_each(lambda name: last_of(name, grid), names), start[1])
     found = {
-        name: (rate(CENTRES[0], firsts[name]), rate(CENTRES[1], lasts[name])) if name in two
-        else _single(name, lasts[name])
+        name: (rate(centres[0], firsts[name]), rate(centres[1], lasts[name])) if name in two
+        else _single(tuned[name], lasts[name], centres)
         for name in names
     }  # fmt: skip
     return found, (first, last)
 
 
-def _single(name: str, position: int) -> Rates:
-    if ARMS[name].tuned == "first":
-        return rate(CENTRES[0], position), CENTRES[1]
-    return CENTRES[0], rate(CENTRES[1], position)
+def _single(kind: Tuned, position: int, centres: Rates) -> Rates:
+    if kind == "first":
+        return rate(centres[0], position), centres[1]
+    return centres[0], rate(centres[1], position)
 
 
 def _search(

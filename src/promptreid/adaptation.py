@@ -214,6 +214,8 @@ def adapt(
 
     scores = {state: score(split) for state, split in encoded.items()}
     rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
+    if averaged := [spoken(stage.name) for stage in stages if stage.average is not None]:
+        rule += f"; {', '.join(averaged)}: average of all epochs"
     result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None, validation)
     if is_main_process():
         if result.model_dir is not None:

@@ -54,6 +54,8 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
             marks=pytest.mark.slow,
         ),
         pytest.param("demo_start", "", {"PEOPLE": 4, "ROUNDS": 1}, marks=[pytest.mark.slow, needs_gradio]),
+        ("limit", "--model promptreid-tiny --image-size 96 48 --batch-size 2 --rounds 1 --side 64", {}),
+        pytest.param("side_by_side", "--jobs 1 --steps 1 --rounds 1", {}, marks=pytest.mark.slow),
         pytest.param("hub_speed", "", {**TINY, "ROUNDS": 1}, marks=pytest.mark.slow),
         pytest.param("int8_export", "", {**TINY, "IDENTITIES": (1, 1, 2), "ROUNDS": 2}, marks=pytest.mark.slow),
         pytest.param("prompt_initialization", "", {"SEEDS": (0, 1), "IDENTITIES": (4, 1, 1)}, marks=pytest.mark.slow),
@@ -109,3 +111,30 @@ def test_each_precision_of_the_speed_of_backbones_keeps_its_machine(command, tmp
         ratio = result[precision][backbones_speed.PROMPTED]
         assert ratio["lowest"] == ratio["ratio"] == ratio["highest"]  # of one round
         assert result[precision]["2 captions: largest relative difference"] < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_gpu_in_small_runs_every_part(command, tmp_path):
+    command("gpu", ["--device", "cpu", "--minutes", "20", "--output", tmp_path])
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {name: part["ended"] for name, part in record["parts"].items()} == {
+        "tests": 0, "training_throughput": 0, "study": 0,
+    }  # fmt: skip
+    assert record["versions"]["torch"]
+    assert json.loads((tmp_path / "training_throughput.json").read_text())["by_batch_size"]
+
+
+def test_gpu_whose_time_is_up_says_what_was_not_begun(command, tmp_path):
+    command("gpu", ["--device", "cpu", "--minutes", "0.01", "--output", tmp_path])
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert {part["ended"] for part in record["parts"].values()} == {"not begun, as the time was up"}
+
+
+def test_limit_counts_the_products_of_both_stages(command, tmp_path):
+    words = ["--model", "promptreid-tiny", "--image-size", 96, 48, "--batch-size", 2, "--rounds", 1, "--side", 64]
+    command("limit", ["--output", tmp_path / "limit.json", *words])
+    found = json.loads((tmp_path / "limit.json").read_text())
+    # Stage 2 has products for the gradients of weights too; stage 1 has none, and prompts are few.
+    assert 1.2 < found["stage_two"]["gflop"] / found["stage_one"]["gflop"] < 1.7
+    assert all(found[name]["time_over_limit"][0] > 0 for name in ("stage_one", "stage_two"))

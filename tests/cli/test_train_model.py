@@ -44,6 +44,12 @@ def test_options_of_the_optimizer_are_the_recipes() -> None:
     assert (plain.algorithm, plain.epsilon, plain.max_norm) == ("adamw", 1e-8, 1.0)
 
 
+def test_options_of_regularisation_are_the_recipes() -> None:
+    found = recipe_of("--self-consistency", "0.5", "--average-prompts")
+    assert (found.self_consistency, found.average_prompts) == (0.5, True)
+    assert (recipe_of().self_consistency, recipe_of().average_prompts) == (0.0, False)
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [

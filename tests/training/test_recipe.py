@@ -83,6 +83,7 @@ def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: Prom
         ({"num_identities": 1}, "at least 2"),
         ({"temperature": 0.0}, "temperature"),
         ({"identity_weight": -1.0}, "identity_weight is -1.0"),
+        ({"self_consistency": -1.0}, "self_consistency is -1.0"),
         ({"warmup_share": 1.0}, "warmup_share"),
         ({"algorithm": "lion"}, "algorithm of stage 'stage_one' is 'lion'"),
     ],
@@ -92,6 +93,18 @@ def test_two_stage_schedule_wrong_setting_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         TwoStageSchedule(model, **({"num_identities": 3} | settings))
+
+
+def test_recipe_regularises_stage_one_as_promptsrc_and_leaves_stage_two(model: PromptedCLIP) -> None:
+    recipe = Recipe(num_identities=3, self_consistency=0.5, average_prompts=True, temperature=0.05)
+    one, two = TwoStageSchedule(model, recipe)
+    assert list(one.loss_modules) == ["contrastive", "self_consistency"]
+    assert one.weights == {"contrastive": 1.0, "self_consistency": 0.5}
+    assert one.loss_modules["self_consistency"].temperature == 0.05
+    assert one.average is not None
+    assert (two.average, list(two.loss_modules)) == (None, ["contrastive", "identity"])
+    plain = Recipe().domain_adaptation(model)
+    assert (plain.average, list(plain.loss_modules)) == (None, ["contrastive"])
 
 
 def test_two_stage_schedule_bare_towers_cannot_have_stage_one(clip: torch.nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.training.recipe import TwoStageSchedule
@@ -32,6 +33,12 @@ def train(stage: Stage, images: torch.Tensor, tokens: torch.Tensor, person_ids: 
         stage.losses(out["image_features"], out["text_features"], person_ids)["total"].backward()
         optimizer.step()
         scheduler.step()
+
+
+class Needy(ContrastiveLoss):
+    def __init__(self, needs: Any) -> None:
+        super().__init__()
+        self.needs = needs
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -210,11 +217,37 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
         ({"betas": (0.9, 1.0)}, "betas below 1"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"prompt_learning_rate": -1.0}, "prompt_learning_rate"),
+        (
+            {"trains": ["norms"], "losses": {"held": SelfConsistencyLoss()}},
+            "the loss 'held' of stage 'test' needs frozen features, but the encoders train",
+        ),
+        ({"losses": {"own": Needy("frozen")}}, "needs='frozen', expected a tuple of some of frozen, batch"),
+        ({"losses": {"own": Needy(("teacher",))}}, "expected a tuple of some of frozen, batch"),
     ],
 )
 def test_stage_wrong_setting_is_refused(model: PromptedCLIP, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_stage(model, **settings)
+
+
+def test_stage_gives_frozen_features_to_losses_that_need_them_and_to_no_other(
+    model: PromptedCLIP, images: torch.Tensor, tokens: torch.Tensor, person_ids: torch.Tensor
+) -> None:
+    stage = make_stage(model, losses={"plain": ContrastiveLoss(), "held": SelfConsistencyLoss(image_weight=2.0)})
+    assert stage.losses.needs == {"frozen"}
+    stage.prepare()
+    frozen = stage.frozen_features(images, tokens)
+    with model.disabled(), torch.no_grad():
+        bare = model(images, tokens)
+    assert torch.equal(frozen.image_features, bare["image_features"])
+    assert torch.equal(frozen.text_features, bare["text_features"])
+    assert not frozen.text_features.requires_grad
+    out = model(images, tokens)
+    features = out["image_features"], out["text_features"]
+    found = stage.losses(*features, person_ids, frozen=frozen)
+    assert torch.equal(found["held"], SelfConsistencyLoss(image_weight=2.0)(*features, frozen=frozen))
+    with pytest.raises(ValueError, match=r"needs frozen; call stage.losses\(…, frozen=stage.frozen_features"):
+        stage.losses(*features, person_ids)
 
 
 def test_stage_training_prompts_of_length_zero_is_refused(clip: torch.nn.Module) -> None:
@@ -291,3 +324,20 @@ def test_stage_takes_a_loss_of_your_own_as_a_dictionary_does(model: PromptedCLIP
         schedule.stage_two.losses["total"] = torch.nn.Identity()
     with pytest.raises(LookupError, match="this schedule has no stage_one: stage_one_epochs is 0"):
         _ = TwoStageSchedule(model, num_identities=3, stage_one_epochs=0).stage_one
+
+
+def test_stage_loss_added_later_that_needs_frozen_features_is_refused_where_encoders_train(model: PromptedCLIP) -> None:
+    stage = make_stage(model, trains=["encoders"])
+    stage.losses["held"] = SelfConsistencyLoss()
+    with pytest.raises(ValueError, match="the loss 'held' of stage 'test' needs frozen features"):
+        stage.prepare()
+
+
+def test_stage_function_may_need_the_batch(model: PromptedCLIP) -> None:
+    def brightness(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor, *, batch: Any) -> torch.Tensor:
+        return batch["images"].mean()
+
+    brightness.needs = ("batch",)  # type: ignore[attr-defined]
+    stage = make_stage(model, losses={"brightness": brightness})
+    found = stage.losses(torch.ones(2, 3), torch.ones(2, 3), torch.arange(2), batch={"images": torch.full((2,), 4.0)})
+    assert found["brightness"] == 4

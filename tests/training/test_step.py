@@ -1,5 +1,6 @@
 """Gradient caching against the plain step; equality in two processes is in `test_processes.py`."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.processes import make_accelerator
 from promptreid.training.stage import Stage
@@ -68,3 +70,46 @@ def test_gradient_cache_keeps_no_graph_of_more_than_a_chunk(model: PromptedCLIP,
     running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1, chunk_size=2)
     running.backward(batch)
     assert sizes == [(2, False), (2, False), (1, False), (2, True), (2, True), (1, True)]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_gradient_cache_gives_the_plain_step_with_frozen_features(
+    model: PromptedCLIP, batch: Any, chunk_size: int
+) -> None:
+    model.double()
+    batch["images"] = batch["images"].double()
+    losses = {"contrastive": ContrastiveLoss(0.1), "self_consistency": SelfConsistencyLoss(temperature=0.1)}
+    stage = Stage("test", model, trains=["prompts"], losses=losses)
+    plain = gradients(stage, batch, chunk_size=None)
+    cached = gradients(stage, batch, chunk_size=chunk_size)
+    assert plain["self_consistency"] > 0
+    for name, value in plain.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+class Teacher(torch.nn.Module):
+    """Features near those of another model, which encodes the same batch and is no part of the stage."""
+
+    needs = ("batch",)
+
+    def __init__(self, teacher: torch.nn.Module) -> None:
+        super().__init__()
+        self.teacher = (teacher,)  # in a tuple, so that it neither trains nor is kept in checkpoints
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor, *, batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = self.teacher[0].encode_image(batch["images"])
+        return (images - wanted).square().mean() + 0 * batch["views"].sum()
+
+
+def test_loss_that_needs_the_batch_gets_it_as_it_was_loaded(model: PromptedCLIP, batch: Any, clip: Any) -> None:
+    teacher = copy.deepcopy(model.detach())
+    prompted = PromptedCLIP(model.clip, model.config)
+    stage = Stage("test", prompted, trains=["prompts"], losses={"teacher": Teacher(teacher)})
+    batch["views"] = batch["images"] + 1  # whatever else the items hold
+    found = gradients(stage, batch, chunk_size=None)
+    with torch.no_grad():
+        wanted = (prompted.encode_image(batch["images"]) - teacher.encode_image(batch["images"])).square().mean()
+    torch.testing.assert_close(found["teacher"], wanted)
+    assert found["vision.prompts.tokens"].abs().sum() > 0
+    assert not list(stage.loss_modules.parameters())

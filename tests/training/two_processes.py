@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 from promptreid.data.samplers import EpochSampler, IdentitySampler
 from promptreid.losses.contrastive import ContrastiveLoss, SDMLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
+from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.training.batches import SeededItems
@@ -75,21 +76,30 @@ def every_loss() -> dict[str, nn.Module]:
 
 
 def save_gradients(path: Path, case: str, *, mixed_precision: str = "no") -> None:
-    """Gradients of everything that can train and every loss, of one batch of eight or this process's share of it."""
+    """Gradients of everything that can train and every loss, of one batch of eight or this process's share of it.
+
+    Then those of prompts alone, which may be held near frozen features.
+    """
     dtype, chunk, sampler = CASES[case]
     accelerator = make_accelerator("cpu", mixed_precision)
     model = PromptedCLIP(small_clip(), PromptConfig(text_length=2, vision_length=2)).to(dtype)
-    stage = Stage("all", model, trains=["prompts", "encoders"], losses=every_loss())
-    stage.loss_modules.to(dtype)
-    running = RunningStage(stage, accelerator, steps_per_epoch=1, chunk_size=chunk)
-    items = SeededItems(Noise(), seed=0)
-    batches = SAMPLERS[sampler](seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index)
-    batch = default_collate(items.__getitems__(next(iter(batches))))
-    batch["images"] = batch["images"].to(dtype)
-    losses = running.backward(batch)
-    named = {**dict(model.named_parameters()), **dict(stage.loss_modules.named_parameters(prefix="losses"))}
-    found = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-    found |= {f"loss {name}": value.detach() for name, value in losses.items()}
+    whole = Stage("all", model, trains=["prompts", "encoders"], losses=every_loss())
+    held = Stage("prompts", model, trains=["prompts"], losses={"held": SelfConsistencyLoss(temperature=0.1)})
+    found: dict[str, torch.Tensor] = {}
+    for stage, mark in ((whole, ""), (held, "held ")):
+        stage.loss_modules.to(dtype)
+        model.zero_grad()
+        running = RunningStage(stage, accelerator, steps_per_epoch=1, chunk_size=chunk)
+        items = SeededItems(Noise(), seed=0)
+        batches = SAMPLERS[sampler](seed=0, num_replicas=accelerator.num_processes, rank=accelerator.process_index)
+        batch = default_collate(items.__getitems__(next(iter(batches))))
+        batch["images"] = batch["images"].to(dtype)
+        losses = running.backward(batch)
+        named = {**dict(model.named_parameters()), **dict(stage.loss_modules.named_parameters(prefix="losses"))}
+        found |= {
+            mark + name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None
+        }
+        found |= {f"{mark}loss {name}": value.detach() for name, value in losses.items()}
     path.mkdir(exist_ok=True)
     save_file(found, path / f"{case}-rank{accelerator.process_index}.safetensors")
 

@@ -119,6 +119,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     parser.add_argument("--learning-rates", type=positive, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     _add_optimizer_arguments(parser)
+    _add_regularization_arguments(parser)
     parser.add_argument(
         "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
     )
@@ -141,6 +142,20 @@ def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_regularization_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--self-consistency",
+        type=positive,
+        metavar="WEIGHT",
+        help="in stage 1 hold features near those without prompts (PromptSRC); 1 is its published weight",
+    )
+    parser.add_argument(
+        "--average-prompts",
+        action="store_true",
+        help="end stage 1 with the Gaussian-weighted average of its epochs (PromptSRC)",
+    )
+
+
 class TrainingArguments(TypedDict):
     """What `add_training_arguments` adds."""
 
@@ -155,6 +170,8 @@ class TrainingArguments(TypedDict):
     algorithm: str | None
     epsilon: float | None
     max_norm: float | Literal["none"] | None
+    self_consistency: float | None
+    average_prompts: bool
     batch_size: int
     steps_per_epoch: int | None
     seed: int
@@ -178,7 +195,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     name = at_revision(given["model"], given["revision"])
     preset = preset_for(name)
     recipe = preset.recipe.with_stages(epochs=given["epochs"], learning_rates=given["learning_rates"])
-    recipe = _with_optimizer(recipe, given)
+    recipe = _with_options(recipe, given)
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
         raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
     if recipe.stage_one_epochs and not given["prompt_length"]:
@@ -198,10 +215,11 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     return complete, recipe
 
 
-def _with_optimizer(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
-    """The recipe with what was given of the optimiser."""
-    options = {name: given[name] for name in ("algorithm", "epsilon", "max_norm")}
+def _with_options(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
+    """The recipe with what was given of the optimiser and of regularisation."""
+    options = {name: given[name] for name in ("algorithm", "epsilon", "max_norm", "self_consistency")}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    changes |= {"average_prompts": True} if given["average_prompts"] else {}
     return replace(recipe, **{name: None if value == "none" else value for name, value in changes.items()})
 
 

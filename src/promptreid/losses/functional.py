@@ -283,3 +283,57 @@ def cross_modal_id_loss(
     image_loss = F.cross_entropy(at_least_float32(image_logits), labels, label_smoothing=label_smoothing)
     text_loss = F.cross_entropy(at_least_float32(text_logits), labels, label_smoothing=label_smoothing)
     return (image_loss + text_loss) / 2
+
+
+def feature_distance(features: Tensor, frozen: Tensor) -> Tensor:
+    r"""Mean absolute difference between features of unit length, :math:`\frac{1}{BE} \sum |\bar x - \bar f|`.
+
+    Args:
+        features: x, not normalised.
+        frozen: f, what they are held near, not normalised.
+
+    Shape:
+        - features, frozen: (B, E) floating point
+        - returns: () of the features' precision, at least float32
+
+    Example:
+        >>> import torch
+        >>> feature_distance(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
+        tensor(1.)
+
+    Source:
+        Khattak et al. 2023, PromptSRC, arXiv 2307.06948, equation 3.
+    """
+    return F.l1_loss(unit_length(features), unit_length(frozen))
+
+
+def similarity_divergence(similarity: Tensor, frozen: Tensor, *, temperature: Tensor | float) -> Tensor:
+    r"""How far two tables of similarities are apart.
+
+    It is :math:`\frac{1}{B} \sum_i \mathrm{KL}(q_i \| p_i)`, the mean of that over rows and that over columns.
+
+    Args:
+        similarity: Every image with every caption; p is its softmax over the temperature.
+        frozen: The same before anything was trained; q is its softmax.
+        temperature: Divides both.
+
+    Shape:
+        - similarity, frozen: (B, B), images along rows
+        - returns: ()
+
+    Example:
+        >>> import torch
+        >>> # q = (1/2, 1/2), p = (0.731, 0.269): (log(0.5 / 0.731) + log(0.5 / 0.269)) / 2
+        >>> round(similarity_divergence(torch.eye(2), torch.zeros(2, 2), temperature=1.0).item(), 4)
+        0.1201
+
+    Source:
+        Khattak et al. 2023, PromptSRC, arXiv 2307.06948, equation 4. There each image is compared with the names of
+        classes, one way; here images and captions are compared with each other, both ways.
+    """
+    total = similarity.new_zeros(())
+    for scores, wanted in ((similarity, frozen), (similarity.T, frozen.T)):
+        log_share = F.log_softmax(scores / temperature, dim=1)
+        log_wanted = F.log_softmax(wanted / temperature, dim=1)
+        total = total + F.kl_div(log_share, log_wanted, reduction="batchmean", log_target=True)
+    return total / 2

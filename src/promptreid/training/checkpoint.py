@@ -314,6 +314,8 @@ def capture(
         checkpoint.state["encoders"] = encoders_digest(model)
     for index, stage in enumerate(stages):
         checkpoint.add(f"losses.{index}", stage.losses.state_dict())
+        if stage.average is not None and index == position.stage:
+            checkpoint.add(f"average.{index}", stage.average.state_dict())
     if running is not None:
         tensors, rest = _optimizer_state(running.optimizer)
         checkpoint.add("optimizer", tensors)
@@ -344,6 +346,8 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
         ) from error
     for index, stage in enumerate(stages):
         stage.losses.load_state_dict(checkpoint.take(f"losses.{index}"))
+        if stage.average is not None:
+            stage.average.load_state_dict(checkpoint.take(f"average.{index}"))
     return position
 
 

@@ -10,8 +10,10 @@ from torch import nn
 from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss
 from promptreid.losses.cross_modal_id import Classifier, CrossModalIDLoss
 from promptreid.losses.functional import SamePerson, Similarity
+from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import Algorithm, Stage
 
@@ -37,6 +39,9 @@ class Recipe:
         learnable_temperature: Let it train.
         same_person: How the contrastive loss treats other pairs of the same person in a batch.
         similarity: Similarity of the contrastive loss; the dot product is an ablation.
+        self_consistency: Weight of PromptSRC's loss in stage 1, which holds prompted features near the frozen ones; 1
+            for its published setting, 0 leaves it out.
+        average_prompts: End stage 1 with the Gaussian-weighted average of its epochs, as PromptSRC does.
         identity_weight: Weight of the identity loss in stage 2; 0 leaves it out.
         label_smoothing: Label smoothing of the identity loss.
         classifier: Classifier of the identity loss.
@@ -59,7 +64,8 @@ class Recipe:
         ('prompts',)
 
     Source:
-        Li et al. 2024, Prompt Decoupling, arXiv 2401.02173; temperature: IRRA, arXiv 2303.12501.
+        Li et al. 2024, Prompt Decoupling, arXiv 2401.02173; temperature: IRRA, arXiv 2303.12501; self-consistency
+        and averaged prompts: Khattak et al. 2023, PromptSRC, arXiv 2307.06948.
     """
 
     # The paper's rates and epochs are not known to us: these are our own choice, near those of CSKT and IRRA.
@@ -73,6 +79,8 @@ class Recipe:
     learnable_temperature: bool = False
     same_person: SamePerson = "ignored"
     similarity: Similarity = "cosine"
+    self_consistency: float = 0.0
+    average_prompts: bool = False
     identity_weight: float = 1.0
     label_smoothing: float = 0.0
     classifier: Classifier = "linear"
@@ -90,8 +98,9 @@ class Recipe:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup_share is {self.warmup_share}, expected 0 <= warmup_share < 1")
-        if not 0 <= self.identity_weight < math.inf:
-            raise ValueError(f"identity_weight is {self.identity_weight}, expected a number of at least 0")
+        for name in ("identity_weight", "self_consistency"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
         if self.matching not in get_args(Matching):
             raise ValueError(f"matching is {self.matching!r}, expected one of {', '.join(get_args(Matching))}")
 
@@ -155,20 +164,25 @@ class Recipe:
         trains: Trains = ("prompts",),
         losses: Mapping[str, nn.Module] | None = None,
     ) -> Stage:
-        """Stage 1: the matching loss, at the rate of prompts and without weight decay.
+        """Stage 1: the matching loss, and self-consistency if it has a weight, without weight decay.
 
         Args:
             model: The model to train.
             trains: What of it trains, as for `Stage`.
             losses: Losses beside the stage's own, by name; each has the weight 1.
         """
+        named = {self.matching: self.matching_loss(), **(losses or {})}
+        if self.self_consistency:
+            named["self_consistency"] = SelfConsistencyLoss(temperature=self.temperature)
         return self.stage(
             STAGE_ONE,
             model,
             trains=trains,
-            losses={self.matching: self.matching_loss(), **(losses or {})},
+            losses=named,
+            weights={"self_consistency": self.self_consistency} if self.self_consistency else None,
             epochs=self.stage_one_epochs,
             learning_rate=self.stage_one_learning_rate,
+            average=GaussianAverage() if self.average_prompts else None,
         )
 
     def task_adaptation(

@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.functional import check_labels
+from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import (
     LayerDepths,
     Trains,
@@ -48,7 +51,9 @@ def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_deca
     ]
 
 
-LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
+
+Need = Literal["frozen", "batch"]  # what a loss may ask for in its attribute `needs`, and is then called with by name
 
 
 class Losses(nn.ModuleDict):
@@ -86,7 +91,7 @@ class Losses(nn.ModuleDict):
         """Add or replace a loss.
 
         Raises:
-            ValueError: It is called `"total"`.
+            ValueError: It is called `"total"`, or needs what there is not.
             TypeError: It is neither a module nor a function.
         """
         if name == "total":
@@ -96,6 +101,11 @@ class Losses(nn.ModuleDict):
                 f"the loss {name!r} is {type(loss).__name__}, expected a module or a function of image features, text "
                 "features and person ids"
             )
+        needs = _needs_of(loss)
+        if isinstance(needs, str) or set(needs) - {*get_args(Need)}:
+            raise ValueError(
+                f"the loss {name!r} has needs={needs!r}, expected a tuple of some of {', '.join(get_args(Need))}"
+            )
         super().__setitem__(name, loss if isinstance(loss, nn.Module) else _FunctionLoss(loss))
         self.weights.setdefault(name, 1.0)
 
@@ -103,13 +113,46 @@ class Losses(nn.ModuleDict):
         super().__delitem__(name)
         del self.weights[name]
 
-    def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor) -> dict[str, Tensor]:
-        """Every loss of a batch by name, unweighted, and `"total"`, to call `backward` on."""
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the losses ask for beside features and ids."""
+        return frozenset(need for loss in self.values() for need in _needs_of(loss))
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        person_ids: Tensor,
+        *,
+        frozen: FrozenFeatures | None = None,
+        batch: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Every loss of a batch by name, unweighted, and `"total"`, to call `backward` on.
+
+        Args:
+            image_features: Of the whole batch.
+            text_features: Of the whole batch.
+            person_ids: Labels.
+            frozen: What `Stage.frozen_features` returned, where `"frozen"` is in `needs`.
+            batch: The batch as it was loaded, where `"batch"` is in `needs`.
+
+        Raises:
+            ValueError: A loss needs something that was not given.
+        """
+        given: dict[str, Any] = {"frozen": frozen, "batch": batch}
+        if missing := [need for need in sorted(self.needs) if given[need] is None]:
+            source = {"frozen": "stage.frozen_features(images, tokens)", "batch": "batch"}[missing[0]]
+            raise ValueError(f"a loss needs {missing[0]}; call stage.losses(…, {missing[0]}={source})")
         values: dict[str, Tensor] = {
-            name: module(image_features, text_features, person_ids) for name, module in self.items()
+            name: module(image_features, text_features, person_ids, **{need: given[need] for need in _needs_of(module)})
+            for name, module in self.items()
         }
         total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
         return {**values, "total": total}
+
+
+def _needs_of(loss: Any) -> tuple[Need, ...]:
+    return getattr(loss, "needs", ())
 
 
 class _FunctionLoss(nn.Module):
@@ -119,9 +162,14 @@ class _FunctionLoss(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the function asks for."""
+        return _needs_of(self.function)
+
+    def forward(self, *features: Tensor, **more: Any) -> Tensor:
         """The function's value."""
-        return self.function(*batch)
+        return self.function(*features, **more)
 
     def extra_repr(self) -> str:
         """The function's name, as other settings of a stage are kept."""
@@ -146,8 +194,10 @@ class Stage:
             gives them. Or a function of name and parameter that says whether it trains: for LoRA
             `lambda name, _: "lora_" in name`. May be empty where a loss has parameters of its own.
         losses: Modules or functions by name, ours or your own, each called with image features, text features and
-            person ids. Their parameters belong to the stage: they train with it, are kept in its checkpoints and are
-            never published. `stage.losses["mine"] = loss` adds one later.
+            person ids. A loss with the attribute `needs = ("frozen",)` is called with `frozen=FrozenFeatures` too, the
+            features without prompts; one with `"batch"` with `batch=`, this process's share of the batch as it was
+            loaded. Their parameters belong to the stage: they train with it, are kept in its checkpoints and are never
+            published. `stage.losses["mine"] = loss` adds one later.
         weights: Weights of the losses by name; 1 where not given.
         epochs: Passes over the training data.
         learning_rate: Peak rate.
@@ -160,6 +210,7 @@ class Stage:
         epsilon: Added to the algorithm's denominator; SGD has none.
         warmup_epochs: Epochs in which the rate rises linearly from a tenth; then it falls to 0 along a cosine.
         max_norm: Longest the gradient may be; None for no clipping.
+        average: Averages what trains in the model over the epochs; the stage then ends with that average.
 
     Attributes:
         trains: Parts and names of the parameters that train; what a function chose, by name.
@@ -168,7 +219,7 @@ class Stage:
 
     Raises:
         ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
-            train, or nothing would train.
+            train, nothing would train, or a loss needs frozen features where the encoders train.
         TypeError: `model` is no `PromptedCLIP`.
 
     Example:
@@ -206,6 +257,7 @@ class Stage:
         epsilon: float = 1e-8,
         warmup_epochs: float = 0.0,
         max_norm: float | None = 1.0,
+        average: GaussianAverage | None = None,
     ) -> None:
         check_prompted(model)
         self.name = name
@@ -224,6 +276,7 @@ class Stage:
         self.epsilon = epsilon
         self.warmup_epochs = warmup_epochs
         self.max_norm = max_norm
+        self.average = average
         self._check_names()
         self._check_numbers()
         try:
@@ -236,12 +289,17 @@ class Stage:
                 f"stage {name!r} has nothing to train: trains={list(self.trains)}, and these parts have no parameters; "
                 "give prompts a length of at least 1, or name a part that has some"
             )
+        self._check_needs()
 
     def prepare(self) -> None:
         """Let exactly this stage's parameters take gradients; what is frozen goes to eval mode, the rest to train.
 
         So frozen dropout drops nothing and frozen BatchNorm keeps its statistics.
+
+        Raises:
+            ValueError: A loss that was added needs frozen features, but the encoders train.
         """
+        self._check_needs()
         self.model.requires_grad_(False).eval()
         set_modes(self.model, self.trains)
         self.losses.to(next(self.model.parameters()).device).train()
@@ -251,6 +309,11 @@ class Stage:
     def parameters(self) -> list[nn.Parameter]:
         """What trains: the model's share, then the losses' own."""
         return [*self._own, *self.losses.parameters()]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What trains in the model, by the model's names."""
+        own = set(self._own)
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter in own]
 
     def optimizer(self) -> Optimizer:
         """The optimiser, with one group for each rate with weight decay and one without.
@@ -267,6 +330,17 @@ class Stage:
         """Warm-up and cosine over the stage; call its `step` after every step of the optimiser."""
         total, warmup = self.epochs * steps_per_epoch, round(self.warmup_epochs * steps_per_epoch)
         return LambdaLR(optimizer, lambda step: rate_factor(step, total=total, warmup=warmup))
+
+    @torch.no_grad()
+    def frozen_features(self, images: Tensor, tokens: Tensor) -> FrozenFeatures:
+        """Features of a batch without prompts, for losses that need them.
+
+        They are computed for each batch: its images are augmented anew every time, and kept text features of other
+        batches would differ in their last bits, so that a run that is resumed would no longer end as it would have.
+        """
+        with self.model.disabled():
+            out = self.model(images, tokens)
+        return FrozenFeatures(out["image_features"], out["text_features"])
 
     def check_labels(self, person_ids: Tensor) -> None:
         """Refuse labels for which an identity loss of this stage has no output.
@@ -312,6 +386,7 @@ class Stage:
             "algorithm": self.algorithm,
             "betas": list(self.betas),
             "max_norm": self.max_norm,
+            "average": None if self.average is None else self.average.settings(),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
@@ -338,6 +413,14 @@ class Stage:
         if self.algorithm not in get_args(Algorithm):
             expected = ", ".join(get_args(Algorithm))
             raise ValueError(f"algorithm of stage {self.name!r} is {self.algorithm!r}, expected one of {expected}")
+
+    def _check_needs(self) -> None:
+        names = [name for name, loss in self.losses.items() if "frozen" in _needs_of(loss)]
+        if names and self.trains_encoders:
+            raise ValueError(
+                f"the loss {names[0]!r} of stage {self.name!r} needs frozen features, but the encoders train in this "
+                'stage; use it in one with trains=["prompts"], or keep a frozen copy of the model in the loss'
+            )
 
     def _check_numbers(self) -> None:
         for name, value in ({name: getattr(self, name) for name in _NUMBERS} | self.weights).items():

@@ -1,7 +1,7 @@
 """One step of training: losses, gradients (chunk by chunk if memory is short), checks, and the optimiser's step."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from promptreid.losses.functional import at_least_float32
+from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
 from promptreid.training.processes import gather_batch
@@ -35,6 +36,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model: PromptedCLIP = stage.model
         self.losses: Losses = stage.losses
+        self._stage = stage
         # In a tuple, so that the compiled module is not registered beside the model itself.
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
 
@@ -46,15 +48,16 @@ class TrainingStep(nn.Module):
         groups: Tensor | None = None,
         *,
         gradients: tuple[Tensor, Tensor] | None = None,
+        batch: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses by name, with `"total"`.
+        """Losses by name, with `"total"`; `batch` is for losses that need it.
 
         With `gradients` of the image and the text features, `"total"` is a number whose gradient is what those
         features pass on, and there are no losses.
         """
         features = self.encode(images, tokens, groups)
         if gradients is None:
-            return self.whole_batch_losses(*features, person_ids)
+            return self.whole_batch_losses(*features, person_ids, frozen=self.frozen(images, tokens), batch=batch)
         # Each of the losses' parameters takes part with nothing, as DistributedDataParallel waits for it.
         parts = [0.0 * parameter.sum() for parameter in self.losses.parameters()]
         parts += [(values.to(wanted.dtype) * wanted).sum() for values, wanted in zip(features, gradients, strict=True)]
@@ -65,13 +68,25 @@ class TrainingStep(nn.Module):
         out = self._encoders[0](images, tokens, *(() if groups is None else (groups,)))
         return out["image_features"], out["text_features"]
 
+    def frozen(self, images: Tensor, tokens: Tensor) -> FrozenFeatures | None:
+        """The same without prompts, if a loss needs them."""
+        return self._stage.frozen_features(images, tokens) if "frozen" in self.losses.needs else None
+
     def whole_batch_losses(
-        self, image_features: Tensor, text_features: Tensor, person_ids: Tensor
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        person_ids: Tensor,
+        *,
+        frozen: FrozenFeatures | None = None,
+        batch: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses of features that have been computed already, gathered from all processes."""
         # float32 at least: in half precision the gradients that processes ask of a feature would be rounded one by one.
         features = at_least_float32(image_features), at_least_float32(text_features)
-        return self.losses(*gather_batch(*features, person_ids))
+        if frozen is not None:
+            frozen = FrozenFeatures(*gather_batch(*map(at_least_float32, frozen)))
+        return self.losses(*gather_batch(*features, person_ids), frozen=frozen, batch=batch)
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
@@ -197,7 +212,8 @@ class RunningStage:
         if self._chunk_size is not None and self._chunk_size < size:
             return self._backward_in_chunks(batch, self._chunk_size)
         (whole,) = self._chunks(batch, size)
-        losses: dict[str, Tensor] = self.module(*whole)
+        loaded = self._loaded(batch) if "batch" in self.stage.losses.needs else None
+        losses: dict[str, Tensor] = self.module(*whole, batch=loaded)
         self._accelerator.backward(losses["total"])
         return losses
 
@@ -205,14 +221,17 @@ class RunningStage:
         device = self._accelerator.device
         states: list[list[Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
+        fixed: list[FrozenFeatures | None] = []
         for images, tokens, _, *groups in self._chunks(batch, chunk_size):
             states.append(_dropout_state(device))
             with torch.no_grad(), self._accelerator.autocast():
                 pairs.append(self._step.encode(images, tokens, *groups))
+                fixed.append(self._step.frozen(images, tokens))
         # float32 at least: half precision would round the gradients of the whole batch before they are passed on.
         leaves = [at_least_float32(torch.cat(features)).requires_grad_() for features in zip(*pairs, strict=True)]
         with self._accelerator.no_sync(self.module):
-            losses = self._step.whole_batch_losses(leaves[0], leaves[1], batch["person_ids"].to(device))
+            person_ids = batch["person_ids"].to(device)
+            losses = self._step.whole_batch_losses(leaves[0], leaves[1], person_ids, frozen=_joined(fixed))
             self._accelerator.backward(losses["total"])
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         parts = zip(states, self._chunks(batch, chunk_size), *(g.split(chunk_size) for g in gradients), strict=True)
@@ -225,11 +244,19 @@ class RunningStage:
                     total.backward()
         return {name: value.detach() for name, value in losses.items()}
 
+    def _loaded(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self._accelerator.device, non_blocking=True) for name, values in batch.items()}
+
     def _chunks(self, batch: Mapping[str, Tensor], size: int) -> Iterator[list[Tensor]]:
         # Moved to the device chunk by chunk, so that it holds one at a time.
         for start in range(0, len(batch["person_ids"]), size):
             chunk = (batch[name][start : start + size] for name in self._batch_keys)
             yield [values.to(self._accelerator.device, non_blocking=True) for values in chunk]
+
+
+def _joined(parts: Sequence[FrozenFeatures | None]) -> FrozenFeatures | None:
+    found = [part for part in parts if part is not None]
+    return FrozenFeatures(*map(torch.cat, zip(*found, strict=True))) if found else None
 
 
 def _dropout_state(device: torch.device) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Trainer:
     it, and a run is not resumed with anything else.
 
     Each stage ends with the weights of its best epoch by `best_metric`, or, without one, of its last; `history` and
-    the log say which.
+    the log say which. A stage with an `average` ends with that, which is what the scores of its last epoch are of.
 
     Args:
         model: The model to train.
@@ -149,7 +149,7 @@ class Trainer:
         progress: bool = True,
         resume: bool = True,
     ) -> None:
-        _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate)
+        _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate, chunk_size=chunk_size)
         _check_counts(0, seed=seed, num_workers=num_workers)
         _check_counts(
             1,
@@ -389,11 +389,16 @@ class Trainer:
             "seconds": round(position.seconds, 3),
         }
         last = position.epoch + 1 == stage.epochs
+        if stage.average is not None:
+            stage.average.add(stage.named_parameters(), epoch=position.epoch + 1, epochs=stage.epochs)
+            if last:
+                stage.average.load_into(stage.named_parameters())
         if self.evaluate is not None and (last or self.evaluate_every_epoch):
             entry["scores"] = self._scores(self.evaluate)
-            self._keep_if_best(entry)
+            if last or stage.average is None:
+                self._keep_if_best(entry)
         if last:
-            entry["chosen"] = self._choose(entry)
+            entry["chosen"] = self._choose(entry, averaged=stage.average is not None)
         if self.on_epoch_end is not None:
             with self._undisturbed():
                 self.on_epoch_end(copy.deepcopy(entry), self.model)
@@ -431,7 +436,7 @@ class Trainer:
                 digest = self.folder.save_best(kept_weights(self.model, self.stages[: self.position.stage + 1]))
         self.position.best, self.position.best_sha256 = entry, first_rank(digest)
 
-    def _choose(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _choose(self, entry: dict[str, Any], *, averaged: bool) -> dict[str, Any]:
         """Load the weights with which the stage ends; returns which they are and by what rule."""
         metric, best = self.best_metric, self.position.best
         chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
@@ -441,6 +446,8 @@ class Trainer:
                     self.load_best()
             chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
             chosen[metric] = best["scores"][metric]
+        if averaged:
+            chosen["rule"] = "average of all epochs"
         _log.info("%s ends with the weights of epoch %d (%s)", spoken(entry["stage"]), chosen["epoch"], chosen["rule"])
         return chosen
 
@@ -486,13 +493,23 @@ class Trainer:
 
 
 def _check_choices(
-    model: PromptedCLIP, stages: Sequence[Stage], *, best_metric: str | None, evaluate: Evaluate | None
+    model: PromptedCLIP,
+    stages: Sequence[Stage],
+    *,
+    best_metric: str | None,
+    evaluate: Evaluate | None,
+    chunk_size: int | None,
 ) -> None:
     check_prompted(model)
     if not stages or any(stage.model is not model for stage in stages):
         raise ValueError("stages must be at least one Stage, each made for the model given here")
     if best_metric is not None and evaluate is None:
         raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
+    if chunk_size is not None and (names := [stage.name for stage in stages if "batch" in stage.losses.needs]):
+        raise ValueError(
+            f"a loss of stage {names[0]!r} needs the batch, which it would hold in memory as a whole; leave out "
+            "chunk_size, or that loss"
+        )
 
 
 def _check_counts(minimum: int, **counts: int | None) -> None:

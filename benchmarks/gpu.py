@@ -1,0 +1,120 @@
+"""What to do with a few minutes on a GPU, the most important first, so that a cut-off loses the least.
+
+    make gpu
+    python benchmarks/gpu.py --minutes 9
+    python benchmarks/gpu.py --device cpu --output runs/gpu    # a shrunken form on the processor
+
+The tests marked `gpu`; then speed of the encoders and of training at ViT-B-16, 384 x 128, batches of 64 and 256,
+against the field's usual way; then as much of the study at convergence as fits. What a part writes is kept as soon as
+it is there. What ran, for how long and how it ended goes into `gpu.json` beside the parts' own results.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from _bench import RESULTS, made_with, make_parser, report, write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to do.
+
+    Attributes:
+        name: For the record.
+        words: Arguments of Python.
+        most_seconds: When it is stopped, if the time is not up before.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    most_seconds: float
+
+
+def parts(device: str, folder: Path, jobs: int) -> list[Part]:
+    """What to do, in order."""
+    study = ROOT / "benchmarks/study/convergence.py"
+    if device == "cpu":
+        small = ("--model", "promptreid-tiny", "--image-size", "96", "48", "--batch-sizes", "8", "--steps", "1")
+        own = ("--results", folder / "convergence", "--tuning-results", folder / "tuning")
+        tried = ("--rates", folder / "rates.json", "--persons", "8", "3", "4", "--most-epochs", "1")
+        return [
+            _part("tests", 600, "-m", "pytest", "-q", ROOT / "tests/gpu", "-m", "slow"),
+            _part("training_throughput", 300, _bench("training_throughput"), "--device", "cpu", *small, "--rounds", "1",
+                  "--output", folder / "training_throughput.json"),
+            _part("study", 300, study, "run", "--parts", "few", "--jobs", "1", *own, *tried,
+                  "--scratch", folder / "scratch"),
+        ]  # fmt: skip
+    return [
+        _part("tests", 150, "-m", "pytest", "-q", ROOT / "tests", "-m", "gpu"),
+        _part("backbones_speed", 100, _bench("backbones_speed"), "--device", "cuda", "--rounds", "4",
+              "--precision", "bf16", "--output", folder / "backbones_speed.json"),
+        _part("training_throughput", 120, _bench("training_throughput"), "--device", "cuda", "--rounds", "3",
+              "--steps", "10", "--output", folder / "training_throughput.json"),
+        _part("study", 3600, study, "all", "--device", "cuda", "--jobs", jobs),
+    ]  # fmt: skip
+
+
+def _part(name: str, most_seconds: float, *words: object) -> Part:
+    return Part(name, tuple(map(str, words)), most_seconds)
+
+
+def _bench(name: str) -> Path:
+    return ROOT / "benchmarks" / f"{name}.py"
+
+
+def run(part: Part, seconds: float, log: Path) -> dict[str, object]:
+    """Run one part for at most some seconds; what it says goes into `log`, and its last lines into the record."""
+    started = time.monotonic()
+    paths = (str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *part.words],
+            cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            ended: int | str = process.wait(min(seconds, part.most_seconds))
+        except subprocess.TimeoutExpired:
+            ended = "stopped, as the time was up"
+            os.killpg(process.pid, signal.SIGKILL)  # the study's processes too; whole results are on the disk
+            process.wait()
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return {"ended": ended, "seconds": round(time.monotonic() - started, 1), "said": said[-3:]}
+
+
+def main() -> None:
+    """Do what fits into the time."""
+    started = time.monotonic()
+    parser = make_parser(__doc__, output=None)
+    parser.set_defaults(output=RESULTS / "gpu")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
+    parser.add_argument("--jobs", type=int, default=6, help="runs of the study side by side; default %(default)s")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.exit(1, "not run: torch sees no CUDA device; --device cpu tries this out in small\n")
+    folder: Path = arguments.output.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": {"device": arguments.device, "minutes": arguments.minutes}, "parts": {}} | made_with()
+    for part in parts(arguments.device, folder, arguments.jobs):
+        left = 60 * arguments.minutes - (time.monotonic() - started)
+        if left < 5:
+            record["parts"][part.name] = {"ended": "not begun, as the time was up"}
+        else:
+            record["parts"][part.name] = run(part, left, folder / f"{part.name}.log")
+        write_json(folder / "gpu.json", record)
+    report(record, None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Pretraining of the small base resumes within a round, and ends as it would have ended."""
+
+import json
+import sys
+
+import pretrain_tiny
+import pytest
+
+SMALL = ["--pairs", "24", "--steps", "3", "2", "--batch-size", "8", "--checkpoint-every", "1"]
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    """Runs the command, and interrupts it at one of its looks at the held-out pairs if told so."""
+    monkeypatch.setattr(pretrain_tiny, "HELD_OUT", 12)
+    held_out, rank1 = pretrain_tiny.HeldOut.__init__, pretrain_tiny.HeldOut.rank1
+    monkeypatch.setattr(pretrain_tiny.HeldOut, "__init__", lambda self, device: held_out(self, device, 12))
+    looks = []
+
+    def pretrain(output, *, stop_at=None, words=SMALL):
+        looks.clear()
+
+        def counted(self, clip):
+            looks.append(1)
+            if len(looks) == stop_at:
+                raise KeyboardInterrupt
+            return rank1(self, clip)
+
+        monkeypatch.setattr(pretrain_tiny.HeldOut, "rank1", counted)
+        monkeypatch.setattr(sys, "argv", ["pretrain_tiny.py", *words, "--output", str(output)])
+        pretrain_tiny.main()
+        return json.loads((output / "training.json").read_text()), len(looks)
+
+    return pretrain
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("stop_at", [3, 5], ids=["in the first round", "in the second round"])
+def test_interrupted_pretraining_resumes_and_ends_with_the_same_weights(pretrain, tmp_path, stop_at):
+    whole, looks = pretrain(tmp_path / "whole")
+    assert looks == 5
+    assert [step for step, _ in whole["rounds"][0]["validation_curve"]] == [1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "broken", stop_at=stop_at)
+    resumed, looks = pretrain(tmp_path / "broken")
+    assert looks == 6 - stop_at  # what was done is not done again
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    for one, other in zip(resumed["rounds"], whole["rounds"], strict=True):
+        assert (one["loss_curve"], one["validation_curve"]) == (other["loss_curve"], other["validation_curve"])
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def test_other_options_do_not_resume_a_round(pretrain, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path, stop_at=2)
+    with pytest.raises(SystemExit, match="give the options it was started with"):
+        pretrain(tmp_path, words=[*SMALL, "--learning-rate", "0.01"])
