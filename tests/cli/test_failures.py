@@ -6,8 +6,10 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -362,3 +364,32 @@ def test_the_hubs_own_lines_about_trying_again_are_not_printed(call):
 def test_a_command_in_this_process_leaves_standard_output_as_it_was(capsys):
     assert main(["search"]) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.posix
+def test_sigterm_ends_in_one_json_object_and_a_code_of_its_own(monkeypatch, capsys):
+    def run(console, /, **settings):
+        console.record(images=3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # the signal comes at once
+
+    monkeypatch.setattr(index_crops, "run", run)
+    assert main(["index", ".", "--json"]) == 143
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["exit_code"], answer["images"]) == (143, 3)
+    assert answer["error"] == "stopped by SIGTERM; what was finished is kept, and the same command resumes"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.posix
+def test_sigterm_that_somebody_else_takes_care_of_is_left_to_them(monkeypatch):
+    def handler(*_):
+        pass
+
+    monkeypatch.setattr(index_crops, "run", lambda console, /, **settings: signal.getsignal(signal.SIGTERM) is handler)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        assert main(["index", "."]) == 1
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -149,9 +149,7 @@ def test_build_image_cache_damaged_cache_is_built_again(paths: list[Path], tmp_p
 
 
 @pytest.mark.parametrize("name", ["pixels", "manifest", "index"])
-def test_build_image_cache_mutated_files_are_never_used(
-    paths: list[Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_image_cache_mutated_files_are_never_used(paths: list[Path], tmp_path: Path, name: str) -> None:
     """60 mutations of every file that a cache consists of: bytes changed, swapped, cut out or repeated."""
     paths[3].write_bytes(b"rubbish")
     with pytest.warns(UserWarning, match="1 of 7 images"):

@@ -183,6 +183,10 @@ def test_interpolation_is_the_stated_one(make) -> None:
     assert not torch.equal(expected, fit_image(image, (24, 12)))
     if make is eval_transform:
         torch.testing.assert_close(transform(image), expected / 255)
+    else:
+        transform.padding = 0  # neither moved nor mirrored: all but the erased rectangle is the image
+        same = torch.isclose(transform(image, mirror=False), expected / 255).float().mean()
+        assert same > 0.5
     assert "bilinear" in repr(transform)
     with pytest.raises(ValueError, match="interpolation is 'nearest', expected one of bicubic, bilinear"):
         make((24, 12), **statistics, interpolation="nearest")

@@ -303,6 +303,7 @@ def test_read_upload_of_each_format_gives_rgb(tmp_path: Path, ending: str, kind:
     assert (image.mode, image.size) == ("RGB", (4, 8))
 
 
+@pytest.mark.posix
 def test_read_upload_of_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "crop.png")
     for name in ("crop.png", "gone.png", "."):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from promptreid import Gallery
 from promptreid.errors import DatasetError
-from promptreid.retrieval import index as exact_search
+from promptreid.retrieval import segment_files
 from promptreid.retrieval.audit import queries_in_words
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.table import ImageTable
@@ -113,7 +113,7 @@ def test_rows_are_written_again_a_few_times_only():
 
 
 def test_segment_is_never_larger_than_it_may_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(exact_search, "_SEGMENT_BYTES", 16 * 4 * 10)  # ten rows
+    monkeypatch.setattr(segment_files, "_SEGMENT_BYTES", 16 * 4 * 10)  # ten rows
     gallery = grown(tmp_path / "index", parts=20, rows=3)
     gallery.compact()
     sizes = [len(segment) for segment in gallery._store.exact.segments]
@@ -279,7 +279,8 @@ def test_audit_log_names_who_asked_what_and_holds_no_image(tmp_path):
     ]
     assert lines[0]["where"] == "{'camera': 'cam_1'}"
     assert all(line["user"] and datetime.datetime.fromisoformat(line["time"]).tzinfo for line in lines)
-    assert (gallery.directory / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+    if os.name == "posix":
+        assert (gallery.directory / "audit.jsonl").stat().st_mode & 0o777 == 0o600
     other.keep_audit_log(False)
     other.search(unit(2), 3)
     assert len((gallery.directory / "audit.jsonl").read_text().splitlines()) == 2
@@ -334,3 +335,33 @@ def test_writers_in_several_threads_lose_nothing(tmp_path):
     for thread in threads:
         thread.join()
     assert len(gallery) == len(set(Gallery.load(gallery.directory).ids.tolist())) == 6 + 30
+
+
+def test_notes_that_json_does_not_take_are_refused_before_anything_is_written(tmp_path):
+    gallery = grown(tmp_path / "index")
+    gallery.keep_audit_log()
+    gallery.notes["when"] = object()
+    before = {path.name: path.read_bytes() for path in gallery.directory.iterdir()}
+    with pytest.raises(TypeError, match="notes hold what JSON does not take"):
+        gallery.add_features(unit(2, seed=9), ["new/a", "new/b"])
+    with pytest.raises(TypeError, match="notes hold what JSON does not take"):
+        gallery.remove(0)
+    assert {path.name: path.read_bytes() for path in gallery.directory.iterdir()} == before
+    with pytest.raises(TypeError, match="notes hold what JSON does not take"):
+        gallery.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_features_of_a_written_gallery_begin_at_a_cache_line(tmp_path, dtype):
+    for count in (1, 9, 1000):
+        Gallery(None, [f"{row}" for row in range(count)], unit(count).to(dtype)).save(tmp_path / "index")
+        (segment,) = Gallery.load(tmp_path / "index")._store.exact.segments
+        assert segment.features.data_ptr() % 64 == 0
+
+
+def test_values_of_a_key_are_named_once_in_their_order(tmp_path):
+    gallery = grown(tmp_path / "index")
+    gallery.add_features(unit(1, seed=9), ["new/a"], metadata=[{"camera": "cam_9"}])
+    assert gallery.values_of("camera") == list(dict.fromkeys(entry["camera"] for entry in gallery.metadata))
+    assert gallery.values_of("nothing") == []

@@ -5,10 +5,13 @@ import dis
 import errno
 import logging
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,7 +39,7 @@ COMMANDS = {
     "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
-MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 2, 3, 4, 5, 130
+MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED, TERMINATED = 2, 3, 4, 5, 130, 143
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
 in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
 the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM"""
@@ -76,6 +79,28 @@ _MACHINE_ERRORS = {
 
 class UsageError(PromptReidError, ValueError):
     """The arguments do not fit the command."""
+
+
+class _Terminated(SystemExit):
+    """SIGTERM, as an exception: what is being written is finished or taken back, and the end is told as any other."""
+
+
+@contextmanager
+def _heeding_sigterm() -> Generator[None, None, None]:
+    """Raise `_Terminated` in the block when SIGTERM comes, unless somebody else takes care of it, as training does."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    is_ours = in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def terminate(*_: Any) -> NoReturn:
+        raise _Terminated(TERMINATED)
+
+    if is_ours:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -173,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
             output.note(f"warning: {_in_a_shell(str(message))}")
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _heeding_sigterm():
         warnings.showwarning = show
         warnings.simplefilter("default", UserWarning)
         code = _guard(output, lambda: _run(given, output), with_traceback="--traceback" in given)
@@ -202,6 +227,8 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
         return step()
     except KeyboardInterrupt:
         return output.fail("interrupted", INTERRUPTED)
+    except _Terminated:
+        return output.fail("stopped by SIGTERM; what was finished is kept, and the same command resumes", TERMINATED)
     except SystemExit as stopped:  # the trainer, once its checkpoint is written; argparse, after --help
         if not stopped.code:
             raise

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.table import Hit, Metadata
+    from promptreid.retrieval.table import Hit
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
 --picture. Without a sentence it asks for one after the other and keeps the model loaded; from a pipe it reads one a
@@ -151,7 +151,7 @@ class _Search:
 
         self.gallery, self._k = gallery, k
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
-        self._where = _as_where(where, gallery.metadata) or None
+        self._where = _as_where(where, gallery) or None
         # A table is alone on standard output; whatever else there is to say goes to standard error.
         self.say = (lambda *lines: [console.note(line) for line in lines]) if as_csv else console.say
         self._keys = sorted(set().union(*gallery.metadata)) if as_csv else None
@@ -338,7 +338,7 @@ def open_gallery(
         refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
     gallery = Gallery.load(directory)
     for condition in where:
-        gallery.check_filter(_as_where([condition], gallery.metadata))
+        gallery.check_filter(_as_where([condition], gallery))
     lowest_score(gallery.calibration, threshold)
     noted = gallery.notes.get("model")
     if options["model"] is not None:
@@ -368,18 +368,18 @@ def _condition(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _as_where(conditions: Sequence[tuple[str, str]], metadata: "Sequence[Metadata]") -> dict[str, list[Any]]:
+def _as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery") -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text.
 
     A value with `*`, `?` or `[` is a pattern for the values that images have.
     """
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
-        wanted.setdefault(key, []).extend(_values(value, key, metadata))
+        wanted.setdefault(key, []).extend(_values(value, key, gallery))
     return wanted
 
 
-def _values(text: str, key: str, metadata: "Sequence[Metadata]") -> list[Any]:
+def _values(text: str, key: str, gallery: "Gallery") -> list[Any]:
     """What a value of `--where` allows: itself, a range if it has two dots, what it matches if it is a pattern."""
     from promptreid.retrieval.filters import Between, Prefix
 
@@ -387,8 +387,7 @@ def _values(text: str, key: str, metadata: "Sequence[Metadata]") -> list[Any]:
     if dots and (start or end):
         return [text, *_ranges(start or None, end or None, Between)]
     if any(sign in text.removesuffix("*") for sign in "*?["):
-        known = dict.fromkeys(entry[key] for entry in metadata if isinstance(entry.get(key), str))
-        return [name for name in known if fnmatchcase(name, text)] or [text]
+        return [name for name in gallery.values_of(key) if isinstance(name, str) and fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]
     return [text, *(number for number in (_number(text),) if isinstance(number, int))]

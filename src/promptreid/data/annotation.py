@@ -84,7 +84,7 @@ class Annotation:
             files=files,
         )
         problems = [
-            problem.located(f"{made.place(position)}:", position)
+            problem.located(f"{made.location(position)}:", position)
             for position, entry in enumerate(parsed)
             if not isinstance(entry, ImageRecord)
             for problem in entry
@@ -104,7 +104,7 @@ class Annotation:
         """A record's path below the image folder."""
         return PurePosixPath(record.path.relative_to(self.images).as_posix())
 
-    def place(self, position: int) -> str:
+    def location(self, position: int) -> str:
         """Where a record is, in words: `FILE, record 7`."""
         files = self.files or [(0, self.path)]
         start, file = files[bisect_right(files, position, key=lambda part: part[0]) - 1]
@@ -112,11 +112,11 @@ class Annotation:
 
     def problem(self, kind: str, what: str, position: int, path: str | None = None) -> Problem:
         """A problem of one record, whose message begins with `FILE, record 7:`."""
-        return Problem(kind, what).located(f"{self.place(position)}:", position, path)
+        return Problem(kind, what).located(f"{self.location(position)}:", position, path)
 
     def near(self, position: int) -> str:
         """Where another record is, in words, for a message that names the file already: `record 7`."""
-        return self.place(position) if self.files else f"{self.position_name} {position}"
+        return self.location(position) if self.files else f"{self.position_name} {position}"
 
     def without(self, positions: Collection[int]) -> "Annotation":
         """The same annotation with the records at some positions left out."""

@@ -93,11 +93,16 @@ class JsonLayout:
                 return files
         return []
 
-    def claims(self, files: Sequence[Path]) -> bool:
-        """Whether these annotation files are of this dataset, and not of another one whose files have the names."""
+    def claims(self, files: Sequence[Path], read: "Callable[[Path], list[Any]]") -> bool:
+        """Whether these annotation files are of this dataset, and not of another one whose files have the names.
+
+        Args:
+            files: What `find` found.
+            read: `read_entries`, or what remembers its answers for one who asks several layouts.
+        """
         if not files or files[0].name in self.annotations:
             return bool(files)
-        entries = read_entries(files[0])
+        entries = read(files[0])
         records = [cast("dict[str, Any]", entry) for entry in entries[:100] if isinstance(entry, dict)]
         paths = [str(record.get(SPLIT_FILES_KEY, record.get(self.image_key, ""))) for record in records]
         tops = {path.partition("/")[0] if "/" in path else "" for path in paths}

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "oversized": ("error", "absurdly large images"),
     "id": ("warning", "annotations with ids that are not written as whole numbers"),
     "duplicate": ("warning", "duplicate records"),
-    "same picture": ("warning", "pictures of which there are copies under another person or split"),
+    "same picture": ("warning", "images that have copies under another person or split"),
     "tiny": ("warning", "images of a few pixels"),
     "extension": ("warning", "images of another format than their name says"),
     "animated": ("warning", "animated images, of which the first frame is used"),

@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from promptreid.data.annotation import (
@@ -26,6 +27,7 @@ from promptreid.data.layouts import (
     JsonLayout,
     Layout,
     found_in,
+    read_entries,
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
@@ -69,7 +71,8 @@ def load_dataset(
     Raises:
         DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
             message names the file, the record and how to mend it.
-        ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout of your own.
+        ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout that is no
+            `JsonLayout`.
 
     Example:
         >>> load_dataset("data/RSTPReid").name  # doctest: +SKIP
@@ -147,7 +150,7 @@ def read_dataset(
 
     Raises:
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
-        ValueError: The layout is unknown, or `image_dir` is given for a table or a layout of your own.
+        ValueError: The layout is unknown, or `image_dir` is given for a table or a layout that is no `JsonLayout`.
     """
     if layout is None:
         layout = _find_layout(Path(root))
@@ -168,7 +171,8 @@ def _find_layout(root: Path) -> str:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")
     found = {name: layout.find(root) for name, layout in PUBLISHED.items()}
-    found = {name: files for name, files in found.items() if PUBLISHED[name].claims(files)}
+    read = cache(read_entries)  # the same files for several layouts
+    found = {name: files for name, files in found.items() if PUBLISHED[name].claims(files, read)}
     # A dataset that lies in the folder itself takes precedence over those in its sub-folders.
     chosen = [name for name, files in found.items() if files[0].parent in (root, root / ANNOTATIONS)] or list(found)
     if len(chosen) > 1:

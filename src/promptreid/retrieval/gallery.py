@@ -28,20 +28,14 @@ from promptreid.retrieval.editing import (
     known_metadata,
     update_images,
 )
-from promptreid.retrieval.encode import (
-    Query,
-    check_identity,
-    check_unit_length,
-    model_identity,
-    needed,
-)
+from promptreid.retrieval.encode import Query, check_identity, check_unit_length, model_identity, needed
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import DTYPES
 from promptreid.retrieval.gallery_store import GalleryStore, lowest_score, search_store
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
-from promptreid.retrieval.table import Hit, ImageTable, check_passes
+from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -457,3 +451,7 @@ class Gallery:
             ValueError: No image passes; names what is unknown, and what is known.
         """
         check_passes([segment.images for segment in self._store.exact.segments], where)
+
+    def values_of(self, key: str) -> list[Any]:
+        """The different values that images have for a key of their metadata, such as all cameras."""
+        return known_values([segment.images for segment in self._store.exact.segments], key)

@@ -27,6 +27,7 @@ from promptreid.retrieval.segment_files import (
     Segment,
     damaged_features,
     file_names,
+    is_file_name,
     read_segment,
     remove_files,
     write_segment,
@@ -70,8 +71,8 @@ def write_gallery(
     Returns:
         The same with its files, and the new description; its `generation` names this state, as no other is named.
     """
+    as_json(description)
     make_private_folder(folder)
-    _as_json(description)
     with locked(folder / LOCK, action=f"writing the gallery {folder}"):
         return write_while_locked(folder, exact, description, replaces=replaces)
 
@@ -104,7 +105,7 @@ def write_while_locked(
             "removed_file": removed,
             "segments": [segment.files for segment in segments],
         }
-        body = _as_json(new)
+        body = as_json(new)
         write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -126,7 +127,7 @@ def _kept(written: list[Segment], segment: Segment) -> Segment:
 
 def _write_removed(folder: Path, marks: Any) -> dict[str, str]:
     """Write the marks of removed images to a file of their own, which most changes leave alone."""
-    content = _as_json(marks)
+    content = as_json(marks)
     name = f"removed-{secrets.token_hex(8)}.json"
     write_bytes_atomically(folder / name, content, mode=0o600)
     return {"file": name, "sha256": sha256(content).hexdigest()}
@@ -141,7 +142,12 @@ def _warn_of_leftovers(folder: Path, left: Sequence[Path]) -> None:
         )
 
 
-def _as_json(description: Any) -> bytes:
+def as_json(description: Any) -> bytes:
+    """A description as it is written.
+
+    Raises:
+        TypeError: Notes in it are of a kind that JSON does not take.
+    """
     try:
         return json.dumps(description).encode()
     except (TypeError, ValueError) as error:
@@ -261,28 +267,24 @@ def _check_description(path: Path, description: dict[str, Any]) -> None:
 def _fits(description: dict[str, Any]) -> bool:
     removed = description.get("removed_file")
     return (
-        isinstance(description.get("segments"), list)
+        (removed is None or isinstance(removed, dict))
+        and isinstance(description.get("segments"), list)
         and isinstance(description.get("header"), dict)
         and isinstance(description.get("dimensions"), int)
         and description.get("storage") in DTYPES
-        and (removed is None or (isinstance(removed, dict) and _is_name(cast("dict[str, Any]", removed).get("file"))))
+        and (removed is None or is_file_name(cast("dict[str, Any]", removed).get("file")))
     )
 
 
 def _fits_first_version(description: dict[str, Any]) -> bool:
     paths, metadata = description.get("paths"), description.get("metadata")
     return (
-        _is_name(description.get("features_file"))
+        is_file_name(description.get("features_file"))
         and isinstance(paths, list)
         and all(isinstance(name, str) for name in cast("list[Any]", paths))
         and isinstance(metadata, list)
         and all(isinstance(entry, dict) for entry in cast("list[Any]", metadata))
     )
-
-
-def _is_name(name: Any) -> bool:
-    """Whether it is a file name and no path: it must not lead out of the gallery's folder."""
-    return isinstance(name, str) and Path(name).name == name
 
 
 def entry_on_disk(folder: Path, name: str) -> Any:

@@ -23,6 +23,7 @@ from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_files import (
     LOCK,
+    as_json,
     checked_header,
     clean,
     entry_on_disk,
@@ -153,12 +154,14 @@ class GalleryStore:
         """Remove images by number, append others, keep more in the header: first in the folder, if any, then here."""
         with self.turn():
             exact = copy(self.exact)
+            new_header = {**self.header, **(header or {})}
+            if self.directory is not None:
+                as_json(new_header)  # notes that cannot be written are refused before anything is
             removed = exact.chosen(removed).ids.tolist() if removed else []
             self._log_removal(removed, added)
             _apply(exact, removed, added)
             if compact:
                 exact.compact()
-            new_header = {**self.header, **(header or {})}
             if self.directory is not None:
                 exact = self._write(self.directory, exact, new_header, replaces=self._written["generation"])
             self.exact, self.header = exact, new_header

@@ -160,12 +160,14 @@ def _map_features(path: Path) -> Tensor:
     return features
 
 
+def is_file_name(name: Any) -> bool:
+    """Whether it is a file name and no path: it must not lead out of the gallery's folder."""
+    return isinstance(name, str) and Path(name).name == name
+
+
 def _check_files(folder: Path, files: Any) -> None:
     entry = cast("Mapping[str, Any]", files) if isinstance(files, Mapping) else {}
-    names = [entry.get(kind) for kind in _KINDS]
-    # File names and no paths: they must not lead out of the gallery's folder.
-    fits = all(isinstance(name, str) and Path(name).name == name for name in names)
-    fits = fits and all(isinstance(entry.get(f"{kind}_sha256"), str) for kind in _KINDS)
+    fits = all(is_file_name(entry.get(kind)) and isinstance(entry.get(f"{kind}_sha256"), str) for kind in _KINDS)
     if not fits or not isinstance(entry.get("rows"), int):
         raise CheckpointError(f"{folder} is damaged (a segment is {files!r}); build the gallery again")
 

@@ -265,9 +265,16 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
         if any(column.mask(condition).any() for column in columns for condition in some):
             continue
         if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
-            known = list(dict.fromkeys(str(value) for column in columns for value in column.distinct()))
+            known = list(dict.fromkeys(map(str, known_values(tables, key))))
             raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {listed(known, most=20)}")
     raise ValueError("no image of the gallery passes the filter; it was not searched")
+
+
+def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:
+    """The different values that images have for a key, in the order in which they come first."""
+    columns = [table.columns.by_key[key] for table in tables if key in table.columns.by_key]
+    found = {(type(value), str(value)): value for column in reversed(columns) for value in reversed(column.distinct())}
+    return list(reversed(found.values()))
 
 
 def _words(condition: Any) -> list[str]:
