@@ -43,11 +43,12 @@ def test_commands_of_the_readme_work_in_order_as_pasted(tmp_path, monkeypatch, c
     from promptreid.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(try_search, "PEOPLE", (4, 1, 3))
+    monkeypatch.setattr(try_search, "PEOPLE", (40, 2, 3))
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("promptreid ")]
     assert lines[0].startswith("promptreid try ")
-    assert [line.split()[1] for line in lines] == ["try", "try", "index", "search"]
+    commands = [line.split()[1] for line in lines]
+    assert commands == ["try", "index", "search", "check", "train", "evaluate", "push"]
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     for snippet in SNIPPETS[:1]:
