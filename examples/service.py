@@ -42,7 +42,7 @@ class Search(BaseModel):
     sentences: list[Sentence] = Field(min_length=1, max_length=MOST_SENTENCES)
     k: Hits = 10
     threshold: float | None = None
-    where: dict[str, Any] | None = Field(None, description='metadata to filter by, such as {"folder": "cam_a"}')
+    where: dict[str, Any] | None = Field(None, description='metadata to filter by, such as {"folder": "imgs/cam_a"}')
 
 
 def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:

@@ -40,4 +40,4 @@ def test_notebook_runs_from_first_to_last_cell(tmp_path, monkeypatch):
     assert "prompts.safetensors" in said
     drawn = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(drawn) == 2  # the crops found, and the bars
-    assert (tmp_path / "run" / "model" / "README.md").is_file()
+    assert (tmp_path / "run" / "model" / "prompt_config.json").is_file()
