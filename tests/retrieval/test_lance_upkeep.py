@@ -166,7 +166,7 @@ def test_index_entries_of_erased_images_are_noticed(store, few, monkeypatch):
 
 
 def test_files_of_killed_writers_are_not_taken_for_proof(store):
-    fill(store, end=600)
+    fill(store, end=300)
     data = store.place.folder / "images.lance" / "data"
     shutil.copyfile(next(data.iterdir()), data / "0101_left_by_a_killed_writer.lance")
     done = erase(store, ["00002.jpg"])

@@ -234,6 +234,8 @@ def _json_term(name: str, condition: Condition) -> str:
     if not isinstance(condition, AnyOf):
         return _NOTHING
     values = list(condition.values)
+    # Equal to whole numbers that are too large for a column of integers.
+    values += [int(value) for value in values if isinstance(value, float) and value.is_integer()]
     values += [bool(value) for value in values if isinstance(value, int | float) and value in (0, 1)]
     return _one_of(name, [quoted(json.dumps(value, sort_keys=True)) for value in values])
 
