@@ -174,7 +174,7 @@ def test_what_is_wrong_is_said_in_one_line(cluster, environment, changes, url, w
 def test_one_who_may_only_read_cannot_write(cluster, environment, crops):
     reader = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "may-only-read"}
     failed = answer(promptreid("index", crops, "--store", "s3://crops/other", environment=reader), code=2)
-    assert "rights do not reach" in failed["error"]
+    assert "refuses these credentials" in failed["error"]
 
 
 @pytest.mark.slow
