@@ -7,9 +7,9 @@ WORKERS ?= 2
 # CPU=1 installs torch's builds for the CPU.
 CPU ?=
 INSTALL = $(PYTHON) tools/install.py $(if $(CPU),--cpu)
-QUICK = not slow and not gpu and not browser
+QUICK = not slow and not gpu and not browser and not store
 
-.PHONY: install check lint-workflows resolve test test-core test-all test-browser test-next docs demo study study-tune \
+.PHONY: install check lint-workflows resolve test test-core test-all test-browser test-store test-next docs demo study study-tune \
 	study-full study-convergence study-page gpu build publish lowest audit sbom
 
 install:
@@ -51,7 +51,8 @@ test-next:
 	$(MAKE) test
 
 test-all:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing and not store"
+	$(MAKE) test-store STORE_TESTS=
 	$(PYTHON) -m pytest -m timing
 
 # The demo in a real browser. PICTURES=docs/pictures takes the screenshots of the documentation again.
@@ -63,6 +64,13 @@ test-browser:
 		$(AS_ROOT) apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; }
 	$(INSTALL) --extras train,viz,hf,parquet,onnx,demo --groups dev,browser
 	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo tests/docs/test_site.py tests/examples/test_service.py
+
+# Stores in folders and on a real S3 cluster (SeaweedFS on loopback); test-all runs the long form.
+STORE_TESTS ?= not slow
+test-store:
+	$(INSTALL) --extras train,viz,hf,parquet,onnx,store --groups dev,store
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "$(STORE_TESTS)" tests/store $(wildcard tests/retrieval/test_lance_*.py) \
+		tests/retrieval/test_stored_gallery.py
 
 docs:
 	rm -rf docs/_build docs/api docs/drawn

@@ -8,6 +8,7 @@ NUM_HITS = 10  # images that a search gives at most
 NUM_THREADS = 4  # that read images ahead
 
 GALLERY_FILE = "gallery.json"  # what makes a folder a gallery
+STORE_TABLE = "images.lance"  # what makes a folder a store
 SYNTHETIC_STAMP = "generated.json"  # beside the annotation of drawn pedestrians
 
 OnBad = Literal["strict", "skip"]  # what is done with records and images that cannot be used

@@ -36,6 +36,14 @@ class HubError(PromptReidError, OSError):
     """The Hub cannot be reached, refuses, or does not have what was requested."""
 
 
+class StoreError(PromptReidError, OSError):
+    """A store of features cannot be opened, refuses, or does not fit what is asked of it."""
+
+
+class StoreUnreachableError(StoreError, ConnectionError):
+    """The network or the server of a store failed; what was acknowledged is kept, and the same call may be repeated."""
+
+
 class ServingError(PromptReidError, OSError, RuntimeError):
     """The demo cannot be served: its address is taken or unknown, or this process serves one already."""
 

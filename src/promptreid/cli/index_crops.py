@@ -4,8 +4,9 @@ import argparse
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from promptreid.cli.keep_store import StoreWork, index_into_store, shard_of_text
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,
@@ -14,6 +15,7 @@ from promptreid.cli.options import (
     file_to_write,
     folder_to_read,
     folder_to_write,
+    gallery_place,
     load_model,
     note_model,
     refuse_unused,
@@ -35,16 +37,30 @@ DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again
 have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
 holds can count as biometric data: its files are readable by you alone."""
 
-NEEDS = [("export", "pyarrow", "export", ".parquet")]
+NEEDS = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
 
 _SHOWN = 10
+_OUTPUT = Path("gallery")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person each")
     parser.add_argument(
-        "--output", type=folder_to_write, default=Path("gallery"), help="the index's folder; default %(default)s"
+        "--output", type=folder_to_write, default=_OUTPUT, help="the index's folder; default %(default)s"
+    )
+    parser.add_argument(
+        "--store",
+        type=gallery_place,
+        metavar="URL",
+        help="instead, a store that many processes fill at a time: a folder, s3://BUCKET/NAME or gs://BUCKET/NAME",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard_of_text,
+        metavar="I/N",
+        help="into a store, only the I-th of N parts of the images, from 0; default: RANK and WORLD_SIZE, as torchrun "
+        "sets them, or what srun sets, else all",
     )
     add_model_arguments(parser, default=f"the one that made the index, or {TINY_ADAPTED} for a new one")
     parser.add_argument(
@@ -87,6 +103,8 @@ def run(
     *,
     folder: Path | None,
     output: Path,
+    store: Path | str | None,
+    shard: tuple[int, int] | None,
     remove: list[str] | None,
     restore: list[str] | None,
     export: Path | None,
@@ -103,6 +121,15 @@ def run(
         raise ValueError("give the folder of images to index: promptreid index FOLDER")
     if folder is not None and (remove or restore):
         raise ValueError("give a folder to index or images to --remove or --restore, not both at once")
+    if store is not None:
+        other = {"prune": prune, "prune_anyway": prune_anyway, "remove": remove, "restore": restore, "export": export}
+        other |= {"compact": compact, "output": output != _OUTPUT}
+        refuse_unused(other, "it goes with a folder's index; for a store see promptreid store --help")
+        if folder is None:
+            raise ValueError(f"give the folder of images to index: promptreid index FOLDER --store {store}")
+        work = StoreWork(folder.resolve(), store, shard, storage, batch_size=batch_size, num_threads=threads)
+        return index_into_store(console, work, model)
+    refuse_unused({"shard": shard}, "it goes with --store; a folder's index is made by one process")
     from promptreid.retrieval.gallery import Gallery
 
     if folder is None:
@@ -159,7 +186,7 @@ def _open_or_make(
     if exists(output):
         if storage is not None:
             raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
-        return open_gallery(output, model), False
+        return cast("Gallery", open_gallery(output, model)), False
     choice = chosen_model(model)
     device = check_device(model["device"])
     with warnings.catch_warnings():

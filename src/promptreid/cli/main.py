@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": ("evaluate_model", "score a model on a dataset"),
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
+    "store": ("keep_store", "keep a store of features in order, or erase people from it"),
     "demo": ("serve_demo", "search in the browser"),
     "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
     "export": ("export_model", "write the encoders as ONNX files"),
@@ -64,6 +65,7 @@ _IN_A_SHELL = {
     "pass cache_dir=": "set HF_HUB_CACHE",
     "output_dir": "--output",
     "revision=": "--revision",
+    "erase with alone=True": "erase with --alone",
     "pass private=False": "add --public",
 }
 

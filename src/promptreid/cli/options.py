@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from promptreid.cli.output import Output
-from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
+from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
 from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
@@ -119,6 +119,16 @@ def folder_to_read(text: str) -> Path:
         hint = "; between folders write /" if "\\" in text and os.sep == "/" else ""
         raise argparse.ArgumentTypeError(f"is {text}, but {found}{hint}")
     return path
+
+
+def is_store(place: Path | str) -> bool:
+    """Whether this is a store, by its address or by what is in the folder, and not a gallery's folder."""
+    return "://" in str(place) or Path(place, STORE_TABLE).is_dir()
+
+
+def gallery_place(text: str) -> Path | str:
+    """The type of an argument that is a gallery's folder or a store's; an address stays as it is."""
+    return text if "://" in text else some_path(text)
 
 
 def folder_to_write(text: str) -> Path:

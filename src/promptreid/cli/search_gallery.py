@@ -5,10 +5,11 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from promptreid.cli.options import (
     check_gallery_folder,
     chosen_model,
     file_to_write,
+    gallery_place,
+    is_store,
     load_model,
     refuse_unused,
     some_path,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.stored_gallery import StoredGallery
     from promptreid.retrieval.table import Hit
 
 DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
@@ -46,7 +50,7 @@ _COLUMNS = ("query", "rank", "score", "id", "path")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("index", type=some_path, help="folder that `promptreid index` made")
+    parser.add_argument("index", type=gallery_place, help="folder that `promptreid index` made, or a store's address")
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
     parser.add_argument(
@@ -60,12 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--where",
-        type=_condition,
+        type=key_and_value,
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, "
         "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="of a store, compare every image instead of those that its index proposes"
     )
     parser.add_argument("--csv", action="store_true", help="print a table with a row a hit, for spreadsheets")
     parser.add_argument(
@@ -87,13 +94,14 @@ def run(
     console: Output,
     /,
     *,
-    index: Path,
+    index: Path | str,
     sentence: str | None,
     image: Path | None,
     queries: Path | None,
     k: int,
     threshold: float | str | None,
     where: list[tuple[str, str]],
+    exact: bool,
     csv: bool,
     picture: Path | None,
     **model: "Unpack[ModelArguments]",
@@ -105,14 +113,18 @@ def run(
         raise ValueError("give --csv or --json, not both")
     check_file("--image", image)
     check_file("--queries", queries)
-    check_gallery_folder(index)
+    if not is_store(index):
+        check_gallery_folder(Path(index))
+        refuse_unused({"exact": exact}, "it goes with a store; in a folder every image is compared")
     sentences = None if queries is None else _read_sentences(queries)
     from promptreid.data.images import open_image
     from promptreid.model.encoding import check_words
 
     check_words(sentence, name="the query")
     shown = sentence if image is None else open_image(image)
-    search = _Search(console, open_gallery(index, model, where, threshold), k, threshold, where, as_csv=csv)
+    search = _Search(
+        console, open_gallery(index, model, where, threshold), k, threshold, where, as_csv=csv, exact=exact
+    )
     if shown is not None:
         answers = [search.answer(shown, title=sentence or f"like {image and image.name}")]
         console.record(query=answers[0].query, **search.entry(answers[0]))
@@ -135,39 +147,42 @@ class _Search:
         threshold: The lowest score to show.
         where: Conditions.
         as_csv: Print a table.
+        exact: Compare every image of a store.
     """
 
     def __init__(
         self,
         console: Output,
-        gallery: "Gallery",
+        gallery: "Gallery | StoredGallery",
         k: int,
         threshold: float | str | None,
         where: Sequence[tuple[str, str]],
         *,
         as_csv: bool,
+        exact: bool = False,
     ) -> None:
         from promptreid.retrieval.gallery_store import lowest_score
 
         self.gallery, self._k = gallery, k
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
-        self._where = _as_where(where, gallery) or None
+        self._find: Callable[..., Any] = partial(gallery.search, exact=True) if exact else gallery.search
+        self._where = as_where(where, _listed(gallery)) or None
         # A table is alone on standard output; whatever else there is to say goes to standard error.
         self.say = (lambda *lines: [console.note(line) for line in lines]) if as_csv else console.say
-        self._keys = sorted(set().union(*gallery.metadata)) if as_csv else None
+        self._keys = _keys(gallery) if as_csv else None
         if self._keys is not None:
             print_line(_row([*_COLUMNS, *self._keys]))
 
     def answer(self, query: Any, *, title: str) -> _Answer:
         """Answer one query and show it."""
-        return self._show(title, self.gallery.search(query, self._k, where=self._where))
+        return self._show(title, self._find(query, self._k, where=self._where))
 
     def answer_each(self, sentences: Iterable[str]) -> list[_Answer]:
         """Answer sentences: those of a list together, others as soon as each comes."""
         answers: list[_Answer] = []
         size = BATCH_SIZE if isinstance(sentences, list) else 1
         for part in _parts(sentences, size):
-            for sentence, found in zip(part, self.gallery.search(part, self._k, where=self._where), strict=True):
+            for sentence, found in zip(part, self._find(part, self._k, where=self._where), strict=True):
                 if self._keys is None and (size > 1 or not _at_terminal()):
                     self.say(sentence)
                 answers.append(self._show(sentence, found))
@@ -201,6 +216,18 @@ class _Search:
         if reaching:
             return [f"{reaching} of these reach {words}"]
         return [f"probably nobody matches: the best score is {answer.best:.3f}, and none reaches {words}"]
+
+
+def _listed(gallery: "Gallery | StoredGallery") -> "Gallery | None":
+    """The gallery whose images can all be looked at; `None` for a store, which may have a billion."""
+    from promptreid.retrieval.gallery import Gallery
+
+    return gallery if isinstance(gallery, Gallery) else None
+
+
+def _keys(gallery: "Gallery | StoredGallery") -> list[str]:
+    listed = _listed(gallery)
+    return sorted(set[str]().union(*listed.metadata)) if listed is not None else getattr(gallery, "keys")  # noqa: B009
 
 
 def as_lines(hits: "Sequence[Hit]") -> list[str]:
@@ -313,15 +340,15 @@ def _draw(console: Output, search: _Search, picture: Path, answers: Sequence[_An
 
 
 def open_gallery(
-    directory: Path,
+    directory: Path | str,
     options: ModelArguments,
     where: Sequence[tuple[str, str]] = (),
     threshold: float | str | None = None,
-) -> "Gallery":
+) -> "Gallery | StoredGallery":
     """Load an index with the model that made it, or with the one that the arguments name.
 
     Args:
-        directory: The index.
+        directory: The index: a folder, or a store.
         options: The model's.
         where: Conditions that an image must be able to fulfil, or the model is not loaded.
         threshold: `"calibrated"` for an index that must have been.
@@ -332,13 +359,15 @@ def open_gallery(
     """
     from promptreid.retrieval.gallery import Gallery
     from promptreid.retrieval.gallery_store import lowest_score
+    from promptreid.retrieval.stored_gallery import StoredGallery
 
+    load = StoredGallery.load if is_store(directory) else Gallery.load
     if options["model"] is None:
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}
         refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
-    gallery = Gallery.load(directory)
+    gallery = load(directory)
     for condition in where:
-        gallery.check_filter(_as_where([condition], gallery))
+        gallery.check_filter(as_where([condition], _listed(gallery)))
     lowest_score(gallery.calibration, threshold)
     noted = gallery.notes.get("model")
     if options["model"] is not None:
@@ -349,7 +378,7 @@ def open_gallery(
         choice = ModelChoice(noted["model"], noted.get("pretrained"), size, noted.get("revision"))
     else:
         raise ValueError(f"{directory} does not say which model made it; give --model")
-    return Gallery.load(directory, load_model(choice, device=options["device"]))
+    return load(directory, load_model(choice, device=options["device"]))
 
 
 def _threshold(text: str) -> float | str:
@@ -361,17 +390,18 @@ def _threshold(text: str) -> float | str:
     raise argparse.ArgumentTypeError(f'is {text!r}, expected a number in [-1, 1] or "calibrated"')
 
 
-def _condition(text: str) -> tuple[str, str]:
+def key_and_value(text: str) -> tuple[str, str]:
+    """The type of an argument that is a condition."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"is {text!r}, expected KEY=VALUE, such as folder=cam_a")
     return key, value
 
 
-def _as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery") -> dict[str, list[Any]]:
+def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text.
 
-    A value with `*`, `?` or `[` is a pattern for the values that images have.
+    A value with `*`, `?` or `[` is a pattern for the values that images have; in a store only a beginning with `*` is.
     """
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
@@ -379,14 +409,14 @@ def _as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery") -> dict
     return wanted
 
 
-def _values(text: str, key: str, gallery: "Gallery") -> list[Any]:
+def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
     """What a value of `--where` allows: itself, a range if it has two dots, what it matches if it is a pattern."""
     from promptreid.retrieval.filters import Between, Prefix
 
     start, dots, end = text.partition("..")
     if dots and (start or end):
         return [text, *_ranges(start or None, end or None, Between)]
-    if any(sign in text.removesuffix("*") for sign in "*?["):
+    if gallery is not None and any(sign in text.removesuffix("*") for sign in "*?["):
         return [name for name in gallery.values_of(key) if isinstance(name, str) and fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]

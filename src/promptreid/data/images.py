@@ -123,10 +123,14 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
     Raises:
         DatasetError: There is no such folder, or it cannot be read.
     """
+    return sorted(walk_images(folder, unreadable=unreadable))
+
+
+def walk_images(folder: str | Path, *, unreadable: list[str] | None = None) -> Iterator[Path]:
+    """The images that `list_images` finds, one by one as they are found; warns at the end."""
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a folder of images")
-    found: list[Path] = []
     left_out: dict[Path, str] = {}
     closed: list[str] = [] if unreadable is None else unreadable
     for parent, folders, names in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
@@ -136,18 +140,17 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
             reason = _why_no_image(path, closed)
             if reason is None:
-                found.append(path)
+                yield path
             elif reason:
                 left_out[path] = reason
     if str(root) in closed:
         raise DatasetError(f"the folder {root} cannot be read; is it mounted, and may you read it?")
     if closed:
         first = ", ".join(printable(path) for path in closed[:10])
-        warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=2)
+        warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=3)
     if left_out:
         count = f"{len(left_out):,} files and folders are left out of {printable(folder)}"
-        warnings.warn(f"{count}: {_first_of(left_out)}", stacklevel=2)
-    return sorted(found)
+        warnings.warn(f"{count}: {_first_of(left_out)}", stacklevel=3)
 
 
 def _why_no_image(path: Path, closed: list[str]) -> str | None:

@@ -40,6 +40,8 @@ from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_valu
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from promptreid.retrieval.stored_gallery import StoredGallery
+
 Storage = Literal["float32", "float16"]
 
 
@@ -443,6 +445,24 @@ class Gallery:
         """
         exact = self._store.exact
         return export_features(Path(path), exact.features, exact.images)
+
+    def to_store(self, url: str | Path, *, storage_options: Mapping[str, str] | None = None) -> "StoredGallery":
+        """Copy the gallery into a store, which any number of processes and machines fill and search.
+
+        Called again after an interruption, it completes the copy.
+
+        Args:
+            url: A folder, or `s3://bucket/name` or `gs://bucket/name`.
+            storage_options: LanceDB's for the object store, over what the environment says.
+
+        Raises:
+            FileExistsError: A store of another model is there.
+            StoreError: The place cannot be reached or refuses.
+            MissingExtraError: LanceDB is not installed.
+        """
+        from promptreid.retrieval.stored_gallery import copy_to_store
+
+        return copy_to_store(self._store, self.model, url, storage_options)
 
     def check_filter(self, where: Where) -> None:
         """Refuse a filter of `search` that no image passes, before anything is encoded.

@@ -230,7 +230,7 @@ def search_store(
     where: Where | None,
 ) -> list[Hit] | list[list[Hit]]:
     """The hits of the query, or of each of several, the best first, none below `lowest`; logged if asked for."""
-    k = _positive(k)
+    k = checked_count(k)
     query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
     exact, index = store.snapshot()
     if len(exact) == 0:
@@ -267,7 +267,8 @@ def lowest_score(calibration: Calibration | None, threshold: float | str | None)
     return threshold
 
 
-def _positive(k: Any) -> int:
+def checked_count(k: Any) -> int:
+    """The `k` of a search, at least 1."""
     try:
         number = operator.index(k)
     except TypeError:

@@ -1,0 +1,69 @@
+"""`promptreid index --store`, `search` of a store and `promptreid store`, in a folder; tests/store has the cluster."""
+
+import argparse
+
+import pytest
+
+from promptreid.cli.keep_store import shard_of_text
+
+
+def test_shard_is_a_number_of_a_count():
+    assert shard_of_text("3/4") == (3, 4)
+    for text in ("4/4", "1", "-1/4", "a/b", "1/", "/2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected I/N with I from 0 to N - 1"):
+            shard_of_text(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["index", "crops", "--shard", "0/2"], "--shard would do nothing here: it goes with --store"),
+        (["index", "crops", "--store", "s3://b/x", "--prune"], "--prune would do nothing here"),
+        (["index", "--store", "s3://b/x"], "give the folder of images to index"),
+        (["search", "gallery", "a man", "--exact"], "there is no gallery in gallery"),
+    ],
+)
+def test_options_that_go_with_something_else_are_refused(call, tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda name: name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crops").mkdir()
+    code, _, errors = call(*words)
+    assert code == 2
+    assert said in errors
+
+
+def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    store, crops = tmp_path / "store", drawn / "imgs"
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first = answer(call("index", crops, "--store", store, "--json"))
+    second = answer(call("index", crops, "--store", store, "--shard", "1/2", "--json"))
+    total = first["added"] + second["added"]
+    assert min(first["added"], second["added"]) > 0
+    assert second["images"] == total == len([path for path in crops.rglob("*.*") if path.is_file()])
+    found = answer(call("search", store, "a man", "-k", "3", "--exact", "--json"))
+    assert len(found["hits"]) == 3
+    assert [hit["metadata"].keys() for hit in found["hits"]] == [{"folder"}] * 3
+    folder = found["hits"][0]["metadata"]["folder"]
+    lines = call("search", store, "a man", "-k", "1", "--csv", "--where", f"folder={folder[:3]}*")[1].splitlines()
+    assert lines[0] == "query,rank,score,id,path,folder"
+    assert call("search", store, "a man", "--where", "folder=nowhere")[0] == 2
+    assert answer(call("store", "optimize", store, "--json"))["images"] == total
+    erased = answer(call("store", "erase", store, found["hits"][0]["path"], "--json"))
+    assert (erased["images"], erased["proven"]) == (1, True)
+    assert answer(call("store", "info", store, "--json"))["images"] == total - 1
+    code, out, _ = call("store", "erase", store, "--where", f"folder={folder}")
+    assert code == 0
+    assert "nothing is left of them" in out
+    assert call("store", "erase", store)[0] == call("store", "info", store, "--alone")[0] == 2
+    assert call("store", "info", tmp_path / "nothing")[0] == 2
+
+
+def answer(called):
+    import json
+
+    code, out, errors = called
+    assert code == 0, errors
+    return json.loads(out)
