@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from promptreid.cli.keep_store import shard_of_text
+from promptreid.demo.sources import open_indexed
 
 
 def test_shard_is_a_number_of_a_count():
@@ -43,6 +44,11 @@ def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path
     total = first["added"] + second["added"]
     assert min(first["added"], second["added"]) > 0
     assert second["images"] == total == len([path for path in crops.rglob("*.*") if path.is_file()])
+    shown = []
+    monkeypatch.setattr("promptreid.demo.app.launch", lambda gallery, **options: shown.append(gallery))
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda name: name)
+    assert call("demo", store)[0] == 0
+    assert open_indexed(shown[0]).gallery.search("a man", 2) == shown[0].search("a man", 2)
     found = answer(call("search", store, "a man", "-k", "3", "--exact", "--json"))
     assert len(found["hits"]) == 3
     assert [hit["metadata"].keys() for hit in found["hits"]] == [{"folder"}] * 3
@@ -62,8 +68,6 @@ def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path
 
 
 def answer(called):
-    import json
-
-    code, out, errors = called
+    code, read, errors = called
     assert code == 0, errors
-    return json.loads(out)
+    return read

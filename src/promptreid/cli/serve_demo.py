@@ -13,6 +13,7 @@ from promptreid.cli.options import (
     check_device,
     chosen_model,
     folder_to_read,
+    is_store,
     load_model,
     note_model,
     whole,
@@ -39,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument(
         "gallery",
-        type=folder_to_read,
+        type=_shown,
         nargs="?",
-        help="an index that `promptreid index` made, or a folder of crops; default: drawn pedestrians",
+        help="an index that `promptreid index` made, a store's address, or a folder of crops; default: drawn people",
     )
     add_model_arguments(parser, default=f"the one that made the index, else {TINY_ADAPTED}")
     parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
@@ -55,11 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
+def _shown(text: str) -> Path | str:
+    return text if "://" in text else folder_to_read(text)
+
+
 def run(
     console: Output,
     /,
     *,
-    gallery: Path | None,
+    gallery: Path | str | None,
     host: str,
     port: int | None,
     auth: str | None,
@@ -72,12 +77,12 @@ def run(
 
     check_address(host, port)
     options: dict[str, Any] = {"host": host, "port": port, "auth": pairs, "open_browser": open}
-    if gallery is not None and (gallery / GALLERY_FILE).is_file():
+    if gallery is not None and (is_store(gallery) or Path(gallery, GALLERY_FILE).is_file()):
         launch(open_gallery(gallery, model), **options)
         return 0
     choice, device = chosen_model(model), check_device(model["device"])
     if gallery is not None:
-        note_model(console, choice, gallery)
+        note_model(console, choice, Path(gallery))
         console.note(
             f"note: {gallery} is encoded each time; to open it at once, promptreid index {gallery} --output gallery "
             "and then promptreid demo gallery"
