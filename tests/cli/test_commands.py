@@ -14,7 +14,7 @@ from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
 
-NAMES = ["try", "check", "train", "evaluate", "index", "search", "demo", "convert", "export", "push"]
+NAMES = ["try", "check", "train", "evaluate", "index", "search", "calibrate", "demo", "convert", "export", "push"]
 
 
 @pytest.fixture
