@@ -23,6 +23,7 @@ from _bench import RESULTS, made_with, make_parser, report, seconds, spread, tak
 from promptreid import Gallery
 
 DIMENSIONS, BATCH, CAMERAS, ADDED, QUERIES, BEST, ROUNDS = 512, 64, 200, 100, 64, 10, 5
+BLOCK = 4096
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -85,9 +86,17 @@ def measure_changes(folder: Path, size: int) -> dict[str, float]:
     return taken
 
 
+def multiplied(features: list[Tensor], queries: Tensor) -> None:
+    """Multiply all features by all queries, in the queries' kind of number; what it is converted from is read once."""
+    for part in features:
+        for begin in range(0, len(part), BLOCK):
+            _ = part[begin : begin + BLOCK].to(queries.dtype) @ queries.T
+
+
 def measure_searches(single: Gallery, half: Gallery) -> dict[str, float]:
     """Searches of one gallery in both storages, in turn, and reading its features once."""
     queries = unit_features(QUERIES, seed=-1)
+    rough = queries.bfloat16()
     features = [segment.features for segment in single._store.exact.segments]
     last = 1_700_000_000 + len(half) - 1
 
@@ -103,6 +112,9 @@ def measure_searches(single: Gallery, half: Gallery) -> dict[str, float]:
         f"search_{QUERIES}": search(single, queries),
         "search_float16": search(half, queries[0]),
         f"search_{QUERIES}_float16": search(half, queries),
+        # Arithmetic alone, in blocks that stay in the cache, nothing compared or kept: no search of all can be faster.
+        f"multiply_{QUERIES}": lambda: seconds(lambda: multiplied(features, queries)),
+        f"multiply_{QUERIES}_bfloat16": lambda: seconds(lambda: multiplied(features, rough)),
     }
     return {name: spread(taken).median for name, taken in take_turns(works, rounds=ROUNDS, warm_up=1).items()}
 
@@ -130,6 +142,8 @@ def ratios(by_size: dict[int, dict[str, float]]) -> dict[str, float]:
         "camera_to_unfiltered": last["search_camera"] / last["search"],
         "queries_to_one": last[f"search_{QUERIES}"] / last["search"],
         "float16_to_float32_batch": last[f"search_{QUERIES}_float16"] / last[f"search_{QUERIES}"],
+        "multiply_to_one": last[f"multiply_{QUERIES}"] / last["search"],
+        "multiply_bfloat16_to_one": last[f"multiply_{QUERIES}_bfloat16"] / last["search"],
         "search_to_read": last["search"] / last["read"],
     }
 

@@ -14,7 +14,20 @@ from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
 
-NAMES = ["try", "check", "train", "evaluate", "index", "search", "store", "demo", "convert", "export", "push"]
+NAMES = [
+    "try",
+    "check",
+    "train",
+    "evaluate",
+    "index",
+    "search",
+    "calibrate",
+    "store",
+    "demo",
+    "convert",
+    "export",
+    "push",
+]
 
 
 @pytest.fixture

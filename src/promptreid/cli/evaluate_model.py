@@ -14,6 +14,7 @@ from promptreid.cli.options import (
     folder_to_write,
     joined_processes,
     load_model,
+    load_split,
     note_model,
     whole,
 )
@@ -59,18 +60,10 @@ def run(
 ) -> int:
     """Evaluate the model."""
     choice = chosen_model(model)
-    from promptreid.data.images import keep_readable
-    from promptreid.data.reader import load_dataset
     from promptreid.evaluation.evaluate import evaluate, score_table
 
     device = check_device(model["device"])
-    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
-    splits = {found.name: found for found in data.splits}
-    if split not in splits:
-        raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
-    wanted = splits[split]
-    if on_bad == "skip":
-        wanted = keep_readable(wanted, on_bad=on_bad, progress=console.progress)
+    name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
     note_model(console, choice, root)
     with joined_processes(console, device):
         scores = evaluate(
@@ -81,7 +74,7 @@ def run(
             progress=console.progress,
             output_dir=output,
         ).as_dict()
-    console.record(data=data.name, split=split, model=choice.as_dict(), scores=scores)
+    console.record(data=name, split=split, model=choice.as_dict(), scores=scores)
     console.say(*score_table({f"{split} split": scores}).split("\n"))
     if output is not None:
         console.say(f"metrics.json and ranking.png are in {output}")

@@ -37,7 +37,7 @@ DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again
 have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
 holds can count as biometric data: its files are readable by you alone."""
 
-NEEDS = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
+NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
 
 _SHOWN = 10
 _OUTPUT = Path("gallery")

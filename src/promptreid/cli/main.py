@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": ("evaluate_model", "score a model on a dataset"),
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
+    "calibrate": ("calibrate_gallery", "choose from which score an image counts as a match"),
     "store": ("keep_store", "keep a store of features in order, or erase people from it"),
     "demo": ("serve_demo", "search in the browser"),
     "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
@@ -53,6 +54,7 @@ _ALSO = {
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 # What an error that the library raises advises in Python, as it is said in a shell.
 _IN_A_SHELL = {
+    "call gallery.calibrate(split) with labelled images": "promptreid calibrate GALLERY DATA",
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",

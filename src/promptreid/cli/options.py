@@ -14,6 +14,7 @@ from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
+    from promptreid.data.records import ReIDSplit
     from promptreid.model.prompted_clip import PromptedCLIP
 
 LARGEST_SIDE = 2048
@@ -266,6 +267,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="strict",
         help="refuse data with bad records or images, or leave those out and list them; default %(default)s",
     )
+
+
+def load_split(
+    console: Output, root: Path, split: str, *, layout: str | None, image_dir: Path | None, on_bad: OnBad
+) -> tuple[str, "ReIDSplit"]:
+    """The name of the dataset in a folder, and one of its splits.
+
+    Raises:
+        ValueError: The dataset has no such split.
+    """
+    from promptreid.data.images import keep_readable
+    from promptreid.data.reader import load_dataset
+
+    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
+    splits = {found.name: found for found in data.splits}
+    if split not in splits:
+        raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
+    found = splits[split]
+    return data.name, keep_readable(found, on_bad=on_bad, progress=console.progress) if on_bad == "skip" else found
 
 
 def chosen_model(options: ModelArguments) -> ModelChoice:

@@ -30,6 +30,7 @@ _CANDIDATE_SHARE = 32
 _ROUGH_ERROR = 2.0**-6 + 2.0**-10
 _SCREENED_QUERIES = 8
 _SCREENED_ROWS = 4096
+_WIDENED_ROWS = 1024
 _EXACT_ROWS = 1024
 
 
@@ -314,10 +315,9 @@ class _Screen:
     """Finds, by bfloat16 arithmetic in memory that is used again and again, what may be among the best."""
 
     def __init__(self, queries: Tensor) -> None:
-        size = (_SCREENED_ROWS, queries.shape[1])
         self._queries = queries.bfloat16().T
-        self._wide = torch.empty(size)
-        self._rough = torch.empty(size, dtype=torch.bfloat16)
+        self._wide = torch.empty(_WIDENED_ROWS, queries.shape[1])
+        self._rough = torch.empty(_SCREENED_ROWS, queries.shape[1], dtype=torch.bfloat16)
         self._scores = torch.empty(_SCREENED_ROWS, len(queries), dtype=torch.bfloat16)
 
     @classmethod
@@ -329,9 +329,14 @@ class _Screen:
     def hopeful(self, features: Tensor, best: _Best) -> Tensor | None:
         """Which of the features (B, E) may be among the best; `None` if too many to pick them out."""
         count = len(features)
-        if features.dtype != torch.float32:  # in two steps, each of which the processor does many at a time
-            features = self._wide[:count].copy_(features)
-        scores = torch.mm(self._rough[:count].copy_(features), self._queries, out=self._scores[:count])
+        rough = self._rough[:count]
+        if features.dtype == torch.float32:
+            rough.copy_(features)
+        else:  # in two steps, each of which the processor does many at a time, in its cache
+            for begin in range(0, count, _WIDENED_ROWS):
+                part = features[begin : begin + _WIDENED_ROWS]
+                rough[begin : begin + len(part)].copy_(self._wide[: len(part)].copy_(part))
+        scores = torch.mm(rough, self._queries, out=self._scores[:count])
         _checked(scores, features)
         scores -= (best.lowest() - _ROUGH_ERROR).bfloat16()
         # The bits of positive numbers are positive whole numbers, which are compared faster.
