@@ -21,7 +21,6 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import GALLERY_FILE
-from promptreid.files import open_file
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
@@ -120,6 +119,8 @@ def read_auth(given: str | None, environment: Mapping[str, str]) -> list[tuple[s
 
 
 def _read_file(path: Path, name: str) -> str:
+    from promptreid.files import open_file  # which imports torch
+
     try:
         with open_file(path) as stream:
             if os.name == "posix" and os.fstat(stream.fileno()).st_mode & 0o077:
