@@ -30,7 +30,7 @@ TESTS = {
     "a repository of transformers": (
         *(BASES, "test_source_is_pinned_to_the_commit_so_that_it_is_made_again_as_it_was"),
     ),
-    "a folder of transformers' `SiglipModel`": (FOREIGN, "test_siglip_model_there_and_back"),
+    "a folder or repository of transformers' `SiglipModel`": (FOREIGN, "test_siglip_model_there_and_back"),
     "IRRA's": (CHECKPOINTS, "test_irra_features_equal_a_plain_forward_on_its_own_names"),
     "RDE's": FIELD,
     "TBPS-CLIP's": FIELD,

@@ -589,8 +589,10 @@ def test_revision_is_an_option_wherever_a_model_is_named(hub, pushed, base, tmp_
         main(["demo", "--model", "alice/m", "--revision", pushed.refs["refs/heads/main"]])
         assert found == [pushed.refs["refs/heads/main"]]
         return
-    data = write_generated(tmp_path / "d", num_identities=(1, 1, 1), images_per_identity=1, progress=False)
-    monkeypatch.setattr("promptreid.adaptation.adapt", lambda model, *_, **__: found.append(model.commit) or 1 / 0)
+    data = write_generated(tmp_path / "d", num_identities=(2, 1, 1), images_per_identity=1, progress=False)
+    monkeypatch.setattr(
+        "promptreid.cli.training_runs.adapt", lambda model, *_, **__: found.append(model.commit) or 1 / 0
+    )
     main(["train", str(data), "--output", str(tmp_path / "r"), "--model", "hf-hub:bob/base", "--revision", first])
     assert found == [first]
 

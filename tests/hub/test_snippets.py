@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```pycon\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 def test_interactive_snippets_push_and_load(page, hub, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", next(token for token, user in hub.tokens.items() if user == "alice"))
-    save_prompts(model, "runs/promptreid-tiny-seed0/model")
+    save_prompts(model, "run/model")
     data = load_dataset(write_generated("data", num_identities=(2, 2, 4), seed=0, progress=False))
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
