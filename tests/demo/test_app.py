@@ -23,19 +23,6 @@ from promptreid.demo.sources import Opened
 from promptreid.errors import CheckpointError, DatasetError, MissingExtraError, ServingError
 
 
-@pytest.mark.slow  # a process of its own takes ten seconds of processor time to start
-def test_page_keeps_its_copies_to_its_user_and_deletes_them_at_the_end(
-    serve: Callable[..., Any], hostile_folder: Path
-) -> None:
-    page = serve(str(hostile_folder))  # one of its own, because it is stopped
-    (scratch,) = page.scratch.glob("promptreid-demo-*")
-    assert scratch.stat().st_mode & 0o777 == 0o700
-    (scratch / "shown.jpg").write_bytes(b"a copy, as one is made of each image that is shown")
-    page.stop()
-    assert page.process.returncode == 0
-    assert not [path for path in page.scratch.rglob("*") if path.is_file()]
-
-
 def test_launch_without_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingExtraError, match="pip install"):

@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,13 @@ def upload(url: str, content: bytes, name: str = "crop.png") -> tuple[int, bytes
     return status, answer
 
 
-def ask_about_upload(url: str, path: str) -> dict[str, Any]:
-    """Ask for images like the one that is said to have been uploaded to `path`; the queue's last message."""
+def ask(url: str, part: str, event: str, value: Any) -> dict[str, Any]:
+    """Search as an event of a part of the page does, by that part's value; the queue's last message."""
     config = json.loads(request(f"{url}config")[2])
-    upload_id = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "upload")
-    lowest = next(
-        part["props"]["value"] for part in config["components"] if part["props"].get("elem_id") == "threshold"
-    )
-    call = next(call for call in config["dependencies"] if [upload_id, "change"] in call["targets"])
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "crop.png"}
-    question = {"data": [None, file, [], [], lowest, 3, False], "fn_index": call["id"], "session_hash": "abc"}
+    parts = {each["props"].get("elem_id"): each for each in config["components"]}
+    lowest = parts["threshold"]["props"]["value"]
+    call = next(call for call in config["dependencies"] if [parts[part]["id"], event] in call["targets"])
+    question = {"data": [None, value, [], [], lowest, 3, False], "fn_index": call["id"], "session_hash": "abc"}
     status, _, answer = request(
         f"{url}gradio_api/queue/join",
         body=json.dumps(question).encode(),
@@ -60,6 +58,11 @@ def ask_about_upload(url: str, path: str) -> dict[str, Any]:
             if message.get("msg") == "process_completed":
                 return message
     raise AssertionError("the queue ended without an answer")
+
+
+def ask_about_upload(url: str, path: str) -> dict[str, Any]:
+    """Ask for images like the one that is said to have been uploaded to `path`."""
+    return ask(url, "upload", "change", {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "crop.png"})
 
 
 def test_page_listens_to_this_computer_only(folder_page: Any) -> None:
@@ -169,3 +172,17 @@ def test_page_in_this_process_deletes_its_copies_when_it_is_closed(folder_page: 
     (scratch,) = folder_page.scratch.glob("promptreid-demo-*")
     assert scratch.stat().st_mode & 0o777 == 0o700
     assert (scratch / "shown").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow  # a process of its own takes ten seconds of processor time to start
+def test_page_keeps_its_copies_to_its_user_and_deletes_them_at_the_end(
+    serve: Callable[..., Any], hostile_folder: Path
+) -> None:
+    page = serve(str(hostile_folder))  # one of its own, because it is stopped
+    (scratch,) = page.scratch.glob("promptreid-demo-*")
+    assert scratch.stat().st_mode & 0o777 == 0o700
+    assert ask(page.url, "sentence", "submit", "a person in red")["success"]
+    assert [path for path in scratch.rglob("*") if path.is_file()]
+    page.stop()
+    assert page.process.returncode == 0
+    assert not [path for path in page.scratch.rglob("*") if path.is_file()]
