@@ -185,4 +185,5 @@ def test_page_keeps_its_copies_to_its_user_and_deletes_them_at_the_end(
     assert [path for path in scratch.rglob("*") if path.is_file()]
     page.stop()
     assert page.process.returncode == 0
+    assert not scratch.exists()
     assert not [path for path in page.scratch.rglob("*") if path.is_file()]
