@@ -101,6 +101,28 @@ def _image(data: ReIDDataset) -> Any:
     return open_image(data.test.records[0].path)
 
 
+def test_adapt_while_another_run_scores_the_bare_model_is_refused_and_leaves_that_run_whole(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = load_cuhk_pedes(write_generated(tmp_path / "others", num_identities=(4, 2, 3), seed=1, progress=False))
+    run: dict[str, Any] = {"output_dir": tmp_path / "run", "make_stages": lambda *_: [], "save": False, **QUIET}
+    encode, asked = module.encode_split, []
+
+    def begin_another(*given: Any, **options: Any) -> Any:
+        if not asked:
+            asked.append("once")
+            with pytest.raises(TimeoutError, match=rf"another process is training in {tmp_path / 'run'}; wait for it"):
+                adapt(make_model(), others, **run)
+        return encode(*given, **options)
+
+    monkeypatch.setattr(module, "encode_split", begin_another)
+    adapt(make_model(), data, **run)
+    assert asked
+    adapt(make_model(), data, **run)  # the run that began first is still the folder's
+    with pytest.raises(CheckpointError, match="holds another run"):
+        adapt(make_model(), others, **run)
+
+
 def test_adapt_without_validation_split_takes_the_last_epoch(data: ReIDDataset, tmp_path: Path) -> None:
     result = adapt(make_model(), replace(data, val=None), RECIPE, output_dir=tmp_path, **QUIET)
     assert result.checkpoint_rule == "last epoch"

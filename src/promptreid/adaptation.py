@@ -1,6 +1,7 @@
 """The whole method in one call: score the bare model, train the stages, score after each, and save."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from promptreid.training.checkpoint import FORMER_NAMES
 from promptreid.training.log import bars_can_move
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
-from promptreid.training.run_folder import claim_folder
+from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Evaluate, Trainer
@@ -166,6 +167,7 @@ def adapt(
     Raises:
         ValueError: Two stages have the same name, or a setting is out of range.
         CheckpointError: `output_dir` holds another run.
+        TimeoutError: Another process has a run in `output_dir`.
         TypeError: `model` or `data` is something else.
         MissingExtraError: accelerate is not installed.
 
@@ -187,41 +189,44 @@ def adapt(
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
     folder = Path(output_dir)
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
-    with failing_together():
+    with ExitStack() as held:
+        with failing_together():
+            if is_main_process():
+                held.enter_context(whole_run(folder))
+                _claim(folder, run_identity(model, data))
+        bars = settings["progress"] and bars_can_move()
+        encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=bars)
+
+        make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
+        # What the first trainer refuses does not wait for the zero-shot scores.
+        first = [make_trainer(stage) for stage in stages[:1]]
+        encoded: dict[str, EncodedSplit] = {}
+        histories: dict[str, list[dict[str, Any]]] = {}
+        validation: dict[str, dict[str, float]] = {}
+        if ZERO_SHOT in wanted:
+            with model.disabled():
+                encoded[ZERO_SHOT] = encode()
+                if evaluate_test == "always" and stages and settings.get("evaluate") is not None:
+                    validation[ZERO_SHOT] = _bare_scores(settings["evaluate"], model)
+        for index, stage in enumerate(stages):
+            trainer = first.pop() if first else make_trainer(stage)
+            trainer.baseline = next(reversed(validation.values()), None)
+            trainer.epochs_after = sum(later.epochs for later in stages[index + 1 :])
+            histories[stage.name] = trainer.fit()
+            validation |= _kept_scores(stage.name, histories[stage.name])
+            if stage.name in wanted:
+                encoded[stage.name] = encode()
+
+        scores = {state: score(split) for state, split in encoded.items()}
+        rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
+        if averaged := [spoken(stage.name) for stage in stages if stage.average is not None]:
+            rule += f"; {', '.join(averaged)}: average of all epochs"
+        result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None, validation)
         if is_main_process():
-            _claim(folder, run_identity(model, data))
-    bars = settings["progress"] and bars_can_move()
-    encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=bars)
-
-    make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
-    first = [make_trainer(stage) for stage in stages[:1]]  # what this refuses does not wait for the zero-shot scores
-    encoded: dict[str, EncodedSplit] = {}
-    histories: dict[str, list[dict[str, Any]]] = {}
-    validation: dict[str, dict[str, float]] = {}
-    if ZERO_SHOT in wanted:
-        with model.disabled():
-            encoded[ZERO_SHOT] = encode()
-            if evaluate_test == "always" and stages and settings.get("evaluate") is not None:
-                validation[ZERO_SHOT] = _bare_scores(settings["evaluate"], model)
-    for index, stage in enumerate(stages):
-        trainer = first.pop() if first else make_trainer(stage)
-        trainer.baseline = next(reversed(validation.values()), None)
-        trainer.epochs_after = sum(later.epochs for later in stages[index + 1 :])
-        histories[stage.name] = trainer.fit()
-        validation |= _kept_scores(stage.name, histories[stage.name])
-        if stage.name in wanted:
-            encoded[stage.name] = encode()
-
-    scores = {state: score(split) for state, split in encoded.items()}
-    rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
-    if averaged := [spoken(stage.name) for stage in stages if stage.average is not None]:
-        rule += f"; {', '.join(averaged)}: average of all epochs"
-    result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None, validation)
-    if is_main_process():
-        if result.model_dir is not None:
-            save_prompts(model, result.model_dir, overwrite=True)
-        write_sealed_json(folder / "results.json", result.as_dict())
-    return result
+            if result.model_dir is not None:
+                save_prompts(model, result.model_dir, overwrite=True)
+            write_sealed_json(folder / "results.json", result.as_dict())
+        return result
 
 
 def _check_different(states: Sequence[str]) -> None:

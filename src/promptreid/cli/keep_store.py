@@ -15,7 +15,7 @@ from promptreid.cli.options import (
     refuse_unused,
 )
 from promptreid.cli.output import Output
-from promptreid.cli.search_gallery import as_where, key_and_value, open_gallery
+from promptreid.cli.search_gallery import add_where_argument, as_where, open_gallery
 from promptreid.errors import printable
 
 if TYPE_CHECKING:
@@ -36,14 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "store", type=gallery_place, metavar="URL", help="a folder, s3://BUCKET/NAME or gs://BUCKET/NAME"
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="what to erase, or to let be indexed again: paths")
-    parser.add_argument(
-        "--where",
-        type=key_and_value,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="erase all images with this instead, as in promptreid search",
-    )
+    add_where_argument(parser, "erase all images with this instead, as in promptreid search")
     parser.add_argument(
         "--alone",
         action="store_true",

@@ -62,13 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_threshold,
         help='lowest score to show, such as 0.3; or "calibrated", if the index was calibrated',
     )
-    parser.add_argument(
-        "--where",
-        type=key_and_value,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, "
+    add_where_argument(
+        parser,
+        "only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, "
         "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
     )
     parser.add_argument(
@@ -79,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
     )
     add_model_arguments(parser, default="the one that made the index")
+
+
+def add_where_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """A filter by metadata, for `as_where`; may be given several times."""
+    parser.add_argument("--where", type=key_and_value, action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 @dataclass(frozen=True)

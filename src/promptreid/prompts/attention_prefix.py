@@ -15,9 +15,8 @@ from promptreid.prompts.config import (
     NORMAL_STD,
     Initialization,
     check_choice,
-    check_integer,
 )
-from promptreid.prompts.kind import PromptKind
+from promptreid.prompts.kind import PromptKind, checked_depth
 from promptreid.towers.attention import SelfAttention, attentions_of, block_states
 from promptreid.towers.modes import runs_slow_when_frozen, set_sequence_first
 from promptreid.towers.tower import TokenTower
@@ -52,14 +51,10 @@ class AttentionPrefix(PromptKind):
     def __init__(
         self, tower: TokenTower, length: int, *, depth: int | None = None, sequence_first: bool = True
     ) -> None:
-        blocks = len(tower.blocks)
-        if depth is not None:
-            check_integer("depth", depth, minimum=1)
-            if depth > blocks:
-                raise ValueError(f"depth is {depth}, but this {tower.kind} has {blocks} blocks; give 1 to {blocks}")
+        depth = checked_depth(tower, depth)
         attentions = attentions_of(tower) if length else ()
         super().__init__(tower, length, width=attentions[0].width if attentions else tower.width)
-        self.depth: int = blocks if depth is None else depth
+        self.depth: int = depth
         self._attentions: tuple[SelfAttention, ...] = attentions[: self.depth]
         self._sequence_first: bool = sequence_first and runs_slow_when_frozen(tower)
         self.keys: nn.Parameter = nn.Parameter(torch.zeros(self.depth, length, self.width))

@@ -24,9 +24,8 @@ from promptreid.prompts.config import (
     Initialization,
     TextSlot,
     check_choice,
-    check_integer,
 )
-from promptreid.prompts.kind import PromptKind
+from promptreid.prompts.kind import PromptKind, checked_depth
 from promptreid.towers.growth import (
     grow_bias,
     grow_mask,
@@ -77,9 +76,7 @@ class BlockTokens(PromptKind):
     ) -> None:
         super().__init__(tower, length, width=tower.width)
         check_choice("slot", slot, TEXT_SLOTS)
-        if depth is not None:
-            check_integer("depth", depth, minimum=1)
-        self.depth: int = len(tower.blocks) if depth is None else depth
+        self.depth: int = checked_depth(tower, depth)
         self.position_embedding = position_embedding
         self.before_end: bool = slot == "before_end"
         self._check_size()
@@ -92,9 +89,7 @@ class BlockTokens(PromptKind):
         self.tokens: nn.Parameter = nn.Parameter(torch.zeros(self.depth, self.length, self.width))
 
     def _check_size(self) -> None:
-        tower, blocks = self.tower, len(self.tower.blocks)
-        if self.depth > blocks:
-            raise ValueError(f"depth is {self.depth}, but this {tower.kind} has {blocks} blocks; give 1 to {blocks}")
+        tower = self.tower
         longest = tower.length - tower.slot
         if self.length > longest:
             raise ValueError(

@@ -137,3 +137,19 @@ class PromptKind(nn.Module):
     def extra_repr(self) -> str:
         """Number and width of the prompts, for `print(model)`."""
         return f"{self.length} of width {self.width}"
+
+
+def checked_depth(tower: Any, depth: int | None) -> int:
+    """How many of a tower's first blocks own prompts; `None` for every block.
+
+    Raises:
+        ValueError: `depth` is below 1, or the tower has fewer blocks.
+        TypeError: `depth` is not an integer.
+    """
+    blocks = len(tower.blocks)
+    if depth is None:
+        return blocks
+    check_integer("depth", depth, minimum=1)
+    if depth > blocks:
+        raise ValueError(f"depth is {depth}, but this {tower.kind} has {blocks} blocks; give 1 to {blocks}")
+    return depth

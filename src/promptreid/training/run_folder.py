@@ -214,6 +214,26 @@ def megabytes(number: int) -> str:
     return f"{number / 1e3:,.1f} kB"
 
 
+@contextmanager
+def whole_run(folder: Path) -> Generator[None, None, None]:
+    """Let no other process begin a run in a folder meanwhile, from what it notes of the run to its results.
+
+    Raises:
+        TimeoutError: Another process has a run there; the message has its number.
+        NotADirectoryError: The folder or one that it is in is a file.
+    """
+    _check_can_be_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".run.lock", action=f"training in {folder}", timeout_seconds=0):
+        yield
+
+
+def _check_can_be_folder(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file; give another output folder")
+
+
 def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: bool = False) -> None:
     """Make a folder and note in it which run it holds, or accept one that holds this run already.
 
@@ -228,9 +248,7 @@ def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: boo
         FileExistsError: The folder holds other files.
         NotADirectoryError: The folder or one that it is in is a file.
     """
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file; give another output folder")
+    _check_can_be_folder(folder)
     path = folder / note
     if path.is_file():
         try:
