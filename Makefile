@@ -50,6 +50,8 @@ test-next:
 	$(PYTHON) -m pip install --quiet "open_clip_torch @ git+https://github.com/mlfoundations/open_clip"
 	$(MAKE) test
 
+# New cases of the property tests each time; `make test` draws the same ones.
+test-all: export HYPOTHESIS_PROFILE = new_cases
 test-all:
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not browser and not timing and not store"
 	$(MAKE) test-store STORE_TESTS=

@@ -8,8 +8,14 @@ import socket
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# A commit that passed passes again; `make test-all` draws new cases each time. No case fails since the machine is slow.
+hypothesis.settings.register_profile("same_cases", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("new_cases", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same_cases"))
 
 # huggingface_hub reads these when it is imported. Nobody listens on this port but the tests' own small Hub, and that
 # only in tests that ask for it: whatever else wants to download fails at once.

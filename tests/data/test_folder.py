@@ -252,7 +252,7 @@ def test_load_folder_no_folder_raises(tmp_path: Path) -> None:
         load_folder(tmp_path / "nowhere")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.text(max_size=80) | st.text("a.jpg,\"\n\r\0\\/;' 3testrain", max_size=80),
     name=st.sampled_from(["t.csv", "t.jsonl"]),
@@ -276,7 +276,7 @@ PATHS = st.text(max_size=20) | st.lists(
 ).map("/".join)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=PATHS)
 def test_load_folder_any_path_stays_inside_or_is_refused(folder: Path, path: Any) -> None:
     row = {"image": path, "caption": "a man", "person_id": 1, "split": "test"}

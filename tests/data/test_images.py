@@ -217,7 +217,7 @@ KINDS_TO_BREAK = [encoded(NOISE), encoded(NOISE, "PNG"), encoded(NOISE, "GIF"), 
 KINDS_TO_BREAK.append(encoded(NOISE, exif=Image.Exif()))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.sampled_from(KINDS_TO_BREAK),
     places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),

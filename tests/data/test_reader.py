@@ -179,7 +179,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=JSON)
 def test_load_cuhk_pedes_any_json_is_refused_with_our_error(tmp_path: Path, content: Any) -> None:
     (tmp_path / "imgs").mkdir(exist_ok=True)
@@ -188,7 +188,7 @@ def test_load_cuhk_pedes_any_json_is_refused_with_our_error(tmp_path: Path, cont
         load_cuhk_pedes(tmp_path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=64))
 def test_load_cuhk_pedes_any_bytes_are_refused_with_our_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "imgs").mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ def most_batches_by_trying(groups: list[int], people: int) -> int:
     return rounds
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     ids=st.lists(st.integers(0, 12), min_size=1, max_size=60),
     people=st.integers(1, 6),

@@ -29,7 +29,7 @@ def test_threshold_of_four_queries_is_the_one_worked_by_hand():
     assert most.hit_rate == 0.25  # only person 0's own item, at 30°, scores above cos 40°
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.floats(0, 0.99), st.integers(2, 40))
 def test_threshold_never_alarms_more_often_than_allowed(seed, rate, count):
     generator = torch.Generator().manual_seed(seed)

@@ -70,19 +70,19 @@ def problems(draw, values):
     return (*features, *(torch.tensor(part) for part in ids))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems(st.integers(-2, 2)), st.sampled_from([None, 1, 2, 100]))
 def test_metrics_of_tied_integers_equal_the_reference(problem, chunk_size):
     assert_equals_reference(*problem, chunk_size=chunk_size)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problems(st.integers(-1_000_000, 1_000_000)))
 def test_metrics_of_large_integers_equal_the_reference(problem):
     assert_equals_reference(*problem)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 60), st.integers(1, 9))
 def test_metrics_of_random_features_equal_the_reference(seed, num_queries, num_gallery, persons):
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def test_metrics_of_random_features_equal_the_reference(seed, num_queries, num_g
     assert_equals_reference(queries, gallery, query_ids, gallery_ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 30), st.integers(2, 4))
 def test_scores_of_tied_similarities_equal_the_reference(seed, num_queries, num_gallery, levels):
     generator = torch.Generator().manual_seed(seed)
@@ -250,7 +250,7 @@ def test_metrics_per_query_average_to_the_whole():
     assert compute_metrics(features, features.roll(3, 0), ids, ids).queries is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31))
 def test_metrics_per_query_stand_in_the_order_of_the_queries(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ values = texts | numbers | st.none() | st.lists(st.integers(0, 2), max_size=2) |
 entries = st.dictionaries(st.sampled_from(["a", "b"]), values, max_size=2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(entries, max_size=8), st.data())
 def test_columns_hold_and_select_what_they_were_given(metadata, data):
     columns = Columns.of(metadata)
@@ -44,7 +44,7 @@ conditions = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(entries, max_size=8), st.dictionaries(st.sampled_from(["a", "b", "c"]), conditions, min_size=1))
 def test_mask_of_columns_is_what_the_filter_says_of_each_row(metadata, where):
     assert Columns.of(metadata).mask(where).tolist() == [matcher(where)(entry) for entry in metadata]
@@ -53,7 +53,7 @@ def test_mask_of_columns_is_what_the_filter_says_of_each_row(metadata, where):
 limits = st.integers(-4, 4) | st.integers() | st.floats(-4, 4) | st.none()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(entries, max_size=8), st.tuples(limits, limits) | st.tuples(texts, texts))
 def test_mask_of_a_range_is_what_it_says_of_each_row(metadata, limits):
     try:

@@ -14,7 +14,7 @@ def slow_top(features, query, k, rows):
     return sorted(rows, key=lambda index: (-scores[index], index))[:k], scores
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_top_scores_equal_a_stable_sort(data):
     dim, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 25))

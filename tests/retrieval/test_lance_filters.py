@@ -18,7 +18,7 @@ from promptreid.retrieval.lance_filters import (
 )
 
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=12)
-COLUMNS = ["text_camera", "integer_hour", "float_score", "json_tags"]
+COLUMNS = ["text_camera", "integer_hour", "large_id", "float_score", "json_tags"]
 
 
 @given(TEXTS, TEXTS)
@@ -28,7 +28,13 @@ def test_stored_text_comes_back_and_keeps_its_beginnings(text, other):
     assert to_stored(text).startswith(to_stored(other)) == text.startswith(other)
 
 
-@given(TEXTS, st.sampled_from(["text", "integer", "float", "json"]))
+@given(st.integers(), st.integers() | st.integers(-(10**40), 10**40))
+def test_large_integers_are_stored_in_their_order(one, other):
+    assert (cell(one, "large") < cell(other, "large")) == (one < other)
+    assert from_cell(cell(other, "large"), "large") == other
+
+
+@given(TEXTS, st.sampled_from(["text", "integer", "large", "float", "json"]))
 def test_column_of_any_key_is_a_plain_name_of_its_own(key, kind):
     name = column_name(key, kind)
     assert key_of(name) == (key, kind)
@@ -37,7 +43,9 @@ def test_column_of_any_key_is_a_plain_name_of_its_own(key, kind):
     assert name == name.lower()
 
 
-@pytest.mark.parametrize("value", ["a", "", "é\udc80'\\", 3, -(2**63), 2**63, 1.5, True, None, [1, "a"], {"b": [2]}])
+@pytest.mark.parametrize(
+    "value", ["a", "", "é\udc80'\\", 3, -(2**63), 2**63, -(2**63) - 1, -(10**30), 1.5, True, None, [1, "a"], {"b": [2]}]
+)
 def test_value_comes_back_from_its_column(value):
     kind = kind_of(value)
     back = from_cell(cell(value, kind), kind)
@@ -67,6 +75,8 @@ def test_filter_of_several_keys_is_translated_by_hand():
         ({"hour": Between(2**63, None)}, "(false)"),
         ({"hour": Between(None, 2**63)}, "(integer_hour IS NOT NULL)"),
         ({"hour": 2**63}, "(false)"),
+        ({"id": Between(None, 2**63)}, "(large_id <= '10000199223372036854775808')"),
+        ({"id": [3, float(2**63)]}, "(large_id IN ('10000199223372036854775808'))"),
         ({"score": Between(None, 10**400)}, "(float_score IS NOT NULL)"),
         ({"tags": [["a", 1]]}, "(json_tags IN ('[\"a\", 1]'))"),
     ],

@@ -8,13 +8,17 @@ from typing import Any, Literal
 
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, conditions
 
-Kind = Literal["text", "integer", "float", "json"]
+# "large": integers beyond 64 bits, as text in their order.
+Kind = Literal["text", "integer", "large", "float", "json"]
 
 # The engine folds the letters of a name that stands alone and takes a dot for a step into it, so other keys are written
 # in hexadecimal.
 _PLAIN_KEY = re.compile(r"[a-z][a-z0-9_]*")
-_KINDS: tuple[Kind, ...] = ("text", "integer", "float", "json")
+_KINDS: tuple[Kind, ...] = ("text", "integer", "large", "float", "json")
 _INT64 = range(-(2**63), 2**63)
+# Where the digits of a large integer begin, and what the digits of a negative one are written as.
+_DIGITS = 7
+_COMPLEMENT = str.maketrans("0123456789", "9876543210")
 # Before what UTF-8 lacks, written in hexadecimal, and before itself: so the order of texts stays as it is.
 _ESCAPE = "\ue000"
 _ODD = re.compile(f"[\ud800-\udfff{_ESCAPE}]")
@@ -45,7 +49,7 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, bool):
         return "json"
     if isinstance(value, int):
-        return "integer" if value in _INT64 else "json"
+        return "integer" if value in _INT64 else "large"
     return "float" if isinstance(value, float) else "json"
 
 
@@ -73,6 +77,8 @@ def cell(value: Any, kind: Kind) -> Any:
     """A value as its column holds it."""
     if kind == "json":
         return to_stored(json.dumps(value, sort_keys=True))
+    if kind == "large":
+        return _ordered(value)
     return to_stored(value) if kind == "text" else value
 
 
@@ -80,7 +86,19 @@ def from_cell(value: Any, kind: Kind) -> Any:
     """The value that a column holds."""
     if kind == "json":
         return json.loads(from_stored(value))
+    if kind == "large":
+        return int(value[_DIGITS:]) if value[0] == "1" else -int(value[_DIGITS:].translate(_COMPLEMENT))
     return from_stored(value) if kind == "text" else value
+
+
+def _ordered(value: int) -> str:
+    """An integer as text that sorts as it does: its sign, its number of digits, its digits.
+
+    Those of a negative one are complements to nine.
+    """
+    digits = str(abs(value))
+    text = f"{len(digits):0{_DIGITS - 1}d}{digits}"
+    return f"1{text}" if value >= 0 else f"0{text.translate(_COMPLEMENT)}"
 
 
 def quoted(text: str) -> str:
@@ -172,8 +190,7 @@ def _raised(text: str) -> str | None:
 
 def _integer_term(name: str, condition: Condition) -> str:
     if isinstance(condition, AnyOf):
-        numbers = [value for value in condition.values if isinstance(value, int | float) and value == int(value)]
-        return _one_of(name, [_whole(int(value)) for value in numbers if int(value) in _INT64])
+        return _one_of(name, [_whole(value) for value in _integers(condition) if value in _INT64])
     if not isinstance(condition, Between) or condition.kind is not float:
         return _NOTHING
     return _all(
@@ -182,6 +199,10 @@ def _integer_term(name: str, condition: Condition) -> str:
             _limit(name, "<=", condition.end, math.floor),
         ]
     )
+
+
+def _integers(condition: AnyOf) -> list[int]:
+    return [int(value) for value in condition.values if isinstance(value, int | float) and value == int(value)]
 
 
 def _whole(value: int) -> str:
@@ -196,6 +217,15 @@ def _limit(name: str, sign: str, limit: Any, to_integer: Any) -> str:
     if whole in _INT64:
         return f"{name} {sign} {_whole(whole)}"
     return f"{name} IS NOT NULL" if (whole < 0) == (sign == ">=") else _NOTHING
+
+
+def _large_term(name: str, condition: Condition) -> str:
+    if isinstance(condition, AnyOf):
+        return _one_of(name, [_literal(_ordered(value)) for value in _integers(condition) if value not in _INT64])
+    if not isinstance(condition, Between) or condition.kind is not float:
+        return _NOTHING
+    limits = [(">=", condition.start, math.ceil), ("<=", condition.end, math.floor)]
+    return _all([f"{name} {sign} {_literal(_ordered(whole(at)))}" for sign, at, whole in limits if at is not None])
 
 
 def _float_term(name: str, condition: Condition) -> str:
@@ -234,10 +264,14 @@ def _json_term(name: str, condition: Condition) -> str:
     if not isinstance(condition, AnyOf):
         return _NOTHING
     values = list(condition.values)
-    # Equal to whole numbers that are too large for a column of integers.
-    values += [int(value) for value in values if isinstance(value, float) and value.is_integer()]
     values += [bool(value) for value in values if isinstance(value, int | float) and value in (0, 1)]
     return _one_of(name, [quoted(json.dumps(value, sort_keys=True)) for value in values])
 
 
-_TRANSLATED = {"text": _text_term, "integer": _integer_term, "float": _float_term, "json": _json_term}
+_TRANSLATED = {
+    "text": _text_term,
+    "integer": _integer_term,
+    "large": _large_term,
+    "float": _float_term,
+    "json": _json_term,
+}

@@ -45,7 +45,7 @@ PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 _HEADER = "promptreid"
 _VECTOR = "vector"
 _STAMPS = ("size", "modified_ns")
-_TYPES = {"text": "string", "integer": "int64", "float": "float64", "json": "string"}
+_TYPES = {"text": "string", "integer": "int64", "large": "string", "float": "float64", "json": "string"}
 
 # Re-ranked exactly: so many times `k` images of an approximate search.
 _REFINE = 10
