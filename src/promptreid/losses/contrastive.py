@@ -64,7 +64,8 @@ class ContrastiveLoss(nn.Module):
     Args:
         temperature: Divides the similarities. 0.02 is the field's usual value (IRRA, arXiv 2303.12501).
         same_person: What other pairs of the same person in the batch are: `"ignored"`, neither positive nor
-            negative; `"positive"`, sharing the target; or `"negative"`, as in plain InfoNCE.
+            negative; `"positive"`, sharing the target; or `"negative"`, as in plain InfoNCE. With the first two a
+            batch of one person has no negatives; with the first its loss and gradient are 0.
         learnable_temperature: Let the temperature train, as CLIP's does.
         similarity: `"cosine"`, or `"dot"`, the ablation; dot products are larger, so raise the temperature.
 
@@ -104,6 +105,7 @@ class ContrastiveLoss(nn.Module):
         self.temperature: Temperature = Temperature(temperature, learnable=learnable_temperature)
         self.same_person: SamePerson = same_person
         self.similarity: Similarity = similarity
+        self.fewest_persons: int = 1 if same_person == "negative" else 2
 
     def forward(self, image_features: Tensor, text_features: Tensor, person_ids: Tensor | None = None) -> Tensor:
         """Loss of a batch of pairs."""
@@ -151,7 +153,7 @@ class SDMLoss(nn.Module):
         Jiang and Ye 2023, IRRA, arXiv 2303.12501, equations 5 to 7.
     """
 
-    smallest_batch = 2
+    smallest_batch = fewest_persons = 2  # pairs of one person alone have no negatives
 
     def __init__(
         self, temperature: float = 0.02, *, learnable_temperature: bool = False, epsilon: float = 1e-8
@@ -206,7 +208,7 @@ class NITCLoss(nn.Module):
         Cao et al. 2024, TBPS-CLIP, arXiv 2308.10045.
     """
 
-    smallest_batch = 2
+    smallest_batch = fewest_persons = 2  # pairs of one person alone have no negatives
 
     def __init__(
         self,

@@ -87,6 +87,26 @@ class SeededItems(Dataset[dict[str, Tensor]]):
         return self.dataset[index]
 
 
+def comparing_losses(stage: Stage) -> list[str]:
+    """Names of the losses that need several persons in a batch: their attribute `fewest_persons` says so."""
+    return [name for name, loss in stage.losses.items() if getattr(loss, "fewest_persons", 1) > 1]
+
+
+def check_persons_per_batch(sampler: Any, stages: Sequence[Stage]) -> None:
+    """Refuse a sampler whose batches hold one person each where a loss tells the persons of a batch apart.
+
+    Raises:
+        ValueError: They do.
+    """
+    if getattr(sampler, "identities_per_batch", None) == 1:
+        for stage in stages:
+            if names := comparing_losses(stage):
+                raise ValueError(
+                    f"{type(sampler).__name__} has identities_per_batch=1, but the loss {names[0]!r} of stage "
+                    f"{stage.name!r} tells the persons of a batch apart and learns nothing from one; give at least 2"
+                )
+
+
 def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: int) -> None:
     """Refuse batches too small for the stages' losses, and persons that these cannot tell apart.
 

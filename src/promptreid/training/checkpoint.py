@@ -202,6 +202,7 @@ class Position:
         step: Steps of the optimiser over all stages.
         sums: Losses of this epoch's batches so far, summed by name.
         seconds: Time spent on this epoch so far.
+        one_person: Batches of this epoch so far that held one person only.
         history: One entry per epoch; the lines of the log.
         best: The entry with the best score of this stage so far.
         best_sha256: SHA-256 of the file of its weights.
@@ -216,6 +217,7 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     best: dict[str, Any] | None = None
     best_sha256: str | None = None
+    one_person: int = 0
 
     @property
     def between_stages(self) -> bool:
@@ -234,25 +236,26 @@ class Position:
             ValueError: A value is of another kind, or out of range.
         """
         epochs = [stage.epochs for stage in stages][self.stage : self.stage + 1] or [1]
-        counts = (self.stage, self.epoch, self.batch, self.step)
+        counts = (self.stage, self.epoch, self.batch, self.step, self.one_person)
         best: Any = {"epoch": 0, "step": 0, "scores": {}} if self.best is None else self.best
-        check_alike(list(counts), [0, 0, 0, 0])
+        check_alike(list(counts), [0] * len(counts))
         check_alike([self.seconds, *self.sums.values()], [0.0] * (1 + len(self.sums)))
         check_alike(
             [best["epoch"], best["step"], best["scores"], *self.history], [0, 0] + [{}] * (1 + len(self.history))
         )
         if min(counts) < 0 or self.stage > len(stages) or self.epoch >= epochs[0]:
-            raise ValueError(f"stage, epoch, batch and step are {counts}")
+            raise ValueError(f"stage, epoch, batch, step and batches of one person are {counts}")
 
-    def end_step(self, losses: Mapping[str, float], *, seconds: float) -> None:
+    def end_step(self, losses: Mapping[str, float], *, seconds: float, one_person: bool = False) -> None:
         """Add one step's losses to the epoch's."""
+        self.one_person += one_person
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
         self.batch, self.step, self.seconds = self.batch + 1, self.step + 1, self.seconds + seconds
 
     def end_epoch(self, entry: dict[str, Any], *, epochs: int) -> None:
         """Keep the epoch's entry and move to the next epoch, or to the next stage after the last."""
         self.history.append(entry)
-        self.batch, self.sums, self.seconds = 0, {}, 0.0
+        self.batch, self.sums, self.seconds, self.one_person = 0, {}, 0.0, 0
         self.epoch += 1
         if self.epoch == epochs:
             self.stage, self.epoch = self.stage + 1, 0

@@ -131,9 +131,12 @@ class RunFolder:
             now = {**settings, **{name: value for name, value in identity.items() if name in kept}}
             different = differences({**state["settings"], **kept}, now)
         if different:
+            hint = "; a function whose code and contents say too much is given a name beforehand: evaluate.settings = "
+            named = any(".code." in each or each.startswith("evaluate_function") for each in different)
             raise CheckpointError(
                 f"the checkpoint {found[-1]} belongs to another run: {'; '.join(different)}. Use the earlier settings "
                 "and files to resume it, or give another output_dir to start a new run"
+                + (hint + 'lambda: {"version": 1}' if named else "")
             )
         return found[-1]
 

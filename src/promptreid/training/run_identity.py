@@ -2,7 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import is_dataclass
 from enum import Enum
@@ -12,7 +15,7 @@ from inspect import isclass, isroutine
 from io import IOBase
 from logging import Handler, Logger
 from pathlib import PurePath
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -60,7 +63,13 @@ def differences(before: Any, now: Any) -> list[str]:
     """One sentence for each entry in which two descriptions differ: `"batch_size was 4, is 5"`."""
     old, new = (_UNSTATED | _flatten(each) if _is_run(each) else _flatten(each) for each in (before, now))
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    # Another Python compiles the same function to other bytes, and earlier versions kept none.
+    names = [name for name in names if (name in old and name in new) or not _CODE.search(name)]
     return [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]
+
+
+_PYTHON = f"python {sys.version_info.major}.{sys.version_info.minor}"
+_CODE = re.compile(r"(^|\.)code\.python \d+\.\d+$")
 
 
 # What a run is that does not say it, as all did before there was a choice.
@@ -74,9 +83,9 @@ def _is_run(description: Any) -> bool:
 def describe(value: Any, *, depth: int = _DEPTH) -> Any:
     """A value as JSON holds it, so that what was set differently differs, and the same is the same in every process.
 
-    Modules and other objects are their class and attributes, functions what they were made with, tensors their numbers
-    or a digest; parameters, which train, do not count, nor do loggers and files. A module's own method `settings` is
-    preferred.
+    Modules and other objects are their class and attributes, functions their code and what they were made with, tensors
+    their numbers or a digest, data what its method `identity` says; parameters, which train, do not count, nor do the
+    model, loggers and files. An attribute `settings` that can be called, of a module, object or function, is preferred.
 
     Example:
         >>> import torch
@@ -104,20 +113,24 @@ def describe(value: Any, *, depth: int = _DEPTH) -> Any:
 
 
 def _describe_object(value: Any, within: Any) -> Any:
+    named = {"class": _name(value)}
+    for method in ("settings", "identity"):
+        if not isclass(value) and callable(own := getattr(value, method, None)):
+            return named | within({method: own()})
     if isinstance(value, partial):
         return {"class": within(value.func), "arguments": within(value.args), **within(value.keywords)}
-    named = {"class": _name(value)}
     if isroutine(value) or isclass(value):
         return named | _describe_function(value, within)
-    if isinstance(value, nn.Module) and callable(own := getattr(value, "settings", None)):
-        return named | within({"settings": own()})
+    if isinstance(value, PromptedCLIP):
+        return named  # it is what the run trains
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
-        return named | within({**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())})
+        inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
+        return named | _code(type(value).forward) | within(inside)
     if isinstance(value, _HAPPENED):
         return named
     if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
-        return named | within(vars(value))
+        return named | _code(getattr(type(value), "__call__", None)) | within(vars(value))
     if hasattr(value, "__dict__"):
         return named | _at_most(within(vars(value)))
     shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
@@ -139,7 +152,55 @@ def _describe_function(value: Any, within: Any) -> dict[str, Any]:
         "keyword_defaults": getattr(value, "__kwdefaults__", None),
         "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described where they stand
     }
-    return {name: within(part) for name, part in parts.items() if part}
+    return _code(value) | {name: within(part) for name, part in parts.items() if part}
+
+
+# What is installed is known by its names: another version of it is not another run.
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+
+def _code(function: Any) -> dict[str, Any]:
+    """A digest of a person's own function: what it does, and what it calls and reads in its module."""
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType) or function.__code__.co_filename.startswith(_INSTALLED):
+        return {}
+    if function.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {}
+    return {"code": {_PYTHON: _digest(json.dumps(_compiled(function, set())).encode())}}
+
+
+def _compiled(function: FunctionType, seen: set[CodeType]) -> Any:
+    if function.__code__ in seen:
+        return None
+    seen.add(function.__code__)
+    around: dict[str, Any] = {}
+    codes = list(_codes(function.__code__))
+    for name in sorted({name for code in codes for name in code.co_names} & function.__globals__.keys()):
+        value = function.__globals__[name]
+        if isinstance(value, FunctionType) and value.__module__ == function.__module__:
+            around[name] = _compiled(value, seen)
+        elif isinstance(value, (bool, int, float, str, tuple)) or callable(getattr(value, "identity", None)):
+            around[name] = describe(value)
+    constants = [describe([item for item in code.co_consts if not isinstance(item, CodeType)]) for code in codes]
+    return [[(code.co_code.hex(), code.co_names) for code in codes], constants, around]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function and of those inside it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def evaluate_identity(evaluate: Any) -> Any:
+    """What tells one function that scores a run from another: module, name, code, and what it was made with."""
+    inner = evaluate
+    while isinstance(inner, partial):
+        inner = inner.func
+    module = str(getattr(inner, "__module__", None))
+    own = module.partition(".")[0] == __name__.partition(".")[0]  # ours may move between versions
+    return None if evaluate is None else {"module": "promptreid" if own else module, **describe(evaluate)}
 
 
 def _name(value: Any) -> str:

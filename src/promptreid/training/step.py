@@ -36,6 +36,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model: PromptedCLIP = stage.model
         self.losses: Losses = stage.losses
+        self.one_person: Tensor = torch.tensor(False)  # whether the last batch held one person only, over all processes
         self._stage = stage
         # In a tuple, so that the compiled module is not registered beside the model itself.
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)
@@ -86,7 +87,9 @@ class TrainingStep(nn.Module):
         features = at_least_float32(image_features), at_least_float32(text_features)
         if frozen is not None:
             frozen = FrozenFeatures(*gather_batch(*map(at_least_float32, frozen)))
-        return self.losses(*gather_batch(*features, person_ids), frozen=frozen, batch=batch)
+        *features, person_ids = gather_batch(*features, person_ids)
+        self.one_person = (person_ids == person_ids[0]).all()
+        return self.losses(*features, person_ids, frozen=frozen, batch=batch)
 
 
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
@@ -167,7 +170,7 @@ class RunningStage:
 
     def step(
         self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
-    ) -> tuple[dict[str, float], float]:
+    ) -> tuple[dict[str, float], float, bool]:
         """Train on one batch.
 
         Args:
@@ -176,7 +179,8 @@ class RunningStage:
             last_checkpoint: Named in errors.
 
         Returns:
-            The losses of the whole batch by name, and the gradient's length before clipping.
+            The losses of the whole batch by name, the gradient's length before clipping, and whether the batch held
+            one person only.
 
         Raises:
             ValueError: A label is out of range.
@@ -186,8 +190,8 @@ class RunningStage:
         losses = self.backward(batch)
         longest = math.inf if self.stage.max_norm is None else self.stage.max_norm
         norm: Tensor = self._accelerator.clip_grad_norm_(self.stage.parameters(), longest)
-        watched = torch.stack([value.detach().float() for value in (*losses.values(), norm)])
-        *values, length = watched.tolist()  # the only time in a step that the CPU waits for the device
+        watched = torch.stack([value.detach().float() for value in (*losses.values(), norm, self._step.one_person)])
+        *values, length, one_person = watched.tolist()  # the only time in a step that the CPU waits for the device
         named = dict(zip(losses, values, strict=True))
         # fp16 gradients overflow now and then; the scaler then skips the step by itself.
         judged = named if self.scaler is not None else named | {"gradient norm": length}
@@ -198,7 +202,7 @@ class RunningStage:
         else:
             self.scheduler.step()
         self.optimizer.zero_grad()
-        return named, length
+        return named, length, bool(one_person)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Add the gradients of a batch to the parameters and return its losses.

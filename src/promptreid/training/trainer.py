@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ from promptreid.training.batches import (
     Batches,
     MakeSampler,
     batch_keys,
+    check_persons_per_batch,
     check_training_data,
+    comparing_losses,
     preserved_randomness,
     random_state,
     set_random_state,
@@ -46,13 +49,15 @@ from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunDisplay, RunLog
 from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
 from promptreid.training.run_folder import RunFolder, megabytes
-from promptreid.training.run_identity import differences, run_identity
+from promptreid.training.run_identity import differences, evaluate_identity, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
 Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
 
 OnEpochEnd = Callable[[dict[str, Any], PromptedCLIP], object]
+
+_READ_BY_FIRST = ("data", "evaluate_function")
 
 _log = logging.getLogger("promptreid.training")
 
@@ -86,7 +91,9 @@ class Trainer:
             gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
         compile: Compile the encoders with torch.compile.
-        evaluate: From the model, in eval mode, to scores by name; called after each stage.
+        evaluate: From the model, in eval mode, to scores by name; called after each stage. A run is resumed with the
+            same one only: of its code and what it was made with. Where that says too much, give it what counts:
+            `evaluate.settings = lambda: {"k": 10}`.
         evaluate_every_epoch: Call it after every epoch.
         best_metric: The score whose highest value chooses each stage's weights, such as `"mAP"` of the validation
             split; never one of the test split. None where there is no validation split.
@@ -110,7 +117,8 @@ class Trainer:
     Raises:
         MissingExtraError: accelerate or a tracker is not installed.
         ValueError: Settings do not fit together or the device; the batch is larger than the dataset or does not
-            divide by the processes; fewer than two persons, or labels for which a loss has no output.
+            divide by the processes; fewer than two persons, or one in every batch where a loss tells those of a batch
+            apart; labels for which a loss has no output.
         CheckpointError: `output_dir` holds another run.
 
     Example:
@@ -186,6 +194,7 @@ class Trainer:
                 num_workers=num_workers,
                 steps_per_epoch=steps_per_epoch,
             )
+            check_persons_per_batch(self._batches.sampler, stages)
             self._settings, self._identity = self._describe(train_data, make_sampler)
             if self._accelerator.is_main_process:
                 self.last_checkpoint = self.folder.find(self._settings, self._identity, resume=resume)
@@ -209,6 +218,7 @@ class Trainer:
 
         Raises:
             CheckpointError: The checkpoint to resume from is damaged or belongs to another model.
+            ValueError: Every batch of an epoch held one person only, and a loss tells those of a batch apart.
             FloatingPointError: A loss or gradient is no longer finite.
             TimeoutError: Another process trains in `output_dir`.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
@@ -282,9 +292,10 @@ class Trainer:
     def _agree(self) -> None:
         """Take the first process's checkpoint, and stop all processes where one has other settings or files.
 
-        Data on disks of their own may have other times, so what the first process says of its data counts alone.
+        Data on disks of their own may have other times, so what the first process says of its data, and of the function
+        that scores with some of it, counts alone.
         """
-        mine = {**self._settings, **self._identity, "data": None, "output_dir": str(self.folder.path)}
+        mine = {**self._settings, **self._identity, **dict.fromkeys(_READ_BY_FIRST), "output_dir": str(self.folder.path)}
         settings, self.last_checkpoint, content = first_rank(
             (mine, self.last_checkpoint, self.last_checkpoint and read_state(self.last_checkpoint))
         )
@@ -364,9 +375,9 @@ class Trainer:
         position, name = self.position, running.stage.name
         rate = running.learning_rate
         where = f"step {position.step} (stage {name}, epoch {position.epoch + 1}, batch {position.batch + 1})"
-        losses, norm = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
+        losses, norm, one_person = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
         now = time.perf_counter()
-        position.end_step(losses, seconds=now - before)
+        position.end_step(losses, seconds=now - before, one_person=one_person)
         log.write_step(
             stage=name,
             epoch=position.epoch + 1,
@@ -388,6 +399,9 @@ class Trainer:
             "learning_rate": running.learning_rate,
             "seconds": round(position.seconds, 3),
         }
+        if position.one_person and (names := comparing_losses(stage)):
+            entry["one_person_batches"] = position.one_person
+            self._report_one_person(names, entry)
         last = position.epoch + 1 == stage.epochs
         if stage.average is not None:
             stage.average.add(stage.named_parameters(), epoch=position.epoch + 1, epochs=stage.epochs)
@@ -407,6 +421,18 @@ class Trainer:
         self._save(None if last else running)
         log.write_epoch(entry)
         self._display.end_epoch(index, entry, is_best=is_best)
+
+    def _report_one_person(self, names: list[str], entry: Mapping[str, Any]) -> None:
+        alone, batches = self.position.one_person, self.position.batch
+        words = (
+            f"{alone} of {batches} batches in epoch {entry['epoch']} of stage {entry['stage']!r} held one person only, "
+            f"from which {', '.join(names)} cannot learn to tell persons apart; give a larger batch_size, or "
+            "make_sampler=partial(IdentitySampler, …), which draws several persons a batch"
+        )
+        if alone == batches:
+            raise ValueError(words)
+        if self._accelerator.is_main_process:
+            warnings.warn(words, stacklevel=2)
 
     @contextmanager
     def _undisturbed(self) -> Generator[None, None, None]:
@@ -486,6 +512,7 @@ class Trainer:
             make_sampler=make_sampler,
             chunk_size=self.chunk_size,
             evaluate=self.evaluate is not None,
+            evaluate_function=evaluate_identity(self.evaluate) if self._accelerator.is_main_process else None,
             evaluate_every_epoch=self.evaluate_every_epoch,
             best_metric=self.best_metric,
         )
