@@ -1,5 +1,6 @@
 """Numbers and names that the library and its command line share; to import them takes no time."""
 
+import signal
 from typing import Literal
 
 BATCH_SIZE = 64  # images, captions or pairs at a time
@@ -10,5 +11,8 @@ NUM_THREADS = 4  # that read images ahead
 GALLERY_FILE = "gallery.json"  # what makes a folder a gallery
 STORE_TABLE = "images.lance"  # what makes a folder a store
 SYNTHETIC_STAMP = "generated.json"  # beside the annotation of drawn pedestrians
+
+# What a scheduler sends, and a terminal that is closed, which Windows does not have.
+ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 OnBad = Literal["strict", "skip"]  # what is done with records and images that cannot be used

@@ -191,10 +191,10 @@ def write_json_atomically(path: Path, content: Any, *, indent: int | None = 2) -
     write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
-def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_sealed_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Write a JSON object in the same way, with a digest of itself under `"digest"`."""
     plain: dict[str, Any] = json.loads(json.dumps(content))
-    write_json_atomically(path, {**plain, "digest": _json_digest(plain)})
+    write_json_atomically(path, {**plain, "digest": _json_digest(plain)}, indent=indent)
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:

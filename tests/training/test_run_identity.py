@@ -21,14 +21,14 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from promptreid.data.samplers import IdentitySampler
+from promptreid.data.samplers import EpochSampler, IdentitySampler
 from promptreid.errors import CheckpointError
-from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig, PromptForm
 from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.run_folder import RunFolder
-from promptreid.training.run_identity import describe, differences
+from promptreid.training.run_identity import describe, differences, evaluate_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 
@@ -195,6 +195,105 @@ def test_trainer_every_difference_is_listed(make: Any, model: PromptedCLIP, pair
         assert words in str(caught.value)
 
 
+def scorer(k: int, *, halved: bool = False) -> Any:
+    def score(_: Any) -> dict[str, float]:
+        return {"mAP": 0.5 / k}
+
+    def score_halved(_: Any) -> dict[str, float]:
+        return {"mAP": 0.5 / k / 2}
+
+    score_halved.__qualname__ = score.__qualname__
+    return score_halved if halved else score
+
+
+SCALE = 0.5
+
+
+def scaled(_: Any) -> float:
+    return helper() * SCALE
+
+
+def helper() -> float:
+    return 1.0
+
+
+def other_helper() -> float:
+    return 2.0
+
+
+class Scorer:
+    """An object that scores."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    def __call__(self, _: Any) -> dict[str, float]:
+        return {"mAP": float(len(self.split))}
+
+    def score(self, _: Any) -> dict[str, float]:
+        return {"mAP": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (scorer(1), scorer(2)),
+        (scorer(1), scorer(1, halved=True)),
+        (scorer(1), scaled),
+        (lambda _: {"mAP": 0.5}, lambda _: {"mAP": 0.25}),
+        (lambda _: {"mAP": 0.5}, lambda _: {"rank1": 0.5}),
+        (partial(scorer(1), 1), partial(scorer(1), 2)),
+        (Scorer("val"), Scorer("test")),
+        (Scorer("val").score, Scorer("test").score),
+        (Known([], "val").identity, Known([], "test").identity),
+    ],
+)
+def test_evaluate_identity_differs_where_the_function_does_and_nowhere_else(before: Any, now: Any) -> None:
+    one, same, other = (json.loads(json.dumps(evaluate_identity(each))) for each in (before, before, now))
+    assert one == same
+    assert differences(one, other)
+
+
+def test_evaluate_identity_knows_what_a_function_calls_and_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = evaluate_identity(scaled)
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 0.25)
+    assert differences(before, evaluate_identity(scaled))
+    monkeypatch.undo()
+    assert evaluate_identity(scaled) == before
+    monkeypatch.setattr(sys.modules[__name__], "helper", other_helper)
+    assert differences(before, evaluate_identity(scaled))
+
+
+def test_evaluate_identity_of_another_python_and_of_a_named_function_is_the_same() -> None:
+    one = evaluate_identity(scaled)
+    other = {**one, "code": {"python 3.9": "0"}}
+    assert not differences(one, other)
+    first, second = scorer(1), scorer(2)
+    for function in (first, second):
+        function.settings = lambda: {"version": 1}
+    assert evaluate_identity(first) == evaluate_identity(second)
+    assert "code" not in json.dumps(evaluate_identity(torch.nn.functional.mse_loss))  # installed, and so known by name
+
+
+def test_trainer_another_evaluate_is_refused_and_one_that_holds_the_model_is_not(
+    make: Any, model: PromptedCLIP
+) -> None:
+    def settings(loss: torch.nn.Module, k: float) -> dict[str, Any]:
+        evaluate = lambda _: {"mAP": float(model.training) + k}  # noqa: E731
+        return {"stages": prompts_only(model, loss), "evaluate": evaluate, "best_metric": "mAP"}
+
+    make(**settings(Margin(1.0), 0.5)).fit()
+    make(**settings(Margin(1.0), 0.5)).fit()
+    with pytest.raises(CheckpointError, match=r"function\.closure\.0 was 0\.5, is 0\.25.*evaluate\.settings ="):
+        make(**settings(Margin(1.0), 0.25))
+
+
+def test_trainer_loss_function_of_other_code_is_refused(make: Any, model: PromptedCLIP) -> None:
+    make(stages=prompts_only(model, lambda images, texts, ids: images.mean())).fit()
+    with pytest.raises(CheckpointError, match=r"losses\.0\.m\.function\.code\.python .* was '\w+', is '\w+'"):
+        make(stages=prompts_only(model, lambda images, texts, ids: texts.mean()))
+
+
 def test_trainer_another_base_is_refused(make: Any, model: PromptedCLIP) -> None:
     make(stages=prompts_only(model, Margin(1.0))).fit()
     clip = copy.deepcopy(model).detach()
@@ -227,6 +326,69 @@ def test_trainer_batch_of_one_is_refused_by_losses_that_compare(make: Any, model
     with pytest.raises(ValueError, match=r"batch_size is 1, but the loss 'contrastive' .* give at least 2"):
         make(batch_size=1)
     make(batch_size=1, stages=prompts_only(model, Margin(1.0))).fit()
+
+
+class Alone(torch.utils.data.Dataset[Any]):
+    """Pairs in the order of their persons: two of each of the first two, then as many as are left of the third."""
+
+    def __init__(self, pairs: Any, persons: list[int]) -> None:
+        self.pairs, self.person_ids = pairs, torch.tensor(persons)
+
+    def __len__(self) -> int:
+        return len(self.person_ids)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index] | {"person_ids": self.person_ids[index]}
+
+
+def in_order(length: int) -> Any:
+    return partial(EpochSampler, length, batch_size=4, shuffle=False)
+
+
+def matched(model: PromptedCLIP, loss: torch.nn.Module, epochs: int = 2) -> list[Stage]:
+    return [Stage("first", model, trains=["prompts"], losses={"match": loss}, epochs=epochs)]
+
+
+@pytest.mark.parametrize("loss", [ContrastiveLoss(), ContrastiveLoss(same_person="positive"), SDMLoss(), NITCLoss()])
+def test_trainer_one_person_a_batch_is_refused_by_losses_that_tell_persons_apart(
+    make: Any, model: PromptedCLIP, pairs: Any, loss: torch.nn.Module
+) -> None:
+    with pytest.raises(ValueError, match=r"identities_per_batch=1, but the loss 'match' of stage .* at least 2"):
+        make(stages=matched(model, loss), make_sampler=sampler(pairs, 1))
+    alone = Alone(pairs, [0, 0, 0, 0, 1, 1, 1, 1])
+    trainer = make(stages=matched(model, loss), train_data=alone, make_sampler=in_order(8))
+    with pytest.raises(ValueError, match=r"2 of 2 batches in epoch 1 of stage 'first' held one person only.*match"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("loss", [ContrastiveLoss(same_person="negative"), Margin(1.0)])
+def test_trainer_one_person_a_batch_is_let_through_where_the_loss_compares_pairs(
+    make: Any, model: PromptedCLIP, pairs: Any, loss: torch.nn.Module
+) -> None:
+    (entry,) = make(stages=matched(model, loss, 1), make_sampler=sampler(pairs, 1)).fit()
+    assert "one_person_batches" not in entry
+
+
+def test_trainer_batches_of_one_person_by_chance_are_counted_once_an_epoch_also_when_resumed(
+    make: Any, model: PromptedCLIP, pairs: Any
+) -> None:
+    alone = Alone(pairs, [0, 0, 0, 0, 0, 1, 1, 1])
+    settings = {"train_data": alone, "make_sampler": in_order(8), "checkpoint_every_steps": 1}
+    trainer = make(stages=matched(model, ContrastiveLoss()), **settings)
+    step = trainer._step
+
+    def killed(*args: Any) -> float:
+        if trainer.position.step == 1:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    trainer._step = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    with pytest.warns(UserWarning, match=r"1 of 2 batches in epoch \d of stage 'first' held one person") as caught:
+        history = make(stages=matched(model, ContrastiveLoss()), **settings).fit()
+    assert [entry["one_person_batches"] for entry in history] == [1, 1]
+    assert len(caught) == 2
 
 
 def test_trainer_folder_in_which_another_process_trains_is_refused(make: Any, tmp_path: Path) -> None:

@@ -41,10 +41,11 @@ COMMANDS = {
     "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
 }
-MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED, TERMINATED = 2, 3, 4, 5, 130, 143
+MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 2, 3, 4, 5, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
 in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
-the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM"""
+the network failed, or another process is at work; 130 interrupted; 143 stopped by SIGTERM, 129 by
+SIGHUP, as when a terminal is closed"""
 # Other words for what the commands do, as beginners and users of other tools type them.
 _ALSO = {
     "find": "search", "query": "search", "eval": "evaluate", "test": "evaluate", "fit": "train", "adapt": "train",
@@ -86,25 +87,27 @@ class UsageError(PromptReidError, ValueError):
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, as an exception: what is being written is finished or taken back, and the end is told as any other."""
+    """A signal, as an exception: what is being written is finished or taken back, and the end is told as any other."""
 
 
 @contextmanager
-def _heeding_sigterm() -> Generator[None, None, None]:
-    """Raise `_Terminated` in the block when SIGTERM comes, unless somebody else takes care of it, as training does."""
+def _heeding_signals() -> Generator[None, None, None]:
+    """Raise `_Terminated` in the block when a signal comes, unless somebody else takes care of it, as training does."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    is_ours = in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = [number for number in ENDING if in_main_thread and signal.getsignal(number) is signal.SIG_DFL]
 
-    def terminate(*_: Any) -> NoReturn:
-        raise _Terminated(TERMINATED)
+    def terminate(number: int, _: Any) -> NoReturn:
+        for each in ours:  # a second one must not interrupt what puts things in order
+            signal.signal(each, signal.SIG_IGN)
+        raise _Terminated(128 + number)
 
-    if is_ours:
-        signal.signal(signal.SIGTERM, terminate)
+    for number in ours:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        if is_ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -202,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
             output.note(f"warning: {_in_a_shell(str(message))}")
 
-    with warnings.catch_warnings(), _heeding_sigterm():
+    with warnings.catch_warnings(), _heeding_signals():
         warnings.showwarning = show
         warnings.simplefilter("default", UserWarning)
         code = _guard(output, lambda: _run(given, output), with_traceback="--traceback" in given)
@@ -231,8 +234,10 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
         return step()
     except KeyboardInterrupt:
         return output.fail("interrupted", INTERRUPTED)
-    except _Terminated:
-        return output.fail("stopped by SIGTERM; what was finished is kept, and the same command resumes", TERMINATED)
+    except _Terminated as stopped:
+        code = int(str(stopped.code))
+        name = signal.Signals(code - 128).name
+        return output.fail(f"stopped by {name}; what was finished is kept, and the same command resumes", code)
     except SystemExit as stopped:  # the trainer, once its checkpoint is written; argparse, after --help
         if not stopped.code:
             raise

@@ -72,10 +72,16 @@ def run(
 ) -> int:
     """Serve the page until Ctrl-C."""
     pairs = read_auth(auth, os.environ)
-    from promptreid.demo.app import check_address, launch
+    from promptreid.demo.app import address_line, check_address, launch
+
+    def announce(url: str) -> None:
+        console.record(url=url)
+        (console.note if console.as_json else console.say)(address_line(url))
 
     check_address(host, port)
-    options: dict[str, Any] = {"host": host, "port": port, "auth": pairs, "open_browser": open}
+    options: dict[str, Any] = {
+        "host": host, "port": port, "auth": pairs, "open_browser": open, "announce": announce,
+    }  # fmt: skip
     if gallery is not None and (is_store(gallery) or Path(gallery, GALLERY_FILE).is_file()):
         launch(open_gallery(gallery, model), **options)
         return 0

@@ -287,11 +287,11 @@ def _load(
 
 def _write_split(folder: Path, data: "ReIDDataset", shares: str, seed: int) -> None:
     """Which persons are in which split, as they were drawn."""
-    from promptreid.files import write_json_atomically
+    from promptreid.files import write_sealed_json
 
     persons = {each.name: sorted(each.labels) for each in data.splits}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "split.json", {"split": shares, "seed": seed, "persons": persons}, indent=None)
+    write_sealed_json(folder / "split.json", {"split": shares, "seed": seed, "persons": persons}, indent=None)
 
 
 def make_model(arguments: TrainingArguments, *, way: str = "pd", cameras: Sequence[str] = ()) -> "PromptedCLIP":

@@ -9,15 +9,15 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from promptreid.defaults import GALLERY_FILE
+from promptreid.defaults import ENDING, GALLERY_FILE
 from promptreid.demo.answers import Answers
 from promptreid.demo.page import OPEN_SCRIPT, TITLE, fill_page, page_caution
-from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter
+from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter, TimedConnection
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import Opened, SearchedGallery, draw_people, encode_crops, open_indexed
 from promptreid.errors import DatasetError, ServingError, missing_extra
@@ -178,25 +178,43 @@ def _pairs(auth: Auth | None) -> list[tuple[str, str]]:
     return [(user, password) for user, password in given]
 
 
-def launch(gallery: SearchedGallery | str | Path | None = None, **options: "Unpack[ServingOptions]") -> None:
+def launch(
+    gallery: SearchedGallery | str | Path | None = None,
+    *,
+    announce: Callable[[str], object] | None = None,
+    **options: "Unpack[ServingOptions]",
+) -> None:
     """Serve the page until Ctrl-C or a termination signal, and print its address.
 
     Args:
         gallery: What is searched, as `start` takes it.
+        announce: Called with the page's address once it can be opened; it is printed if None.
         **options: Those of `start`, whose errors it raises.
 
     Example:
         >>> launch("gallery/")  # doctest: +SKIP
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:  # as it is not where the command line takes care of it
+                signal.signal(number, _interrupt)
     with start(gallery, **options) as page:
         try:  # whoever reads the address may end the page at once
-            sys.stdout.write(f"The demo is at {page.url} (Ctrl-C ends it)\n")
-            sys.stdout.flush()
+            (announce or _print_address)(page.url)
             threading.Event().wait()
         except KeyboardInterrupt:
-            sys.stdout.write("\n")
+            if announce is None:
+                sys.stdout.write("\n")
+
+
+def _print_address(url: str) -> None:
+    sys.stdout.write(f"{address_line(url)}\n")
+    sys.stdout.flush()
+
+
+def address_line(url: str) -> str:
+    """What a person is told who has started the page."""
+    return f"The demo is at {url} (Ctrl-C ends it)"
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -289,6 +307,8 @@ def _serve(
             app_kwargs={"middleware": [checks], "docs_url": None, "redoc_url": None, "openapi_url": None},
             **_LAUNCH,
         )
+    serving = page.server.config  # uvicorn's, which makes each new connection by this class
+    serving.http_protocol_class = type("Connection", (TimedConnection, serving.http_protocol_class), {})
     return page
 
 

@@ -49,6 +49,9 @@ _MAX_SESSION_LETTERS = 64  # of the name that a browser gives its session; gradi
 _MAX_OPEN = 512  # requests at the same time: each visitor's browser keeps two open
 _MAX_READING = 16  # bodies that arrive at the same time
 _MAX_READING_SECONDS = 60.0
+_MAX_CONNECTIONS = 768  # with a request or without; a process may have 1,024 open files by default
+_MAX_HEADER_SECONDS = 30.0
+_MAX_STUCK_SECONDS = 60.0  # in which whoever asked must have read some of the answer
 _MAX_FAILED_LOGINS = 10  # of one address within the time
 _MAX_FAILED_LOGINS_IN_ALL = 100
 _FAILED_LOGIN_SECONDS = 60.0
@@ -199,6 +202,64 @@ class RequestFilter:
         if not self.private and await asyncio.to_thread(_bytes_in, self.shown) > _MAX_KEPT_BYTES:
             return 507, "this page holds as many images as it may; try again in an hour"
         return None
+
+
+class TimedConnection(asyncio.Protocol):
+    """Comes before uvicorn's own class of a connection, and ends what waits for a visitor who does nothing.
+
+    The headers of each request must arrive within half a minute, and some of an answer be read within each minute;
+    uvicorn itself waits for both for ever. Beyond 768 connections new ones are closed.
+    """
+
+    cycle: Any  # uvicorn's request and response
+    connections: Collection[object]
+    _headers_due: asyncio.TimerHandle | None = None
+    _read_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the headers of the first request."""
+        super().connection_made(transport)
+        self._end = cast(asyncio.Transport, transport).abort
+        if len(self.connections) > _MAX_CONNECTIONS:
+            self._end()
+        else:
+            self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        super().connection_lost(exc)
+        self._headers_due, self._read_due = _stopped(self._headers_due), _stopped(self._read_due)
+
+    def data_received(self, data: bytes) -> None:
+        """Stop to wait where this ends the headers; no part of them gives them longer."""
+        super().data_received(data)
+        self._await_headers()
+
+    def on_response_complete(self) -> None:
+        """Wait for the headers of the next request."""
+        cast(Any, super()).on_response_complete()
+        self._await_headers()
+
+    def pause_writing(self) -> None:
+        """Wait until the visitor has read some of the answer."""
+        super().pause_writing()
+        self._read_due = asyncio.get_running_loop().call_later(_MAX_STUCK_SECONDS, self._end)
+
+    def resume_writing(self) -> None:
+        """Go on with the answer."""
+        super().resume_writing()
+        self._read_due = _stopped(self._read_due)
+
+    def _await_headers(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._headers_due = _stopped(self._headers_due)
+        elif self._headers_due is None:
+            self._headers_due = asyncio.get_running_loop().call_later(_MAX_HEADER_SECONDS, self._end)
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _replay(body: bytes, receive: _Receive) -> _Receive:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.errors import spoken
-from promptreid.files import write_bytes_atomically, write_json_atomically
+from promptreid.files import write_bytes_atomically, write_sealed_json
 from promptreid.training.seeds import SeedScores
 
 _NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
@@ -134,7 +134,7 @@ def write_comparison(folder: str | Path, comparison: Comparison, *, caption: str
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     words = comparison.caption(caption)
-    write_json_atomically(place / "comparison.json", comparison.as_dict())
+    write_sealed_json(place / "comparison.json", comparison.as_dict())
     write_bytes_atomically(place / "comparison.md", f"{comparison.markdown()}\n\n{words}\n".encode())
     write_bytes_atomically(place / "comparison.tex", comparison.latex(caption=caption).encode())
     return [place / f"comparison.{ending}" for ending in ("json", "md", "tex")]

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Ctrl-C, a scheduler, and a terminal that was closed; Windows has no SIGHUP.
-HELD: tuple[signal.Signals, ...] = tuple(
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
-)
+from promptreid.defaults import ENDING
+
+HELD: tuple[signal.Signals, ...] = (signal.SIGINT, *ENDING)
 # Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process; torchrun, and accelerate which uses it, then
 # send the same signal to their processes once more. A second signal counts only after this time.
 _PASSED_ON_SECONDS = 3.0

@@ -130,7 +130,8 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isinstance(value, _HAPPENED):
         return named
     if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
-        return named | _code(getattr(type(value), "__call__", None)) | within(vars(value))
+        call = vars(type(value)).get("__call__")
+        return named | _code(call) | within(vars(value))
     if hasattr(value, "__dict__"):
         return named | _at_most(within(vars(value)))
     shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
@@ -161,7 +162,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "
 
 def _code(function: Any) -> dict[str, Any]:
     """A digest of a person's own function: what it does, and what it calls and reads in its module."""
-    function = getattr(function, "__func__", function)
+    function = getattr(function, "__func__", function)  # of a method
     if not isinstance(function, FunctionType) or function.__code__.co_filename.startswith(_INSTALLED):
         return {}
     if function.__module__.partition(".")[0] == __name__.partition(".")[0]:

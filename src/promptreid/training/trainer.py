@@ -57,7 +57,7 @@ Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
 
 OnEpochEnd = Callable[[dict[str, Any], PromptedCLIP], object]
 
-_READ_BY_FIRST = ("data", "evaluate_function")
+_READ_BY_FIRST = {"data": None, "evaluate_function": None}
 
 _log = logging.getLogger("promptreid.training")
 
@@ -295,7 +295,7 @@ class Trainer:
         Data on disks of their own may have other times, so what the first process says of its data, and of the function
         that scores with some of it, counts alone.
         """
-        mine = {**self._settings, **self._identity, **dict.fromkeys(_READ_BY_FIRST), "output_dir": str(self.folder.path)}
+        mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self.folder.path)}
         settings, self.last_checkpoint, content = first_rank(
             (mine, self.last_checkpoint, self.last_checkpoint and read_state(self.last_checkpoint))
         )
