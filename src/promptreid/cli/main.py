@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from promptreid.cli.output import Output, print_line
+from promptreid.defaults import ENDING
 from promptreid.errors import HubError, MissingExtraError, PromptReidError, missing_extra
 from promptreid.version import __version__
 
