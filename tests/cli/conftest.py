@@ -1,6 +1,11 @@
 """A drawn dataset, its crops, and the command run in this process."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -23,5 +28,27 @@ def call(capsys):
         code = main([str(argument) for argument in arguments])
         written = capsys.readouterr()
         return code, json.loads(written.out) if "--json" in arguments else written.out, written.err
+
+    return run
+
+
+@pytest.fixture
+def signalled():
+    """Starts a real command and sends it a signal once it is `ready`; its code, standard output and errors."""
+
+    def run(words, number, *, ready, environment=None):
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "promptreid", *map(str, words)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a suite in the background may ignore it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            while not ready(process) and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=60)
+        return process.returncode, out, errors
 
     return run

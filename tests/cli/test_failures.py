@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
+from promptreid import Gallery
 from promptreid.cli import evaluate_model, index_crops, search_gallery, serve_demo, train_model
 from promptreid.cli.main import build_parser, main
 from promptreid.cli.output import Output
@@ -367,18 +370,29 @@ def test_a_command_in_this_process_leaves_standard_output_as_it_was(capsys):
 
 
 @pytest.mark.posix
-def test_sigterm_ends_in_one_json_object_and_a_code_of_its_own(monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_in_one_json_object_and_a_code_of_its_own(monkeypatch, capsys, name, code):
+    number = signal.Signals[name]
+
     def run(console, /, **settings):
         console.record(images=3)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)  # the signal comes at once
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)  # the signal comes at once
+        finally:
+            os.kill(os.getpid(), number)  # once more, while things are put in order
+            console.record(tidied=True)
 
     monkeypatch.setattr(index_crops, "run", run)
-    assert main(["index", ".", "--json"]) == 143
+    before = signal.signal(number, signal.SIG_DFL)  # a test suite in the background may ignore it
+    try:
+        assert main(["index", ".", "--json"]) == code
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["exit_code"], answer["images"]) == (143, 3)
-    assert answer["error"] == "stopped by SIGTERM; what was finished is kept, and the same command resumes"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (answer["exit_code"], answer["images"], answer["tidied"]) == (code, 3, True)
+    assert answer["error"] == f"stopped by {name}; what was finished is kept, and the same command resumes"
 
 
 @pytest.mark.posix
@@ -393,3 +407,31 @@ def test_sigterm_that_somebody_else_takes_care_of_is_left_to_them(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow  # a process that imports torch
+@pytest.mark.posix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_a_real_index_with_a_gallery_that_is_whole(call, drawn, signalled, tmp_path, name, code):
+    crops = sorted((drawn / "imgs").rglob("*.*g"))
+    some, more, gallery = tmp_path / "some", tmp_path / "more", tmp_path / "gallery"
+    for folder, times in ((some, 1), (more, 20)):
+        folder.mkdir()
+        for index, path in enumerate(crops * times):
+            shutil.copy(path, folder / f"{index}{path.suffix}")
+    assert call("index", some, "--output", gallery)[0] == 0
+    before = {path: path.read_bytes() for path in gallery.rglob("*") if path.is_file()}
+
+    def reads_crops(process):
+        with suppress(OSError):  # files are closed meanwhile
+            return any(os.readlink(link).startswith(str(more)) for link in Path(f"/proc/{process.pid}/fd").iterdir())
+
+    words = ["index", more, "--output", gallery, "--json", "--batch-size", 4]
+    found, out, errors = signalled(words, signal.Signals[name], ready=reads_crops)
+    answer = json.loads(out)  # one object and nothing else
+    assert (found, answer["exit_code"]) == (code, code), errors
+    assert answer["error"].startswith(f"stopped by {name}; what was finished is kept")
+    assert "Traceback" not in errors
+    assert {path: path.read_bytes() for path in gallery.rglob("*") if path.is_file() and path in before} == before
+    assert len(Gallery.load(gallery)) == len(crops)
+    assert call("index", some, "--output", gallery, "--json")[1]["exit_code"] == 0

@@ -1,4 +1,6 @@
+import json
 import os
+import signal
 
 import pytest
 
@@ -21,11 +23,21 @@ def launched(monkeypatch):
 def test_demo_without_anything_searches_drawn_people_with_the_shipped_model(call, launched):
     assert call("demo", "--port", 7861)[0] == 0
     model = launched.pop("model")
+    launched.pop("announce")
     assert model.source.name == "promptreid-tiny"
     assert model.config.text_length > 0
     assert launched == {
         "gallery": None, "host": "127.0.0.1", "port": 7861, "auth": None, "open_browser": False, "progress": False,
     }  # fmt: skip
+
+
+def test_demo_tells_its_address_to_people_on_standard_output_and_to_scripts_in_the_object(call, monkeypatch):
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
+    monkeypatch.setattr("promptreid.demo.app.launch", lambda gallery, *, announce, **options: announce("http://a/"))
+    assert call("demo")[:2] == (0, "The demo is at http://a/ (Ctrl-C ends it)\n")
+    code, answer, notes = call("demo", "--json")
+    assert (code, answer["url"]) == (0, "http://a/")
+    assert notes == "The demo is at http://a/ (Ctrl-C ends it)\n"
 
 
 def test_demo_loads_models_as_every_command_does(call, launched, monkeypatch):
@@ -111,3 +123,30 @@ def test_demo_with_a_password_hands_it_over_and_never_prints_it(call, launched):
     code, answer, notes = call("demo", "--auth", "verysecret", "--json")
     assert code == 2
     assert "verysecret" not in f"{answer}{notes}"
+
+
+@pytest.mark.slow  # a process that imports torch and gradio
+@pytest.mark.posix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_a_real_page_with_one_object_and_leaves_no_copies(call, drawn, signalled, tmp_path, name, code):
+    pytest.importorskip("gradio")
+    gallery, scratch = tmp_path / "gallery", tmp_path / "scratch"
+    scratch.mkdir()
+    assert call("index", drawn / "imgs", "--output", gallery)[0] == 0
+    before = {path: path.read_bytes() for path in gallery.rglob("*") if path.is_file()}
+    lines = []
+
+    def told(process):
+        lines.append(process.stderr.readline())
+        return "The demo is at http://127.0.0.1:" in lines[-1] and any(scratch.iterdir())
+
+    found, out, errors = signalled(
+        ["demo", gallery, "--json"], signal.Signals[name], ready=told, environment={"TMPDIR": str(scratch)}
+    )
+    answer = json.loads(out)  # one object and nothing else
+    assert (found, answer["exit_code"]) == (code, code), (lines, errors)
+    assert answer["url"] in lines[-1]
+    assert answer["error"].startswith(f"stopped by {name}; ")
+    assert "Traceback" not in errors
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
+    assert {path: path.read_bytes() for path in gallery.rglob("*") if path.is_file() and path in before} == before

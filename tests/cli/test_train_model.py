@@ -24,6 +24,7 @@ from promptreid.cli.train_model import (
 from promptreid.cli.training_runs import Training
 from promptreid.evaluation.evaluate import Evaluation
 from promptreid.evaluation.metrics import RetrievalMetrics
+from promptreid.files import read_sealed_json
 from promptreid.training.ablations import ABLATIONS
 from promptreid.training.recipe import Recipe
 from promptreid.training.stage import Algorithm
@@ -148,9 +149,13 @@ def test_train_writes_down_how_it_divided_the_persons(
     code, text, _ = call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50", "--seeds", 0)
     assert code == 0
     assert text.startswith("synthetic people (CUHK-PEDES layout): train 4 persons")
-    written = json.loads((tmp_path / "run" / "split.json").read_text())
+    written = read_sealed_json(tmp_path / "run" / "split.json")
     assert (written["split"], written["seed"], list(written["persons"])) == ("50/0/50", 0, ["train", "test"])
     assert sorted(person for persons in written["persons"].values() for person in persons) == list(range(1, 9))
+    text = (tmp_path / "run" / "split.json").read_text()
+    (tmp_path / "run" / "split.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match="its digest is not that of its content"):
+        read_sealed_json(tmp_path / "run" / "split.json")
     code, _, notes = call("train", drawn, "--output", tmp_path / "other", "--seed", 3, "--seeds", 0)
     assert (code, "--seed would do nothing here: --seeds says them all" in notes) == (2, True)
 

@@ -1,16 +1,20 @@
 """The page over HTTP: what it answers, what it refuses, and what it leaves behind."""
 
 import json
+import re
+import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from promptreid.demo import app
+from promptreid.demo import app, request_checks
 
 pytest.importorskip("gradio")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio's loops and sockets
@@ -172,6 +176,86 @@ def test_page_in_this_process_deletes_its_copies_when_it_is_closed(folder_page: 
     (scratch,) = folder_page.scratch.glob("promptreid-demo-*")
     assert scratch.stat().st_mode & 0o777 == 0o700
     assert (scratch / "shown").stat().st_mode & 0o777 == 0o700
+
+
+def connect(url: str) -> socket.socket:
+    host, port = urllib.parse.urlsplit(url).netloc.split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.settimeout(20)
+    return connection
+
+
+def seconds_until_closed(connection: socket.socket) -> float:
+    began = time.monotonic()
+    with connection, suppress(ConnectionError):
+        while connection.recv(65536):
+            pass
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "])
+def test_headers_that_never_end_are_given_up(folder_page: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_HEADER_SECONDS", 0.4)
+    connection = connect(folder_page.url)
+    connection.sendall(sent)
+    assert 0.2 < seconds_until_closed(connection) < 10
+
+
+def test_headers_that_drip_are_given_up_and_so_are_those_of_a_second_request(
+    folder_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_HEADER_SECONDS", 0.5)
+    connection = connect(folder_page.url)
+    began = time.monotonic()
+    with suppress(ConnectionError), connection:
+        for letter in b"GET / HTTP/1.1" + b"x" * 200:
+            connection.sendall(bytes([letter]))
+            time.sleep(0.05)
+    assert time.monotonic() - began < 8
+    connection = connect(folder_page.url)
+    connection.sendall(b"GET /robots.txt HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 ")
+    connection.sendall(b"GET /")
+    assert seconds_until_closed(connection) < 3  # and not after the five seconds of a connection that is kept
+
+
+def test_answer_that_nobody_reads_is_given_up(folder_page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_STUCK_SECONDS", 0.3)
+    names = re.findall(rb'(?:src|href)="(?:\./)?/?(assets/[^"]+\.js)"', request(folder_page.url)[2])
+    path = f"/{names[0].decode()}"
+    length, asked = len(request(f"{folder_page.url.rstrip('/')}{path}")[2]), 400
+    connection = connect(folder_page.url)
+    question = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    got = 0
+    with suppress(ConnectionError), connection:
+        connection.sendall(question * asked)  # more than the system's own buffers hold
+        time.sleep(1.5)
+        while block := connection.recv(65536):
+            got += len(block)
+    assert got < asked * length
+    assert request(folder_page.url)[0] == 200
+
+
+def test_answer_that_takes_longer_than_headers_may_is_not_cut(
+    folder_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_HEADER_SECONDS", 0.2)
+    connection = connect(folder_page.url)
+    connection.sendall(b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    time.sleep(0.6)
+    connection.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        seconds_until_closed(connection)
+
+
+def test_connections_beyond_the_most_are_closed(folder_page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_checks, "_MAX_CONNECTIONS", 3)
+    held = [connect(folder_page.url) for _ in range(3)]
+    assert seconds_until_closed(connect(folder_page.url)) < 5
+    for connection in held:
+        connection.close()
+    time.sleep(0.2)
+    assert request(folder_page.url)[0] == 200
 
 
 @pytest.mark.slow  # a process of its own takes ten seconds of processor time to start

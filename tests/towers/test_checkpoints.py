@@ -295,6 +295,22 @@ def test_activation_is_that_of_the_configuration_beside_the_file(tmp_path):
         load_clip(f"{NAME}-quickgelu", pretrained=str(tmp_path / "mine.safetensors"), image_size=(64, 64))
 
 
+@pytest.mark.parametrize("value", ["true", "no", 1, 0, None, [True]])
+def test_activation_that_is_neither_true_nor_false_is_refused(tmp_path, value):
+    clip = make()
+    save_file(clip.state_dict(), tmp_path / "mine.safetensors")
+    path = str(tmp_path / "mine.safetensors")
+    config = {"model_cfg": model_config(clip) | {"quick_gelu": value}, "preprocess_cfg": preprocess_config(clip)}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"open_clip_config\.json .*quick_gelu is .*, expected true or false"):
+        load_clip(NAME, pretrained=path, image_size=(64, 64))
+    if value is not None:  # which leaves it to the weights
+        for pretrained in (path, "openai"):
+            (tmp_path / "open_clip_config.json").unlink(missing_ok=True)
+            with pytest.raises(TypeError, match=r"quick_gelu is .*, expected True, False or None"):
+                load_clip(NAME, pretrained=pretrained, image_size=(64, 64), quick_gelu=value)
+
+
 def test_activation_that_nothing_states_is_warned_of_with_its_switch(tmp_path):
     clip = make()
     save_file(clip.state_dict(), tmp_path / "mine.safetensors")

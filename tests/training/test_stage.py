@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.losses.contrastive import ContrastiveLoss, SDMLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
@@ -204,6 +204,11 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
         ({"losses": {"total": ContrastiveLoss()}}, "the name of their sum"),
         ({"weights": {"contrastve": 1.0}}, "weights for"),
         ({"weights": {"contrastive": -1.0}}, "contrastive of stage 'test' is -1.0, expected a number of at least 0"),
+        ({"weights": {"contrastive": 0.0}}, r"stage 'test' has the weights \{'contrastive': 0\.0\}, .* one above 0"),
+        (
+            {"losses": {"a": ContrastiveLoss(), "b": SDMLoss()}, "weights": {"a": 0, "b": -0.0}},
+            r"stage 'test' has the weights \{'a': 0, 'b': -0\.0\}, expected at least one above 0",
+        ),
         ({"epochs": 0}, "expected at least 1"),
         ({"learning_rate": 0.0}, "learning_rate of stage 'test' is 0.0, expected a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate"),

@@ -130,7 +130,10 @@ def choose_quick_gelu(name: str, pretrained: str | None, *, given: bool | None, 
 
     Raises:
         ValueError: The user, the architecture's name and the weights contradict each other.
+        TypeError: What the user says is neither true nor false.
     """
+    if given is not None and not isinstance(given, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"quick_gelu is {given!r}, expected True, False or None")
     of_name = bool(config_of(name).get("quick_gelu", False))
     tagged = pretrained is not None and is_listed_tag(name, pretrained)
     of_weights = of_name or needs_quick_gelu(name, pretrained) if tagged else saved
