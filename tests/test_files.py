@@ -223,6 +223,31 @@ def test_remove_abandoned_leaves_what_somebody_writes(tmp_path):
     assert left == {f".held.uint8{mark}", f".new.json{mark}", ".old.json-0123"}
 
 
+@pytest.mark.posix
+def test_remove_abandoned_removes_at_once_what_a_process_that_has_ended_wrote(tmp_path):
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom promptreid.files import replaced\n"
+        f"with replaced(Path({str(tmp_path)!r}) / sys.argv[1]) as scratch:\n"
+        "    print(scratch.name, flush=True)\n    os.read(0, 1)\n    os._exit(9)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in ("dead.json", "alive.json")
+    ]
+    dead, alive = (writer.stdout.readline().decode().strip() for writer in writers)
+    writers[0].communicate(b"x")
+    with files.replaced(tmp_path / "own.json") as own:
+        remove_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {alive, own.name}
+    writers[1].communicate(b"x")
+    foreign = f".c.json-{int(files._MACHINE, 16) ^ 1:08x}{dead[-8:]}"  # of the same number on another machine
+    (tmp_path / foreign).touch()
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {foreign, "own.json"}
+    remove_abandoned(tmp_path, alone=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
+
+
 @pytest.fixture
 def on_windows(monkeypatch):
     """As much of Windows as can be had elsewhere: the branches taken there, and files that cannot be replaced."""

@@ -4,11 +4,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import stat
 import time
 import warnings
+import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,8 +56,7 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    scratch = path.with_name(f".{path.name.lstrip('.')}-{secrets.token_hex(8)}")
-    handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    scratch, handle = _new_scratch(path, mode)
     permitted = os.fstat(handle).st_mode & 0o777
     os.close(handle)
     try:
@@ -74,6 +75,39 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
             ) from error
         raise
     flush(path.parent)
+
+
+def _machine() -> str:
+    """A digest of where process numbers mean something: one machine, and there one container."""
+    container = ""
+    with suppress(OSError):
+        container = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{platform.node()} {container}'.encode()):08x}"
+
+
+_MACHINE = _machine()
+
+
+def _new_scratch(path: Path, mode: int) -> tuple[Path, int]:
+    """A new file beside `path` whose name says which process writes it, so that others know when it is abandoned."""
+    while True:
+        mark = f"{_MACHINE}{os.getpid() % 2**24:06x}{secrets.token_hex(1)}"
+        scratch = path.with_name(f".{path.name.lstrip('.')}-{mark}")
+        with suppress(FileExistsError):
+            return scratch, os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+
+
+def _has_ended(mark: str) -> bool:
+    """Whether the process that is named in a scratch file's mark is known to have ended."""
+    if not mark.startswith(_MACHINE) or _IS_WINDOWS:  # where asking for a process ends it
+        return False
+    try:
+        os.kill(int(mark[8:14], 16), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it runs for somebody else
+        return False
+    return False
 
 
 def _rename(scratch: Path, path: Path) -> None:
@@ -113,19 +147,25 @@ def remove_scratch(path: Path) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, *, alone: bool = False) -> None:
     """Remove what killed writers left in a folder of ours.
 
-    It is whatever has a lock, named like its target but ending in `.lock`, that nobody holds; and without one, what
-    nobody has written to for an hour.
+    It is what a process of this machine wrote that has ended; whatever has a lock, named like its target but ending in
+    `.lock`, that nobody holds; and without one, what nobody has written to for an hour.
+
+    Args:
+        folder: The folder.
+        alone: Whether nobody else can be writing there, so that everything is abandoned.
     """
     for scratch in folder.iterdir():
-        name = re.fullmatch(r"\.(.+)-[0-9a-f]{16}", scratch.name)
+        name = re.fullmatch(r"\.(.+)-([0-9a-f]{16})", scratch.name)
         if name is None:
             continue
         lock = (folder / name[1]).with_suffix(".lock")
         with suppress(TimeoutError, FileNotFoundError):
-            if lock.is_file():
+            if alone or _has_ended(name[2]):
+                scratch.unlink(missing_ok=True)
+            elif lock.is_file():
                 with locked(lock, action="writing", timeout_seconds=0):
                     scratch.unlink(missing_ok=True)
             elif time.time() - scratch.stat().st_mtime > _ABANDONED_SECONDS:

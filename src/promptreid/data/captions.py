@@ -140,12 +140,12 @@ def tokenize_captions(
     if cache_dir is None:
         return _tokenize(captions, tokenizer, progress)
     folder = Path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
     path = folder / f"tokens-{_key(captions, tokenizer)}.safetensors"
     tokens = _read(path, len(captions))
     if tokens is None:
         tokens = _tokenize(captions, tokenizer, progress)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
         write_tensors_atomically(path, {"tokens": tokens, "digest": _digest(tokens)})
     return tokens
 

@@ -154,6 +154,7 @@ def build_image_cache(
         raise DatasetError("there are no images to build a cache of")
     folder = Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
     digests = dict(zip(paths, digest_files(paths, folder, num_threads=num_threads, progress=progress), strict=True))
     contents = {digests[path]: path for path in reversed(paths) if digests[path]}
     contents = {digest: contents[digest] for digest in sorted(contents)}
@@ -161,7 +162,6 @@ def build_image_cache(
     pixels = PixelRows(target, image_size, interpolation)
     manifest = _read_manifest(target)
     if manifest is None:
-        remove_abandoned(folder)
         with locked(target.with_suffix(".lock"), action=f"building the image cache {target}"):
             manifest = _read_manifest(target) or _build(pixels, contents, num_threads, progress)
     reasons = {**manifest["bad"], "": "cannot be read"}

@@ -38,6 +38,7 @@ MAX_CONFIG_BYTES = 2**20
 
 _LOCK = ".prompts.lock"
 _LOCK_SECONDS = 300
+_LEFT = re.compile(r"new|[0-9a-f]{64}|(new-)?[0-9a-f]{16}")  # how names of what a killed save left end
 _READS = 3
 _LENGTH_BYTES = 8
 # open_clip's largest model has some 1,500 tensors, whose header is 0.2 MB; safetensors itself would take 100 MB.
@@ -327,7 +328,8 @@ def _settle(directory: Path, digests: Mapping[str, str]) -> None:
         if name not in digests and name != MANIFEST:
             (directory / name).unlink(missing_ok=True)
         for left in directory.glob(f".{name}-*"):
-            left.unlink(missing_ok=True)
+            if _LEFT.fullmatch(left.name.removeprefix(f".{name}-")):  # a copy that somebody keeps there is not ours
+                left.unlink(missing_ok=True)
 
 
 def _parse_open_clip_config(content: bytes, *, source: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from promptreid.files import (
     file_digest,
     locked,
     read_sealed_json,
-    remove_scratch,
+    remove_abandoned,
     write_bytes_atomically,
     write_sealed_json,
     write_tensors_atomically,
@@ -163,8 +163,7 @@ class RunFolder:
     def repair(self, position: Position) -> None:
         """Repair what a kill left behind: unfinished files, and a log without its last line."""
         clear_unfinished(self.checkpoints)
-        for name in (self.best.name, self._next_best.name, "log.jsonl", "steps.jsonl"):
-            remove_scratch(self.path / name)
+        remove_abandoned(self.path, alone=True)
         if self._next_best.exists():
             if file_digest(self._next_best) == position.best_sha256:
                 self._next_best.replace(self.best)
@@ -228,6 +227,7 @@ def whole_run(folder: Path) -> Generator[None, None, None]:
     _check_can_be_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".run.lock", action=f"training in {folder}", timeout_seconds=0):
+        remove_abandoned(folder)
         yield
 
 
