@@ -37,6 +37,7 @@ from tables import (
     group_table,
     markdown,
     measure_table,
+    not_run,
     response_table,
     score_table,
     section,
@@ -64,19 +65,9 @@ APPENDIX = f"""# Evidence: all tables
 
 {BUILT}
 
-The appendix of [Evidence](evidence.md): every comparison of the [protocol](protocol.md), also those that were not run.
+Every comparison of the [protocol](protocol.md), which explains the arms; [Evidence](evidence.md) says what they show.
 Scores are in percent on the test split, mean ± standard deviation over seeds. Intervals are bootstrapped; one that
 contains 0 is called *no difference found*.
-
-1. Does PD beat fine-tuning the encoders directly, at equal steps and at equal wall-clock time?
-   [Main arms](#main-arms), [controls](#controls)
-2. Which part of it does the work: the prompts, their training, or the two stages? [Controls](#controls),
-   [ablations](#ablations)
-3. Does the gain grow with the gap between the base's domain and the target's, or with few identities?
-   [Dose and response](#dose-and-response), [few identities](#few-identities)
-4. What does it cost on other cameras, and on the base's own domain? [Other cameras](#other-cameras),
-   [distance and forgetting](#distance-and-forgetting)
-5. Who is found less often? [Who is found less often](#who-is-found-less-often)
 """
 
 
@@ -119,6 +110,7 @@ class Page:
         tables = [
             score_table(results, shown),
             score_table(results, shown, direction="image to text"),
+            not_run(f"`{arm}`" for arm in shown if arm not in results),
             difference_table(results, shown, baseline),
             figure(plot, f"Rank-1 of each arm less that of {baseline}, with 95 % intervals"),
         ]
@@ -266,12 +258,11 @@ class Page:
         note = (
             "Scores are in percent on the test split, mean ± standard deviation over seeds; the arms are explained in "
         )
-        arms = f"{note}[the appendix](evidence_tables.md#arms).\n"
+        arms = f"{note}[the protocol](protocol.md#arms).\n"
         return "\n".join([INTRODUCTION, f"## What was found\n\n{found}", self.small(), arms, self.not_run()])
 
     def appendix(self) -> str:
         """Every other table."""
-        purposes = markdown(["arm", "what it is for"], [[f"`{name}`", arm.purpose] for name, arm in ARMS.items()])
         texts = [
             APPENDIX,
             self.table("Main arms", "main", tuple(MAIN), "direct", also=(["pd"], "joint")),
@@ -286,7 +277,6 @@ class Page:
             self.groups(),
             self.table("Ablations", "ablations", tuple(ABLATIONS), "pd", also=(tuple(ABLATIONS), "direct")),
             self.tuning(),
-            f"## Arms\n\n{purposes}\n",
         ]
         return "\n".join(texts)
 

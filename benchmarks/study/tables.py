@@ -25,16 +25,21 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def score_table(results: Results, arms: Iterable[str], *, direction: str = "text to image") -> str:
-    """For each arm, mean ± standard deviation over seeds of every metric of a direction."""
+    """For each arm that was run, mean ± standard deviation over seeds of every metric of a direction."""
     rows: list[list[str]] = []
     for arm in arms:
         if arm not in results:
-            rows.append([f"`{arm}`", "not run", *[""] * len(METRICS)])
             continue
         tests = [result["test"] for result in results[arm].values()]
         scores = [test if direction == "text to image" else test["image_to_text"] for test in tests]
         rows.append([f"`{arm}`", str(len(scores)), *(cell([score[metric] for score in scores]) for metric in METRICS)])
     return markdown([direction, "seeds", *METRICS], rows)
+
+
+def not_run(names: Iterable[str]) -> str:
+    """The line below a table that names what is not in it; empty if all is."""
+    missing = ", ".join(names)
+    return f"Not run: {missing}." if missing else ""
 
 
 def difference_table(results: Results, arms: Iterable[str], baseline: str) -> str:
@@ -57,14 +62,13 @@ def difference_cells(found: Difference) -> list[str]:
 def response_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:
     """The difference between two arms under one condition after the other, such as by gap; empty without any."""
     rows: list[list[str]] = []
-    for name, found in results.items():
-        if not have_a_pair(found, arm, baseline):
-            rows.append([name, "not run", *[""] * 5])
-            continue
+    both = {name: found for name, found in results.items() if have_a_pair(found, arm, baseline)}
+    for name, found in both.items():
         scores = [cell([run["test"]["rank1"] for run in found[one].values()]) for one in (baseline, arm)]
         rows.append([name, *scores, *difference_cells(rank1_difference(found, arm, baseline))])
     head = ["", f"`{baseline}`", f"`{arm}`", "seeds", "difference, points", "95 % interval", ""]
-    return markdown(head, rows) if any(row[1] != "not run" for row in rows) else ""
+    below = not_run(name for name in results if name not in both)
+    return "\n\n".join(filter(None, [markdown(head, rows), below])) if rows else ""
 
 
 def change_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:
