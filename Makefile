@@ -118,7 +118,7 @@ publish:
 	$(PYTHON) -m uv publish dist/*
 
 lowest:
-	$(PYTHON) tools/lowest_versions.py
+	$(PYTHON) tools/lowest_versions.py -n $(WORKERS) -m "$(QUICK)"
 
 # Known vulnerabilities of what is installed here; asks a database on the network.
 audit:

@@ -82,7 +82,7 @@ def megabytes(process: int, name: str) -> int | None:
     path = Path(f"/proc/{process}/status")
     if not path.is_file():
         return None
-    found = next(line for line in path.read_text().splitlines() if line.startswith(name))
+    found = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(name))
     return round(int(found.split()[1]) / 1024)
 
 

@@ -1,6 +1,11 @@
 """How errors name files."""
 
-from promptreid.errors import printable
+import os
+import shlex
+
+import pytest
+
+from promptreid.errors import printable, shell_word
 
 
 def test_printable_text_is_left_alone():
@@ -9,3 +14,24 @@ def test_printable_text_is_left_alone():
 
 def test_what_a_terminal_cannot_print_is_escaped():
     assert printable("a\n\x1b[31m\ud800.jpg") == r"a\n\x1b[31m\ud800.jpg"
+
+
+@pytest.mark.parametrize("word", ["gallery", "my crops", "it's", "$HOME", "a;b", "s3://bucket/crops"])
+def test_shell_gets_back_the_word_that_was_quoted(word):
+    assert shlex.split(f"promptreid index {shell_word(word)}") == ["promptreid", "index", word]
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        (r"C:\crops\new", r"C:\crops\new"),
+        (r"C:\Users\Ada Lovelace\crops", r'"C:\Users\Ada Lovelace\crops"'),
+        ("R&D", '"R&D"'),
+        ('a "red" coat', r'"a \"red\" coat"'),
+    ],
+)
+def test_word_for_a_shell_of_windows_has_double_quotes(monkeypatch, word, quoted):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        found = shell_word(word)
+    assert found == quoted

@@ -18,6 +18,7 @@ from promptreid.files import (
     read_sealed_json,
     remove_abandoned,
     remove_scratch,
+    rename_over,
     write_bytes_atomically,
     write_sealed_json,
     write_tensors_atomically,
@@ -29,7 +30,8 @@ def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
     write_bytes_atomically(path, b"old")
     write_bytes_atomically(path, b"new", mode=0o600)
     assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o600
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -147,6 +149,7 @@ def test_lock_that_is_a_link_is_refused_and_what_it_leads_to_is_untouched(tmp_pa
     assert (tmp_path / "mine").read_text() == "kept"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
 def test_folder_that_cannot_be_flushed_gets_one_warning_and_the_new_file(tmp_path, monkeypatch, number):
     real = os.fsync
@@ -267,6 +270,21 @@ def test_file_held_open_on_windows_is_replaced_once_it_is_let_go(tmp_path, on_wi
     write_bytes_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert next(refusals, None) is None
+
+
+def test_folder_is_renamed_on_windows_once_a_file_in_it_is_let_go(tmp_path, on_windows, monkeypatch):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "a.json").touch()
+    refusals, replace = iter(range(3)), type(tmp_path).replace
+
+    def held(scratch, target):
+        if next(refusals, None) is not None:
+            raise PermissionError(errno.EACCES, "Access is denied", str(target))
+        return replace(scratch, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", held)
+    rename_over(tmp_path / "unfinished", tmp_path / "step-1")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")] == ["step-1/a.json"]
 
 
 def test_file_held_open_for_good_on_windows_is_an_error_and_left_alone(tmp_path, on_windows, monkeypatch):

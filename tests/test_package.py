@@ -39,7 +39,7 @@ def test_every_public_name_has_a_docstring():
 
 
 def test_changelog_newest_entry_equals_the_version():
-    newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert newest is not None
     assert newest[1] == promptreid.__version__ == version("promptreid")
 

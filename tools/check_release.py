@@ -24,6 +24,9 @@ def faults(root: Path, tag: str) -> list[str]:
         "CITATION.cff": found("CITATION.cff", r"^version: (\S+)"),
     }
     lines = [f"{place} says {other}, version.py says {version}" for place, other in stated.items() if other != version]
+    cited = found("CITATION.cff", r"^date-released: (\S+)")
+    if (date := found("CHANGELOG.md", r"^## \[.+?\] - (\S+)$")) != cited:
+        lines.append(f"CITATION.cff says it was released on {cited}, CHANGELOG.md says {date}")
     if found("CHANGELOG.md", r"^(## Unreleased)"):
         lines.append("CHANGELOG.md still has a section Unreleased; give it the version and the date")
     return lines + ([] if tag == f"v{version}" else [f"the tag is {tag!r}, expected 'v{version}'"])

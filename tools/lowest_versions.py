@@ -1,8 +1,8 @@
 """Runs the tests on the lowest versions that pyproject.toml allows: `make lowest`.
 
 It makes `.venv-lowest`, installs every dependency of the core and of the extras `train`, `viz`, `hf` and `parquet` at
-exactly its lower bound, and starts the quick tests there. The first time it downloads about 3 GB: an old torch comes
-with CUDA. `--list` only prints what would be installed.
+exactly its lower bound, and starts pytest there with the options that it is given. The first time it downloads about
+3 GB: an old torch comes with CUDA. `--list` only prints what would be installed.
 """
 
 import os
@@ -53,7 +53,7 @@ def main() -> None:
     subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted, *TOOLS], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", str(ROOT)], check=True)
     ignored = [f"--ignore={path}" for path in LEFT_OUT]
-    command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "not slow and not gpu and not browser", "tests", *ignored]
+    command = [python, "-m", "pytest", "-q", "tests", *ignored]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=environment, check=False).returncode)
 

@@ -1,5 +1,8 @@
 """The few exceptions of our own, everything else raises Python's built-in ones; and how errors name things."""
 
+import os
+import re
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
@@ -99,6 +102,20 @@ def printable(text: object) -> str:
         a\x1b[31m red\n.jpg
     """
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
+
+
+def shell_word(text: object) -> str:
+    """Text as one word of a command that can be pasted into a shell: in quotes where it needs some.
+
+    Example:
+        >>> print("promptreid index", shell_word("new crops"), "--output", shell_word("gallery"))
+        promptreid index 'new crops' --output gallery
+    """
+    word = str(text)
+    if os.name != "nt":
+        return shlex.quote(word)
+    # cmd.exe takes single quotes for letters, and PowerShell takes double quotes too.
+    return word if re.fullmatch(r"[\w.:/\\~+-]+", word) else '"' + word.replace('"', '\\"') + '"'
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
         flush(scratch)
         # safetensors writes a file of its own, which nobody else may read.
         scratch.chmod(permitted)
-        _rename(scratch, path)
+        rename_over(scratch, path)
     except BaseException as error:
         scratch.unlink(missing_ok=True)
         if _is_full(error):
@@ -110,8 +110,12 @@ def _has_ended(mark: str) -> bool:
     return False
 
 
-def _rename(scratch: Path, path: Path) -> None:
-    """Rename over `path`; on Windows, wait for programs that hold it open for a moment."""
+def rename_over(scratch: Path, path: Path) -> None:
+    """Give a file, or a folder, the name `path`; on Windows, wait for programs that hold one open for a moment.
+
+    Raises:
+        OSError: It cannot be renamed; both are as they were.
+    """
     end = time.monotonic() + _RENAME_SECONDS
     while True:
         try:

@@ -1,6 +1,7 @@
 """The commands as a person and as a script call them."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -139,13 +140,15 @@ def test_check_evaluate_and_train_agree_on_what_is_left_out(call, drawn, tmp_pat
 
 
 def test_index_search_and_picture_work_as_the_readme_says(call, drawn, tmp_path):
-    code, text, notes = call("index", drawn / "imgs", "--output", tmp_path / "gallery")
+    gallery = tmp_path / "my gallery"
+    code, text, notes = call("index", drawn / "imgs", "--output", gallery)
     assert code == 0
     assert "32 images are indexed" in text
+    assert shlex.split(text.splitlines()[-1])[:4] == ["promptreid", "search", str(gallery), "a woman in a red coat"]
     assert text.startswith("model: promptreid-tiny-adapted\n")
     assert notes == ""  # these crops are drawn: no warning of photographs
     picture = tmp_path / "found.png"
-    code, text, notes = call("search", tmp_path / "gallery", "a woman in a red coat", "-k", 5, "--picture", picture)
+    code, text, notes = call("search", gallery, "a woman in a red coat", "-k", 5, "--picture", picture)
     assert (code, notes) == (0, "")
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["1", "2", "3", "4", "5"]

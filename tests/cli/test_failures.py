@@ -321,7 +321,7 @@ def run_into(stdout, *words, **settings):
 @pytest.mark.parametrize("json_too", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_output_onto_a_full_disk_is_one_line(drawn, json_too):
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = run_into(full, "check", str(drawn), "--no-images", *json_too)
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert done.stderr.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")
@@ -336,7 +336,7 @@ def test_output_that_is_closed_is_one_line(drawn):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["search", "--help"]])
 def test_help_onto_a_full_disk_is_one_line(words):
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = run_into(full, *words)
     assert (done.returncode, done.stderr.count("\n")) == (5, 1)
     assert done.stderr.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")

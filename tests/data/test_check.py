@@ -97,6 +97,7 @@ def plant_twenty_faults(root: Path) -> list[tuple[str, int | None, str]]:
     ]
 
 
+@pytest.mark.posix
 def test_check_dataset_names_all_of_twenty_planted_faults_and_no_other(drawn: Path) -> None:
     import open_clip
 
@@ -117,6 +118,7 @@ def test_check_dataset_names_all_of_twenty_planted_faults_and_no_other(drawn: Pa
     assert report.lines()[-1].startswith("not ready for training: 17 errors, 3 warnings")
 
 
+@pytest.mark.posix
 def test_promptreid_check_names_all_of_twenty_planted_faults(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted = plant_twenty_faults(drawn)
     assert main(["check", str(drawn)]) == 1
@@ -126,6 +128,7 @@ def test_promptreid_check_names_all_of_twenty_planted_faults(drawn: Path, capsys
     assert lines[-1].startswith("not ready for training: 17 errors, 3 warnings")
 
 
+@pytest.mark.posix
 def test_promptreid_check_counts_against_the_context_of_the_model_named(
     drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +144,7 @@ def test_promptreid_check_counts_against_the_context_of_the_model_named(
     assert "open_clip has no model named 'ViT-B-61'" in capsys.readouterr().err
 
 
+@pytest.mark.posix
 def test_check_dataset_report_is_frozen_and_json_able(drawn: Path) -> None:
     plant_twenty_faults(drawn)
     report = check(drawn)

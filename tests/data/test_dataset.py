@@ -225,7 +225,9 @@ def test_captioned_images_pickled_to_a_worker_holds_no_records(train: ReIDSplit,
     assert sum(1 for _ in objects) < 2000  # a few tensors, whatever the number of records
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "context", [pytest.param("fork", marks=pytest.mark.posix), pytest.param("spawn", marks=pytest.mark.slow)]
+)
 def test_captioned_images_broken_picture_stops_an_epoch_with_workers(
     train: ReIDSplit, context: str, tmp_path: Path
 ) -> None:

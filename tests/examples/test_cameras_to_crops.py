@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, *arguments):
 
 
 def mot(*rows):
-    Path("boxes.txt").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    Path("boxes.txt").write_text("".join(",".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
 
 
 def ground_truth():
@@ -83,7 +83,7 @@ def test_coco_boxes_of_persons_alone_are_cut(frames, monkeypatch, capsys):
         "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
         "annotations": boxes,
     }
-    Path("boxes.json").write_text(json.dumps(content))
+    Path("boxes.json").write_text(json.dumps(content), encoding="utf-8")
     assert run(monkeypatch, capsys, frames, "boxes.json", "crops").startswith("1 crops")
     with Image.open("crops/000003_7.jpg") as crop:
         assert crop.size == (40, 100)

@@ -33,7 +33,7 @@ def change(path: Path, *keys: str, value: object) -> None:
     for key in keys[:-1]:
         holder = holder[key]
     holder[keys[-1]] = value
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
     manifest = path.with_name("prompt_config.json")
     values = json.loads(manifest.read_bytes())
     values["sha256"] = {name: file_digest(path.with_name(name)) for name in values["sha256"]}

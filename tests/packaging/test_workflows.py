@@ -117,7 +117,7 @@ def release(tmp_path):
     script = (ROOT / "tools" / "check_release.py").read_text(encoding="utf-8")
     (tmp_path / "tools" / "check_release.py").write_text(script, encoding="utf-8")
     (tmp_path / "src" / "promptreid" / "version.py").write_text('__version__ = "9.9.9"\n', encoding="utf-8")
-    (tmp_path / "CITATION.cff").write_text("cff-version: 1.2.0\nversion: 9.9.9\n", encoding="utf-8")
+    (tmp_path / "CITATION.cff").write_text("version: 9.9.9\ndate-released: 2030-01-01\n", encoding="utf-8")
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## [9.9.9] - 2030-01-01\n\n## [9.9.8] - 2029-01-01\n")
 
     def check(tag):
@@ -137,6 +137,7 @@ def test_release_that_agrees_with_its_tag_passes(release):
     ("file", "old", "new", "said"),
     [
         ("CITATION.cff", "9.9.9", "9.9.8", "CITATION.cff says 9.9.8, version.py says 9.9.9"),
+        ("CITATION.cff", "2030-01-01", "2029-12-31", "released on 2029-12-31, CHANGELOG.md says 2030-01-01"),
         ("CHANGELOG.md", "## [9.9.9]", "## [9.9.10]", "CHANGELOG.md says 9.9.10"),
         ("CHANGELOG.md", "## [9.9.9]", "## Unreleased\n\n## [9.9.9]", "still has a section Unreleased"),
         ("src/promptreid/version.py", "9.9.9", "9.9.10", "the tag is 'v9.9.9', expected 'v9.9.10'"),

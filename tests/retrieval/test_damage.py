@@ -51,6 +51,7 @@ def reseal(folder, change):
     path.write_text(json.dumps({name: value for name, value in entries.items() if name != "sha256"}))
 
 
+@pytest.mark.posix
 def test_change_on_a_disk_that_fails_at_the_last_flush_is_in_place_and_can_be_repeated(gallery, monkeypatch):
     real = os.fsync
 
@@ -205,6 +206,7 @@ def test_gallery_of_an_earlier_version_is_converted_by_its_first_write(tmp_path,
         again.restore("nothing.jpg")
 
 
+@pytest.mark.posix
 def test_load_of_features_that_are_a_pipe_is_refused_at_once(gallery):
     (features,) = gallery.directory.glob("features-*")
     features.unlink()

@@ -235,7 +235,8 @@ def test_save_of_a_gallery_that_was_never_saved_needs_a_folder(model, folder):
 @pytest.mark.parametrize("ending", [".npz", ".parquet"])
 def test_export_holds_everything(index, tmp_path, ending):
     path = index.export(tmp_path / f"features{ending}")
-    assert path.stat().st_mode & 0o777 == 0o600
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
     if ending == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             ids, paths, metadata, features = (arrays[key] for key in ("ids", "paths", "metadata", "features"))

@@ -80,6 +80,7 @@ def test_save_and_load_give_the_same_gallery(model, gallery, tmp_path):
     assert loaded.search("a man", 5) == gallery.search("a man", 5)
 
 
+@pytest.mark.posix
 def test_save_lets_only_the_owner_read(gallery, tmp_path):
     saved = gallery.save(tmp_path / "index")
     assert stat.S_IMODE(saved.stat().st_mode) == 0o700

@@ -113,7 +113,7 @@ def test_trainer_finished_run_started_again_trains_no_more(make: Any, model: Pro
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def without_seconds(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

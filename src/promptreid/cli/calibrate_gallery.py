@@ -17,6 +17,7 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import OnBad
+from promptreid.errors import shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,7 +73,7 @@ def run(
             f"the index has {len(gallery)} images, many more than that: false alarms are more frequent there; a larger "
             "split gives a better threshold"
         )
-    console.say(f'now ask: promptreid search {index} "a woman in a red coat" --threshold calibrated')
+    console.say(f'now ask: promptreid search {shell_word(index)} "a woman in a red coat" --threshold calibrated')
     return 0
 
 

@@ -24,7 +24,7 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import BATCH_SIZE, NUM_THREADS
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, printable, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def run(
         if len(gallery) == 0 and is_new:
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
         console.say(*_summary(gallery, changes, is_new=is_new))
-        console.say(*_left_out(changes, f"promptreid index {folder} --output {output}", output))
+        console.say(*_left_out(changes, f"promptreid index {shell_word(folder)} --output {shell_word(output)}", output))
     if compact:
         gallery.compact()
         console.say(f"{output} has as few files as can be")
@@ -168,7 +168,7 @@ def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[
         console.record(removed=removed)
     if restore:
         restored = gallery.restore(restore)
-        command = f"promptreid index FOLDER --output {gallery.directory}"
+        command = f"promptreid index FOLDER --output {shell_word(gallery.directory)}"
         console.say(f"{restored} images are indexed again by the next {command}")
         console.record(restored=restored)
 
@@ -210,7 +210,7 @@ def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
             *_first(changes.gone),
         ]
     if changes.excluded:
-        restore = f"promptreid index --output {output} --restore IMAGE"
+        restore = f"promptreid index --output {shell_word(output)} --restore IMAGE"
         lines += [
             f"{len(changes.excluded)} images were removed from the index, and stay out; {restore} lets them in:",
             *_first(changes.excluded),
@@ -229,5 +229,5 @@ def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> list[st
         return [f"{counts}, {changes.removed} removed; {len(gallery)} images in {gallery.directory}"]
     return [
         f"{len(gallery)} images are indexed in {gallery.directory}; now ask:",
-        f'promptreid search {gallery.directory} "a woman in a red coat" --picture found.png',
+        f'promptreid search {shell_word(gallery.directory)} "a woman in a red coat" --picture found.png',
     ]

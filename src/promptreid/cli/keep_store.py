@@ -16,7 +16,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import add_where_argument, as_where, open_gallery
-from promptreid.errors import printable
+from promptreid.errors import printable, shell_word
 
 if TYPE_CHECKING:
     from promptreid.retrieval.editing import Changes
@@ -59,7 +59,7 @@ def run(
         return _erase(console, gallery, images, as_where(where, None) or None, alone)
     if action == "restore":
         gallery.restore(images)
-        console.say(f"the next promptreid index FOLDER --store {store} takes them in again")
+        console.say(f"the next promptreid index FOLDER --store {shell_word(store)} takes them in again")
         return 0
     info = gallery.info() if action == "info" else gallery.optimize()
     console.record(**asdict(info))
@@ -187,16 +187,17 @@ def _opened(work: StoreWork, model: ModelArguments) -> "StoredGallery":
 
 
 def _summary(gallery: "StoredGallery", changes: "Changes", shard: tuple[int, int] | None, images: int) -> list[str]:
+    url = shell_word(gallery.url)
     part = "" if shard is None else f"part {shard[0]} of {shard[1]}: "
     counts = f"{part}{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged"
     lines = [f"{counts}; {images} images in {gallery.url}"]
     if changes.excluded:
         lines.append(
-            f"{len(changes.excluded)} images were erased, and stay out; promptreid store restore {gallery.url} IMAGE "
+            f"{len(changes.excluded)} images were erased, and stay out; promptreid store restore {url} IMAGE "
             "lets them in"
         )
     return [
         *lines,
-        f'promptreid search {gallery.url} "a woman in a red coat"',
-        f"promptreid store optimize {gallery.url}",
+        f'promptreid search {url} "a woman in a red coat"',
+        f"promptreid store optimize {url}",
     ]

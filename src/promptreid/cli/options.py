@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from promptreid.cli.output import Output
 from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
-from promptreid.errors import HubError
+from promptreid.errors import HubError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def check_gallery_folder(folder: Path) -> None:
         ValueError: There is none.
     """
     if not (folder / GALLERY_FILE).is_file():
-        given = f"{folder} --output gallery" if folder.is_dir() else f"CROPS --output {folder}"
+        named = shell_word(folder)
+        given = f"{named} --output gallery" if folder.is_dir() else f"CROPS --output {named}"
         raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
 
 

@@ -21,6 +21,7 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import GALLERY_FILE
+from promptreid.errors import shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def run(
     if gallery is not None:
         note_model(console, choice, Path(gallery))
         console.note(
-            f"note: {gallery} is encoded each time; to open it at once, promptreid index {gallery} --output gallery "
-            "and then promptreid demo gallery"
+            f"note: {gallery} is encoded each time; to open it at once, promptreid index {shell_word(gallery)} "
+            "--output gallery and then promptreid demo gallery"
         )
     launch(gallery, model=load_model(choice, device=device), progress=console.progress, **options)
     return 0

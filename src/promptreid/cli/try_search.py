@@ -1,7 +1,6 @@
 """`promptreid try`: the first search, on people that are drawn for it."""
 
 import argparse
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from promptreid.cli.options import file_to_write, folder_to_write
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import as_lines
 from promptreid.defaults import SYNTHETIC_STAMP
-from promptreid.errors import DatasetError, MissingExtraError
+from promptreid.errors import DatasetError, MissingExtraError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, tiny_prompts
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def run(console: Output, /, *, sentence: str, output: Path, picture: Path) -> in
     if output.is_dir() and any(output.iterdir()) and not (output / SYNTHETIC_STAMP).is_file():
         raise DatasetError(
             f"{output} holds files that promptreid try did not write, and is left as it is; name another folder: "
-            f"promptreid try {shlex.quote(sentence)} --output drawn"
+            f"promptreid try {shell_word(sentence)} --output drawn"
         )
     started = time.perf_counter()
     console.say(*_draw_people(console, output))
@@ -93,7 +92,7 @@ def _draw_hits(console: Output, picture: Path, sentence: str, hits: "list[Hit]")
 
 
 def _next_commands(folder: Path) -> list[str]:
-    crops = shlex.quote(str(folder))
+    crops = shell_word(folder)
     return [
         f"  promptreid index {crops} --output gallery",
         '  promptreid search gallery "a woman in a red coat" --picture found.png',

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from promptreid.data.images import open_image
 from promptreid.demo.sources import stays_inside
 from promptreid.errors import DatasetError
+from promptreid.files import rename_over
 from promptreid.retrieval.table import Hit
 
 _SMALL, _LARGE = (256, 512), (768, 1024)  # width, height: what is sent to the browser is never larger
@@ -74,7 +75,7 @@ class ShownImages:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         scratch = file.with_suffix(f".{os.urandom(4).hex()}")  # another visitor may be making the same copy
         image.save(scratch, "JPEG", quality=_QUALITY, subsampling=0)
-        scratch.replace(file)
+        rename_over(scratch, file)
         self._keep(file)
         return file
 

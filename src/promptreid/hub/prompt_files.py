@@ -17,7 +17,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from promptreid.errors import CheckpointError, CorruptFileError
-from promptreid.files import file_digest, locked, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import file_digest, locked, rename_over, write_bytes_atomically, write_tensors_atomically
 from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
@@ -316,14 +316,14 @@ def _stage(directory: Path, name: str, content: bytes | Mapping[str, Tensor]) ->
     else:
         write_tensors_atomically(unnamed, content)
     digest = file_digest(unnamed)
-    unnamed.replace(_staged(directory, name, digest))
+    rename_over(unnamed, _staged(directory, name, digest))
     return digest
 
 
 def _settle(directory: Path, digests: Mapping[str, str]) -> None:
     """Give the files that count their own names, and clear what older and killed saves left."""
     for name, digest in digests.items():
-        _staged(directory, name, digest).replace(directory / name)
+        rename_over(_staged(directory, name, digest), directory / name)
     for name in FILES:
         if name not in digests and name != MANIFEST:
             (directory / name).unlink(missing_ok=True)

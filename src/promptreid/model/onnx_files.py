@@ -1,6 +1,5 @@
 """Writes both encoders as ONNX files, for programs without PyTorch."""
 
-import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from promptreid.errors import WeightsError, missing_extra
-from promptreid.files import write_json_atomically
+from promptreid.files import rename_over, write_json_atomically
 from promptreid.towers.features import image_preprocessing_of
 from promptreid.towers.modes import evaluating
 from promptreid.towers.probing import probe_images, probe_tokens
@@ -70,7 +69,7 @@ def export_onnx(model: "PromptedCLIP", directory: str | Path) -> list[Path]:
             _compare(onnxruntime, encoder, example, Path(scratch) / name)
         for file in sorted(Path(scratch).iterdir()):
             written.append(folder / file.name)
-            os.replace(file, written[-1])
+            rename_over(file, written[-1])
     write_json_atomically(folder / DESCRIPTION, _description(model))
     return [*written, folder / DESCRIPTION]
 

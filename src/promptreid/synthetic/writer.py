@@ -1,7 +1,6 @@
 """Writes a synthetic dataset to disk, laid out as one of the published ones."""
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from promptreid.data.layouts import IMAGES, PUBLISHED, JsonLayout
 from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
+from promptreid.files import rename_over
 from promptreid.synthetic.camera import CAMERAS, photograph
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick
 from promptreid.synthetic.scenes import SCENES, Caption, DescribedImage, draw_scene, write_scenes
@@ -118,7 +118,7 @@ def write_generated(
         scratch.chmod(0o755)
         with suppress(OSError):  # an empty folder, which Windows does not replace
             root.rmdir()
-        os.replace(scratch, root)
+        rename_over(scratch, root)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

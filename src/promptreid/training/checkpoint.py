@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from promptreid.errors import CheckpointError
-from promptreid.files import file_digest, flush, write_bytes_atomically, write_tensors_atomically
+from promptreid.files import file_digest, flush, rename_over, write_bytes_atomically, write_tensors_atomically
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint
 from promptreid.training.recipe import STAGE_ONE, STAGE_TWO
@@ -80,7 +80,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     write_bytes_atomically(unfinished / STATE, json.dumps({**state, "digest": _digest(state)}).encode())
     if target.exists():
         remove_checkpoint(target)
-    unfinished.rename(target)
+    rename_over(unfinished, target)
     flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
         remove_checkpoint(old)
@@ -187,7 +187,7 @@ def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, whole or not at all."""
     # Renamed first: a kill in the middle of removing must not leave half a checkpoint under its name.
     doomed = path.with_name(f"unfinished-{path.name}-old")
-    path.rename(doomed)
+    rename_over(path, doomed)
     shutil.rmtree(doomed)
 
 

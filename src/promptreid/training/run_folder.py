@@ -19,6 +19,7 @@ from promptreid.files import (
     locked,
     read_sealed_json,
     remove_abandoned,
+    rename_over,
     write_bytes_atomically,
     write_sealed_json,
     write_tensors_atomically,
@@ -145,7 +146,7 @@ class RunFolder:
         self.check_held()
         path = save_checkpoint(checkpoint, self.checkpoints, step=step, keep=self.keep)
         if self._next_best.exists():
-            self._next_best.replace(self.best)
+            rename_over(self._next_best, self.best)
         self.write_log(history)
         return path
 
@@ -166,7 +167,7 @@ class RunFolder:
         remove_abandoned(self.path, alone=True)
         if self._next_best.exists():
             if file_digest(self._next_best) == position.best_sha256:
-                self._next_best.replace(self.best)
+                rename_over(self._next_best, self.best)
             else:
                 self._next_best.unlink()
         if position.step:
