@@ -1,42 +1,64 @@
-"""What a store's operations take as it grows, approximate search beside exact search, with the recall of the former.
+"""What a store's operations take as it grows, beside a gallery's, and the recall of its approximate search.
 
     python benchmarks/growth_store.py
 
-Needs the extra `store`. Features of 512 dimensions are made up: people in clusters of few directions, ten images each,
-from 200 cameras, and sentences about them on the other side of a gap, as CLIP's are. Prints seconds, bytes written,
-recall@10 of approximate against exact search and the ratios between both, in a folder of this machine, and writes them
-to benchmarks/results/growth_store.json. A million needs 6 GB of disk and, on two cores, an hour.
+Needs the extra `store`. Two kinds of features, in a folder of this machine:
+
+- *made*, 512 dimensions: people who differ in 256 directions, ten images each that agree by a cosine of about 0.7, from
+  200 cameras; sentences across a gap, as CLIP's are, that say a third of what an image shows. So hard that lists and
+  re-ranking matter, which `recall_probes_1` and others tell.
+- *drawn*: the test split that the package draws, encoded once by the shipped model, captions as queries. It has 800
+  images; to make more of them, each is repeated with noise.
+
+Prints seconds, bytes written, recall@10 of approximate against exact search and the ratios between both, and writes
+them to benchmarks/results/growth_store.json. A million needs 12 GB of disk and, on two cores, an hour.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
+from promptreid import Gallery, load_prompts
+from promptreid.data import load_dataset
+from promptreid.evaluation.splits import encode_split
+from promptreid.retrieval import lance_store
 from promptreid.retrieval.lance_engine import require_lance
 from promptreid.retrieval.lance_store import LanceStore, renumbered
 from promptreid.retrieval.lance_upkeep import describe, erase, optimize
 from promptreid.retrieval.table import Hit, ImageTable
+from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import tiny_prompts
 
-DIMENSIONS, DIRECTIONS, IMAGES_EACH, CAMERAS, COMMIT, ADDED, QUERIES, BEST, ROUNDS = (
-    512,
-    64,
-    10,
-    200,
-    5000,
-    100,
-    100,
-    10,
-    3,
-)
+DIMENSIONS, DIRECTIONS, IMAGES_EACH, CAMERAS = 512, 256, 10, 200
+COMMIT, ADDED, QUERIES, BEST, ROUNDS = 5000, 100, 100, 10, 3
 SIZES = (10_000, 100_000)
 CAMERA = {"camera": "cam_007"}
+OWN, SAID, GAP = 0.65, 0.35, 1.0  # of an image alone; of a person that a sentence says; between images and sentences
+NOISE = 0.5  # of a repeated image, beside its features of length one
+FIRST_SECOND = 1_700_000_000
+
+
+class Features(NamedTuple):
+    """Where features come from.
+
+    Attributes:
+        dimensions: E.
+        images: Those of so many images from the first given.
+        queries: (Q, E), of sentences.
+    """
+
+    dimensions: int
+    images: Callable[[int, int], Tensor]
+    queries: Tensor
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -45,32 +67,58 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def people(first: int, count: int) -> Tensor:
-    """Features of people, (count, E), who differ in few directions, as those of a model do."""
-    directions = random(DIRECTIONS, DIMENSIONS, seed=1) / math.sqrt(DIMENSIONS)
+    """Features of people, (count, E), of about unit length, who differ in few directions, as those of a model do."""
+    directions = random(DIRECTIONS, DIMENSIONS, seed=1) / math.sqrt(DIRECTIONS * DIMENSIONS)
     return random(count, DIRECTIONS, seed=1000 + first) @ directions
 
 
 def gap() -> Tensor:
     """What all images have and no sentence has, (E,)."""
-    return 4.0 * normalize(random(DIMENSIONS, seed=2), dim=0)
+    return GAP * normalize(random(DIMENSIONS, seed=2), dim=0)
 
 
-def commits(size: int) -> Iterator[tuple[ImageTable, Tensor]]:
+def made_images(first: int, count: int) -> Tensor:
+    """Features of images, (count, E): of people, and of each image alone."""
+    persons = people(first // IMAGES_EACH, -(-count // IMAGES_EACH)).repeat_interleave(IMAGES_EACH, 0)[:count]
+    return normalize(persons + gap() + OWN * random(count, DIMENSIONS, seed=first) / math.sqrt(DIMENSIONS), dim=-1)
+
+
+def made() -> Features:
+    """Made-up features; sentences are about people of the first commit."""
+    said = SAID * people(0, QUERIES) + (1 - SAID) * people(10**9, QUERIES)
+    return Features(DIMENSIONS, made_images, normalize(said - gap(), dim=-1))
+
+
+def drawn() -> Features:
+    """Features of the drawn test split by the shipped model, encoded once; repeated with noise for more images."""
+    with tempfile.TemporaryDirectory() as place:
+        split = load_dataset(write_generated(Path(place, "drawn"), progress=False)).test
+        encoded = encode_split(load_prompts(tiny_prompts()), split, progress=False)
+    own = normalize(encoded.image_features.float().cpu(), dim=-1)
+    captions = normalize(encoded.text_features.float().cpu(), dim=-1)
+
+    def repeated(first: int, count: int) -> Tensor:
+        rows = torch.arange(first, first + count)
+        noise = NOISE * random(count, own.shape[1], seed=first) / math.sqrt(own.shape[1])
+        return normalize(own[rows % len(own)] + noise * (rows >= len(own))[:, None], dim=-1)
+
+    return Features(own.shape[1], repeated, captions[:: max(1, len(captions) // QUERIES)][:QUERIES])
+
+
+def commits(features: Features, size: int) -> Iterator[tuple[ImageTable, Tensor]]:
     """Images and features, as they are committed."""
     for begin in range(0, size, COMMIT):
-        count = min(COMMIT, size - begin)
-        persons = people(begin // IMAGES_EACH, -(-count // IMAGES_EACH)).repeat_interleave(IMAGES_EACH, 0)[:count]
-        features = normalize(persons + gap() + 0.1 * random(count, DIMENSIONS, seed=begin), dim=-1)
-        rows = range(begin, begin + count)
-        metadata = [{"camera": f"cam_{row * 7919 % CAMERAS:03}", "time": 1_700_000_000 + row} for row in rows]
+        rows = range(begin, min(begin + COMMIT, size))
+        metadata = [{"camera": f"cam_{row * 7919 % CAMERAS:03}", "time": FIRST_SECOND + row} for row in rows]
         keys = [f"crops/{row:09}.jpg" for row in rows]
-        yield renumbered(ImageTable.of_keys(keys, metadata=metadata)), features
+        yield renumbered(ImageTable.of_keys(keys, metadata=metadata)), features.images(begin, len(rows))
 
 
-def sentences() -> Tensor:
-    """Features of sentences about people of the first commit, (Q, E): they say only a part, and are across the gap."""
-    said = people(0, QUERIES)
-    return normalize(said + 0.7 * people(10**9, QUERIES) - gap(), dim=-1)
+def more(dimensions: int) -> tuple[ImageTable, Tensor]:
+    """A hundred more images."""
+    keys = [f"new/{row}.jpg" for row in range(ADDED)]
+    table = renumbered(ImageTable.of_keys(keys, metadata=[{"camera": "cam_000", "time": FIRST_SECOND}] * ADDED))
+    return table, normalize(random(ADDED, dimensions, seed=3), dim=-1)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -91,58 +139,101 @@ def recall(found: list[list[Hit]], right: list[list[Hit]]) -> float:
     return hits / sum(len(all_of_them) for _, all_of_them in pairs)
 
 
-def measure_changes(store: LanceStore, folder: Path, size: int) -> dict[str, float]:
-    """Filling, a hundred more, indexing, and erasing one image."""
-    parts = list(commits(size)) if size <= SIZES[0] else commits(size)
-    taken, count = 0.0, 0
-    for images, features in parts:
-        taken += seconds(lambda one=images, two=features: store.add(one, two))
-        count += len(images)
-    more = [f"new/{row}.jpg" for row in range(ADDED)]
-    table = renumbered(ImageTable.of_keys(more, metadata=[{"camera": "cam_000"}] * ADDED))
-    features = normalize(random(ADDED, DIMENSIONS, seed=3), dim=-1)
-    add, add_bytes = written(folder, lambda: store.add(table, features))
+def filled(store: LanceStore, gallery: Gallery, features: Features, size: int) -> dict[str, float]:
+    """Fill both, and return what that took."""
+    taken = {"build": 0.0, "gallery_build": 0.0}
+    for images, some in commits(features, size):
+        taken["build"] += seconds(partial(store.add, images, some))
+        known = list(images.metadata)
+        taken["gallery_build"] += seconds(partial(gallery.add_features, some, list(images.paths), metadata=known))
+    return taken
+
+
+def measure_changes(store: LanceStore, folder: Path, gallery: Gallery, features: Features) -> dict[str, float]:
+    """A hundred more, and the index."""
+    images, some = more(features.dimensions)
+    place, keys, known = Path(str(gallery.directory)), list(images.paths), list(images.metadata)
+    add, add_bytes = written(folder, lambda: store.add(images, some))
+    other, other_bytes = written(place, lambda: gallery.add_features(some, keys, metadata=known))
     return {
-        "build": taken,
         "add": add,
         "add_bytes": add_bytes,
+        "gallery_add": other,
+        "gallery_add_bytes": other_bytes,
         "optimize": seconds(lambda: optimize(store)),
         "optimize_again": seconds(lambda: optimize(store)),
         "bytes": folder_bytes(folder),
+        "gallery_bytes": folder_bytes(place),
     }
 
 
-def measure_searches(store: LanceStore) -> dict[str, float]:
+def measure_searches(store: LanceStore, gallery: Gallery, queries: Tensor) -> dict[str, float]:
     """Searches in turn, and the recall of those that are approximate."""
-    queries = sentences()
+    few = queries[:10]
 
     def timed(where: Any, exact: bool) -> Callable[[], float]:
-        few = queries[:10]
         return lambda: seconds(lambda: [store.nearest(one[None], BEST, where=where, exact=exact) for one in few]) / 10
 
-    filters = {"": None, "_camera": CAMERA, "_half": {"time": (1_700_000_000, 1_700_000_000 + len(store) // 2)}}
+    def in_gallery(where: Any) -> Callable[[], float]:
+        return lambda: seconds(lambda: [gallery.search(one, BEST, where=where) for one in few]) / 10
+
+    half = (FIRST_SECOND, FIRST_SECOND + len(store) // 2)
+    filters: dict[str, Any] = {"": None, "_camera": CAMERA, "_half": {"time": half}}
     works = {
-        f"search_{name}{ending}": timed(where, name == "exact")
+        f"search_{name}{ending}": in_gallery(where) if name == "gallery" else timed(where, name == "exact")
         for ending, where in filters.items()
-        for name in ("exact", "approximate")
+        for name in ("exact", "approximate", "gallery")
     }
     taken = {name: spread(found).median for name, found in take_turns(works, rounds=ROUNDS, warm_up=1).items()}
     for ending, where in filters.items():
         right = store.nearest(queries, BEST, where=where, exact=True)
         taken[f"recall{ending}"] = recall(store.nearest(queries, BEST, where=where), right)
+        taken[f"recall_of_gallery{ending}"] = recall([gallery.search(one, BEST, where=where) for one in queries], right)
         taken[f"time_ratio{ending}"] = taken[f"search_approximate{ending}"] / taken[f"search_exact{ending}"]
-    return taken
+    return taken | measure_settings(store, queries)
 
 
-def measure(size: int) -> dict[str, float]:
+@contextmanager
+def searching(**settings: int) -> Generator[None, None, None]:
+    """Search with other numbers of lists and of re-ranked images."""
+    kept = {name: getattr(lance_store, name) for name in settings}
+    for name, value in settings.items():
+        setattr(lance_store, name, value)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(lance_store, name, value)
+
+
+def measure_settings(store: LanceStore, queries: Tensor) -> dict[str, float]:
+    """Recall with fewer lists, and without re-ranking: whether these features are hard enough to tell."""
+    right = store.nearest(queries, BEST, exact=True)
+    found: dict[str, float] = {}
+    if not describe(store).partitions:
+        return found
+    for probes in (1, 8, 32):
+        with searching(_PROBES=probes, _IMAGES_A_HIT=0):
+            found[f"recall_probes_{probes}"] = recall(store.nearest(queries, BEST), right)
+    with searching(_REFINE=1):
+        found["recall_refine_1"] = recall(store.nearest(queries, BEST), right)
+    return found
+
+
+def measure(size: int, features: Features) -> dict[str, float]:
     """Every operation at one size."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "store")
-        store = LanceStore.create(folder, dimensions=DIMENSIONS)
-        found = measure_changes(store, folder, size) | measure_searches(store)
+        store = LanceStore.create(folder, dimensions=features.dimensions)
+        gallery = Gallery(None, [], torch.empty(0, features.dimensions))
+        gallery.save(Path(place, "gallery"))
+        found = filled(store, gallery, features, size)
+        found |= measure_changes(store, folder, gallery, features)
+        found |= measure_searches(store, gallery, features.queries)
         found["lists"] = describe(store).partitions
         found["erase"] = seconds(lambda: erase(store, [f"crops/{size // 2:09}.jpg"]))
-        return found
+        found["gallery_remove"] = seconds(lambda: gallery.remove(f"crops/{size // 2:09}.jpg"))
+    return found
 
 
 def main() -> None:
@@ -150,11 +241,17 @@ def main() -> None:
     parser = make_parser(__doc__, output=RESULTS / "growth_store.json")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="images; default %(default)s")
     arguments = parser.parse_args()
-    by_size = {size: measure(size) for size in sorted(arguments.sizes)}
-    rounded = {str(size): {name: float(f"{value:.4g}") for name, value in one.items()} for size, one in by_size.items()}
-    made = made_with()
-    made["versions"] |= {module.__name__: module.__version__ for module in require_lance()}
-    report({"images": rounded, "dimensions": DIMENSIONS, "queries": QUERIES, **made}, arguments.output)
+    kinds = {"made": made(), "drawn": drawn()}
+    by_kind = {
+        kind: {size: measure(size, features) for size in sorted(arguments.sizes)} for kind, features in kinds.items()
+    }
+    rounded = {
+        kind: {str(size): {name: float(f"{value:.4g}") for name, value in one.items()} for size, one in by_size.items()}
+        for kind, by_size in by_kind.items()
+    }
+    record = made_with()
+    record["versions"] |= {module.__name__: module.__version__ for module in require_lance()}
+    report({"images": rounded, "dimensions": DIMENSIONS, "queries": QUERIES, **record}, arguments.output)
 
 
 if __name__ == "__main__":

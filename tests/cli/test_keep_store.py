@@ -1,6 +1,7 @@
 """`promptreid index --store`, `search` of a store and `promptreid store`, in a folder; tests/store has the cluster."""
 
 import argparse
+import shutil
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_shard_is_a_number_of_a_count():
     ("words", "said"),
     [
         (["index", "crops", "--shard", "0/2"], "--shard would do nothing here: it goes with --store"),
-        (["index", "crops", "--store", "s3://b/x", "--prune"], "--prune would do nothing here"),
+        (["index", "crops", "--store", "s3://b/x", "--compact"], "--compact would do nothing here"),
         (["index", "--store", "s3://b/x"], "give the folder of images to index"),
         (["search", "gallery", "a man", "--exact"], "there is no gallery in gallery"),
     ],
@@ -71,3 +72,28 @@ def answer(called):
     code, read, errors = called
     assert code == 0, errors
     return read
+
+
+def test_store_is_pruned_and_its_log_written_out(call, drawn, tmp_path):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    from promptreid.retrieval.stored_gallery import StoredGallery
+
+    store, crops = tmp_path / "store", tmp_path / "crops"
+    crops.mkdir()
+    for path in sorted((drawn / "imgs").rglob("*.jpg"))[:6]:
+        shutil.copyfile(path, crops / path.name)
+    assert answer(call("index", crops, "--store", store, "--json"))["added"] == 6
+    assert call("store", "log", store)[:2] == (0, "")
+    StoredGallery.load(store).keep_audit_log()
+    sorted(crops.iterdir())[0].unlink()
+    assert "0 changed, 5 unchanged, 1 removed; 5 images" in call("index", crops, "--store", store, "--prune")[1]
+    assert call("search", store, "a woman", "-k", "1")[0] == 0
+    logged = answer(call("store", "log", store, "--json"))["log"]
+    assert [(line["action"], line.get("queries")) for line in logged] == [("remove", None), ("search", ["a woman"])]
+    assert '"queries": ["a woman"]' in call("store", "log", store)[1]
+    for path in sorted(crops.iterdir())[:3]:
+        path.unlink()
+    code, _, errors = call("index", crops, "--store", store, "--prune")
+    assert (code, "would remove 3 of 5 images" in errors) == (2, True)
+    assert answer(call("index", crops, "--store", store, "--prune-anyway", "--json"))["removed"] == 3

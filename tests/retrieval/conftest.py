@@ -1,6 +1,7 @@
 """A copy of the shipped small model for each test, and a folder of crops."""
 
 import copy
+import os
 import shutil
 
 import pytest
@@ -21,3 +22,19 @@ def folder(split, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record.path, place)
     return target
+
+
+@pytest.fixture
+def locked_folder(monkeypatch):
+    """Makes a folder one that cannot be read, for root too."""
+    real = os.scandir
+
+    def lock(folder):
+        def scandir(path="."):
+            if os.fspath(path) == str(folder):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return lock

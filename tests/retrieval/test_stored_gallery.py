@@ -1,19 +1,25 @@
 """A gallery in a store: filled by parts, resumed, searched as a folder's gallery is."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import torch
 
 from promptreid import Gallery
+from promptreid.data.images import walk_images
 from promptreid.errors import CheckpointError, DatasetError, StoreError
-from promptreid.retrieval import stored_gallery
+from promptreid.retrieval import filling, stored_gallery
+from promptreid.retrieval.filling import shard_of_environment
+from promptreid.retrieval.filters import Prefix
 from promptreid.retrieval.lance_store import LanceStore
-from promptreid.retrieval.stored_gallery import StoredGallery, shard_of_environment
+from promptreid.retrieval.stored_gallery import StoredGallery
 
 pytest.importorskip("lancedb")
 pytest.importorskip("lance")
@@ -90,7 +96,7 @@ def test_changed_new_and_unreadable_files(gallery, folder):
 
 
 def test_lists_and_generators_are_taken_a_part_at_a_time(gallery, folder, monkeypatch):
-    monkeypatch.setattr(stored_gallery, "_FILES_AT_ONCE", 7)
+    monkeypatch.setattr(filling, "_FILES_AT_ONCE", 7)
     paths = sorted(folder.rglob("*.jpg"))
     drawn = []
 
@@ -125,8 +131,8 @@ def test_rows_are_committed_once_they_are_many_or_have_waited(monkeypatch):
     from promptreid.retrieval.table import ImageTable
 
     store, now = Recorded(), [0.0]
-    monkeypatch.setattr(stored_gallery.time, "monotonic", lambda: now[0])
-    commits = stored_gallery._Commits(store)
+    monkeypatch.setattr(filling.time, "monotonic", lambda: now[0])
+    commits = filling._Commits(store)
     for number in range(200):
         commits.put(ImageTable.of_keys([f"{number}_{row}" for row in range(64)]), torch.zeros(64, 2), replaces=False)
     assert store.commits == [5056, 5056]
@@ -213,11 +219,196 @@ def interrupted(add):
     return once
 
 
+def unit(count, dimensions, seed=0):
+    made = torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(made, dim=-1)
+
+
+def keys_of(gallery):
+    return sorted(key for batch in gallery.store.scan(["key"]) for key in batch["key"].to_pylist())
+
+
+def both_kinds(gallery, metadata):
+    """The same images in a store and in a gallery of a folder."""
+    keys = [f"cam_{row % 2}/{row}.jpg" for row in range(len(metadata))]
+    other = Gallery(None, [], torch.empty(0, gallery.store.dimensions))
+    for one in (gallery, other):
+        one.add_features(unit(len(keys), gallery.store.dimensions), keys, metadata=metadata)
+    return gallery, other
+
+
+NOW = datetime.now(timezone.utc)
+TIMES = [
+    {"time": (NOW - timedelta(days=40)).isoformat()},
+    {"time": (NOW - timedelta(days=20)).isoformat().replace("+00:00", "Z")},
+    {"time": (NOW - timedelta(days=50)).timestamp()},
+    {"time": int((NOW - timedelta(days=10)).timestamp())},
+    {"time": (NOW - timedelta(days=35)).date().isoformat()},
+    {},
+    {"time": None},
+]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"older_than": timedelta(days=30)},
+        {"older_than": (NOW - timedelta(days=15)).date()},
+        {"older_than": NOW + timedelta(days=1)},
+        {"older_than": timedelta(days=90)},
+        {"older_than": timedelta(days=15), "where": {"time": (1, 1e10)}},
+        {"images": "cam_1/*"},
+        {"images": ["cam_0/0.jpg", "cam_1/?.jpg"]},
+        {"images": "**.jpg"},
+        {"where": {"time": Prefix("20")}},
+    ],
+)
+def test_removal_takes_the_arguments_of_a_gallery_and_removes_the_same(gallery, asked):
+    store, other = both_kinds(gallery, TIMES)
+    assert store.remove(**asked) == other.remove(**asked)
+    assert keys_of(store) == sorted(map(str, other.paths))
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "words"),
+    [
+        ({}, TypeError, "nothing is named to be removed"),
+        ({"images": "a", "where": {"time": 1}}, TypeError, "are both given"),
+        ({"images": "nowhere/*"}, KeyError, r"nowhere/\*"),
+        ({"images": 5}, KeyError, "5"),
+        ({"images": 1.5}, TypeError, "expected an image's path or number"),
+        ({"older_than": 30}, TypeError, "older_than is 30, expected a date, or an age"),
+        ({"older_than": timedelta(1)}, ValueError, "'yesterday' among the metadata is not in ISO form"),
+        ({"where": {"camera": 1}}, ValueError, "no image"),
+    ],
+)
+def test_removal_refuses_what_a_gallery_refuses(gallery, asked, error, words):
+    for one in both_kinds(gallery, [{"time": "yesterday"}, {"time": "2026-11-27"}]):
+        with pytest.raises(error, match=words):
+            one.remove(**asked)
+        assert len(one) == 2
+
+
+def test_image_is_removed_by_its_number_and_an_erasure_completed_later(gallery):
+    store, _ = both_kinds(gallery, TIMES)
+    (hit,) = store.search(unit(1, store.store.dimensions)[0], 1)
+    assert store.remove(hit.id) == 1
+    assert str(hit.path) not in keys_of(store)
+    again = store.erase(hit.path)
+    assert (again.images, again.proven) == (0, True)
+    with pytest.raises(KeyError, match="the store has no image"):
+        store.erase("never/there.jpg")
+
+
+def test_what_is_older_goes_by_the_files_time_and_stays_out_while_its_file_is_there(gallery, folder):
+    old, gone = sorted(folder.rglob("*.jpg"))[:2]
+    for path in (old, gone):
+        os.utime(path, (1e9, 1e9))
+    gallery.update(folder, progress=False)
+    content = gone.read_bytes()
+    gone.unlink()
+    assert gallery.remove(older_than=date(2010, 1, 1)) == 2
+    gone.write_bytes(content)
+    changes = gallery.update(folder, progress=False)
+    assert (changes.added, changes.excluded) == (1, (str(old),))
+
+
+def test_prune_removes_what_is_no_longer_in_the_folder_and_nothing_else(gallery, folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    for place in (folder, elsewhere):
+        gallery.update(place, progress=False)
+    gallery.add_features(unit(1, gallery.store.dimensions), ["a key"])
+    first, *others = sorted(folder.rglob("*.jpg"))
+    first.unlink()
+    assert gallery.update(folder, shard=(1, 2), prune=True, progress=False).removed == 0
+    changes = gallery.update(folder, shard=(0, 2), prune=True, progress=False)
+    assert changes.removed == 1
+    assert len(gallery) == 23 + 24 + 1
+    assert str(first) not in keys_of(gallery)
+    assert gallery.info().deleted == 0  # no byte of it is left
+    first.write_bytes(others[0].read_bytes())
+    assert gallery.update(folder, progress=False).added == 1  # it was not removed by name
+
+
+def test_prune_of_much_or_in_a_folder_that_cannot_be_read_asks(gallery, folder, locked_folder):
+    gallery.update(folder, progress=False)
+    with pytest.raises(DatasetError, match=r"would remove 22 of 24 images.*is it the right folder.*--prune-anyway"):
+        gallery.update(sorted(folder.rglob("*.jpg"))[:2], prune=True, progress=False)
+    shut = sorted(path for path in folder.iterdir() if path.is_dir())[0]
+    locked_folder(shut)
+    with (
+        pytest.warns(UserWarning, match="1 folders or files cannot be looked into"),
+        pytest.raises(DatasetError, match=r"cannot be read, and they may be in it\. Nothing was removed"),
+    ):
+        gallery.update(folder, prune=True, progress=False)
+    assert len(gallery) == 24
+    with pytest.warns(UserWarning, match="1 folders or files cannot be looked into"):
+        assert gallery.update(folder, prune="anyway", progress=False).removed > 0
+
+
+def test_prune_leaves_what_others_add_meanwhile(gallery, folder, monkeypatch):
+    gallery.update(folder, progress=False)
+    late = folder / "late.jpg"
+
+    def walk(root, **options):
+        found = list(walk_images(root, **options))
+        late.write_bytes(found[0].read_bytes())
+        StoredGallery.load(gallery.url, gallery.model).update([late], progress=False)
+        return found
+
+    monkeypatch.setattr(filling, "walk_images", walk)
+    assert gallery.update(folder, prune=True, progress=False).removed == 0
+    assert str(late) in keys_of(gallery)
+
+
+def test_audit_log_names_who_asked_what_and_holds_no_image(gallery, folder):
+    gallery.update(folder, progress=False)
+    gallery.search("a man", 3)
+    assert gallery.audit_log() == []
+    gallery.keep_audit_log()
+    other = StoredGallery.load(gallery.url, gallery.model)
+    other.search(["a man", "a woman"], 3)
+    gone, broken, *_ = sorted(folder.rglob("*.jpg"))
+    other.remove(gone)
+    broken.write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        other.update(folder, progress=False)
+    lines = gallery.audit_log()
+    assert [(line["action"], line.get("queries"), line.get("found"), line.get("images")) for line in lines] == [
+        ("search", ["a man", "a woman"], [3, 3], None),
+        ("remove", None, None, 1),
+        ("remove", None, None, 1),
+    ]
+    assert all(line["user"] and datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    files = [path for path in (Path(gallery.url) / "audit.lance").rglob("*") if path.is_file()]
+    assert files
+    assert os.name == "nt" or all(path.stat().st_mode & 0o077 == 0 for path in files)
+    gallery.optimize(keep=timedelta(0))
+    assert gallery.audit_log() == lines
+    other.keep_audit_log(False)
+    other.search("a man", 3)
+    assert gallery.audit_log() == lines
+
+
+def test_search_and_removal_that_cannot_be_logged_are_refused(gallery, folder):
+    gallery.update(folder, progress=False)
+    gallery.keep_audit_log()
+    shutil.rmtree(Path(gallery.url) / "audit.lance")
+    with pytest.raises(StoreError, match=r"cannot write the audit log .*so this one was not done"):
+        gallery.search("a man", 3)
+    with pytest.raises(StoreError, match="cannot write the audit log"):
+        gallery.remove(where={"folder": Prefix("")})
+    assert len(gallery) == 24
+    assert gallery.update(folder, progress=False).unchanged == 24  # nothing was remembered as removed
+
+
 @pytest.mark.posix
 def test_killed_worker_is_redone_without_duplicates(gallery, folder, monkeypatch):
     script = (
-        "import sys; from promptreid.retrieval import stored_gallery as s; from promptreid import load_prompts;"
-        "from promptreid.towers.tiny import tiny_prompts; s.COMMIT_ROWS = 4; "
+        "import sys; from promptreid.retrieval import filling, stored_gallery as s;"
+        "from promptreid import load_prompts;"
+        "from promptreid.towers.tiny import tiny_prompts; filling.COMMIT_ROWS = 4; "
         "g = s.StoredGallery.load(sys.argv[1], load_prompts(tiny_prompts())); print('ready', flush=True);"
         "g.update(sys.argv[2], progress=False, batch_size=1)"
     )

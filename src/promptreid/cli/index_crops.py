@@ -122,12 +122,13 @@ def run(
     if folder is not None and (remove or restore):
         raise ValueError("give a folder to index or images to --remove or --restore, not both at once")
     if store is not None:
-        other = {"prune": prune, "prune_anyway": prune_anyway, "remove": remove, "restore": restore, "export": export}
-        other |= {"compact": compact, "output": output != _OUTPUT}
+        other = {"remove": remove, "restore": restore, "export": export, "compact": compact}
+        other |= {"output": output != _OUTPUT}
         refuse_unused(other, "it goes with a folder's index; for a store see promptreid store --help")
         if folder is None:
             raise ValueError(f"give the folder of images to index: promptreid index FOLDER --store {store}")
-        work = StoreWork(folder.resolve(), store, shard, storage, batch_size=batch_size, num_threads=threads)
+        pruned = "anyway" if prune_anyway else prune
+        work = StoreWork(folder.resolve(), store, shard, storage, pruned, batch_size=batch_size, num_threads=threads)
         return index_into_store(console, work, model)
     refuse_unused({"shard": shard}, "it goes with --store; a folder's index is made by one process")
     from promptreid.retrieval.gallery import Gallery

@@ -1,6 +1,7 @@
 """`promptreid store`: keeps a store in order and erases people from it; and how `promptreid index` fills one."""
 
 import argparse
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +20,20 @@ from promptreid.cli.search_gallery import add_where_argument, as_where, open_gal
 from promptreid.errors import printable, shell_word
 
 if TYPE_CHECKING:
-    from promptreid.retrieval.editing import Changes
+    from promptreid.retrieval.editing import Changes, Prune
     from promptreid.retrieval.lance_upkeep import StoreInfo
     from promptreid.retrieval.stored_gallery import StoredGallery
 
 DESCRIPTION = """Keep a store of features, which `promptreid index --store` fills: `info` tells its state; `optimize`
 joins its files and builds its index, and is for one process, now and then; `erase` removes images and every byte of
-them, and proves it. Exit code 1 if it cannot be proven that nothing is left."""
+them, and proves it; `log` writes the audit log, if one is kept. Exit code 1 if it cannot be proven that nothing is
+left."""
 NEEDS = [(None, "lancedb", "store")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("action", choices=("info", "optimize", "erase", "restore"), help="what to do")
+    parser.add_argument("action", choices=("info", "optimize", "erase", "restore", "log"), help="what to do")
     parser.add_argument(
         "store", type=gallery_place, metavar="URL", help="a folder, s3://BUCKET/NAME or gs://BUCKET/NAME"
     )
@@ -60,6 +62,11 @@ def run(
     if action == "restore":
         gallery.restore(images)
         console.say(f"the next promptreid index FOLDER --store {shell_word(store)} takes them in again")
+        return 0
+    if action == "log":
+        entries = gallery.audit_log()
+        console.record(log=entries)
+        console.say(*map(json.dumps, entries))
         return 0
     info = gallery.info() if action == "info" else gallery.optimize()
     console.record(**asdict(info))
@@ -118,19 +125,21 @@ class StoreWork:
     store: Path | str
     shard: tuple[int, int] | None
     storage: str | None
+    prune: "Prune"
     batch_size: int
     num_threads: int
 
 
 def index_into_store(console: Output, work: StoreWork, model: ModelArguments) -> int:
     """Fill a store with the images of a folder, or with this process's part of them."""
-    from promptreid.retrieval.stored_gallery import shard_of_environment
+    from promptreid.retrieval.filling import shard_of_environment
 
     shard = work.shard or shard_of_environment()
     gallery = _open_or_make(console, work, {**model, "device": _own_device(model["device"])})
     changes = gallery.update(
         work.folder,
         shard=shard,
+        prune=work.prune,
         batch_size=work.batch_size,
         num_threads=work.num_threads,
         progress=console.progress,
@@ -190,6 +199,7 @@ def _summary(gallery: "StoredGallery", changes: "Changes", shard: tuple[int, int
     url = shell_word(gallery.url)
     part = "" if shard is None else f"part {shard[0]} of {shard[1]}: "
     counts = f"{part}{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged"
+    counts += f", {changes.removed} removed" if changes.removed else ""
     lines = [f"{counts}; {images} images in {gallery.url}"]
     if changes.excluded:
         lines.append(

@@ -11,25 +11,41 @@ from typing import Any
 AUDIT_FILE = "audit.jsonl"
 
 
+def audit_line(action: str, **details: Any) -> str:
+    """A line of the log: the time (UTC), the user and what was done; images and features are never in it."""
+    entry = {"time": datetime.now(timezone.utc).isoformat(), "user": _user(), "action": action, **details}
+    return json.dumps(entry, default=str)
+
+
+def search_details(query: Any, where: Any, found: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What is logged of a search: the sentences, the filter and how many images were found for each."""
+    asked = None if where is None else str(where)
+    return {"queries": queries_in_words(query), "where": asked, "found": [len(hits) for hits in found]}
+
+
 def log_action(folder: Path, action: str, **details: Any) -> None:
-    """Append a line with the time (UTC), the user and what was done; images and features are never in it.
+    """Append a line to the log of a folder.
 
     Raises:
         OSError: The log cannot be written; what was to be logged must not be done.
     """
-    entry = {"time": datetime.now(timezone.utc).isoformat(), "user": _user(), "action": action, **details}
     path = folder / AUDIT_FILE
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         try:
-            os.write(descriptor, (json.dumps(entry, default=str) + "\n").encode())  # one call: lines do not mix
+            os.write(descriptor, (audit_line(action, **details) + "\n").encode())  # one call: lines do not mix
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise OSError(
-            f"cannot write the audit log {path} ({error.strerror}); searches and removals of this gallery are logged, "
-            "so this one was not done"
-        ) from error
+        raise OSError(not_logged(path, error.strerror)) from error
+
+
+def not_logged(log: object, reason: object) -> str:
+    """Why something was not done: it could not be logged."""
+    return (
+        f"cannot write the audit log {log} ({reason}); searches and removals of this gallery are logged, so this one "
+        "was not done"
+    )
 
 
 def queries_in_words(query: Any) -> list[str]:

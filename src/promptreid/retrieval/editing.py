@@ -266,7 +266,7 @@ def update_images(
     # What never was a file is none of `files`, and not gone either.
     absent = [path for path in known if path not in given and not (stamps[path][0] < 0 <= stamps[path][1])]
     if prune:
-        _check_pruning(absent, len(known), closed, anyway=prune == "anyway")
+        check_pruning(absent, len(known), closed, anyway=prune == "anyway")
     excluded = removed_before(store, [file.path for file in [*new, *changed]])
     unreadable = _encode(store, model, [file for file in [*new, *changed] if file.path not in excluded], **options)
     lost = {*excluded, *unreadable}
@@ -287,7 +287,7 @@ def update_images(
     )
 
 
-def _check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, anyway: bool) -> None:
+def check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, anyway: bool) -> None:
     """Refuse to take what cannot be seen, or a wrong folder, for images that were deleted."""
     if anyway or not absent or not (closed or len(absent) > max(1, total // _PRUNED_SHARE)):
         return
@@ -295,7 +295,7 @@ def _check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, 
     why = f"{closed[0]} cannot be read, and they may be in it." if closed else "is it the right folder, and mounted?"
     raise DatasetError(
         f"pruning would remove {len(absent)} of {total} images, of which {present} are still on the disk: {why} "
-        "Nothing was changed. To remove them all the same: --prune-anyway (in Python prune='anyway')"
+        "Nothing was removed. To remove them all the same: --prune-anyway (in Python prune='anyway')"
     )
 
 

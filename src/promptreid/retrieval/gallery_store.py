@@ -18,7 +18,7 @@ from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.files import locked, make_private_folder
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.audit import log_action, queries_in_words
+from promptreid.retrieval.audit import log_action, search_details
 from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_files import (
@@ -241,9 +241,7 @@ def search_store(
         check_passes([segment.images for segment in exact.segments], where)
     found = [_hits(exact, one, lowest) for one in best]
     if store.header.get("audit") and store.directory is not None:
-        asked = None if where is None else str(where)
-        counts = [len(hits) for hits in found]
-        log_action(store.directory, "search", queries=queries_in_words(query), where=asked, found=counts)
+        log_action(store.directory, "search", **search_details(query, where, found))
     return found[0] if is_one_query(query) else found
 
 

@@ -126,11 +126,11 @@ class Place:
         with in_our_words(self.url):
             return lance.dataset(self.table(name), storage_options=self.options or None)
 
-    def make_private(self) -> None:
-        """Take everybody else's rights to a folder's files, whatever the umask."""
+    def make_private(self, table: str | None = None) -> None:
+        """Take everybody else's rights to a folder's files, or to those of a table, whatever the umask."""
         if self.folder is None or os.name == "nt":
             return
-        for parent, folders, names in os.walk(self.folder):
+        for parent, folders, names in os.walk(self.folder if table is None else self.table(table)):
             for mode, entries in ((0o700, folders), (0o600, names)):
                 for entry in entries:
                     _take_rights(os.path.join(parent, entry), mode)

@@ -13,6 +13,7 @@ from torch import Tensor
 from promptreid.defaults import STORE_TABLE
 from promptreid.errors import StoreError
 from promptreid.evaluation.metrics import Array, as_tensor
+from promptreid.retrieval.audit import audit_line, not_logged
 from promptreid.retrieval.encode import check_unit_length
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.lance_engine import (
@@ -24,28 +25,25 @@ from promptreid.retrieval.lance_engine import (
     make_store_folder,
     require_lance,
 )
-from promptreid.retrieval.lance_filters import (
-    cell,
-    column_name,
-    from_cell,
-    from_stored,
-    key_of,
-    kind_of,
-    quoted,
-    sql_filter,
-    to_stored,
+from promptreid.retrieval.lance_filters import from_stored, key_of, quoted, sql_filter
+from promptreid.retrieval.lance_rows import (
+    ARROW_NAMES,
+    HEADER,
+    STAMPS,
+    VECTOR,
+    arrow_rows,
+    audit_schema,
+    column_type,
+    hits_of,
+    images_schema,
+    metadata_cells,
+    pyarrow,
+    removed_schema,
 )
-from promptreid.retrieval.table import Hit, ImageTable
+from promptreid.retrieval.table import Hit, ImageTable, path_hash
 
 FORMAT = 1
-IMAGES, REMOVED = STORE_TABLE.removesuffix(".lance"), "removed"
-# Merges of several processes are told apart by this column, which must not be nullable (Lance's table format,
-# "unenforced primary key"): without it each would add the same new image.
-PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
-_HEADER = "promptreid"
-_VECTOR = "vector"
-_STAMPS = ("size", "modified_ns")
-_TYPES = {"text": "string", "integer": "int64", "large": "string", "float": "float64", "json": "string"}
+IMAGES, REMOVED, AUDIT = STORE_TABLE.removesuffix(".lance"), "removed", "audit"
 
 # Re-ranked exactly: so many times `k` images of an approximate search.
 _REFINE = 10
@@ -61,9 +59,9 @@ _MASK = 2**63 - 1
 Storage = Literal["float32", "float16"]
 
 
-def key_ids(images: ImageTable) -> Tensor:
-    """A number for each image that follows from its path or key, (G,) int64: many writers need not agree on it."""
-    return torch.from_numpy(images.path_hashes & _MASK)
+def key_id(key: str) -> int:
+    """The number of an image, which follows from its path or key: many writers need not agree on it."""
+    return path_hash(key) & _MASK
 
 
 class LanceStore:
@@ -119,8 +117,8 @@ class LanceStore:
         make_store_folder(place, (IMAGES, REMOVED))
         connection = place.connect()
         with in_our_words(place.url):
-            connection.create_table(REMOVED, schema=_removed_schema(), exist_ok=True)
-            connection.create_table(IMAGES, schema=_schema(kept), exist_ok=True)
+            connection.create_table(REMOVED, schema=removed_schema(), exist_ok=True)
+            connection.create_table(IMAGES, schema=images_schema(kept), exist_ok=True)
         place.make_private()
         return cls.open(url, storage_options=storage_options)
 
@@ -147,8 +145,8 @@ class LanceStore:
                 f"{FORMAT}; install the version that wrote it, or index again into another place"
             )
         try:
-            field = self._table.schema.field(_VECTOR)
-            fits = field.type.list_size == header["dimensions"] and str(field.type.value_type) in _ARROW_NAMES
+            field = self._table.schema.field(VECTOR)
+            fits = field.type.list_size == header["dimensions"] and str(field.type.value_type) in ARROW_NAMES
         except (KeyError, AttributeError):
             fits = False
         if not fits:
@@ -176,9 +174,39 @@ class LanceStore:
 
     def change_header(self, **changes: Any) -> None:
         """Keep something else beside the images; takes no copy of them."""
-        self._commit_dataset(
-            lambda data: data.update_schema_metadata({_HEADER: json.dumps({**self.header, **changes})})
-        )
+        self._commit_dataset(lambda data: data.update_schema_metadata({HEADER: json.dumps({**self.header, **changes})}))
+
+    def keep_audit_log(self, keep: bool = True) -> None:
+        """Log searches and removals from now on, by anybody who opens this store."""
+        if keep:
+            make_store_folder(self.place, (AUDIT,))
+            with in_our_words(self.place.url):
+                self.place.connect().create_table(AUDIT, schema=audit_schema(), exist_ok=True)
+            self.place.make_private()
+        self.change_header(audit=bool(keep))
+
+    def log_action(self, action: str, **details: Any) -> None:
+        """Append a line to the audit log, if one is kept.
+
+        Raises:
+            StoreError: It cannot be written; what was to be logged must not be done.
+        """
+        if not self.header.get("audit"):
+            return
+        line = pyarrow().table({"line": [audit_line(action, **details)]}, schema=audit_schema())
+        try:
+            committed(self.place.url, lambda: self.place.dataset(AUDIT).insert(line))
+        except StoreError as error:
+            raise type(error)(not_logged(self.place.table(AUDIT), error)) from error
+        self.place.make_private(AUDIT)
+
+    def audit_log(self) -> list[dict[str, Any]]:
+        """What was logged, in the order of time; empty where no log was ever kept."""
+        if "audit" not in self.header:
+            return []
+        with in_our_words(self.place.url):
+            lines = self.place.dataset(AUDIT).to_table()["line"].to_pylist()
+        return sorted(map(json.loads, lines), key=lambda entry: entry["time"])
 
     def _commit_dataset(self, change: Any) -> Any:
         """Commit through the table as Lance keeps it, and look at its newest version afterwards."""
@@ -189,7 +217,7 @@ class LanceStore:
     @property
     def dimensions(self) -> int:
         """E."""
-        return int(self._now().schema.field(_VECTOR).type.list_size)
+        return int(self._now().schema.field(VECTOR).type.list_size)
 
     @property
     def columns(self) -> list[str]:
@@ -244,13 +272,13 @@ class LanceStore:
             raise ValueError("a key is given twice; give each image once")
         check_unit_length(features)
         if len(images):
-            cells = _cells(images)
+            cells = metadata_cells(images)
             self._add_columns(set(cells) - set(self.columns))
             committed(self.place.url, partial(self._merge_once, images, features, cells, replaces))
             self.place.make_private()
 
     def _merge_once(self, images: ImageTable, features: Tensor, cells: dict[str, list[Any]], replaces: bool) -> None:
-        rows = _arrow_rows(self._table.schema, images, features, cells)
+        rows = arrow_rows(self._table.schema, images, features, cells)
         # A merge that looks keys up in their index does not see what others merge at the same time.
         merge = self._table.merge_insert("key").use_index(False)
         merge = merge.when_matched_update_all() if replaces else merge
@@ -258,13 +286,13 @@ class LanceStore:
 
     def _add_columns(self, names: set[str]) -> None:
         """Add columns of metadata; another writer may do the same."""
-        arrow = _arrow()
+        arrow = pyarrow()
 
         def add(data: Any) -> None:
             missing = sorted(names - set(data.schema.names))
             if missing:
                 kinds = {name: cast("tuple[str, str]", key_of(name))[1] for name in missing}
-                data.add_columns([arrow.field(name, _arrow_type(kind)) for name, kind in kinds.items()])
+                data.add_columns([arrow.field(name, column_type(kind)) for name, kind in kinds.items()])
 
         if names:
             self._commit_dataset(add)
@@ -288,8 +316,8 @@ class LanceStore:
         found: dict[str, tuple[int, int]] = {}
         for part in _parts(keys):
             condition = f"key IN ({', '.join(map(quoted, part))})"
-            for batch in self.scan(("key", *_STAMPS), condition):
-                rows = (batch[name].to_pylist() for name in ("key", *_STAMPS))
+            for batch in self.scan(("key", *STAMPS), condition):
+                rows = (batch[name].to_pylist() for name in ("key", *STAMPS))
                 found |= {from_stored(key): (size, when) for key, size, when in zip(*rows, strict=True)}
         return found
 
@@ -333,12 +361,12 @@ class LanceStore:
         columns = ["key", "id", "_distance", *(name for name in self.columns if key_of(name))]
 
         def ask() -> Any:
-            asked = self._table.search(vector, vector_column_name=_VECTOR).distance_type("cosine")
+            asked = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
             asked = asked.limit(k).select(columns)
             asked = asked.bypass_vector_index() if probes is None else asked.nprobes(probes).refine_factor(_REFINE)
             return (asked if condition is None else asked.where(condition, prefilter=True)).to_arrow()
 
-        return _hits(self._reading(ask))
+        return hits_of(self._reading(ask))
 
     def _probes(self, k: int, condition: str | None) -> int | None:
         """How many lists of the index to look through; `None` to compare every image that passes."""
@@ -368,46 +396,16 @@ class _State:
 
 def _read_state(place: Place, version: int, table: Any) -> _State:
     schema, data = table.schema, place.dataset(IMAGES)
-    header = (schema.metadata or {}).get(_HEADER.encode(), b"")
+    header = (schema.metadata or {}).get(HEADER.encode(), b"")
     return _State(version, header.decode(), schema, data.count_rows(), index_partitions(data))
 
 
 def index_partitions(data: Any) -> int | None:
     """Lists of a table's index of features; `None` if there is no index."""
     for index in data.describe_indices():
-        if list(index.field_names) == [_VECTOR]:
+        if list(index.field_names) == [VECTOR]:
             return int(data.stats.index_stats(index.name)["indices"][0]["num_partitions"])
     return None
-
-
-_ARROW_NAMES = {"float": "float32", "halffloat": "float16"}
-
-
-def _arrow() -> Any:
-    from importlib import import_module
-
-    return import_module("pyarrow")
-
-
-def _arrow_type(kind: str) -> Any:
-    return getattr(_arrow(), _TYPES[kind])()
-
-
-def _schema(header: Mapping[str, Any]) -> Any:
-    arrow = _arrow()
-    vector = arrow.list_(getattr(arrow, header["storage"])(), header["dimensions"])
-    fields = [
-        arrow.field("key", arrow.string(), nullable=False, metadata=PRIMARY_KEY),
-        arrow.field("id", arrow.int64(), nullable=False),
-        *(arrow.field(name, arrow.int64(), nullable=False) for name in _STAMPS),
-        arrow.field(_VECTOR, vector, nullable=False),
-    ]
-    return arrow.schema(fields, metadata={_HEADER: json.dumps(header)})
-
-
-def _removed_schema() -> Any:
-    arrow = _arrow()
-    return arrow.schema([arrow.field("digest", arrow.string(), nullable=False, metadata=PRIMARY_KEY)])
 
 
 def has_store(place: Place) -> bool:
@@ -429,45 +427,6 @@ def has_store(place: Place) -> bool:
     return True
 
 
-def _cells(images: ImageTable) -> dict[str, list[Any]]:
-    """What is known of images by column, as the store holds it."""
-    cells: dict[str, list[Any]] = {}
-    for row, known in enumerate(images.metadata):
-        for key, value in known.items():
-            kind = kind_of(value)
-            cells.setdefault(column_name(key, kind), [None] * len(images))[row] = cell(value, kind)
-    return cells
-
-
-def _arrow_rows(schema: Any, images: ImageTable, features: Tensor, cells: Mapping[str, list[Any]]) -> Any:
-    arrow = _arrow()
-    storage = schema.field(_VECTOR).type
-    vectors = features.detach().cpu().numpy().astype(_ARROW_NAMES[str(storage.value_type)])
-    fixed = {
-        "key": [to_stored(path) for path in images.paths],
-        "id": images.ids.numpy(),
-        "size": images.sizes.numpy(),
-        "modified_ns": images.modified_ns.numpy(),
-        _VECTOR: arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.reshape(-1)), storage.list_size),
-    }
-    empty = [None] * len(images)
-    columns = [fixed.get(field.name, cells.get(field.name, empty)) for field in schema]
-    arrays = [
-        column if isinstance(column, arrow.Array) else arrow.array(column, field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
-    return arrow.Table.from_arrays(arrays, schema=schema.remove_metadata())
-
-
-def _hits(found: Any) -> list[Hit]:
-    hits: list[Hit] = []
-    for row in found.to_pylist():
-        known = ((key_of(name), value) for name, value in row.items() if value is not None)
-        metadata = {named[0]: from_cell(value, named[1]) for named, value in known if named is not None}
-        hits.append(Hit(Path(from_stored(row["key"])), 1.0 - row["_distance"], -1, row["id"], metadata))
-    return sorted(hits, key=lambda hit: -hit.score)
-
-
 def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for begin in range(0, len(items), _KEYS_AT_ONCE):
         yield items[begin : begin + _KEYS_AT_ONCE]
@@ -475,4 +434,4 @@ def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def renumbered(images: ImageTable) -> ImageTable:
     """Images with numbers that follow from their keys."""
-    return replace(images, ids=key_ids(images))
+    return replace(images, ids=torch.from_numpy(images.path_hashes & _MASK))

@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,19 @@ from numpy.typing import NDArray
 
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.lance_engine import committed, in_our_words, require_lance
-from promptreid.retrieval.lance_filters import from_stored, key_of, quoted, sql_filter, to_stored
-from promptreid.retrieval.lance_store import FEW, IMAGES, REMOVED, LanceStore, index_partitions
+from promptreid.retrieval.lance_filters import from_cell, from_stored, key_of, quoted, sql_filter, to_stored
+from promptreid.retrieval.lance_store import AUDIT, FEW, IMAGES, REMOVED, LanceStore, index_partitions
+from promptreid.retrieval.removal import (
+    Images,
+    image_number,
+    image_times,
+    is_gone,
+    is_pattern,
+    listed_images,
+    matching_paths,
+    moment_before,
+    older,
+)
 
 # A list of the index of features has about so many images; with twice as many as planned it is built again.
 _LIST_IMAGES = 400
@@ -111,6 +124,9 @@ def optimize(store: LanceStore, *, keep: timedelta = KEPT) -> StoreInfo:
         committed(url, lambda name=column: _index_column(store.place.dataset(IMAGES), name))
     committed(url, lambda: _index_features(store.place.dataset(IMAGES)))
     committed(url, lambda: _refresh_indexes(store.place.dataset(IMAGES)))
+    if store.header.get("audit"):  # each search has added a file to it
+        committed(url, lambda: store.place.dataset(AUDIT).optimize.compact_files())
+        committed(url, lambda: store.place.dataset(AUDIT).cleanup_old_versions(keep))
     for name in (IMAGES, REMOVED):
         committed(url, lambda table=name: store.place.dataset(table).cleanup_old_versions(keep))
     store.place.make_private()
@@ -165,6 +181,7 @@ def erase(
     keys: Sequence[str] = (),
     *,
     where: Where | None = None,
+    older_than: date | timedelta | None = None,
     alone: bool = False,
     remember: bool = True,
 ) -> Erasure:
@@ -176,21 +193,25 @@ def erase(
 
     Args:
         store: The store.
-        keys: The images.
+        keys: The images; those that were erased before may be named again, to complete and prove that.
         where: Instead, all images with these metadata.
+        older_than: Instead, or of those, the images from before this date, or older than this age.
         alone: No other process is writing, so files that a killed one left, which may hold the images, go too.
-        remember: Keep digests of the keys, so that indexing leaves the images out from now on.
+        remember: Keep digests of the keys, so that indexing leaves the images out from now on; with `older_than` only
+            of those whose file is still there.
 
     Raises:
         KeyError: The store has no such image; then none is erased.
-        ValueError: No image passes the filter.
-        StoreError: The store cannot be reached, or others change it all the time.
+        ValueError: No image passes the filter, or the time of one is unknown; then none is erased.
+        StoreError: The store cannot be reached, others change it all the time, or the audit log cannot be written.
     """
-    erased = _chosen(store, keys, where)
+    erased = _chosen(store, keys) if where is None and older_than is None else _passing(store, where, older_than)
     sought = _needles(store, erased)
-    if remember:
-        remember_removed(store, erased)
-    store.delete_keys(erased)
+    if erased:
+        store.log_action("remove", images=len(erased))
+        if remember:
+            remember_removed(store, erased if older_than is None else [key for key in erased if not is_gone(key)])
+        store.delete_keys(erased)
     rewrite(store, alone=alone)
     left = _remains(store, erased)
     searched, found = _search_bytes(store, sought)
@@ -198,20 +219,83 @@ def erase(
     return Erasure(len(erased), not left, tuple(left), searched)
 
 
-def _chosen(store: LanceStore, keys: Sequence[str], where: Where | None) -> list[str]:
-    """The keys of what is to be erased; all of it is there."""
-    if where is not None:
-        condition = sql_filter(where, store.columns)
-        found = [from_stored(key) for batch in store.scan(["key"], condition) for key in batch["key"].to_pylist()]
+def remove(store: LanceStore, keys: Sequence[str] = (), **options: Any) -> int:
+    """Erase images, and warn if it cannot be proven that nothing is left; the arguments are those of `erase`.
+
+    Returns:
+        How many were erased.
+    """
+    done = erase(store, keys, **options)
+    if not done.proven:
+        left = "; ".join(done.left)
+        warnings.warn(f"not proven that nothing is left of {done.images} images: {left}", stacklevel=3)
+    return done.images
+
+
+def named_keys(store: LanceStore, images: Images | None) -> list[str]:
+    """The keys of images that are named by number, key, path or pattern of paths.
+
+    Raises:
+        KeyError: A number or a pattern stands for no image.
+    """
+    given = [] if images is None else listed_images(images)
+    names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
+    known = store.stamps([*names, *map(os.path.abspath, names)])
+    keys: list[str] = []
+    for image in given:
+        name = os.fsdecode(image) if isinstance(image, str | bytes | os.PathLike) else ""
+        path = name if name in known else os.path.abspath(name)
+        if name and (path in known or not is_pattern(path)):
+            keys.append(path)
+            continue
+        begin = re.split(r"[*?\[]", path)[0]
+        asked = f"starts_with(key, {quoted(begin)})" if name else f"id = {image_number(image)}"
+        found = [from_stored(key) for batch in store.scan(["key"], asked) for key in batch["key"].to_pylist()]
+        found = matching_paths(found, path) if name else found
         if not found:
-            raise ValueError(f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}")
-        return found
-    known = store.stamps(keys)
-    if absent := [key for key in keys if key not in known]:
-        raise KeyError(f"the store has no image {absent[0]!r}; nothing was erased")
-    if not known:
+            raise KeyError(f"the store has no image {str(image)!r}; nothing was erased")
+        keys += found
+    return list(dict.fromkeys(keys))
+
+
+def _chosen(store: LanceStore, keys: Sequence[str]) -> list[str]:
+    """Those of the keys that are there; the others must have been removed."""
+    if not keys:
         raise ValueError("nothing is named to be erased; give images, or where=")
+    known = store.stamps(keys)
+    absent = [key for key in keys if key not in known]
+    removed = removed_digests(store) if absent else frozenset[str]()
+    for key in absent:
+        if key_digest(key) not in removed:
+            raise KeyError(f"the store has no image {key!r}; nothing was erased")
     return list(known)
+
+
+def _passing(store: LanceStore, where: Where | None, older_than: date | timedelta | None) -> list[str]:
+    """The keys of the images that pass a filter and are of that age."""
+    condition = None if where is None else sql_filter(where, store.columns)
+    limit = None if older_than is None else moment_before(older_than)
+    times = [name for name in store.columns if (key_of(name) or ("",))[0] == "time"]
+    keys: list[str] = []
+    for batch in store.scan(["key", "modified_ns", *times], condition):
+        found = batch["key"].to_pylist()
+        if limit is not None:
+            old = older(_times(batch, times), limit)
+            found = [key for key, is_old in zip(found, old, strict=True) if is_old]
+        keys += map(from_stored, found)
+    if not keys and limit is None:
+        raise ValueError(f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}")
+    return keys
+
+
+def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:
+    """When the images of a batch were made, by these columns of times or their file."""
+    known: list[Any] = [None] * batch.num_rows
+    for name in columns:
+        _, kind = key_of(name) or ("", "text")
+        for row, cell in enumerate(batch[name].to_pylist()):
+            known[row] = known[row] if cell is None else from_cell(cell, kind)
+    return image_times(known, batch["modified_ns"].to_numpy())
 
 
 def rewrite(store: LanceStore, *, alone: bool) -> None:
@@ -297,7 +381,7 @@ def _remains(store: LanceStore, erased: Sequence[str]) -> list[str]:
 
 def _needles(store: LanceStore, keys: Sequence[str]) -> list[tuple[bytes, bytes, NDArray[Any]]]:
     """Of some images, what is looked for in files: the key and the beginning of the feature; and the whole feature."""
-    if store.place.folder is None:
+    if store.place.folder is None or not keys:
         return []
     some = keys[:: max(1, len(keys) // _SOUGHT)][:_SOUGHT]
     condition = f"key IN ({', '.join(map(quoted, some))})"

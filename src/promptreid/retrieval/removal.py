@@ -43,15 +43,12 @@ def remove_images(
 
     Their paths and the digests of their files are kept, so that a later update does not bring them back.
     """
-    if images is None and where is None and older_than is None:
-        raise TypeError("nothing is named to be removed; give an image's path or number, or where= or older_than=")
-    if images is not None and not (where is None and older_than is None):
-        raise TypeError("images and where= or older_than= are both given; give one or the other")
+    check_named(images, where, older_than)
     with store.turn():
         if images is not None:
             ids = _ids_of(store, images)
         else:
-            limit = None if older_than is None else _seconds(older_than)
+            limit = None if older_than is None else moment_before(older_than)
             tables = [segment.images for segment in store.exact.segments]
             if where is not None and limit is None:
                 check_passes(tables, where)
@@ -66,19 +63,27 @@ def remove_images(
     return len(ids)
 
 
+def check_named(images: Any, where: Where | None, older_than: date | timedelta | None) -> None:
+    """Refuse a removal of nothing, or of what is named in two ways."""
+    if images is None and where is None and older_than is None:
+        raise TypeError("nothing is named to be removed; give an image's path or number, or where= or older_than=")
+    if images is not None and not (where is None and older_than is None):
+        raise TypeError("images and where= or older_than= are both given; give one or the other")
+
+
 def _ids_of(store: GalleryStore, images: Images) -> list[int]:
     """The numbers of images that are named; all of them are there, or it is a `KeyError`."""
     by_path: dict[str, int] = {}
     ids: set[int] = set()
-    for image in _listed(images):
+    for image in listed_images(images):
         if isinstance(image, str | bytes | os.PathLike):
             image = os.fsdecode(image)
             found = [number for number in store.exact.ids_of([image]) if number >= 0]
-            if _is_pattern(image) and not found:
+            if is_pattern(image) and not found:
                 by_path = by_path or store.images.rows_by_path()
-                found = [int(store.images.ids[by_path[path]]) for path in _matching(by_path, image)]
+                found = [int(store.images.ids[by_path[path]]) for path in matching_paths(by_path, image)]
         else:
-            found = store.exact.chosen([_number(image)]).ids.tolist()
+            found = store.exact.chosen([image_number(image)]).ids.tolist()
         if not found:
             raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
         ids.update(found)
@@ -89,25 +94,28 @@ def _passing(table: ImageTable, where: Where | None, limit: float | None) -> lis
     """Numbers of the images that pass a filter and are from before a time in Unix seconds."""
     rows = torch.arange(len(table)) if where is None else table.rows_where(where)
     if limit is not None:
-        times = torch.from_numpy(_times(table))[rows]
-        if unknown := int(times.isnan().sum()):
-            raise ValueError(
-                f"the time of {unknown} images is unknown; give them a time with metadata={{'time': ...}}, or remove "
-                "them by path. Nothing was removed"
-            )
-        rows = rows[times < limit]
+        column = table.columns.by_key.get("time")
+        known = [None] * len(table) if column is None else [column[row] for row in range(len(table))]
+        times = image_times(known, table.modified_ns.numpy())[rows.numpy()]
+        rows = rows[torch.from_numpy(older(times, limit))]
     return table.ids[rows].tolist()
 
 
-def _times(table: ImageTable) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """When each image was made, in Unix seconds: its metadata's `time`, or the time of its file."""
-    column = table.columns.by_key.get("time")
-    times = [when / 1e9 if when >= 0 else math.nan for when in table.modified_ns.tolist()]
-    if column is not None:
-        parsed = {value: _moment(value) for value in column.distinct() if isinstance(value, str | int | float)}
-        for row, found in enumerate(column[row] for row in range(len(table))):
-            times[row] = parsed.get(found, times[row]) if isinstance(found, str | int | float) else times[row]
-    return np.array(times, dtype=np.float64)
+def image_times(known: Sequence[Any], modified_ns: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """When images were made, in Unix seconds: the time among their metadata, else that of their file.
+
+    NaN where it is unknown.
+
+    Raises:
+        ValueError: A text is no time.
+    """
+    moments: dict[Any, float] = {}
+    for value in known:
+        if isinstance(value, str | int | float) and value not in moments:
+            moments[value] = _moment(value)
+    own = [moments.get(value, math.nan) if isinstance(value, str | int | float) else math.nan for value in known]
+    times = np.array(own, dtype=np.float64)
+    return np.where(np.isnan(times), np.where(modified_ns >= 0, modified_ns / 1e9, np.nan), times)
 
 
 def _moment(value: str | float) -> float:
@@ -122,8 +130,22 @@ def _moment(value: str | float) -> float:
         ) from None
 
 
-def _seconds(older_than: Any) -> float:
-    """The moment that a date, or an age, stands for."""
+def older(times: "np.ndarray[Any, Any]", limit: float) -> "np.ndarray[Any, Any]":
+    """Which of these times are before a limit, all in Unix seconds.
+
+    Raises:
+        ValueError: One is unknown.
+    """
+    if unknown := int(np.isnan(times).sum()):
+        raise ValueError(
+            f"the time of {unknown} images is unknown; give them a time with metadata={{'time': ...}}, or remove "
+            "them by path. Nothing was removed"
+        )
+    return times < limit
+
+
+def moment_before(older_than: Any) -> float:
+    """The moment that a date, or an age, stands for, in Unix seconds."""
     if isinstance(older_than, timedelta):
         return (datetime.now(timezone.utc) - older_than).timestamp()
     if isinstance(older_than, datetime):
@@ -138,11 +160,11 @@ def restore_images(store: GalleryStore, images: Images) -> int:
     with store.turn():
         marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
         found: set[str] = set()
-        for image in _listed(images):
+        for image in listed_images(images):
             if not isinstance(image, str | bytes | os.PathLike):
                 raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
             image = os.fsdecode(image)
-            matching = _matching(marks, image)
+            matching = matching_paths(marks, image)
             if not matching:
                 known = listed(list(marks), most=20)
                 raise KeyError(f"{image!r} was not removed from the gallery; removed were: {known or 'none'}")
@@ -190,30 +212,32 @@ def removed_before(store: GalleryStore, files: Sequence[str]) -> dict[str, str]:
     return {path: mark for path, mark in known.items() if mark is not None}
 
 
-def _listed(images: Any) -> Sequence[Any]:
+def listed_images(images: Any) -> Sequence[Any]:
     """Several images as given, or the one: bytes are one name, and numpy's and torch's numbers are numbers."""
     if isinstance(images, str | bytes | os.PathLike) or not getattr(images, "ndim", hasattr(images, "__iter__")):
         return [images]
     return images
 
 
-def _number(image: Any) -> int:
+def image_number(image: Any) -> int:
+    """The number by which an image is named."""
     try:
         return operator.index(image)
     except TypeError:
         raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
 
 
-def _matching(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
+def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
     """The absolute paths that a path or a pattern stands for; `*` stays in its folder, `**` does not."""
     pattern = os.path.abspath(image)
     if pattern in paths:
         return [pattern]
-    if not _is_pattern(pattern):
+    if not is_pattern(pattern):
         return []
     depth = pattern.count(os.sep)
     return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
 
 
-def _is_pattern(path: str) -> bool:
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for several."""
     return any(letter in path for letter in "*?[")

@@ -1,30 +1,26 @@
 """A gallery in a store: filled by any number of processes, searched as a `Gallery` is."""
 
 import os
-import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import timedelta
-from itertools import islice, repeat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from promptreid.data.images import walk_images
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import DatasetError, StoreError, listed, printable
+from promptreid.errors import StoreError, listed
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
-from promptreid.model.encoding import EncodingOptions, encode_images
+from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.editing import Changes, ImageFile, ImageSource, check_keys, find_images, known_metadata
+from promptreid.retrieval.audit import search_details
+from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys, known_metadata
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
+from promptreid.retrieval.filling import COMMIT_ROWS, Shard, fill
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_store import GalleryStore, checked_count, lowest_score
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
@@ -36,53 +32,19 @@ from promptreid.retrieval.lance_upkeep import (
     describe,
     erase,
     forget_removed,
-    key_digest,
+    named_keys,
     optimize,
     remember_removed,
-    removed_digests,
+    remove,
 )
-from promptreid.retrieval.table import ImageTable, file_stamp
+from promptreid.retrieval.removal import Images, check_named
+from promptreid.retrieval.table import ImageTable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Many small commits slow a search tenfold: so many rows, or all there are after so many seconds.
-COMMIT_ROWS, COMMIT_SECONDS = 5_000, 5.0
-# Files that the store is asked for at a time.
-_FILES_AT_ONCE = 10_000
 # Rows that are looked at to name values of metadata in an error.
 _SAMPLE = 10_000
-
-Shard = tuple[int, int]
-
-
-def shard_of_environment(variables: Mapping[str, str] = os.environ) -> Shard | None:
-    """The part of the work of this process among those that torchrun or SLURM's srun started, else `None`.
-
-    Raises:
-        ValueError: The variables contradict each other.
-    """
-    for number, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if number in variables and count in variables:
-            try:
-                return check_shard((int(variables[number]), int(variables[count])))
-            except ValueError as error:
-                raise ValueError(
-                    f"{number} is {variables[number]!r} and {count} {variables[count]!r}: {error}"
-                ) from error
-    return None
-
-
-def check_shard(shard: Shard) -> Shard:
-    """A shard that there is.
-
-    Raises:
-        ValueError: There is none of that number.
-    """
-    number, count = shard
-    if not 0 <= number < count:
-        raise ValueError(f"shard is {number} of {count}, expected a number from 0 to {max(0, count - 1)}")
-    return shard
 
 
 class StoredGallery:
@@ -197,6 +159,7 @@ class StoredGallery:
         *,
         metadata: Iterable[Metadata] | None = None,
         shard: Shard | None = None,
+        prune: Prune = False,
         **options: "Unpack[EncodingOptions]",
     ) -> Changes:
         """Encode images that are new or whose file has changed, and put them in every few seconds.
@@ -209,61 +172,20 @@ class StoredGallery:
             metadata: What is known of each, with a list or an iterator; those of a folder know their sub-folder.
             shard: Only the part `(number, count)` of them, the number from 0: the other parts are for other processes,
                 which may run at the same time, on any machine that has the same folder.
+            prune: Remove images that the store had when this began and that are not among `images`; if that is a
+                folder, only those that were in it. More than a quarter, or images that may be in a folder that cannot
+                be read, only `"anyway"` removes. Of several parts, that of number 0 does it.
             **options: Those of `Gallery.build`.
 
         Returns:
             What was done.
 
         Raises:
-            DatasetError: There is no image.
+            DatasetError: There is no image, or `prune` needs to be `"anyway"`; then nothing was removed.
             StoreUnreachableError: The network was lost; what was put in stays, and the same call resumes.
             ValueError: There is no such shard, or the store was loaded without a model.
         """
-        model, part = needed(self.model), check_shard(shard or (0, 1))
-        removed, commits, counted = removed_digests(self.store), _Commits(self.store), _Counted()
-        for files in _parts_of(_each(images, metadata), part, counted):
-            self._update(model, files, removed, commits, counted, options)
-        commits.flush()
-        if counted.seen == 0:
-            raise DatasetError(f"{images} has no images in it or below")
-        _warn_unreadable(counted)
-        return Changes(
-            added=counted.added,
-            changed=counted.changed,
-            unchanged=counted.unchanged,
-            unreadable=tuple(counted.unreadable),
-            excluded=tuple(counted.excluded),
-        )
-
-    def _update(
-        self,
-        model: PromptedCLIP,
-        files: Sequence[ImageFile],
-        removed: frozenset[str],
-        commits: "_Commits",
-        counted: "_Counted",
-        options: EncodingOptions,
-    ) -> None:
-        """Encode those of some files that are new or have changed."""
-        given = list({os.path.abspath(file.path): file for file in files}.items())
-        known = self.store.stamps([path for path, _ in given])
-        kept = [(path, file) for path, file in given if key_digest(path) not in removed]
-        counted.excluded += [path for path, _ in given if key_digest(path) in removed]
-        wanted = [(path, file) for path, file in kept if known.get(path) != file_stamp(path)]
-        counted.unchanged += len(kept) - len(wanted)
-        # What changes while it is encoded must look changed the next time, so files are looked at before.
-        paths = [path for path, _ in wanted]
-        table = renumbered(ImageTable.of(paths, metadata=[file.metadata for _, file in wanted]))
-        for batch in encode_images(model, paths, **options):
-            old = [paths[position] in known for position in batch.positions]
-            counted.changed += sum(old)
-            counted.added += len(old) - sum(old)
-            if batch.positions:
-                commits.put(table.select(batch.positions), batch.features, replaces=any(old))
-            lost = [paths[position] for position in batch.unreadable]
-            counted.unreadable += lost
-            # Features of what a file was before must not be found.
-            self.store.delete_keys([path for path in lost if path in known and file_stamp(path)[0] >= 0])
+        return fill(self.store, needed(self.model), images, metadata=metadata, shard=shard, prune=prune, **options)
 
     def add_features(self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None) -> None:
         """Add features that were made elsewhere by the model of this store; those of known keys are left as they are.
@@ -308,7 +230,7 @@ class StoredGallery:
 
         Raises:
             ValueError: The store is empty, no image passes `where` or it has a function; and as `Gallery.search`.
-            StoreError: The store cannot be read.
+            StoreError: The store cannot be read, or its audit log not be written; then nothing is returned.
         """
         lowest, k = lowest_score(self.calibration, threshold), checked_count(k)
         query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
@@ -317,6 +239,7 @@ class StoredGallery:
         if not any(found):
             self.check_filter(where)
         kept = [[hit for hit in hits if hit.score >= lowest] for hits in found]
+        self.store.log_action("search", **search_details(query, where, kept))
         return kept[0] if is_one_query(query) else kept
 
     def check_filter(self, where: Where | None) -> None:
@@ -365,22 +288,61 @@ class StoredGallery:
         """Join small files and build or refresh the indexes; see `promptreid.retrieval.lance_upkeep.optimize`."""
         return optimize(self.store, keep=keep)
 
+    def remove(
+        self,
+        images: Images | None = None,
+        *,
+        where: Where | None = None,
+        older_than: date | timedelta | None = None,
+    ) -> int:
+        """Remove images and every byte of them, as `Gallery.remove` does; warns if that cannot be proven (`erase`).
+
+        Digests of their keys are kept, so that `update` leaves them out; with `older_than` only of those whose file is
+        still there.
+
+        Args:
+            images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
+                `**` for folders too.
+            where: Instead, all images with these metadata, as in `search`.
+            older_than: Instead, or of those, the images from before this date, or older than this age; the time of an
+                image is that of `Gallery.remove`.
+
+        Returns:
+            How many were removed; with `older_than` it may be 0.
+
+        Raises:
+            KeyError: One of `images` is not in the store; then none is removed.
+            ValueError: No image passes `where`, or the time of one is unknown; then none is removed.
+            TypeError: Nothing is named, or something else than images and numbers.
+            StoreError: The store or its audit log cannot be written.
+        """
+        check_named(images, where, older_than)
+        return remove(self.store, named_keys(self.store, images), where=where, older_than=older_than)
+
+    def keep_audit_log(self, keep: bool = True) -> None:
+        """Log searches and removals from now on, by anybody who opens this store; as `Gallery.keep_audit_log`."""
+        self.store.keep_audit_log(keep)
+
+    def audit_log(self) -> list[dict[str, Any]]:
+        """What was logged, in the order of time: when, who, the sentences and filter, how many; no images."""
+        return self.store.audit_log()
+
     def erase(
-        self, images: str | Path | Iterable[str | Path] = (), *, where: Where | None = None, alone: bool = False
+        self,
+        images: Images | None = None,
+        *,
+        where: Where | None = None,
+        older_than: date | timedelta | None = None,
+        alone: bool = False,
     ) -> Erasure:
-        """Remove images and every byte of them, and prove it; see `promptreid.retrieval.lance_upkeep.erase`."""
-        return erase(self.store, self._keys_of(images), where=where, alone=alone)
+        """`remove`, with what was found out about what is left; see `promptreid.retrieval.lance_upkeep.erase`."""
+        check_named(images, where, older_than)
+        return erase(self.store, named_keys(self.store, images), where=where, older_than=older_than, alone=alone)
 
     def restore(self, images: str | Path | Iterable[str | Path]) -> None:
         """Let images that were erased be indexed again by the next `update`."""
         names = [os.fspath(images)] if isinstance(images, str | Path) else [os.fspath(image) for image in images]
         forget_removed(self.store, [*names, *map(os.path.abspath, names)])
-
-    def _keys_of(self, images: str | Path | Iterable[str | Path]) -> list[str]:
-        """The keys of images: as they are named, else their absolute paths."""
-        names = [os.fspath(images)] if isinstance(images, str | Path) else [os.fspath(image) for image in images]
-        known = self.store.stamps(names)
-        return [name if name in known else os.path.abspath(name) for name in names]
 
     def info(self) -> StoreInfo:
         """The state of the store."""
@@ -390,86 +352,6 @@ class StoredGallery:
 def _calibration(header: Mapping[str, Any]) -> Calibration | None:
     values = header.get("calibration")
     return None if values is None else Calibration(**values)
-
-
-@dataclass
-class _Counted:
-    """What became of images so far."""
-
-    seen: int = 0
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    unreadable: list[str] = field(default_factory=list[str])
-    excluded: list[str] = field(default_factory=list[str])
-
-
-def _warn_unreadable(counted: _Counted) -> None:
-    if counted.unreadable:
-        first = ", ".join(printable(path) for path in counted.unreadable[:10])
-        count = f"{len(counted.unreadable)} of {counted.seen} images"
-        warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=3)
-
-
-class _Commits:
-    """Collects rows and commits them once they are many, or have waited for long."""
-
-    def __init__(self, store: LanceStore) -> None:
-        self._store = store
-        self._waiting: list[tuple[ImageTable, Tensor]] = []
-        self._rows, self._replaces, self._since = 0, False, time.monotonic()
-
-    def put(self, images: ImageTable, features: Tensor, *, replaces: bool) -> None:
-        """Take rows."""
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting.append((images, features))
-        self._rows += len(images)
-        self._replaces |= replaces
-        if self._rows >= COMMIT_ROWS or time.monotonic() - self._since >= COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit what waits."""
-        if self._waiting:
-            images = ImageTable.joined([table for table, _ in self._waiting])
-            features = torch.cat([part for _, part in self._waiting])
-            (self._store.replace if self._replaces else self._store.add)(images, features)
-            self._waiting, self._rows, self._replaces = [], 0, False
-
-
-def _parts_of(images: Iterable[tuple[str, ImageFile]], shard: Shard, counted: _Counted) -> Iterator[list[ImageFile]]:
-    """The images of a shard, some at a time."""
-    number, count = shard
-
-    def own() -> Iterator[ImageFile]:
-        for name, file in images:
-            counted.seen += 1
-            if crc32(name.encode("utf-8", "surrogatepass")) % count == number:
-                yield file
-
-    files = own()
-    while part := list(islice(files, _FILES_AT_ONCE)):
-        yield part
-
-
-def _each(images: ImageSource, metadata: Iterable[Metadata] | None) -> Iterator[tuple[str, ImageFile]]:
-    """Every image, with the name by which it belongs to a shard, wherever its folder is mounted."""
-    if isinstance(images, str | Path):
-        if metadata is not None:
-            raise ValueError("metadata goes with a list of images, whose order is known; a folder was given")
-        root = Path(images)
-        if root.is_file():
-            raise DatasetError(f"{root} is a file; give its folder, or a list of files: [{str(root)!r}]")
-        for path in walk_images(root):
-            below = path.relative_to(root)
-            yield below.as_posix(), ImageFile(str(path), {"folder": below.parent.as_posix()})
-        return
-    entries = images.records if isinstance(images, ReIDSplit) else images
-    known = repeat({}) if metadata is None else metadata
-    for entry, more in zip(entries, known, strict=metadata is not None):
-        (file,) = find_images([entry], metadata=[more])
-        yield file.path, file
 
 
 def copy_to_store(

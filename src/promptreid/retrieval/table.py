@@ -73,7 +73,7 @@ class ImageTable:
         object.__setattr__(self, "paths", Texts.of(self.paths))
         object.__setattr__(self, "metadata", Columns.of(self.metadata))
         if self.path_hashes is None:  # pyright: ignore[reportUnnecessaryComparison]
-            hashes = np.fromiter((_path_hash(path) for path in self.paths), np.int64, len(self.paths))
+            hashes = np.fromiter((path_hash(path) for path in self.paths), np.int64, len(self.paths))
             object.__setattr__(self, "path_hashes", hashes)
 
     def __len__(self) -> int:
@@ -240,11 +240,12 @@ def path_forms(paths: Sequence[str]) -> PathForms:
         with suppress(ValueError, OSError):  # another drive; no working folder
             forms[os.path.relpath(path)] = None
         owners += [owner] * len(forms)
-        hashes += map(_path_hash, forms)
+        hashes += map(path_hash, forms)
     return owners, np.array(hashes, dtype=np.int64)
 
 
-def _path_hash(path: str) -> int:
+def path_hash(path: str) -> int:
+    """A number that a path, however it is written, has for itself, 64 bits with a sign."""
     normal = portable(os.path.normpath(path)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(normal, digest_size=8).digest(), "little", signed=True)
 

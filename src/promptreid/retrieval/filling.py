@@ -1,0 +1,259 @@
+"""Fills a store with images: each process its part, as they are found, in commits that are worth their cost."""
+
+import os
+import time
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from promptreid.data.images import walk_images
+from promptreid.data.records import ReIDSplit
+from promptreid.errors import DatasetError, printable
+from promptreid.model.encoding import EncodingOptions, encode_images
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.retrieval.editing import Changes, ImageFile, ImageSource, Prune, check_pruning, find_images
+from promptreid.retrieval.filters import Metadata
+from promptreid.retrieval.lance_filters import from_stored, quoted
+from promptreid.retrieval.lance_store import LanceStore, key_id, renumbered
+from promptreid.retrieval.lance_upkeep import key_digest, remove, removed_digests
+from promptreid.retrieval.table import ImageTable, file_stamp
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# Many small commits slow a search tenfold: so many rows, or all there are after so many seconds.
+COMMIT_ROWS, COMMIT_SECONDS = 5_000, 5.0
+# Files that the store is asked for at a time.
+_FILES_AT_ONCE = 10_000
+# What was added by a key, and never was a file, is not gone when no file has its name.
+_FILES = "NOT (size < 0 AND modified_ns >= 0)"
+
+Shard = tuple[int, int]
+
+
+def shard_of_environment(variables: Mapping[str, str] = os.environ) -> Shard | None:
+    """The part of the work of this process among those that torchrun or SLURM's srun started, else `None`.
+
+    Raises:
+        ValueError: The variables contradict each other.
+    """
+    for number, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if number in variables and count in variables:
+            try:
+                return check_shard((int(variables[number]), int(variables[count])))
+            except ValueError as error:
+                raise ValueError(
+                    f"{number} is {variables[number]!r} and {count} {variables[count]!r}: {error}"
+                ) from error
+    return None
+
+
+def check_shard(shard: Shard) -> Shard:
+    """A shard that there is.
+
+    Raises:
+        ValueError: There is none of that number.
+    """
+    number, count = shard
+    if not 0 <= number < count:
+        raise ValueError(f"shard is {number} of {count}, expected a number from 0 to {max(0, count - 1)}")
+    return shard
+
+
+def fill(
+    store: LanceStore,
+    model: PromptedCLIP,
+    images: ImageSource,
+    *,
+    metadata: Iterable[Metadata] | None = None,
+    shard: Shard | None = None,
+    prune: Prune = False,
+    **options: "Unpack[EncodingOptions]",
+) -> Changes:
+    """Encode images that are new or whose file has changed, and put them in every few seconds.
+
+    See `promptreid.retrieval.stored_gallery.StoredGallery.update`.
+    """
+    part = check_shard(shard or (0, 1))
+    root = Path(images) if isinstance(images, str | Path) else None
+    pruning = _Pruning(store, root) if prune and part[0] == 0 else None
+    filling = _Filling(store, model, options)
+    for files in _parts_of(_each(images, metadata, pruning), part, filling):
+        filling.take(files)
+    filling.commits.flush()
+    if filling.seen == 0:
+        raise DatasetError(f"{images} has no images in it or below")
+    filling.warn_unreadable()
+    return filling.changes(removed=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
+
+
+class _Filling:
+    """What becomes of images that are taken into a store."""
+
+    def __init__(self, store: LanceStore, model: PromptedCLIP, options: EncodingOptions) -> None:
+        self.seen: int = 0
+        self.commits: _Commits = _Commits(store)
+        self._store, self._model, self._options = store, model, options
+        self._erased = removed_digests(store)
+        self._added, self._changed, self._unchanged = 0, 0, 0
+        self._unreadable: list[str] = []
+        self._excluded: list[str] = []
+
+    def take(self, files: Sequence[ImageFile]) -> None:
+        """Encode those of some files that are new or have changed."""
+        given = list({os.path.abspath(file.path): file for file in files}.items())
+        known = self._store.stamps([path for path, _ in given])
+        kept = [(path, file) for path, file in given if key_digest(path) not in self._erased]
+        self._excluded += [path for path, _ in given if key_digest(path) in self._erased]
+        wanted = [(path, file) for path, file in kept if known.get(path) != file_stamp(path)]
+        self._unchanged += len(kept) - len(wanted)
+        # What changes while it is encoded must look changed the next time, so files are looked at before.
+        paths = [path for path, _ in wanted]
+        table = renumbered(ImageTable.of(paths, metadata=[file.metadata for _, file in wanted]))
+        for batch in encode_images(self._model, paths, **self._options):
+            old = [paths[position] in known for position in batch.positions]
+            self._changed += sum(old)
+            self._added += len(old) - sum(old)
+            if batch.positions:
+                self.commits.put(table.select(batch.positions), batch.features, replaces=any(old))
+            lost = [paths[position] for position in batch.unreadable]
+            self._unreadable += lost
+            # Features of what a file was before must not be found.
+            if stale := [path for path in lost if path in known and file_stamp(path)[0] >= 0]:
+                self._store.log_action("remove", images=len(stale))
+                self._store.delete_keys(stale)
+
+    def warn_unreadable(self) -> None:
+        """Name what was left out."""
+        if self._unreadable:
+            first = ", ".join(printable(path) for path in self._unreadable[:10])
+            count = f"{len(self._unreadable)} of {self.seen} images"
+            warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=4)
+
+    def changes(self, *, removed: int) -> Changes:
+        """What was done."""
+        return Changes(
+            added=self._added,
+            changed=self._changed,
+            unchanged=self._unchanged,
+            removed=removed,
+            unreadable=tuple(self._unreadable),
+            excluded=tuple(self._excluded),
+        )
+
+
+class _Commits:
+    """Collects rows and commits them once they are many, or have waited for long."""
+
+    def __init__(self, store: LanceStore) -> None:
+        self._store = store
+        self._waiting: list[tuple[ImageTable, Tensor]] = []
+        self._rows, self._replaces, self._since = 0, False, time.monotonic()
+
+    def put(self, images: ImageTable, features: Tensor, *, replaces: bool) -> None:
+        """Take rows."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append((images, features))
+        self._rows += len(images)
+        self._replaces |= replaces
+        if self._rows >= COMMIT_ROWS or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what waits."""
+        if self._waiting:
+            images = ImageTable.joined([table for table, _ in self._waiting])
+            features = torch.cat([part for _, part in self._waiting])
+            (self._store.replace if self._replaces else self._store.add)(images, features)
+            self._waiting, self._rows, self._replaces = [], 0, False
+
+
+class _Pruning:
+    """Finds the images of a store that are no longer among those given.
+
+    Others may add images meanwhile, which are none of those: only what the store had at the beginning is looked at, and
+    of that what is in the folder, because other machines may have other folders. Images are told by their numbers, of
+    eight bytes each.
+    """
+
+    def __init__(self, store: LanceStore, folder: Path | None) -> None:
+        self.closed: list[str] = []
+        self._store = store
+        self._given = array("q")
+        self._condition = _FILES
+        if folder is not None:
+            below = os.path.join(os.path.abspath(folder), "")
+            self._condition += f" AND starts_with(key, {quoted(below)})"
+        parts = [batch["id"].to_numpy() for batch in store.scan(["id"], self._condition)]
+        self._before: NDArray[Any] = np.concatenate([np.empty(0, np.int64), *parts])
+
+    def saw(self, path: str) -> None:
+        """An image is there."""
+        self._given.append(key_id(os.path.abspath(path)))
+
+    def apply(self, *, anyway: bool) -> int:
+        """Remove the others; returns how many."""
+        gone = np.setdiff1d(self._before, np.array(self._given, np.int64))
+        keys: list[str] = []
+        for batch in self._store.scan(["key", "id"], self._condition) if len(gone) else ():
+            chosen = np.isin(batch["id"].to_numpy(), gone).nonzero()[0]
+            keys += map(from_stored, batch["key"].take(chosen).to_pylist())
+        check_pruning(keys, len(self._before), self.closed, anyway=anyway)
+        return remove(self._store, keys, remember=False) if keys else 0
+
+
+def _parts_of(images: Iterable[tuple[str, ImageFile]], shard: Shard, filling: _Filling) -> Iterator[list[ImageFile]]:
+    """The images of a shard, some at a time."""
+    number, count = shard
+
+    def own() -> Iterator[ImageFile]:
+        for name, file in images:
+            filling.seen += 1
+            if crc32(name.encode("utf-8", "surrogatepass")) % count == number:
+                yield file
+
+    files = own()
+    while part := list(islice(files, _FILES_AT_ONCE)):
+        yield part
+
+
+def _each(
+    images: ImageSource, metadata: Iterable[Metadata] | None, pruning: _Pruning | None
+) -> Iterator[tuple[str, ImageFile]]:
+    """Every image, with the name by which it belongs to a shard, wherever its folder is mounted."""
+    if isinstance(images, str | Path):
+        if metadata is not None:
+            raise ValueError("metadata goes with a list of images, whose order is known; a folder was given")
+        named = _below(Path(images), None if pruning is None else pruning.closed)
+    else:
+        named = _listed(images, metadata)
+    for name, file in named:
+        if pruning is not None:
+            pruning.saw(file.path)
+        yield name, file
+
+
+def _below(root: Path, closed: list[str] | None) -> Iterator[tuple[str, ImageFile]]:
+    if root.is_file():
+        raise DatasetError(f"{root} is a file; give its folder, or a list of files: [{str(root)!r}]")
+    for path in walk_images(root, unreadable=closed):
+        below = path.relative_to(root)
+        yield below.as_posix(), ImageFile(str(path), {"folder": below.parent.as_posix()})
+
+
+def _listed(images: ReIDSplit | Iterable[Any], metadata: Iterable[Metadata] | None) -> Iterator[tuple[str, ImageFile]]:
+    entries = images.records if isinstance(images, ReIDSplit) else images
+    known = repeat({}) if metadata is None else metadata
+    for entry, more in zip(entries, known, strict=metadata is not None):
+        (file,) = find_images([entry], metadata=[more])
+        yield file.path, file
