@@ -1,4 +1,4 @@
-"""The commands of a page run as they stand, in order, in an empty folder: nobody types them after us and sees an error."""
+"""The commands of a page run as they stand, in order, in an empty folder: nobody types them and sees an error."""
 
 import re
 import shlex
