@@ -40,6 +40,13 @@ def set_random_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
     random.setstate((version, tuple(state), next_gauss))
 
 
+def seed_generators(seed: int) -> None:
+    """Seed torch's, numpy's and Python's generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def preserved_randomness() -> Generator[None, None, None]:
     """Put the generators back afterwards, so that what is drawn inside changes nothing outside."""

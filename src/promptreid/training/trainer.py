@@ -3,8 +3,6 @@
 import copy
 import json
 import logging
-import math
-import random
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -12,7 +10,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -30,12 +27,14 @@ from promptreid.training.batches import (
     comparing_losses,
     preserved_randomness,
     random_state,
+    seed_generators,
     set_random_state,
 )
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
     capture,
+    check_metric,
     disk_use,
     kept_weights,
     load_checkpoint,
@@ -324,10 +323,7 @@ class Trainer:
         self.model.to(self._accelerator.device)
         if checkpoint is None:
             # Dropout differs between processes; everything that must not differ is seeded elsewhere.
-            seed = self.seed + self._accelerator.process_index
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            seed_generators(self.seed + self._accelerator.process_index)
         return checkpoint
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
@@ -409,10 +405,10 @@ class Trainer:
                 stage.average.load_into(stage.named_parameters())
         if self.evaluate is not None and (last or self.evaluate_every_epoch):
             entry["scores"] = self._scores(self.evaluate)
-            if last or stage.average is None:
-                self._keep_if_best(entry)
+            if (last or stage.average is None) and position.improves(entry, self.best_metric):
+                self._keep(entry)
         if last:
-            entry["chosen"] = self._choose(entry, averaged=stage.average is not None)
+            self._end_stage(entry, averaged=stage.average is not None)
         if self.on_epoch_end is not None:
             with self._undisturbed():
                 self.on_epoch_end(copy.deepcopy(entry), self.model)
@@ -444,38 +440,24 @@ class Trainer:
             found = {name: float(value) for name, value in evaluate(self.model).items()}
         # Every process evaluates, as evaluation may be shared among them, but one decides: GPUs differ in last bits.
         found = first_rank(found)
-        metric = self.best_metric
-        if metric is not None and metric not in found:
-            raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(found)}")
-        if metric is not None and not math.isfinite(found[metric]):
-            raise ValueError(f"evaluate returned {metric}={found[metric]}, expected a finite number to choose by")
+        check_metric(self.best_metric, found)
         return found
 
-    def _keep_if_best(self, entry: dict[str, Any]) -> None:
-        """Keep the weights if their score is the stage's highest so far; the first of equals stays."""
-        metric, best = self.best_metric, self.position.best
-        if metric is None or (best is not None and entry["scores"][metric] <= best["scores"][metric]):
-            return
+    def _keep(self, entry: dict[str, Any]) -> None:
+        """Keep the weights as the best so far."""
         digest = None
         with failing_together():
             if self._accelerator.is_main_process:
                 digest = self.folder.save_best(kept_weights(self.model, self.stages[: self.position.stage + 1]))
         self.position.best, self.position.best_sha256 = entry, first_rank(digest)
 
-    def _choose(self, entry: dict[str, Any], *, averaged: bool) -> dict[str, Any]:
-        """Load the weights with which the stage ends; returns which they are and by what rule."""
-        metric, best = self.best_metric, self.position.best
-        chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
-        if metric is not None and best is not None:
-            if best["step"] != entry["step"]:
-                with failing_together():
-                    self.load_best()
-            chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
-            chosen[metric] = best["scores"][metric]
-        if averaged:
-            chosen["rule"] = "average of all epochs"
+    def _end_stage(self, entry: dict[str, Any], *, averaged: bool) -> None:
+        """Load the weights with which the stage ends, and note which they are."""
+        chosen = entry["chosen"] = self.position.choose(entry, self.best_metric, averaged=averaged)
+        if chosen["step"] != entry["step"]:
+            with failing_together():
+                self.load_best()
         _log.info("%s ends with the weights of epoch %d (%s)", spoken(entry["stage"]), chosen["epoch"], chosen["rule"])
-        return chosen
 
     def _save(self, running: RunningStage | None) -> None:
         """Write a checkpoint; `running` is None between stages."""
