@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from promptreid.demo.answers import Answers
-from promptreid.demo.page import Handlers, Session, fill_page, page_caution
+from promptreid.demo.handlers import Handlers, Session
+from promptreid.demo.page import fill_page, page_caution
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import Opened
 
