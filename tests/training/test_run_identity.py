@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
