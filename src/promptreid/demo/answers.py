@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from promptreid.demo.comparison import ADAPTED, BARE, BareModel
+from promptreid.demo.bare_model import ADAPTED, BARE, BareModel
 from promptreid.demo.facets import Facet, find_cameras, find_days
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import ErasingGallery, ListedGallery, Opened, SearchedGallery
