@@ -3,9 +3,15 @@
 import copy
 import gc
 import importlib.util
+import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +47,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
+
+collect_ignore = ["fork_server.py"]  # a program
 
 CONFIG = {
     "embed_dim": 32,
@@ -91,6 +99,77 @@ def tokens() -> torch.Tensor:
 def hub_socket() -> socket.socket:
     """The port that huggingface_hub takes for the Hub's."""
     return HUB_SOCKET
+
+
+class Program:
+    """A program that the fork server runs; as much of `subprocess.Popen` as tests use."""
+
+    def __init__(self, server: socket.socket, arguments: list[str], *, is_code: bool) -> None:
+        ends = [os.pipe() for _ in range(4)]  # standard input, output and errors, and the exit status
+        given = [ends[0][0], *(end[1] for end in ends[1:])]
+        request = {"arguments": arguments, "is_code": is_code, "env": {**os.environ}, "cwd": os.getcwd()}
+        message = json.dumps(request).encode() + b"\n"
+        server.sendall(message[socket.send_fds(server, [message], given) :])
+        for descriptor in given:
+            os.close(descriptor)
+        self.stdin = os.fdopen(ends[0][1], "w", encoding="utf-8")
+        self.stdout, self.stderr, self._status = (os.fdopen(end[0], encoding="utf-8") for end in ends[1:])
+        self.pid = int(self._status.readline())
+        self.returncode: int | None = None
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def communicate(self) -> tuple[str, str]:
+        """End its input and wait for its end; returns what it printed and its errors."""
+        self.stdin.close()
+        with ThreadPoolExecutor(1) as reader:
+            errors = reader.submit(self.stderr.read)
+            printed = self.stdout.read()
+        self.returncode = int(self._status.readline())
+        for stream in (self.stdout, self.stderr, self._status):
+            stream.close()
+        return printed, errors.result()
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.stdout.closed:
+            self.communicate()
+
+
+@pytest.fixture(scope="session")
+def _fork_server() -> Generator[socket.socket | None, None, None]:
+    if not hasattr(os, "fork"):
+        yield None
+        return
+    own, other = socket.socketpair()
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(other.fileno())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, pass_fds=[other.fileno()], env=environment, stdin=subprocess.DEVNULL) as server:
+        other.close()
+        yield own
+        own.close()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def fork(_fork_server: socket.socket | None) -> Callable[..., "Program | subprocess.Popen[str]"]:
+    """Starts a program in a process of its own, on one thread, with promptreid imported already where that can be.
+
+    `fork(path, *arguments)` or `fork(code, *arguments)`.
+    """
+
+    def start(program: Path | str, *arguments: object) -> "Program | subprocess.Popen[str]":
+        words, is_code = [str(program), *map(str, arguments)], isinstance(program, str)
+        if _fork_server is not None:
+            return Program(_fork_server, words, is_code=is_code)
+        command = [sys.executable, *(["-c"] if is_code else []), *words]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    return start
 
 
 def load_zoo():

@@ -3,8 +3,6 @@ import errno
 import hashlib
 import os
 import stat
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -127,17 +125,16 @@ def test_scratch_files_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {".a.json-mine", "a.json", ".b.json-0123456789abcdef"}
 
 
-def test_locked_keeps_other_processes_out_and_says_what_they_do(tmp_path):
+def test_locked_keeps_other_processes_out_and_says_what_they_do(fork, tmp_path):
     path = tmp_path / "a.lock"
     program = (
         "from pathlib import Path\nfrom promptreid.files import locked\n"
         f"with locked(Path({str(path)!r}), action='saving into a', timeout_seconds=0.1):\n    print('in')"
     )
     with locked(path, action="saving into a"):
-        kept_out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    let_in = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "another process has been saving into a for 0.1 s; wait for it or end it" in kept_out.stderr
-    assert let_in.stdout == "in\n"
+        _, errors = fork(program).communicate()
+    assert "another process has been saving into a for 0.1 s; wait for it or end it" in errors
+    assert fork(program).communicate() == ("in\n", "")
 
 
 @pytest.mark.posix
@@ -227,22 +224,19 @@ def test_remove_abandoned_leaves_what_somebody_writes(tmp_path):
 
 
 @pytest.mark.posix
-def test_remove_abandoned_removes_at_once_what_a_process_that_has_ended_wrote(tmp_path):
+def test_remove_abandoned_removes_at_once_what_a_process_that_has_ended_wrote(fork, tmp_path):
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom promptreid.files import replaced\n"
         f"with replaced(Path({str(tmp_path)!r}) / sys.argv[1]) as scratch:\n"
         "    print(scratch.name, flush=True)\n    os.read(0, 1)\n    os._exit(9)"
     )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", program, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for name in ("dead.json", "alive.json")
-    ]
-    dead, alive = (writer.stdout.readline().decode().strip() for writer in writers)
-    writers[0].communicate(b"x")
+    writers = [fork(program, name) for name in ("dead.json", "alive.json")]
+    dead, alive = (writer.stdout.readline().strip() for writer in writers)
+    writers[0].communicate()
     with files.replaced(tmp_path / "own.json") as own:
         remove_abandoned(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {alive, own.name}
-    writers[1].communicate(b"x")
+    writers[1].communicate()
     foreign = f".c.json-{int(files._MACHINE, 16) ^ 1:08x}{dead[-8:]}"  # of the same number on another machine
     (tmp_path / foreign).touch()
     remove_abandoned(tmp_path)

@@ -1,5 +1,6 @@
 """Failures, odd names and odd terminals: one line for people, one JSON object for scripts, a code for each kind."""
 
+import gc
 import io
 import json
 import logging
@@ -93,13 +94,15 @@ def test_what_other_packages_raise_is_unexpected_unless_open_clip_does(call, dra
     assert call("evaluate", drawn)[0] == code
 
 
-def test_an_image_that_a_loading_process_cannot_read_is_one_line(call, drawn, tmp_path):
+def test_an_image_that_a_loading_process_cannot_read_is_one_line(call, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # waited for where a process failed
     broken = shutil.copytree(drawn, tmp_path / "broken")
     record = next(entry for entry in json.loads((broken / "reid_raw.json").read_text()) if entry["split"] == "test")
     (broken / "imgs" / record["file_path"]).write_bytes(b"no image")
     code, _, notes = call("evaluate", broken, "--num-workers", "1", "--batch-size", "4")
     assert (code, notes.count("\n")) == (2, 1)
     assert notes.startswith(f"error: cannot read the image {broken / 'imgs' / record['file_path']} (")
+    gc.collect()
 
 
 def test_traceback_is_printed_to_those_who_ask(call, drawn, monkeypatch):
@@ -320,11 +323,17 @@ def run_into(stdout, *words, **settings):
 
 @pytest.mark.parametrize("json_too", [[], pytest.param(["--json"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_output_onto_a_full_disk_is_one_line(drawn, json_too):
-    with open("/dev/full", "w", encoding="utf-8") as full:
-        done = run_into(full, "check", str(drawn), "--no-images", *json_too)
-    assert (done.returncode, done.stderr.count("\n")) == (5, 1)
-    assert done.stderr.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")
+def test_output_onto_a_full_disk_is_one_line(fork, drawn, json_too):
+    script = (
+        "import os, sys\n"
+        "from promptreid.cli.main import main\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        f"sys.exit(main(['check', {str(drawn)!r}, '--no-images', *sys.argv[1:]]))\n"
+    )
+    process = fork(script, *json_too)
+    _, errors = process.communicate()
+    assert (process.returncode, errors.count("\n")) == (5, 1)
+    assert errors.startswith("error: standard output cannot be written ([Errno 28] No space left on device)")
 
 
 def test_output_that_is_closed_is_one_line(drawn):

@@ -4,11 +4,9 @@ import copy
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,6 +250,7 @@ def test_build_image_cache_interrupted_leaves_no_file(
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from promptreid.data import image_cache
 decode, folder = image_cache._decode, Path(sys.argv[1])
 def slow(path, size):
@@ -268,11 +267,6 @@ print(sum(int(cache[path].sum()) for path in paths))
 """
 
 
-def start(folder: Path, delay: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SLOW_BUILD, str(folder), str(delay)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
 def wait_for(path: Path) -> None:
     for _ in range(1200):
         if path.exists():
@@ -282,10 +276,10 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.posix
-def test_build_image_cache_killed_builder_leaves_nothing_in_use(paths: list[Path], tmp_path: Path) -> None:
-    process = start(tmp_path, 0.5)
+def test_build_image_cache_killed_builder_leaves_nothing_in_use(fork: Any, paths: list[Path], tmp_path: Path) -> None:
+    process = fork(SLOW_BUILD, tmp_path, 0.5)
     wait_for(tmp_path / "decoded.txt")
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     scratch = [path.name for path in (tmp_path / "cache").iterdir() if path.name.startswith(".images-")]
     assert len(scratch) == 1
@@ -296,19 +290,21 @@ def test_build_image_cache_killed_builder_leaves_nothing_in_use(paths: list[Path
 
 
 @pytest.mark.posix
-def test_build_image_cache_clears_what_a_killed_build_of_other_images_left(paths: list[Path], tmp_path: Path) -> None:
-    process = start(tmp_path, 0.5)
+def test_build_image_cache_clears_what_a_killed_build_of_other_images_left(
+    fork: Any, paths: list[Path], tmp_path: Path
+) -> None:
+    process = fork(SLOW_BUILD, tmp_path, 0.5)
     wait_for(tmp_path / "decoded.txt")
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     (scratch,) = (path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".images-"))
     build(paths[:3], tmp_path / "cache")
     assert not scratch.exists()
 
 
-def test_build_image_cache_two_builders_at_once_build_one_file(paths: list[Path], tmp_path: Path) -> None:
-    processes = [start(tmp_path, 0.2) for _ in range(2)]
-    totals = {process.communicate(timeout=120)[0] for process in processes}
+def test_build_image_cache_two_builders_at_once_build_one_file(fork: Any, paths: list[Path], tmp_path: Path) -> None:
+    processes = [fork(SLOW_BUILD, tmp_path, 0.2) for _ in range(2)]
+    totals = {process.communicate()[0] for process in processes}
     assert totals == {f"{sum(int(fit_image(open_image(path), SIZE).sum()) for path in paths)}\n"}
     decoded = (tmp_path / "decoded.txt").read_text(encoding="utf-8").split()
     assert sorted(decoded) == [path.name for path in paths]  # the one that waited decoded nothing

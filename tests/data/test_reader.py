@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from promptreid import data
+from promptreid.data import layouts
 from promptreid.data.annotation import Annotation, parse_entry
 from promptreid.data.check import check_dataset
 from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, RSTPREID, JsonLayout
@@ -403,6 +404,15 @@ def test_load_dataset_split_files_of_tbps_clip_give_the_same_data(
         found = load_dataset(folder)
         assert (found.name, found.train, found.val, found.test) == (whole.name, whole.train, whole.val, whole.test)
     assert check_dataset(root, progress=False).ok
+
+
+def test_load_dataset_split_files_are_parsed_once(write_benchmark: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_benchmark("RSTPReid")
+    split_up(root, root, keep_split=True)
+    parsed: list[str] = []
+    monkeypatch.setattr(layouts.json, "loads", lambda text: parsed.append(text) or json.JSONDecoder().decode(text))
+    assert load_dataset(root).name == "RSTPReid"
+    assert len(parsed) == len(set(parsed)) == 3
 
 
 def test_load_dataset_annotations_folder_holds_the_usual_file_too(write_cuhk: Write, entries: list[dict]) -> None:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from promptreid.demo.answers import Answers
-from promptreid.demo.page import Handlers, Session, fill_page, page_caution
+from promptreid.demo.handlers import Handlers, Session
+from promptreid.demo.page import fill_page, page_caution
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import Opened
 
@@ -207,7 +208,7 @@ def test_forget_that_cannot_be_written_says_so_without_a_path(
 
 
 def test_a_page_of_one_model_has_one_column(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptreid.demo.comparison._MOST_IMAGES", 7)
+    monkeypatch.setattr("promptreid.demo.bare_model._MOST_IMAGES", 7)
     answers = Answers(opened, ShownImages(tmp_path, opened.root))
     assert answers.versions == ("Adapted model",)
     answer = Handlers(GR, answers).search_sentence(SESSION, SENTENCE, *FILTERS)

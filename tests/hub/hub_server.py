@@ -137,6 +137,7 @@ def faults_in_card(card: str) -> list[str]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client to acknowledge its head
     hub: Hub
 
     def log_message(self, *_) -> None:

@@ -1,25 +1,18 @@
 """Damaged and hostile folders are refused in our own words, or load to exactly what was saved."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-def check_fuzz(folder: Path, *, cases: int, seed: int, timeout: int) -> None:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), str(folder), str(cases), str(seed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout)
+def check_fuzz(fork: Callable[..., Any], folder: Path, *, cases: int, seed: int) -> None:
+    process = fork(Path(__file__).with_name("fuzz_files.py"), folder, cases, seed)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    report = json.loads(printed)
     assert report.pop("faults") == []
     megabytes, seconds = report.pop("most_megabytes"), report.pop("slowest_seconds")
     assert sum(report.values()) == cases
@@ -29,11 +22,11 @@ def check_fuzz(folder: Path, *, cases: int, seed: int, timeout: int) -> None:
     assert seconds < 30
 
 
-def test_a_hundred_damaged_folders(tmp_path):
-    check_fuzz(tmp_path / "f", cases=100, seed=0, timeout=250)
+def test_a_hundred_damaged_folders(fork, tmp_path):
+    check_fuzz(fork, tmp_path / "f", cases=100, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_thousand_damaged_folders(tmp_path):
-    check_fuzz(tmp_path / "f", cases=10_000, seed=1, timeout=1700)
+def test_ten_thousand_damaged_folders(fork, tmp_path):
+    check_fuzz(fork, tmp_path / "f", cases=10_000, seed=1)

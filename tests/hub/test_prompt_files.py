@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -168,17 +165,20 @@ def test_empty_and_foreign_folders_are_refused(tmp_path):
         read_prompt_files(tmp_path)
 
 
-def check_killed_saves(folder: Path, *, kills: int, seed: int) -> None:
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed_save.py")), str(folder), str(kills), str(seed)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+@pytest.fixture
+def check_killed_saves(fork, tmp_path):
+    """Starts the program that kills saves, and checks what it found."""
+
+    def check(*, kills, seed):
+        process = fork(Path(__file__).with_name("killed_save.py"), tmp_path, kills, seed)
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        check_report(json.loads(printed), kills)
+
+    return check
+
+
+def check_report(report: dict, kills: int) -> None:
     at_random = report.pop("random")
     assert at_random["neither"] == 0
     assert at_random["killed"] >= kills // 2
@@ -190,13 +190,13 @@ def check_killed_saves(folder: Path, *, kills: int, seed: int) -> None:
         assert counts["left"] == [], name
 
 
-def test_save_killed_at_any_step_leaves_the_old_or_the_new(tmp_path):
-    check_killed_saves(tmp_path, kills=20, seed=0)
+def test_save_killed_at_any_step_leaves_the_old_or_the_new(check_killed_saves):
+    check_killed_saves(kills=20, seed=0)
 
 
 @pytest.mark.slow
-def test_save_killed_at_many_random_moments_leaves_the_old_or_the_new(tmp_path):
-    check_killed_saves(tmp_path, kills=200, seed=1)
+def test_save_killed_at_many_random_moments_leaves_the_old_or_the_new(check_killed_saves):
+    check_killed_saves(kills=200, seed=1)
 
 
 def test_reading_while_somebody_saves_over_it_finds_one_of_the_two(tmp_path, make_manifest, tensors, encoders):

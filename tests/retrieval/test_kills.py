@@ -1,11 +1,7 @@
 """Writers that are killed at any moment, and readers beside them, see whole galleries only."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -40,27 +36,29 @@ def check_whole(folder):
     return len(saved.images)
 
 
-def start(index):
-    writer = subprocess.Popen(
-        [sys.executable, str(WRITER), str(index)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert writer.stdout.readline() == b"ready\n"
-    return writer
+@pytest.fixture
+def start(fork, index):
+    """Starts a writer."""
+
+    def ready():
+        writer = fork(WRITER, index)
+        assert writer.stdout.readline() == "ready\n"
+        return writer
+
+    return ready
 
 
 def kill_after(writer, seconds):
     time.sleep(seconds)
-    writer.send_signal(signal.SIGKILL)
-    writer.communicate()
+    writer.kill()
+    assert writer.communicate() == ("", "")
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_gallery_whose_writer_is_killed_loses_nothing(index, kills):
+def test_gallery_whose_writer_is_killed_loses_nothing(start, index, kills):
     generator = random.Random(kills)
     for _ in range(kills):
-        kill_after(start(index), generator.uniform(0.0, 0.3))
+        kill_after(start(), generator.uniform(0.0, 0.3))
         assert check_whole(index) >= 2000
     # What killed writers left behind goes with the next write.
     saved, description = read_gallery(index)
@@ -71,8 +69,8 @@ def test_gallery_whose_writer_is_killed_loses_nothing(index, kills):
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(20, marks=pytest.mark.slow)])
-def test_gallery_that_is_read_while_it_is_written_is_always_whole(index, seconds):
-    writer = start(index)
+def test_gallery_that_is_read_while_it_is_written_is_always_whole(start, index, seconds):
+    writer = start()
     sizes, reads, end = set(), 0, time.monotonic() + seconds
     try:
         while time.monotonic() < end:

@@ -1,9 +1,6 @@
 """A small prompted model and a batch for it."""
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,20 +23,14 @@ collect_ignore = [
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., str]:
-    """Runs a program of this folder, on one thread, and returns what it printed."""
+def start(fork: Callable[..., Any]) -> Callable[..., str]:
+    """Runs a program of this folder in a process of its own and returns what it printed."""
 
     def run(program: str, *arguments: object) -> str:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        process = fork(Path(__file__).with_name(program), *arguments)
+        printed, errors = process.communicate()
+        assert process.returncode == 0, printed + errors
+        return printed
 
     return run
 

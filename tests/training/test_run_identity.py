@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -391,22 +390,18 @@ def test_trainer_batches_of_one_person_by_chance_are_counted_once_an_epoch_also_
     assert len(caught) == 2
 
 
-def test_trainer_folder_in_which_another_process_trains_is_refused(make: Any, tmp_path: Path) -> None:
+def test_trainer_folder_in_which_another_process_trains_is_refused(make: Any, fork: Any, tmp_path: Path) -> None:
     trainer = make()
     program = (
         f"import sys\nfrom promptreid.training.run_folder import RunFolder\nwith RunFolder({str(tmp_path / 'run')!r})"
         ".held(None):\n    print('in', flush=True)\n    sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
+    with fork(program) as other:
         assert other.stdout.readline() == "in\n"
         message = rf"another process is training in .*run; wait for it or end it \(process {other.pid}\), and"
         for _ in range(2):  # the one that was kept out leaves the number where it was
             with pytest.raises(TimeoutError, match=message):
                 trainer.fit()
-        other.communicate("")
     late = make()
     trainer.fit()
     with pytest.raises(CheckpointError, match=r"another process has trained in .*run since this trainer was made"):

@@ -102,6 +102,7 @@ def test_transfer_trains_and_validates_on_some_cameras_and_tests_on_the_others(t
     assert all(cameras)
 
 
+@pytest.mark.slow
 def test_the_other_base_is_pretrained_once_and_named_in_the_result(toy_run, scratch, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FURTHER_STEPS", 1)
     monkeypatch.setattr(runs, "FURTHER_PAIRS", 128)

@@ -27,6 +27,25 @@ IMAGES = "imgs"
 SPLIT_FILES = {split: f"{split}_reid.json" for split in SPLITS}
 SPLIT_FILES_KEY = "file_path"
 
+ReadEntries = Callable[[Path], list[Any]]
+
+
+def read_entries(path: Path) -> list[Any]:
+    """The records of a JSON annotation, well-formed or not.
+
+    Raises:
+        DatasetError: The file is not UTF-8, not JSON, or not a list of records that is not empty.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is not valid JSON"
+        what = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else what
+        raise DatasetError(f"{path} {what} ({error}); copy it again from the archive") from error
+    if not isinstance(entries, list) or not entries:
+        raise DatasetError(f"{path} holds {type(entries).__name__}, expected a list of records that is not empty")
+    return cast("list[Any]", entries)
+
 
 class Layout(Protocol):
     """How one kind of dataset is read; an object of your own can be given to `load_dataset(root, layout=...)`."""
@@ -93,7 +112,7 @@ class JsonLayout:
                 return files
         return []
 
-    def claims(self, files: Sequence[Path], read: "Callable[[Path], list[Any]]") -> bool:
+    def claims(self, files: Sequence[Path], read: ReadEntries) -> bool:
         """Whether these annotation files are of this dataset, and not of another one whose files have the names.
 
         Args:
@@ -113,15 +132,15 @@ class JsonLayout:
         name = self.useless_annotation
         return name is not None and any((folder / name).is_file() for folder in self._folders(root))
 
-    def read(self, root: Path) -> Annotation:
-        """Read the annotation below `root`.
+    def read(self, root: Path, *, read: ReadEntries = read_entries) -> Annotation:
+        """Read the annotation below `root`; `read` is as for `claims`.
 
         Raises:
             DatasetError: There is none, it is not a JSON list, or the folder of images is missing.
         """
         files = self._find_or_explain(root)
         images = self._images_beside(files[0])
-        entries, starts = _read_files(files)
+        entries, starts = _read_files(files, read)
         parse = self._parser(images)
         annotation = Annotation.of_entries(
             (parse(entry, split) for entry, split in entries),
@@ -191,37 +210,22 @@ class JsonLayout:
         )
 
 
-def _read_files(files: Sequence[Path]) -> tuple[list[tuple[Any, str | None]], list[tuple[int, Path]]]:
+def _read_files(
+    files: Sequence[Path], read: ReadEntries
+) -> tuple[list[tuple[Any, str | None]], list[tuple[int, Path]]]:
     """The entries of annotation files, each with the split that its file is for, and where each file begins."""
     splits = {name: split for split, name in SPLIT_FILES.items()}
     entries: list[tuple[Any, str | None]] = []
     starts: list[tuple[int, Path]] = []
     for file in files:
         starts.append((len(entries), file))
-        entries += [(entry, splits.get(file.name)) for entry in read_entries(file)]
+        entries += [(entry, splits.get(file.name)) for entry in read(file)]
     return entries, starts if len(files) > 1 else []
 
 
 def found_in(folder: Path) -> str:
     """The first names in a folder, for an error message."""
     return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-
-
-def read_entries(path: Path) -> list[Any]:
-    """The records of a JSON annotation, well-formed or not.
-
-    Raises:
-        DatasetError: The file is not UTF-8, not JSON, or not a list of records that is not empty.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        what = "cannot be read" if isinstance(error, OSError) else "is not valid JSON"
-        what = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else what
-        raise DatasetError(f"{path} {what} ({error}); copy it again from the archive") from error
-    if not isinstance(entries, list) or not entries:
-        raise DatasetError(f"{path} holds {type(entries).__name__}, expected a list of records that is not empty")
-    return cast("list[Any]", entries)
 
 
 CUHK_PEDES = JsonLayout(

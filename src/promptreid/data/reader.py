@@ -26,6 +26,7 @@ from promptreid.data.layouts import (
     SPLIT_FILES,
     JsonLayout,
     Layout,
+    ReadEntries,
     found_in,
     read_entries,
 )
@@ -152,26 +153,25 @@ def read_dataset(
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
         ValueError: The layout is unknown, or `image_dir` is given for a table or a layout that is no `JsonLayout`.
     """
+    read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
     if layout is None:
-        layout = _find_layout(Path(root))
+        layout = _find_layout(Path(root), read)
     if isinstance(layout, str):
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
         layout = LAYOUTS[layout]
+    if isinstance(layout, JsonLayout):
+        chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))
+        return chosen.read(Path(root), read=read)
     if image_dir is not None:
-        if not isinstance(layout, JsonLayout):
-            raise ValueError(
-                f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder"
-            )
-        layout = replace(layout, image_dir=Path(image_dir))
+        raise ValueError(f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder")
     return layout.read(Path(root))
 
 
-def _find_layout(root: Path) -> str:
+def _find_layout(root: Path, read: ReadEntries) -> str:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")
     found = {name: layout.find(root) for name, layout in PUBLISHED.items()}
-    read = cache(read_entries)  # the same files for several layouts
     found = {name: files for name, files in found.items() if PUBLISHED[name].claims(files, read)}
     # A dataset that lies in the folder itself takes precedence over those in its sub-folders.
     chosen = [name for name, files in found.items() if files[0].parent in (root, root / ANNOTATIONS)] or list(found)

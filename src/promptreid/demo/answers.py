@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from promptreid.demo.comparison import ADAPTED, BARE, BareModel
+from promptreid.demo.bare_model import ADAPTED, BARE, BareModel
 from promptreid.demo.facets import Facet, find_cameras, find_days
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import ErasingGallery, ListedGallery, Opened, SearchedGallery
@@ -28,7 +28,6 @@ from promptreid.retrieval.table import Hit
 
 MAX_SENTENCE = 500
 NUM_SHOWN = 12  # images shown before the visitor asks for more
-NUM_EXAMPLES = 4
 NUM_ALIKE = 12  # images offered as those of the same person
 _MOST_RANKED = 1000  # images whose scores are counted
 _MOST_FILTERED = 100_000  # the best images, where a filter has to look at names of files

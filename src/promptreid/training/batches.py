@@ -2,6 +2,7 @@
 
 import random
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +39,13 @@ def set_random_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
     np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
     version, state, next_gauss = rest["python"]
     random.setstate((version, tuple(state), next_gauss))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's, numpy's and Python's generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 @contextmanager
@@ -105,6 +113,30 @@ def check_persons_per_batch(sampler: Any, stages: Sequence[Stage]) -> None:
                     f"{type(sampler).__name__} has identities_per_batch=1, but the loss {names[0]!r} of stage "
                     f"{stage.name!r} tells the persons of a batch apart and learns nothing from one; give at least 2"
                 )
+
+
+def report_one_person(names: Sequence[str], entry: Mapping[str, Any], *, batches: int, warn: bool) -> None:
+    """Refuse an epoch whose every batch held one person only, and warn of one in which some did.
+
+    Args:
+        names: The losses that cannot learn from them.
+        entry: The epoch's, with their number.
+        batches: Of the epoch.
+        warn: Whether this process warns.
+
+    Raises:
+        ValueError: All of them did.
+    """
+    alone = entry["one_person_batches"]
+    words = (
+        f"{alone} of {batches} batches in epoch {entry['epoch']} of stage {entry['stage']!r} held one person only, "
+        f"from which {', '.join(names)} cannot learn to tell persons apart; give a larger batch_size, or "
+        "make_sampler=partial(IdentitySampler, …), which draws several persons a batch"
+    )
+    if alone == batches:
+        raise ValueError(words)
+    if warn:
+        warnings.warn(words, stacklevel=3)
 
 
 def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: a folder each of safetensors and JSON, written whole or not at all, and how a run resumes."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -246,6 +247,21 @@ class Position:
         if min(counts) < 0 or self.stage > len(stages) or self.epoch >= epochs[0]:
             raise ValueError(f"stage, epoch, batch, step and batches of one person are {counts}")
 
+    def improves(self, entry: Mapping[str, Any], metric: str | None) -> bool:
+        """Whether an epoch's score is the stage's highest so far; the first of equals stays."""
+        best = self.best
+        return metric is not None and (best is None or entry["scores"][metric] > best["scores"][metric])
+
+    def choose(self, entry: Mapping[str, Any], metric: str | None, *, averaged: bool) -> dict[str, Any]:
+        """The weights with which a stage ends whose last epoch is `entry`: of which epoch, and by what rule."""
+        chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
+        if metric is not None and self.best is not None:
+            chosen = {"rule": f"highest {metric}", "epoch": self.best["epoch"], "step": self.best["step"]}
+            chosen[metric] = self.best["scores"][metric]
+        if averaged:
+            chosen["rule"] = "average of all epochs"
+        return chosen
+
     def end_step(self, losses: Mapping[str, float], *, seconds: float, one_person: bool = False) -> None:
         """Add one step's losses to the epoch's."""
         self.one_person += one_person
@@ -259,6 +275,18 @@ class Position:
         self.epoch += 1
         if self.epoch == epochs:
             self.stage, self.epoch = self.stage + 1, 0
+
+
+def check_metric(metric: str | None, scores: Mapping[str, float]) -> None:
+    """Refuse scores among which the one to choose by is missing or not finite.
+
+    Raises:
+        ValueError: It is.
+    """
+    if metric is not None and metric not in scores:
+        raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(scores)}")
+    if metric is not None and not math.isfinite(scores[metric]):
+        raise ValueError(f"evaluate returned {metric}={scores[metric]}, expected a finite number to choose by")
 
 
 def kept_weights(model: PromptedCLIP, stages: Sequence[Stage]) -> dict[str, Tensor]:

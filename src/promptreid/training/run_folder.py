@@ -29,6 +29,7 @@ from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
     clear_unfinished,
+    disk_use,
     list_checkpoints,
     load_weights,
     read_state,
@@ -37,6 +38,7 @@ from promptreid.training.checkpoint import (
     save_checkpoint,
 )
 from promptreid.training.run_identity import differences
+from promptreid.training.stage import Stage
 
 
 class RunFolder:
@@ -92,12 +94,18 @@ class RunFolder:
                 "start the run again"
             )
 
-    def check_space(self, needed: int) -> None:
-        """Refuse to begin a run whose checkpoints would not fit on the disk.
+    def check_space(self, model: PromptedCLIP, stages: Sequence[Stage], *, best: bool) -> str:
+        """Refuse to begin a run whose checkpoints would not fit on the disk; returns how much they take, in words.
+
+        Args:
+            model: The model.
+            stages: The stages.
+            best: Whether the best weights are kept too.
 
         Raises:
             OSError: There is less space.
         """
+        needed, left = disk_use(model, stages, keep=self.keep, best=best)
         self.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
         if free < needed:
@@ -107,6 +115,7 @@ class RunFolder:
                 "some, give another output_dir, or keep_checkpoints=1",
                 str(self.path),
             )
+        return f"checkpoints take at most {megabytes(needed)} while it trains and {megabytes(left)} afterwards"
 
     def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
         """The checkpoint to resume from, if there is one.

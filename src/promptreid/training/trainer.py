@@ -3,21 +3,17 @@
 import copy
 import json
 import logging
-import math
-import random
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptreid.errors import CheckpointError, spoken
+from promptreid.errors import spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating, recomputed_activations
@@ -29,35 +25,27 @@ from promptreid.training.batches import (
     check_training_data,
     comparing_losses,
     preserved_randomness,
-    random_state,
-    set_random_state,
+    report_one_person,
+    seed_generators,
 )
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
-    capture,
-    disk_use,
+    check_metric,
     kept_weights,
-    load_checkpoint,
-    load_weights,
-    read_state,
-    readable,
-    restore,
-    restore_running,
 )
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunDisplay, RunLog
-from promptreid.training.processes import all_ranks, failing_together, first_rank, make_accelerator
-from promptreid.training.run_folder import RunFolder, megabytes
-from promptreid.training.run_identity import differences, evaluate_identity, run_identity
+from promptreid.training.processes import failing_together, first_rank, make_accelerator
+from promptreid.training.run_checkpoints import RunCheckpoints
+from promptreid.training.run_folder import RunFolder
+from promptreid.training.run_identity import evaluate_identity, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
 Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
 
 OnEpochEnd = Callable[[dict[str, Any], PromptedCLIP], object]
-
-_READ_BY_FIRST = {"data": None, "evaluate_function": None}
 
 _log = logging.getLogger("promptreid.training")
 
@@ -110,7 +98,6 @@ class Trainer:
 
     Attributes:
         position: Where the run stands.
-        last_checkpoint: The newest checkpoint, or None.
         baseline: Scores before the first epoch, by name, for its line; may be set.
         epochs_after: Epochs that other trainers of the same run train after this one, for the time left; may be set.
 
@@ -184,7 +171,6 @@ class Trainer:
         self.baseline: Mapping[str, float] | None = None
         self.epochs_after: int = 0
         self.position: Position = Position()
-        self.last_checkpoint: Path | None = None
         with failing_together():
             check_training_data(train_data, stages, batch_size=batch_size)
             self._batches = self._make_batches(
@@ -195,10 +181,15 @@ class Trainer:
                 steps_per_epoch=steps_per_epoch,
             )
             check_persons_per_batch(self._batches.sampler, stages)
-            self._settings, self._identity = self._describe(train_data, make_sampler)
-            if self._accelerator.is_main_process:
-                self.last_checkpoint = self.folder.find(self._settings, self._identity, resume=resume)
-        self._agree()
+            settings, identity = self._describe(train_data, make_sampler)
+            self._checkpoints = RunCheckpoints(self.folder, self._accelerator, settings=settings, identity=identity)
+            self._checkpoints.find(resume=resume)
+        self._checkpoints.agree()
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return self._checkpoints.newest
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -235,7 +226,8 @@ class Trainer:
             with failing_together():
                 if self._accelerator.is_main_process:
                     stack.enter_context(self.folder.held(self.last_checkpoint))
-                    self._announce_disk_use()
+                    if self.last_checkpoint is None:
+                        self._display.say(self.folder.check_space(self.model, self.stages, best=bool(self.best_metric)))
             with failing_together():
                 checkpoint = self._begin()
                 log = stack.enter_context(closing(self._open_log()))
@@ -256,23 +248,10 @@ class Trainer:
         Raises:
             CheckpointError: There are none yet, or the file is damaged.
         """
-        newest = self.last_checkpoint
-        ended = newest is not None and not self.folder.best.exists() and read_state(newest)["position"]
-        if newest is not None and ended and ended["stage"] == len(self.stages) and ended["best"] is not None:
-            load_weights(self.model, load_checkpoint(newest).take("model"))  # see `RunFolder.tidy`
-        else:
-            self.folder.load_best(self.model, digest=self.position.best_sha256)
-
-    def _announce_disk_use(self) -> None:
-        most, left = disk_use(self.model, self.stages, keep=self.folder.keep, best=self.best_metric is not None)
-        if self.last_checkpoint is None:
-            self.folder.check_space(most)
-            self._display.say(
-                f"checkpoints take at most {megabytes(most)} while it trains and {megabytes(left)} afterwards"
-            )
+        self._checkpoints.load_best(self.model, self.stages, digest=self.position.best_sha256)
 
     def _open_log(self) -> RunLog:
-        settings = {**self._settings, "prompts": self._identity["prompts"]}
+        settings = self._checkpoints.for_trackers()
         return RunLog(
             self.folder.path, self._accelerator, step=self.position.step, project=self.project, settings=settings
         )
@@ -289,45 +268,15 @@ class Trainer:
             **settings,
         )
 
-    def _agree(self) -> None:
-        """Take the first process's checkpoint, and stop all processes where one has other settings or files.
-
-        Data on disks of their own may have other times, so what the first process says of its data, and of the function
-        that scores with some of it, counts alone.
-        """
-        mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self.folder.path)}
-        settings, self.last_checkpoint, content = first_rank(
-            (mine, self.last_checkpoint, self.last_checkpoint and read_state(self.last_checkpoint))
-        )
-        with failing_together():
-            different = differences(settings, mine)
-            if different:
-                raise ValueError(
-                    f"this process has other settings than the first: {'; '.join(different)}; start all of them with "
-                    "the same command"
-                )
-            if self.last_checkpoint is not None and read_state(self.last_checkpoint) != content:
-                raise CheckpointError(
-                    f"{self.last_checkpoint} is another checkpoint here than in the first process; give an output_dir "
-                    "that all processes share"
-                )
-
     def _begin(self) -> Checkpoint | None:
         """Load the last checkpoint if there is one, else seed the generators."""
-        checkpoint = None
-        if self.last_checkpoint is not None:
-            checkpoint = load_checkpoint(self.last_checkpoint)
-            with readable(self.last_checkpoint):
-                self.position = restore(checkpoint, self.last_checkpoint, self.model, self.stages)
+        checkpoint, self.position = self._checkpoints.load(self.model, self.stages)
         if self._accelerator.is_main_process:
             self.folder.repair(self.position)
         self.model.to(self._accelerator.device)
         if checkpoint is None:
             # Dropout differs between processes; everything that must not differ is seeded elsewhere.
-            seed = self.seed + self._accelerator.process_index
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            seed_generators(self.seed + self._accelerator.process_index)
         return checkpoint
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
@@ -340,11 +289,8 @@ class Trainer:
         )
         if self.position.between_stages:
             self.position.best = self.position.best_sha256 = None
-        if checkpoint is not None and self.last_checkpoint is not None:
-            rank = self._accelerator.process_index
-            with readable(self.last_checkpoint):
-                restore_running(checkpoint, running, between_stages=self.position.between_stages)
-                set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+        if checkpoint is not None:
+            self._checkpoints.resume(checkpoint, running, between_stages=self.position.between_stages)
         self._display.begin_stage(self.position.stage, epoch=self.position.epoch)
         for _ in range(self.position.epoch, stage.epochs):
             self._run_epoch(running, log, held)
@@ -366,7 +312,7 @@ class Trainer:
                     continue  # the epoch's end writes this checkpoint
                 stop, every = held.wanted(), self.checkpoint_every_steps
                 if stop or (every and position.step % every == 0):
-                    self._save(running)
+                    self._checkpoints.save(self.model, self.stages, self.position, running)
                 if stop:
                     self._leave(held)
 
@@ -401,7 +347,7 @@ class Trainer:
         }
         if position.one_person and (names := comparing_losses(stage)):
             entry["one_person_batches"] = position.one_person
-            self._report_one_person(names, entry)
+            report_one_person(names, entry, batches=position.batch, warn=self._accelerator.is_main_process)
         last = position.epoch + 1 == stage.epochs
         if stage.average is not None:
             stage.average.add(stage.named_parameters(), epoch=position.epoch + 1, epochs=stage.epochs)
@@ -409,30 +355,18 @@ class Trainer:
                 stage.average.load_into(stage.named_parameters())
         if self.evaluate is not None and (last or self.evaluate_every_epoch):
             entry["scores"] = self._scores(self.evaluate)
-            if last or stage.average is None:
-                self._keep_if_best(entry)
+            if (last or stage.average is None) and position.improves(entry, self.best_metric):
+                self._keep(entry)
         if last:
-            entry["chosen"] = self._choose(entry, averaged=stage.average is not None)
+            self._end_stage(entry, averaged=stage.average is not None)
         if self.on_epoch_end is not None:
             with self._undisturbed():
                 self.on_epoch_end(copy.deepcopy(entry), self.model)
         index, is_best = position.stage, position.best is entry
         position.end_epoch(entry, epochs=stage.epochs)
-        self._save(None if last else running)
+        self._checkpoints.save(self.model, self.stages, position, None if last else running)
         log.write_epoch(entry)
         self._display.end_epoch(index, entry, is_best=is_best)
-
-    def _report_one_person(self, names: list[str], entry: Mapping[str, Any]) -> None:
-        alone, batches = self.position.one_person, self.position.batch
-        words = (
-            f"{alone} of {batches} batches in epoch {entry['epoch']} of stage {entry['stage']!r} held one person only, "
-            f"from which {', '.join(names)} cannot learn to tell persons apart; give a larger batch_size, or "
-            "make_sampler=partial(IdentitySampler, …), which draws several persons a batch"
-        )
-        if alone == batches:
-            raise ValueError(words)
-        if self._accelerator.is_main_process:
-            warnings.warn(words, stacklevel=2)
 
     @contextmanager
     def _undisturbed(self) -> Generator[None, None, None]:
@@ -444,54 +378,24 @@ class Trainer:
             found = {name: float(value) for name, value in evaluate(self.model).items()}
         # Every process evaluates, as evaluation may be shared among them, but one decides: GPUs differ in last bits.
         found = first_rank(found)
-        metric = self.best_metric
-        if metric is not None and metric not in found:
-            raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(found)}")
-        if metric is not None and not math.isfinite(found[metric]):
-            raise ValueError(f"evaluate returned {metric}={found[metric]}, expected a finite number to choose by")
+        check_metric(self.best_metric, found)
         return found
 
-    def _keep_if_best(self, entry: dict[str, Any]) -> None:
-        """Keep the weights if their score is the stage's highest so far; the first of equals stays."""
-        metric, best = self.best_metric, self.position.best
-        if metric is None or (best is not None and entry["scores"][metric] <= best["scores"][metric]):
-            return
+    def _keep(self, entry: dict[str, Any]) -> None:
+        """Keep the weights as the best so far."""
         digest = None
         with failing_together():
             if self._accelerator.is_main_process:
                 digest = self.folder.save_best(kept_weights(self.model, self.stages[: self.position.stage + 1]))
         self.position.best, self.position.best_sha256 = entry, first_rank(digest)
 
-    def _choose(self, entry: dict[str, Any], *, averaged: bool) -> dict[str, Any]:
-        """Load the weights with which the stage ends; returns which they are and by what rule."""
-        metric, best = self.best_metric, self.position.best
-        chosen: dict[str, Any] = {"rule": "last epoch", "epoch": entry["epoch"], "step": entry["step"]}
-        if metric is not None and best is not None:
-            if best["step"] != entry["step"]:
-                with failing_together():
-                    self.load_best()
-            chosen = {"rule": f"highest {metric}", "epoch": best["epoch"], "step": best["step"]}
-            chosen[metric] = best["scores"][metric]
-        if averaged:
-            chosen["rule"] = "average of all epochs"
+    def _end_stage(self, entry: dict[str, Any], *, averaged: bool) -> None:
+        """Load the weights with which the stage ends, and note which they are."""
+        chosen = entry["chosen"] = self.position.choose(entry, self.best_metric, averaged=averaged)
+        if chosen["step"] != entry["step"]:
+            with failing_together():
+                self.load_best()
         _log.info("%s ends with the weights of epoch %d (%s)", spoken(entry["stage"]), chosen["epoch"], chosen["rule"])
-        return chosen
-
-    def _save(self, running: RunningStage | None) -> None:
-        """Write a checkpoint; `running` is None between stages."""
-        everyone: list[tuple[dict[str, Tensor], dict[str, Any]]] = all_ranks(random_state())
-        path = None
-        with failing_together():
-            if self._accelerator.is_main_process:
-                checkpoint = capture(self.model, self.stages, self.position, running)
-                checkpoint.state |= {"settings": self._settings, "identity": self._identity}
-                checkpoint.state["random"] = [state for _, state in everyone]
-                if self._accelerator.scaler is not None:  # one scaler serves all stages
-                    checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
-                for rank, (states, _) in enumerate(everyone):
-                    checkpoint.add(f"random.{rank}", states)
-                path = self.folder.save(checkpoint, self.history, step=self.position.step)
-        self.last_checkpoint = first_rank(path)  # every process names it in errors, and waits here until it is written
 
     def _leave(self, held: Interruption) -> None:
         held.exit(f"the checkpoint is {self.last_checkpoint}; run the same command again to resume")
@@ -507,7 +411,7 @@ class Trainer:
         }
         identity = run_identity(
             self.model,
-            train_data if self._accelerator.is_main_process else None,  # whose files are read; see `_agree`
+            train_data if self._accelerator.is_main_process else None,  # whose files are read
             losses=[stage.loss_settings for stage in self.stages],
             make_sampler=make_sampler,
             chunk_size=self.chunk_size,

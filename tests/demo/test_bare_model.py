@@ -11,8 +11,8 @@ import torch
 from promptreid import Gallery, PromptConfig, PromptedCLIP, evaluate, load_clip
 from promptreid.data.images import open_image
 from promptreid.data.reader import load_cuhk_pedes
-from promptreid.demo import comparison
-from promptreid.demo.comparison import BareModel
+from promptreid.demo import bare_model
+from promptreid.demo.bare_model import BareModel
 from promptreid.demo.sources import DRAWN_EXAMPLES, DRAWN_SEED, Opened
 from promptreid.retrieval.table import Hit
 
@@ -73,7 +73,7 @@ def test_bare_model_is_offered_for_a_gallery_of_bounded_size(
     opened: Opened, model: PromptedCLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert BareModel(model, opened.gallery).is_offered
-    monkeypatch.setattr(comparison, "_MOST_IMAGES", 7)
+    monkeypatch.setattr(bare_model, "_MOST_IMAGES", 7)
     assert BareModel(model, opened.gallery).is_known
     assert not BareModel(model, opened.gallery).is_offered
 

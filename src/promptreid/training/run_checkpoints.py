@@ -1,0 +1,135 @@
+"""The checkpoints of one run, on which all its processes agree: found, read and written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from promptreid.errors import CheckpointError
+from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training.batches import random_state, set_random_state
+from promptreid.training.checkpoint import (
+    Checkpoint,
+    Position,
+    capture,
+    load_checkpoint,
+    load_weights,
+    read_state,
+    readable,
+    restore,
+    restore_running,
+)
+from promptreid.training.processes import all_ranks, failing_together, first_rank
+from promptreid.training.run_folder import RunFolder
+from promptreid.training.run_identity import differences
+from promptreid.training.stage import Stage
+from promptreid.training.step import RunningStage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_READ_BY_FIRST = {"data": None, "evaluate_function": None}
+
+
+class RunCheckpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: The run's.
+        accelerator: Knows this process among the others.
+        settings: What the run is resumed with only, as every version has kept it.
+        identity: What else it is resumed with only (`run_identity`).
+
+    Attributes:
+        newest: The newest checkpoint, or None.
+    """
+
+    def __init__(
+        self, folder: RunFolder, accelerator: "Accelerator", *, settings: dict[str, Any], identity: dict[str, Any]
+    ) -> None:
+        self.newest: Path | None = None
+        self._folder = folder
+        self._accelerator = accelerator
+        self._settings = settings
+        self._identity = identity
+
+    def find(self, *, resume: bool) -> None:
+        """Look for a checkpoint of this run, in the first process.
+
+        Raises:
+            CheckpointError: The folder holds another run, or any where `resume` is False.
+        """
+        if self._accelerator.is_main_process:
+            self.newest = self._folder.find(self._settings, self._identity, resume=resume)
+
+    def agree(self) -> None:
+        """Take the first process's checkpoint, and stop all processes where one has other settings or files.
+
+        Data on disks of their own may have other times, so what the first process says of its data, and of the function
+        that scores with some of it, counts alone.
+        """
+        mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self._folder.path)}
+        settings, self.newest, content = first_rank((mine, self.newest, self.newest and read_state(self.newest)))
+        with failing_together():
+            different = differences(settings, mine)
+            if different:
+                raise ValueError(
+                    f"this process has other settings than the first: {'; '.join(different)}; start all of them with "
+                    "the same command"
+                )
+            if self.newest is not None and read_state(self.newest) != content:
+                raise CheckpointError(
+                    f"{self.newest} is another checkpoint here than in the first process; give an output_dir "
+                    "that all processes share"
+                )
+
+    def load(self, model: PromptedCLIP, stages: Sequence[Stage]) -> tuple[Checkpoint | None, Position]:
+        """Load the newest checkpoint, if there is one, into the model; returns it and where the run stood."""
+        if self.newest is None:
+            return None, Position()
+        checkpoint = load_checkpoint(self.newest)
+        with readable(self.newest):
+            return checkpoint, restore(checkpoint, self.newest, model, stages)
+
+    def resume(self, checkpoint: Checkpoint, running: RunningStage, *, between_stages: bool) -> None:
+        """Load optimiser, scheduler and this process's generators from the newest checkpoint."""
+        rank = self._accelerator.process_index
+        with readable(self.newest or self._folder.checkpoints):
+            restore_running(checkpoint, running, between_stages=between_stages)
+            set_random_state(checkpoint.take(f"random.{rank}"), checkpoint.state["random"][rank])
+
+    def save(
+        self, model: PromptedCLIP, stages: Sequence[Stage], position: Position, running: RunningStage | None
+    ) -> None:
+        """Write a checkpoint; `running` is None between stages."""
+        everyone: list[tuple[dict[str, Tensor], dict[str, Any]]] = all_ranks(random_state())
+        path = None
+        with failing_together():
+            if self._accelerator.is_main_process:
+                checkpoint = capture(model, stages, position, running)
+                checkpoint.state |= {"settings": self._settings, "identity": self._identity}
+                checkpoint.state["random"] = [state for _, state in everyone]
+                if self._accelerator.scaler is not None:  # one scaler serves all stages
+                    checkpoint.state["scaler"] = self._accelerator.scaler.state_dict()
+                for rank, (states, _) in enumerate(everyone):
+                    checkpoint.add(f"random.{rank}", states)
+                path = self._folder.save(checkpoint, position.history, step=position.step)
+        self.newest = first_rank(path)  # every process names it in errors, and waits here until it is written
+
+    def load_best(self, model: PromptedCLIP, stages: Sequence[Stage], *, digest: str | None) -> None:
+        """Load the weights with the best score of the last stage; `digest` is the SHA-256 of their file.
+
+        Raises:
+            CheckpointError: There are none yet, or the file is damaged.
+        """
+        newest = self.newest
+        ended = newest is not None and not self._folder.best.exists() and read_state(newest)["position"]
+        if newest is not None and ended and ended["stage"] == len(stages) and ended["best"] is not None:
+            load_weights(model, load_checkpoint(newest).take("model"))  # see `RunFolder.tidy`
+        else:
+            self._folder.load_best(model, digest=digest)
+
+    def for_trackers(self) -> dict[str, Any]:
+        """The settings that trackers are told."""
+        return {**self._settings, "prompts": self._identity["prompts"]}
