@@ -27,6 +27,12 @@ def test_files_that_the_readme_links_to_are_there():
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_no_code_is_cut_where_a_repository_shows_the_readme():
+    # 830 pixels, 16 of margin on both sides, letters of 8.2.
+    blocks = re.findall(r"^```.*?^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 97]
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number, tmp_path, monkeypatch):
     from promptreid.synthetic import write_generated
