@@ -27,6 +27,12 @@ def test_files_that_the_readme_links_to_are_there():
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_no_code_is_cut_where_a_repository_shows_the_readme():
+    # 830 pixels, 16 of margin on both sides, letters of 8.2.
+    blocks = re.findall(r"^```.*?^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 97]
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number, tmp_path, monkeypatch):
     from promptreid.synthetic import write_generated
@@ -34,39 +40,3 @@ def test_snippet_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_generated("crops", num_identities=(4, 2, 2), seed=0)
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
-
-
-def test_commands_of_the_readme_work_in_order_as_pasted(tmp_path, monkeypatch, capsys):
-    import shlex
-
-    from promptreid.cli import try_search
-    from promptreid.cli.main import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(try_search, "PEOPLE", (40, 2, 3))
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("promptreid ")]
-    assert lines[0].startswith("promptreid try ")
-    commands = [line.split()[1] for line in lines]
-    assert commands == ["try", "index", "search", "check", "train", "evaluate", "push"]
-    for line in lines:
-        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
-    for snippet in SNIPPETS[:1]:
-        exec(compile(snippet, "README.md", "exec"), {})
-
-
-@pytest.mark.parametrize("page", ["index", "searching", "serving"])
-def test_commands_of_a_page_work_in_order_on_what_try_draws(page, tmp_path, monkeypatch, capsys):
-    import shlex
-
-    from promptreid.cli import try_search
-    from promptreid.cli.main import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(try_search, "PEOPLE", (2, 1, 3))
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```console\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = re.findall(r"^\$ promptreid (.*)$", "\n".join(blocks), flags=re.MULTILINE)
-    assert lines
-    for line in ["try", *lines]:
-        assert main(shlex.split(line)) == 0, capsys.readouterr().err

@@ -103,7 +103,7 @@ class TestDistributions:
         assert not re.findall(r"\]\((?!https?://|mailto:|#)[^)]*\)", readme)  # an index has none of our files
         here = f"https://github.com/promptreid/promptreid/{{}}/v{metadata['Version']}/"
         assert f"]({here.format('raw')}docs/pictures/hero.png)" in readme
-        assert f"[docs/concepts.md]({here.format('blob')}docs/concepts.md)" in readme
+        assert f"[concepts]({here.format('blob')}docs/concepts.md)" in readme
         code = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
         assert code.findall(readme) == code.findall((ROOT / "README.md").read_text(encoding="utf-8"))
         assert set(metadata.get_all("Provides-Extra")) == {
