@@ -219,6 +219,46 @@ def test_train_under_torchrun_prints_once_and_trains_together(drawn: Path, tmp_p
     assert done.stderr.count("error: 32 of 32 images are missing") == 1
 
 
+STARTING = """
+import multiprocessing, sys
+from promptreid.cli.main import main
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.posix)])
+def test_workers_that_share_nothing_with_their_parent_train_to_the_same_scores(
+    call: Any, drawn: Path, tmp_path: Path, method: str
+) -> None:
+    # Processes are spawned on macOS and Windows, and begin at a server of forks on Linux from Python 3.14 on.
+    (tmp_path / "start.py").write_text(STARTING, encoding="utf-8")
+    words = ["train", drawn, "--epochs", 1, 1, "--batch-size", 8, "--steps-per-epoch", 2, "--device", "cpu", "--json"]
+    code, alone, notes = call(*words, "--output", tmp_path / "alone")
+    assert code == 0, notes
+    done = subprocess.run(
+        [
+            sys.executable,
+            tmp_path / "start.py",
+            method,
+            *map(str, words),
+            "--num-workers",
+            "1",
+            "--output",
+            tmp_path / "run",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"] == alone["results"]
+
+
 def test_device_of_a_process_of_several_is_its_own_gpu_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[str] = []
 

@@ -22,6 +22,12 @@ def command(*words: object, **options: object) -> subprocess.CompletedProcess[st
     return process
 
 
+def tracked(folder: str) -> set[str]:
+    """Files of the repository; none in a source distribution, which is no git checkout."""
+    listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=False)
+    return set(listed.stdout.splitlines())
+
+
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Built as `make build` builds them, but with the hatchling that is here, so that nothing is downloaded."""
@@ -58,15 +64,11 @@ class TestDistributions:
     def test_wheel_holds_every_module_the_base_and_the_types_and_nothing_else(self, distributions):
         with zipfile.ZipFile(distributions["wheel"]) as archive:
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
-        tracked = subprocess.run(
-            ["git", "ls-files", "src/promptreid"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.split()
-        expected = {name.removeprefix("src/") for name in tracked}
+        expected = {name.removeprefix("src/") for name in tracked("src/promptreid")}
         assert "promptreid/py.typed" in names
         assert "promptreid/towers/tiny/promptreid-tiny.safetensors" in names
         assert not [name for name in names if not name.startswith("promptreid/") or "__pycache__" in name]
-        if expected:  # a source distribution is no git checkout
-            assert expected <= names
+        assert expected <= names
 
     def test_sdist_holds_tests_docs_examples_and_papers_and_no_leftovers(self, distributions):
         with tarfile.open(distributions["sdist"]) as archive:
@@ -86,6 +88,7 @@ class TestDistributions:
             "Makefile",
         ):
             assert wanted in names
+        assert not tracked(".") - set(names)  # the tests read nearly every one
         assert not [
             name for name in names if re.search(r"(^|/)_build/|__pycache__|\.venv|^runs/|^docs/(api|drawn)/", name)
         ]
