@@ -115,14 +115,14 @@ def describe(value: Any, *, depth: int = _DEPTH) -> Any:
 def _describe_object(value: Any, within: Any) -> Any:
     named = {"class": _name(value)}
     for method in ("settings", "identity"):
-        if not isclass(value) and callable(own := getattr(value, method, None)):
+        if not isclass(value) and isroutine(own := getattr(value, method, None)):
             return named | within({method: own()})
     if isinstance(value, partial):
         return {"class": within(value.func), "arguments": within(value.args), **within(value.keywords)}
     if isroutine(value) or isclass(value):
         return named | _describe_function(value, within)
     if isinstance(value, PromptedCLIP):
-        return named  # it is what the run trains
+        return named | within(value.config.as_dict())  # the rest is kept by the run that trains it
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
         inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
@@ -130,8 +130,7 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isinstance(value, _HAPPENED):
         return named
     if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
-        call = vars(type(value)).get("__call__")
-        return named | _code(call) | within(vars(value))
+        return named | _code(getattr(type(value), _CALL, None)) | within(vars(value))
     if hasattr(value, "__dict__"):
         return named | _at_most(within(vars(value)))
     shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
@@ -156,14 +155,15 @@ def _describe_function(value: Any, within: Any) -> dict[str, Any]:
     return _code(value) | {name: within(part) for name, part in parts.items() if part}
 
 
+_CALL = "__call__"
 # What is installed is known by its names: another version of it is not another run.
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_INSTALLED = re.compile(rf"{re.escape(sysconfig.get_path('stdlib'))}|.*[/\\](site|dist)-packages[/\\]")
 
 
 def _code(function: Any) -> dict[str, Any]:
     """A digest of a person's own function: what it does, and what it calls and reads in its module."""
     function = getattr(function, "__func__", function)  # of a method
-    if not isinstance(function, FunctionType) or function.__code__.co_filename.startswith(_INSTALLED):
+    if not isinstance(function, FunctionType) or _INSTALLED.match(function.__code__.co_filename):
         return {}
     if function.__module__.partition(".")[0] == __name__.partition(".")[0]:
         return {}
@@ -180,7 +180,7 @@ def _compiled(function: FunctionType, seen: set[CodeType]) -> Any:
         value = function.__globals__[name]
         if isinstance(value, FunctionType) and value.__module__ == function.__module__:
             around[name] = _compiled(value, seen)
-        elif isinstance(value, (bool, int, float, str, tuple)) or callable(getattr(value, "identity", None)):
+        elif isinstance(value, (bool, int, float, str, tuple)) or isroutine(getattr(value, "identity", None)):
             around[name] = describe(value)
     constants = [describe([item for item in code.co_consts if not isinstance(item, CodeType)]) for code in codes]
     return [[(code.co_code.hex(), code.co_names) for code in codes], constants, around]
