@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promptreid.errors import CheckpointError
 from promptreid.retrieval import index as exact_search
 from promptreid.retrieval.index import top_scores
 
@@ -114,3 +115,25 @@ def test_top_scores_of_many_queries_screened_in_bfloat16_are_the_exact_ones(monk
     torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-6)
     assert [set(row) for row in indices.tolist()] == [set(row) for row in expected.indices.tolist()]
     assert sum(scored) < 20_000  # not all were scored exactly
+
+
+def test_top_scores_screened_in_bfloat16_find_what_rounding_puts_below_the_others(monkeypatch):
+    # Entries of 1/16 (1 + k / 128) are bfloat16's; k + 0.49 is rounded down to them. The best comes last.
+    entries = torch.full((6_000,), 2.0)
+    entries[:10], entries[-1] = 10.48, 10.49
+    features = ((1 + entries / 128) / 16)[:, None].repeat(1, 64)
+    queries = torch.nn.functional.normalize(torch.ones(1, 64), dim=-1).repeat(8, 1)
+    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
+    assert top_scores(features, queries, 10, unit_length=True)[1][:, 0].tolist() == [5_999] * 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("number", [3, 5_000])
+def test_top_scores_of_damaged_features_are_refused_where_they_are_screened(monkeypatch, value, number):
+    features, queries = unit_features(6_000), unit_features(12, seed=3)
+    features[number, 7], queries[0, 7] = value, 0.0
+    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
+    with pytest.raises(CheckpointError, match=r"1 of .* features hold NaN or infinity"):
+        top_scores(features, queries, 10, unit_length=True)

@@ -24,10 +24,10 @@ _ERROR = 2.0**-9
 # More rows than this share of the gallery are not worth being picked out.
 _CANDIDATE_SHARE = 32
 
-# The same for bfloat16: half a unit in the last place (2 ** -8 each) for features, queries, scores and the limit that
-# they are compared with. So many queries at once are screened in it where the processor can, and what may be among the
-# best is scored exactly once it is so many.
-_ROUGH_ERROR = 2.0**-6 + 2.0**-10
+# bfloat16 rounds a number by at most this share of it; and more than what sums in float32 add to it. So many queries at
+# once are screened in it where the processor can, and what may be among the best is scored exactly once it is so many.
+_ROUNDING = 2.0**-8
+_SUMS = 2.0**-10
 _SCREENED_QUERIES = 8
 _SCREENED_ROWS = 4096
 _WIDENED_ROWS = 1024
@@ -287,7 +287,8 @@ class _Best:
 
     def take(self, features: Tensor, positions: Tensor) -> None:
         """Score features (B, E) at positions (B,), which come after all before, and keep the best."""
-        scores = _checked(_scores(features, self.queries), features)
+        scores = _scores(features, self.queries)
+        _check(scores[0], features)
         if self.is_full():
             better = (scores > self._values[:, -1:]).any(dim=0).nonzero().flatten()
             if len(better) == 0:
@@ -315,7 +316,11 @@ class _Screen:
     """Finds, by bfloat16 arithmetic in memory that is used again and again, what may be among the best."""
 
     def __init__(self, queries: Tensor) -> None:
-        self._queries = queries.bfloat16().T
+        rounded = queries.bfloat16()
+        self._queries = rounded.T
+        # |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|, for features no longer than one. What a score is rounded to
+        # adds nothing: the limit is rounded in the same way, and rounding keeps the order.
+        self._error = (queries - rounded).norm(dim=1) + _ROUNDING * rounded.float().norm(dim=1) + _SUMS
         self._wide = torch.empty(_WIDENED_ROWS, queries.shape[1])
         self._rough = torch.empty(_SCREENED_ROWS, queries.shape[1], dtype=torch.bfloat16)
         self._scores = torch.empty(_SCREENED_ROWS, len(queries), dtype=torch.bfloat16)
@@ -337,10 +342,10 @@ class _Screen:
                 part = features[begin : begin + _WIDENED_ROWS]
                 rough[begin : begin + len(part)].copy_(self._wide[: len(part)].copy_(part))
         scores = torch.mm(rough, self._queries, out=self._scores[:count])
-        _checked(scores, features)
-        scores -= (best.lowest() - _ROUGH_ERROR).bfloat16()
-        # The bits of positive numbers are positive whole numbers, which are compared faster.
-        chosen = (scores.view(torch.int16).amax(dim=1) > 0).nonzero().flatten()
+        _check(scores[:, 0], features)
+        scores -= (best.lowest() - self._error).bfloat16()
+        # The bits of numbers that are not negative are such whole numbers, which are compared faster.
+        chosen = (scores.view(torch.int16).amax(dim=1) >= 0).nonzero().flatten()
         return chosen if len(chosen) <= count // 4 else None
 
 
@@ -395,7 +400,8 @@ def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) ->
     """Rows among which the best of these features are sure to be, ascending; found by float16 arithmetic."""
     rows = None if rows is None else rows.to(features.device)
     chosen = features if rows is None else features[rows]
-    scores = _checked(torch.mv(chosen, query.half()).float()[None], features)[0]
+    scores = torch.mv(chosen, query.half()).float()
+    _check(scores, features)
     lowest = scores.topk(k).values[-1] if k < len(scores) else scores.new_tensor(-torch.inf)
     positions = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
     return positions if rows is None else rows[positions]
@@ -412,14 +418,13 @@ def _has_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
 
 
-def _checked(scores: Tensor, features: Tensor) -> Tensor:
-    """Return scores of features, or refuse them: NaN or infinity would be lost, or found first, unsaid."""
+def _check(scores: Tensor, features: Tensor) -> None:
+    """Refuse features whose scores with a query are NaN or infinite: they would be lost, or found first, unsaid."""
     if not bool(scores.sum().isfinite()) and len(bad := (~features.isfinite().all(dim=1)).nonzero().flatten()):
         raise CheckpointError(
             f"{len(bad)} of {len(features)} features hold NaN or infinity, such as number {int(bad[0])}; the gallery "
             "is damaged: build it again"
         )
-    return scores
 
 
 def _product(features: Tensor, queries: Tensor) -> Tensor:
