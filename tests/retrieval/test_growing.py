@@ -181,7 +181,7 @@ def test_keys_with_files_or_without_images_are_refused(model):
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (torch.ones(2, 3), r"features have shape \(2, 3\) .*expected floating point \(images, 16\)"),
+        (torch.ones(2, 3), r"features have shape \(2, 3\) .*expected floating point \(2, 16\)"),
         (torch.ones(2, 16, dtype=torch.int64), "dtype torch.int64, expected floating point"),
         (torch.ones(2, 16), "2 of 2 features are not of unit length"),
         (torch.zeros(2, 16), "2 of 2 features are not of unit length"),

@@ -8,16 +8,9 @@ import torch
 from torch.nn.functional import normalize
 
 from promptreid.retrieval import lance_store, lance_upkeep
+from promptreid.retrieval.lance_removal import forget_removed, remember_removed, removed_digests
 from promptreid.retrieval.lance_store import LanceStore, renumbered
-from promptreid.retrieval.lance_upkeep import (
-    describe,
-    erase,
-    forget_removed,
-    optimize,
-    remember_removed,
-    removed_digests,
-    rewrite,
-)
+from promptreid.retrieval.lance_upkeep import describe, erase, optimize, rewrite
 from promptreid.retrieval.table import ImageTable
 
 pytest.importorskip("lancedb")

@@ -150,7 +150,11 @@ def test_erased_images_stay_out_until_they_are_restored(gallery, folder):
     assert (done.images, done.proven) == (1, True)
     changes = gallery.update(folder, progress=False)
     assert (changes.added, changes.excluded) == (0, (str(path),))
-    gallery.restore(path)
+    with pytest.raises(KeyError, match=r"'other\.jpg' was not removed from the store"):
+        gallery.restore([path, "other.jpg"])
+    with pytest.raises(TypeError, match="expected an image's key or path"):
+        gallery.restore(3)
+    assert gallery.restore(os.path.relpath(path)) == 1
     assert gallery.update(folder, progress=False).added == 1
 
 

@@ -60,7 +60,7 @@ def run(
     if action == "erase":
         return _erase(console, gallery, images, as_where(where, None) or None, alone)
     if action == "restore":
-        gallery.restore(images)
+        console.record(restored=gallery.restore(images))
         console.say(f"the next promptreid index FOLDER --store {shell_word(store)} takes them in again")
         return 0
     if action == "log":

@@ -18,7 +18,7 @@ from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.encode import check_unit_length
+from promptreid.retrieval.encode import check_features
 from promptreid.retrieval.filters import Metadata, plain_metadata
 from promptreid.retrieval.gallery_store import GalleryStore
 from promptreid.retrieval.removal import forget, is_gone, removed_before
@@ -95,7 +95,7 @@ def _list_folder(folder: Path, closed: list[str] | None) -> list[ImageFile]:
     return [ImageFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
 
 
-def keyed_images(images: Any, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None) -> list[ImageFile]:
+def keyed_images(images: Any, keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[ImageFile]:
     """Images in memory, each with the key that stands for its path.
 
     Raises:
@@ -215,15 +215,9 @@ def add_features(
     store: GalleryStore, features: Tensor, keys: Sequence[str], metadata: Sequence[Metadata] | None
 ) -> Changes:
     """Append features that were made elsewhere; refuses keys that the gallery has, or that are given twice."""
-    dimensions = store.exact.dimensions
-    if features.ndim != 2 or features.shape[1] != dimensions or not features.is_floating_point():
-        raise ValueError(
-            f"features have shape {tuple(features.shape)} and dtype {features.dtype}, expected floating point "
-            f"(images, {dimensions})"
-        )
     keys = check_keys(keys, len(features), "features")
+    check_features(features, len(keys), store.exact.dimensions)
     table = ImageTable.of_keys(keys, metadata=known_metadata(keys, metadata))
-    check_unit_length(features)
     with store.turn():
         _check_new(store, keys)
         forget(store, {os.path.abspath(key) for key in keys})

@@ -34,7 +34,7 @@ def encode_queries(model: PromptedCLIP | None, query: Any, *, dimensions: int) -
         dimensions: E.
     """
     if isinstance(query, Tensor):
-        return _check_features(query, dimensions)
+        return _check_query_features(query, dimensions)
     queries = [query] if is_one_query(query) else query
     if not isinstance(queries, Sequence):
         raise TypeError(_wrong_kind(query))
@@ -68,7 +68,7 @@ def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
     return features
 
 
-def _check_features(features: Tensor, dimensions: int) -> Tensor:
+def _check_query_features(features: Tensor, dimensions: int) -> Tensor:
     rows = features.unsqueeze(0) if features.ndim == 1 else features
     if rows.ndim != 2 or rows.shape[1] != dimensions or len(rows) == 0 or not rows.is_floating_point():
         raise ValueError(
@@ -86,6 +86,16 @@ def rows_of_other_length(features: Tensor) -> list[int]:
     """Rows of features (N, E) that are not of unit length, or not numbers."""
     lengths = torch.linalg.vector_norm(features, dim=1, dtype=torch.float32)
     return (~((lengths - 1).abs() <= _LENGTH_ERROR)).nonzero().flatten().tolist()
+
+
+def check_features(features: Tensor, rows: int, dimensions: int | None = None) -> Tensor:
+    """Return features that images can be found by, floating point (rows, dimensions) of unit length; refuse others."""
+    fits = features.ndim == 2 and len(features) == rows and features.shape[1] == (dimensions or features.shape[1])
+    if not fits or not features.is_floating_point():
+        found = f"shape {tuple(features.shape)} and dtype {features.dtype}"
+        expected = f"floating point ({rows}, {dimensions or 'dimensions'}), a row for each image"
+        raise ValueError(f"features have {found}, expected {expected}")
+    return check_unit_length(features)
 
 
 def check_unit_length(features: Tensor) -> Tensor:

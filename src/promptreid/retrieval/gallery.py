@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import NUM_HITS
-from promptreid.errors import CheckpointError
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
@@ -28,11 +27,11 @@ from promptreid.retrieval.editing import (
     known_metadata,
     update_images,
 )
-from promptreid.retrieval.encode import Query, check_identity, check_unit_length, model_identity, needed
+from promptreid.retrieval.encode import Query, check_features, check_identity, model_identity, needed
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
-from promptreid.retrieval.gallery_files import DTYPES
-from promptreid.retrieval.gallery_store import GalleryStore, lowest_score, search_store
+from promptreid.retrieval.gallery_files import DTYPES, Storage
+from promptreid.retrieval.gallery_store import GalleryStore, kept_calibration, lowest_score, search_store
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
 from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_values
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from promptreid.retrieval.stored_gallery import StoredGallery
-
-Storage = Literal["float32", "float16"]
 
 
 class Gallery:
@@ -58,9 +55,6 @@ class Gallery:
         features: Their features, of unit length.
         metadata: What is known of each image, to filter by.
         index: What searches, empty (see `promptreid.retrieval.index.Index`); `None` compares every feature.
-
-    Attributes:
-        model: The model.
 
     Shape:
         - features: (G, E) float32 or float16
@@ -84,14 +78,9 @@ class Gallery:
         index: Index | None = None,
     ) -> None:
         features = as_tensor(features, "features")
-        if features.ndim != 2 or len(features) != len(paths) or not features.is_floating_point():
-            raise ValueError(
-                f"{len(paths)} paths and features of shape {tuple(features.shape)} and dtype {features.dtype}, "
-                "expected floating point (images, dim)"
-            )
         names = [str(path) for path in paths]
         table = ImageTable.of(names, first_id=0, metadata=known_metadata(names, metadata))
-        self._store = GalleryStore(ExactIndex(table, check_unit_length(features)), index=index)
+        self._store = GalleryStore(ExactIndex(table, check_features(features, len(paths))), index=index)
         self.model = model
         if model is not None:
             self._store.header["model"] = model_identity(model)
@@ -161,10 +150,7 @@ class Gallery:
             check_identity(store.header.get("model"), model, source=str(directory))
         gallery = cls.__new__(cls)
         gallery.model, gallery._store = model, store
-        try:
-            _ = gallery.calibration
-        except TypeError as error:
-            raise CheckpointError(f"{directory} has a damaged calibration ({error}); calibrate it again") from error
+        _ = gallery.calibration  # refuses a damaged one
         return gallery
 
     def __len__(self) -> int:
@@ -208,8 +194,7 @@ class Gallery:
     @property
     def calibration(self) -> Calibration | None:
         """The calibrated threshold."""
-        values = self._store.header.get("calibration")
-        return None if values is None else Calibration(**values)
+        return kept_calibration(self._store.header, self.directory)
 
     def add(
         self,
@@ -235,12 +220,8 @@ class Gallery:
             TypeError: With `keys`, an image is a file's name or of another kind.
             DatasetError: There is no image.
         """
-        if keys is None:
-            files = find_images(images, metadata=metadata)
-        else:
-            files = keyed_images(images, keys, metadata=metadata)
-        named = not isinstance(images, str | Path)
-        return add_images(self._store, needed(self.model), files, named=named, **options)
+        files = find_images(images, metadata=metadata) if keys is None else keyed_images(images, keys, metadata)
+        return add_images(self._store, needed(self.model), files, named=not isinstance(images, str | Path), **options)
 
     def add_features(
         self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None
@@ -443,8 +424,7 @@ class Gallery:
             ValueError: Another ending.
             MissingExtraError: Parquet is asked for and pyarrow is not installed.
         """
-        exact = self._store.exact
-        return export_features(Path(path), exact.features, exact.images)
+        return export_features(Path(path), self.features, self._store.images)
 
     def to_store(self, url: str | Path, *, storage_options: Mapping[str, str] | None = None) -> "StoredGallery":
         """Copy the gallery into a store, which any number of processes and machines fill and search.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -48,7 +48,8 @@ _SEAL = b'{"sha256": "%s", '
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+Storage = Literal["float32", "float16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
 
 def exists(folder: Path) -> bool:

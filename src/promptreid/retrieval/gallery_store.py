@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.files import locked, make_private_folder
@@ -243,6 +243,17 @@ def search_store(
     if store.header.get("audit") and store.directory is not None:
         log_action(store.directory, "search", **search_details(query, where, found))
     return found[0] if is_one_query(query) else found
+
+
+def kept_calibration(
+    header: Mapping[str, Any], source: object, *, damaged: type[PromptReidError] = CheckpointError
+) -> Calibration | None:
+    """The calibrated threshold that a gallery or store `source` keeps in its header; what is `damaged` is refused."""
+    values = header.get("calibration")
+    try:
+        return None if values is None else Calibration(**values)
+    except TypeError as error:
+        raise damaged(f"{source} has a damaged calibration ({error}); calibrate it again") from error
 
 
 def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:

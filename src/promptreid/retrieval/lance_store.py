@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from promptreid.defaults import STORE_TABLE
 from promptreid.errors import StoreError
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.retrieval.audit import audit_line, not_logged
-from promptreid.retrieval.encode import check_unit_length
+from promptreid.retrieval.encode import check_features, check_unit_length
 from promptreid.retrieval.filters import Where
+from promptreid.retrieval.gallery_files import Storage
 from promptreid.retrieval.lance_engine import (
     Place,
     committed,
@@ -55,8 +56,6 @@ FEW = 20_000
 # Keys in one condition.
 _KEYS_AT_ONCE = 2_000
 _MASK = 2**63 - 1
-
-Storage = Literal["float32", "float16"]
 
 
 def key_id(key: str) -> int:
@@ -264,13 +263,9 @@ class LanceStore:
 
     def _merge(self, images: ImageTable, features: Array, *, replaces: bool) -> None:
         features = as_tensor(features, "features")
-        shape = (len(images), self.dimensions)
-        if tuple(features.shape) != shape or not features.is_floating_point():
-            found = f"shape {tuple(features.shape)} and dtype {features.dtype}"
-            raise ValueError(f"features have {found}, expected floating point {shape}")
+        check_features(features, len(images), self.dimensions)
         if len(set(images.paths)) < len(images):
             raise ValueError("a key is given twice; give each image once")
-        check_unit_length(features)
         if len(images):
             cells = metadata_cells(images)
             self._add_columns(set(cells) - set(self.columns))

@@ -2,12 +2,10 @@
 
 import math
 import os
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,10 @@ from numpy.typing import NDArray
 
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.lance_engine import committed, in_our_words, require_lance
-from promptreid.retrieval.lance_filters import from_cell, from_stored, key_of, quoted, sql_filter, to_stored
+from promptreid.retrieval.lance_filters import key_of, quoted
+from promptreid.retrieval.lance_removal import chosen_keys, passing_keys, remember_removed
 from promptreid.retrieval.lance_store import AUDIT, FEW, IMAGES, REMOVED, LanceStore, index_partitions
-from promptreid.retrieval.removal import (
-    Images,
-    image_number,
-    image_times,
-    is_gone,
-    is_pattern,
-    listed_images,
-    matching_paths,
-    moment_before,
-    older,
-)
+from promptreid.retrieval.removal import is_gone
 
 # A list of the index of features has about so many images; with twice as many as planned it is built again.
 _LIST_IMAGES = 400
@@ -205,7 +194,9 @@ def erase(
         ValueError: No image passes the filter, or the time of one is unknown; then none is erased.
         StoreError: The store cannot be reached, others change it all the time, or the audit log cannot be written.
     """
-    erased = _chosen(store, keys) if where is None and older_than is None else _passing(store, where, older_than)
+    erased = (
+        chosen_keys(store, keys) if where is None and older_than is None else passing_keys(store, where, older_than)
+    )
     sought = _needles(store, erased)
     if erased:
         store.log_action("remove", images=len(erased))
@@ -230,72 +221,6 @@ def remove(store: LanceStore, keys: Sequence[str] = (), **options: Any) -> int:
         left = "; ".join(done.left)
         warnings.warn(f"not proven that nothing is left of {done.images} images: {left}", stacklevel=3)
     return done.images
-
-
-def named_keys(store: LanceStore, images: Images | None) -> list[str]:
-    """The keys of images that are named by number, key, path or pattern of paths.
-
-    Raises:
-        KeyError: A number or a pattern stands for no image.
-    """
-    given = [] if images is None else listed_images(images)
-    names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
-    known = store.stamps([*names, *map(os.path.abspath, names)])
-    keys: list[str] = []
-    for image in given:
-        name = os.fsdecode(image) if isinstance(image, str | bytes | os.PathLike) else ""
-        path = name if name in known else os.path.abspath(name)
-        if name and (path in known or not is_pattern(path)):
-            keys.append(path)
-            continue
-        begin = re.split(r"[*?\[]", path)[0]
-        asked = f"starts_with(key, {quoted(begin)})" if name else f"id = {image_number(image)}"
-        found = [from_stored(key) for batch in store.scan(["key"], asked) for key in batch["key"].to_pylist()]
-        found = matching_paths(found, path) if name else found
-        if not found:
-            raise KeyError(f"the store has no image {str(image)!r}; nothing was erased")
-        keys += found
-    return list(dict.fromkeys(keys))
-
-
-def _chosen(store: LanceStore, keys: Sequence[str]) -> list[str]:
-    """Those of the keys that are there; the others must have been removed."""
-    if not keys:
-        raise ValueError("nothing is named to be erased; give images, or where=")
-    known = store.stamps(keys)
-    absent = [key for key in keys if key not in known]
-    removed = removed_digests(store) if absent else frozenset[str]()
-    for key in absent:
-        if key_digest(key) not in removed:
-            raise KeyError(f"the store has no image {key!r}; nothing was erased")
-    return list(known)
-
-
-def _passing(store: LanceStore, where: Where | None, older_than: date | timedelta | None) -> list[str]:
-    """The keys of the images that pass a filter and are of that age."""
-    condition = None if where is None else sql_filter(where, store.columns)
-    limit = None if older_than is None else moment_before(older_than)
-    times = [name for name in store.columns if (key_of(name) or ("",))[0] == "time"]
-    keys: list[str] = []
-    for batch in store.scan(["key", "modified_ns", *times], condition):
-        found = batch["key"].to_pylist()
-        if limit is not None:
-            old = older(_times(batch, times), limit)
-            found = [key for key, is_old in zip(found, old, strict=True) if is_old]
-        keys += map(from_stored, found)
-    if not keys and limit is None:
-        raise ValueError(f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}")
-    return keys
-
-
-def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:
-    """When the images of a batch were made, by these columns of times or their file."""
-    known: list[Any] = [None] * batch.num_rows
-    for name in columns:
-        _, kind = key_of(name) or ("", "text")
-        for row, cell in enumerate(batch[name].to_pylist()):
-            known[row] = known[row] if cell is None else from_cell(cell, kind)
-    return image_times(known, batch["modified_ns"].to_numpy())
 
 
 def rewrite(store: LanceStore, *, alone: bool) -> None:
@@ -437,33 +362,3 @@ def _is_in_other_key(store: LanceStore, key: bytes) -> bool:
     """Whether the key of an image that is left contains this one."""
     condition = f"contains(key, '{key.decode().replace(chr(39), chr(39) * 2)}')"
     return any(batch.num_rows for batch in store.scan(["key"], condition, limit=1))
-
-
-def key_digest(key: str) -> str:
-    """What is kept of the key of an image that was erased."""
-    return blake2b(to_stored(key).encode(), digest_size=16).hexdigest()
-
-
-def remember_removed(store: LanceStore, keys: Sequence[str]) -> None:
-    """Keep digests of keys that were removed."""
-    from importlib import import_module
-
-    arrow: Any = import_module("pyarrow")
-    data = store.place.dataset(REMOVED)
-    digests = list(dict.fromkeys(map(key_digest, keys)))
-    rows = arrow.Table.from_arrays([arrow.array(digests, arrow.string())], schema=data.schema)
-    merge = data.merge_insert("digest").when_not_matched_insert_all()
-    committed(store.place.url, lambda: merge.execute(rows))
-    store.place.make_private()
-
-
-def forget_removed(store: LanceStore, keys: Sequence[str]) -> None:
-    """Let images that were removed be indexed again."""
-    condition = f"digest IN ({', '.join(map(quoted, map(key_digest, keys)))})"
-    committed(store.place.url, lambda: store.place.dataset(REMOVED).delete(condition))
-
-
-def removed_digests(store: LanceStore) -> frozenset[str]:
-    """The digests of the keys of all images that were removed."""
-    with in_our_words(store.place.url):
-        return frozenset(store.place.dataset(REMOVED).to_table()["digest"].to_pylist())

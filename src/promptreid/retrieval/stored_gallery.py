@@ -22,19 +22,18 @@ from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
 from promptreid.retrieval.filling import COMMIT_ROWS, Shard, fill
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
-from promptreid.retrieval.gallery_store import GalleryStore, checked_count, lowest_score
+from promptreid.retrieval.gallery_files import Storage
+from promptreid.retrieval.gallery_store import GalleryStore, checked_count, kept_calibration, lowest_score
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
-from promptreid.retrieval.lance_store import LanceStore, Storage, renumbered
+from promptreid.retrieval.lance_removal import forget_removed, named_keys, remember_removed
+from promptreid.retrieval.lance_store import LanceStore, renumbered
 from promptreid.retrieval.lance_upkeep import (
     KEPT,
     Erasure,
     StoreInfo,
     describe,
     erase,
-    forget_removed,
-    named_keys,
     optimize,
-    remember_removed,
     remove,
 )
 from promptreid.retrieval.removal import Images, check_named
@@ -77,12 +76,9 @@ class StoredGallery:
                     f"{store.place.url} has features of {store.dimensions} dimensions, and the model gives "
                     f"{model.embed_dim}; load the model that encoded it"
                 )
-        try:
-            _calibration(header)
-        except TypeError as error:
-            raise StoreError(f"{store.place.url} has a damaged calibration ({error}); calibrate it again") from error
         self.store = store
         self.model = model
+        _ = self.calibration  # refuses a damaged one
 
     @classmethod
     def create(
@@ -151,7 +147,7 @@ class StoredGallery:
     @property
     def calibration(self) -> Calibration | None:
         """The calibrated threshold."""
-        return _calibration(self.store.header)
+        return kept_calibration(self.store.header, self.url, damaged=StoreError)
 
     def update(
         self,
@@ -339,19 +335,17 @@ class StoredGallery:
         check_named(images, where, older_than)
         return erase(self.store, named_keys(self.store, images), where=where, older_than=older_than, alone=alone)
 
-    def restore(self, images: str | Path | Iterable[str | Path]) -> None:
-        """Let images that were erased be indexed again by the next `update`."""
-        names = [os.fspath(images)] if isinstance(images, str | Path) else [os.fspath(image) for image in images]
-        forget_removed(self.store, [*names, *map(os.path.abspath, names)])
+    def restore(self, images: Images) -> int:
+        """Forget that images were removed, so that `update` takes them in again; as `Gallery.restore`, by path alone.
+
+        Raises:
+            KeyError: One was not removed; then nothing is changed.
+        """
+        return forget_removed(self.store, images)
 
     def info(self) -> StoreInfo:
         """The state of the store."""
         return describe(self.store)
-
-
-def _calibration(header: Mapping[str, Any]) -> Calibration | None:
-    values = header.get("calibration")
-    return None if values is None else Calibration(**values)
 
 
 def copy_to_store(
