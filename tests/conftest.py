@@ -104,10 +104,10 @@ def hub_socket() -> socket.socket:
 class Program:
     """A program that the fork server runs; as much of `subprocess.Popen` as tests use."""
 
-    def __init__(self, server: socket.socket, arguments: list[str], *, is_code: bool) -> None:
+    def __init__(self, server: socket.socket, arguments: list[str], *, is_code: bool, cwd: str) -> None:
         ends = [os.pipe() for _ in range(4)]  # standard input, output and errors, and the exit status
         given = [ends[0][0], *(end[1] for end in ends[1:])]
-        request = {"arguments": arguments, "is_code": is_code, "env": {**os.environ}, "cwd": os.getcwd()}
+        request = {"arguments": arguments, "is_code": is_code, "env": {**os.environ}, "cwd": cwd}
         message = json.dumps(request).encode() + b"\n"
         server.sendall(message[socket.send_fds(server, [message], given) :])
         for descriptor in given:
@@ -161,13 +161,15 @@ def fork(_fork_server: socket.socket | None) -> Callable[..., "Program | subproc
     `fork(path, *arguments)` or `fork(code, *arguments)`.
     """
 
-    def start(program: Path | str, *arguments: object) -> "Program | subprocess.Popen[str]":
+    def start(
+        program: Path | str, *arguments: object, cwd: Path | str | None = None
+    ) -> "Program | subprocess.Popen[str]":
         words, is_code = [str(program), *map(str, arguments)], isinstance(program, str)
         if _fork_server is not None:
-            return Program(_fork_server, words, is_code=is_code)
+            return Program(_fork_server, words, is_code=is_code, cwd=str(cwd or os.getcwd()))
         command = [sys.executable, *(["-c"] if is_code else []), *words]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(command, **pipes, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     return start
 

@@ -34,6 +34,7 @@ def test_the_kept_file_is_for_the_whole_size_on_a_gpu(monkeypatch, capsys):
     assert "give another --output for a try" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_try_of_the_timing_writes_seconds_of_every_stage(monkeypatch, tmp_path):
     arguments = (
         f"--share 0.0005 --device cpu --model promptreid-tiny --image-size 96 48 --output {tmp_path / 'dry.json'}"

@@ -4,7 +4,10 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,9 +22,11 @@ def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def quick(fork: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimpleNamespace]:
     folder = tmp_path_factory.mktemp("quick")
-    return folder / "run", run("--quick", "--output", "run", folder=folder)
+    process = fork(SCRIPT, "--quick", "--output", "run", cwd=folder)
+    printed, errors = process.communicate()
+    return folder / "run", SimpleNamespace(returncode=process.returncode, stdout=printed, stderr=errors)
 
 
 @pytest.mark.xdist_group("train_cuhk")

@@ -48,8 +48,9 @@ def test_exported_program_gives_equal_features_for_any_batch(zoo, name, config, 
         torch.testing.assert_close(module(given), encoder(given), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # test_onnx_files.py has the files of the command
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
 def test_onnx_file_in_onnxruntime_gives_equal_features_for_any_batch(zoo, name, tower, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

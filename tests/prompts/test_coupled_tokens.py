@@ -117,6 +117,7 @@ def test_bare_images_are_bare_with_coupled_prompts_disabled(clip, images):
         torch.testing.assert_close(model.encode_image(images), bare, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_image_encoder_projects_the_prompts(clip, images):
     model = PromptedCLIP(clip, COUPLED)
     compiled = torch.compile(model.vision, backend="aot_eager")

@@ -52,9 +52,8 @@ def test_tuning_does_not_look_at_the_test_split(toy_run, scratch, tmp_path, monk
     assert "mAP" in result["validation"]
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.slow, id="in stage 1"), pytest.param(1, id="in stage 2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1], ids=["in stage 1", "in stage 2"])
 def test_an_interrupted_run_ends_as_it_would_have_ended(toy_run, scratch, tmp_path, monkeypatch, stage):
     whole = runs.perform(toy_run(), tmp_path / "whole", scratch)
     own, calls = adaptation.evaluate, []
