@@ -40,6 +40,12 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
 @pytest.mark.parametrize(
     ("name", "arguments", "constants"),
     [
+        pytest.param(
+            "absent_people",
+            "",
+            {"PERSONS": 8, "SEEDS": (1,), "HALVES": 2, "TRAINED_ON": 4, "EPOCHS": 1},
+            marks=pytest.mark.slow,
+        ),
         ("data_loading", "", {"IMAGES": 16, "BATCH": 8, "TRAIN_IMAGES": 70, "OTHER_IMAGES": 30, "ROUNDS": 2}),
         ("evaluation_speed", "", {"CUHK_PEDES": (60, 30, 2), "PERSONS": 20}),
         ("generated_summary", "--persons 24 --sheets {folder}", {}),

@@ -27,7 +27,8 @@ def test_calibrate_keeps_a_threshold_that_search_takes(index, drawn, call):
 def test_calibrate_says_what_the_threshold_costs_and_what_to_type(index, drawn, call):
     code, said, _ = call("calibrate", index, drawn, "--split", "test")
     assert code == 0
-    assert "of 24 searches for somebody there reach it" in said
+    assert "of searches in vain reach, and " in said
+    assert "measured with 24 sentences in 12 images" in said
     assert f'promptreid search {index} "a woman in a red coat" --threshold calibrated' in said
 
 
@@ -43,10 +44,61 @@ def test_calibrate_on_too_little_or_by_no_rate_is_refused(index, drawn, call, ar
     code, _, errors = call("calibrate", index, drawn, *arguments)
     assert code == 2
     assert words in errors
-    assert Gallery.load(index).calibration is None
+    assert Gallery.load(index).calibration.hit_rate is None  # still that of the index
 
 
-def test_search_of_an_index_without_calibration_names_the_command(index, call):
+def test_search_of_a_gallery_without_calibration_names_the_command(index, call):
+    gallery = Gallery.load(index)
+    gallery._store.change(header={"calibration": None})
     code, _, errors = call("search", index, "a man", "--threshold", "calibrated")
     assert code == 2
-    assert "promptreid calibrate GALLERY DATA" in errors
+    assert "never calibrated; promptreid calibrate GALLERY, or calibrate GALLERY DATA with labelled images" in errors
+
+
+def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_has_grown(index, drawn, call):
+    chosen = Gallery.load(index).calibration
+    assert (chosen.hit_rate, chosen.num_queries, chosen.gallery_size) == (None, 400, 32)
+    assert 0 < chosen.false_alarm_rate <= 0.05
+    code, text, _ = call("search", index, "a man in a green jacket", "-k", 3)
+    assert code == 0
+    best = text.split()[1]
+    verdict = text.splitlines()[3]
+    assert "which 5% of sentences about other people reach" in verdict
+    assert verdict.startswith(
+        (f"no match stands out: the best score is {best}", "1 of these", "2 of these", "3 of these")
+    )
+    assert call("search", index, "a man", "--json")[1]["calibration"]["threshold"] == chosen.threshold
+    call("index", "--output", index, "--remove", *range(8))
+    call("index", drawn / "imgs", "--output", index)
+    assert Gallery.load(index).calibration.gallery_size == 24
+    call("calibrate", index, drawn, "--split", "test")
+    call("index", "--output", index, "--remove", *range(8, 16))
+    call("index", drawn / "imgs", "--output", index)
+    assert Gallery.load(index).calibration.hit_rate is not None  # labels are better
+
+
+def test_calibrate_without_labels_takes_sentences_of_ones_own(index, call, tmp_path):
+    code, text, _ = call("calibrate", index)
+    assert code == 0
+    assert "which 5% of sentences about other people reach" in text
+    assert "only labels tell" in text
+    (tmp_path / "asked.txt").write_text("a man in a red coat\n" * 3 + "a woman\n")
+    code, answer, _ = call("calibrate", index, "--queries", tmp_path / "asked.txt", "--false-alarms", "0.3", "--json")
+    assert code == 0
+    assert (answer["data"], answer["calibration"]["num_queries"], answer["calibration"]["hit_rate"]) == (None, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--split", "test"], "--split would do nothing here: it goes with a dataset, DATA"),
+        (["--on-bad", "skip"], "--on-bad would do nothing here"),
+        (["--queries", "nowhere.txt"], "--queries is nowhere.txt, but there is no such file"),
+    ],
+)
+def test_calibrate_without_labels_refuses_what_goes_with_labels(index, call, arguments, words):
+    code, _, errors = call("calibrate", index, *arguments)
+    assert code == 2
+    assert words in errors
+    code, _, errors = call("calibrate", index, index.parent, "--queries", index / "gallery.json")
+    assert "--queries would do nothing here: a dataset has sentences of its own" in errors

@@ -28,6 +28,7 @@ NAMES = [
     "convert",
     "export",
     "push",
+    "completion",
 ]
 
 
@@ -414,7 +415,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, argu
     ("arguments", "words"),
     [
         (["--threshold", "high"], "--threshold is 'high', expected a number"),
-        (["--threshold", "calibrated"], "never calibrated"),
         (["--where", "folder"], "--where is 'folder', expected KEY=VALUE"),
         (["--where", "camera=1"], "no image of the gallery has camera; known are: folder"),
         (["-k", "0"], "k is 0"),

@@ -55,7 +55,7 @@ def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path
     assert [hit["metadata"].keys() for hit in found["hits"]] == [{"folder"}] * 3
     folder = found["hits"][0]["metadata"]["folder"]
     lines = call("search", store, "a man", "-k", "1", "--csv", "--where", f"folder={folder[:3]}*")[1].splitlines()
-    assert lines[0] == "query,rank,score,id,path,folder"
+    assert lines[0] == "query,rank,score,id,path,missing,folder"
     assert call("search", store, "a man", "--where", "folder=nowhere")[0] == 2
     assert answer(call("store", "optimize", store, "--json"))["images"] == total
     erased = answer(call("store", "erase", store, found["hits"][0]["path"], "--json"))

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +36,8 @@ def test_a_pipe_is_answered_line_by_line(call, index, monkeypatch):
     code, text, notes = call("search", index, "-k", 2)
     assert (code, notes) == (0, "")
     lines = text.splitlines()
-    assert (lines[0], lines[3], len(lines)) == ("a man", "a woman in a red coat", 6)
+    assert (lines[0], lines[4], len(lines)) == ("a man", "a woman in a red coat", 8)
+    assert all("sentences about other people reach" in line for line in lines[3::4])
     typed(monkeypatch, "a man\na woman in a red coat\n", at_terminal=False)
     answer = call("search", index, "-k", 2, "--json")[1]
     assert [result["query"] for result in answer["results"]] == ["a man", "a woman in a red coat"]
@@ -69,6 +72,7 @@ def test_a_file_of_sentences_is_a_table_of_hits(call, index, tmp_path):
     assert [row["query"] for row in rows] == ["a man, tall"] * 3 + ["a woman"] * 3
     assert [row["rank"] for row in rows] == ["1", "2", "3"] * 2
     assert {"score", "id", "path", "folder"} < set(rows[0])
+    assert {row["missing"] for row in rows} == {"false"}
     picture = tmp_path / "found.png"
     assert call("search", index, "--queries", tmp_path / "queries.txt", "-k", 3, "--picture", picture)[0] == 0
     with Image.open(picture) as drawing:
@@ -129,3 +133,24 @@ def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, d
     assert "knows drawn pedestrians only" not in notes  # these are drawn
     shutil.copytree(drawn / "imgs", tmp_path / "photographs")
     assert "knows drawn pedestrians only" in call("index", tmp_path / "photographs", "--output", tmp_path / "own")[2]
+
+
+def test_files_that_are_gone_are_said_to_be_in_every_output(call, drawn, tmp_path):
+    crops = tmp_path / "crops"
+    shutil.copytree(drawn / "imgs", crops)
+    assert call("index", crops, "--output", tmp_path / "gallery")[0] == 0
+    gone = Path(call("search", tmp_path / "gallery", "a man", "--json")[1]["hits"][1]["path"])
+    gone.unlink()
+    answer = call("search", tmp_path / "gallery", "a man", "--json")[1]
+    assert [hit["path"] for hit in answer["hits"] if hit["missing"]] == [str(gone)]
+    assert answer["hits"][0]["missing"] is False
+    code, text, _ = call("search", tmp_path / "gallery", "a man", "--picture", tmp_path / "found.png")
+    assert code == 0
+    assert [line for line in text.splitlines() if line.endswith("  (no file there)")] == [text.splitlines()[1]]
+    text = call("search", tmp_path / "gallery", "a man", "--csv")[1]
+    assert [row["path"] for row in csv.DictReader(io.StringIO(text)) if row["missing"] == "true"] == [str(gone)]
+
+
+def test_a_sentence_without_a_gallery_is_told_where_the_gallery_goes(call):
+    code, _, notes = call("search", "a man in a green jacket")
+    assert (code, notes) == (2, 'error: name the gallery first: promptreid search gallery "a man in a green jacket"\n')

@@ -108,7 +108,8 @@ def test_search_says_what_a_calibrated_threshold_means(opened: Opened, tmp_path:
         "red", Filters()
     )
     reaching = sum(hit.score >= lowest for hit in column.hits)
-    assert f"{reaching} of these reach {lowest:.2f}, which 5% of searches in vain reach." in column.status
+    words = "which 5% of searches in vain reach, and 50% of those for somebody there."
+    assert f"{reaching} of these reach {lowest:.2f}, {words}" in column.status
 
 
 def test_search_when_an_image_was_deleted_shows_a_grey_one_in_its_place(
@@ -210,6 +211,19 @@ def test_alike_names_every_image_of_a_known_person(drawn: Opened, tmp_path: Path
     _, hits, same = answers.alike(column.hits[0])
     assert sum(same) == 4  # each of the drawn people has four images
     assert len({hit.metadata["person_id"] for hit in hits[:4]}) == 1
+
+
+def test_alike_of_an_image_whose_file_is_gone_is_itself_and_can_be_forgotten(
+    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
+) -> None:
+    paths = [paint(tmp_path / f"{number}.png", (60 * number, 36, 40)) for number in range(3)]
+    answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path / "shown", tmp_path))
+    (column,) = answers.search(SENTENCE, Filters())
+    (gone,) = (hit for hit in column.hits if hit.path == paths[1])
+    paths[1].unlink()
+    crops, hits, same = answers.alike(gone)
+    assert (hits, same, crops[0][0].stem) == ((gone,), (True,), "unreadable")
+    assert answers.forget(hits).removed == (str(paths[1]),)
 
 
 def test_forget_removes_from_the_files_for_good_and_says_so(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptreid.evaluation.calibration import calibrate_threshold
+from promptreid.evaluation.calibration import calibrate_threshold, calibrate_without_labels
 
 
 def axis(angle_degrees):
@@ -51,3 +51,33 @@ def test_threshold_of_one_person_is_refused():
         calibrate_threshold(torch.eye(2), torch.eye(2), torch.zeros(2, dtype=torch.int64), torch.zeros(2).long())
     with pytest.raises(ValueError, match="query_features hold NaN"):
         calibrate_threshold(torch.eye(2) * torch.nan, torch.eye(2), torch.arange(2), torch.arange(2))
+
+
+def test_threshold_without_labels_lies_just_above_the_first_score_that_must_not_reach_it():
+    # Of the best scores 0.1, 0.2, 0.3, 0.4 a quarter, which is one, may reach the threshold: it is just above 0.3.
+    chosen = calibrate_without_labels([0.4, 0.1, 0.3, 0.2], gallery_size=9, false_alarm_rate=0.25)
+    assert chosen.threshold == pytest.approx(0.3, abs=1e-6)
+    assert chosen.threshold > 0.3
+    assert (chosen.false_alarm_rate, chosen.hit_rate, chosen.num_queries, chosen.gallery_size) == (0.25, None, 4, 9)
+    assert calibrate_without_labels([0.4, 0.4, 0.1], gallery_size=9, false_alarm_rate=0.5).false_alarm_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "words"),
+    [
+        ([0.1] * 19, 0.05, "19 sentences are too few for a rate of 0.05; give 20 or more"),
+        ([], 0.0, "0 sentences are too few"),
+        ([0.1, float("nan")], 0.5, "best_scores hold NaN"),
+        ([0.1, 0.2], 1.0, "false_alarm_rate is 1.0"),
+    ],
+)
+def test_threshold_without_labels_of_bad_scores_is_refused(scores, rate, words):
+    with pytest.raises(ValueError, match=words):
+        calibrate_without_labels(scores, gallery_size=9, false_alarm_rate=rate)
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 0.9))
+def test_threshold_without_labels_is_reached_at_most_as_often_as_allowed(seed, rate):
+    best = torch.rand(50, generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = calibrate_without_labels(best, gallery_size=9, false_alarm_rate=rate)
+    assert sum(score >= chosen.threshold for score in best) <= rate * len(best)

@@ -110,7 +110,7 @@ class TestDistributions:
         code = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
         assert code.findall(readme) == code.findall((ROOT / "README.md").read_text(encoding="utf-8"))
         assert set(metadata.get_all("Provides-Extra")) == {
-            "train", "viz", "demo", "hf", "onnx", "parquet", "store", "export", "all"
+            "train", "viz", "demo", "hf", "onnx", "parquet", "store", "completion", "export", "all"
         }  # fmt: skip
         core = {re.split(r"[<>=;\[ ]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
         assert core == {

@@ -11,6 +11,7 @@ import torch
 from promptreid import Gallery
 from promptreid.errors import CheckpointError, DatasetError
 from promptreid.retrieval import editing, gallery_files, segment_files
+from promptreid.synthetic.sentences import describe_people
 
 
 @pytest.fixture
@@ -182,6 +183,28 @@ def test_search_with_the_calibrated_threshold(model, index, split):
     loaded = Gallery.load(index.directory, model)
     assert loaded.calibration == calibration
     assert all(hit.score >= calibration.threshold for hit in loaded.search("a man", 24, threshold="calibrated"))
+
+
+def test_calibrate_without_labels_is_reached_by_few_made_up_sentences(model, index):
+    chosen = index.calibrate(false_alarm_rate=0.1, progress=False)
+    assert (chosen.hit_rate, chosen.num_queries, chosen.gallery_size) == (None, 400, len(index))
+    found = index.search(describe_people(400), 1, threshold="calibrated")
+    assert sum(map(len, found)) == round(400 * chosen.false_alarm_rate)
+    assert 0.05 < chosen.false_alarm_rate <= 0.1
+    assert Gallery.load(index.directory, model).calibration == chosen
+    mine = ["a man in a red coat", "a woman with a bag"]
+    own = index.calibrate(sentences=mine, false_alarm_rate=0.5, progress=False)
+    assert own.threshold == pytest.approx(min(hits[0].score for hits in index.search(mine, 1)), abs=1e-5)
+
+
+def test_calibrate_with_too_much_or_too_little_is_refused(model, index, split):
+    with pytest.raises(ValueError, match="a labelled split or sentences, not both"):
+        index.calibrate(split, sentences=["a man"], progress=False)
+    with pytest.raises(ValueError, match="1 sentences are too few"):
+        index.calibrate(sentences=["a man"], progress=False)
+    with pytest.raises(ValueError, match="the gallery is empty"):
+        Gallery(model, [], torch.empty(0, model.embed_dim)).calibrate(progress=False)
+    assert index.calibration is None
 
 
 def test_search_for_several_queries_gives_a_list_of_lists(index):

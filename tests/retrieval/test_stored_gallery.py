@@ -187,6 +187,9 @@ def test_calibration_is_kept_with_the_store(gallery, split, tmp_path):
     chosen = gallery.calibrate(split, progress=False)
     again = StoredGallery.load(tmp_path / "store")
     assert again.calibration == chosen
+    unlabelled = gallery.calibrate(progress=False)
+    assert (unlabelled.hit_rate, unlabelled.gallery_size) == (None, len(gallery))
+    assert StoredGallery.load(tmp_path / "store").calibration == unlabelled
     again.store.change_header(calibration={"nonsense": 1})
     with pytest.raises(StoreError, match="damaged calibration"):
         StoredGallery.load(tmp_path / "store")

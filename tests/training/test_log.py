@@ -129,6 +129,21 @@ def test_trackers_get_project_name_settings_and_numbers_and_a_resumed_run_is_the
     assert begun.logged[0][1]["loss/total"] == 2.0
 
 
+def test_a_tracker_that_does_not_start_is_named_with_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise KeyError("set MLFLOW_TRACKING_URI")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", refuse)
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType("mlflow")])
+    monkeypatch.setattr(refuse, "requires_logging_directory", False, raising=False)
+    accelerator = make_accelerator("cpu", "no", trackers=["mlflow"], folder=tmp_path)
+    with pytest.raises(RuntimeError, match=r"a tracker \(mlflow\) does not start: .*set MLFLOW_TRACKING_URI"):
+        RunLog(tmp_path, accelerator, step=0)
+
+
 def line(label: str = "stage one 2/3", **changes: Any) -> str:
     options: dict[str, Any] = {
         "name": "mAP", "chosen_by": "mAP", "is_best": False, "loss": 3.92, "left": "02:20", "scores": {"mAP": 0.1602},

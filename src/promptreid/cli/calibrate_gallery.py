@@ -9,30 +9,46 @@ from promptreid.cli.options import (
     ModelArguments,
     add_data_arguments,
     add_model_arguments,
+    check_file,
     check_gallery_folder,
     folder_to_read,
+    gallery_place,
+    is_store,
     load_split,
+    refuse_unused,
     some_path,
 )
 from promptreid.cli.output import Output
-from promptreid.cli.search_gallery import open_gallery
+from promptreid.cli.search_gallery import open_gallery, read_sentences
 from promptreid.defaults import OnBad
 from promptreid.errors import shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrated` on labelled images that look like
-the index's: the lowest that, with every image of the right person taken out, only a given share of the searches
-reaches. It is kept with the index."""
+DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrated`, and keep it with the index: the
+lowest that only a given share of searches for somebody absent reaches. With DATA it is measured on labelled images that
+look like the index's, every image of the right person taken out, and so is how often somebody who is there is found.
+Without, 400 made-up sentences are searched for, or those of --queries; `promptreid index` has done that. Sentences that
+are written otherwise reach it more or less often; measured shares, of drawn people, are in docs/searching.md."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("index", type=some_path, help="folder that `promptreid index` made")
-    parser.add_argument("root", type=folder_to_read, help="a dataset with captions, whose images look like the index's")
+    parser.add_argument("index", type=gallery_place, help="folder that `promptreid index` made, or a store's address")
     parser.add_argument(
-        "--split", default="val", choices=("train", "val", "test"), help="of the dataset; default: %(default)s"
+        "root",
+        type=folder_to_read,
+        nargs="?",
+        metavar="DATA",
+        help="a dataset with captions, whose images look like the index's; default: no labels",
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), help="of the dataset; default: val")
+    parser.add_argument(
+        "--queries",
+        type=some_path,
+        metavar="FILE",
+        help="instead of made-up sentences, your own, one a line, about people who are not in the index",
     )
     parser.add_argument(
         "--false-alarms",
@@ -49,9 +65,10 @@ def run(
     console: Output,
     /,
     *,
-    index: Path,
-    root: Path,
-    split: str,
+    index: Path | str,
+    root: Path | None,
+    split: str | None,
+    queries: Path | None,
     false_alarms: float,
     layout: str | None,
     image_dir: Path | None,
@@ -59,15 +76,24 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Calibrate the index."""
-    check_gallery_folder(index)
-    name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
+    check_file("--queries", queries)
+    if not is_store(index):
+        check_gallery_folder(Path(index))
+    sentences, name, wanted = None if queries is None else read_sentences(queries), None, None
+    if root is None:
+        of_data = {"split": split, "layout": layout, "image_dir": image_dir, "on_bad": on_bad == "skip"}
+        refuse_unused(of_data, "it goes with a dataset, DATA")
+    else:
+        refuse_unused({"queries": queries}, "a dataset has sentences of its own")
+        split = split or "val"
+        name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
     gallery = open_gallery(index, model)
-    chosen = gallery.calibrate(wanted, false_alarm_rate=false_alarms, progress=console.progress)
+    chosen = gallery.calibrate(wanted, sentences=sentences, false_alarm_rate=false_alarms, progress=console.progress)
     console.record(index=str(index), data=name, split=split, calibration=asdict(chosen))
-    console.say(
-        f"threshold {chosen.threshold:.3f}: {chosen.hit_rate:.0%} of {chosen.num_queries} searches for somebody there "
-        f"reach it, {chosen.false_alarm_rate:.0%} of those for somebody absent, in {chosen.gallery_size} images",
-    )
+    console.say(f"threshold {chosen.threshold:.3f}, {chosen.in_words()}")
+    console.say(f"measured with {chosen.num_queries} sentences in {chosen.gallery_size} images")
+    if chosen.hit_rate is None:
+        console.say("how often somebody who is there is found, only labels tell: promptreid calibrate GALLERY DATA")
     if len(gallery) > 2 * chosen.gallery_size:
         console.say(
             f"the index has {len(gallery)} images, many more than that: false alarms are more frequent there; a larger "

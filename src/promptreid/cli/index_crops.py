@@ -40,6 +40,7 @@ holds can count as biometric data: its files are readable by you alone."""
 NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
 
 _SHOWN = 10
+_GROWN = 0.1  # by this share a gallery may differ from the one that its threshold was measured in
 _OUTPUT = Path("gallery")
 
 
@@ -152,6 +153,7 @@ def run(
             raise DatasetError(f"none of the images in {folder.resolve()} can be read")
         console.say(*_summary(gallery, changes, is_new=is_new))
         console.say(*_left_out(changes, f"promptreid index {shell_word(folder)} --output {shell_word(output)}", output))
+        _calibrate(console, gallery)
     if compact:
         gallery.compact()
         console.say(f"{output} has as few files as can be")
@@ -159,6 +161,16 @@ def run(
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])
     return 0
+
+
+def _calibrate(console: Output, gallery: "Gallery") -> None:
+    """Choose a threshold without labels, unless one with labels, or of about as many images, is there."""
+    chosen, images = gallery.calibration, len(gallery)
+    measured = chosen is not None and (
+        chosen.hit_rate is not None or abs(images - chosen.gallery_size) <= _GROWN * chosen.gallery_size
+    )
+    if images and not measured:
+        gallery.calibrate(progress=console.progress)
 
 
 def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[str]) -> None:

@@ -41,6 +41,7 @@ COMMANDS = {
     "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
     "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
+    "completion": ("complete_shell", "print what a shell needs to complete all this on the Tab key"),
 }
 MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 2, 3, 4, 5, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
@@ -56,7 +57,7 @@ _ALSO = {
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 # What an error that the library raises advises in Python, as it is said in a shell.
 _IN_A_SHELL = {
-    "call gallery.calibrate(split) with labelled images": "promptreid calibrate GALLERY DATA",
+    "call gallery.calibrate(), or gallery.calibrate(split)": "promptreid calibrate GALLERY, or calibrate GALLERY DATA",
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",

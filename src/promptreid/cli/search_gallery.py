@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
@@ -35,6 +35,7 @@ from promptreid.defaults import BATCH_SIZE, NUM_HITS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from promptreid.evaluation.calibration import Calibration
     from promptreid.retrieval.gallery import Gallery
     from promptreid.retrieval.stored_gallery import StoredGallery
     from promptreid.retrieval.table import Hit
@@ -45,7 +46,7 @@ line. Exit code 1 if nothing reaches the threshold."""
 NEEDS = [("picture", "matplotlib", "viz")]
 
 _ROWS = 20  # sentences in a picture: more make an image that no viewer opens
-_COLUMNS = ("query", "rank", "score", "id", "path")
+_COLUMNS = ("query", "rank", "score", "id", "path", "missing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,9 +116,11 @@ def run(
     check_file("--image", image)
     check_file("--queries", queries)
     if not is_store(index):
+        if sentence is None and " " in str(index) and not Path(index).exists():
+            raise ValueError(f'name the gallery first: promptreid search gallery "{index}"')
         check_gallery_folder(Path(index))
         refuse_unused({"exact": exact}, "it goes with a store; in a folder every image is compared")
-    sentences = None if queries is None else _read_sentences(queries)
+    sentences = None if queries is None else read_sentences(queries)
     from promptreid.data.images import open_image
     from promptreid.model.encoding import check_words
 
@@ -132,10 +135,15 @@ def run(
     else:
         answers = search.answer_each(sentences if sentences is not None else _typed(console, len(search.gallery)))
         console.record(results=[{"query": answer.query, **search.entry(answer)} for answer in answers])
-    console.record(threshold=search.lowest, model=model["model"] or search.gallery.notes["model"]["model"])
+    console.record(threshold=search.lowest, calibration=_as_dict(search.gallery.calibration))
+    console.record(model=model["model"] or search.gallery.notes["model"]["model"])
     if picture is not None:
         _draw(console, search, picture, [answer for answer in answers if answer.hits])
     return 0 if any(answer.hits for answer in answers) else 1
+
+
+def _as_dict(calibration: "Calibration | None") -> dict[str, Any] | None:
+    return None if calibration is None else asdict(calibration)
 
 
 class _Search:
@@ -191,7 +199,7 @@ class _Search:
 
     def entry(self, answer: _Answer) -> dict[str, Any]:
         """What JSON says of an answer."""
-        return {"best_score": answer.best, "hits": [hit.as_dict() for hit in answer.hits]}
+        return {"best_score": answer.best, "hits": as_entries(answer.hits)}
 
     def _show(self, title: str, found: "list[Hit]") -> _Answer:
         hits = found if self.lowest is None else [hit for hit in found if hit.score >= self.lowest]
@@ -199,7 +207,7 @@ class _Search:
         if self._keys is not None:
             for rank, hit in enumerate(hits, start=1):
                 known = [hit.metadata.get(key, "") for key in self._keys]
-                print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, hit.path, *known]))
+                print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, hit.path, str(_gone(hit)).lower(), *known]))
         else:
             self.say(*as_lines(hits))
         self.say(*self._verdict(answer))
@@ -213,10 +221,11 @@ class _Search:
         if self.lowest is not None or calibration is None:
             return []
         reaching = sum(hit.score >= calibration.threshold for hit in answer.hits)
-        words = f"{calibration.threshold:.3f}, which {calibration.false_alarm_rate:.0%} of searches in vain reach"
+        words = f"{calibration.threshold:.3f}, {calibration.in_words()}"
         if reaching:
             return [f"{reaching} of these reach {words}"]
-        return [f"probably nobody matches: the best score is {answer.best:.3f}, and none reaches {words}"]
+        verdict = "no match stands out" if calibration.hit_rate is None else "probably nobody matches"
+        return [f"{verdict}: the best score is {answer.best:.3f}, and none reaches {words}"]
 
 
 def _listed(gallery: "Gallery | StoredGallery") -> "Gallery | None":
@@ -233,7 +242,19 @@ def _keys(gallery: "Gallery | StoredGallery") -> list[str]:
 
 def as_lines(hits: "Sequence[Hit]") -> list[str]:
     """Rank, score and path of each hit, for people."""
-    return [f"{rank:>3}  {hit.score:6.3f}  {hit.path}" for rank, hit in enumerate(hits, start=1)]
+    gone = "  (no file there)"
+    return [
+        f"{rank:>3}  {hit.score:6.3f}  {hit.path}{gone if _gone(hit) else ''}" for rank, hit in enumerate(hits, start=1)
+    ]
+
+
+def as_entries(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
+    """What JSON says of hits: `missing` is whether no file is at the path."""
+    return [{**hit.as_dict(), "missing": _gone(hit)} for hit in hits]
+
+
+def _gone(hit: "Hit") -> bool:
+    return not hit.path.is_file()
 
 
 def _row(values: Sequence[Any]) -> str:
@@ -254,7 +275,7 @@ def _parts(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
         yield part
 
 
-def _read_sentences(path: Path) -> list[str]:
+def read_sentences(path: Path) -> list[str]:
     """The lines of a file that hold something.
 
     Raises:

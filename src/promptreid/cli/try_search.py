@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from promptreid.cli.options import file_to_write, folder_to_write
 from promptreid.cli.output import Output
-from promptreid.cli.search_gallery import as_lines
+from promptreid.cli.search_gallery import as_entries, as_lines
 from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError, MissingExtraError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, tiny_prompts
@@ -52,7 +52,7 @@ def run(console: Output, /, *, sentence: str, output: Path, picture: Path) -> in
     console.say(*as_lines(hits))
     seconds = time.perf_counter() - started
     console.say(f"found by {TINY_ADAPTED}, which knows drawn people only, in {seconds:.0f} s")
-    console.record(query=sentence, hits=[hit.as_dict() for hit in hits], crops=str(output), model=TINY_ADAPTED)
+    console.record(query=sentence, hits=as_entries(hits), crops=str(output), model=TINY_ADAPTED)
     _draw_hits(console, picture, sentence, hits)
     console.say("next:", *_next_commands(output))
     return 0

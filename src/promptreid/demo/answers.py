@@ -206,12 +206,17 @@ class Answers:
     def alike(self, hit: Hit) -> tuple[list[Captioned], tuple[Hit, ...], tuple[bool, ...]]:
         """Images that may be of the same person, those known to be first: copies with words, hits, and which are known.
 
+        An image whose file is gone is alone: nothing can be compared with it, but it can be forgotten.
+
         Raises:
-            DatasetError: The image is gone.
+            DatasetError: It was removed.
         """
         self._check_there(hit)
-        query, person = self._shown.open(hit.path), hit.metadata.get("person_id")
         known = [hit]
+        try:
+            query, person = self._shown.open(hit.path), hit.metadata.get("person_id")
+        except DatasetError:
+            return [(self._shown.small(hit), f"1\n{hit.path.name}")], (hit,), (True,)
         if person is not None:
             known += self.gallery.search(query, _MOST_KNOWN, where={"person_id": person})
         by_id: dict[int, Hit] = {}
@@ -327,8 +332,7 @@ class Answers:
         calibration = self.gallery.calibration
         if calibration is not None:
             reaching = sum(hit.score >= calibration.threshold for hit in matching)
-            rate = f"{calibration.false_alarm_rate:.0%} of searches in vain reach"
-            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, which {rate}.")
+            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, {calibration.in_words()}.")
         return " ".join([*words, "✓ fits the description."] if is_known else words)
 
 

@@ -1,6 +1,7 @@
 """From which score a search result is worth showing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +21,32 @@ class Calibration:
         threshold: Cosine similarity from which an image counts as a match.
         false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for somebody who is
             not in the gallery would still find something.
-        hit_rate: Share of the queries whose best right item reaches it.
+        hit_rate: Share of the queries whose best right item reaches it; `None` where nobody knows which are right.
         num_queries: Queries that this was measured with.
         gallery_size: Items they searched; in a larger gallery false alarms are more frequent.
     """
 
     threshold: float
     false_alarm_rate: float
-    hit_rate: float
+    hit_rate: float | None
     num_queries: int
     gallery_size: int
+
+    def in_words(self) -> str:
+        """Who reaches the threshold, as the end of a sentence that names it.
+
+        Example:
+            >>> Calibration(0.3, 0.05, 0.62, 400, 1000).in_words()
+            'which 5% of searches in vain reach, and 62% of those for somebody there'
+            >>> Calibration(0.3, 0.05, None, 400, 1000).in_words()
+            'which 5% of sentences about other people reach'
+        """
+        if self.hit_rate is None:
+            return f"which {self.false_alarm_rate:.0%} of sentences about other people reach"
+        return (
+            f"which {self.false_alarm_rate:.0%} of searches in vain reach, and {self.hit_rate:.0%} of those for "
+            "somebody there"
+        )
 
 
 def calibrate_threshold(
@@ -68,18 +85,14 @@ def calibrate_threshold(
         >>> calibrate_threshold(torch.eye(2), torch.eye(2), ids, ids).hit_rate
         1.0
     """
-    if not 0 <= false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
+    _check_rate(false_alarm_rate)
     items = check_retrieval_input(query_features, gallery_features, query_ids, gallery_ids)
     right, wrong = _best_scores(*items)
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
         raise ValueError("no query has both a right and a wrong item in the gallery; more persons are needed")
-    allowed = math.floor(false_alarm_rate * len(wrong))
-    # The threshold lies just above the first wrong score that must not reach it.
-    blocked = wrong.sort(descending=True).values[allowed]
-    threshold = torch.nextafter(blocked, torch.tensor(torch.inf))
+    threshold = _lowest_reached_by(wrong, false_alarm_rate)
     return Calibration(
         threshold=float(threshold),
         false_alarm_rate=float((wrong >= threshold).double().mean()),
@@ -87,6 +100,59 @@ def calibrate_threshold(
         num_queries=len(wrong),
         gallery_size=len(items[1]),
     )
+
+
+def calibrate_without_labels(
+    best_scores: Sequence[float], *, gallery_size: int, false_alarm_rate: float = 0.05
+) -> Calibration:
+    """Choose the lowest threshold that sentences about people who are not there reach at most this often.
+
+    Nobody knows which of the gallery's images are right, so the rate of hits is unknown. Where a sentence happens to
+    describe somebody in the gallery, the threshold gets too high rather than too low. This is how the impostor cohorts
+    of speaker verification set a threshold, with sentences for voices.
+
+    Args:
+        best_scores: The best score in the gallery of each of many such sentences.
+        gallery_size: Items they searched.
+        false_alarm_rate: Largest share of them that may reach the threshold, in [0, 1).
+
+    Returns:
+        The threshold, with `hit_rate` `None`.
+
+    Raises:
+        ValueError: The rate is out of range, a score is not finite, or there are too few for the rate.
+
+    Example:
+        >>> calibrate_without_labels([0.1, 0.2, 0.3, 0.4], gallery_size=9, false_alarm_rate=0.25).false_alarm_rate
+        0.25
+
+    Source:
+        Auckenthaler, Carey and Lloyd-Thomas, "Score normalization for text-independent speaker verification systems",
+        Digital Signal Processing 10 (2000), section 3.
+    """
+    _check_rate(false_alarm_rate)
+    best = torch.tensor(list(best_scores), dtype=torch.float32)
+    least = 2 if false_alarm_rate == 0 else math.ceil(1 / false_alarm_rate)
+    if len(best) < least:
+        raise ValueError(
+            f"{len(best)} sentences are too few for a rate of {false_alarm_rate:g}; give {least} or more, of people "
+            "who are not in the gallery"
+        )
+    if not bool(best.isfinite().all()):
+        raise ValueError("best_scores hold NaN or infinity, expected cosine similarities")
+    threshold = _lowest_reached_by(best, false_alarm_rate)
+    return Calibration(float(threshold), float((best >= threshold).double().mean()), None, len(best), gallery_size)
+
+
+def _check_rate(false_alarm_rate: float) -> None:
+    if not 0 <= false_alarm_rate < 1:
+        raise ValueError(f"false_alarm_rate is {false_alarm_rate}, expected 0 <= rate < 1, such as 0.05")
+
+
+def _lowest_reached_by(wrong: Tensor, rate: float) -> Tensor:
+    """The lowest threshold that at most this share of wrong scores reaches: just above the first that must not."""
+    blocked = wrong.sort(descending=True).values[math.floor(rate * len(wrong))]
+    return torch.nextafter(blocked, torch.tensor(torch.inf))
 
 
 def _best_scores(

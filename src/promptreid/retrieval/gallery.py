@@ -11,9 +11,8 @@ from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import NUM_HITS
-from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
-from promptreid.evaluation.splits import encode_split
 from promptreid.model.encoding import EncodingOptions, check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import (
@@ -31,7 +30,13 @@ from promptreid.retrieval.encode import Query, check_features, check_identity, m
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import DTYPES, Storage
-from promptreid.retrieval.gallery_store import GalleryStore, kept_calibration, lowest_score, search_store
+from promptreid.retrieval.gallery_store import (
+    GalleryStore,
+    choose_threshold,
+    kept_calibration,
+    lowest_score,
+    search_store,
+)
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
 from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_values
@@ -370,24 +375,40 @@ class Gallery:
         lowest = lowest_score(self.calibration, threshold)
         return search_store(self._store, self.model, query, k, lowest=lowest, where=where)
 
-    def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
-        """Choose the threshold of `search(threshold="calibrated")` on a labelled split; saved with the gallery.
+    def calibrate(
+        self,
+        split: ReIDSplit | None = None,
+        *,
+        sentences: Sequence[str] | None = None,
+        false_alarm_rate: float = 0.05,
+        progress: bool = True,
+    ) -> Calibration:
+        """Choose the threshold of `search(threshold="calibrated")`; saved with the gallery.
+
+        Without labels, 400 made-up sentences about people are searched for: nearly all in vain, so that their best
+        scores say what somebody absent scores here. How often somebody who is there is found, only labels tell. Choose
+        again once the gallery has grown, with either.
 
         Args:
-            split: Images that look like the gallery's, with captions; best a validation split.
+            split: Labelled images that look like the gallery's, with captions; best a validation split.
+            sentences: Instead, sentences of your own about people who are not in the gallery, at least
+                1 / `false_alarm_rate`: the nearer to those that will be asked, the nearer the rate.
             false_alarm_rate: How often a search for somebody absent may find something.
             progress: Show progress bars.
 
         Raises:
-            ValueError: The gallery has no model, or the split has only one person.
+            ValueError: The gallery has no model or no image, the split has only one person, there are too few
+                sentences, or both are given.
         """
-        encoded = encode_split(needed(self.model), split, progress=progress)
-        chosen = calibrate_threshold(
-            encoded.text_features,
-            encoded.image_features,
-            encoded.text_ids,
-            encoded.image_ids,
+        index = self._store.snapshot()[1]
+        chosen = choose_threshold(
+            needed(self.model),
+            split,
+            sentences=sentences,
             false_alarm_rate=false_alarm_rate,
+            best_scores=lambda queries: [found[0][1] for found in index.search(queries, 1)],
+            images=len(self),
+            progress=progress,
         )
         self._store.change(header={"calibration": asdict(chosen)})
         return chosen

@@ -4,7 +4,7 @@ import json
 import math
 import operator
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from promptreid.data.records import ReIDSplit
 from promptreid.errors import CheckpointError, PromptReidError
-from promptreid.evaluation.calibration import Calibration
+from promptreid.evaluation.calibration import Calibration, calibrate_threshold, calibrate_without_labels
 from promptreid.evaluation.metrics import Array, as_tensor
+from promptreid.evaluation.splits import encode_split
 from promptreid.files import locked, make_private_folder
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.audit import log_action, search_details
@@ -36,6 +38,8 @@ from promptreid.retrieval.gallery_files import (
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.segment_files import Segment
 from promptreid.retrieval.table import Hit, ImageTable, check_passes
+
+STRANGERS = 400  # sentences that stand for searches in vain: the measured rate is within some 2 % of the real one
 
 
 class GalleryStore:
@@ -256,6 +260,48 @@ def kept_calibration(
         raise damaged(f"{source} has a damaged calibration ({error}); calibrate it again") from error
 
 
+def choose_threshold(
+    model: PromptedCLIP,
+    split: ReIDSplit | None,
+    *,
+    sentences: Sequence[str] | None,
+    false_alarm_rate: float,
+    best_scores: Callable[[Tensor], Sequence[float]],
+    images: int,
+    progress: bool,
+) -> Calibration:
+    """The threshold of `calibrate`: by a labelled split, else by sentences about people who are not in the gallery.
+
+    Args:
+        model: The gallery's.
+        split: Labelled images and captions.
+        sentences: About people who are not there; `None` for made-up ones.
+        false_alarm_rate: How often a search for somebody absent may find something.
+        best_scores: The best score in the gallery of each of some queries, (Q, E) features.
+        images: How many the gallery has.
+        progress: Show progress bars.
+    """
+    if split is not None and sentences is not None:
+        raise ValueError("give a labelled split or sentences, not both; a split has sentences of its own")
+    if split is not None:
+        encoded = encode_split(model, split, progress=progress)
+        return calibrate_threshold(
+            encoded.text_features,
+            encoded.image_features,
+            encoded.text_ids,
+            encoded.image_ids,
+            false_alarm_rate=false_alarm_rate,
+        )
+    if images == 0:
+        raise ValueError("the gallery is empty; add images first")
+    if sentences is None:
+        from promptreid.synthetic.sentences import describe_people
+
+        sentences = describe_people(STRANGERS)
+    features = model.encode(list(sentences), progress=progress)
+    return calibrate_without_labels(best_scores(features), gallery_size=images, false_alarm_rate=false_alarm_rate)
+
+
 def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:
     """The score that a `threshold` of `Gallery.search` stands for: no hit has less.
 
@@ -267,8 +313,8 @@ def lowest_score(calibration: Calibration | None, threshold: float | str | None)
     if threshold == "calibrated":
         if calibration is None:
             raise ValueError(
-                'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(split) '
-                "with labelled images, or give a number"
+                'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(), or '
+                "gallery.calibrate(split) with labelled images, or give a number"
             )
         return calibration.threshold
     if isinstance(threshold, str) or not -1 <= threshold <= 1:

@@ -12,9 +12,8 @@ import torch
 
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import StoreError, listed
-from promptreid.evaluation.calibration import Calibration, calibrate_threshold
+from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
-from promptreid.evaluation.splits import encode_split
 from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.audit import search_details
@@ -23,7 +22,13 @@ from promptreid.retrieval.encode import Query, check_identity, encode_queries, i
 from promptreid.retrieval.filling import COMMIT_ROWS, Shard, fill
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import Storage
-from promptreid.retrieval.gallery_store import GalleryStore, checked_count, kept_calibration, lowest_score
+from promptreid.retrieval.gallery_store import (
+    GalleryStore,
+    checked_count,
+    choose_threshold,
+    kept_calibration,
+    lowest_score,
+)
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
 from promptreid.retrieval.lance_removal import forget_removed, named_keys, remember_removed
 from promptreid.retrieval.lance_store import LanceStore, renumbered
@@ -267,15 +272,23 @@ class StoredGallery:
                 found |= dict.fromkeys(str(from_cell(value, kind)) for value in batch[column].unique().to_pylist())
         return list(found)
 
-    def calibrate(self, split: ReIDSplit, *, false_alarm_rate: float = 0.05, progress: bool = True) -> Calibration:
-        """Choose the threshold of `search(threshold="calibrated")` on a labelled split; as `Gallery.calibrate`."""
-        encoded = encode_split(needed(self.model), split, progress=progress)
-        chosen = calibrate_threshold(
-            encoded.text_features,
-            encoded.image_features,
-            encoded.text_ids,
-            encoded.image_ids,
+    def calibrate(
+        self,
+        split: ReIDSplit | None = None,
+        *,
+        sentences: Sequence[str] | None = None,
+        false_alarm_rate: float = 0.05,
+        progress: bool = True,
+    ) -> Calibration:
+        """Choose the threshold of `search(threshold="calibrated")`; as `Gallery.calibrate`."""
+        chosen = choose_threshold(
+            needed(self.model),
+            split,
+            sentences=sentences,
             false_alarm_rate=false_alarm_rate,
+            best_scores=lambda queries: [found[0].score for found in self.store.nearest(queries, 1)],
+            images=len(self),
+            progress=progress,
         )
         self.store.change_header(calibration=asdict(chosen))
         return chosen

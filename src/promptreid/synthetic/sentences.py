@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from numpy.random import Generator
+from numpy.random import Generator, default_rng
 
 from promptreid.synthetic.pen import HAIR_COLOURS
-from promptreid.synthetic.person import NONE, SHOE_COLOURS, Person, pick
-from promptreid.synthetic.scenes import Caption, Scene
+from promptreid.synthetic.person import NONE, SHOE_COLOURS, Person, draw_person, pick
+from promptreid.synthetic.scenes import Caption, Scene, draw_scene
 
 SUBJECTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("man", "child"): ("boy",), ("woman", "child"): ("girl",),
@@ -65,6 +65,9 @@ GLASSES_WORDS: dict[str, tuple[str, ...]] = {
     "glasses": ("glasses", "eyeglasses"),
     "sunglasses": ("sunglasses", "dark glasses"),
 }
+
+
+_STRANGERS = 7_919  # beside a seed: other people than those of `write_generated` with it
 
 
 class Phrase(NamedTuple):
@@ -214,6 +217,25 @@ def describe(random: Generator, scene: Scene) -> Caption:
     said = {attribute: str(getattr(believed, attribute)) for attribute in draft.attributes}
     mistakes = tuple(name for name, value in said.items() if value != getattr(seen, name))
     return Caption(text.lower() if random.random() < 0.1 else text, said, mistakes)
+
+
+def describe_people(count: int, *, seed: int = 0) -> list[str]:
+    """Sentences about people who exist nowhere, as an annotator would write them: what a search in vain looks like.
+
+    Args:
+        count: How many.
+        seed: Of the people; nothing that is drawn has the same.
+
+    Example:
+        >>> describe_people(2) == describe_people(3)[:2]
+        True
+    """
+    random = default_rng([seed, _STRANGERS])
+    sentences: list[str] = []
+    for _ in range(count):
+        person, view = draw_person(random), pick(random, VIEW_WORDS)
+        sentences.append(describe(random, draw_scene(random, person, camera="", view=view, sharp=True, gap=1.0)).text)
+    return sentences
 
 
 def _mistake(random: Generator, seen: Person) -> Person:

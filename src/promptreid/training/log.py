@@ -265,7 +265,14 @@ def _start_trackers(accelerator: Any, folder: Path, *, step: int, project: str, 
         "trackio": {"name": name},
         "swanlab": {"experiment_name": name},
     }
-    accelerator.init_trackers(project, init_kwargs=options)
+    names = [str(getattr(one, "value", None) or getattr(one, "name", one)) for one in accelerator.log_with]
+    try:
+        accelerator.init_trackers(project, init_kwargs=options)
+    except Exception as error:  # of any kind: each tracker has its own
+        raise RuntimeError(
+            f"a tracker ({', '.join(names)}) does not start: {error}; set it up as its own documentation says, or "
+            "leave it out"
+        ) from error
     flat = flat_settings({"run": name, **settings})
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":  # its own way would make a run of its own of the settings
