@@ -125,8 +125,10 @@ audit:
 	$(INSTALL) --groups audit
 	$(PYTHON) -m pip_audit --skip-editable --progress-spinner off
 
-# A software bill of materials of what is installed here, for the release.
+# A software bill of materials of what is installed here, for the release. Its tool does not know dynamic versions.
 sbom:
 	$(INSTALL) --groups audit
 	mkdir -p build
-	$(PYTHON) -m cyclonedx_py environment --pyproject pyproject.toml --output-file build/promptreid.cdx.json
+	sed "s/^dynamic = .*/version = \"$$($(PYTHON) -c 'import promptreid; print(promptreid.__version__)')\"/" pyproject.toml \
+		> build/pyproject.toml
+	$(PYTHON) -m cyclonedx_py environment --pyproject build/pyproject.toml --output-file build/promptreid.cdx.json

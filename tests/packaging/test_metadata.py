@@ -70,6 +70,15 @@ def test_extra_all_holds_every_extra_for_users():
     assert everything == PROJECT["optional-dependencies"].keys() - {"all"} - RENAMED
 
 
+def test_make_sbom_writes_the_version_where_pyproject_has_a_dynamic_one():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (made,) = re.findall(
+        r"^\tsed \"s/(.+?)/version", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    written = re.sub(made, 'version = "9.9.9"', text, flags=re.MULTILINE)
+    assert tomllib.loads(written)["project"]["version"] == "9.9.9"
+
+
 def test_citation_is_valid_and_names_this_version_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == promptreid.__version__

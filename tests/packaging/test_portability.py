@@ -1,11 +1,17 @@
 """What the package may not do, because Windows or macOS cannot: found in the source, on any system."""
 
 import ast
+import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from promptreid import Gallery, load_prompts, save_prompts
 
 SOURCE = Path(__file__).parents[2] / "src" / "promptreid"
 
@@ -98,3 +104,30 @@ def test_names_of_files_differ_by_more_than_case_and_none_is_reserved():
     assert not [name for name in names if {part.lower().partition(".")[0] for part in name.split("/")} & reserved]
     assert not [name for name in names if re.search(r'[<>:"\\|?*]|[. ]$', name)]
     assert max(map(len, names)) < 150  # with a folder of 100 letters before it, below Windows's 260
+
+
+def held(folder: Path) -> set[str]:
+    """Files below a folder that this process has mapped or open, which Windows would not let anybody replace."""
+    names = {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text("utf-8").splitlines()}
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            names.add(os.readlink(descriptor))
+    return {name for name in names if name.startswith(f"{folder}/")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_loaded_can_be_replaced_on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr("promptreid.files._IS_WINDOWS", True)
+    kept = Path(__file__).parents[1] / "hub" / "kept" / "0.1.0"
+    for name in ("tuned", "gallery"):
+        shutil.copytree(kept / name, tmp_path / name)
+    model = load_prompts(tmp_path / "tuned", trust_base=True)
+    gallery = Gallery.load(tmp_path / "gallery", model)
+    assert gallery.search(gallery.features[2], k=1)
+    assert not held(tmp_path)
+    save_prompts(model, tmp_path / "tuned", overwrite=True)
+    gallery.remove([0])
+    gallery.save()
+    assert not held(tmp_path)
+    with (tmp_path / "tuned" / "prompts.safetensors").open("rb"):
+        assert held(tmp_path) == {str(tmp_path / "tuned" / "prompts.safetensors")}
