@@ -247,3 +247,32 @@ def report(result: Mapping[str, Any], path: Path | None, *, indent: int = 2) -> 
     print(json.dumps(result, indent=indent))
     if path is not None:
         write_json(path, result, indent=indent)
+
+
+def in_time(value: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> in_time(0.0042), in_time(84.46)
+        ('4.2 ms', '84.5 s')
+    """
+    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def in_bytes(value: float) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> in_bytes(2018), in_bytes(21.27e6)
+        ('2.0 kB', '21.3 MB')
+    """
+    return f"{value / 1e3:.1f} kB" if value < 1e5 else f"{value / 1e6:.1f} MB"
+
+
+def sizes_table(by_size: Mapping[str, Mapping[str, float]], rows: Mapping[str, str | Callable[..., str]]) -> list[str]:
+    """The lines of a table with a column for each size; a row is a key of seconds, or what writes a size's cell."""
+    lines = [f"| | {' | '.join(f'{int(size):,}' for size in by_size)} |", f"|---|{'---|' * len(by_size)}"]
+    for name, row in rows.items():
+        cells = [in_time(one[row]) if isinstance(row, str) else row(one) for one in by_size.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines

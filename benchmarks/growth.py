@@ -4,14 +4,15 @@
 
 Features of 512 dimensions are made up, in batches of 64 as an encoder gives them, with a camera (one of 200) and a time
 for each. Prints seconds (the median of some rounds, searches measured in turn), bytes written and the ratios and
-exponents that tell how they grow, and writes them to benchmarks/results/growth.json. Needs 5 GB of memory and of disk.
+exponents that tell how they grow, and writes them to benchmarks/results/growth.json; `--page docs/scale.md` writes the
+page's table too. Needs 5 GB of memory and of disk.
 """
 
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
+from _bench import (
+    RESULTS,
+    in_bytes,
+    in_time,
+    in_words,
+    made_with,
+    make_parser,
+    report,
+    seconds,
+    sizes_table,
+    spread,
+    take_turns,
+    write_between,
+)
 from promptreid import Gallery
 
 DIMENSIONS, BATCH, CAMERAS, ADDED, QUERIES, BEST, ROUNDS = 512, 64, 200, 100, 64, 10, 5
@@ -148,10 +162,65 @@ def ratios(by_size: dict[int, dict[str, float]]) -> dict[str, float]:
     }
 
 
+def with_bytes(key: str) -> Callable[[Mapping[str, float]], str]:
+    """A cell of seconds and what was written."""
+    return lambda one: f"{in_time(one[key])}, {in_bytes(one[f'{key}_bytes'])} written"
+
+
+ROWS: dict[str, str | Callable[[Mapping[str, float]], str]] = {
+    "build in batches of 64, in memory (processor time)": "build",
+    "save to a folder": "save",
+    "load": "load",
+    "add 100 to the folder": with_bytes("add"),
+    "change a note": with_bytes("header"),
+    "remove one image": with_bytes("remove"),
+    "reading the features once": "read",
+    "one sentence's features": "search",
+    "the same in one camera of 200": "search_camera",
+    "the same in 1 % of the time": "search_time",
+    "64 sentences' features": f"search_{QUERIES}",
+    "one, float16": "search_float16",
+    "64, float16": f"search_{QUERIES}_float16",
+    "multiplying alone for 64, float32": f"multiply_{QUERIES}",
+    "multiplying alone for 64, bfloat16": f"multiply_{QUERIES}_bfloat16",
+}
+
+# What the ratios should be at most.
+BOUNDS = {
+    "build_exponent": 1.1,
+    "add_last_to_first": 3.0,
+    "camera_to_unfiltered": 1.0,
+    "queries_to_one": 4.0,
+    "float16_to_float32_batch": 1.0,
+    "search_to_read": 1.5,
+}
+MEANINGS = {
+    "build_exponent": "building grows with the exponent",
+    "add_last_to_first": "to add 100, largest to smallest",
+    "camera_to_unfiltered": "a camera to all",
+    "queries_to_one": "64 sentences to one",
+    "float16_to_float32_batch": "64 sentences, float16 to float32",
+    "search_to_read": "one sentence to reading the features once",
+    "multiply_to_one": "multiplying alone for 64 to one sentence, float32",
+    "multiply_bfloat16_to_one": "the same in bfloat16",
+}
+
+
+def page_table(result: Mapping[str, Any]) -> str:
+    """The page's tables."""
+    made = f"Measured on {in_words(result)}, {result['date']}:"
+    ratios_lines = ["| in the largest | ratio | wanted |", "|---|---|---|"]
+    for name, meaning in MEANINGS.items():
+        wanted = f"at most {BOUNDS[name]}" if name in BOUNDS else "a floor, nothing to search"
+        ratios_lines.append(f"| {meaning} | {result['ratios'][name]:.2f} | {wanted} |")
+    return "\n".join([made, "", *sizes_table(result["images"], ROWS), "", *ratios_lines])
+
+
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__, output=RESULTS / "growth.json")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="images; default %(default)s")
+    parser.add_argument("--page", type=Path, help="page that gets the table, such as docs/scale.md")
     arguments = parser.parse_args()
     by_size = {size: measure(size) for size in sorted(arguments.sizes)}
     result = {
@@ -166,6 +235,8 @@ def main() -> None:
         **made_with(),
     }
     report(result, arguments.output)
+    if arguments.page is not None:
+        write_between(arguments.page, "gallery growth", page_table(result))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ Needs the extra `store`. Two kinds of features, in a folder of this machine:
   images; to make more of them, each is repeated with noise.
 
 Prints seconds, bytes written, recall@10 of approximate against exact search and the ratios between both, and writes
-them to benchmarks/results/growth_store.json. A million needs 12 GB of disk and, on two cores, an hour.
+them to benchmarks/results/growth_store.json; `--page docs/scale.md` writes the page's tables too.
+A million needs 12 GB of disk and, on two cores, an hour.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from _bench import RESULTS, made_with, make_parser, report, seconds, spread, take_turns
+from _bench import (
+    RESULTS,
+    in_bytes,
+    in_time,
+    in_words,
+    made_with,
+    make_parser,
+    report,
+    seconds,
+    sizes_table,
+    spread,
+    take_turns,
+    write_between,
+)
 from promptreid import Gallery, load_prompts
 from promptreid.data import load_dataset
 from promptreid.evaluation.splits import encode_split
@@ -236,10 +250,73 @@ def measure(size: int, features: Features) -> dict[str, float]:
     return found
 
 
+Row = str | Callable[[Mapping[str, float]], str]
+
+
+def both(key: str, other: str, *, written_too: bool = False) -> Row:
+    """A cell of a store's seconds and a gallery's."""
+
+    def cell(one: Mapping[str, float]) -> str:
+        more = [f", {in_bytes(one[f'{name}_bytes'])} written" if written_too else "" for name in (key, other)]
+        return f"{in_time(one[key])}{more[0]}; {in_time(one[other])}{more[1]}"
+
+    return cell
+
+
+def searches(ending: str) -> dict[str, Row]:
+    """The rows of a search, or of one with a filter."""
+    where = {"": "", "_camera": ", in one camera of 200", "_half": ", in half of the time"}[ending]
+    return {
+        f"exact search{where}": both(f"search_exact{ending}", f"search_gallery{ending}"),
+        f"approximate search{where}": lambda one: (
+            f"{in_time(one[f'search_approximate{ending}'])}, {one[f'time_ratio{ending}']:.2f} of exact, "
+            f"recall@{BEST} {one[f'recall{ending}']:.3f}"
+        ),
+    }
+
+
+ROWS: dict[str, Row] = {
+    "fill, in commits of 5,000": both("build", "gallery_build"),
+    "add 100": both("add", "gallery_add", written_too=True),
+    "`optimize` the first time (the index)": "optimize",
+    **searches(""),
+    **searches("_camera"),
+    **searches("_half"),
+    "`erase`, or remove, one image": both("erase", "gallery_remove"),
+    "all files": lambda one: f"{in_bytes(one['bytes'])}; {in_bytes(one['gallery_bytes'])}",
+}
+SETTINGS = {
+    "recall_probes_1": "one list",
+    "recall_probes_8": "8 lists",
+    "recall_probes_32": "32 lists",
+    "recall_refine_1": "not re-ranked",
+}
+
+
+def page_tables(result: Mapping[str, Any]) -> str:
+    """The page's tables."""
+    versions = result["versions"]
+    lines = [
+        f"Measured on {in_words(result)}, lancedb {versions['lancedb']}, lance {versions['lance']}, {result['date']}; "
+        "where there are two figures, the store's and a gallery's:",
+        "",
+    ]
+    for kind, by_size in result["images"].items():
+        lines += [f"{kind.capitalize()} features:", "", *sizes_table(by_size, ROWS), ""]
+        for size, one in by_size.items():
+            if SETTINGS.keys() <= one.keys():
+                told = ", ".join(
+                    f"{name.removeprefix('recall_').replace('_', ' ')}: {one[name]:.3f}" for name in SETTINGS
+                )
+                lines += [f"Recall@{BEST} of {int(size):,} with other settings: {told}.", ""]
+    return "\n".join(lines).rstrip()
+
+
 def main() -> None:
     """Measure and report."""
     parser = make_parser(__doc__, output=RESULTS / "growth_store.json")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="images; default %(default)s")
+    parser.add_argument("--page", type=Path, help="page that gets the tables, such as docs/scale.md")
     arguments = parser.parse_args()
     kinds = {"made": made(), "drawn": drawn()}
     by_kind = {
@@ -251,7 +328,10 @@ def main() -> None:
     }
     record = made_with()
     record["versions"] |= {module.__name__: module.__version__ for module in require_lance()}
-    report({"images": rounded, "dimensions": DIMENSIONS, "queries": QUERIES, **record}, arguments.output)
+    result = {"images": rounded, "dimensions": DIMENSIONS, "queries": QUERIES, **record}
+    report(result, arguments.output)
+    if arguments.page is not None:
+        write_between(arguments.page, "store growth", page_tables(result))
 
 
 if __name__ == "__main__":

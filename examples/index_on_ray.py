@@ -16,7 +16,8 @@ import ray
 
 from promptreid import load_prompts
 from promptreid.data.images import walk_images
-from promptreid.retrieval.stored_gallery import COMMIT_ROWS, StoredGallery
+from promptreid.retrieval.filling import COMMIT_ROWS
+from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts
 
 MODEL = str(tiny_prompts())  # or a folder that save_prompts wrote, which every machine sees, or USER/NAME on the Hub

@@ -33,6 +33,10 @@ _NO_CREDENTIALS = (
     "{url} asks for credentials and there are none; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or for gs:// "
     "GOOGLE_APPLICATION_CREDENTIALS"
 )
+_NO_KEY_FILE = (
+    "{url}: the file that GOOGLE_APPLICATION_CREDENTIALS names is no key of a service account ({words}); make one in "
+    "Google Cloud's console, or check the path"
+)
 _REFUSED = (
     "{url} refuses these credentials, or they may not do this ({words}); check the key, its secret and its rights"
 )
@@ -47,8 +51,9 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     (r"NoSuchBucket|bucket does not exist|specified bucket", StoreError, _NO_BUCKET),
     (r"Failed to get AWS credentials|CredentialsNotLoaded|no providers? in chain|169\.254\.169\.254|metadata\.google",
      StoreError, _NO_CREDENTIALS),
+    (r"(decode|open|read) service account|decode application credentials", StoreError, _NO_KEY_FILE),
     (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Access Denied|necessary privileges|40[13]\b|Forbidden|"
-     r"Unauthori", StoreError, _REFUSED),
+     r"Unauthori|invalid_(grant|client)", StoreError, _REFUSED),
     (r"resolve region", StoreError, _NO_REGION),
     (r"error sending request|[Cc]onnection (refused|reset|closed)|kind: Connect|ConnectError|"
      r"timed? ?out|dns error|tcp connect|HTTP error|"
