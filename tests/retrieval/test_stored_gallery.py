@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptreid import Gallery
+from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.images import walk_images
 from promptreid.errors import CheckpointError, DatasetError, StoreError
 from promptreid.retrieval import filling, stored_gallery
@@ -141,6 +141,20 @@ def test_rows_are_committed_once_they_are_many_or_have_waited(monkeypatch):
     assert store.commits == [5056, 5056, 200 * 64 - 2 * 5056 + 1]
     commits.flush()
     assert len(store.commits) == 3
+
+
+def test_grouped_prompts_are_told_the_camera_as_in_a_gallery(folder, tmp_path):
+    cameras = tuple(sorted(path.name for path in folder.iterdir()))
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16))
+    model = PromptedCLIP(clip, PromptConfig(1, 1, kind="grouped", groups=cameras)).eval()
+    with torch.no_grad():
+        for prompts in model.prompt_parameters():
+            prompts.normal_()
+    gallery = StoredGallery.create(tmp_path / "grouped", model)
+    gallery.update(folder, progress=False)
+    right = Gallery.build(model, folder, progress=False).search("a man", 24)
+    found = {hit.path: hit.score for hit in gallery.search("a man", 24)}
+    assert found == pytest.approx({hit.path: hit.score for hit in right}, abs=1e-5)
 
 
 def test_erased_images_stay_out_until_they_are_restored(gallery, folder):

@@ -306,9 +306,8 @@ def _encode(
         ImageTable.of_keys(paths, metadata=metadata) if keyed else ImageTable.of(paths, first_id=0, metadata=metadata)
     )
     written, pause = time.monotonic(), _WRITE_EVERY_SECONDS
-    groups = [_group_of(file.metadata, model.groups) for file in files] if model.groups else None
     images = [file.path if file.image is None else file.image for file in files]
-    for batch in encode_images(model, images, groups=groups, **options):
+    for batch in encode_images(model, images, groups=image_groups(files, model), **options):
         unreadable += [table.paths[position] for position in batch.unreadable]
         waiting.append(batch)
         if store.directory is not None and time.monotonic() - written > pause:
@@ -318,6 +317,11 @@ def _encode(
             pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
     _put(store, table, waiting)
     return tuple(unreadable)
+
+
+def image_groups(files: Sequence[ImageFile], model: PromptedCLIP) -> list[str | None] | None:
+    """Of each image its group, where the model's prompts are grouped."""
+    return [_group_of(file.metadata, model.groups) for file in files] if model.groups else None
 
 
 def _group_of(metadata: Metadata, groups: Sequence[str]) -> str | None:

@@ -20,7 +20,15 @@ from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.retrieval.editing import Changes, ImageFile, ImageSource, Prune, check_pruning, find_images
+from promptreid.retrieval.editing import (
+    Changes,
+    ImageFile,
+    ImageSource,
+    Prune,
+    check_pruning,
+    find_images,
+    image_groups,
+)
 from promptreid.retrieval.filters import Metadata
 from promptreid.retrieval.lance_filters import from_stored, quoted
 from promptreid.retrieval.lance_removal import key_digest, removed_digests
@@ -118,9 +126,9 @@ class _Filling:
         wanted = [(path, file) for path, file in kept if known.get(path) != file_stamp(path)]
         self._unchanged += len(kept) - len(wanted)
         # What changes while it is encoded must look changed the next time, so files are looked at before.
-        paths = [path for path, _ in wanted]
-        table = renumbered(ImageTable.of(paths, metadata=[file.metadata for _, file in wanted]))
-        for batch in encode_images(self._model, paths, **self._options):
+        paths, files = [path for path, _ in wanted], [file for _, file in wanted]
+        table = renumbered(ImageTable.of(paths, metadata=[file.metadata for file in files]))
+        for batch in encode_images(self._model, paths, groups=image_groups(files, self._model), **self._options):
             old = [paths[position] in known for position in batch.positions]
             self._changed += sum(old)
             self._added += len(old) - sum(old)
