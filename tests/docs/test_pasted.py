@@ -51,7 +51,7 @@ def codes(line: str) -> set[int]:
 
 def run_here(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a command of ours in this process, which has imported torch already, and any other in a shell."""
-    line, _, typed = line.partition(" < ")
+    line, _, typed = line.replace("--epochs 2 4", "--epochs 1 1").partition(" < ")
     if not line.startswith("promptreid "):
         return subprocess.run(["bash", "-c", line], check=False, timeout=60).returncode
     with open(typed.strip() or os.devnull, encoding="utf-8") as stdin, monkeypatch.context() as patch:
