@@ -37,6 +37,8 @@ def export(model: PromptedCLIP, folder: Path) -> tuple[Encoders, Encoders, dict[
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     export_onnx(model, folder)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as the record says
     whole: Encoders = {}
     small: Encoders = {}
     megabytes: dict[str, dict[str, float]] = {}
@@ -50,7 +52,7 @@ def export(model: PromptedCLIP, folder: Path) -> tuple[Encoders, Encoders, dict[
             for kind, paths in files.items()
         }
         for sessions, path in ((whole, folder / name), (small, quantised)):
-            sessions[name] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return whole, small, megabytes
 
 

@@ -4,16 +4,22 @@ Facts are from the commits that the page names; the code here is our own.
 """
 
 import math
+import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip import get_tokenizer
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms
 
 from promptreid import ContrastiveLoss, CrossModalIDLoss, PromptConfig, PromptedCLIP, Recipe, TwoStageSchedule
 from promptreid.data.samplers import EpochSampler, IdentitySampler
+from promptreid.data.transforms import TrainTransform
 from promptreid.losses.contrastive import NITCLoss, SDMLoss
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
@@ -159,6 +165,17 @@ def test_tbps_clip_nitc_is_soft_labelled_with_a_learned_temperature(batch):
     assert abs(ContrastiveLoss(0.07)(images, texts, ids) - theirs) > 1e-2
 
 
+def test_tbps_clip_reads_captions_without_punctuation_and_we_read_it():
+    def theirs(caption):
+        return re.sub(r"\s{2,}", " ", re.sub(r"([.!\"()*#:;~])", " ", caption.lower())).strip()
+
+    ours = get_tokenizer("ViT-B-32")
+    for caption in ("A Woman in red; she has a bag (black).", "A tall man!"):
+        assert not torch.equal(ours([caption]), ours([theirs(caption)]))
+    assert torch.equal(ours(["A Woman, in RED"]), ours([theirs("A Woman, in RED")]))
+    assert "captions are taken as they are" in PAGE
+
+
 def test_tbps_clip_ritc_is_half_of_the_sdm_loss(batch):
     images, texts, ids = batch
     hard = (ids[:, None] == ids[None, :]).double()
@@ -170,11 +187,108 @@ def test_tbps_clip_ritc_is_half_of_the_sdm_loss(batch):
     same_values_and_gradients(0.5 * SDMLoss(0.07, epsilon=1e-2)(images, texts, ids), 0.5 * theirs, images)
 
 
-def test_clip_reid_supcon_is_twice_the_contrastive_loss_with_the_same_person_positive(batch):
+def supcon(images, texts, ids):
+    """CLIP-ReID's loss of stage 1, of dot products at a temperature of 1, both directions added."""
+    mates, scores = (ids[:, None] == ids[None, :]).double(), images @ texts.T
+    return sum(-((mates * each.log_softmax(1)).sum(1) / mates.sum(1)).mean() for each in (scores, scores.T))
+
+
+def test_clip_reid_supcon_is_twice_the_contrastive_loss_of_unit_features_and_another_of_others(batch):
     images, texts, ids = batch
-    mates, scores = (ids[:, None] == ids[None, :]).double(), cosines(images, texts)
-    theirs = sum(-((mates * each.log_softmax(1)).sum(1) / mates.sum(1)).mean() for each in (scores, scores.T))
-    same_values_and_gradients(2 * ContrastiveLoss(1.0, same_person="positive")(images, texts, ids), theirs, images)
+    loss = ContrastiveLoss(1.0, same_person="positive")
+    theirs = supcon(F.normalize(images, dim=1), F.normalize(texts, dim=1), ids)
+    same_values_and_gradients(2 * loss(images, texts, ids), theirs, images)
+    assert abs(supcon(images, texts, ids) - theirs) > 1e-2
+    assert "| SupCon, its loss of stage 1 | not offered: it compares dot products" in PAGE
+
+
+def clip_reid_batches(ids, people, size):
+    """Its and IRRA's: groups of each person's pairs, the rest left out, until too few persons have one."""
+    groups = {}
+    for person in set(ids):
+        own = [index for index, each in enumerate(ids) if each == person]
+        own = random.sample(own, len(own)) if len(own) >= size else random.choices(own, k=size)
+        groups[person] = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+    while len(left := [person for person, own in groups.items() if own]) >= people:
+        yield [index for person in random.sample(left, people) for index in groups[person].pop(0)]
+
+
+def identity_batches(ids, people, size, epoch=0):
+    sampler = IdentitySampler(ids, identities_per_batch=people, pairs_per_identity=size, seed=0)
+    sampler.set_position(epoch=epoch)
+    return list(sampler)
+
+
+def test_clip_reid_sampler_deals_the_same_batches_where_every_person_has_whole_groups():
+    random.seed(0)
+    ids = [person for person in range(6) for _ in range(8)]
+    for batches in (identity_batches(ids, 3, 4), list(clip_reid_batches(ids, 3, 4))):
+        for batch in batches:
+            assert sorted(Counter(ids[index] for index in batch).values()) == [4, 4, 4]
+    assert sorted(index for batch in identity_batches(ids, 3, 4) for index in batch) == list(range(48))
+
+
+def test_clip_reid_sampler_leaves_out_what_fills_no_group_and_ours_fills_it_up():
+    random.seed(0)
+    ids = [person for person, pairs in enumerate((3, 5, 6, 7, 4)) for _ in range(pairs)]
+    for epoch in range(5):
+        theirs, ours = list(clip_reid_batches(ids, 2, 4)), identity_batches(ids, 2, 4, epoch)
+        for batch in theirs + ours:
+            assert sorted(Counter(ids[index] for index in batch).values()) == [4, 4]
+        assert (len(theirs), len(ours)) == (2, 4)  # there a group a person, of which two make a batch
+        assert len({index for batch in theirs for index in batch}) <= 16
+        assert {index for batch in ours for index in batch} == set(range(25))
+    assert "left out of the epoch there, and filled up with others of the same person here" in PAGE
+
+
+def boxes(erase, image, erased):
+    """Top, left, height and width of the box that each of 2,000 calls erases, as shares; none in some."""
+    height, width = image.shape[-2:]
+    for _ in range(2000):
+        found = erased(erase(image)[0]).nonzero()
+        if len(found):
+            (top, left), (bottom, right) = found.amin(0).tolist(), found.amax(0).tolist()
+            tall, wide = bottom - top + 1, right - left + 1
+            assert len(found) == tall * wide
+            yield top / (height - tall), left / (width - wide), tall * wide / (height * width), math.log(tall / wide)
+
+
+def same_boxes(ours, theirs):
+    """Both erase half of the images, and the boxes are spread alike."""
+    for found in (ours, theirs):
+        assert len(found) / 2000 == pytest.approx(0.5, abs=0.04)
+    for one, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        spread = torch.tensor(
+            [sorted(one)[len(one) * tenth // 10] - sorted(other)[len(other) * tenth // 10] for tenth in range(1, 10)]
+        )
+        assert spread.abs().max() < 0.08 * (max(other) - min(other))
+
+
+def test_irra_erases_the_same_boxes_with_the_numbers_of_the_mean():
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    white = torch.full((3, 96, 48), 255, dtype=torch.uint8)
+    own = TrainTransform((96, 48), mean=mean, std=std)
+    irra = transforms.RandomErasing(scale=(0.02, 0.4), value=list(mean))
+    ours = list(boxes(own, white, lambda channel: channel == 0))  # the mean colour, once normalised
+    theirs = list(boxes(irra, torch.ones(3, 96, 48), lambda channel: channel == mean[0]))
+    same_boxes(ours, theirs)
+    assert std[0] * mean[0] > 0.1  # so much lighter is the colour whose normalised value is the mean
+    assert (TrainTransform((384, 128), mean=mean, std=std).padding, own.padding) == (10, 2)
+    assert "IRRA with the numbers of the mean after normalisation, a lighter grey" in PAGE
+
+
+def test_clip_reid_erases_a_third_at_most_with_noise():
+    random.seed(0)
+    half = (0.5, 0.5, 0.5)
+    white = torch.full((3, 64, 32), 255, dtype=torch.uint8)
+    own = TrainTransform((64, 32), mean=half, std=half)
+    noise = RandomErasing(probability=0.5, mode="pixel", max_count=1, device="cpu")
+    ours = list(boxes(own, white, lambda channel: channel == 0))
+    theirs = list(boxes(lambda image: noise(image.clone()), torch.full((3, 64, 32), 9.0), lambda channel: channel != 9))
+    assert len(theirs) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert 0.30 < max(area for _, _, area, _ in theirs) < 0.36 < max(area for _, _, area, _ in ours) < 0.43
+    assert TrainTransform((256, 128), mean=half, std=half).padding == 7
+    assert "CLIP-ReID 2 to 33 % with noise" in PAGE
 
 
 def ivlp_images(clip, images, prompts):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid import PromptConfig, PromptedCLIP, load_clip
+from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid.cli.main import main
 from promptreid.errors import MissingExtraError, WeightsError
 from promptreid.model import onnx_files
 from promptreid.model.onnx_files import export_onnx
@@ -48,6 +49,35 @@ def test_exported_encoders_give_the_features_of_encode(model, folder):
     texts, *names = run(folder / "text_encoder.onnx", model.tokenizer(sentences).numpy())
     assert names == ["tokens", "text_features"]
     np.testing.assert_allclose(texts, model.encode(sentences, progress=False).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "prefix"}, {"kind": "grouped", "groups": ("cam_a", "cam_b")}, {"kind": "coupled"}],
+    ids=lambda options: options["kind"],
+)
+def test_export_command_gives_the_features_of_other_kinds(tmp_path, options):
+    """Grouped prompts give every image the mean of the groups, as a graph takes no groups."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16))
+    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2, **options))
+    with torch.no_grad():
+        for prompts in model.prompt_parameters():
+            prompts.normal_()
+    save_prompts(model, tmp_path / "model")
+    assert main(["export", str(tmp_path / "onnx"), "--model", str(tmp_path / "model")]) == 0
+    model = load_prompts(tmp_path / "model").eval()
+    images = torch.randn(3, 3, 32, 16, generator=torch.Generator().manual_seed(0))
+    tokens = model.tokenizer(["a man", "a tall man with a long blue jacket and a bag", "a woman"])
+    with torch.no_grad():
+        expected = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+        with model.disabled():
+            bare = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+    for name, given, features, other in zip(("image", "text"), (images, tokens), expected, bare, strict=True):
+        found = run(tmp_path / "onnx" / f"{name}_encoder.onnx", given.numpy())[0]
+        np.testing.assert_allclose(found, features.numpy(), atol=1e-4)
+        assert np.abs(found - other.numpy()).max() > 1e-2
 
 
 def test_description_says_what_images_and_captions_need(folder):

@@ -25,20 +25,34 @@ def process_group(monkeypatch):
     dist.destroy_process_group()
 
 
+KINDS = {
+    "independent": PromptConfig(),
+    "coupled": PromptConfig(2, 2, kind="coupled"),
+    "prefix": PromptConfig(2, 2, kind="prefix"),
+    "grouped": PromptConfig(2, 2, kind="grouped", groups=("cam_a", "cam_b")),
+}
+
+
+def groups_of(model, images):
+    """A group for each image, where the model has groups."""
+    return [[model.groups[index % 2] for index in range(len(images))]] if model.groups else []
+
+
 def train_in_parallel(model, stage, images, tokens, person_ids, *, steps=3):
     """Take steps of a stage through DistributedDataParallel; a parameter left unused fails the next one."""
     stage.prepare()
     parallel = DistributedDataParallel(model)
     optimizer = stage.optimizer()
     for _ in range(steps):
-        output = parallel(images, tokens)
+        output = parallel(images, tokens, *groups_of(model, images))
         stage.losses(output["image_features"], output["text_features"], person_ids)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def test_ddp_trains_both_stages_without_unused_parameters(clip, images, tokens, process_group):
-    model = PromptedCLIP(clip)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ddp_trains_both_stages_without_unused_parameters(clip, images, tokens, process_group, kind):
+    model = PromptedCLIP(clip, KINDS[kind])
     for stage in TwoStageSchedule(model, num_identities=3):
         before = [parameter.clone() for parameter in stage.parameters()]
         train_in_parallel(model, stage, images, tokens, torch.tensor([0, 1, 2, 0, 1]))
@@ -132,17 +146,19 @@ def test_text_encoder_compiles_and_gives_equal_features(clip, tokens):
         torch.testing.assert_close(compiled(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_fully_sharded_blocks_take_prompts_and_give_them_gradients(clip, images, tokens, process_group):
+@pytest.mark.parametrize("kind", KINDS)
+def test_fully_sharded_blocks_take_prompts_and_give_them_gradients(clip, images, tokens, process_group, kind):
     if not hasattr(torch.cpu.Stream, "record_event"):
         pytest.skip("torch 2.6 cannot run fully_shard on a CPU: its torch.cpu.Stream has no record_event")
     from torch.distributed.fsdp import fully_shard
 
-    model = PromptedCLIP(clip)
-    expected = model.encode_image(images).detach()
+    model = PromptedCLIP(clip, KINDS[kind])
+    groups = groups_of(model, images)
+    expected = model(images, tokens, *groups)["image_features"].detach()
     mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
     for block in clip.visual.transformer.resblocks:
         fully_shard(block, mesh=mesh)
-    output = model(images, tokens)
+    output = model(images, tokens, *groups)
     torch.testing.assert_close(output["image_features"], expected, rtol=1e-5, atol=1e-5)
     output["image_features"].sum().backward()
     assert all(parameter.grad is not None for parameter in model.vision.prompts.parameters())

@@ -31,6 +31,10 @@ def is_adapter(name, parameter):
     return any(part in name for part in ("lora_", "ia3_", "hada_", "lokr_", "oft_", "modules_to_save"))
 
 
+def is_adapter_or_prompt(name, parameter):
+    return is_adapter(name, parameter) or not name.startswith("clip.")
+
+
 def train(model, *, steps=2, rate=1e-2, trains=is_adapter):
     stage = Stage("lora", model, trains=trains, losses={"contrastive": ContrastiveLoss()}, learning_rate=rate)
     stage.prepare()
@@ -38,7 +42,7 @@ def train(model, *, steps=2, rate=1e-2, trains=is_adapter):
     images, tokens = probe_images(model.clip), probe_tokens(model.text.tower)
     for _ in range(steps):
         optimizer.zero_grad()
-        out = model(images, tokens)
+        out = model(images, tokens, *([[model.groups[0]] * len(images)] if model.groups else []))
         stage.losses(out["image_features"], out["text_features"], torch.arange(len(images)))["total"].backward()
         optimizer.step()
     return stage
@@ -230,6 +234,31 @@ def test_adapters_put_in_before_the_prompts_work_too(tmp_path):
     model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
     train(model)
     assert close(features(load_prompts(save_prompts(model, tmp_path / "saved"))), features(model))
+
+
+@pytest.mark.parametrize("first", ["prompts", "adapters"])
+@pytest.mark.parametrize("kind", ["prefix", "grouped", "coupled"])
+def test_adapters_and_every_kind_of_prompts_train_together_and_load(tiny, tmp_path, kind, first):
+    clip, config = tiny.detach(), PromptConfig(2, 2, kind=kind, groups=("a", "b") if kind == "grouped" else ())
+    if first == "adapters":
+        peft.get_peft_model(clip, peft.LoraConfig(r=2, target_modules=OWN))
+    model = PromptedCLIP(clip, config)
+    if first == "prompts":
+        add_lora(model)
+    untouched, before = features(model), {name: value.clone() for name, value in model.named_parameters()}
+    stage = train(model, trains=is_adapter_or_prompt)
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed >= set(stage.trains)
+    assert {"lora", "text", "vision"} <= {"lora" if "lora_" in name else name.split(".")[0] for name in changed}
+    assert not close(features(model), untouched)
+    loaded = load_prompts(save_prompts(model, tmp_path / "saved"))
+    assert (loaded.config, adapter_layers(loaded.clip)) == (config, {})
+    assert close(features(loaded), features(model))
+    if kind == "grouped":
+        images = probe_images(clip)
+        found = [each.encode_image(images, normalize=True, groups=["a"] * len(images)) for each in (loaded, model)]
+        assert close(*found)
+        assert not close(found[0], features(model)[0])
 
 
 def test_adapter_settings_tell_rank_scaling_and_which_are_active(tiny):

@@ -349,6 +349,7 @@ def test_values_that_are_not_finite_are_refused_with_their_names(tmp_path, value
         (lambda state: {k: v for k, v in state.items() if k != "ln_final.bias"}, r"Missing key\(s\) ln_final\.bias"),
         (lambda state: state | {"ln_final.bias": torch.zeros(7)}, r"size mismatch for ln_final\.bias \(7,\) instead"),
         (lambda state: state | {"extra.weight": torch.zeros(7)}, r"Unexpected key\(s\) extra\.weight"),
+        (lambda state: state | {"ln_final.bias": torch.ones(32).to(torch.int8)}, r"whole numbers in ln_final\.bias"),
     ],
 )
 def test_file_that_does_not_fit_says_what_it_is_and_what_was_expected(tmp_path, change, words):

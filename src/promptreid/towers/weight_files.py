@@ -18,6 +18,12 @@ from promptreid.errors import WeightsError
 from promptreid.files import open_file
 
 INDEX_ENDING = ".index.json"
+# How files begin that people take for weights, and what to do.
+_MISTAKEN = {
+    b"version https://git-lfs": "a pointer of Git LFS in place of the weights; run git lfs pull in its folder",
+    b"<!doctype html": "a web page; download the file that it shows",
+    b"<html": "a web page; download the file that it shows",
+}
 _LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values stand in files of their own
 # What readers of damaged files raise.
 _DAMAGE = (
@@ -75,10 +81,13 @@ def open_weights(path: Path) -> WeightFile:
         if path.name.endswith(INDEX_ENDING):
             return _open_shards(path)
         with open_file(path) as file:  # first, since a pipe would never end
-            head = file.read(9)
+            head = file.read(32)
+        for start, meaning in _MISTAKEN.items():
+            if head.lower().startswith(start):
+                raise WeightsError(f"{path} is {meaning}")
         if zipfile.is_zipfile(path):
             return _open_archive(path)
-        return _open_safetensors(path) if head[8:] == b"{" else _open_legacy(path)
+        return _open_safetensors(path) if head[8:9] == b"{" else _open_legacy(path)
     except WeightsError:
         raise
     except OSError as error:
@@ -99,7 +108,11 @@ def shard_names(index: Path) -> tuple[str, ...]:
         if index.stat().st_size > _LARGEST_PICKLE:
             raise ValueError("it is too long")
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        strange = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
+        strange = [
+            name
+            for name in names
+            if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(INDEX_ENDING)
+        ]
         if strange or not names:
             raise ValueError(f"it names {strange or 'no files'}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -223,7 +236,8 @@ def _open_archive(path: Path) -> WeightFile:
         found = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(found) != 1:
             raise WeightsError(
-                f"{path} is a zip file, but not one of weights as torch.save writes them: {[*entries][:3]}"
+                f"{path} is a zip file, but not one of weights as torch.save writes them: {[*entries][:3]}; if it "
+                "holds them, unpack it first"
             )
         if entries[found[0]].file_size > _LARGEST_PICKLE:
             raise WeightsError(f"{path} lists more than weights: {entries[found[0]].file_size:,} bytes of other things")

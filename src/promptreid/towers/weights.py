@@ -290,6 +290,11 @@ def _check_fit(clip: nn.Module, weights: Mapping[str, Tensor], what: str, *, but
             for name in own
             if name in weights and name != but and weights[name].shape != own[name].shape
         ],
+        "whole numbers in": [
+            name
+            for name, value in weights.items()
+            if name in own and own[name].is_floating_point() and not (value.is_meta or value.is_floating_point())
+        ],
     }
     found = "; ".join(f"{fault} {listed(names)}" for fault, names in faults.items() if names)
     if found:
