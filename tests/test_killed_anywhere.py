@@ -28,14 +28,12 @@ def kill_and_compare(name: str, folder: Path, *, every: int, least: int) -> None
     assert [kill for kill in kills if kill["faults"] or kill["left"]] == []
 
 
-def test_cache_killed_anywhere_is_whole_the_next_time(tmp_path: Path) -> None:
-    kill_and_compare("cache", tmp_path, every=1, least=8)
-
-
-def test_run_killed_in_some_places_keeps_the_weights_that_its_log_names(tmp_path: Path) -> None:
-    kill_and_compare("train", tmp_path, every=40, least=100)
+@pytest.mark.parametrize(("name", "every", "least"), [("cache", 6, 20), ("train", 60, 150)])
+def test_program_killed_in_some_places_ends_whole(name: str, every: int, least: int, tmp_path: Path) -> None:
+    kill_and_compare(name, tmp_path, every=every, least=least)
 
 
 @pytest.mark.slow
-def test_run_killed_anywhere_keeps_the_weights_that_its_log_names(tmp_path: Path) -> None:
-    kill_and_compare("train", tmp_path, every=1, least=100)
+@pytest.mark.parametrize(("name", "every", "least"), [("cache", 1, 20), ("train", 2, 150)])
+def test_program_killed_anywhere_ends_whole(name: str, every: int, least: int, tmp_path: Path) -> None:
+    kill_and_compare(name, tmp_path, every=every, least=least)

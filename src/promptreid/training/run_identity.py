@@ -147,12 +147,12 @@ def _describe_function(value: Any, within: Any) -> dict[str, Any]:
     """What a function was made with: variables around it, defaults, and the object that it is a method of."""
     owner = getattr(value, "__self__", None)
     parts = {
-        "closure": [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()],
+        "closure": [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()] or None,
         "defaults": getattr(value, "__defaults__", None),
         "keyword_defaults": getattr(value, "__kwdefaults__", None),
         "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described where they stand
     }
-    return _code(value) | {name: within(part) for name, part in parts.items() if part}
+    return _code(value) | {name: within(part) for name, part in parts.items() if part is not None}
 
 
 _CALL = "__call__"
