@@ -27,6 +27,7 @@ NOT_RUN = {
     "docker": "builds and runs a container",
     "python examples/service.py": "serves until Ctrl-C; tests/examples/test_service.py",
     "python examples/train_cuhk.py": "trains for minutes; tests/examples/test_train_cuhk.py",
+    "promptreid completion": "wants an extra; tests/cli/test_complete_shell.py",
     "torchrun": "starts several processes; tests/training/test_processes.py",
 }
 
@@ -62,6 +63,7 @@ def run_here(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.posix
 def test_commands_of_the_pages_work_in_order_as_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(try_search, "PEOPLE", (20, 2, 3))
     seen: set[str] = set()
     for page in PASTED:
@@ -82,9 +84,15 @@ def test_commands_of_a_page_work_in_a_shell_at_full_size(page, tmp_path):
     lines = [line + " || [ $? = 1 ]" * (1 in codes(line)) for line in commands(page)]
     script = "\n".join(["set -eux", ours, *lines])
     found = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900,
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
         check=False,
-    )  # fmt: skip
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     assert (tmp_path / "crops").is_dir()
     assert (tmp_path / "found.png").is_file()
