@@ -35,22 +35,33 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
     """
     given = [] if images is None else listed_images(images)
     names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
-    known = store.stamps([*names, *map(os.path.abspath, names)])
+    known = set(store.stamps([form for name in names for form in (name, os.path.abspath(name))]))
+    removed = removed_digests(store) if not known.issuperset(names) else frozenset[str]()
     keys: list[str] = []
     for image in given:
-        name = os.fsdecode(image) if isinstance(image, str | bytes | os.PathLike) else ""
-        path = name if name in known else os.path.abspath(name)
-        if name and (path in known or not is_pattern(path)):
-            keys.append(path)
-            continue
-        begin = re.split(r"[*?\[]", path)[0]
-        asked = f"starts_with(key, {quoted(begin)})" if name else f"id = {image_number(image)}"
-        found = [from_stored(key) for batch in store.scan(["key"], asked) for key in batch["key"].to_pylist()]
-        found = matching_paths(found, path) if name else found
+        if isinstance(image, str | bytes | os.PathLike):
+            name = os.fsdecode(image)
+            forms = (name, os.path.abspath(name))
+            there = [form for form in forms if form in known or key_digest(form) in removed]
+            found = there[:1] or (_matching_keys(store, name) if is_pattern(name) else [forms[-1]])
+        else:
+            found = _keys_where(store, f"id = {image_number(image)}")
         if not found:
             raise KeyError(f"the store has no image {str(image)!r}; nothing was erased")
         keys += found
     return list(dict.fromkeys(keys))
+
+
+def _matching_keys(store: LanceStore, pattern: str) -> list[str]:
+    """The keys that a pattern stands for; those that are no absolute paths are taken from the working folder."""
+    begins = (re.split(r"[*?\[]", form)[0] for form in (pattern, os.path.abspath(pattern)))
+    keys = _keys_where(store, " OR ".join(f"starts_with(key, {quoted(begin)})" for begin in begins))
+    by_path = {os.path.abspath(key): key for key in keys}
+    return [by_path[path] for path in matching_paths(by_path, pattern)]
+
+
+def _keys_where(store: LanceStore, condition: str) -> list[str]:
+    return [from_stored(key) for batch in store.scan(["key"], condition) for key in batch["key"].to_pylist()]
 
 
 def chosen_keys(store: LanceStore, keys: Sequence[str]) -> list[str]:
