@@ -218,8 +218,8 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "steps.jsonl"
             write_bytes_atomically(path, "".join(_lines_until(path, step)).encode())
-            self._file = path.open("a", encoding="utf-8", buffering=1)
             _start_trackers(accelerator, folder, step=step, project=project, settings=settings or {})
+            self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write_step(self, *, step: int, losses: Mapping[str, float], seconds: float, **others: Any) -> None:
         """Write what one step gave; `others` are its stage, epoch, learning rate and gradient norm."""
