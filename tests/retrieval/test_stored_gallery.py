@@ -197,7 +197,8 @@ def test_another_model_and_dimension_are_refused(gallery, model, tmp_path):
         gallery.add_features(torch.ones(1, 8), ["a"])
 
 
-def test_calibration_is_kept_with_the_store(gallery, split, tmp_path):
+def test_calibration_is_kept_with_the_store(gallery, folder, split, tmp_path):
+    gallery.update(folder, progress=False)
     chosen = gallery.calibrate(split, progress=False)
     again = StoredGallery.load(tmp_path / "store")
     assert again.calibration == chosen

@@ -83,7 +83,7 @@ def _wanted(action: str) -> str:
 def _erase(
     console: Output, gallery: "StoredGallery", images: list[str], where: dict[str, list[Any]] | None, alone: bool
 ) -> int:
-    done = gallery.erase(images, where=where, alone=alone)
+    done = gallery.erase(images or None, where=where, alone=alone)
     console.record(**asdict(done))
     console.say(f"erased {done.images} images; {len(gallery)} are left in {gallery.url}")
     if done.proven:
