@@ -76,6 +76,8 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Calibrate the index."""
+    from promptreid.retrieval.gallery_store import threshold_in_words
+
     check_file("--queries", queries)
     if not is_store(index):
         check_gallery_folder(Path(index))
@@ -90,7 +92,7 @@ def run(
     gallery = open_gallery(index, model)
     chosen = gallery.calibrate(wanted, sentences=sentences, false_alarm_rate=false_alarms, progress=console.progress)
     console.record(index=str(index), data=name, split=split, calibration=asdict(chosen))
-    console.say(f"threshold {chosen.threshold:.3f}, {chosen.in_words()}")
+    console.say(f"threshold {chosen.threshold:.3f}, {threshold_in_words(chosen)}")
     console.say(f"measured with {chosen.num_queries} sentences in {chosen.gallery_size} images")
     if chosen.hit_rate is None:
         console.say("how often somebody who is there is found, only labels tell: promptreid calibrate GALLERY DATA")

@@ -215,13 +215,15 @@ class _Search:
 
     def _verdict(self, answer: _Answer) -> list[str]:
         """What the scores mean: against the threshold that was given, or else the calibrated one."""
+        from promptreid.retrieval.gallery_store import threshold_in_words
+
         calibration, images = self.gallery.calibration, len(self.gallery)
         if not answer.hits:
             return [f"no good match: the best of {images} images scores {answer.best:.3f}, below {self.lowest:.3f}"]
         if self.lowest is not None or calibration is None:
             return []
         reaching = sum(hit.score >= calibration.threshold for hit in answer.hits)
-        words = f"{calibration.threshold:.3f}, {calibration.in_words()}"
+        words = f"{calibration.threshold:.3f}, {threshold_in_words(calibration)}"
         if reaching:
             return [f"{reaching} of these reach {words}"]
         verdict = "no match stands out" if calibration.hit_rate is None else "probably nobody matches"

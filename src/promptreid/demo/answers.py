@@ -24,6 +24,7 @@ from promptreid.evaluation.pictures.occlusion import occlusion_map
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import needed
 from promptreid.retrieval.filters import Metadata
+from promptreid.retrieval.gallery_store import threshold_in_words
 from promptreid.retrieval.table import Hit
 
 MAX_SENTENCE = 500
@@ -332,7 +333,7 @@ class Answers:
         calibration = self.gallery.calibration
         if calibration is not None:
             reaching = sum(hit.score >= calibration.threshold for hit in matching)
-            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, {calibration.in_words()}.")
+            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, {threshold_in_words(calibration)}.")
         return " ".join([*words, "✓ fits the description."] if is_known else words)
 
 

@@ -32,22 +32,6 @@ class Calibration:
     num_queries: int
     gallery_size: int
 
-    def in_words(self) -> str:
-        """Who reaches the threshold, as the end of a sentence that names it.
-
-        Example:
-            >>> Calibration(0.3, 0.05, 0.62, 400, 1000).in_words()
-            'which 5% of searches in vain reach, and 62% of those for somebody there'
-            >>> Calibration(0.3, 0.05, None, 400, 1000).in_words()
-            'which 5% of sentences about other people reach'
-        """
-        if self.hit_rate is None:
-            return f"which {self.false_alarm_rate:.0%} of sentences about other people reach"
-        return (
-            f"which {self.false_alarm_rate:.0%} of searches in vain reach, and {self.hit_rate:.0%} of those for "
-            "somebody there"
-        )
-
 
 def calibrate_threshold(
     query_features: Array,

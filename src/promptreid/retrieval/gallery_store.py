@@ -302,6 +302,21 @@ def choose_threshold(
     return calibrate_without_labels(best_scores(features), gallery_size=images, false_alarm_rate=false_alarm_rate)
 
 
+def threshold_in_words(calibration: Calibration) -> str:
+    """Who reaches a calibrated threshold, as the end of a sentence that names it.
+
+    Example:
+        >>> threshold_in_words(Calibration(0.3, 0.05, 0.62, 400, 1000))
+        'which 5% of searches in vain reach, and 62% of those for somebody there'
+        >>> threshold_in_words(Calibration(0.3, 0.05, None, 400, 1000))
+        'which 5% of sentences about other people reach'
+    """
+    rate = f"{calibration.false_alarm_rate:.0%}"
+    if calibration.hit_rate is None:
+        return f"which {rate} of sentences about other people reach"
+    return f"which {rate} of searches in vain reach, and {calibration.hit_rate:.0%} of those for somebody there"
+
+
 def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:
     """The score that a `threshold` of `Gallery.search` stands for: no hit has less.
 
