@@ -34,6 +34,6 @@ def test_program_killed_in_some_places_ends_whole(name: str, every: int, least: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every", "least"), [("cache", 1, 20), ("train", 2, 150)])
+@pytest.mark.parametrize(("name", "every", "least"), [("cache", 1, 20), ("train", 6, 150)])
 def test_program_killed_anywhere_ends_whole(name: str, every: int, least: int, tmp_path: Path) -> None:
     kill_and_compare(name, tmp_path, every=every, least=least)
