@@ -42,7 +42,7 @@ def test_commands_of_ours_take_the_arguments_that_are_shown(page, tmp_path, monk
     lines = re.findall(r"^(?:\$ )?promptreid (.*)$", "\n".join(shell_blocks(page)), flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     for line in lines:
-        words = shlex.split(line.partition(" < ")[0], comments=True)
+        words = shlex.split(re.split(" [<>] ", line)[0], comments=True)
         for word in words:  # the folders that a reader has
             if re.fullmatch(r"[\w-]+(/[\w-]+)*/?", word) and not word.startswith("-"):
                 (tmp_path / word).mkdir(parents=True, exist_ok=True)
