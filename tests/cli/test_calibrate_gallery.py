@@ -102,3 +102,15 @@ def test_calibrate_without_labels_refuses_what_goes_with_labels(index, call, arg
     assert words in errors
     code, _, errors = call("calibrate", index, index.parent, "--queries", index / "gallery.json")
     assert "--queries would do nothing here: a dataset has sentences of its own" in errors
+
+
+@pytest.mark.parametrize(
+    ("hit_rate", "verdict"),
+    [(0.5, "probably nobody matches"), (0.49, "no match stands out"), (None, "no match stands out")],
+)
+def test_nobody_is_said_to_match_only_where_somebody_there_is_mostly_found(index, call, hit_rate, verdict):
+    chosen = {"threshold": 0.99, "false_alarm_rate": 0.05, "hit_rate": hit_rate, "num_queries": 9, "gallery_size": 32}
+    Gallery.load(index)._store.change(header={"calibration": chosen})
+    code, text, _ = call("search", index, "a man", "-k", 1)
+    assert code == 0
+    assert text.splitlines()[1].startswith(f"{verdict}: the best score is {text.split()[1]}, and none reaches 0.990")

@@ -30,7 +30,8 @@ DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrat
 lowest that only a given share of searches for somebody absent reaches. With DATA it is measured on labelled images that
 look like the index's, every image of the right person taken out, and so is how often somebody who is there is found.
 Without, 400 made-up sentences are searched for, or those of --queries; `promptreid index` has done that. Sentences that
-are written otherwise reach it more or less often; measured shares, of drawn people, are in docs/searching.md."""
+are written otherwise reach it more or less often. Measured on drawn people, with 5 % wanted: 1.5 to 9 % (mean 5 %) of
+the searches for somebody absent reached it, and only 7 to 8 % of those for somebody there, by two small models."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -226,7 +226,8 @@ class _Search:
         words = f"{calibration.threshold:.3f}, {threshold_in_words(calibration)}"
         if reaching:
             return [f"{reaching} of these reach {words}"]
-        verdict = "no match stands out" if calibration.hit_rate is None else "probably nobody matches"
+        # That nothing was found says something only where somebody who is there mostly is.
+        verdict = "probably nobody matches" if (calibration.hit_rate or 0) >= 0.5 else "no match stands out"
         return [f"{verdict}: the best score is {answer.best:.3f}, and none reaches {words}"]
 
 
