@@ -160,7 +160,7 @@ def _open_legacy(path: Path) -> WeightFile:
     try:
         tensors = _tensors_in(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error):
+        if "unsupported global" not in str(error).lower():
             raise
         # torch's own message recommends switching the protection off.
         raise WeightsError(
