@@ -357,3 +357,12 @@ def lance_store_rewrite(store):
 
     rewrite(store, alone=True)
     assert len(lance_store.LanceStore.open(store.place.folder).place.dataset("images").versions()) == 1
+
+
+def test_store_that_another_process_makes_and_fills_meanwhile_is_taken(tmp_path, monkeypatch):
+    made = LanceStore.create(tmp_path / "store", dimensions=DIMENSIONS)
+    made.add(images(["a"], [{"camera": "b"}]), features(1))
+    monkeypatch.setattr(
+        "promptreid.retrieval.lance_store.has_store", lambda place, seen=[]: seen.append(place) or len(seen) > 1
+    )
+    assert keys_of(LanceStore.create(tmp_path / "store", dimensions=DIMENSIONS)) == ["a"]

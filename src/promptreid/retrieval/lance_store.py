@@ -116,8 +116,8 @@ class LanceStore:
         make_store_folder(place, (IMAGES, REMOVED))
         connection = place.connect()
         with in_our_words(place.url):
-            connection.create_table(REMOVED, schema=removed_schema(), exist_ok=True)
-            connection.create_table(IMAGES, schema=images_schema(kept), exist_ok=True)
+            for name, schema in ((REMOVED, removed_schema()), (IMAGES, images_schema(kept))):
+                _make_table(connection, name, schema)
         place.make_private()
         return cls.open(url, storage_options=storage_options)
 
@@ -401,6 +401,17 @@ def index_partitions(data: Any) -> int | None:
         if list(index.field_names) == [VECTOR]:
             return int(data.stats.index_stats(index.name)["indices"][0]["num_partitions"])
     return None
+
+
+def _make_table(connection: Any, name: str, schema: Any) -> None:
+    """Make a table, or leave the one that another process made meanwhile, which may have more columns already."""
+    try:
+        connection.create_table(name, schema=schema)
+    except Exception as error:
+        try:
+            connection.open_table(name)
+        except Exception:
+            raise error from None
 
 
 def has_store(place: Place) -> bool:
