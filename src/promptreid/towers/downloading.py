@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from promptreid.errors import CheckpointError, HubError
 from promptreid.towers.weight_files import INDEX_ENDING, shard_names
@@ -44,10 +44,14 @@ def download(repo_id: str, *names: str, cache: str | None = None, again: bool = 
 
     Raises:
         HubError: It cannot be downloaded; names the file and the first cause.
+        ValueError: No repository can have such a name.
     """
     repo_id, _, revision = repo_id.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
-    cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
+    try:
+        cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} names no repository of the Hub ({error}); expected USER/NAME") from error
     found = next((Path(path) for path in cached if isinstance(path, str)), None)
     missing: BaseException | None = None
     for each in names:
