@@ -158,7 +158,7 @@ def test_describe_differs_however_deep_a_setting_lies(wrap: Any, levels: int) ->
 
 
 def test_describe_of_objects_that_hold_each_other_ends_soon() -> None:
-    all_of_them = [SimpleNamespace(number=number) for number in range(30)]
+    all_of_them = [SimpleNamespace(number=number) for number in range(60)]
     for each in all_of_them:
         each.others = all_of_them
     assert describe(all_of_them[0]) == describe(all_of_them[0])
