@@ -399,6 +399,27 @@ def test_list_images_says_what_it_leaves_out_and_why(tmp_path: Path) -> None:
         assert f"{os.sep}{reason}" in str(caught[0].message)
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xff\x4f\xff\x51\0\x29", "JPEG 2000"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+        (b"P6\n20 40\n255\n", "Netpbm"),
+        (b"P3\n# GIMP\n20 40\n", "Netpbm"),
+        (b"8BPS\0\x01\0\0", "Photoshop's format"),
+        (b"v/1\x01\2\0\0\0", "OpenEXR"),
+    ],
+)
+def test_list_images_names_formats_that_are_not_read(tmp_path: Path, head: bytes, kind: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(NOISE))
+    (tmp_path / "other").write_bytes(head + bytes(64))
+    (tmp_path / "notes.txt").write_bytes(b"P1 and P2 were seen")
+    with pytest.warns(UserWarning, match=f"1 files and folders are left out .*other is {kind}, which is not read here"):
+        assert list_images(tmp_path) == [tmp_path / "a.jpg"]
+
+
 def test_heic_under_another_name_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     with pytest.raises(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from promptreid import load_prompts, save_prompts
+from promptreid import load_clip, load_prompts, save_prompts
 from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import _checksum
@@ -220,6 +220,9 @@ def test_preprocessing_that_could_not_be_loaded_again_is_not_saved(tuned, tmp_pa
         ("text_cfg", "tokenizer_kwargs", {"trust_remote_code": True}),
         ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/etc/passwd"}),
         ("text_cfg", "tokenizer_kwargs", "x"),
+        ("text_cfg", "tokenizer_kwargs", {"clean": "os.system"}),
+        ("text_cfg", "tokenizer_kwargs", {"clean": ["lower"]}),
+        ("text_cfg", "tokenizer_kwargs", {"reduction_mask": "all"}),
         ("text_cfg", "hf_tokenizer_name", "/tmp/theirs"),
         ("text_cfg", "hf_model_name", ["x"]),
         ("text_cfg", "act_kwargs", {"evil": 1}),
@@ -229,7 +232,6 @@ def test_preprocessing_that_could_not_be_loaded_again_is_not_saved(tuned, tmp_pa
     ],
 )
 def test_what_could_make_a_library_run_code_is_refused_from_a_folder_and_a_repository(tuned_folder, part, key, value):
-    from promptreid import load_clip
     from promptreid.towers.tokenizer import tokenizer_of
 
     change(tuned_folder / "open_clip_config.json", "model_cfg", part, key, value=value)
@@ -254,9 +256,6 @@ def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tune
 
     hf_model = pytest.importorskip("open_clip.hf_model")
     pytest.importorskip("transformers")
-    from promptreid import load_clip
-    from promptreid.errors import PromptReidError
-
     evil, asked = tmp_path / "evil", []
     evil.mkdir()
     own = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
@@ -273,3 +272,29 @@ def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tune
         load_prompts(tuned_folder, trust_base=True)
     assert asked == []
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("model_cfg", "surprise"), 1, r"no model can be made of .*config\.json.* unexpected keyword .*surprise"),
+        (("model_cfg", "vision_cfg", "width"), "wide", r"no model can be made of .*open_clip_config\.json"),
+    ],
+)
+def test_configuration_that_open_clip_makes_nothing_of_is_named(tuned_folder, keys, value, words):
+    change(tuned_folder / "open_clip_config.json", *keys, value=value)
+    with pytest.raises(ValueError, match=words):
+        load_clip(f"local-dir:{tuned_folder}")
+
+
+def test_tokenizer_that_cannot_be_downloaded_is_named(tuned_folder, monkeypatch):
+    from promptreid.errors import HubError
+    from promptreid.towers import tokenizer
+
+    def missing(*arguments, **options):
+        raise OSError("we could not connect")
+
+    monkeypatch.setattr(tokenizer, "HFTokenizer", missing)
+    change(tuned_folder / "open_clip_config.json", "model_cfg", "text_cfg", "hf_tokenizer_name", value="bob/words")
+    with pytest.raises(HubError, match=r"the tokenizer bob/words of local-dir:.* cannot be downloaded \(we could not"):
+        tokenizer.tokenizer_of(f"local-dir:{tuned_folder}")

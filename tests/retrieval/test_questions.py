@@ -48,6 +48,9 @@ def test_search_by_the_name_of_an_image_is_refused(gallery):
         ValueError, match=r"'c/p0\.JPG' is the name of an image.* give pathlib\.Path.* or --image c/p0\.JPG"
     ):
         gallery.search("c/p0.JPG")
+    for copied in ("c/p0.jpg ", "'c/p0.jpg'", '"c/p0.jpg"\n'):
+        with pytest.raises(ValueError, match="is the name of an image"):
+            gallery.search(copied)
     with pytest.raises(DatasetError, match=r"there is no image nothere\.jpg; check the path"):
         gallery.search(Path("nothere.jpg"))
 

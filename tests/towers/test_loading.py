@@ -216,3 +216,9 @@ def test_weight_file_that_is_not_finite_is_refused(tmp_path, value):
 def test_size_of_a_file_is_refused_where_there_is_none(pretrained):
     with pytest.raises(ValueError, match=rf"weights_size is \(96, 48\).*pretrained is {pretrained!r}; leave"):
         load_clip("promptreid-tiny", pretrained=pretrained, weights_size=(96, 48))
+
+
+@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:-x/y", "hf-hub:a/b/c", "hf-hub:a b/c"])
+def test_name_that_no_repository_can_have_is_refused(name):
+    with pytest.raises(ValueError, match=r"names no repository of the Hub .*; expected USER/NAME"):
+        load_clip(name)

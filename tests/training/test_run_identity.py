@@ -143,6 +143,27 @@ def test_describe_differs_where_a_setting_does_and_nowhere_else(make_value: Any)
     assert differences(one, other)
 
 
+def nested(scale: float, levels: int, wrap: Any) -> Any:
+    return scale if levels == 0 else wrap(nested(scale, levels - 1, wrap))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"a": [x]}, lambda x: SimpleNamespace(inner=x), Told, lambda x: (x,)])
+@pytest.mark.parametrize("levels", [3, 4, 7, 12])
+def test_describe_differs_however_deep_a_setting_lies(wrap: Any, levels: int) -> None:
+    if wrap is Told and levels > 7:  # objects that say nothing of themselves
+        return
+    one, same, other = (json.loads(json.dumps(describe(nested(scale, levels, wrap)))) for scale in (1.0, 1.0, 2.0))
+    assert one == same
+    assert differences(one, other)
+
+
+def test_describe_of_objects_that_hold_each_other_ends_soon() -> None:
+    all_of_them = [SimpleNamespace(number=number) for number in range(60)]
+    for each in all_of_them:
+        each.others = all_of_them
+    assert describe(all_of_them[0]) == describe(all_of_them[0])
+
+
 class Known(torch.utils.data.Dataset[Any]):
     """Data that says what it is."""
 

@@ -85,13 +85,16 @@ class ImageFolder:
 
 _HEAD_BYTES = 16
 _HEIC = "HEIC, which Pillow cannot read; convert it to JPEG"
+_OTHER = ", which is not read here; convert it to JPEG"
 _RAW = "TIFF or a camera's raw file under another ending; convert it to JPEG, or name it .tif"
 
 # How files of each format begin, for those whose ending says something else.
 _HEADS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "JPEG"), (rb"\x89PNG\r\n\x1a\n", "PNG"), (rb"GIF8[79]a", "GIF"), (rb"RIFF.{4}WEBP", "WEBP"),
     (rb"BM.{4}\0{4}", "BMP"), (rb".{4}ftyp(avif|avis)", "AVIF"), (rb".{4}ftyp(hei|hev|mif1|msf1)", _HEIC),
-    (rb"II\*\0|MM\0\*", _RAW),
+    (rb"II\*\0|MM\0\*", _RAW), (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", f"JPEG 2000{_OTHER}"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", f"JPEG XL{_OTHER}"), (rb"P[1-6]\s+(#|\d)", f"Netpbm{_OTHER}"),
+    (rb"8BPS\0\x01", f"Photoshop's format{_OTHER}"), (rb"v/1\x01", f"OpenEXR{_OTHER}"),
 )  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def _content_kind(stream: BinaryIO) -> tuple[str, bool]:
         return "AVIF, which this Pillow cannot read; update Pillow, or convert it to JPEG", False
     if kind == _HEIC and "HEIF" in Image.OPEN:  # pillow-heif has been registered
         return "HEIC", True
-    return kind, kind not in ("", _HEIC, _RAW)
+    return kind, kind not in ("", _HEIC, _RAW) and not kind.endswith(_OTHER)
 
 
 def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> list[Path]:

@@ -221,11 +221,14 @@ def check_finite(features: Tensor) -> Tensor:
     return features
 
 
+_AROUND = " \t\r\n'\""  # what comes along when a path is copied
+
+
 def check_words(text: object, *, name: str) -> None:
     """Refuse a sentence that says nothing or names an image, and a path of nothing; `name` is what to call it."""
     if isinstance(text, str) and not text.strip():
         raise ValueError(f"{name} is empty; describe the person, such as 'a man in a blue jacket'")
-    if isinstance(text, str) and Path(text).suffix.lower() in IMAGE_ENDINGS:
+    if isinstance(text, str) and Path(text.strip(_AROUND)).suffix.lower() in IMAGE_ENDINGS:
         raise ValueError(
             f"{name} {text!r} is the name of an image, and text is always a sentence; for the image give "
             f"pathlib.Path({text!r}), or --image {text} on the command line"

@@ -2,15 +2,16 @@
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import open_clip
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-from promptreid.errors import CheckpointError, HubError
+from promptreid.errors import CheckpointError, HubError, PromptReidError
 from promptreid.towers.weight_files import INDEX_ENDING, shard_names
 
 CONFIG_NAME = "open_clip_config.json"
@@ -44,10 +45,14 @@ def download(repo_id: str, *names: str, cache: str | None = None, again: bool = 
 
     Raises:
         HubError: It cannot be downloaded; names the file and the first cause.
+        ValueError: No repository can have such a name.
     """
     repo_id, _, revision = repo_id.partition("@")
     options: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
-    cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
+    try:
+        cached = [try_to_load_from_cache(repo_id, each, **options) for each in names]
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} names no repository of the Hub ({error}); expected USER/NAME") from error
     found = next((Path(path) for path in cached if isinstance(path, str)), None)
     missing: BaseException | None = None
     for each in names:
@@ -176,3 +181,22 @@ def _twice(fetch: Callable[[bool], Path], load: Callable[[Path], Result]) -> Res
 def _is_damage(error: BaseException) -> bool:
     words = ("is damaged", "PytorchStreamReader", "Ran out of input", "invalid load key")
     return type(error).__name__ in ("SafetensorError", "EOFError") or any(word in str(error) for word in words)
+
+
+@contextmanager
+def making_sense_of(config: Path) -> Generator[None, None, None]:
+    """Name the foreign configuration that open_clip, timm or transformers can make nothing of.
+
+    Raises:
+        HubError: A part of the model that has a repository of its own cannot be downloaded.
+        ValueError: No model can be made.
+    """
+    try:
+        yield
+    except (PromptReidError, ValueError):
+        raise
+    except OSError as error:  # transformers'
+        raise HubError(f"a part of the model of {config} cannot be downloaded ({error}); check the network") from error
+    except (TypeError, AttributeError, LookupError, AssertionError, RuntimeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"no model can be made of {config}, or not with this open_clip ({reason})") from error

@@ -23,6 +23,7 @@ from promptreid.towers.downloading import (
     CONFIG_NAME,
     commit_of,
     download_config,
+    making_sense_of,
     names_repository,
     with_model,
     with_tagged_weights,
@@ -366,7 +367,8 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
     found = weights_in(folder) if name.startswith("local-dir:") else None
     config = read_config(folder)
     stored = deepcopy(config["model_cfg"])
-    clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
+    with making_sense_of(folder / CONFIG_NAME):
+        clip = make_from_config(stored, preprocess_cfg=config.get("preprocess_cfg", {}), image_size=None)
 
     def load(weights: Path) -> None:
         load_checkpoint(clip, read_checkpoint(weights), saved_size=saved_image_size(stored))

@@ -9,7 +9,7 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
-from promptreid.errors import explain_missing_transformers
+from promptreid.errors import HubError, explain_missing_transformers
 from promptreid.towers.loading import repository_folder
 from promptreid.towers.names import check_name, is_repository
 from promptreid.towers.weights import read_config
@@ -120,4 +120,9 @@ def _of_repository(name: str) -> Any:
         return open_clip.SimpleTokenizer(**options)
     own = name.startswith("local-dir:") and (folder / "tokenizer_config.json").is_file()
     where = str(folder) if own else text["hf_tokenizer_name"]
-    return HFTokenizer(where, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)
+    try:
+        return HFTokenizer(where, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)
+    except OSError as error:
+        raise HubError(
+            f"the tokenizer {where} of {name} cannot be downloaded ({error}); check its name and the network"
+        ) from error

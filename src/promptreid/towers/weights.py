@@ -32,6 +32,11 @@ _KEYWORDS: Mapping[str, Set[str]] = {
     "act_kwargs": {"approximate"},
     "norm_kwargs": {"eps", "elementwise_affine"},
 }
+# Of these, what open_clip knows; it would assert.
+_VALUES: Mapping[str, Set[str]] = {
+    "clean": {"canonicalize", "lower", "whitespace"},
+    "reduction_mask": {"simple", "random", "shuffle", "syntax", ""},
+}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 _WEIGHT_NAMES = tuple(f"{stem}{end}" for stem in _STEMS for end in (".safetensors", ".bin", ".pt")) + FOREIGN_WEIGHTS
@@ -371,6 +376,10 @@ def _check_handed_on(values: Mapping[str, Any]) -> None:
         if not isinstance(given, dict) or cast("dict[str, Any]", given).keys() - allowed:
             known = ", ".join(sorted(allowed))
             raise ValueError(f"{key} is {str(cast('Any', given))[:200]}, expected no keys but {known}")
+        for name in _VALUES.keys() & cast("dict[str, Any]", given).keys():
+            if given[name] not in (None, *_VALUES[name]):
+                known = ", ".join(sorted(_VALUES[name] - {""}))
+                raise ValueError(f"{name} of {key} is {str(given[name])[:200]!r}, expected one of {known}")
     trunk: Any = values.get("timm_model_name")
     if trunk is not None and not (isinstance(trunk, str) and timm.is_model(trunk) and not set(trunk) & set("/:")):
         raise ValueError(f"timm_model_name is {str(trunk)[:200]!r}, which timm does not list")

@@ -26,7 +26,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_settings
 from promptreid.towers.fingerprint import pack_fingerprint
 
-_DEPTH = 6
+_DEPTH = 8  # objects in objects; of what lies deeper, what its `repr` says
 _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is kept
 _LONGEST = 4096  # letters of what an object holds
 # Nobody knows whether what these hold was set or only happened.
@@ -80,7 +80,10 @@ def _is_run(description: Any) -> bool:
     return isinstance(description, dict) and "prompts" in description
 
 
-def describe(value: Any, *, depth: int = _DEPTH) -> Any:
+_Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the object, which it keeps there, and what it is
+
+
+def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> Any:
     """A value as JSON holds it, so that what was set differently differs, and the same is the same in every process.
 
     Modules and other objects are their class and attributes, functions their code and what they were made with, tensors
@@ -98,11 +101,19 @@ def describe(value: Any, *, depth: int = _DEPTH) -> Any:
         return float(value) if math.isfinite(value) else repr(value)  # NaN would differ from itself
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return _tensor(torch.as_tensor(value))
-    within = partial(describe, depth=depth - 1)
     if isinstance(value, (Enum, PurePath, torch.dtype, torch.device)):
         return str(value)
+    seen = {} if seen is None else seen
+    key = id(value), depth
+    if key not in seen:  # or objects that hold each other would be described again and again
+        seen[key] = value, _described(value, partial(describe, depth=depth - 1, seen=seen), depth)
+    return seen[key][1]
+
+
+def _described(value: Any, within: Any, depth: int) -> Any:
     if depth == 0:
-        return _name(value)
+        shown = repr(value)
+        return _name(value) if " at 0x" in shown else f"{_name(value)} {_digest(shown.encode())}"
     if isinstance(value, Mapping):
         return {str(key): within(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, AbstractSet):
@@ -116,9 +127,9 @@ def _describe_object(value: Any, within: Any) -> Any:
     named = {"class": _name(value)}
     for method in ("settings", "identity"):
         if not isclass(value) and isroutine(own := getattr(value, method, None)):
-            return named | within({method: own()})
+            return named | {method: within(own())}
     if isinstance(value, partial):
-        return {"class": within(value.func), "arguments": within(value.args), **within(value.keywords)}
+        return {"class": within(value.func), "arguments": within(value.args), **_each(value.keywords, within)}
     if isroutine(value) or isclass(value):
         return named | _describe_function(value, within)
     if isinstance(value, PromptedCLIP):
@@ -126,15 +137,19 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
         inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
-        return named | _code(type(value).forward) | within(inside)
+        return named | _code(type(value).forward) | _each(inside, within)
     if isinstance(value, _HAPPENED):
         return named
     if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
-        return named | _code(getattr(type(value), _CALL, None)) | within(vars(value))
+        return named | _code(getattr(type(value), _CALL, None)) | _each(vars(value), within)
     if hasattr(value, "__dict__"):
-        return named | _at_most(within(vars(value)))
+        return named | _at_most(_each(vars(value), within))
     shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
     return named if " at 0x" in shown else named | {"value": within(shown)}
+
+
+def _each(attributes: Mapping[str, Any], within: Any) -> dict[str, Any]:
+    return {name: within(item) for name, item in attributes.items()}
 
 
 def _at_most(entries: dict[str, Any]) -> dict[str, Any]:
