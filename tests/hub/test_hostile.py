@@ -266,9 +266,10 @@ def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tune
     monkeypatch.setattr(hf_model.AutoConfig, "from_pretrained", lambda _, **more: real(str(evil), **more))
     for key, value in (("hf_model_name", "bob/evil"), ("hf_proj_type", "linear"), ("hf_pooler_type", "cls_pooler")):
         change(tuned_folder / "open_clip_config.json", "model_cfg", "text_cfg", key, value=value)
-    with pytest.raises(ValueError, match="custom code"):
+    said = "custom code|execute the configuration file"  # as transformers has it, new and old
+    with pytest.raises(ValueError, match=said):
         load_clip(f"local-dir:{tuned_folder}")
-    with pytest.raises(PromptReidError, match=r"custom code|does not hold the weights"):
+    with pytest.raises(PromptReidError, match=f"{said}|does not hold the weights"):
         load_prompts(tuned_folder, trust_base=True)
     assert asked == []
     assert not (tmp_path / "ran").exists()

@@ -98,6 +98,8 @@ def test_features_that_differ_are_refused_and_nothing_is_written(model, tmp_path
 def test_half_precision_is_refused(model, tmp_path):
     import copy
 
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     half = copy.deepcopy(model)
     half.clip.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"the model is torch\.bfloat16 on cpu, expected torch\.float32"):
