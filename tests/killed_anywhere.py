@@ -9,34 +9,24 @@ import os
 import random
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
 from PIL import Image
 
 from promptreid.data.captions import tokenize_captions
 from promptreid.data.image_cache import build_image_cache
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.prompts.config import PromptConfig
 from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
+sys.path.append(str(Path(__file__).parent / "training"))
+from killed_run import Noise, small_model
+
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
 AGAIN: list[bool] = []  # whether the run was killed before; in a list, which is no part of what the run is
-
-
-class Noise(torch.utils.data.Dataset[Any]):
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        tokens = torch.zeros(16, dtype=torch.int64)
-        tokens[0], tokens[1], tokens[2] = 62, 1 + index, 63
-        return {"images": torch.randn(3, 16, 16), "tokens": tokens, "person_ids": torch.tensor(index % 4)}
 
 
 def weights(model: PromptedCLIP, start: str) -> float:
@@ -51,13 +41,7 @@ def score(model: PromptedCLIP) -> dict[str, float]:
 
 
 def train(folder: Path) -> list[str]:
-    torch.manual_seed(0)
-    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
-    text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clip = CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
-    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+    model = small_model()
     stages = TwoStageSchedule(model, num_identities=4, stage_one_epochs=2, stage_two_epochs=3)
     settings: dict[str, Any] = {"evaluate": score, "evaluate_every_epoch": True, "best_metric": "mAP", "trackers": ()}
     where: dict[str, Any] = {"output_dir": folder, "device": "cpu", "progress": False, "checkpoint_every_steps": 2}

@@ -362,7 +362,6 @@ def lance_store_rewrite(store):
 def test_store_that_another_process_makes_and_fills_meanwhile_is_taken(tmp_path, monkeypatch):
     made = LanceStore.create(tmp_path / "store", dimensions=DIMENSIONS)
     made.add(images(["a"], [{"camera": "b"}]), features(1))
-    monkeypatch.setattr(
-        "promptreid.retrieval.lance_store.has_store", lambda place, seen=[]: seen.append(place) or len(seen) > 1
-    )
+    answers = iter([False, True])  # it is not there when it is to be made, and is when it is opened
+    monkeypatch.setattr("promptreid.retrieval.lance_store.has_store", lambda place: next(answers))
     assert keys_of(LanceStore.create(tmp_path / "store", dimensions=DIMENSIONS)) == ["a"]

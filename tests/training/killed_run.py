@@ -21,7 +21,7 @@ from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.trainer import Trainer
 
 
-class Noise(torch.utils.data.Dataset):
+class Noise(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return 12
 
@@ -31,14 +31,18 @@ class Noise(torch.utils.data.Dataset):
         return {"images": torch.randn(3, 16, 16), "tokens": tokens, "person_ids": torch.tensor(index % 4)}
 
 
-def run(folder: Path) -> None:
+def small_model(*, patch_dropout: float = 0.0) -> PromptedCLIP:
     torch.manual_seed(0)
-    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8, "patch_dropout": 0.25}
+    vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
     text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        clip = CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
-    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+        clip = CLIP(embed_dim=32, vision_cfg=vision | {"patch_dropout": patch_dropout}, text_cfg=text)
+    return PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2))
+
+
+def run(folder: Path) -> None:
+    model = small_model(patch_dropout=0.25)
     stages = TwoStageSchedule(model, num_identities=4, stage_one_epochs=3, stage_two_epochs=3)
     trainer = Trainer(
         model,
