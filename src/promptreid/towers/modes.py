@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from threading import RLock
@@ -256,12 +256,14 @@ class LastBlock:
         Shape:
             - position: (B,) int64, or one for all
         """
-        with self._read.held(self.alone(position)):
+        alone = self.alone(position)
+        with nullcontext() if alone is None else self._read.held(alone):  # compiled code can hold nothing
             yield
 
     def alone(self, position: Tensor | int | None) -> Tensor | int | None:
         """The same position, or `None` where every token must be computed, as in a graph that is traced or compiled."""
-        return None if is_traced() or not self._handles or self._is_watched() else position
+        empty = isinstance(position, Tensor) and position.shape[0] == 0
+        return None if is_traced() or empty or not self._handles or self._is_watched() else position
 
     def remove(self) -> None:
         """Take the hook out, and the block's stand-in."""
