@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import open_clip
 import pytest
 import torch
+from open_clip.transformer import LayerScale
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.prompts.block_tokens import BlockTokens
@@ -193,6 +194,15 @@ def test_last_block_of_one_token_is_exact_under_adapters(clip, images, tokens):
     lora = peft.LoraConfig(r=2, target_modules=["attn", "c_fc", "c_proj"], init_lora_weights=False)
     peft.get_peft_model(clip, lora)
     model.double()
+    assert tokens_computed(model.vision, images.double()) == tokens_computed(model.text, tokens) == 1
+    check_one_token_is_exact(model, images.double(), tokens)
+
+
+def test_last_block_of_one_token_is_exact_with_scaled_layers(clip, images, tokens):
+    for tower in (clip.visual, clip):
+        block = tower.transformer.resblocks[-1]
+        block.ls_1, block.ls_2 = (LayerScale(block.attn.embed_dim, scale) for scale in (0.3, 3.0))
+    model = PromptedCLIP(clip.double(), PromptConfig(2, 2))
     assert tokens_computed(model.vision, images.double()) == tokens_computed(model.text, tokens) == 1
     check_one_token_is_exact(model, images.double(), tokens)
 
