@@ -1,4 +1,4 @@
-"""What prompts, their kinds, freezing and cutting captions cost or save, as ratios measured side by side.
+"""What prompts, their kinds, freezing and leaving out what no feature needs cost or save, as ratios side by side.
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
     python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
@@ -44,7 +44,8 @@ PROMPTED = "prompted forward / bare forward"
 FROZEN = "frozen forward: as it comes / ours bare"
 STEP = "stage-1 step / all-trainable step"
 CAPTION = f"{CAPTIONS} captions: at 77 / cut to {CAPTION_TOKENS}"
-COMPARISONS = ("prompted", "frozen", "steps", "captions", "kinds")
+LAST_BLOCK = "last blocks: every token / the pooled one"
+COMPARISONS = ("prompted", "frozen", "steps", "captions", "last_blocks", "kinds")
 WORKS = ("forward", "step")
 CAMERAS = tuple(f"camera {number}" for number in range(6))
 # Each against independent tokens in every block, which are the default.
@@ -198,6 +199,17 @@ class Bench:
         whole, cut = self.text(trim=False)().float(), self.text(trim=True)().float()
         difference = (whole - cut).abs().max() / whole.abs().max()
         return result | {f"{CAPTIONS} captions: largest relative difference": float(f"{difference.item():.2g}")}
+
+    def last_blocks(self) -> dict[str, Any]:
+        """What leaving out all but the pooled token in the last blocks saves: encoding, stage 1, all trainable."""
+        whole = PromptedCLIP(copy.deepcopy(self.bare), self.model.config).eval()
+        for encoder in (whole.vision, whole.text):
+            encoder.last_block.remove()
+        found = {f"{LAST_BLOCK}, forward": self.compare(LAST_BLOCK, self.forward(whole), self.forward(self.model))}
+        for name, everything in (("stage-1 step", False), ("all-trainable step", True)):
+            steps = (self.step(everything=everything, model=each) for each in (whole, self.model))
+            found[f"{LAST_BLOCK}, {name}"] = self.compare(f"{LAST_BLOCK}, {name}", *steps)
+        return found
 
 
 def kinds_table(results: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ def test_each_precision_of_the_speed_of_backbones_keeps_its_machine(command, tmp
     output = tmp_path / "result.json"
     for precision in ("fp32", "bf16"):
         arguments = ["--output", output, "--rounds", 1, "--precision", precision, "--only", "prompted", "captions"]
-        command("backbones_speed", arguments, **small)
+        command("backbones_speed", [*arguments, "last_blocks"], **small)
     result = json.loads(output.read_text())
     for precision in ("fp32", "bf16"):
         assert result[precision]["machine"]["processor"]

@@ -1,5 +1,6 @@
-"""A caption's feature is its own: alone, in a batch and untrimmed, for every kind of text tower and of prompts."""
+"""Features do not depend on what is left out: captions cut to the longest, last blocks cut to the pooled token."""
 
+import copy
 import itertools
 import warnings
 from contextlib import nullcontext
@@ -7,8 +8,10 @@ from contextlib import nullcontext
 import open_clip
 import pytest
 import torch
+from open_clip.transformer import LayerScale
 
-from promptreid import PromptedTextEncoder, load_clip
+from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
+from promptreid.prompts.block_tokens import BlockTokens
 
 TEXT_TOWERS = [
     "ViT-B-16",  # causal, pooled at the end
@@ -50,3 +53,167 @@ def test_feature_alone_equals_in_a_batch_equals_untrimmed(zoo, name):
         for other in (alone, whole, own):
             torch.testing.assert_close(other, batch, **exact)
     assert taken
+
+
+KINDS = {
+    "tokens": {},
+    "kept": {"text_depth": 2, "vision_depth": 1},
+    "before end": {"text_slot": "before_end"},
+    "positions": {"position_embedding": True},
+    "coupled": {"kind": "coupled"},
+    "grouped": {"kind": "grouped", "groups": ["a", "b"]},
+    "prefix": {"kind": "prefix"},
+    "none": {"text_length": 0, "vision_length": 0},
+}
+
+
+def outcomes(model, images, tokens):
+    """Features with and without gradients, and the gradients of every parameter."""
+    model.zero_grad()
+    found = model(images, tokens)
+    features = [found["image_features"], found["text_features"]]
+    sum((each * torch.linspace(-1, 1, each.numel()).view_as(each)).sum() for each in features).backward()
+    with torch.no_grad():
+        features += [model.encode_image(images), model.encode_text(tokens)]
+    return features, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def check_one_token_is_exact(model, images, tokens, *, tolerance=1e-6):
+    """What a model gives with the last blocks cut to the pooled token equals what it gives with every token."""
+    features, gradients = outcomes(model, images, tokens)
+    model.vision.trim = model.text.trim = False
+    whole, expected = outcomes(model, images, tokens)
+    model.vision.trim = model.text.trim = True
+    torch.testing.assert_close(features, whole, rtol=tolerance, atol=1e-10)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=tolerance, atol=tolerance * size + 1e-10, msg=name)
+
+
+def tokens_computed(encoder, values, run=None):
+    """How many tokens of each sequence the MLP of the last block computes."""
+    block, axis, seen = encoder.tower.blocks[-1], encoder.tower.sequence_axis, []
+
+    def forward(sequence):
+        seen.append(sequence.shape[axis])
+        return type(block.mlp).forward(block.mlp, sequence)
+
+    vars(block.mlp)["forward"] = forward
+    try:
+        (run or encoder)(values)
+    finally:
+        del vars(block.mlp)["forward"]
+    (count,) = seen
+    return count
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("sequence_first", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_block_of_the_pooled_token_alone_is_exact_for_every_kind_of_prompt(
+    clip, images, tokens, kind, sequence_first, train
+):
+    config = PromptConfig(**({"text_length": 3, "vision_length": 3} | KINDS[kind]))
+    model = PromptedCLIP(clip.double(), config, sequence_first=sequence_first).train(train)
+    assert tokens_computed(model.vision, images.double()) == tokens_computed(model.text, tokens) == 1
+    check_one_token_is_exact(model, images.double(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_tokens", "text_tokens"),
+    [
+        ("ViT-B-16-quickgelu", 1, 1),
+        ("ViT-L-14-CLIPA", None, 1),  # pools the mean of all patches; the last position of the caption
+        ("ViT-H-14-worldwide", 1, 1),  # a stated end token
+        ("coca_ViT-B-32", None, None),  # its decoder writes captions from the tokens
+        ("ViT-B-16-SigLIP", None, 1),
+        ("MobileCLIP2-S0", None, 1),
+        ("EVA02-B-16", None, 1),
+        ("roberta-ViT-B-32", 1, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_last_block_computes_one_token_in_the_families_that_pool_one(zoo, name, image_tokens, text_tokens):
+    if name not in open_clip.list_models():
+        pytest.skip("this open_clip does not know it")
+    with zoo.shrunk():
+        clip = load_clip(name, image_size=(56, 28) if "14" in name else (64, 32)).double()
+    model = PromptedCLIP(clip, PromptConfig(2, 2)).eval()
+    size, tokens = model.image_size, zoo.tokens_for(name, batch=3)
+    images = torch.randn(3, 3, *size, dtype=torch.float64)
+    for encoder, values, expected in ((model.vision, images, image_tokens), (model.text, tokens, text_tokens)):
+        if expected is None:
+            assert encoder.last_block.alone(getattr(encoder.tower, "pooled_at", None)) is None
+        else:
+            assert tokens_computed(encoder, values) == expected
+    check_one_token_is_exact(model, images, tokens, tolerance=1e-4 if zoo.rounds_attention(name) else 1e-6)
+
+
+def test_last_block_computes_every_token_for_whoever_sees_them(clip, images, tokens):
+    model = PromptedCLIP(clip, PromptConfig(2, 2))
+    every = model.vision.tower.length + 2
+    assert tokens_computed(model.vision, images) == 1
+    assert tokens_computed(model.vision, images, clip.encode_image) == every
+    assert tokens_computed(model.vision, images, clip.visual.forward_intermediates) == every
+    for module in (clip.visual.transformer.resblocks[-1], clip.visual.transformer, clip.visual.ln_post):
+        handle = module.register_forward_hook(lambda module, args, output: None)
+        assert tokens_computed(model.vision, images) == every
+        handle.remove()
+    clip.visual.output_tokens = True
+    assert model.vision.last_block.alone(0) is None
+    clip.visual.output_tokens = False
+    model.vision.trim = False
+    assert tokens_computed(model.vision, images) == every
+    assert tokens_computed(model.text, tokens) == 1
+
+
+def test_last_block_computes_every_token_for_prompts_of_ones_own(clip, images):
+    class Mine(BlockTokens):
+        def position(self, bare):
+            return None
+
+    encoder = PromptedVisionEncoder(clip, prompts=lambda tower: Mine(tower, 2))
+    assert tokens_computed(encoder, images) == encoder.tower.length + 2
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("kind", ["tokens", "before end", "grouped", "prefix"])
+def test_last_block_of_one_token_is_exact_when_computed_again(clip, images, tokens, kind):
+    model = PromptedCLIP(clip.double(), PromptConfig(**({"text_length": 3, "vision_length": 3} | KINDS[kind]))).train()
+    plain, expected = outcomes(model, images.double(), tokens)
+    clip.set_grad_checkpointing(True)
+    features, gradients = outcomes(model, images.double(), tokens)
+    torch.testing.assert_close(features, plain, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_last_block_of_one_token_is_exact_under_adapters(clip, images, tokens):
+    peft = pytest.importorskip("peft")
+    model = PromptedCLIP(clip, PromptConfig(2, 2))
+    lora = peft.LoraConfig(r=2, target_modules=["attn", "c_fc", "c_proj"], init_lora_weights=False)
+    peft.get_peft_model(clip, lora)
+    model.double()
+    assert tokens_computed(model.vision, images.double()) == tokens_computed(model.text, tokens) == 1
+    check_one_token_is_exact(model, images.double(), tokens)
+
+
+def test_last_block_of_one_token_is_exact_with_scaled_layers(clip, images, tokens):
+    for tower in (clip.visual, clip):
+        block = tower.transformer.resblocks[-1]
+        block.ls_1, block.ls_2 = (LayerScale(block.attn.embed_dim, scale) for scale in (0.3, 3.0))
+    model = PromptedCLIP(clip.double(), PromptConfig(2, 2))
+    assert tokens_computed(model.vision, images.double()) == tokens_computed(model.text, tokens) == 1
+    check_one_token_is_exact(model, images.double(), tokens)
+
+
+def test_last_block_in_one_copy_leaves_the_other(clip, images):
+    model = PromptedCLIP(clip, PromptConfig(2, 2))
+    other = copy.deepcopy(model)
+    model.detach()
+    assert "forward" not in vars(clip.visual.transformer.resblocks[-1])
+    assert tokens_computed(other.vision, images) == 1
+    before = other.encode_image(images)
+    with torch.no_grad():
+        other.clip.visual.transformer.resblocks[-1].mlp.c_proj.weight.zero_()
+    assert not torch.equal(other.encode_image(images), before)

@@ -146,6 +146,8 @@ def test_stage_optimizer_is_the_algorithm_asked_for(model: PromptedCLIP) -> None
     assert optimizer.defaults["betas"] == (0.5, 0.9)
     assert optimizer.defaults["eps"] == 1e-3
     assert type(make_stage(model).optimizer()) is torch.optim.AdamW
+    assert make_stage(model).optimizer(fused=True).param_groups[0]["fused"]
+    assert optimizer.param_groups[0]["fused"] is None
     plain = make_stage(model, algorithm="sgd", betas=(0.8, 0.9), learning_rate=0.1, weight_decay=0.2).optimizer()
     assert type(plain) is torch.optim.SGD
     assert [(group["momentum"], group["lr"], group["nesterov"]) for group in plain.param_groups] == [(0.8, 0.1, False)]

@@ -46,6 +46,14 @@ def test_gradient_cache_gives_losses_and_gradients_of_the_plain_step(
         torch.testing.assert_close(cached[name], value, rtol=1e-10, atol=1e-12, msg=name)
 
 
+def test_running_stage_fuses_the_step_unless_a_scaler_may_skip_it(model: PromptedCLIP) -> None:
+    accelerator = make_accelerator("cpu", "no")
+    stage = Stage("test", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()})
+    assert RunningStage(stage, accelerator, steps_per_epoch=1).optimizer.param_groups[0]["fused"]
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    assert not RunningStage(stage, accelerator, steps_per_epoch=1).optimizer.param_groups[0]["fused"]
+
+
 def test_gradient_cache_draws_the_same_dropout_in_both_passes(model: PromptedCLIP, batch: Any) -> None:
     model.clip.visual.patch_dropout = torch.nn.Dropout(0.5)
     stage = Stage("test", model, trains=["encoders"], losses={"contrastive": ContrastiveLoss(0.1)})

@@ -175,6 +175,24 @@ def test_trainer_interrupted_and_resumed_ends_with_the_same_bits(
     assert trainer.best["scores"] == whole.best["scores"]
 
 
+def test_trainer_resumed_from_before_steps_were_fused_ends_as_it_would_have(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    optimizer = Stage.optimizer
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "optimizer", lambda self, *, fused=False: optimizer(self))
+        make(output_dir=tmp_path / "whole").fit()
+        expected = copy.deepcopy(model.state_dict())
+        model.load_state_dict(start[0])
+        schedule[1].loss_modules.load_state_dict(start[1])
+        trainer = make(output_dir=tmp_path / "interrupted", checkpoint_every_steps=1)
+        with stopped_at(trainer, 6), pytest.raises(Killed):
+            trainer.fit()
+    make(output_dir=tmp_path / "interrupted", checkpoint_every_steps=1).fit()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
 def test_trainer_stages_end_with_their_best_weights(make: Any, model: PromptedCLIP) -> None:
     scores, states = iter([0.9, 0.2, 0.5, 0.5]), []
 

@@ -81,7 +81,10 @@ def save_gradients(path: Path, case: str, *, mixed_precision: str = "no") -> Non
     """
     dtype, chunk, sampler = CASES[case]
     accelerator = make_accelerator("cpu", mixed_precision)
-    model = PromptedCLIP(small_clip(), PromptConfig(text_length=2, vision_length=2)).to(dtype)
+    clip = small_clip()
+    # Words that differ: features that are all alike have gradients that cancel, and float32 loses them.
+    nn.init.normal_(clip.token_embedding.weight)
+    model = PromptedCLIP(clip, PromptConfig(text_length=2, vision_length=2)).to(dtype)
     whole = Stage("all", model, trains=["prompts", "encoders"], losses=every_loss())
     held = Stage("prompts", model, trains=["prompts"], losses={"held": SelfConsistencyLoss(temperature=0.1)})
     found: dict[str, torch.Tensor] = {}

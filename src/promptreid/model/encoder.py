@@ -10,6 +10,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import PromptManifest
 from promptreid.prompts.config import Initialization
 from promptreid.prompts.kind import PromptKind
+from promptreid.towers.modes import LastBlock
 
 # Makes a kind of prompt from the description of the tower that it is for.
 PromptFactory = Callable[[Any], PromptKind]
@@ -25,6 +26,7 @@ class PromptCarrier(nn.Module):
         prompts: The prompts, not attached yet.
         initialization: How prompts start.
         probe: Sends a few inputs through the tower.
+        trim: Compute what the features depend on alone, where that is exact.
 
     Attributes:
         tower: The description of the tower.
@@ -45,6 +47,7 @@ class PromptCarrier(nn.Module):
         *,
         initialization: Initialization | None,
         probe: Callable[[], Any],
+        trim: bool,
     ) -> None:
         super().__init__()
         if not isinstance(prompts, PromptKind):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -58,6 +61,8 @@ class PromptCarrier(nn.Module):
         except Exception:
             prompts.detach()
             raise
+        self.trim = trim
+        self.last_block: LastBlock = LastBlock(prompts.tower, prompts.position)
 
     @property
     def clip(self) -> nn.Module:
@@ -82,6 +87,7 @@ class PromptCarrier(nn.Module):
 
     def detach(self) -> nn.Module:
         """Take the prompts out of the model for good and return it as it was."""
+        self.last_block.remove()
         self.prompts.detach()
         return self.clip
 

@@ -50,7 +50,8 @@ class PromptedCLIP(nn.Module):
         config: Kind, lengths, depths and initialisation of the prompts.
         source: Where the model came from; known already if it is from `load_clip`.
         sequence_first: Keep frozen attention fast (values change by rounding only).
-        trim: Cut captions to the longest of a batch where that is exact.
+        trim: Where that is exact, cut captions to the longest of a batch, and compute the last block of each tower for
+            the pooled token alone.
         initialize: Start the prompts; `False` leaves them zero, for a loader that sets them.
         vision_prompts: Makes prompts of your own kind for the image tower, which it is given; `None` for a built-in
             kind, as `config` says.

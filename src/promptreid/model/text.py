@@ -31,8 +31,8 @@ class PromptedTextEncoder(PromptCarrier):
         initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.
         slot: `"after_start"`, or `"before_end"` for prompts between the caption and its end token (causal towers).
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
-        trim: Cut batches to their longest caption in towers where no feature can depend on what follows it; compiled
-            and exported code is not cut, and has one shape.
+        trim: Cut batches to their longest caption in towers where no feature can depend on what follows it (compiled
+            and exported code is not cut, and has one shape), and compute the last block for the pooled token alone.
         prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
             options of prompts in blocks are then not used. `None` for prompts in blocks.
 
@@ -94,8 +94,7 @@ class PromptedTextEncoder(PromptCarrier):
                 slot=None if slot == "after_start" else slot,
             )
         encode: Any = clip.encode_text
-        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_tokens(tower)))
-        self.trim = trim
+        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_tokens(tower)), trim=trim)
         self.caption_trim: CaptionTrim = CaptionTrim(tower)
 
     @property
@@ -108,8 +107,9 @@ class PromptedTextEncoder(PromptCarrier):
         self._check(tokens)
         encode: Any = self.clip.encode_text
         # How long captions are is known only by looking at them, which a traced graph cannot.
-        trim = self.trim and not is_traced()
-        with constants_when_traced(self.clip), self.caption_trim.cut(tokens) if trim else nullcontext(tokens) as kept:
+        cut = self.caption_trim.cut(tokens) if self.trim and not is_traced() else nullcontext(tokens)
+        read = self.last_block.reading(self.tower.pooled(tokens) if self.trim else None)
+        with constants_when_traced(self.clip), read, cut as kept:
             features = encode(kept, normalize=False)
         if self.tower.drops_blocks:
             features = join_skipped_blocks(self.tower, features)

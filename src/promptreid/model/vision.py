@@ -43,6 +43,7 @@ class PromptedVisionEncoder(PromptCarrier):
             border starts at zero.
         place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
+        trim: Compute the last block for the class token alone in towers whose features are made of it.
         prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
             other options are then not used. `None` for the built-in kind that fits.
 
@@ -80,6 +81,7 @@ class PromptedVisionEncoder(PromptCarrier):
         initialization: Initialization | None = "normal",
         place: VisionPlace = "auto",
         sequence_first: bool = True,
+        trim: bool = True,
         prompts: PromptFactory | None = None,
     ) -> None:
         check_choice("place", place, VISION_PLACES)
@@ -110,13 +112,14 @@ class PromptedVisionEncoder(PromptCarrier):
             else:
                 own = AttentionPoolTokens(tower, length)
         encode: Any = clip.encode_image
-        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)))
+        super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)), trim=trim)
 
     def forward(self, images: Tensor, *, normalize: bool = False, groups: ImageGroups = None) -> Tensor:
         """Encode a batch of images; `groups` are those of grouped prompts, see `GroupedTokens.for_groups`."""
         self._check(images)
         # Not len(images), which would make the batch's size a constant of an exported graph.
-        with constants_when_traced(self.clip), self.prompts.for_groups(groups, images.shape[0]):
+        read = self.last_block.reading(getattr(self.tower, "pooled_at", None) if self.trim else None)
+        with constants_when_traced(self.clip), read, self.prompts.for_groups(groups, images.shape[0]):
             features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
         return unit_length(features, dim=-1) if normalize else features
 

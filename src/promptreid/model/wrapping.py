@@ -77,7 +77,10 @@ def _wrap_coupled(
 
     try:
         vision = PromptedVisionEncoder(
-            clip, initialization=config.vision_initialization if initialize else None, prompts=project
+            clip,
+            initialization=config.vision_initialization if initialize else None,
+            trim=setup["trim"],
+            prompts=project,
         )
     except Exception:
         text.detach()
@@ -125,7 +128,7 @@ def _vision_encoder(
     if factories["vision"] is None and config.kind in ("prefix", "grouped"):
         prefix = _prefix(setup, config.vision_length, config.vision_depth)
         own = prefix if config.kind == "prefix" else _grouped(config, setup)
-        return PromptedVisionEncoder(clip, initialization=initialization, prompts=own)
+        return PromptedVisionEncoder(clip, initialization=initialization, prompts=own, trim=setup["trim"])
     return PromptedVisionEncoder(
         clip,
         config.vision_length,
@@ -133,8 +136,8 @@ def _vision_encoder(
         position_embedding=config.position_embedding,
         initialization=initialization,
         place=config.vision_place,
-        sequence_first=setup["sequence_first"],
         prompts=factories["vision"],
+        **setup,
     )
 
 

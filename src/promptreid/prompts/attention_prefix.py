@@ -93,6 +93,10 @@ class AttentionPrefix(PromptKind):
         own = states[:, :, max(slot - 1, 0)].mean(dim=1, keepdim=True).expand(-1, self.length, -1)
         return own + NOISE_SHARE * own.std(dim=-1, keepdim=True) * torch.randn_like(own)
 
+    def position(self, bare: Any) -> Any:
+        """The same: nothing is added to the sequence."""
+        return bare
+
     def register_hooks(self) -> Iterator[RemovableHandle]:
         """Stand in for the attention of every block that has keys and values of its own; no hook reaches them."""
         if self._sequence_first:

@@ -180,6 +180,10 @@ class BlockTokens(PromptKind):
         encoding = not (torch.is_grad_enabled() or tower.container.training or is_traced())
         return encoding and alone and tower.unordered and tower.sequence_axis == 0
 
+    def position(self, bare: Any) -> Any:
+        """Where tokens of the bare sequence stand in the blocks, behind the prompts or not."""
+        return bare + self.length * (bare >= (0 if self.in_front else self.tower.slot)) if self.active else bare
+
     def register_hooks(self) -> Iterator[RemovableHandle]:
         """Register the hooks of every block, and stand in for methods that no hook reaches."""
         tower = self.tower

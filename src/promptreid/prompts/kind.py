@@ -72,6 +72,13 @@ class PromptKind(nn.Module):
             run: Sends a few inputs through the tower.
         """
 
+    def position(self, bare: Any) -> Any:
+        """Where tokens stand in the blocks, of their positions in the bare sequence, an integer or a tensor of them.
+
+        The built-in kinds know it, so that the last block may compute the pooled token alone; `None`: every token.
+        """
+        return None
+
     @contextmanager
     def for_groups(self, groups: Sequence[str | None] | Tensor | None, count: int) -> Generator[None, None, None]:
         """Encode inside the block a batch whose images are of these groups, where a kind has prompts for each.

@@ -121,9 +121,9 @@ def attend(
     """Attention over the extended keys and values, which every query may look at.
 
     Shape:
-        - queries, keys, values: (B, heads, L, d)
-        - mask: what spreads to (B, heads, L, L); additive, or boolean where true may be looked at
-        - returns: (B, L, heads * d), or (L, B, heads * d) for `sequence_first`, contiguous
+        - queries: (B, heads, Q, d), keys, values: (B, heads, L, d)
+        - mask: what spreads to (B, heads, Q, L); additive, or boolean where true may be looked at
+        - returns: (B, Q, heads * d), or (Q, B, heads * d) for `sequence_first`, contiguous
     """
     more, more_values = extend(keys, values)
     if mask is not None:
@@ -144,10 +144,15 @@ def _torch(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """As `torch.nn.MultiheadAttention`, as open_clip's blocks call it: attention to itself, without weights."""
+    """As `torch.nn.MultiheadAttention`, as open_clip's blocks call it: without weights, and `value` is `key`."""
     pattern = "b l (s h d) -> s b h l d" if module.batch_first else "l b (s h d) -> s b h l d"
-    states = F.linear(query, module.in_proj_weight, module.in_proj_bias)
-    queries, keys, values = rearrange(states, pattern, s=3, h=module.num_heads)
+    weight, bias, width = module.in_proj_weight, module.in_proj_bias, module.embed_dim
+    if query is key:
+        queries, keys, values = rearrange(F.linear(query, weight, bias), pattern, s=3, h=module.num_heads)
+    else:  # queries of fewer tokens
+        biases = (None, None) if bias is None else (bias[:width], bias[width:])
+        (queries,) = rearrange(F.linear(query, weight[:width], biases[0]), pattern, s=1, h=module.num_heads)
+        keys, values = rearrange(F.linear(key, weight[width:], biases[1]), pattern, s=2, h=module.num_heads)
     if attn_mask is not None and attn_mask.ndim == 3:
         attn_mask = rearrange(attn_mask, "(b h) q k -> b h q k", h=module.num_heads)
     if attn_mask is not None and attn_mask.dtype == torch.bool:

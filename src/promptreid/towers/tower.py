@@ -55,6 +55,8 @@ class TokenTower(Tower):
         causal: Whether a token may only look back.
         drops_blocks: Whether the tower skips whole blocks while training.
         unordered: Whether the blocks treat all positions alike, so that prompts do the same wherever they stand.
+        pooled_at: Position of the one token that the feature is made of, -1 for the last; `None` where it is made of
+            more, or of another in each sequence.
     """
 
     container: nn.Module
@@ -73,6 +75,7 @@ class TokenTower(Tower):
     causal: bool = False
     drops_blocks: bool = False
     unordered: bool = False
+    pooled_at: int | None = None
 
     @property
     def hooked(self) -> tuple[nn.Module, ...]:
@@ -133,6 +136,10 @@ class TextTower(TokenTower):
         if self.end_id is not None:
             return (tokens == self.end_id).int().argmax(dim=-1)
         return tokens.argmax(dim=-1)
+
+    def pooled(self, tokens: Tensor) -> Tensor | int | None:
+        """Position of the one token that the feature of each caption is made of, `None` where it is made of more."""
+        return self.caption_end(tokens) if self.end_pooled else self.pooled_at
 
     def longest_caption(self, tokens: Tensor) -> int:
         """Number of positions, from the first, that hold everything a feature of the batch can depend on.

@@ -385,9 +385,9 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
 def restore_running(checkpoint: Checkpoint, running: RunningStage, *, between_stages: bool) -> None:
     """Load optimiser and scheduler of a stage that had begun, and the gradient scaler."""
     if not between_stages:
-        check_alike(
-            checkpoint.state["optimizer"]["param_groups"], _optimizer_state(running.optimizer)[1]["param_groups"]
-        )
+        # A run whose optimiser was not fused, as none was once, stays so and ends as it would have.
+        own = [{**group, "fused": None} for group in running.optimizer.state_dict()["param_groups"]]
+        check_alike(checkpoint.state["optimizer"]["param_groups"], own)
         check_alike(checkpoint.state["scheduler"], running.scheduler.state_dict())
         _set_optimizer_state(running.optimizer, checkpoint.take("optimizer"), checkpoint.state["optimizer"])
         running.scheduler.load_state_dict(checkpoint.state["scheduler"])

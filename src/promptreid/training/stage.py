@@ -315,16 +315,21 @@ class Stage:
         own = set(self._own)
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter in own]
 
-    def optimizer(self) -> Optimizer:
+    def optimizer(self, *, fused: bool = False) -> Optimizer:
         """The optimiser, with one group for each rate with weight decay and one without.
 
         Call `prepare` first: it moves the losses to the model's device.
+
+        Args:
+            fused: Step in one pass over the memory, if PyTorch can on the parameters' device; not for float16, whose
+                scaler could then not say that it skipped a step.
         """
         groups = parameter_groups(self._rates(), weight_decay=self.weight_decay)
         if self.algorithm == "sgd":
             return SGD(groups, lr=self.learning_rate, momentum=self.betas[0])
         algorithm = {"adamw": AdamW, "adam": Adam}[self.algorithm]
-        return algorithm(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
+        able = fused and all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters())
+        return algorithm(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=able or None)
 
     def scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
         """Warm-up and cosine over the stage; call its `step` after every step of the optimiser."""

@@ -151,7 +151,7 @@ class RunningStage:
         compile: bool = False,
     ) -> None:
         stage.prepare()
-        optimizer = stage.optimizer()
+        optimizer = stage.optimizer(fused=accelerator.scaler is None)
         self.stage = stage
         self.scaler: Any = accelerator.scaler
         self._step = TrainingStep(stage, compile=compile)

@@ -48,4 +48,5 @@ def describe(text: Any) -> TextTower:
         embedding=text.token_embedding,
         heads=int(blocks[0].attn.num_heads),
         behind=int(class_token),
+        pooled_at=-1 if class_token else {"first": 0, "last": -1}.get(pool_type),
     )

@@ -33,6 +33,7 @@ def describe(visual: Any) -> TokenTower:
         grid=grid(visual).shape,
         prefix=1,
         unordered=True,
+        pooled_at=0 if visual.attn_pool is None and visual.pool_type == "tok" else None,
     )
 
 
