@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import shutil
 import sys
 import time
@@ -18,14 +17,13 @@ from tqdm.notebook import tqdm_notebook
 
 from promptreid.errors import MissingExtraError, spoken
 from promptreid.files import write_bytes_atomically
+from promptreid.scores import shown_score
 from promptreid.training.stage import Stage
 
 # What the two stages of the method do, for whoever sees their names for the first time.
 _EXPLAINED = {"stage_one": " (domain adaptation)", "stage_two": " (task adaptation)"}
 
 _COLUMNS = 80
-
-_FRACTION = re.compile(r"rank\d+|mAP|mINP")
 
 
 def bars_can_move() -> bool:
@@ -182,12 +180,6 @@ def epoch_line(
     rest = f"{score}  loss {loss:.3f}  {left} left"
     room = _COLUMNS - len(rest)
     return (label if len(label) <= room else f"{label[: room - 1]}…") + rest
-
-
-def shown_score(name: str, value: float, *, signed: bool = False) -> str:
-    """A score as it is printed: those of retrieval in percent, others as they are."""
-    sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f}" if _FRACTION.fullmatch(name) else f"{value:{sign}.4g}"
 
 
 class RunLog:
