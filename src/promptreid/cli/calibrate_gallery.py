@@ -77,7 +77,7 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Calibrate the index."""
-    from promptreid.retrieval.gallery_store import threshold_in_words
+    from promptreid.retrieval.gallery_state import threshold_in_words
 
     check_file("--queries", queries)
     if not is_store(index):

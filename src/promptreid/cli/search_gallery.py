@@ -170,7 +170,7 @@ class _Search:
         as_csv: bool,
         exact: bool = False,
     ) -> None:
-        from promptreid.retrieval.gallery_store import lowest_score
+        from promptreid.retrieval.gallery_state import lowest_score
 
         self.gallery, self._k = gallery, k
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
@@ -215,7 +215,7 @@ class _Search:
 
     def _verdict(self, answer: _Answer) -> list[str]:
         """What the scores mean: against the threshold that was given, or else the calibrated one."""
-        from promptreid.retrieval.gallery_store import threshold_in_words
+        from promptreid.retrieval.gallery_state import threshold_in_words
 
         calibration, images = self.gallery.calibration, len(self.gallery)
         if not answer.hits:
@@ -383,7 +383,7 @@ def open_gallery(
         ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_store import lowest_score
+    from promptreid.retrieval.gallery_state import lowest_score
     from promptreid.retrieval.stored_gallery import StoredGallery
 
     load = StoredGallery.load if is_store(directory) else Gallery.load

@@ -15,7 +15,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles, read_prompts
 from promptreid.hub.repository import Access, Repository
-from promptreid.model.base_clip import check_clip, make_clip
+from promptreid.model.base_lookup import check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
 from promptreid.model.encoding import encode
 from promptreid.model.publishing import push_prompts

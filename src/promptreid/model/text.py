@@ -12,8 +12,8 @@ from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization, TextSlot
 from promptreid.towers.families import find_text_tower
 from promptreid.towers.features import join_skipped_blocks
+from promptreid.towers.initial_states import probe_tokens
 from promptreid.towers.modes import CaptionTrim, constants_when_traced, is_traced
-from promptreid.towers.probing import probe_tokens
 from promptreid.towers.tower import TextTower
 
 

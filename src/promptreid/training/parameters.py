@@ -11,8 +11,8 @@ from promptreid.model.encoder import PromptCarrier
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_around, adapter_layers, train_adapter
 from promptreid.towers.features import parameters_without_features
+from promptreid.towers.initial_states import probe_images, probe_tokens
 from promptreid.towers.modes import evaluating
-from promptreid.towers.probing import probe_images, probe_tokens
 
 
 class LayerDepths:
