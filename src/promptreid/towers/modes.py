@@ -1,6 +1,7 @@
 """How a model is made and runs for a while: in eval mode, sequence first, by thread, on captions that are cut."""
 
 import itertools
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -337,7 +338,7 @@ def _mask_of(mask: Tensor, position: Tensor | int, *, heads: int) -> Tensor:
 
 
 @contextmanager
-def without_remote_code() -> Generator[None, None, None]:
+def _without_remote_code() -> Generator[None, None, None]:
     """Keep open_clip from letting transformers run a repository's code, and from asking at a terminal whether it may.
 
     open_clip says nothing of `trust_remote_code`, and transformers then asks, and runs what it is allowed to.
@@ -355,3 +356,19 @@ def without_remote_code() -> Generator[None, None, None]:
         finally:
             for name, auto in real.items():
                 setattr(hf_model, name, auto)
+
+
+@contextmanager
+def making_models() -> Generator[None, None, None]:
+    """Keep open_clip from running foreign code, and from warning of random weights, which are wanted or replaced."""
+    root = logging.getLogger()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(("No pretrained weights loaded", "Local config loaded"))
+
+    root.addFilter(is_other)
+    try:
+        with _without_remote_code():
+            yield
+    finally:
+        root.removeFilter(is_other)
