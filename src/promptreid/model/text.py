@@ -13,8 +13,9 @@ from promptreid.prompts.config import Initialization, TextSlot
 from promptreid.towers.families import find_text_tower
 from promptreid.towers.features import join_skipped_blocks
 from promptreid.towers.initial_states import probe_tokens
-from promptreid.towers.modes import CaptionTrim, constants_when_traced, is_traced
+from promptreid.towers.modes import constants_when_traced, is_traced
 from promptreid.towers.tower import TextTower
+from promptreid.towers.trimming import CaptionTrim
 
 
 class PromptedTextEncoder(PromptCarrier):

@@ -39,8 +39,9 @@ from promptreid.towers.growth import (
     take_from_front,
 )
 from promptreid.towers.initial_states import mean_states, start_states
-from promptreid.towers.modes import ThreadValue, is_traced, runs_slow_when_frozen, set_sequence_first
-from promptreid.towers.tower import TextTower, TokenTower
+from promptreid.towers.modes import is_traced
+from promptreid.towers.tower import TextTower, TokenTower, runs_slow_when_frozen, set_sequence_first
+from promptreid.towers.trimming import ThreadValue
 
 
 class BlockTokens(PromptKind):

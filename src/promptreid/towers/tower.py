@@ -210,6 +210,28 @@ class PixelTower(Tower):
         return (self.module, self.entrance, *pool)
 
 
+def runs_slow_when_frozen(tower: TokenTower) -> bool:
+    """Whether every block attends through a batch-first `nn.MultiheadAttention`.
+
+    With `batch_first=True` it gives its projection a transposed view. With a weight that needs no gradient PyTorch
+    then expands the weight once for every position instead of folding the view, so a frozen tower becomes many times
+    slower. Run sequence-first, the same weights give the same values without the copy.
+    """
+    attentions = [getattr(block, "attn", None) for block in tower.blocks]
+    return bool(getattr(tower.container, "batch_first", False)) and all(
+        isinstance(attention, nn.MultiheadAttention) and attention.batch_first for attention in attentions
+    )
+
+
+def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
+    """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
+    attentions: list[Any] = [block.attn for block in tower.blocks]
+    # PEFT's layers only show the layout of the attention that they stand in for.
+    modules: list[Any] = [tower.container, *(getattr(each, "base_layer", each) for each in attentions)]
+    for module in modules:
+        module.batch_first = not enable
+
+
 def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
     """Refuse what is not a model, is TorchScript, or was compiled (or has `modules` that were) before attaching.
 
