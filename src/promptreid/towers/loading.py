@@ -27,7 +27,6 @@ from promptreid.towers.downloading import (
     with_tagged_weights,
 )
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests, weight_marks
 from promptreid.towers.modes import making_models
 from promptreid.towers.names import (
@@ -41,6 +40,7 @@ from promptreid.towers.names import (
     needs_quick_gelu,
 )
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
+from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
     check_finite,
     load_checkpoint,

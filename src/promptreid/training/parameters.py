@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from promptreid.model.encoder import PromptCarrier
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_around, adapter_layers, train_adapter
-from promptreid.towers.features import parameters_without_features
 from promptreid.towers.initial_states import probe_images, probe_tokens
 from promptreid.towers.modes import evaluating
+from promptreid.towers.tower import parameters_without_features
 
 
 class LayerDepths:
