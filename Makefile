@@ -72,7 +72,7 @@ STORE_TESTS ?= not slow
 test-store:
 	$(INSTALL) --extras train,viz,hf,parquet,onnx,store --groups dev,store
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "$(STORE_TESTS)" tests/store $(wildcard tests/retrieval/test_lance_*.py) \
-		tests/retrieval/test_stored_gallery.py tests/cli/test_keep_store.py
+		tests/retrieval/test_stored_gallery.py tests/cli/test_store_command.py
 
 docs:
 	rm -rf docs/_build docs/api docs/drawn

@@ -29,7 +29,7 @@ from promptreid.data.records import ReIDDataset
 from promptreid.evaluation.calibration import calibrate_threshold, calibrate_without_labels
 from promptreid.evaluation.evaluate import score
 from promptreid.evaluation.splits import EncodedSplit, encode_split
-from promptreid.retrieval.gallery_store import STRANGERS
+from promptreid.retrieval.gallery_state import STRANGERS
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.sentences import describe_people
 from promptreid.towers.tiny import tiny_prompts

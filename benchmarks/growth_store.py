@@ -45,9 +45,10 @@ from promptreid import Gallery, load_prompts
 from promptreid.data import load_dataset
 from promptreid.evaluation.splits import encode_split
 from promptreid.retrieval import lance_store
-from promptreid.retrieval.lance_engine import require_lance
+from promptreid.retrieval.lance_connection import require_lance
+from promptreid.retrieval.lance_removal import erase
 from promptreid.retrieval.lance_store import LanceStore, renumbered
-from promptreid.retrieval.lance_upkeep import describe, erase, optimize
+from promptreid.retrieval.lance_upkeep import describe, optimize
 from promptreid.retrieval.table import Hit, ImageTable
 from promptreid.synthetic import write_generated
 from promptreid.towers.tiny import tiny_prompts

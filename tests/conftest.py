@@ -213,6 +213,21 @@ def split(tmp_path_factory):
     return load_cuhk_pedes(write_generated(root, num_identities=(1, 1, 6), seed=0, progress=False)).test
 
 
+@pytest.fixture
+def tables_restored() -> Generator[None]:
+    """What a page adds to the package's tables does not stay for other tests."""
+    from promptreid.scores import METRICS
+    from promptreid.towers.checkpoint_kinds import KINDS
+    from promptreid.towers.families import VISION_FAMILIES
+
+    lists, metrics = [(table, list(table)) for table in (KINDS, VISION_FAMILIES)], dict(METRICS)
+    yield
+    for table, before in lists:
+        table[:] = before
+    METRICS.clear()
+    METRICS.update(metrics)
+
+
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory) -> Path:
     """What a page of the documentation may expect in the working directory; take a copy before running it there.

@@ -22,14 +22,15 @@ from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
+from promptreid.training.callbacks import Evaluate
 from promptreid.training.checkpoint import FORMER_NAMES
-from promptreid.training.log import bars_can_move
+from promptreid.training.display import bars_can_move
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
-from promptreid.training.trainer import Evaluate, Trainer
+from promptreid.training.trainer import Trainer
 
 ZERO_SHOT = "zero_shot"
 

@@ -16,6 +16,7 @@ from promptreid.cli.options import check_device
 from promptreid.cli.output import Output
 from promptreid.cli.train_model import (
     ALGORITHMS,
+    MATCHINGS,
     WAYS,
     add_training_arguments,
     complete_training_arguments,
@@ -25,8 +26,9 @@ from promptreid.cli.training_runs import Training
 from promptreid.evaluation.evaluate import Evaluation
 from promptreid.evaluation.metrics import RetrievalMetrics
 from promptreid.files import read_sealed_json
+from promptreid.losses.contrastive import NITCLoss, SDMLoss
 from promptreid.training.ablations import ABLATIONS
-from promptreid.training.recipe import Recipe
+from promptreid.training.recipe import Matching, Recipe
 from promptreid.training.stage import Algorithm
 
 
@@ -43,6 +45,13 @@ def test_options_of_the_optimizer_are_the_recipes() -> None:
     assert recipe_of("--max-norm", "0.5").max_norm == 0.5
     plain = recipe_of()
     assert (plain.algorithm, plain.epsilon, plain.max_norm) == ("adamw", 1e-8, 1.0)
+
+
+def test_matching_loss_of_the_recipe_is_chosen_in_the_shell() -> None:
+    assert get_args(Matching) == MATCHINGS
+    assert recipe_of().matching == "contrastive"
+    assert isinstance(recipe_of("--matching", "sdm").matching_loss(), SDMLoss)
+    assert isinstance(recipe_of("--matching", "nitc").matching_loss(), NITCLoss)
 
 
 def test_options_of_regularisation_are_the_recipes() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from promptreid.data.check import check_dataset
-from promptreid.data.imagefolder import write_imagefolder
+from promptreid.data.imagefolder_writer import write_imagefolder
 from promptreid.data.reader import load_dataset
 from promptreid.errors import DatasetError
 

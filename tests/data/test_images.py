@@ -17,7 +17,7 @@ from PIL import Image
 
 from promptreid.data import images
 from promptreid.data.images import (
-    ImageFolder,
+    ImageLookup,
     inspect_image,
     inspect_images,
     keep_readable,
@@ -326,7 +326,7 @@ def test_image_folder_tells_present_missing_and_outside(tmp_path: Path) -> None:
     (tmp_path / "imgs2").mkdir()  # whose name begins as the folder's does
     (tmp_path / "imgs2" / "a.jpg").touch()
     (tmp_path / "imgs" / "twin.jpg").symlink_to(tmp_path / "imgs2" / "a.jpg")
-    folder = ImageFolder(tmp_path / "imgs")
+    folder = ImageLookup(tmp_path / "imgs")
     places = {
         "sub/a.jpg": "present",
         "in.jpg": "present",
@@ -349,7 +349,7 @@ def test_image_folder_pipe_is_missing_and_is_not_read(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
-    assert ImageFolder(tmp_path).locate(PurePosixPath("pipe.jpg")) == "missing"
+    assert ImageLookup(tmp_path).locate(PurePosixPath("pipe.jpg")) == "missing"
 
 
 def test_list_images_sorted_with_sub_folders_and_without_hidden(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from promptreid.towers import families
-
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 WRITTEN_BY_THE_BUILD = {"_build", "api", "drawn"}
@@ -48,12 +46,10 @@ def test_there_are_pages_with_snippets():
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
-def test_snippets_of_a_page_run_one_after_another(page, reader_folder, tmp_path, monkeypatch):
+def test_snippets_of_a_page_run_one_after_another(page, reader_folder, tables_restored, tmp_path, monkeypatch):
     folder = tmp_path / "reader"
     shutil.copytree(reader_folder, folder)
     monkeypatch.chdir(folder)
-    # A page that adds a family of its own must not leave it to other tests.
-    monkeypatch.setattr(families, "VISION_FAMILIES", list(families.VISION_FAMILIES))
     stand_in_for_langchain(monkeypatch)
     names: dict[str, object] = {"__name__": "snippet"}
     for number, text in enumerate(blocks(page, "python"), start=1):

@@ -19,7 +19,7 @@ def example_of(section: str) -> str:
 
 
 @pytest.fixture
-def run_example(reader_folder, tmp_path, monkeypatch) -> Callable[[str], SimpleNamespace]:
+def run_example(reader_folder, tables_restored, tmp_path, monkeypatch) -> Callable[[str], SimpleNamespace]:
     """Runs the example of a section as a reader would, and gives the names that it defines."""
 
     def run(section: str) -> SimpleNamespace:

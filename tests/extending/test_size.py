@@ -3,8 +3,8 @@
 import re
 
 
-def test_there_are_six_examples_and_each_is_under_40_lines(examples):
-    assert len(examples) == 6
+def test_there_are_ten_examples_and_each_is_under_40_lines(examples):
+    assert len(examples) == 10
     assert {section: count for section, text in examples.items() if (count := len(text.splitlines())) >= 40} == {}
 
 

@@ -3,10 +3,7 @@ import torch
 
 
 @pytest.fixture
-def family_example(run_example, monkeypatch):
-    from promptreid.towers import families
-
-    monkeypatch.setattr(families, "VISION_FAMILIES", list(families.VISION_FAMILIES))
+def family_example(run_example):
     return run_example("A tower family")
 
 

@@ -19,7 +19,7 @@ from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, push
 from promptreid.errors import AttachmentError, CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
-from promptreid.model import base_clip
+from promptreid.model import base_lookup
 from promptreid.towers.loading import ClipSource
 from promptreid.towers.tiny import tiny_prompts
 
@@ -453,7 +453,7 @@ def test_encoders_that_lack_weights_are_refused_before_any_is_read(tuned, tmp_pa
 
     save_file(weights, folder / "open_clip_model.safetensors")
     edit(folder)
-    monkeypatch.setattr(base_clip, "read_weights", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(base_lookup, "read_weights", lambda *_: pytest.fail("read"))
     with pytest.raises(CheckpointError, match="missing logit_scale, unexpected extra, of another shape none"):
         load_prompts(folder)
 

@@ -110,7 +110,7 @@ def test_start_is_as_named(clip, initialization):
         assert size == pytest.approx(0.02, rel=0.2)
         return
     # The class token's key, or the mean over a stretch of patches, of the first block.
-    from promptreid.towers.probing import probe_images
+    from promptreid.towers.initial_states import probe_images
 
     block = clip.visual.transformer.resblocks[0]
     seen = []

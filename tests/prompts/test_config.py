@@ -35,7 +35,7 @@ def test_prompts_deeper_than_the_tower_are_refused(clip):
 
 def test_prompts_start_as_the_mean_state_of_each_block(clip):
     """Prompts of block i lie where the tokens of block i lie."""
-    from promptreid.towers.probing import probe_images
+    from promptreid.towers.initial_states import probe_images
 
     seen = []
     handles = [

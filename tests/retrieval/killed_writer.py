@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable
 
 
 def main() -> None:
     folder = sys.argv[1]
-    store = GalleryStore.load(Path(folder))
+    store = GalleryState.load(Path(folder))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:

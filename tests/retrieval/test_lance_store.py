@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from promptreid import Gallery
 from promptreid.errors import MissingExtraError, StoreError, StoreUnreachableError
-from promptreid.retrieval import lance_engine, lance_store
+from promptreid.retrieval import lance_connection, lance_store
 from promptreid.retrieval.filters import Between, Prefix, matcher
 from promptreid.retrieval.lance_store import LanceStore, renumbered
 from promptreid.retrieval.table import ImageTable
@@ -303,7 +303,7 @@ def test_extra_that_is_missing_is_named(monkeypatch, tmp_path):
 
 
 def test_commit_is_tried_again_after_a_conflict_and_given_up_in_the_end(store, monkeypatch):
-    monkeypatch.setattr(lance_engine, "_FIRST_WAIT", 0.0)
+    monkeypatch.setattr(lance_connection, "_FIRST_WAIT", 0.0)
     calls = []
 
     def busy(times):
@@ -315,10 +315,10 @@ def test_commit_is_tried_again_after_a_conflict_and_given_up_in_the_end(store, m
 
         return work
 
-    assert lance_engine.committed("s", busy(3)) == "done"
+    assert lance_connection.committed("s", busy(3)) == "done"
     assert len(calls) == 4
     with pytest.raises(StoreError, match="being changed by others all the time"):
-        lance_engine.committed("s", busy(100))
+        lance_connection.committed("s", busy(100))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_commit_is_tried_again_after_a_conflict_and_given_up_in_the_end(store, m
     ],
 )
 def test_failures_of_the_engine_are_told_apart(words, kind, said):
-    error = lance_engine.explained("s3://b/x", RuntimeError(words))
+    error = lance_connection.explained("s3://b/x", RuntimeError(words))
     assert isinstance(error, kind)
     assert said in str(error)
     assert ".cargo" not in str(error)
@@ -353,7 +353,7 @@ def test_search_goes_on_where_files_were_cleaned_up_meanwhile(store):
 
 
 def lance_store_rewrite(store):
-    from promptreid.retrieval.lance_upkeep import rewrite
+    from promptreid.retrieval.lance_removal import rewrite
 
     rewrite(store, alone=True)
     assert len(lance_store.LanceStore.open(store.place.folder).place.dataset("images").versions()) == 1

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from promptreid.retrieval import lance_store, lance_upkeep
-from promptreid.retrieval.lance_removal import forget_removed, remember_removed, removed_digests
+from promptreid.retrieval import lance_removal, lance_store, lance_upkeep
+from promptreid.retrieval.lance_removal import erase, forget_removed, remember_removed, removed_digests, rewrite
 from promptreid.retrieval.lance_store import LanceStore, renumbered
-from promptreid.retrieval.lance_upkeep import describe, erase, optimize, rewrite
+from promptreid.retrieval.lance_upkeep import describe, optimize
 from promptreid.retrieval.table import ImageTable
 
 pytest.importorskip("lancedb")
@@ -40,7 +40,7 @@ def store(tmp_path):
 @pytest.fixture
 def few(monkeypatch):
     """Stores of a thousand images have an index."""
-    for module in (lance_store, lance_upkeep):
+    for module in (lance_store, lance_removal, lance_upkeep):
         monkeypatch.setattr(module, "FEW", 1000)
 
 
@@ -139,14 +139,14 @@ def test_erasing_cleans_indexes_of_files_of_which_nothing_is_left(store, few):
     fill(store, step=ROWS)
     fill(store, 5000, 5300)  # a file of its own, and in the same part of each index
     for column in ("key", "text_camera", "integer_hour"):
-        lance_upkeep._index_column(store.place.dataset("images"), column)
-    lance_upkeep._index_features(store.place.dataset("images"))
+        lance_upkeep.index_column(store.place.dataset("images"), column)
+    lance_upkeep.index_features(store.place.dataset("images"))
     assert describe(store).fragments == 2
     assert describe(store).indexed == ROWS + 300
     done = erase(store, [f"{row:05}.jpg" for row in range(5000, 5300)])
     assert (done.images, done.proven, done.left) == (300, True, ())
     for index in store.place.dataset("images").describe_indices():
-        entries = [lance_upkeep._entries(store, str(segment.uuid)) for segment in index.segments]
+        entries = [lance_removal._entries(store, str(segment.uuid)) for segment in index.segments]
         assert sum(entries) == index.num_rows_indexed == ROWS, index.name
     assert recall(store) >= 0.95
 
@@ -154,8 +154,8 @@ def test_erasing_cleans_indexes_of_files_of_which_nothing_is_left(store, few):
 def test_index_entries_of_erased_images_are_noticed(store, few, monkeypatch):
     fill(store)
     optimize(store, keep=QUIET)
-    monkeypatch.setattr(lance_upkeep, "_rebuild", lambda data, column: None)
-    monkeypatch.setattr(lance_upkeep, "_entries", lambda store, uuid: ROWS + 1)
+    monkeypatch.setattr(lance_removal, "_rebuild", lambda data, column: None)
+    monkeypatch.setattr(lance_removal, "_entries", lambda store, uuid: ROWS + 1)
     done = erase(store, ["00007.jpg"])
     assert not done.proven
     assert any("index of vector has entries" in words for words in done.left)

@@ -18,8 +18,9 @@ import torch
 from torch.nn.functional import normalize
 
 from promptreid.errors import StoreError
+from promptreid.retrieval.lance_removal import erase
 from promptreid.retrieval.lance_store import LanceStore
-from promptreid.retrieval.lance_upkeep import describe, erase, optimize
+from promptreid.retrieval.lance_upkeep import describe, optimize
 from promptreid.synthetic import write_generated
 
 pytestmark = [pytest.mark.store, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ import torch
 
 from promptreid import ContrastiveLoss, PromptConfig, PromptedCLIP, Stage, load_clip, load_prompts, save_prompts
 from promptreid.towers.adapters import adapter_layers, adapter_settings, merge_adapters
-from promptreid.towers.probing import probe_images, probe_tokens
+from promptreid.towers.initial_states import probe_images, probe_tokens
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 

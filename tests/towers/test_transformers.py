@@ -12,7 +12,7 @@ from promptreid.errors import UnsupportedTowerError
 from promptreid.towers import converting
 from promptreid.towers.converting import convert_weights
 from promptreid.towers.families import resize_images
-from promptreid.towers.features import image_preprocessing_of
+from promptreid.towers.tower import image_preprocessing_of
 from promptreid.towers.transformers_names import from_transformers, open_clip_config, to_transformers
 
 transformers = pytest.importorskip("transformers")

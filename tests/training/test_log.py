@@ -1,15 +1,12 @@
-"""Lines a step, trackers, and what a resumed run keeps of them."""
+"""Lines a step, and what a resumed run keeps of them."""
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from accelerate import tracking
 
-from promptreid.errors import MissingExtraError
-from promptreid.training.log import RunLog, check_trackers, epoch_line
+from promptreid.training.log import RunLog
 from promptreid.training.processes import make_accelerator
 
 
@@ -81,96 +78,3 @@ def test_run_log_tells_tensorboard_losses_and_scores(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("scores/mAP")] == [(2, 0.25)]
     assert {"learning_rate", "gradient_norm"} <= set(events.Tags()["scalars"])
     assert "settings/text_summary" in events.Tags()["tensors"]
-
-
-class Recording:
-    """What accelerate makes of a tracker's name, which keeps what it is given."""
-
-    requires_logging_directory = False
-    made: ClassVar[list["Recording"]] = []
-
-    def __init__(self, project: str, **options: Any) -> None:
-        self.project, self.options, self.name = project, options, "recording"
-        self.settings: dict[str, Any] = {}
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.made.append(self)
-
-    def start(self) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.settings = values
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.logged.append((step, values))
-
-
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_trackers_get_project_name_settings_and_numbers_and_a_resumed_run_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Recording)
-    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType(name)])
-    monkeypatch.setattr(Recording, "made", [])
-    for step in (0, 1):
-        accelerator = make_accelerator("cpu", "no", trackers=[name], folder=tmp_path)
-        settings = {"seed": 0, "stages": [{"name": "stage_one"}]}
-        log = RunLog(tmp_path / "first" / "stage_one", accelerator, step=step, project="thesis", settings=settings)
-        write(log, step + 1)
-        log.close()
-    begun, resumed = Recording.made
-    assert (begun.project, begun.options) == (resumed.project, resumed.options)
-    assert begun.project == "thesis"
-    assert begun.options[{"wandb": "name", "mlflow": "run_name"}[name]] == "first/stage_one"
-    assert begun.settings == {"run": "first/stage_one", "seed": 0, "stages.0.name": "stage_one"}
-    assert begun.logged[0][0] == 1
-    assert begun.logged[0][1]["loss/total"] == 2.0
-
-
-def test_a_tracker_that_does_not_start_is_named_with_its_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise KeyError("set MLFLOW_TRACKING_URI")
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", refuse)
-    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType("mlflow")])
-    monkeypatch.setattr(refuse, "requires_logging_directory", False, raising=False)
-    accelerator = make_accelerator("cpu", "no", trackers=["mlflow"], folder=tmp_path)
-    with pytest.raises(RuntimeError, match=r"a tracker \(mlflow\) does not start: .*set MLFLOW_TRACKING_URI"):
-        RunLog(tmp_path, accelerator, step=0)
-
-
-def line(label: str = "stage one 2/3", **changes: Any) -> str:
-    options: dict[str, Any] = {
-        "name": "mAP", "chosen_by": "mAP", "is_best": False, "loss": 3.92, "left": "02:20", "scores": {"mAP": 0.1602},
-        "before": {"mAP": 0.1531},
-    }  # fmt: skip
-    return epoch_line(label, **{**options, **changes})
-
-
-def test_epoch_line_says_score_change_best_loss_and_time_left() -> None:
-    assert line() == "stage one 2/3  val mAP 16.02 (+0.71)       loss 3.920  02:20 left"
-    assert line(is_best=True) == "stage one 2/3  val mAP 16.02 (+0.71) best  loss 3.920  02:20 left"
-    assert line(before={}) == "stage one 2/3  val mAP 16.02 (first)       loss 3.920  02:20 left"
-    assert line(before={"mAP": 0.2}, chosen_by=None) == "stage one 2/3  mAP 16.02 (-3.98)       loss 3.920  02:20 left"
-    assert line(name="energy", scores={"energy": -1234.5}).startswith("stage one 2/3  energy -1234 (first)")
-    assert line(scores={}) == "stage one 2/3  loss 3.920  02:20 left"
-
-
-def test_epoch_line_fits_80_columns_whatever_the_stage_is_called() -> None:
-    widest = {"scores": {"mAP": 1.0}, "before": {"mAP": 0.0}, "is_best": True, "loss": 123.456, "left": "100:02:20"}
-    assert len(line("a stage with a very long name that says everything 12/60", **widest)) == 80
-
-
-def test_trackers_unknown_or_not_installed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="expected some of aim, "):
-        check_trackers(["tensorbord"])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r'pip install tensorboard \(or "promptreid\[train\]"\)'):
-        check_trackers(["tensorboard"])
-    with pytest.raises(MissingExtraError, match="pip install wandb; or leave it out"):
-        check_trackers(["wandb"])

@@ -449,7 +449,7 @@ def test_trainer_prints_a_line_an_epoch_and_which_one_it_kept(make: Any, capsys:
 def test_trainer_shows_a_bar_on_a_terminal_alone(
     make: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptreid.training.log.bars_can_move", lambda: True)
+    monkeypatch.setattr("promptreid.training.display.bars_can_move", lambda: True)
     make(progress=True).fit()
     shown = capsys.readouterr().err
     assert "stage one 1/2" in shown

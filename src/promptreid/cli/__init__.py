@@ -1,1 +1,1 @@
-"""The command line: promptreid try | check | train | evaluate | index | search | demo | convert | export | push."""
+"""The command line. `promptreid.cli.main.COMMANDS` lists the commands, each with its module of this folder."""

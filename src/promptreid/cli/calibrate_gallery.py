@@ -19,7 +19,8 @@ from promptreid.cli.options import (
     some_path,
 )
 from promptreid.cli.output import Output
-from promptreid.cli.search_gallery import open_gallery, read_sentences
+from promptreid.cli.search_gallery import open_gallery
+from promptreid.cli.typed_sentences import read_sentences
 from promptreid.defaults import OnBad
 from promptreid.errors import shell_word
 
@@ -77,7 +78,7 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Calibrate the index."""
-    from promptreid.retrieval.gallery_store import threshold_in_words
+    from promptreid.retrieval.gallery_state import threshold_in_words
 
     check_file("--queries", queries)
     if not is_store(index):

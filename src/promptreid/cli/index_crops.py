@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from promptreid.cli.keep_store import StoreWork, index_into_store, shard_of_text
+from promptreid.cli.fill_store import StoreWork, index_into_store, shard_of_text
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,

@@ -36,7 +36,7 @@ COMMANDS = {
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
     "calibrate": ("calibrate_gallery", "choose from which score an image counts as a match"),
-    "store": ("keep_store", "keep a store of features in order, or erase people from it"),
+    "store": ("store_command", "keep a store of features in order, or erase people from it"),
     "demo": ("serve_demo", "search in the browser"),
     "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
     "export": ("export_model", "write the encoders as ONNX files"),

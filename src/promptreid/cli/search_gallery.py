@@ -4,13 +4,11 @@ import argparse
 import csv
 import io
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ from promptreid.cli.options import (
     whole,
 )
 from promptreid.cli.output import Output, print_line
+from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
 from promptreid.defaults import BATCH_SIZE, NUM_HITS
 
 if TYPE_CHECKING:
@@ -133,7 +132,9 @@ def run(
         answers = [search.answer(shown, title=sentence or f"like {image and image.name}")]
         console.record(query=answers[0].query, **search.entry(answers[0]))
     else:
-        answers = search.answer_each(sentences if sentences is not None else _typed(console, len(search.gallery)))
+        answers = search.answer_each(
+            sentences if sentences is not None else typed_sentences(console, len(search.gallery))
+        )
         console.record(results=[{"query": answer.query, **search.entry(answer)} for answer in answers])
     console.record(threshold=search.lowest, calibration=_as_dict(search.gallery.calibration))
     console.record(model=model["model"] or search.gallery.notes["model"]["model"])
@@ -170,7 +171,7 @@ class _Search:
         as_csv: bool,
         exact: bool = False,
     ) -> None:
-        from promptreid.retrieval.gallery_store import lowest_score
+        from promptreid.retrieval.gallery_state import lowest_score
 
         self.gallery, self._k = gallery, k
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
@@ -190,9 +191,9 @@ class _Search:
         """Answer sentences: those of a list together, others as soon as each comes."""
         answers: list[_Answer] = []
         size = BATCH_SIZE if isinstance(sentences, list) else 1
-        for part in _parts(sentences, size):
+        for part in in_parts(sentences, size):
             for sentence, found in zip(part, self._find(part, self._k, where=self._where), strict=True):
-                if self._keys is None and (size > 1 or not _at_terminal()):
+                if self._keys is None and (size > 1 or not at_terminal()):
                     self.say(sentence)
                 answers.append(self._show(sentence, found))
         return answers
@@ -215,7 +216,7 @@ class _Search:
 
     def _verdict(self, answer: _Answer) -> list[str]:
         """What the scores mean: against the threshold that was given, or else the calibrated one."""
-        from promptreid.retrieval.gallery_store import threshold_in_words
+        from promptreid.retrieval.gallery_state import threshold_in_words
 
         calibration, images = self.gallery.calibration, len(self.gallery)
         if not answer.hits:
@@ -266,88 +267,6 @@ def _row(values: Sequence[Any]) -> str:
     return stream.getvalue()
 
 
-def _parts(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The sentences in lists of at most `size`."""
-    part: list[str] = []
-    for sentence in sentences:
-        part.append(sentence)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def read_sentences(path: Path) -> list[str]:
-    """The lines of a file that hold something.
-
-    Raises:
-        ValueError: It is not text, or empty.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
-    sentences = [line.strip() for line in lines if line.strip()]
-    if not sentences:
-        raise ValueError(f"--queries is {path}, which holds no sentence; write one a line")
-    return sentences
-
-
-def _typed(console: Output, images: int) -> Iterator[str]:
-    """Sentences as they are typed, or as they come from a pipe.
-
-    Raises:
-        ValueError: None came from the pipe.
-    """
-    from promptreid.model.encoding import check_words
-
-    at_terminal, count = _at_terminal(), 0
-    if at_terminal:
-        console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
-        with suppress(ImportError):
-            import_module("readline")  # gives input() its line editing and history
-    for line in _lines(at_terminal):
-        sentence = line.strip()
-        if not sentence:
-            continue
-        count += 1
-        try:
-            check_words(sentence, name="the query")
-        except ValueError as error:
-            if not at_terminal:
-                raise
-            console.note(f"error: {error}")
-            continue
-        yield sentence
-    if not count and not at_terminal:
-        raise ValueError(
-            "no sentence came on standard input; give one, as in promptreid search gallery "
-            '"a man in a blue jacket", or --image FILE'
-        )
-
-
-def _at_terminal() -> bool:
-    return bool(sys.stdin and sys.stdin.isatty())
-
-
-def _lines(at_terminal: bool) -> Iterator[str]:
-    if not at_terminal:
-        yield from sys.stdin or ()
-        return
-    with suppress(EOFError):
-        while True:
-            if sys.stdout and sys.stdout.isatty():
-                yield input("> ")
-                continue
-            sys.stderr.write("> ")  # what is written to a file or a program is answers alone
-            sys.stderr.flush()
-            line = sys.stdin.readline()
-            if not line:
-                return
-            yield line
-
-
 def _draw(console: Output, search: _Search, picture: Path, answers: Sequence[_Answer]) -> None:
     """Draw what was found, one row a query."""
     from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking
@@ -383,7 +302,7 @@ def open_gallery(
         ValueError: The index does not say which model made it, or options are given that go with another one.
     """
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_store import lowest_score
+    from promptreid.retrieval.gallery_state import lowest_score
     from promptreid.retrieval.stored_gallery import StoredGallery
 
     load = StoredGallery.load if is_store(directory) else Gallery.load

@@ -46,6 +46,7 @@ WAYS = (
     "text_prompts", "image_prompts", "norms_stage_one",
 )  # fmt: skip
 ALGORITHMS = ("adamw", "adam", "sgd")  # those of Stage, which would import torch
+MATCHINGS = ("contrastive", "sdm", "nitc")  # those of Recipe, which would import torch
 NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 
 
@@ -118,6 +119,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     of_stages = "of the stages; default the model's preset"
     parser.add_argument("--epochs", type=whole(0), nargs=2, metavar=("ONE", "TWO"), help=of_stages)
     parser.add_argument("--learning-rates", type=positive, nargs=2, metavar=("ONE", "TWO"), help=of_stages)
+    parser.add_argument(
+        "--matching", choices=MATCHINGS, help="loss that pulls pairs together in both stages; default contrastive"
+    )
     _add_optimizer_arguments(parser)
     _add_regularization_arguments(parser)
     parser.add_argument(
@@ -167,6 +171,7 @@ class TrainingArguments(TypedDict):
     prompt_depth: int | None
     epochs: Sequence[int] | None
     learning_rates: Sequence[float] | None
+    matching: str | None
     algorithm: str | None
     epsilon: float | None
     max_norm: float | Literal["none"] | None
@@ -216,8 +221,8 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
 
 
 def _with_options(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
-    """The recipe with what was given of the optimiser and of regularisation."""
-    options = {name: given[name] for name in ("algorithm", "epsilon", "max_norm", "self_consistency")}
+    """The recipe with what was given of the losses, of the optimiser and of regularisation."""
+    options = {name: given[name] for name in ("matching", "algorithm", "epsilon", "max_norm", "self_consistency")}
     changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     changes |= {"average_prompts": True} if given["average_prompts"] else {}
     return replace(recipe, **{name: None if value == "none" else value for name, value in changes.items()})

@@ -20,6 +20,7 @@ from promptreid.evaluation.pictures.feature_space import draw_feature_map, draw_
 from promptreid.evaluation.splits import is_main_process
 from promptreid.hub.card import FIGURE, CardDetails
 from promptreid.model.publishing import write_card
+from promptreid.scores import METRICS, shared_metrics, shown_score
 from promptreid.training.ablations import ABLATIONS
 from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe
@@ -65,7 +66,7 @@ class Training:
     def _scores_of(self, way: str, seed: int, folder: Path) -> dict[str, float]:
         result = self._adapt(folder, way, seed)
         scores = list(result.scores.values())[-1].text_to_image.as_dict()
-        self.console.say(f"{way}, seed {seed}: Rank-1 {100 * scores['rank1']:.2f}, mAP {100 * scores['mAP']:.2f}")
+        self.console.say(f"{way}, seed {seed}: {_shown(scores)}")
         return scores
 
     def _adapt(self, folder: Path, way: str, seed: int) -> Adaptation:
@@ -103,6 +104,10 @@ class Training:
         ]
         self.console.say(f"kept {' and '.join(kept)} ({result.checkpoint_rule})")
         self.console.say(f"report.html shows it all; results.json, metrics.json, pictures and model/ are in {output}")
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{METRICS[name].title} {shown_score(name, scores[name])}" for name in ("rank1", "mAP"))
 
 
 # What all runs of a comparison have in common, beside the recipe and the data.
@@ -145,10 +150,10 @@ def _write_card(
 ) -> None:
     """The model card: scores by stage, settings, and what captions find where the images may be passed on."""
     rows = {state: scores.as_dict() for state, scores in result.scores.items()}
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    names = shared_metrics(*rows.values())
     table = [f"| state | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     table += [
-        f"| {spoken(state)} | " + " | ".join(f"{100 * row[name]:.2f}" for name in names) + " |"
+        f"| {spoken(state)} | " + " | ".join(shown_score(name, row[name]) for name in names) + " |"
         for state, row in rows.items()
     ]
     sections = {"Scores of each stage": "Text to image, in percent, on the test split.\n\n" + "\n".join(table)}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from promptreid.data.check import check_dataset
     from promptreid.data.dataset import CaptionedImages
     from promptreid.data.image_cache import build_image_cache
-    from promptreid.data.imagefolder import write_imagefolder
+    from promptreid.data.imagefolder_writer import write_imagefolder
     from promptreid.data.reader import load_dataset
     from promptreid.data.records import ImageRecord, ReIDDataset, ReIDSplit
 
@@ -34,7 +34,7 @@ __getattr__: Callable[[str], Any] = lazy_names(
         "build_image_cache": "promptreid.data.image_cache",
         "check_dataset": "promptreid.data.check",
         "load_dataset": "promptreid.data.reader",
-        "write_imagefolder": "promptreid.data.imagefolder",
+        "write_imagefolder": "promptreid.data.imagefolder_writer",
     },
 )
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.images import ImageFolder, leaves_folder
+from promptreid.data.images import ImageLookup, leaves_folder
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import (
     SPLITS,
@@ -205,7 +205,7 @@ def structural_problems(annotation: Annotation) -> Iterator[Problem]:
 
 
 def _image_problems(annotation: Annotation) -> Iterator[Problem]:
-    folder = ImageFolder(annotation.images)
+    folder = ImageLookup(annotation.images)
     seen: set[PurePosixPath] = set()
     for position, record in annotation.located_records():
         path = annotation.relative(record)

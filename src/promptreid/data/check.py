@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from promptreid.data.annotation import Annotation, leave_out_bad, structural_problems
 from promptreid.data.captions import Tokenizer, caption_lengths
-from promptreid.data.images import ImageFolder, Inspection, check_on_bad, inspect_images
+from promptreid.data.images import ImageLookup, Inspection, check_on_bad, inspect_images
 from promptreid.data.layouts import Layout
 from promptreid.data.problems import LEFT_OUT, CheckReport, Problem, in_order
 from promptreid.data.reader import read_dataset
@@ -125,7 +125,7 @@ class _Opened(NamedTuple):
 
 def _open_images(annotation: Annotation, *, num_threads: int | None, progress: bool) -> list[_Opened]:
     """Open each image that is there once."""
-    folder = ImageFolder(annotation.images)
+    folder = ImageLookup(annotation.images)
     first: dict[Path, tuple[int, ImageRecord]] = {}
     for position, record in annotation.located_records():
         first.setdefault(record.path, (position, record))

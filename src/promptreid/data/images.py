@@ -39,7 +39,7 @@ def leaves_folder(path: str) -> bool:
     return anchored or ".." in posix.parts or ".." in windows.parts or "\0" in path
 
 
-class ImageFolder:
+class ImageLookup:
     """Answers where many files below one folder are, reading each sub-folder once.
 
     Args:

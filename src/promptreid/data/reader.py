@@ -15,7 +15,6 @@ from promptreid.data.annotation import (
     structural_problems,
     warn_left_out,
 )
-from promptreid.data.folder import TableLayout, find_split_tables, find_tables
 from promptreid.data.images import check_on_bad
 from promptreid.data.layouts import (
     ANNOTATIONS,
@@ -32,6 +31,7 @@ from promptreid.data.layouts import (
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
+from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, printable
 

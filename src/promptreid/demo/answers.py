@@ -24,7 +24,7 @@ from promptreid.evaluation.pictures.occlusion import occlusion_map
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import needed
 from promptreid.retrieval.filters import Metadata
-from promptreid.retrieval.gallery_store import threshold_in_words
+from promptreid.retrieval.gallery_state import threshold_in_words
 from promptreid.retrieval.table import Hit
 
 MAX_SENTENCE = 500

@@ -8,9 +8,9 @@ from typing import Any
 
 from promptreid.errors import spoken
 from promptreid.files import write_bytes_atomically, write_sealed_json
+from promptreid.scores import METRICS, shared_metrics, shown_score
 from promptreid.training.seeds import SeedScores
 
-_NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
 _CHOSEN = "rank1"  # what the differences are of
 
@@ -59,7 +59,7 @@ class Comparison:
 
     def table(self) -> str:
         """For a screen, in columns; Rank-5 and Rank-10 are in the others."""
-        rows = self._rows(" ± ", name=spoken, names=("rank1", "mAP", "mINP"))
+        rows = self._rows(" ± ", name=spoken, left_out=("rank5", "rank10"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             row[0].ljust(widths[0])
@@ -114,17 +114,17 @@ class Comparison:
         )
         return " ".join([f"{data}." if data else "", words, *(f"{line}." for line in self.sentences())]).strip()
 
-    def _rows(self, between: str, *, name: Any, names: Sequence[str] = tuple(_NAMES)) -> list[list[str]]:
-        keys = [key for key in names if key in next(iter(self.runs.values())).mean]
-        rows = [["", "seeds", *(_NAMES[key] for key in keys), "95 % interval"]]
+    def _rows(self, between: str, *, name: Any, left_out: Sequence[str] = ()) -> list[list[str]]:
+        keys = [key for key in shared_metrics(next(iter(self.runs.values())).mean) if key not in left_out]
+        rows = [["", "seeds", *(METRICS[key].title for key in keys), "95 % interval"]]
         for way, found in self.runs.items():
             mean, std = found.mean, found.std
             cells = [
-                f"{100 * mean[key]:.2f}" + ("" if math.isnan(std[key]) else f"{between}{100 * std[key]:.2f}")
+                shown_score(key, mean[key]) + ("" if math.isnan(std[key]) else between + shown_score(key, std[key]))
                 for key in keys
             ]
             low, high = found.interval[keys[0]]
-            interval = "" if math.isnan(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+            interval = "" if math.isnan(low) else f"{shown_score(keys[0], low)} to {shown_score(keys[0], high)}"
             rows.append([name(way), str(len(found.scores)), *cells, interval])
         return rows
 

@@ -13,6 +13,7 @@ from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_process
 from promptreid.files import write_sealed_json
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.scores import shared_metrics, shown_score
 from promptreid.version import __version__
 
 __all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "score_table", "write_evaluation"]
@@ -87,13 +88,14 @@ def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         rows: `Evaluation.as_dict()` by name, which is printed with spaces for underscores.
     """
-    names = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    widths = {name: max(8, len(name) + 2) for name in shared_metrics(*rows.values())}
     width = max(len(name) for name in rows) + 3
-    lines = [" " * (width + 14) + "".join(f"{name:>8}" for name in names)]
+    lines = [" " * (width + 14) + "".join(f"{name:>{widths[name]}}" for name in widths)]
     for direction in ("text to image", "image to text"):
         for name, scores in rows.items():
             own = scores if direction == "text to image" else scores["image_to_text"]
-            lines.append(f"{spoken(name):<{width}}{direction:<14}" + "".join(f"{100 * own[key]:8.2f}" for key in names))
+            cells = "".join(f"{shown_score(key, own[key]):>{widths[key]}}" for key in widths)
+            lines.append(f"{spoken(name):<{width}}{direction:<14}{cells}")
     return "\n".join(lines)
 
 

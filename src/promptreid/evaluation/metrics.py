@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from promptreid.evaluation.ranks import CACHED_BYTES, UNUSED, Positives, rank_positives
+from promptreid.scores import METRICS, RANKS
 
 # What is taken where a tensor is meant; lists of numbers too.
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
@@ -47,6 +48,7 @@ class RetrievalMetrics:
         num_queries: Queries that were scored.
         num_without_positive: Queries left out because nothing in the gallery is theirs.
         queries: Each query's own scores, if they were asked for.
+        others: Metrics that were added to `promptreid.scores.METRICS`, by name.
     """
 
     rank: dict[int, float] = field(hash=False)
@@ -55,6 +57,7 @@ class RetrievalMetrics:
     num_queries: int
     num_without_positive: int
     queries: QueryResults | None = field(default=None, repr=False, compare=False)
+    others: dict[str, float] = field(default_factory=dict[str, float], hash=False, repr=False)
 
     @property
     def rank1(self) -> float:
@@ -63,7 +66,8 @@ class RetrievalMetrics:
 
     def as_dict(self) -> dict[str, float]:
         """`{"rank1": …, "rank5": …, …, "mAP": …, "mINP": …}`."""
-        return {**{f"rank{k}": value for k, value in self.rank.items()}, "mAP": self.mAP, "mINP": self.mINP}
+        ranks = {f"rank{k}": value for k, value in self.rank.items()}
+        return {**ranks, "mAP": self.mAP, "mINP": self.mINP, **self.others}
 
 
 def compute_metrics(
@@ -72,7 +76,7 @@ def compute_metrics(
     query_ids: Array,
     gallery_ids: Array,
     *,
-    ranks: Sequence[int] = (1, 5, 10),
+    ranks: Sequence[int] = RANKS,
     chunk_size: int | None = None,
     device: str | torch.device | None = None,
     per_query: bool = False,
@@ -143,7 +147,7 @@ def score_similarity(
     query_ids: Array,
     gallery_ids: Array,
     *,
-    ranks: Sequence[int] = (1, 5, 10),
+    ranks: Sequence[int] = RANKS,
     per_query: bool = False,
 ) -> RetrievalMetrics:
     """Score rankings by your own matrix of similarities, such as a re-ranker's.
@@ -226,6 +230,7 @@ def _score(
         num_queries=scored,
         num_without_positive=total - scored,
         queries=results if per_query else None,
+        others={name: float(metric.compute(results)) for name, metric in METRICS.items() if metric.compute},
     )
 
 

@@ -22,9 +22,9 @@ from promptreid.evaluation.pictures.feature_space import draw_histogram, similar
 from promptreid.evaluation.pictures.ranking import rank_captions
 from promptreid.evaluation.splits import EncodedSplit
 from promptreid.files import write_bytes_atomically
+from promptreid.scores import METRICS, shared_metrics, shown_score
 from promptreid.version import __version__
 
-_NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _EXAMPLES = 4  # captions in the ranking
 _GAINS, _LOSSES = 3, 2  # captions that moved most, for the better and for the worse
 _THUMBNAIL = (124, 248)  # pixels, twice what a page shows
@@ -164,10 +164,6 @@ def _text(value: object) -> str:
     return escape(printable(value))
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
 def _notes(report: RunReport) -> str:
     if report.is_synthetic:
         return (
@@ -186,7 +182,8 @@ def _tiles(report: RunReport) -> str:
         old, new = (scores.text_to_image.as_dict()[name] for scores in (first, last))
         change = f"{100 * (new - old):+.2f} points from {spoken(states[0])}" if len(states) > 1 else spoken(states[0])
         tiles.append(
-            f'<div class="tile"><span class="soft">{_NAMES[name]}, text to image</span><b>{_percent(new)} %</b>'
+            f'<div class="tile"><span class="soft">{METRICS[name].title}, text to image</span>'
+            f"<b>{shown_score(name, new)} %</b>"
             f'<span class="soft">{_text(change)}</span></div>'
         )
     seconds = sum(entry.get("seconds", 0.0) for entry in report.history)
@@ -206,13 +203,14 @@ def _duration(seconds: float) -> str:
 
 
 def _table(scores: Mapping[str, Evaluation]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in _NAMES.values())
+    names = shared_metrics(*(found.text_to_image.as_dict() for found in scores.values()))
+    head = "".join(f"<th>{_text(METRICS[name].title)}</th>" for name in names)
     rows: list[str] = []
     for direction, both in (("text to image", False), ("image to text", True)):
-        rows.append(f'<tr><th colspan="6" class="soft">{direction}</th></tr>')
+        rows.append(f'<tr><th colspan="{len(names) + 1}" class="soft">{direction}</th></tr>')
         for state, found in scores.items():
             values = (found.image_to_text if both else found.text_to_image).as_dict()
-            cells = "".join(f"<td>{_percent(values[name])}</td>" for name in _NAMES)
+            cells = "".join(f"<td>{shown_score(name, values[name])}</td>" for name in names)
             rows.append(f"<tr><td>{_text(spoken(state))}</td>{cells}</tr>")
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

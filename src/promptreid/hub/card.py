@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from promptreid.errors import listed
 from promptreid.hub.manifest import ENCODERS, PromptManifest
+from promptreid.scores import METRICS, shown_score
 from promptreid.towers.downloading import is_pinned
 
 CARD = "README.md"
@@ -22,7 +23,6 @@ FIGURE = "ranking.png"
 # What a card in a folder says for the repository that it is not in yet.
 UNPUBLISHED = "your-name/your-model"
 _TEMPLATE = Path(__file__).with_name("card.md")
-_NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _TASK = "text-to-image person re-identification"
 # What tokens of the Hub and of the usual clouds look like.
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
@@ -207,8 +207,11 @@ def _check_runs(metrics: Scores | Sequence[Scores] | None) -> list[Scores]:
             raise TypeError(f"metrics holds {type(run).__name__}, expected scores by name, as evaluate(...).as_dict()")
         for name, value in _both_ways(run):
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}, expected a fraction from 0 to 1")
+            is_fraction = METRICS[_metric_name(name)].is_fraction
+            if not number or (is_fraction and not 0 <= value <= 1):
+                raise ValueError(
+                    f"{name} is {value!r}, expected a {'fraction from 0 to 1' if is_fraction else 'number'}"
+                )
     return runs
 
 
@@ -216,9 +219,14 @@ def _both_ways(run: Scores) -> list[tuple[str, Any]]:
     """Known scores of both directions, the second's named with a suffix."""
     other = run.get("image_to_text")
     back = cast("Scores", other) if isinstance(other, Mapping) else {}
-    return [(name, run[name]) for name in _NAMES if name in run] + [
-        (f"{name}, image to text", back[name]) for name in _NAMES if name in back
+    return [(name, run[name]) for name in METRICS if name in run] + [
+        (f"{name}, image to text", back[name]) for name in METRICS if name in back
     ]
+
+
+def _metric_name(name: str) -> str:
+    """The metric of a name that `_both_ways` gave."""
+    return name.partition(", ")[0]
 
 
 def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:
@@ -232,8 +240,8 @@ def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:
             dataset_name=details.dataset,
             dataset_split=details.split,
             metric_type=name.replace(", ", "_").replace(" ", "_").lower(),
-            metric_name=_NAMES.get(name, name),
-            metric_value=round(100 * mean, 2),
+            metric_name=METRICS[name].title if name in METRICS else name,
+            metric_value=float(shown_score(_metric_name(name), mean)),
         )
         for name, mean, _ in _summary(runs)
     ]
@@ -327,13 +335,17 @@ def _metrics_section(runs: list[Scores], details: CardDetails) -> str:
     where = f"on the {_plain(details.split)} split of {_plain(details.dataset or 'an unnamed dataset')}"
     lines = [f"In percent, {where}.", "", "| score | mean | spread |", "|---|---|---|"]
     for name, mean, spread in _summary(runs):
-        label = ", ".join([_NAMES.get(name.split(", ")[0], name), *name.split(", ")[1:]])
-        lines.append(f"| {label} | {100 * mean:.2f} | {'one run' if spread is None else f'{100 * spread:.2f}'} |")
+        metric = _metric_name(name)
+        label = METRICS[metric].title + name.removeprefix(metric)
+        shown = "one run" if spread is None else shown_score(metric, spread)
+        lines.append(f"| {label} | {shown_score(metric, mean)} | {shown} |")
     seeds = ", ".join(map(str, details.seeds)) or "not stated"
     lines += ["", f"Runs: {len(runs)}; seeds: {seeds}; spread is the standard deviation over runs."]
     lines.append(f"Checkpoint: {_plain(details.checkpoint_rule or 'not stated how it was chosen')}.")
     if details.bare_metrics is not None:
-        bare = ", ".join(f"{name} {100 * value:.2f}" for name, value in _both_ways(details.bare_metrics))
+        bare = ", ".join(
+            f"{name} {shown_score(_metric_name(name), value)}" for name, value in _both_ways(details.bare_metrics)
+        )
         lines.append(f"The encoders without prompts, as plain open_clip loads them: {bare}.")
     return "\n".join(lines)
 

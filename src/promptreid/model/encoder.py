@@ -10,7 +10,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import PromptManifest
 from promptreid.prompts.config import Initialization
 from promptreid.prompts.kind import PromptKind
-from promptreid.towers.modes import LastBlock
+from promptreid.towers.trimming import LastBlock
 
 # Makes a kind of prompt from the description of the tower that it is for.
 PromptFactory = Callable[[Any], PromptKind]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from promptreid.errors import WeightsError, missing_extra
 from promptreid.files import rename_over, write_json_atomically
-from promptreid.towers.features import image_preprocessing_of
+from promptreid.towers.initial_states import probe_images, probe_tokens
 from promptreid.towers.modes import evaluating
-from promptreid.towers.probing import probe_images, probe_tokens
+from promptreid.towers.tower import image_preprocessing_of
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP

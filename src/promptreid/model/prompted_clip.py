@@ -15,7 +15,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles, read_prompts
 from promptreid.hub.repository import Access, Repository
-from promptreid.model.base_clip import check_clip, make_clip
+from promptreid.model.base_lookup import check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
 from promptreid.model.encoding import encode
 from promptreid.model.publishing import push_prompts
@@ -25,10 +25,10 @@ from promptreid.model.vision import ImageGroups, PromptedVisionEncoder
 from promptreid.model.wrapping import Setup, wrap
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.adapters import merge_adapters
-from promptreid.towers.features import feature_size_of, image_preprocessing_of, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, fingerprint
 from promptreid.towers.loading import ClipSource, digests_of, source_of, stated_context_length
 from promptreid.towers.tokenizer import tokenizer_of
+from promptreid.towers.tower import feature_size_of, image_preprocessing_of, image_size_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -23,7 +23,7 @@ from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.repository import Repository
 from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, upload_files
-from promptreid.model.base_clip import check_shapes
+from promptreid.model.base_lookup import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.downloading import is_pinned
 from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip

@@ -11,7 +11,6 @@ from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
 from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
-from promptreid.towers.features import uses_quick_gelu
 from promptreid.towers.fingerprint import (
     WeightDigests,
     fingerprint,
@@ -21,6 +20,7 @@ from promptreid.towers.fingerprint import (
     without_tensors,
 )
 from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
+from promptreid.towers.tower import uses_quick_gelu
 from promptreid.version import __version__
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from promptreid.model.encoder import PromptCarrier, PromptFactory, check_tensor,
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization, TextSlot
 from promptreid.towers.families import find_text_tower
-from promptreid.towers.features import join_skipped_blocks
-from promptreid.towers.modes import CaptionTrim, constants_when_traced, is_traced
-from promptreid.towers.probing import probe_tokens
-from promptreid.towers.tower import TextTower
+from promptreid.towers.initial_states import probe_tokens
+from promptreid.towers.modes import constants_when_traced, is_traced
+from promptreid.towers.tower import TextTower, join_skipped_blocks
+from promptreid.towers.trimming import CaptionTrim
 
 
 class PromptedTextEncoder(PromptCarrier):

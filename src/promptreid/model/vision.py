@@ -14,10 +14,9 @@ from promptreid.prompts.border_pixels import BorderPixels
 from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace, check_choice
 from promptreid.prompts.kind import PromptKind
 from promptreid.towers.families import find_vision_tower
-from promptreid.towers.features import image_size_of
+from promptreid.towers.initial_states import probe_images
 from promptreid.towers.modes import constants_when_traced, is_traced
-from promptreid.towers.probing import probe_images
-from promptreid.towers.tower import PixelTower, TokenTower
+from promptreid.towers.tower import PixelTower, TokenTower, image_size_of
 
 # Of each image its group by name or position; `None` where they are not given.
 ImageGroups = Sequence[str | None] | Tensor | None

@@ -18,8 +18,7 @@ from promptreid.prompts.config import (
 )
 from promptreid.prompts.kind import PromptKind, checked_depth
 from promptreid.towers.attention import SelfAttention, attentions_of, block_states
-from promptreid.towers.modes import runs_slow_when_frozen, set_sequence_first
-from promptreid.towers.tower import TokenTower
+from promptreid.towers.tower import TokenTower, runs_slow_when_frozen, set_sequence_first
 
 
 class AttentionPrefix(PromptKind):

@@ -38,9 +38,10 @@ from promptreid.towers.growth import (
     shift_positions,
     take_from_front,
 )
-from promptreid.towers.modes import ThreadValue, is_traced, runs_slow_when_frozen, set_sequence_first
-from promptreid.towers.probing import mean_states, start_states
-from promptreid.towers.tower import TextTower, TokenTower
+from promptreid.towers.initial_states import mean_states, start_states
+from promptreid.towers.modes import is_traced
+from promptreid.towers.tower import TextTower, TokenTower, runs_slow_when_frozen, set_sequence_first
+from promptreid.towers.trimming import ThreadValue
 
 
 class BlockTokens(PromptKind):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from promptreid.errors import AttachmentError, listed
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.config import Initialization
-from promptreid.towers.modes import ThreadValue, is_traced
+from promptreid.towers.modes import is_traced
 from promptreid.towers.tower import TokenTower
+from promptreid.towers.trimming import ThreadValue
 
 _IDS = "promptreid_groups"  # attribute of a block's input: the group of each image in it
 

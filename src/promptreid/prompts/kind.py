@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
 from promptreid.prompts.config import Initialization, check_integer
-from promptreid.towers.modes import ThreadValue
+from promptreid.towers.trimming import ThreadValue
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
 

@@ -20,7 +20,7 @@ from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_ima
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import check_features
 from promptreid.retrieval.filters import Metadata, plain_metadata
-from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.removal import forget, is_gone, removed_before
 from promptreid.retrieval.table import ImageTable, file_stamp
 
@@ -163,7 +163,7 @@ class Changes:
 
 
 def add_images(
-    store: GalleryStore,
+    store: GalleryState,
     model: PromptedCLIP,
     files: Sequence[ImageFile],
     *,
@@ -198,7 +198,7 @@ def _warn_unreadable(unreadable: Sequence[str], total: int) -> None:
         )
 
 
-def _check_new(store: GalleryStore, paths: Sequence[str]) -> None:
+def _check_new(store: GalleryState, paths: Sequence[str]) -> None:
     """Refuse what the gallery has, and what is given twice."""
     present = [path for path, number in zip(paths, store.exact.ids_of(paths), strict=True) if number >= 0]
     if present:
@@ -212,7 +212,7 @@ def _check_new(store: GalleryStore, paths: Sequence[str]) -> None:
 
 
 def add_features(
-    store: GalleryStore, features: Tensor, keys: Sequence[str], metadata: Sequence[Metadata] | None
+    store: GalleryState, features: Tensor, keys: Sequence[str], metadata: Sequence[Metadata] | None
 ) -> Changes:
     """Append features that were made elsewhere; refuses keys that the gallery has, or that are given twice."""
     keys = check_keys(keys, len(features), "features")
@@ -228,7 +228,7 @@ def add_features(
 
 
 def update_images(
-    store: GalleryStore,
+    store: GalleryState,
     model: PromptedCLIP,
     files: Sequence[ImageFile],
     *,
@@ -294,7 +294,7 @@ def check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, a
 
 
 def _encode(
-    store: GalleryStore, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
+    store: GalleryState, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
 ) -> tuple[str, ...]:
     """Encode files and put them in, now and then and at the end; returns those that cannot be read."""
     unreadable: list[str] = []
@@ -332,7 +332,7 @@ def _group_of(metadata: Metadata, groups: Sequence[str]) -> str | None:
     return None if camera is None else str(camera)
 
 
-def _put(store: GalleryStore, table: ImageTable, batches: Sequence[EncodedImages]) -> None:
+def _put(store: GalleryState, table: ImageTable, batches: Sequence[EncodedImages]) -> None:
     """Append encoded rows of a table to the gallery; an image that it has already keeps its number and is replaced."""
     positions = [position for batch in batches for position in batch.positions]
     if not positions:

@@ -31,9 +31,8 @@ from promptreid.retrieval.editing import (
 )
 from promptreid.retrieval.filters import Metadata
 from promptreid.retrieval.lance_filters import from_stored, quoted
-from promptreid.retrieval.lance_removal import key_digest, removed_digests
+from promptreid.retrieval.lance_removal import key_digest, remove, removed_digests
 from promptreid.retrieval.lance_store import LanceStore, key_id, renumbered
-from promptreid.retrieval.lance_upkeep import remove
 from promptreid.retrieval.table import ImageTable, file_stamp
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from promptreid.retrieval.encode import Query, check_features, check_identity, m
 from promptreid.retrieval.export import export_features
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import DTYPES, Storage
-from promptreid.retrieval.gallery_store import (
-    GalleryStore,
+from promptreid.retrieval.gallery_state import (
+    GalleryState,
     choose_threshold,
     kept_calibration,
     lowest_score,
@@ -85,7 +85,7 @@ class Gallery:
         features = as_tensor(features, "features")
         names = [str(path) for path in paths]
         table = ImageTable.of(names, first_id=0, metadata=known_metadata(names, metadata))
-        self._store = GalleryStore(ExactIndex(table, check_features(features, len(paths))), index=index)
+        self._store = GalleryState(ExactIndex(table, check_features(features, len(paths))), index=index)
         self.model = model
         if model is not None:
             self._store.header["model"] = model_identity(model)
@@ -150,7 +150,7 @@ class Gallery:
         """
         if model is not None:
             check_prompted(model)
-        store = GalleryStore.load(Path(directory), index=index)
+        store = GalleryState.load(Path(directory), index=index)
         if model is not None:
             check_identity(store.header.get("model"), model, source=str(directory))
         gallery = cls.__new__(cls)

@@ -17,7 +17,7 @@ from promptreid.retrieval.audit import audit_line, not_logged
 from promptreid.retrieval.encode import check_features, check_unit_length
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_files import Storage
-from promptreid.retrieval.lance_engine import (
+from promptreid.retrieval.lance_connection import (
     Place,
     committed,
     explained,

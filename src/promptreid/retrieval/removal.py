@@ -15,7 +15,7 @@ import torch
 from promptreid.errors import listed
 from promptreid.files import file_digest
 from promptreid.retrieval.filters import Where
-from promptreid.retrieval.gallery_store import GalleryStore
+from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
 
 Images = int | str | Path | Sequence[int | str | Path]
@@ -33,7 +33,7 @@ def is_gone(path: str) -> bool:
 
 
 def remove_images(
-    store: GalleryStore,
+    store: GalleryState,
     images: Images | None = None,
     *,
     where: Where | None = None,
@@ -71,7 +71,7 @@ def check_named(images: Any, where: Where | None, older_than: date | timedelta |
         raise TypeError("images and where= or older_than= are both given; give one or the other")
 
 
-def _ids_of(store: GalleryStore, images: Images) -> list[int]:
+def _ids_of(store: GalleryState, images: Images) -> list[int]:
     """The numbers of images that are named; all of them are there, or it is a `KeyError`."""
     by_path: dict[str, int] = {}
     ids: set[int] = set()
@@ -155,7 +155,7 @@ def moment_before(older_than: Any) -> float:
     raise TypeError(f"older_than is {older_than!r}, expected a date, or an age such as timedelta(days=30)")
 
 
-def restore_images(store: GalleryStore, images: Images) -> int:
+def restore_images(store: GalleryState, images: Images) -> int:
     """Forget that images were removed, by path or pattern, so that an update takes them in again."""
     with store.turn():
         marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
@@ -173,7 +173,7 @@ def restore_images(store: GalleryStore, images: Images) -> int:
     return len(found)
 
 
-def forget(store: GalleryStore, paths: Collection[str]) -> None:
+def forget(store: GalleryState, paths: Collection[str]) -> None:
     """Forget the removal of those of these absolute paths that were removed."""
     with store.turn():
         marks: list[dict[str, Any]] = store.header.get("removed", [])
@@ -193,7 +193,7 @@ def _mark(table: ImageTable, row: int) -> dict[str, Any]:
     return {"path": path, "size": -1, "digest": ""}
 
 
-def removed_before(store: GalleryStore, files: Sequence[str]) -> dict[str, str]:
+def removed_before(store: GalleryState, files: Sequence[str]) -> dict[str, str]:
     """By path as given, the removed image that a file is, or is a copy of."""
     marks: list[dict[str, Any]] = store.header.get("removed", [])
     paths, sizes = {mark["path"] for mark in marks}, {mark["size"] for mark in marks if mark["digest"]}

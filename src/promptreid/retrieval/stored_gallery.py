@@ -22,25 +22,17 @@ from promptreid.retrieval.encode import Query, check_identity, encode_queries, i
 from promptreid.retrieval.filling import COMMIT_ROWS, Shard, fill
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import Storage
-from promptreid.retrieval.gallery_store import (
-    GalleryStore,
+from promptreid.retrieval.gallery_state import (
+    GalleryState,
     checked_count,
     choose_threshold,
     kept_calibration,
     lowest_score,
 )
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
-from promptreid.retrieval.lance_removal import forget_removed, named_keys, remember_removed
+from promptreid.retrieval.lance_removal import Erasure, erase, forget_removed, named_keys, remember_removed, remove
 from promptreid.retrieval.lance_store import LanceStore, renumbered
-from promptreid.retrieval.lance_upkeep import (
-    KEPT,
-    Erasure,
-    StoreInfo,
-    describe,
-    erase,
-    optimize,
-    remove,
-)
+from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
 from promptreid.retrieval.removal import Images, check_named
 from promptreid.retrieval.table import ImageTable
 
@@ -344,7 +336,7 @@ class StoredGallery:
         older_than: date | timedelta | None = None,
         alone: bool = False,
     ) -> Erasure:
-        """`remove`, with what was found out about what is left; see `promptreid.retrieval.lance_upkeep.erase`."""
+        """`remove`, with what was found out about what is left; see `promptreid.retrieval.lance_removal.erase`."""
         check_named(images, where, older_than)
         return erase(self.store, named_keys(self.store, images), where=where, older_than=older_than, alone=alone)
 
@@ -362,7 +354,7 @@ class StoredGallery:
 
 
 def copy_to_store(
-    gallery: GalleryStore,
+    gallery: GalleryState,
     model: PromptedCLIP | None,
     url: str | Path,
     storage_options: Mapping[str, str] | None = None,

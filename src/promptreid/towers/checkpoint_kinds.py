@@ -107,8 +107,9 @@ _BILINEAR: dict[str, Any] = {"interpolation": "bilinear"}
 # Names and settings of the field's own are those of their public code, read in November 2026:
 # https://github.com/anosorae/IRRA, https://github.com/QinYang79/RDE, https://github.com/Flame-Chasers/TBPS-CLIP and
 # https://github.com/Syliz517/CLIP-ReID. CLIP-ReID keeps the text encoder of OpenAI's weights frozen and stores all of
-# it but the token embedding. Tried in order; the last takes what open_clip itself names or converts.
-KINDS = (
+# it but the token embedding. Tried in order; the last takes what open_clip itself names or converts. For a format of
+# your own: `KINDS.insert(0, CheckpointKind(...))`.
+KINDS: list[CheckpointKind] = [
     CheckpointKind("OpenAI's CLIP", "input_resolution$", _encoders, quick_gelu=True),
     CheckpointKind("transformers", MARK, _weights, from_transformers),
     CheckpointKind(
@@ -135,7 +136,7 @@ KINDS = (
         crops=True,
     ),
     CheckpointKind("open_clip", r"visual\.|image_encoder\.model\.", _weights),
-)
+]
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from promptreid.towers.families import VISION_FAMILIES
-from promptreid.towers.features import is_without_features
+from promptreid.towers.tower import is_without_features
 
 SAMPLES = 256
 _MOST_TENSORS = 4096

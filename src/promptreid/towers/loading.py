@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import logging
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +27,8 @@ from promptreid.towers.downloading import (
     with_tagged_weights,
 )
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.features import fill_unset_parameters, image_size_of
 from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests, weight_marks
-from promptreid.towers.modes import without_remote_code
+from promptreid.towers.modes import making_models
 from promptreid.towers.names import (
     check_image_size,
     check_name,
@@ -43,6 +40,7 @@ from promptreid.towers.names import (
     needs_quick_gelu,
 )
 from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
+from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
     check_finite,
     load_checkpoint,
@@ -283,7 +281,7 @@ def make_from_config(
     config = {"model_cfg": square, "preprocess_cfg": dict(preprocess_cfg)}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
-        with _making():
+        with making_models():
             clip = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device=device)
     resize_images(clip, image_size or stated)
     return clip
@@ -340,7 +338,7 @@ def _load_named(name: str, tag: str | None, config: Mapping[str, Any], *, cache:
             require_pretrained=listed is not None,
         )
 
-    with _making():
+    with making_models():
         clip = make() if listed is None else with_tagged_weights(name, listed, cache, make)
     if tag is None:
         fill_unset_parameters(clip)
@@ -387,7 +385,7 @@ def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, 
     It is tried, at no cost in memory: of the families whose positions are resized, only some are built for rectangles.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), _making():
+        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), making_models():
             (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
             clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
             clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
@@ -414,22 +412,6 @@ def unlike_source(clip: nn.Module, source: ClipSource) -> tuple[list[str], list[
     fixed = {name for name, _ in clip.named_parameters() if told and not name.endswith(resized_keys())}
     other = {name for name in fixed & expected.keys() if own[name] != expected[name]}
     return sorted(own.keys() - expected.keys() | other), sorted(expected.keys() - own.keys() | other)
-
-
-@contextmanager
-def _making() -> Generator[None, None, None]:
-    """Keep open_clip from running foreign code, and from warning of random weights, which are wanted or replaced."""
-    root = logging.getLogger()
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(("No pretrained weights loaded", "Local config loaded"))
-
-    root.addFilter(is_other)
-    try:
-        with without_remote_code():
-            yield
-    finally:
-        root.removeFilter(is_other)
 
 
 def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:

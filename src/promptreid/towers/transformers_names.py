@@ -9,8 +9,8 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from promptreid.errors import UnsupportedTowerError, explain_missing_transformers
-from promptreid.towers.features import image_size_of
 from promptreid.towers.names import siglip_config
+from promptreid.towers.tower import image_size_of
 
 # Of SiglipModel where nothing beside the weights says it; CLIPModel's are those that open_clip takes unasked.
 SIGLIP_PREPROCESSING: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

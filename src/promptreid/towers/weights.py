@@ -21,8 +21,8 @@ from promptreid.errors import WeightsError, listed
 from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
 from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME, FOREIGN_WEIGHTS
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.features import image_size_of
 from promptreid.towers.names import check_image_size, names_that_fit
+from promptreid.towers.tower import image_size_of
 from promptreid.towers.transformers_names import SIGLIP_MARK, SIGLIP_PREPROCESSING, open_clip_config, says_quick_gelu
 from promptreid.towers.weight_files import WeightFile, damaged, open_weights
 

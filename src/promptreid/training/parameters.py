@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from promptreid.model.encoder import PromptCarrier
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_around, adapter_layers, train_adapter
-from promptreid.towers.features import parameters_without_features
+from promptreid.towers.initial_states import probe_images, probe_tokens
 from promptreid.towers.modes import evaluating
-from promptreid.towers.probing import probe_images, probe_tokens
+from promptreid.towers.tower import parameters_without_features
 
 
 class LayerDepths:
@@ -218,3 +218,27 @@ def _norms(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.modules():
         if "norm" in type(child).__name__.lower() and list(child.parameters(recurse=False)):
             yield child
+
+
+def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_decay: float) -> list[dict[str, Any]]:
+    """Put parameters into as few groups as their rates and weight decays allow.
+
+    Weight decay is left out for biases, norms and everything else of at most one dimension.
+
+    Args:
+        rates: Every parameter with its peak rate.
+        weight_decay: Weight decay of the others.
+
+    Returns:
+        Groups with `"params"`, `"lr"` and `"weight_decay"`, rates in the order in which they first appear, those
+        with weight decay first.
+    """
+    chosen: dict[float, dict[bool, list[nn.Parameter]]] = {}
+    for parameter, rate in rates:
+        chosen.setdefault(rate, {True: [], False: []})[parameter.ndim > 1].append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for rate, by_decay in chosen.items()
+        for decays, parameters in by_decay.items()
+        if parameters
+    ]

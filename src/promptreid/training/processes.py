@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from promptreid.errors import PromptReidError, missing_extra
-from promptreid.training.log import check_trackers
+from promptreid.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
 from promptreid.files import read_sealed_json, write_sealed_json
+from promptreid.scores import shown_score
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class SeedScores:
         """One line per score, in percent."""
         mean, std, width = self.mean, self.std, max(map(len, self.mean))
         seeds = "1 seed" if len(self.scores) == 1 else f"{len(self.scores)} seeds"
-        return "\n".join(f"{name:<{width}}{100 * mean[name]:10.2f} ± {100 * std[name]:.2f}  ({seeds})" for name in mean)
+        return "\n".join(
+            f"{name:<{width}}{shown_score(name, mean[name]):>10} ± {shown_score(name, std[name])}  ({seeds})"
+            for name in mean
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON holds it; an unknown spread is null."""

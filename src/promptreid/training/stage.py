@@ -1,7 +1,7 @@
 """One stage of training: what trains, on which losses, at which rates."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -19,37 +19,13 @@ from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import (
     LayerDepths,
     Trains,
+    parameter_groups,
     part_parameters,
     set_modes,
     trained_names,
     trained_parameters,
 )
 from promptreid.training.run_identity import describe
-
-
-def parameter_groups(rates: Iterable[tuple[nn.Parameter, float]], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Put parameters into as few groups as their rates and weight decays allow.
-
-    Weight decay is left out for biases, norms and everything else of at most one dimension.
-
-    Args:
-        rates: Every parameter with its peak rate.
-        weight_decay: Weight decay of the others.
-
-    Returns:
-        Groups with `"params"`, `"lr"` and `"weight_decay"`, rates in the order in which they first appear, those
-        with weight decay first.
-    """
-    chosen: dict[float, dict[bool, list[nn.Parameter]]] = {}
-    for parameter, rate in rates:
-        chosen.setdefault(rate, {True: [], False: []})[parameter.ndim > 1].append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
-        for rate, by_decay in chosen.items()
-        for decays, parameters in by_decay.items()
-        if parameters
-    ]
-
 
 LossFunction = Callable[..., Tensor]
 

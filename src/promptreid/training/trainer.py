@@ -4,8 +4,8 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from promptreid.errors import spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.towers.modes import evaluating, recomputed_activations
+from promptreid.towers.modes import recomputed_activations
 from promptreid.training.batches import (
     Batches,
     MakeSampler,
@@ -24,28 +24,25 @@ from promptreid.training.batches import (
     check_persons_per_batch,
     check_training_data,
     comparing_losses,
-    preserved_randomness,
     report_one_person,
     seed_generators,
 )
+from promptreid.training.callbacks import Evaluate, OnEpochEnd, undisturbed
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
     check_metric,
     kept_weights,
 )
+from promptreid.training.display import RunDisplay
 from promptreid.training.interruption import Interruption
-from promptreid.training.log import RunDisplay, RunLog
+from promptreid.training.log import RunLog
 from promptreid.training.processes import failing_together, first_rank, make_accelerator
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import evaluate_identity, run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
-
-Evaluate = Callable[[PromptedCLIP], Mapping[str, float]]
-
-OnEpochEnd = Callable[[dict[str, Any], PromptedCLIP], object]
 
 _log = logging.getLogger("promptreid.training")
 
@@ -360,7 +357,7 @@ class Trainer:
         if last:
             self._end_stage(entry, averaged=stage.average is not None)
         if self.on_epoch_end is not None:
-            with self._undisturbed():
+            with undisturbed(self.model):
                 self.on_epoch_end(copy.deepcopy(entry), self.model)
         index, is_best = position.stage, position.best is entry
         position.end_epoch(entry, epochs=stage.epochs)
@@ -368,13 +365,8 @@ class Trainer:
         log.write_epoch(entry)
         self._display.end_epoch(index, entry, is_best=is_best)
 
-    @contextmanager
-    def _undisturbed(self) -> Generator[None, None, None]:
-        with preserved_randomness(), evaluating(self.model), torch.no_grad():
-            yield
-
     def _scores(self, evaluate: Evaluate) -> dict[str, float]:
-        with self._undisturbed():
+        with undisturbed(self.model):
             found = {name: float(value) for name, value in evaluate(self.model).items()}
         # Every process evaluates, as evaluation may be shared among them, but one decides: GPUs differ in last bits.
         found = first_rank(found)

@@ -17,6 +17,7 @@ from promptreid.evaluation.pictures.canvas import (
     new_figure,
     save_figure,
 )
+from promptreid.scores import METRICS
 
 _STYLES: tuple[tuple[str, Any, str], ...] = (
     (BLUE, "-", "o"),
@@ -71,7 +72,8 @@ def draw_scores(
     _check(history)
     scored = [(epoch, entry["scores"]) for epoch, entry in enumerate(history, 1) if entry.get("scores")]
     before = [(0, baseline)] if baseline else []
-    for number, name in enumerate(_names(history, "scores")):
+    percent = [name for name in _names(history, "scores") if name not in METRICS or METRICS[name].is_fraction]
+    for number, name in enumerate(percent):
         points = [(epoch, 100 * scores[name]) for epoch, scores in [*before, *scored] if name in scores]
         _draw_line(axis, number, name, points)
     kept = [(epoch, 100 * history[epoch - 1]["scores"][_CHOOSING]) for epoch in _kept(history)]

@@ -17,8 +17,16 @@ from promptreid.towers.families import (
     open_clip_vit,
     timm_trunks,
 )
-from promptreid.towers.features import image_size_of, text_module_of
-from promptreid.towers.tower import PatchGrid, PixelTower, TextTower, TokenTower, Tower, refuse_compiled
+from promptreid.towers.tower import (
+    PatchGrid,
+    PixelTower,
+    TextTower,
+    TokenTower,
+    Tower,
+    image_size_of,
+    refuse_compiled,
+    text_module_of,
+)
 
 AnyTower = TypeVar("AnyTower", bound=Tower, covariant=True)
 

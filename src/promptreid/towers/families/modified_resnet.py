@@ -10,8 +10,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
 from promptreid.towers.families.open_clip_vit import resize_parameter
-from promptreid.towers.features import image_size_of
-from promptreid.towers.tower import AttentionPool, PatchGrid, PixelTower
+from promptreid.towers.tower import AttentionPool, PatchGrid, PixelTower, image_size_of
 
 resized_keys: tuple[str, ...] = ("visual.attnpool.positional_embedding",)
 _STRIDE = 32

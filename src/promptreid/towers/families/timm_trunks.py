@@ -10,8 +10,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from promptreid.errors import UnsupportedTowerError
-from promptreid.towers.features import image_size_of
-from promptreid.towers.tower import PatchGrid, PixelTower, TokenTower
+from promptreid.towers.tower import PatchGrid, PixelTower, TokenTower, image_size_of
 
 # The second ends the names of Swin's tables.
 resized_keys: tuple[str, ...] = ("visual.trunk.pos_embed", "relative_position_bias_table")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from promptreid.cli.keep_store import shard_of_text
+from promptreid.cli.fill_store import shard_of_text
 from promptreid.demo.sources import open_indexed
 
 

@@ -42,7 +42,7 @@ from promptreid.retrieval.table import Hit, ImageTable, check_passes
 STRANGERS = 400  # sentences that stand for searches in vain: a share of 5 % has a standard error of 1.1 points
 
 
-class GalleryStore:
+class GalleryState:
     """One gallery's images, written through to their folder once they have one.
 
     Attributes:
@@ -198,7 +198,7 @@ class GalleryStore:
         self.save(directory)
 
     @classmethod
-    def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryStore":
+    def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryState":
         """Read a folder; features stay on disk until they are looked at."""
         exact, description = read_gallery(directory)
         store = cls(exact, header=checked_header(directory, exact, description), index=index)
@@ -225,7 +225,7 @@ def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor
 
 
 def search_store(
-    store: GalleryStore,
+    store: GalleryState,
     model: PromptedCLIP | None,
     query: Query | Array | list[Query] | list[str],
     k: int,

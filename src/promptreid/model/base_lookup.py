@@ -12,7 +12,6 @@ from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
 from promptreid.hub.repository import TRANSPORT_ERRORS
 from promptreid.towers.families import find_text_tower, find_vision_tower
-from promptreid.towers.features import image_size_of, uses_quick_gelu
 from promptreid.towers.fingerprint import (
     fingerprint,
     nearer,
@@ -29,7 +28,7 @@ from promptreid.towers.loading import (
     weight_shapes,
 )
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
-from promptreid.towers.tower import PixelTower
+from promptreid.towers.tower import PixelTower, image_size_of, uses_quick_gelu
 
 
 def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | Path | None = None) -> nn.Module:

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptreid.towers.features import image_dtype_of, image_size_of
 from promptreid.towers.modes import evaluating
-from promptreid.towers.tower import TextTower, TokenTower
+from promptreid.towers.tower import TextTower, TokenTower, image_dtype_of, image_size_of
 
 _PROBES = 8
 _CAPTION_TOKENS = 24

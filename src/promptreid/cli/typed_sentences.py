@@ -1,0 +1,92 @@
+"""Sentences that are typed, come from a pipe, or are read from a file."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from promptreid.cli.output import Output
+
+
+def in_parts(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The sentences in lists of at most `size`."""
+    part: list[str] = []
+    for sentence in sentences:
+        part.append(sentence)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a file that hold something.
+
+    Raises:
+        ValueError: It is not text, or empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
+    sentences = [line.strip() for line in lines if line.strip()]
+    if not sentences:
+        raise ValueError(f"--queries is {path}, which holds no sentence; write one a line")
+    return sentences
+
+
+def typed_sentences(console: Output, images: int) -> Iterator[str]:
+    """Sentences as they are typed, or as they come from a pipe.
+
+    Raises:
+        ValueError: None came from the pipe.
+    """
+    from promptreid.model.encoding import check_words
+
+    is_terminal, count = at_terminal(), 0
+    if is_terminal:
+        console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
+        with suppress(ImportError):
+            import_module("readline")  # gives input() its line editing and history
+    for line in _lines(is_terminal):
+        sentence = line.strip()
+        if not sentence:
+            continue
+        count += 1
+        try:
+            check_words(sentence, name="the query")
+        except ValueError as error:
+            if not is_terminal:
+                raise
+            console.note(f"error: {error}")
+            continue
+        yield sentence
+    if not count and not is_terminal:
+        raise ValueError(
+            "no sentence came on standard input; give one, as in promptreid search gallery "
+            '"a man in a blue jacket", or --image FILE'
+        )
+
+
+def at_terminal() -> bool:
+    """Whether sentences are typed, and do not come from a pipe."""
+    return bool(sys.stdin and sys.stdin.isatty())
+
+
+def _lines(is_terminal: bool) -> Iterator[str]:
+    if not is_terminal:
+        yield from sys.stdin or ()
+        return
+    with suppress(EOFError):
+        while True:
+            if sys.stdout and sys.stdout.isatty():
+                yield input("> ")
+                continue
+            sys.stderr.write("> ")  # what is written to a file or a program is answers alone
+            sys.stderr.flush()
+            line = sys.stdin.readline()
+            if not line:
+                return
+            yield line

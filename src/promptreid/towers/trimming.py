@@ -1,0 +1,231 @@
+"""Leaves out what no feature is made of: captions are cut to the longest, the last block to the pooled token."""
+
+import itertools
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from promptreid.towers.growth import keep_positions
+from promptreid.towers.modes import is_traced
+from promptreid.towers.tower import TextTower, TokenTower, Tower
+
+_READ = "promptreid_read"  # attribute of the last block's input: which tokens of its output are read
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# Of every object in the calling thread, by its key.
+_VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values", default=())
+
+
+class ThreadValue:
+    """A value that one object has in the calling thread alone; a deep copy of the object has its own.
+
+    It is read when a hook runs, so several threads can use one model.
+    """
+
+    _keys: ClassVar[Any] = itertools.count()
+
+    def __init__(self) -> None:
+        self.key = next(self._keys)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a deep copy a key of its own, so that setting one does not set the other."""
+        self.__dict__.update(state)
+        self.key: int = next(self._keys)
+
+    def get(self) -> Any:
+        """The value, or `None` if this thread has set none."""
+        for key, value in _VALUES.get():
+            if key == self.key:
+                return value
+        return None
+
+    def set(self, value: Any) -> Any:
+        """Set the value; returns the token that resets it."""
+        others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
+        return _VALUES.set((*others, (self.key, value)))
+
+    @contextmanager
+    def held(self, value: Any) -> Generator[None, None, None]:
+        """Set the value inside the block."""
+        token = self.set(value)
+        try:
+            yield
+        finally:
+            _VALUES.reset(token)
+
+
+class CaptionTrim:
+    """Cuts the batches of a text tower to their longest caption, where no feature changes by it.
+
+    In towers that take one length of tokens it is a hook at the blocks' container. It does not stand at the first
+    block, so that a block recomputed by gradient checkpointing gets the same sequence and mask again.
+
+    Args:
+        tower: The tower.
+    """
+
+    def __init__(self, tower: TextTower) -> None:
+        self.tower = tower
+        self._length = ThreadValue()
+        self._handle: Any = None
+        if tower.trim in ("end", "class_at_end"):
+            # In front of other hooks, because prompts count the positions that are left.
+            self._handle = tower.container.register_forward_pre_hook(self._cut, prepend=True, with_kwargs=True)
+
+    @contextmanager
+    def cut(self, tokens: Tensor) -> Generator[Tensor, None, None]:
+        """Give the tokens to encode inside the block, cut or with the tower set to cut them itself.
+
+        Shape:
+            - tokens: (B, L) int64
+        """
+        longest = self.tower.longest_caption(tokens)
+        if self.tower.trim == "slice":
+            yield tokens[:, :longest]
+        else:
+            with self._length.held(longest):
+                yield tokens
+
+    def remove(self) -> None:
+        """Take the hook out."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _cut(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        length: int | None = self._length.get()
+        if length is None:
+            return None
+        sequence: Tensor = args[0]
+        full = sequence.shape[1]
+        kept = list(range(min(length, full)))
+        if self.tower.trim == "class_at_end":
+            # open_clip's mask of the padding is shifted by one position, so one position of padding is seen as well.
+            kept = [*range(min(length + 1, full - 1)), full - 1]
+        if len(kept) == full:
+            return None
+        index = torch.tensor(kept, device=sequence.device)
+        cut = {name: keep_positions(value, index, length=full) for name, value in kwargs.items()}
+        rest = (keep_positions(value, index, length=full) for value in args[1:])
+        return (sequence.index_select(1, index), *rest), cut
+
+
+class LastBlock:
+    """Lets the last block of a tower compute the token of each sequence that the feature is made of, and no other.
+
+    Keys and values are those of all tokens; query, projection, norm, MLP and residual are the one token's, with the
+    same value and gradients. The output has the token at every position, for the tower's own pooling to find. This
+    holds inside `reading` alone, so whoever else runs the tower gets every token, and so does everybody where a hook
+    that is not promptreid's could see the difference.
+
+    Args:
+        tower: The tower; one that pools more than a token, or has other blocks than open_clip's usual ones, stays as
+            it is.
+        position: From a position in the bare sequence the one in the blocks; `None` if it is not known.
+    """
+
+    def __init__(self, tower: Tower, position: Callable[[Any], Any]) -> None:
+        self.tower: Any = tower
+        self._position = position
+        self._read = ThreadValue()
+        self._handles: list[Any] = []
+        self._block: Any = tower.blocks[-1] if isinstance(tower, TokenTower) else None
+        # A forward of the block's own is somebody's stand-in already.
+        usual = type(self._block) is ResidualAttentionBlock and "forward" not in vars(self._block)
+        if usual and not hasattr(self._block, "ln_1_kv") and position(0) is not None:
+            # In front of other hooks, because prompts make another tensor of the input.
+            hook = self._block.register_forward_pre_hook(self._hand_over, prepend=True, with_kwargs=True)
+            self._handles.append(hook)
+            vars(self._block)["forward"] = self._forward
+
+    @contextmanager
+    def reading(self, position: Tensor | int | None) -> Generator[None, None, None]:
+        """Compute inside the block the token at this position of the bare sequence alone, or every one for `None`.
+
+        Shape:
+            - position: (B,) int64, or one for all
+        """
+        alone = self.alone(position)
+        with nullcontext() if alone is None else self._read.held(alone):  # compiled code can hold nothing
+            yield
+
+    def alone(self, position: Tensor | int | None) -> Tensor | int | None:
+        """The same position, or `None` where every token must be computed, as in a graph that is traced or compiled."""
+        empty = isinstance(position, Tensor) and position.shape[0] == 0
+        return None if is_traced() or empty or not self._handles or self._is_watched() else position
+
+    def remove(self) -> None:
+        """Take the hook out, and the block's stand-in."""
+        for handle in self._handles:
+            handle.remove()
+            vars(self._block).pop("forward", None)
+        self._handles = []
+
+    def _is_watched(self) -> bool:
+        tower = self.tower
+        if getattr(tower.module, "output_tokens", False):
+            return True
+        own = type(self).__module__.partition(".")[0]
+        modules = [tower.module, tower.container, *tower.module.children(), *self._block.modules()]
+        hooks = [hook for module in modules for name in _HOOKS for hook in vars(module)[name].values()]
+        return any(type(getattr(hook, "__self__", hook)).__module__.partition(".")[0] != own for hook in hooks)
+
+    def _hand_over(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Tell the block which token is read.
+
+        It is noted at the input too, which gradient checkpointing keeps: when the block is computed again in the
+        backward pass, on whatever thread, nothing is held any more.
+        """
+        read = self._read.get()
+        if is_traced():
+            return None
+        graph: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+        if graph._current_graph_task_id() != -1:
+            read = getattr(args[0], _READ, None)
+        elif read is not None:
+            setattr(args[0], _READ, read)
+        return None if read is None else (args, {**kwargs, "read": read})
+
+    def _forward(
+        self,
+        q_x: Tensor,
+        k_x: Tensor | None = None,
+        v_x: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        read: Tensor | int | None = None,
+    ) -> Tensor:
+        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, for that token alone."""
+        block = self._block
+        if read is None:
+            return type(block).forward(block, q_x, k_x, v_x, attn_mask=attn_mask)
+        axis, position = self.tower.sequence_axis, self._position(read)
+        every = block.ln_1(q_x)
+        mask = None if attn_mask is None else _mask_of(attn_mask, position, heads=block.attn.num_heads)
+        attended = block.attention(_token_at(every, position, axis=axis), every, every, attn_mask=mask)
+        token = _token_at(q_x, position, axis=axis) + block.ls_1(attended)
+        token = token + block.ls_2(block.mlp(block.ln_2(token)))
+        return token.repeat_interleave(q_x.shape[axis], dim=axis)
+
+
+def _token_at(sequence: Tensor, position: Tensor | int, *, axis: int) -> Tensor:
+    """The token of each sequence at a position: (1, B, D) for `axis=0`, (B, 1, D) for `axis=1`."""
+    if isinstance(position, int):
+        return sequence.narrow(axis, position % sequence.shape[axis], 1)
+    each = torch.arange(len(position), device=position.device)
+    return sequence[(position, each) if axis == 0 else (each, position)].unsqueeze(axis)
+
+
+def _mask_of(mask: Tensor, position: Tensor | int, *, heads: int) -> Tensor:
+    """The row of an attention mask, (L, L) or (B heads, L, L), at a position: (1, L) or (B heads, 1, L)."""
+    if isinstance(position, int):
+        return mask.narrow(-2, position % mask.shape[-2], 1)
+    position = position.repeat_interleave(heads)
+    return (mask[position] if mask.ndim == 2 else mask[torch.arange(len(mask)), position]).unsqueeze(1)
