@@ -5,7 +5,7 @@
 
 Every machine must see the folder under the same name, and have the object store's credentials in its environment. An
 actor that dies is started again by Ray; what it had put in is not encoded again. Without a Ray cluster this runs on all
-processors of one machine; for that alone `torchrun` is enough (docs/scale.md).
+processors of one machine; if that is all you need, `torchrun` is enough (docs/scale.md).
 """
 
 import sys

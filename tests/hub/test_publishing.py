@@ -546,5 +546,5 @@ def test_card_of_a_push_promises_what_was_tried(hub, tuned, monkeypatch, plain):
     monkeypatch.setattr(publishing, "loads_in_plain_open_clip", lambda config, shapes: bool(shapes) and plain)
     push_prompts(tuned, "alice/m", token=ALICE)
     card = hub.repos["alice/m"].files()["README.md"].decode()
-    assert ("load in plain open_clip" in card) is plain
+    assert ("Plain open_clip loads the" in card) is plain
     assert ("Plain open_clip does not load" in card) is not plain

@@ -431,7 +431,7 @@ def test_trainer_prints_a_line_an_epoch_and_which_one_it_kept(make: Any, capsys:
     trainer.baseline = {"mAP": 0.15}
     trainer.fit()
     announced, *lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"checkpoints take at most \d\.\d MB while it trains and [\d.]+ kB afterwards", announced)
+    assert re.fullmatch(r"checkpoints take up to \d\.\d MB during training and [\d.]+ kB afterwards", announced)
     assert max(map(len, lines)) <= 80
     shown = [re.sub(r"loss [\d.]+  [\d:]+ left", "…", each) for each in lines]
     assert shown == [

@@ -115,7 +115,7 @@ class RunFolder:
                 "some, give another output_dir, or keep_checkpoints=1",
                 str(self.path),
             )
-        return f"checkpoints take at most {megabytes(needed)} while it trains and {megabytes(left)} afterwards"
+        return f"checkpoints take up to {megabytes(needed)} during training and {megabytes(left)} afterwards"
 
     def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
         """The checkpoint to resume from, if there is one.
