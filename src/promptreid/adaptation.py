@@ -279,8 +279,13 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
     model = load_prompts(result.model_dir, device=device)
     before, after = list(result.scores.values())[-1], evaluate(model, test)
     for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
-        if any(abs(new.as_dict()[name] - value) > 1e-6 for name, value in old.as_dict().items()):
-            raise WeightsError(f"the saved model scores {after}, but it scored {before} before saving")
+        for name, value in old.as_dict().items():
+            if abs(new.as_dict()[name] - value) > 1e-6:
+                raise WeightsError(
+                    f"the saved model scores {name} {new.as_dict()[name]:.6f}, but it scored {value:.6f} before "
+                    f"saving; do not publish {result.model_dir}. Save it again with save_prompts(model, folder, "
+                    "overwrite=True); if it happens again, report it with the versions of torch and open_clip"
+                )
     return model
 
 

@@ -297,7 +297,11 @@ FEATURES, IDS = torch.eye(3), torch.tensor([0, 1, 2])
         ({"gallery_features": torch.eye(3) * torch.nan}, ValueError, "3 of 3 gallery_features hold NaN"),
         ({"query_features": torch.eye(3).fill_diagonal_(torch.inf)}, ValueError, "3 of 3 query_features hold NaN or"),
         ({"gallery_features": torch.ones(3, 4)}, ValueError, "have 3 dimensions and gallery_features 4"),
-        ({"gallery_ids": torch.tensor([7, 8, 9])}, ValueError, "no query has an item of its person"),
+        (
+            {"gallery_ids": torch.tensor([7, 8, 9])},
+            ValueError,
+            "gallery ids from 7 to 9; pass person ids of the same annotation",
+        ),
         ({"ranks": (0, 1)}, ValueError, r"ranks is \[0, 1\], expected positive integers"),
         ({"ranks": ()}, ValueError, "ranks is .*expected positive integers"),
         ({"ranks": (1.5,)}, TypeError, "ranks is 1.5, expected positive integers"),

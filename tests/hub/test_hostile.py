@@ -278,8 +278,16 @@ def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tune
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("model_cfg", "surprise"), 1, r"no model can be made of .*config\.json.* unexpected keyword .*surprise"),
-        (("model_cfg", "vision_cfg", "width"), "wide", r"no model can be made of .*open_clip_config\.json"),
+        (
+            ("model_cfg", "surprise"),
+            1,
+            r"cannot build the model described in .*config\.json.* unexpected keyword .*surprise",
+        ),
+        (
+            ("model_cfg", "vision_cfg", "width"),
+            "wide",
+            r"cannot build the model described in .*open_clip_config\.json.*; upgrade it",
+        ),
     ],
 )
 def test_configuration_that_open_clip_makes_nothing_of_is_named(tuned_folder, keys, value, words):

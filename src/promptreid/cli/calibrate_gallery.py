@@ -96,7 +96,9 @@ def run(
     console.say(f"threshold {chosen.threshold:.3f}, {threshold_in_words(chosen)}")
     console.say(f"measured with {chosen.num_queries} sentences in {chosen.gallery_size} images")
     if chosen.hit_rate is None:
-        console.say("how often somebody who is there is found, only labels tell: promptreid calibrate GALLERY DATA")
+        console.say(
+            "only labelled data can tell how often a person in the gallery is found: promptreid calibrate GALLERY DATA"
+        )
     if len(gallery) > 2 * chosen.gallery_size:
         console.say(
             f"the index has {len(gallery)} images, many more than that: false alarms are more frequent there; a larger "

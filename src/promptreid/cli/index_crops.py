@@ -37,7 +37,7 @@ DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again
 have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
 holds can count as biometric data: its files are readable by you alone."""
 
-NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
+NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "parquet", ".parquet"), ("store", "lancedb", "store")]
 
 _SHOWN = 10
 _GROWN = 0.1  # by this share a gallery may differ from the one that its threshold was measured in
@@ -150,13 +150,16 @@ def run(
         )
         console.record(**asdict(changes))
         if len(gallery) == 0 and is_new:
-            raise DatasetError(f"none of the images in {folder.resolve()} can be read")
+            raise DatasetError(
+                f"none of the images in {folder.resolve()} can be read; the warning above names the first ten: copy "
+                "them again, or give another folder"
+            )
         console.say(*_summary(gallery, changes, is_new=is_new))
         console.say(*_left_out(changes, f"promptreid index {shell_word(folder)} --output {shell_word(output)}", output))
         _calibrate(console, gallery)
     if compact:
         gallery.compact()
-        console.say(f"{output} has as few files as can be")
+        console.say(f"{output} is compacted")
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])

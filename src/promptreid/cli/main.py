@@ -72,6 +72,8 @@ _IN_A_SHELL = {
     "revision=": "--revision",
     "erase with alone=True": "erase with --alone",
     "pass private=False": "add --public",
+    "Check the path, which gallery.paths lists;": "Check the path, as promptreid search prints it;",
+    "or without labels: gallery.calibrate()": "or without labels: promptreid calibrate GALLERY",
 }
 
 _PYTHON_NAMES = re.compile(

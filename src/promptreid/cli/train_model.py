@@ -247,7 +247,7 @@ def run(
     from promptreid.training.processes import failing_together
 
     if seeds is not None and given["seed"]:
-        refuse_unused({"seed": given["seed"]}, "--seeds says them all")
+        refuse_unused({"seed": given["seed"]}, "--seeds already lists every seed")
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():

@@ -163,8 +163,8 @@ def _groups_of(split: ReIDSplit, groups: Sequence[str]) -> Tensor:
     found = [positions.get(record.camera or "", -1) for record in split.records]
     if others := found.count(-1):
         warnings.warn(
-            f"{others:,} of {len(found):,} images of the {split.name} split are of none of the cameras "
-            f"{listed(tuple(groups))}, or it is not known of which: they train the mean of the prompts",
+            f"{others:,} of {len(found):,} images of the {split.name} split come from none of the "
+            f"cameras {listed(tuple(groups))} or have no camera; they train the mean of all groups' prompts",
             stacklevel=3,
         )
     return torch.tensor(found, dtype=torch.int64)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, found_in, printable
 from promptreid.files import check_plain, content_digest, open_file
 
 Presence = Literal["present", "missing", "outside"]
@@ -98,6 +98,10 @@ _HEADS: tuple[tuple[bytes, str], ...] = (
 )  # fmt: skip
 
 
+class _UnknownRangeError(ValueError):
+    """Pixels whose range is unknown, so that a fresh copy of the file would not help."""
+
+
 def _content_kind(stream: BinaryIO) -> tuple[str, bool]:
     """What an open file is by its first bytes (empty if no image), and whether it can be read as such."""
     head = stream.read(_HEAD_BYTES)
@@ -127,6 +131,14 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
         DatasetError: There is no such folder, or it cannot be read.
     """
     return sorted(walk_images(folder, unreadable=unreadable))
+
+
+def no_images_in(folder: Path) -> DatasetError:
+    """The error for a folder in which `list_images` finds nothing, to be raised by the caller."""
+    return DatasetError(
+        f"{folder} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below; give the folder that holds the crops "
+        f"(found there: {found_in(folder)})"
+    )
 
 
 def walk_images(folder: str | Path, *, unreadable: list[str] | None = None) -> Iterator[Path]:
@@ -216,6 +228,11 @@ def open_image(path: Any) -> Image.Image:
                 return _decode(image)
     except _BOMBS as error:
         raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
+    except _UnknownRangeError as error:
+        raise DatasetError(
+            f"cannot read the image {_name(path)} ({error}); convert it to 8 or 16 bits per channel, or remove its "
+            "record"
+        ) from error
     # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
     except Exception as error:
         raise DatasetError(
@@ -355,11 +372,11 @@ def _convert(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
+        raise _UnknownRangeError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # 16 bits: convert() would cut at 255 and give white
         values = np.asarray(image)
         if values.max() > 0xFFFF or values.min() < 0:
-            raise ValueError("its pixels have more than 16 bits")
+            raise _UnknownRangeError("its pixels have more than 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of palettes with transparency

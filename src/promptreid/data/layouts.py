@@ -18,7 +18,7 @@ from promptreid.data.records import (
     is_synthetic,
     with_parent,
 )
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, found_in
 
 IMAGES = "imgs"
 
@@ -206,7 +206,7 @@ class JsonLayout:
             raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
         raise DatasetError(
             f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
-            f"{IMAGES}/, or its parent; the dataset is to be had from its authors on request"
+            f"{IMAGES}/, or its parent; the authors provide the dataset on request"
         )
 
 
@@ -221,11 +221,6 @@ def _read_files(
         starts.append((len(entries), file))
         entries += [(entry, splits.get(file.name)) for entry in read(file)]
     return entries, starts if len(files) > 1 else []
-
-
-def found_in(folder: Path) -> str:
-    """The first names in a folder, for an error message."""
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
 CUHK_PEDES = JsonLayout(

@@ -27,13 +27,12 @@ from promptreid.data.layouts import (
     JsonLayout,
     Layout,
     ReadEntries,
-    found_in,
     read_entries,
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, found_in, printable
 
 FOLDER = "folder"
 

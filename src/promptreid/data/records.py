@@ -78,9 +78,14 @@ def count_mismatches(found: Mapping[str, SplitCounts], published: PublishedCount
     for split in dict.fromkeys((*published.splits, *found)):
         expected = published.splits.get(split)
         if split not in found:
-            sentences.append(f"there is no {split} split, published is one of {_against(published.splits[split])}")
+            sentences.append(
+                f"this copy has no {split} split, but the published dataset has one "
+                f"({_against(published.splits[split])})"
+            )
         elif expected is None:
-            sentences.append(f"there is a {split} split of {_against(found[split])}, published is none")
+            sentences.append(
+                f"the published dataset has no {split} split, but this copy has one ({_against(found[split])})"
+            )
         elif found[split] != expected:
             known = found[split] in published.other_copies.get(split, ())
             remark = " (a copy with these counts is known to be in circulation)" if known else ""

@@ -12,7 +12,12 @@ class _ResumableSampler(Sampler[list[int]]):
 
     def __init__(self, batches: int, share: slice, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
         if batch_size % num_replicas:
-            raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
+            below = batch_size - batch_size % num_replicas
+            near = " or ".join(str(size) for size in (below, below + num_replicas) if size)
+            raise ValueError(
+                f"batch_size {batch_size} is not divisible by the {num_replicas} processes; give a multiple of "
+                f"{num_replicas}, such as {near}"
+            )
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
         self.batch_size = batch_size
@@ -146,7 +151,10 @@ class IdentitySampler(_ResumableSampler):
             )
         _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
         if identities_per_batch > len(counts):
-            raise ValueError(f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities")
+            raise ValueError(
+                f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities; give at most "
+                f"{len(counts)}"
+            )
         batch_size = identities_per_batch * pairs_per_identity
         groups = (counts + pairs_per_identity - 1) // pairs_per_identity
         batches = _most_batches(groups, identities_per_batch)

@@ -10,8 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from promptreid.data.images import IMAGE_ENDINGS, list_images
-from promptreid.errors import DatasetError
+from promptreid.data.images import list_images, no_images_in
 from promptreid.evaluation.calibration import Calibration
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.filters import Metadata, Where
@@ -147,7 +146,7 @@ def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = Tr
     if len(paths) < len(found):
         warnings.warn(f"{len(found) - len(paths)} links in {root} lead out of it and are left out", stacklevel=2)
     if not paths:
-        raise DatasetError(f"{root} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below")
+        raise no_images_in(root)
     metadata = [{"folder": path.parent.relative_to(root).as_posix()} for path in paths]
     gallery = Gallery.build(model, paths, metadata=metadata, progress=progress)
     return Opened(gallery, root.resolve().name or str(root), root)

@@ -75,7 +75,11 @@ def calibrate_threshold(
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
-        raise ValueError("no query has both a right and a wrong item in the gallery; more persons are needed")
+        raise ValueError(
+            "no query has both a right and a wrong item in the gallery: its items are of "
+            f"{len(items[3].unique())} persons. Calibrate on captions and images of at least two, or without labels: "
+            "gallery.calibrate()"
+        )
     threshold = _lowest_reached_by(wrong, false_alarm_rate)
     return Calibration(
         threshold=float(threshold),

@@ -205,7 +205,11 @@ def _score(
     queries = positives.ordered_queries()
     total, scored = len(positives.counts), len(queries)
     if scored == 0:
-        raise ValueError("no query has an item of its person in the gallery; do the ids belong together?")
+        query_range, gallery_range = (f"{int(ids.min())} to {int(ids.max())}" for ids in positives.ids)
+        raise ValueError(
+            f"no query has an item of its person in the gallery: query ids run from {query_range}, gallery ids from "
+            f"{gallery_range}; pass person ids of the same annotation, not labels or row numbers"
+        )
     if scored < total:
         warnings.warn(f"{total - scored} of {total} queries have no item of their person; left out", stacklevel=3)
     if chunk_size is None:

@@ -21,9 +21,11 @@ class Positives:
         order: Gallery indices grouped by person; within a person in the gallery's order.
         starts: Where each query's person begins in `order`; equal for queries of one person.
         counts: How many right items each query has.
+        ids: The persons of the queries and of the gallery.
     """
 
     def __init__(self, query_ids: Tensor, gallery_ids: Tensor) -> None:
+        self.ids: tuple[Tensor, Tensor] = query_ids, gallery_ids
         grouped, order = gallery_ids.sort(stable=True)
         self.order: Tensor = order
         self.starts: Tensor = torch.searchsorted(grouped, query_ids.contiguous())

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.data.images import IMAGE_ENDINGS, list_images
+from promptreid.data.images import list_images, no_images_in
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
@@ -91,7 +91,7 @@ def _list_folder(folder: Path, closed: list[str] | None) -> list[ImageFile]:
         raise DatasetError(f"{folder} is a file; give its folder, or a list of files: [{str(folder)!r}]")
     paths = list_images(folder, unreadable=closed)
     if not paths:
-        raise DatasetError(f"{folder} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below")
+        raise no_images_in(folder)
     return [ImageFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
 
 

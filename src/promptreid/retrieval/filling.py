@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptreid.data.images import walk_images
+from promptreid.data.images import no_images_in, walk_images
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodingOptions, encode_images
@@ -100,7 +100,9 @@ def fill(
         filling.take(files)
     filling.commits.flush()
     if filling.seen == 0:
-        raise DatasetError(f"{images} has no images in it or below")
+        if root is None:
+            raise DatasetError("there are no images to add; give their folder, or a list of files")
+        raise no_images_in(root)
     filling.warn_unreadable()
     return filling.changes(removed=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
 

@@ -47,7 +47,9 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
         else:
             found = _keys_where(store, f"id = {image_number(image)}")
         if not found:
-            raise KeyError(f"the store has no image {str(image)!r}; nothing was erased")
+            raise KeyError(
+                f"the store has no image {str(image)!r}; nothing was erased. Check the path, as a search prints it"
+            )
         keys += found
     return list(dict.fromkeys(keys))
 
@@ -73,7 +75,7 @@ def chosen_keys(store: LanceStore, keys: Sequence[str]) -> list[str]:
     removed = removed_digests(store) if absent else frozenset[str]()
     for key in absent:
         if key_digest(key) not in removed:
-            raise KeyError(f"the store has no image {key!r}; nothing was erased")
+            raise KeyError(f"the store has no image {key!r}; nothing was erased. Check the path, as a search prints it")
     return list(known)
 
 
@@ -90,7 +92,10 @@ def passing_keys(store: LanceStore, where: Where | None, older_than: date | time
             found = [key for key, is_old in zip(found, old, strict=True) if is_old]
         keys += map(from_stored, found)
     if not keys and limit is None:
-        raise ValueError(f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}")
+        raise ValueError(
+            f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}; nothing was erased. "
+            "A search with the same filter names the values that images have"
+        )
     return keys
 
 

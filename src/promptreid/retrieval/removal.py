@@ -85,7 +85,10 @@ def _ids_of(store: GalleryStore, images: Images) -> list[int]:
         else:
             found = store.exact.chosen([image_number(image)]).ids.tolist()
         if not found:
-            raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
+            raise KeyError(
+                f"the gallery has no image {str(image)!r}; nothing was removed. Check the path, which gallery.paths "
+                "lists; a pattern such as 'crops/cam_a/*' names several images"
+            )
         ids.update(found)
     return sorted(ids)
 

@@ -268,7 +268,20 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
         if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
             known = list(dict.fromkeys(map(str, known_values(tables, key))))
             raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {listed(known, most=20)}")
-    raise ValueError("no image of the gallery passes the filter; it was not searched")
+    raise ValueError(f"{_why_none_passes(tables, where)}; the gallery was not searched")
+
+
+def _why_none_passes(tables: Sequence[ImageTable], where: Where) -> str:
+    """The reason why no image passes a filter whose keys and values are all known."""
+    if not isinstance(where, Mapping):
+        keys = sorted({known for table in tables for known in table.columns.by_key})
+        return f"the filter's function is true for no image; the metadata have the keys {', '.join(keys) or 'none'}"
+    for key, some in conditions(where).items():
+        columns = [table.columns.by_key[key] for table in tables if key in table.columns.by_key]
+        if not any(column.mask(condition).any() for column in columns for condition in some):
+            known = listed(list(map(str, known_values(tables, key))), most=20)
+            return f"the function for {key} is true for no image; known are: {known}"
+    return f"each condition matches some images, but no image matches all of them ({', '.join(where)}); drop one"
 
 
 def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:

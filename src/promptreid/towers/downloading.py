@@ -174,7 +174,8 @@ def _twice(fetch: Callable[[bool], Path], load: Callable[[Path], Result]) -> Res
         if not _is_damage(error):
             raise
         raise CheckpointError(
-            f"{path} is damaged, and so it was when it was downloaded once more ({str(error)[:200]})"
+            f"{path} is damaged, and a second download gave the same result ({str(error)[:200]}); delete it and try "
+            "again later, or ask the owner of its repository to upload it again"
         ) from error
 
 
@@ -199,4 +200,7 @@ def making_sense_of(config: Path) -> Generator[None, None, None]:
         raise HubError(f"a part of the model of {config} cannot be downloaded ({error}); check the network") from error
     except (TypeError, AttributeError, LookupError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"no model can be made of {config}, or not with this open_clip ({reason})") from error
+        raise ValueError(
+            f"open_clip {open_clip.__version__} cannot build the model described in {config} ({reason}); upgrade it "
+            "(pip install --upgrade open_clip_torch), or use another model"
+        ) from error

@@ -69,7 +69,8 @@ class CaptionTokenizer:
             warnings.warn(
                 f"{len(other)} of {len(captions)} captions are not in Latin letters, for example {other[0][:60]!r}. "
                 "This model has CLIP's tokenizer, which was made for English, as were most models with it. Translate "
-                "the captions, or take a multilingual model such as xlm-roberta-base-ViT-B-32. This is said once",
+                "the captions, or use a multilingual model such as xlm-roberta-base-ViT-B-32. This warning is shown "
+                "once",
                 stacklevel=3,
             )
 
@@ -85,7 +86,8 @@ class CaptionTokenizer:
             self._warned = True
             warnings.warn(
                 f"{cut} of {len(captions)} captions are longer than the {self.context_length} tokens that this model "
-                f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This is said once",
+                f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This warning is "
+                "shown once",
                 stacklevel=3,
             )
 

@@ -240,7 +240,10 @@ def _open_archive(path: Path) -> WeightFile:
                 "holds them, unpack it first"
             )
         if entries[found[0]].file_size > _LARGEST_PICKLE:
-            raise WeightsError(f"{path} lists more than weights: {entries[found[0]].file_size:,} bytes of other things")
+            raise WeightsError(
+                f"{path} lists more than weights: its index (data.pkl) is {entries[found[0]].file_size:,} bytes, more "
+                "than any set of weights needs; save only the weights: torch.save(model.state_dict(), ...)"
+            )
         with archive.open(found[0]) as file:
             reader = _Reader(file)
             stored = _tensors_in(reader.load())

@@ -17,7 +17,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPVisionCfg, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from promptreid.errors import WeightsError, listed
+from promptreid.errors import WeightsError, found_in, listed
 from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
 from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME, FOREIGN_WEIGHTS
 from promptreid.towers.families import patch_grid_of, resize_images
@@ -152,7 +152,8 @@ def weights_in(folder: Path) -> Path:
     if weights is None:
         raise FileNotFoundError(
             f"{folder} holds no open_clip_model.safetensors, .bin or .pt, and no model.safetensors or "
-            "pytorch_model.bin of transformers"
+            f"pytorch_model.bin of transformers (found: {found_in(folder)}); give the file of weights itself, or "
+            "rename it"
         )
     return weights
 

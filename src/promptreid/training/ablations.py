@@ -39,7 +39,10 @@ def direct_after_head_warm_up(model: PromptedCLIP, recipe: Recipe) -> list[Stage
     """
     _check_prompts(model, "direct_after_head_warm_up", "none")
     if not recipe.identity_weight:
-        raise ValueError("direct_after_head_warm_up warms up the identity head, but identity_weight is 0")
+        raise ValueError(
+            "direct_after_head_warm_up warms up the identity head, but identity_weight is 0; set "
+            "Recipe(identity_weight=1.0), or use direct_fine_tuning"
+        )
     losses = {"identity": recipe.identity_loss(model)}
     head = recipe.stage(
         "head_warm_up",

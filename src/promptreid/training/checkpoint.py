@@ -281,10 +281,14 @@ def check_metric(metric: str | None, scores: Mapping[str, float]) -> None:
     """Refuse scores among which the one to choose by is missing or not finite.
 
     Raises:
-        ValueError: It is.
+        ValueError: The score is missing or not finite.
     """
     if metric is not None and metric not in scores:
-        raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(scores)}")
+        near = next((name for name in scores if name.casefold() == metric.casefold()), None)
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise ValueError(
+            f"best_metric is {metric!r}, but evaluate returned {sorted(scores)}; set best_metric to one of these{meant}"
+        )
     if metric is not None and not math.isfinite(scores[metric]):
         raise ValueError(f"evaluate returned {metric}={scores[metric]}, expected a finite number to choose by")
 
