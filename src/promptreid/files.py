@@ -105,7 +105,7 @@ def _has_ended(mark: str) -> bool:
         os.kill(int(mark[8:14], 16), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it runs for somebody else
+    except OSError:  # it belongs to another user
         return False
     return False
 
@@ -137,7 +137,7 @@ def portable(path: str) -> str:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder for its owner alone; nobody else may write into the parents made on the way, whatever the umask."""
+    """Make a folder only for its owner; nobody else may write to new parent folders, regardless of the umask."""
     for parent in reversed([path, *path.parents]):
         if not parent.is_dir():
             parent.mkdir(mode=0o700 if parent == path else 0o755, exist_ok=True)
@@ -183,7 +183,7 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
     On a file system without locks everybody is let in, after one warning.
 
     Args:
-        path: The lock's file; made if it is not there, for its owner alone.
+        path: The lock's file; made if it does not exist, only for its owner.
         action: What is done under it, for the error: `"saving into runs/first"`.
         timeout_seconds: How long to wait for another process; -1 for ever, 0 not at all.
 
@@ -192,7 +192,7 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
         OSError: The file cannot be made, or is a link.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
+        # Taking a lock may truncate the file, and a link in another user's folder may lead to any file of ours.
         raise OSError(f"{path} is not a file of its own; remove it, and try again")
     lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), ""
     try:
@@ -242,7 +242,7 @@ def write_sealed_json(path: Path, content: Mapping[str, Any], *, indent: int | N
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote, without the digest, which older files do not have.
+    """Read a file of `write_sealed_json`, without the digest, which older files do not have.
 
     Raises:
         OSError: It cannot be opened, or is not a plain file.

@@ -270,7 +270,7 @@ WORK = [
         ("demo nowhere", "argument gallery is nowhere, but there is no folder"),
         ("demo --auth secret", "--auth is not USER:PASSWORD in line 1; write both"),
         ("demo --model run", "argument --model is run, a whole run; the model in it is run/model"),
-        ("demo --model a/b --host nowhere.invalid", "the host nowhere.invalid is no address of this computer"),
+        ("demo --model a/b --host nowhere.invalid", "the host nowhere.invalid is not an address of this computer"),
         ("push run a/b", "argument folder is run, a whole run; the model in it is run/model: give that"),
         ("push nowhere a/b", "argument folder is nowhere, but there is no folder"),
         ("push data a/b --metrics none.json", "--metrics is none.json, but there is no such file"),

@@ -359,7 +359,7 @@ def test_metrics_take_numpy_arrays_and_lists(kind):
         ),
         ({"gallery_ids": ["a", "b"]}, "gallery_ids is an array of <U1, expected numbers; give each person a number"),
         ({"query_features": None}, "query_features is an array of object, expected numbers$"),
-        ({"gallery_features": [[1.0], [1.0, 2.0]]}, r"gallery_features is no array of numbers \(setting an array"),
+        ({"gallery_features": [[1.0], [1.0, 2.0]]}, r"gallery_features is not an array of numbers \(setting an array"),
     ],
 )
 def test_metrics_name_the_argument_that_is_no_array_of_numbers(given, message):

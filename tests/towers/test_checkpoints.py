@@ -262,7 +262,7 @@ def test_clip_reid_that_no_tower_here_equals_is_refused_with_the_reason(tmp_path
 def test_clip_reids_baseline_without_text_is_refused(tmp_path, openai_tag):
     held = {name: value for name, value in clip_reid(openai_tag).items() if name.startswith(("image_enc", "class"))}
     torch.save(held, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"CLIP-ReID's, and cannot search by words: it holds an image encoder alone"):
+    with pytest.raises(WeightsError, match=r"CLIP-ReID's, and cannot search by words: it holds only an image encoder"):
         load_clip(NAME, pretrained=str(tmp_path / "a.pth"))
 
 

@@ -10,7 +10,7 @@ from promptreid.cli.output import Output
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
+DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder and open every image;
 report all problems at once. Given the folder that `promptreid index` made, read the whole index and compare its
 checksums. Exit code 1 if there are errors."""
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from promptreid.retrieval.editing import Changes
     from promptreid.retrieval.gallery import Gallery
 
-DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again, it encodes only images that are new or
-have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
-holds can count as biometric data: its files are readable by you alone."""
+DESCRIPTION = """Encode every image in a folder and its sub-folders. Run again, it encodes only images that are new or
+have changed, with the model that made the gallery. Images that cannot be read are listed and skipped. A gallery can
+count as biometric data: its files are readable only by you."""
 
 NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "parquet", ".parquet"), ("store", "lancedb", "store")]
 
@@ -218,7 +218,7 @@ def _open_or_make(
 
 
 def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
-    """What the index does not have, or has and should perhaps not have, with the command that changes it."""
+    """Images that the gallery lacks, or should perhaps not have, with the command that changes it."""
     lines: list[str] = []
     if changes.gone:
         lines += [

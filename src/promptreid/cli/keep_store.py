@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from promptreid.retrieval.stored_gallery import StoredGallery
 
 DESCRIPTION = """Keep a store of features, which `promptreid index --store` fills: `info` tells its state; `optimize`
-joins its files and builds its index, and is for one process, now and then; `erase` removes images and every byte of
+joins its files and builds its index; run it in one process, from time to time; `erase` removes images and every byte of
 them, and proves it; `log` writes the audit log, if one is kept. Exit code 1 if it cannot be proven that nothing is
 left."""
 NEEDS = [(None, "lancedb", "store")]
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(
     console: Output, /, *, action: str, store: Path | str, images: list[str], where: list[tuple[str, str]], alone: bool
 ) -> int:
-    """Do it."""
+    """Run the chosen action."""
     if action != "erase":
         refuse_unused({"where": where, "alone": alone}, "it goes with promptreid store erase")
     if (action in ("erase", "restore")) != bool(images or where) or (images and where):
@@ -119,7 +119,7 @@ def shard_of_text(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class StoreWork:
-    """What to index, into which store, and how."""
+    """The images to index, the store, and the settings."""
 
     folder: Path
     store: Path | str

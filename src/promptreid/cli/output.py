@@ -1,4 +1,4 @@
-"""What a command says: lines for people on standard output, or one JSON object for scripts."""
+"""The output of a command: lines for people on standard output, or one JSON object for scripts."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Output:
                 print_line(printable(line))
 
     def note(self, text: str) -> None:
-        """Print text on standard error, whoever reads."""
+        """Print text on standard error, for people and scripts alike."""
         if self.is_silent:
             return
         with suppress(OSError, ValueError, AttributeError):  # full or closed: nobody is there to be told
@@ -70,7 +70,7 @@ def print_line(line: str) -> None:
     """Print a line on standard output, in letters that it has.
 
     Raises:
-        OSError: It is full or closed; whatever is printed afterwards goes nowhere.
+        OSError: It is full or closed; anything printed afterwards is lost.
     """
     out = sys.stdout
     try:

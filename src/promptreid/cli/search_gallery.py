@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="of a store, compare every image instead of those that its index proposes"
     )
-    parser.add_argument("--csv", action="store_true", help="print a table with a row a hit, for spreadsheets")
+    parser.add_argument("--csv", action="store_true", help="print a table with one row per hit, for spreadsheets")
     parser.add_argument(
         "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
     )
@@ -85,7 +85,7 @@ def add_where_argument(parser: argparse.ArgumentParser, help: str) -> None:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one query found: `best` is the highest score of the gallery, `hits` what reaches the threshold."""
+    """The result of one query: `best` is the gallery's highest score, `hits` are those that reach the threshold."""
 
     query: str
     best: float
@@ -198,7 +198,7 @@ class _Search:
         return answers
 
     def entry(self, answer: _Answer) -> dict[str, Any]:
-        """What JSON says of an answer."""
+        """The answer's entry in JSON."""
         return {"best_score": answer.best, "hits": as_entries(answer.hits)}
 
     def _show(self, title: str, found: "list[Hit]") -> _Answer:
@@ -214,7 +214,7 @@ class _Search:
         return answer
 
     def _verdict(self, answer: _Answer) -> list[str]:
-        """What the scores mean: against the threshold that was given, or else the calibrated one."""
+        """Explain the scores, by the given threshold or else the calibrated one."""
         from promptreid.retrieval.gallery_store import threshold_in_words
 
         calibration, images = self.gallery.calibration, len(self.gallery)
@@ -226,7 +226,7 @@ class _Search:
         words = f"{calibration.threshold:.3f}, {threshold_in_words(calibration)}"
         if reaching:
             return [f"{reaching} of these reach {words}"]
-        # That nothing was found says something only where somebody who is there mostly is.
+        # A search without hits means something only if people who are in the gallery are mostly found.
         verdict = "probably nobody matches" if (calibration.hit_rate or 0) >= 0.5 else "no match stands out"
         return [f"{verdict}: the best score is {answer.best:.3f}, and none reaches {words}"]
 
@@ -252,7 +252,7 @@ def as_lines(hits: "Sequence[Hit]") -> list[str]:
 
 
 def as_entries(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """What JSON says of hits: `missing` is whether no file is at the path."""
+    """Hits for JSON; `missing` says whether the file no longer exists."""
     return [{**hit.as_dict(), "missing": _gone(hit)} for hit in hits]
 
 
@@ -304,7 +304,7 @@ def _typed(console: Output, images: int) -> Iterator[str]:
 
     at_terminal, count = _at_terminal(), 0
     if at_terminal:
-        console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
+        console.note(f"{images} images; describe someone, or press Ctrl-D to end")
         with suppress(ImportError):
             import_module("readline")  # gives input() its line editing and history
     for line in _lines(at_terminal):
@@ -435,7 +435,7 @@ def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -
 
 
 def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
-    """What a value of `--where` allows: itself, a range if it has two dots, what it matches if it is a pattern."""
+    """Parse a value of `--where`: a value, a range if it has two dots, or a pattern."""
     from promptreid.retrieval.filters import Between, Prefix
 
     start, dots, end = text.partition("..")

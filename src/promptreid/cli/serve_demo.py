@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an index that `promptreid index` made, a store's address, or a folder of crops; default: drawn people",
     )
     add_model_arguments(parser, default=f"the one that made the index, else {TINY_ADAPTED}")
-    parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
+    parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this computer")
     parser.add_argument("--port", type=whole(1, 65535), help="default: a free one")
     parser.add_argument(
         "--auth",

@@ -157,7 +157,7 @@ def _add_regularization_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class TrainingArguments(TypedDict):
-    """What `add_training_arguments` adds."""
+    """The arguments of `add_training_arguments`."""
 
     model: str
     pretrained: str | None
@@ -199,7 +199,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
         raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
     if recipe.stage_one_epochs and not given["prompt_length"]:
-        raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains prompts alone")
+        raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains only prompts")
     pretrained = given["pretrained"] or preset.pretrained
     if pretrained is None and not name.startswith(BARE):
         raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')

@@ -197,7 +197,7 @@ def _read(path: Path, count: int) -> Tensor | None:
 
 
 class _TokenChange:
-    """What changes tokens by chance needs: the probability, padding, and the tokens that an empty caption has."""
+    """Shared state of random token changes: the probability, padding, and the tokens of an empty caption."""
 
     def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1) -> None:
         if not 0 <= probability < 1:
@@ -256,7 +256,7 @@ class TokenDeletion(_TokenChange):
 class TokenMasking(_TokenChange):
     """Replaces each token of a caption with a probability; start and end stay.
 
-    What it is given is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so a plain word stands
+    The input is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so an ordinary word stands
     in for it [ours].
 
     Args:

@@ -105,7 +105,7 @@ def _positions_of(annotation: Annotation, paths: Set[str | None]) -> set[int]:
 
 
 def _untrainable(annotation: Annotation) -> Iterator[Problem]:
-    """What can be loaded, since it can be evaluated or shown, but not be trained on."""
+    """Find what can be loaded, evaluated and shown, but not trained on."""
     counts = split_counts(annotation.records)
     for split in ("train", "test"):
         if split not in counts and split not in annotation.required:

@@ -53,7 +53,7 @@ def load_dataset(
 
     Args:
         root: The dataset's folder, or its parent.
-        layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or a `Layout` of your own; `None`
+        layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or your own `Layout`; `None`
             to recognise it.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation, or beside the
             folder `annotations` that it is in.
@@ -70,7 +70,7 @@ def load_dataset(
 
     Raises:
         DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
-            message names the file, the record and how to mend it.
+            message names the file, the record and how to fix it.
         ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout that is no
             `JsonLayout`.
 
@@ -126,7 +126,7 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
 
     One row is one caption of one image; an image with several captions has several rows. Paths are relative to the
     table. Persons may be numbers or names; names are numbered in alphabetical order. A split that no row names is
-    empty, so a table of test images alone can be evaluated.
+    empty, so a table with only test images can be evaluated.
 
     Args:
         root: The folder.

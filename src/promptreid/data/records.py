@@ -1,4 +1,4 @@
-"""What a dataset is made of: images with captions and identities, in splits."""
+"""The records of a dataset: images with captions and identities, in splits."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ def with_parent(folder: Path) -> list[Path]:
 
 
 def data_title(name: str, root: Path) -> str:
-    """What people are told of a dataset: its name, and where the persons are drawn that they are."""
+    """The dataset name shown to users; says so if the people are synthetic."""
     return f"synthetic people ({name} layout)" if is_synthetic(root) else name
 
 
@@ -46,7 +46,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What a complete copy of a dataset holds.
+    """The counts of a complete copy of a dataset.
 
     Attributes:
         splits: Counts by split; a split that is not named here is not expected.
@@ -206,7 +206,7 @@ class ReIDSplit:
         return SplitCounts(self.num_identities, len(self), self.num_captions)
 
     def identity(self) -> dict[str, object]:
-        """What tells this split from another: its annotation, and what is in its image files."""
+        """The identity of this split: its annotation, and the contents of its image files."""
         annotation = repr([(record.person_id, record.captions) for record in self.records])
         return {"annotation": sha256(annotation.encode()).hexdigest()[:16], "images": files_identity(self.paths)}
 
@@ -258,7 +258,7 @@ class ReIDDataset:
         return data_title(self.name, self.root)
 
     def identity(self) -> dict[str, object]:
-        """What tells this dataset from another: the identity of each split."""
+        """The identity of this dataset: that of each split."""
         return {split.name: split.identity() for split in self.splits}
 
     def summary(self) -> str:
@@ -303,7 +303,7 @@ def split_counts(records: Sequence[ImageRecord]) -> dict[str, SplitCounts]:
 
 
 def split_conflicts(records: Sequence[ImageRecord], required: Sequence[str]) -> Iterator[tuple[int | None, str]]:
-    """What keeps records from being split: required splits that are empty, and persons in two splits.
+    """Errors that prevent a split: required splits that are empty, and persons in two splits.
 
     Yields:
         Index of the record at fault, or `None`, and what is wrong; each person once.

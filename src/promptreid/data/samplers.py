@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 
 class _ResumableSampler(Sampler[list[int]]):
-    """Batches of an epoch that depend on the seed and the epoch's number alone, from any batch on."""
+    """Batches of an epoch that depend only on the seed and the epoch's number, from any batch on."""
 
     def __init__(self, batches: int, share: slice, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
         if batch_size % num_replicas:
@@ -49,7 +49,7 @@ class _ResumableSampler(Sampler[list[int]]):
 
 
 class EpochSampler(_ResumableSampler):
-    """Random batches, the same for the same seed and epoch whatever came before.
+    """Random batches, always the same for one seed and epoch.
 
     Args:
         length: Items in the dataset.
@@ -102,7 +102,7 @@ class EpochSampler(_ResumableSampler):
 
 
 class IdentitySampler(_ResumableSampler):
-    """Identity-balanced batches, the same for the same seed and epoch whatever came before.
+    """Identity-balanced batches, always the same for one seed and epoch.
 
     Each batch holds P different identities and K pairs of each. An epoch draws every pair about once: an identity's
     pairs are shuffled and cut into groups of K, the last one filled with others of its pairs (the same again where it

@@ -1,4 +1,4 @@
-"""What the page answers to each request: plain functions and data that know nothing of the browser."""
+"""The page's answer to each request: plain functions and data, independent of the browser."""
 
 import math
 import os
@@ -46,7 +46,7 @@ _ARTICLE = re.compile(r"^(?:an?|the|her|his|their)\s+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Filters:
-    """What an image must fulfil to be shown.
+    """The conditions for an image to be shown.
 
     Attributes:
         cameras: Only these; empty for all.
@@ -79,13 +79,13 @@ class Detail(NamedTuple):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was forgotten, and when."""
+    """A receipt: which images were forgotten, and when."""
 
     gallery: str
     when: str
     removed: tuple[str, ...]
     is_kept: bool  # whether the gallery has files that it was removed from
-    missing: int = 0  # named, and removed by somebody else before
+    missing: int = 0  # named, but removed by someone else before
 
     def __str__(self) -> str:
         count = len(self.removed)
@@ -94,7 +94,7 @@ class Receipt:
             "Their features are gone from its files and from memory, and the copies made for this page are deleted. "
             "Kept are their paths and the digests of their files, so that a later update leaves them out."
             if self.is_kept
-            else "The gallery is in memory alone: a page started again makes it again, of all image files.",
+            else "The gallery is only in memory: restarting the page builds it again from all image files.",
             "The image files themselves were not touched:",
             *(f"  {path}" for path in self.removed),
         ]
@@ -139,7 +139,7 @@ class Answers:
         return self.is_trusted and (self._listed is not None or isinstance(self.gallery, ErasingGallery))
 
     def summary(self) -> str:
-        """What the gallery holds, in a few words, as HTML."""
+        """A short description of the gallery, as HTML."""
         counts = [f"{len(self.gallery):,} images"]
         counts += [f"{len(self.cameras.values)} cameras"] if self.cameras.values else []
         counts += [f"{len(self.days.values)} days"] if self.days.values else []
@@ -207,7 +207,7 @@ class Answers:
     def alike(self, hit: Hit) -> tuple[list[Captioned], tuple[Hit, ...], tuple[bool, ...]]:
         """Images that may be of the same person, those known to be first: copies with words, hits, and which are known.
 
-        An image whose file is gone is alone: nothing can be compared with it, but it can be forgotten.
+        For an image whose file no longer exists, only itself: nothing can be compared with it, but it can be forgotten.
 
         Raises:
             DatasetError: It was removed.
@@ -275,7 +275,7 @@ class Answers:
             raise DatasetError("this image was removed from the gallery")
 
     def opening(self) -> tuple[str, list[Column]]:
-        """What the page shows before any search: its first example with the answer, if that is known."""
+        """The state of the page before any search: its first example with the answer, if it is known."""
         sentence = next(iter(self.opened.examples), "")
         if sentence not in self.opened.described:
             return "", []
@@ -285,7 +285,7 @@ class Answers:
         return max(1, min(len(self.gallery), count))
 
     def _path(self, hit: Hit) -> str:
-        """What a visitor may know of an image's path."""
+        """The part of an image's path that a visitor may see."""
         path = os.path.abspath(hit.path)
         if self.is_trusted:
             return path

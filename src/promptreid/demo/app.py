@@ -150,7 +150,7 @@ def start(
 def _open(
     gallery: SearchedGallery | str | Path | None, model: PromptedCLIP | None, drawn: Path, *, progress: bool
 ) -> Opened:
-    """The gallery of the page, whatever it is given as."""
+    """The gallery of the page, in any of the accepted forms."""
     if gallery is not None and not isinstance(gallery, str | os.PathLike):
         if len(gallery) == 0:
             raise DatasetError("the gallery is empty; add images first")
@@ -213,7 +213,7 @@ def _print_address(url: str) -> None:
 
 
 def address_line(url: str) -> str:
-    """What a person is told who has started the page."""
+    """The message to the person who started the page."""
     return f"The demo is at {url} (Ctrl-C ends it)"
 
 
@@ -255,7 +255,10 @@ def check_address(host: str, port: int | None) -> None:
         if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
             reason = f"port {port} of {host} cannot be used ({error.strerror}); give another, or none for a free one"
         else:
-            reason = f"the host {host} is no address of this computer ({error}); leave it out for this computer alone"
+            reason = (
+                f"the host {host} is not an address of this computer ({error}); leave it out to listen only on this "
+                "computer"
+            )
         raise ServingError(reason) from error
 
 

@@ -1,4 +1,4 @@
-"""What images can be chosen by: the camera and the day, from what the gallery knows or from names of files."""
+"""Facets to filter images by: the camera and the day, from the gallery's metadata or from file names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,7 +136,7 @@ def _day_of(value: Any) -> str:
 
 
 def _day_condition(value: Any) -> Any:
-    """What a search for the day of a time asks of the times."""
+    """The condition on times in a search for the day of a time."""
     if isinstance(value, str):
         return Prefix(_day_of(value))
     midnight = datetime.fromisoformat(_day_of(value))

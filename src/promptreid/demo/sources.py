@@ -40,11 +40,11 @@ _FIRST_DAY = date(2026, 11, 23)  # invented, as everything about the drawn peopl
 
 
 class SearchedGallery(Protocol):
-    """What the page needs of whatever it searches: `Gallery`, or a database that outgrows one machine."""
+    """The methods that the page needs of what it searches: `Gallery`, or a database for more than one machine."""
 
     @property
     def model(self) -> PromptedCLIP | None:
-        """What encodes the queries."""
+        """The model that encodes the queries."""
         ...
 
     @property
@@ -61,11 +61,11 @@ class SearchedGallery(Protocol):
 
 @runtime_checkable
 class ListedGallery(Protocol):
-    """What a gallery can do besides that holds its list of images in memory, as `Gallery` does."""
+    """Further methods of a gallery that holds its list of images in memory, as `Gallery` does."""
 
     @property
     def directory(self) -> Path | None:
-        """Where it is kept; `None` for memory alone."""
+        """The gallery's folder; `None` if it is only in memory."""
         ...
 
     @property
@@ -75,7 +75,7 @@ class ListedGallery(Protocol):
 
     @property
     def metadata(self) -> Sequence[Metadata]:
-        """What is known of each image."""
+        """The metadata of each image."""
         ...
 
     def remove(self, images: Sequence[int]) -> int:
@@ -85,7 +85,7 @@ class ListedGallery(Protocol):
 
 @runtime_checkable
 class ErasingGallery(Protocol):
-    """What a database can do besides that removes images by their paths."""
+    """Further methods of a database that removes images by their paths."""
 
     def erase(self, images: Sequence[Path]) -> object:
         """Remove images, and every byte of them."""
@@ -128,7 +128,7 @@ def open_indexed(gallery: SearchedGallery) -> Opened:
 
 
 def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = True) -> Opened:
-    """Encode the images in a folder and its sub-folders, to be kept in memory alone.
+    """Encode the images in a folder and its sub-folders, to be kept only in memory.
 
     Links that lead out of the folder are left out.
 

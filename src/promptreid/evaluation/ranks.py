@@ -36,7 +36,7 @@ class Positives:
         """Indices of the queries that have a right item: most of them first, then by their first right item.
 
         In this order `rank_positives` has least to do: the queries that still have a right item to be counted are
-        always the first, and right items of neighbours stand close to each other in galleries sorted by person.
+        always the first, and right items of neighbours are close to each other in galleries sorted by person.
         """
         queries = (self.counts > 0).nonzero().flatten()
         queries = queries[self.order[self.starts[queries]].argsort(stable=True)]

@@ -59,7 +59,7 @@ class SelfConsistencyLoss(nn.Module):
     """
 
     needs: tuple[Literal["frozen"], ...] = ("frozen",)
-    smallest_batch: int = 2  # the similarities of a pair alone are always the same
+    smallest_batch: int = 2  # the similarities of a single pair are always the same
 
     def __init__(
         self,

@@ -32,8 +32,8 @@ class PromptedTextEncoder(PromptCarrier):
         slot: `"after_start"`, or `"before_end"` for prompts between the caption and its end token (causal towers).
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
         trim: Cut batches to their longest caption in towers where no feature can depend on what follows it (compiled
-            and exported code is not cut, and has one shape), and compute the last block for the pooled token alone.
-        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+            and exported code is not cut, and has one shape), and compute the last block only for the pooled token.
+        prompts: Makes your own kind of prompts from the tower's description, see `PromptKind`; `length` and the
             options of prompts in blocks are then not used. `None` for prompts in blocks.
 
     Shape:

@@ -31,7 +31,7 @@ class PromptedVisionEncoder(PromptCarrier):
 
     Block i works on `[class, P_i, patches]`; what it makes of the prompts is dropped and block i+1 gets its own
     (VPT-deep). Towers without a token sequence (ResNet, ConvNeXt, FastViT, Swin) get learnable pixels around the
-    border of the image instead; `kind` tells which tower it is. Use it alone in your own loop, or through
+    border of the image instead; `kind` names the tower. Use it by itself in your own loop, or through
     `PromptedCLIP` with both encoders.
 
     Args:
@@ -43,8 +43,8 @@ class PromptedVisionEncoder(PromptCarrier):
             border starts at zero.
         place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
-        trim: Compute the last block for the class token alone in towers whose features are made of it.
-        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+        trim: Compute the last block only for the class token in towers whose features are made of it.
+        prompts: Makes your own kind of prompts from the tower's description, see `PromptKind`; `length` and the
             other options are then not used. `None` for the built-in kind that fits.
 
     Shape:

@@ -25,7 +25,7 @@ from promptreid.towers.tower import TokenTower
 class AttentionPrefix(PromptKind):
     """Learned keys and values beside those of a block: `softmax(Q [K_p; K]ᵀ / √d) [V_p; V]` in every head.
 
-    Nothing is added to the sequence, so attention alone computes with them: no MLP, norm or projection does. They are
+    Nothing is added to the sequence, so only attention computes with them: no MLP, norm or projection does. They are
     what attention itself uses, after its projections, norms of keys and rotary turns; every token may look at them, in
     a causal tower the start token too.
 

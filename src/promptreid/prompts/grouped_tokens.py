@@ -71,7 +71,7 @@ class GroupedTokens(BlockTokens):
 
         Args:
             groups: Of each image the name of its group, or (B,) int64 positions in `groups`, -1 for the mean; `None`
-                for the mean everywhere. A name that is not known means the mean, and is warned of once.
+                for the mean everywhere. An unknown name means the mean, with one warning for each.
             count: B.
 
         Raises:
@@ -126,7 +126,7 @@ class GroupedTokens(BlockTokens):
         """The group of each image of a block's input.
 
         They are noted at the input itself, which gradient checkpointing keeps: when a block is computed again in the
-        backward pass, on whatever thread, the input is the same and the groups are no longer held.
+        backward pass, on any thread, the input is the same and the groups are no longer held.
         """
         if is_traced():
             return self._ids.get()

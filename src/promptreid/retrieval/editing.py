@@ -127,7 +127,7 @@ def check_keys(keys: Any, count: int, what: str) -> list[str]:
 
 
 def known_metadata(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata]:
-    """What is known of each image, in kinds that JSON takes; nothing where `metadata` is not given.
+    """The metadata of each image, in types that JSON takes; empty without `metadata`.
 
     Raises:
         ValueError: There is not one entry per image.
@@ -141,7 +141,7 @@ def known_metadata(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> 
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of the images given.
+    """The result of an update: what became of the images.
 
     Attributes:
         added: New in the gallery.
@@ -222,7 +222,7 @@ def add_features(
         _check_new(store, keys)
         forget(store, {os.path.abspath(key) for key in keys})
         ids = torch.arange(len(keys)) + store.take_ids(len(keys))
-        # A copy, because the caller may go on to change what was given.
+        # A copy, because the caller may change the argument later.
         store.change(added=(replace(table, ids=ids), features.detach().clone()))
     return Changes(added=len(keys))
 
@@ -296,7 +296,7 @@ def check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, a
 def _encode(
     store: GalleryStore, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
 ) -> tuple[str, ...]:
-    """Encode files and put them in, now and then and at the end; returns those that cannot be read."""
+    """Encode files and save them, at intervals and at the end; returns those that cannot be read."""
     unreadable: list[str] = []
     waiting: list[EncodedImages] = []
     # What changes while it is encoded must look changed at the next update, so files are looked at before.

@@ -108,7 +108,7 @@ def fill(
 
 
 class _Filling:
-    """What becomes of images that are taken into a store."""
+    """Adds images to a store, and counts the results."""
 
     def __init__(self, store: LanceStore, model: PromptedCLIP, options: EncodingOptions) -> None:
         self.seen: int = 0
@@ -151,7 +151,7 @@ class _Filling:
             warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=4)
 
     def changes(self, *, removed: int) -> Changes:
-        """What was done."""
+        """The counts of what was done."""
         return Changes(
             added=self._added,
             changed=self._changed,
@@ -192,9 +192,9 @@ class _Commits:
 class _Pruning:
     """Finds the images of a store that are no longer among those given.
 
-    Others may add images meanwhile, which are none of those: only what the store had at the beginning is looked at, and
-    of that what is in the folder, because other machines may have other folders. Images are told by their numbers, of
-    eight bytes each.
+    Others may add images at the same time, which are not among those: only what the store had at the beginning is
+    looked at, and of that what is in the folder, because other machines may have other folders. Images are identified
+    by their numbers, of eight bytes each.
     """
 
     def __init__(self, store: LanceStore, folder: Path | None) -> None:

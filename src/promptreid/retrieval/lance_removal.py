@@ -1,4 +1,4 @@
-"""Which images of a store are to be removed, and which were."""
+"""Finds the keys of images to remove from a store, and of those that were removed."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
     """The keys of images that are named by number, key, path or pattern of paths.
 
     Raises:
-        KeyError: A number or a pattern stands for no image.
+        KeyError: A number or a pattern matches no image.
     """
     given = [] if images is None else listed_images(images)
     names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
@@ -55,7 +55,7 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
 
 
 def _matching_keys(store: LanceStore, pattern: str) -> list[str]:
-    """The keys that a pattern stands for; those that are no absolute paths are taken from the working folder."""
+    """The keys that a pattern matches; relative ones are taken from the working folder."""
     begins = (re.split(r"[*?\[]", form)[0] for form in (pattern, os.path.abspath(pattern)))
     keys = _keys_where(store, " OR ".join(f"starts_with(key, {quoted(begin)})" for begin in begins))
     by_path = {os.path.abspath(key): key for key in keys}
@@ -110,7 +110,7 @@ def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:
 
 
 def key_digest(key: str) -> str:
-    """What is kept of the key of an image that was erased."""
+    """The digest that is kept of the key of an erased image."""
     return blake2b(to_stored(key).encode(), digest_size=16).hexdigest()
 
 

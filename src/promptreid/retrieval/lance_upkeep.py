@@ -24,7 +24,7 @@ _LIST_IMAGES = 400
 _OUTGROWN = 2
 # Parts of an index, of which each search looks into every one.
 _MOST_PARTS = 8
-# Versions that somebody may still be reading or writing.
+# Versions that another process may still be reading or writing.
 KEPT = timedelta(hours=1)
 # Erased images whose bytes are looked for in files; and the bytes of a feature that are looked for.
 _SOUGHT, _SOUGHT_BYTES = 64, 32
@@ -97,7 +97,7 @@ def _is_of_features(index: Any) -> bool:
 def optimize(store: LanceStore, *, keep: timedelta = KEPT) -> StoreInfo:
     """Join small files, build or refresh the indexes, and delete versions that nobody can be reading any more.
 
-    Let one process do this now and then, and after much was added; others may search and write meanwhile. Where they
+    Let one process do this from time to time, and after many additions; others may search and write. Where they
     are faster, it tries again.
 
     Args:
@@ -149,7 +149,7 @@ def _index_features(data: Any, *, replace: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Erasure:
-    """What an erasure did.
+    """The result of an erasure.
 
     Attributes:
         images: How many were erased.
@@ -283,17 +283,17 @@ def _entries(store: LanceStore, uuid: str) -> int:
 
 
 def _remains(store: LanceStore, erased: Sequence[str]) -> list[str]:
-    """What the table's description says is left of what was erased."""
+    """The remains of erased images, according to the table's description."""
     left: list[str] = []
     present = store.stamps(erased)
     if present:
-        left.append(f"{len(present)} images were added again meanwhile")
+        left.append(f"{len(present)} images were added again during the erasure")
     data = store.place.dataset(IMAGES)
     with in_our_words(store.place.url):
         if len(data.versions()) > 1:
-            left.append(f"{len(data.versions()) - 1} older versions, made meanwhile; erase again")
+            left.append(f"{len(data.versions()) - 1} older versions, made during the erasure; erase again")
         if removed := sum(fragment.num_deletions for fragment in data.get_fragments()):
-            left.append(f"{removed} removed images in files, by others meanwhile; erase again")
+            left.append(f"{removed} removed images in files, by other processes during the erasure; erase again")
         named = {path for batch in data.tracked_files() for path in batch["path"].to_pylist()}
         files = {path for batch in data.all_files() for path in batch["path"].to_pylist()}
     if unnamed := files - named - {_HINT}:

@@ -1,4 +1,4 @@
-"""What a gallery knows of its images besides their features."""
+"""The images of a gallery without their features: paths, numbers and metadata."""
 
 import os
 import time
@@ -196,7 +196,7 @@ class ImageTable:
         return torch.from_numpy(self.columns.mask(where)).nonzero().flatten()
 
     def arrays(self) -> Arrays:
-        """What `from_arrays` needs."""
+        """The arrays for `from_arrays`."""
         return {
             **{f"paths.{name}": array for name, array in Texts.of(self.paths).arrays().items()},
             "ids": self.ids.numpy(),
@@ -292,7 +292,7 @@ def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:
 
 
 def _words(condition: Any) -> list[str]:
-    """What a condition asks for, in words; nothing for a function."""
+    """The values that a condition asks for, in words; nothing for a function."""
     if isinstance(condition, AnyOf):
         return list(dict.fromkeys(map(str, condition.values)))
     return [str(condition)] if isinstance(condition, Between | Prefix) else []

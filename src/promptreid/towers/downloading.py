@@ -130,7 +130,7 @@ def _is_missing(error: BaseException | None) -> bool:
 
 
 def with_tagged_weights(name: str, tag: str, cache: str | None, load: Callable[[], Result]) -> Result:
-    """Call what loads the weights of a tag, which are downloaded first; damaged ones are downloaded once more.
+    """Call what loads the weights of a tag, which are downloaded first; damaged ones are downloaded again.
 
     Raises:
         HubError: They cannot be downloaded.
@@ -151,7 +151,7 @@ def with_weights(repo_id: str, file: str, cache: str | None, load: Callable[[Pat
 
 
 def with_model(repo_id: str, cache: str | None, load: Callable[[Path], Result]) -> Result:
-    """Call what loads the weights of a repository; a damaged copy in the cache is downloaded once more.
+    """Call what loads the weights of a repository; a damaged copy in the cache is downloaded again.
 
     Raises:
         HubError: They cannot be downloaded.

@@ -1,4 +1,4 @@
-"""What a model takes and gives: images, features, and the parameters without a part in them."""
+"""Reads facts from a model: image size, preprocessing, feature size, and parameters that no feature depends on."""
 
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -44,7 +44,7 @@ class ImagePreprocessing(TypedDict):
 
 
 def image_preprocessing_of(clip: nn.Module) -> ImagePreprocessing:
-    """What is done to the images of `clip`, as open_clip states it."""
+    """The preprocessing of images for `clip`, as open_clip states it."""
     stated: dict[str, Any] = getattr(clip.visual, "preprocess_cfg", None) or {}
     mean = stated.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = stated.get("std", (0.26862954, 0.26130258, 0.27577711))

@@ -116,7 +116,7 @@ def runs_slow_when_frozen(tower: TokenTower) -> bool:
 def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
     """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
     attentions: list[Any] = [block.attn for block in tower.blocks]
-    # PEFT's layers only show the layout of the attention that they stand in for.
+    # PEFT's layers only show the layout of the attention that they replace.
     modules: list[Any] = [tower.container, *(getattr(each, "base_layer", each) for each in attentions)]
     for module in modules:
         module.batch_first = not enable
@@ -127,7 +127,7 @@ _VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values
 
 
 class ThreadValue:
-    """A value that one object has in the calling thread alone; a deep copy of the object has its own.
+    """A value that one object has only in the calling thread; a deep copy of the object has its own.
 
     It is read when a hook runs, so several threads can use one model.
     """
@@ -226,7 +226,7 @@ class LastBlock:
 
     Keys and values are those of all tokens; query, projection, norm, MLP and residual are the one token's, with the
     same value and gradients. The output has the token at every position, for the tower's own pooling to find. This
-    holds inside `reading` alone, so whoever else runs the tower gets every token, and so does everybody where a hook
+    holds only inside `reading`, so all other callers of the tower get every token, and so do all callers if a hook
     that is not promptreid's could see the difference.
 
     Args:
@@ -266,7 +266,7 @@ class LastBlock:
         return None if is_traced() or empty or not self._handles or self._is_watched() else position
 
     def remove(self) -> None:
-        """Take the hook out, and the block's stand-in."""
+        """Remove the hook, and the block's replacement."""
         for handle in self._handles:
             handle.remove()
             vars(self._block).pop("forward", None)
@@ -287,7 +287,7 @@ class LastBlock:
         """Tell the block which token is read.
 
         It is noted at the input too, which gradient checkpointing keeps: when the block is computed again in the
-        backward pass, on whatever thread, nothing is held any more.
+        backward pass, on any thread, nothing is held any more.
         """
         read = self._read.get()
         if is_traced():
@@ -342,7 +342,7 @@ def without_remote_code() -> Generator[None, None, None]:
 
     open_clip says nothing of `trust_remote_code`, and transformers then asks, and runs what it is allowed to.
     """
-    with _replacing:  # open_clip's module is changed meanwhile
+    with _replacing:  # open_clip's module is changed in this block
         real = {name: getattr(hf_model, name) for name in ("AutoConfig", "AutoModel") if hasattr(hf_model, name)}
         makers = ("from_pretrained", "from_config")
         for name, auto in real.items():

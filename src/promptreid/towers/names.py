@@ -1,4 +1,4 @@
-"""What open_clip knows by name: architectures, tags of their weights, and what the arguments of `load_clip` may be."""
+"""The names that open_clip knows: architectures and tags of weights; and valid arguments of `load_clip`."""
 
 import difflib
 import re
@@ -262,7 +262,7 @@ def _depth(shapes: Mapping[str, Any], tower: str | None) -> int:
 
 
 def _summary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `names_that_fit` compares, of a configuration; less for towers of other kinds."""
+    """The part of a configuration that `names_that_fit` compares; less for towers of other kinds."""
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in config:
         return {}

@@ -114,7 +114,7 @@ def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionToke
 
 
 def _of_repository(name: str) -> Any:
-    """As `open_clip.get_tokenizer`, which would hand on whatever the repository says."""
+    """As `open_clip.get_tokenizer`, which would pass on every setting of the repository."""
     folder = repository_folder(name)
     text: dict[str, Any] = read_config(folder)["model_cfg"]["text_cfg"]
     options: dict[str, Any] = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}

@@ -1,4 +1,4 @@
-"""What a prompt must know of a tower, whatever its family."""
+"""The description of a tower for prompts, the same for every family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Trim = Literal["never", "end", "class_at_end", "slice"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tower:
-    """What is known of every tower.
+    """The description that every tower has.
 
     `promptreid.towers.families` makes them; nothing outside `towers/` reads open_clip's attributes.
 
@@ -54,7 +54,7 @@ class TokenTower(Tower):
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
         causal: Whether a token may only look back.
         drops_blocks: Whether the tower skips whole blocks while training.
-        unordered: Whether the blocks treat all positions alike, so that prompts do the same wherever they stand.
+        unordered: Whether the blocks treat all positions alike, so that prompts do the same at every position.
         pooled_at: Position of the one token that the feature is made of, -1 for the last; `None` where it is made of
             more, or of another in each sequence.
     """

@@ -24,7 +24,7 @@ _MISTAKEN = {
     b"<!doctype html": "a web page; download the file that it shows",
     b"<html": "a web page; download the file that it shows",
 }
-_LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values stand in files of their own
+_LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values are in separate files
 # What readers of damaged files raise.
 _DAMAGE = (
     *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, RecursionError),
@@ -72,7 +72,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Open a file of weights, in whichever format its content is, whatever its name.
+    """Open a file of weights, in the format of its content, whatever its name.
 
     Raises:
         WeightsError: It is damaged, or is not a file of weights.
@@ -192,7 +192,7 @@ class _Inert:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor that stands in an archive: which record, and which part of it."""
+    """A tensor in an archive: which record, and which part of it."""
 
     record: tuple[str, torch.dtype, int]
     offset: int

@@ -321,7 +321,7 @@ def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the `open_clip_config.json` of a folder says, or else transformers': `model_cfg` and `preprocess_cfg`.
+    """The settings in the `open_clip_config.json` of a folder, or else transformers': `model_cfg` and `preprocess_cfg`.
 
     Raises:
         FileNotFoundError: There is none.
@@ -391,7 +391,7 @@ def _check_handed_on(values: Mapping[str, Any]) -> None:
 
 
 def read_foreign_config(folder: Path) -> tuple[bool | None, dict[str, Any]]:
-    """What transformers' configurations beside weights say: whether they compute QuickGELU, and the preprocessing."""
+    """Read transformers' configurations beside weights: whether they compute QuickGELU, and the preprocessing."""
     texts = [folder / name for name in (FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME)]
     try:
         model, images = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in texts)

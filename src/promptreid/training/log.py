@@ -20,7 +20,7 @@ from promptreid.errors import MissingExtraError, spoken
 from promptreid.files import write_bytes_atomically
 from promptreid.training.stage import Stage
 
-# What the two stages of the method do, for whoever sees their names for the first time.
+# The purpose of the method's two stages, for people who see their names for the first time.
 _EXPLAINED = {"stage_one": " (domain adaptation)", "stage_two": " (task adaptation)"}
 
 _COLUMNS = 80
@@ -34,7 +34,7 @@ def bars_can_move() -> bool:
 
 
 class RunDisplay:
-    """What a run shows on standard error: a line an epoch, of at most 80 columns, and a bar while one is trained.
+    """The display of a run on standard error: one line per epoch, of at most 80 columns, and a bar during training.
 
     Args:
         stages: The stages of the trainer.
@@ -191,7 +191,7 @@ def shown_score(name: str, value: float, *, signed: bool = False) -> str:
 
 
 class RunLog:
-    """`steps.jsonl` with a line per step, and trackers such as TensorBoard; in the main process alone.
+    """`steps.jsonl` with a line per step, and trackers such as TensorBoard; only in the main process.
 
     A resumed run cuts off the lines beyond its checkpoint, so the file ends as that of an uninterrupted run.
 

@@ -1,4 +1,4 @@
-"""What all figures have in common: matplotlib without a screen, and files written whole."""
+"""The basis of all figures: matplotlib without a screen, and files written atomically."""
 
 import io
 from collections.abc import Callable

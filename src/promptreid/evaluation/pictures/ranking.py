@@ -14,7 +14,7 @@ from promptreid.evaluation.splits import EncodedSplit
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one sentence found.
+    """The ranking for one sentence.
 
     Attributes:
         caption: The sentence.
