@@ -181,8 +181,8 @@ ROWS: dict[str, str | Callable[[Mapping[str, float]], str]] = {
     "64 sentences' features": f"search_{QUERIES}",
     "one, float16": "search_float16",
     "64, float16": f"search_{QUERIES}_float16",
-    "multiplying alone for 64, float32": f"multiply_{QUERIES}",
-    "multiplying alone for 64, bfloat16": f"multiply_{QUERIES}_bfloat16",
+    "only the multiplications for 64, float32": f"multiply_{QUERIES}",
+    "only the multiplications for 64, bfloat16": f"multiply_{QUERIES}_bfloat16",
 }
 
 # What the ratios should be at most.
@@ -201,7 +201,7 @@ MEANINGS = {
     "queries_to_one": "64 sentences to one",
     "float16_to_float32_batch": "64 sentences, float16 to float32",
     "search_to_read": "one sentence to reading the features once",
-    "multiply_to_one": "multiplying alone for 64 to one sentence, float32",
+    "multiply_to_one": "the multiplications for 64 to one sentence, float32",
     "multiply_bfloat16_to_one": "the same in bfloat16",
 }
 

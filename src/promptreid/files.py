@@ -154,7 +154,7 @@ def remove_scratch(path: Path) -> None:
 def remove_abandoned(folder: Path, *, alone: bool = False) -> None:
     """Remove what killed writers left in a folder of ours.
 
-    It is what a process of this machine wrote that has ended; whatever has a lock, named like its target but ending in
+    It is what a process of this machine wrote that has ended; anything with a lock, named like its target but ending in
     `.lock`, that nobody holds; and without one, what nobody has written to for an hour.
 
     Args:
@@ -285,7 +285,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: It cannot be opened, or is a pipe or a device, which might never end.
-        SafetensorError: It is damaged.
+        SafetensorError: The file is damaged.
     """
     check_plain(os.stat(path))
     return load(path.read_bytes()) if _IS_WINDOWS else load_file(path)

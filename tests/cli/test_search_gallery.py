@@ -85,7 +85,7 @@ def test_a_file_of_sentences_is_a_table_of_hits(call, index, tmp_path):
         (["a man", "--queries", "q.txt"], "give one of a sentence, --image FILE and --queries FILE"),
         (["a man", "--csv", "--json"], "give --csv or --json, not both"),
         (["--queries", "none.txt"], "--queries is none.txt, but there is no such file"),
-        (["--queries", "empty.txt"], "--queries is empty.txt, which holds no sentence; write one a line"),
+        (["--queries", "empty.txt"], "--queries is empty.txt, which holds no sentence; write one per line"),
         (["--queries", "latin.txt"], "--queries is latin.txt, which is not UTF-8 text"),
         (["a man", "--where", "folder=x*"], "no image of the gallery has folder x*; known are: "),
         (["a", "woman", "in", "red"], 'put the sentence in quotation marks: "a woman in red"; see'),

@@ -34,7 +34,7 @@ def run(console: Output, /, *, shell: str) -> int:
     script = str(shtab.complete(parser, shell))
     if console.as_json:
         console.record(shell=shell, script=script)
-    else:  # as it is: its line breaks and tabs are no part of a line for people
+    else:  # as it is: its line breaks and tabs are not part of a line for people
         print_line(script.rstrip("\n"))
     return 0
 

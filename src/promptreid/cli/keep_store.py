@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from promptreid.retrieval.lance_upkeep import StoreInfo
     from promptreid.retrieval.stored_gallery import StoredGallery
 
-DESCRIPTION = """Keep a store of features, which `promptreid index --store` fills: `info` tells its state; `optimize`
+DESCRIPTION = """Maintain a store of features, which `promptreid index --store` fills: `info` shows it; `optimize`
 joins its files and builds its index; run it in one process, from time to time; `erase` removes images and every byte of
 them, and proves it; `log` writes the audit log, if one is kept. Exit code 1 if it cannot be proven that nothing is
 left."""

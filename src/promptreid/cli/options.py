@@ -171,7 +171,7 @@ def check_gallery_folder(folder: Path) -> None:
     """Refuse a folder without a gallery, before torch is imported.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The folder has no gallery.
     """
     if not (folder / GALLERY_FILE).is_file():
         named = shell_word(folder)
@@ -183,7 +183,7 @@ def check_file(option: str, path: Path | None) -> None:
     """Refuse an argument that is not a file, before any work.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The argument is not a file.
     """
     if path is not None and not path.is_file():
         reason = "that is a folder or a device" if path.exists() else "there is no such file"
@@ -350,7 +350,7 @@ def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
         reason: What they go with.
 
     Raises:
-        ValueError: One is given.
+        ValueError: One of the options is given.
     """
     used = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if used:

@@ -85,5 +85,5 @@ def print_line(line: str) -> None:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         else:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-        if not isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has seen enough
+        if not isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             raise OSError(f"standard output cannot be written ({error}); free space, or send it elsewhere") from error

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
     parser.add_argument(
-        "--queries", type=some_path, metavar="FILE", help="search by every sentence of a file, one a line"
+        "--queries", type=some_path, metavar="FILE", help="search by every sentence of a file, one per line"
     )
     parser.add_argument("-k", type=whole(1), default=NUM_HITS, help="how many at most; default %(default)s")
     parser.add_argument(
@@ -176,7 +176,7 @@ class _Search:
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
         self._find: Callable[..., Any] = partial(gallery.search, exact=True) if exact else gallery.search
         self._where = as_where(where, _listed(gallery)) or None
-        # A table is alone on standard output; whatever else there is to say goes to standard error.
+        # A table is the only thing on standard output; everything else goes to standard error.
         self.say = (lambda *lines: [console.note(line) for line in lines]) if as_csv else console.say
         self._keys = _keys(gallery) if as_csv else None
         if self._keys is not None:
@@ -290,7 +290,7 @@ def read_sentences(path: Path) -> list[str]:
         raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
-        raise ValueError(f"--queries is {path}, which holds no sentence; write one a line")
+        raise ValueError(f"--queries is {path}, which holds no sentence; write one per line")
     return sentences
 
 
@@ -340,7 +340,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             if sys.stdout and sys.stdout.isatty():
                 yield input("> ")
                 continue
-            sys.stderr.write("> ")  # what is written to a file or a program is answers alone
+            sys.stderr.write("> ")  # output to a file or a program holds only answers
             sys.stderr.flush()
             line = sys.stdin.readline()
             if not line:

@@ -78,7 +78,7 @@ _OTHER = {"left": "right", "right": "left"}
 # As words of their own or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
 _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
 
-# "right" that is not a side: "right behind him", "right now"; and "left" as what somebody did: "left the shop".
+# "right" that is not a side: "right behind him", "right now"; and "left" as a verb: "left the shop".
 _NO_SIDE = re.compile(
     r"\bright (?:now|away|after|before|behind|next|above|below|at the)\b|\bleft (?:the|a|an|behind|open|over)\b",
     re.IGNORECASE,
@@ -192,7 +192,7 @@ def _read(path: Path, count: int) -> Tensor | None:
         tokens, digest = found["tokens"], found["digest"]
         sound = tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count
         return tokens if sound and torch.equal(digest, _digest(tokens)) else None
-    except Exception:  # whatever a damaged file makes safetensors and torch stumble over
+    except Exception:  # any error that a damaged file causes in safetensors and torch
         return None
 
 

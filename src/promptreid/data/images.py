@@ -233,7 +233,7 @@ def open_image(path: Any) -> Image.Image:
             f"cannot read the image {_name(path)} ({error}); convert it to 8 or 16 bits per channel, or remove its "
             "record"
         ) from error
-    # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
+    # Pillow's readers raise many errors for a broken file: struct.error, KeyError, zlib.error, …
     except Exception as error:
         raise DatasetError(
             f"cannot read the image {_name(path)} ({_words(error)}); copy it again, or take its record out"

@@ -184,8 +184,8 @@ def _find_layout(root: Path, read: ReadEntries) -> str:
         return FOLDER
     if any(layout.find(root) for layout in PUBLISHED.values()):
         raise DatasetError(
-            f"{root} has {' or '.join(SPLIT_FILES.values())}, whose image paths are of none of {', '.join(PUBLISHED)}; "
-            "name the dataset: layout= (on the command line --layout)"
+            f"{root} has {' or '.join(SPLIT_FILES.values())}, whose image paths belong to none of "
+            f"{', '.join(PUBLISHED)}; name the dataset: layout= (on the command line --layout)"
         )
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(

@@ -174,7 +174,7 @@ class Answers:
         """One image, enlarged, with what is known of it.
 
         Raises:
-            DatasetError: It was removed.
+            DatasetError: The image was removed.
         """
         self._check_there(hit)
         known = {key: value for key, value in hit.metadata.items() if key not in ("camera", "time")}
@@ -191,7 +191,7 @@ class Answers:
 
         Raises:
             ValueError: The phrase is empty or too long.
-            DatasetError: The image is gone.
+            DatasetError: The image no longer exists.
         """
         _check_length(phrase, "phrase")
         self._check_there(hit)
@@ -210,7 +210,7 @@ class Answers:
         For an image whose file no longer exists, only itself: nothing can be compared with it, but it can be forgotten.
 
         Raises:
-            DatasetError: It was removed.
+            DatasetError: The image was removed.
         """
         self._check_there(hit)
         known = [hit]
@@ -253,7 +253,7 @@ class Answers:
         return Receipt(self.opened.name, when, paths, is_kept, missing=len(hits) - len(removed))
 
     def _remove(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Remove images in one step; if somebody else has removed some of them, those that are left."""
+        """Remove images in one step; if someone else has removed some of them, those that are left."""
         removed: list[Hit] = []
         for group in ([*hits], *([hit] for hit in hits)):
             with suppress(KeyError):

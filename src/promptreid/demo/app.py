@@ -199,7 +199,7 @@ def launch(
             if signal.getsignal(number) is signal.SIG_DFL:  # as it is not where the command line takes care of it
                 signal.signal(number, _interrupt)
     with start(gallery, **options) as page:
-        try:  # whoever reads the address may end the page at once
+        try:  # a user who reads the address may end the page at once
             (announce or _print_address)(page.url)
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -248,7 +248,7 @@ def check_address(host: str, port: int | None) -> None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            if os.name != "nt":  # there it would also take a port that somebody listens on
+            if os.name != "nt":  # there it would also take a port that another process listens on
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:

@@ -30,7 +30,7 @@ class Facet:
         label: What it is of an image: `camera 3`, `2026-11-27`.
         values: Every label in the gallery, sorted; empty if there are not several.
         key: The metadata that it is read from; `None` for names of files.
-        conditions: By label, what that metadata are searched for; for a `key` alone.
+        conditions: By label, what that metadata are searched for; only for a `key`.
     """
 
     label: Label
@@ -96,7 +96,7 @@ def _from_paths(paths: Sequence[Path], label: Label) -> Facet:
 
 
 def _several(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels in a person's order, `camera 2` before `camera 10`; one alone is no choice."""
+    """The labels in a person's order, `camera 2` before `camera 10`; a single one is no choice."""
     ordered = sorted(labels, key=lambda label: re.sub(r"\d+", lambda number: number[0].zfill(9), label))
     return tuple(ordered) if len(ordered) > 1 else ()
 

@@ -51,14 +51,14 @@ _MAX_READING = 16  # bodies that arrive at the same time
 _MAX_READING_SECONDS = 60.0
 _MAX_CONNECTIONS = 768  # with a request or without; a process may have 1,024 open files by default
 _MAX_HEADER_SECONDS = 30.0
-_MAX_STUCK_SECONDS = 60.0  # in which whoever asked must have read some of the answer
+_MAX_STUCK_SECONDS = 60.0  # in which the client must have read some of the response
 _MAX_FAILED_LOGINS = 10  # of one address within the time
 _MAX_FAILED_LOGINS_IN_ALL = 100
 _FAILED_LOGIN_SECONDS = 60.0
 _LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
 _POLICY = b"content-security-policy"
 _HEADERS = {
-    # The browser itself refuses whatever would go to another host.
+    # The browser itself refuses every request to another host.
     _POLICY: (
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         b"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -359,7 +359,7 @@ async def _refuse(send: _Send, status: int, reason: str) -> None:
 def read_upload(path: str | Path) -> Image.Image:
     """Decode an uploaded image.
 
-    Only the decoders of four formats are ever tried, whatever the file is called, and the size is read from the header
+    Only the decoders of four formats are ever tried, for any file name, and the size is read from the header
     before any pixel is.
 
     Args:

@@ -175,8 +175,8 @@ def _is_full(error: BaseException) -> bool:
 def _fault_in(caught: BaseException) -> BaseException:
     """The fault itself: huggingface_hub wraps those of uploads in a `RuntimeError`, and before 1.0 those of downloads.
 
-    There a download that the network interrupted is a file that is not in the cache, as it is when the cache alone
-    was asked.
+    There a download that the network interrupted is reported as a file that is not in the cache, as it is when only the
+    cache was used.
     """
     cause = caught.__cause__
     wrapped = not isinstance(caught, TRANSPORT_ERRORS) or isinstance(caught, LocalEntryNotFoundError)

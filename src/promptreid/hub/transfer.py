@@ -180,7 +180,7 @@ def upload_files(
         head = repository.call(lambda: api.model_info(repository.repo_id, revision=revision), revision=revision)
         kept = _kept_files(repository, head, replace_card=replace_card)
         present = {item.rfilename for item in head.siblings or ()}
-        kept |= {COUNTED} & present  # whoever wrote it, it serves its purpose
+        kept |= {COUNTED} & present  # it serves its purpose, even if another user wrote it
         chosen = {name: content for name, content in files.items() if name not in kept}
         commit = partial(_commit, api, repository, chosen, head, create_pr=create_pr, message=message)
         try:

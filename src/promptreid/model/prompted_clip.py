@@ -174,7 +174,7 @@ class PromptedCLIP(nn.Module):
                 defaults.
             local_files_only: Take the repository only from the cache.
             trust_base: Make the base even if open_clip does not list its architecture or weights: a file on your
-                disk, say. Somebody you do not know could then make open_clip load what they like.
+                disk, say. A stranger could then make open_clip load anything.
             device: Where the model is put; `None` leaves it on the CPU, or where `model` is.
             dtype: Precision of the encoders; prompts stay float32, as in training.
             vision_prompts: Makes the image tower's prompts, if your own kind of prompts was saved.

@@ -25,7 +25,7 @@ class PromptedTextEncoder(PromptCarrier):
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_text` is prompted.
-        length: P, prompts a block; 0 gives the bare encoder.
+        length: P, prompts per block; 0 gives the bare encoder.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Give prompts the tower's positions 1…P and shift the caption by P.
         initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.

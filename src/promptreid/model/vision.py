@@ -36,7 +36,7 @@ class PromptedVisionEncoder(PromptCarrier):
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_image` is prompted.
-        length: P, prompts a block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
+        length: P, prompts per block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Add positions interpolated from the tower's grid to the prompts.
         initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero. A

@@ -31,7 +31,7 @@ class AttentionPrefix(PromptKind):
 
     Args:
         tower: The tower they are for.
-        length: P, keys and values a block.
+        length: P, keys and values per block.
         depth: J, number of first blocks that own some; the others have none. `None` for every block.
         sequence_first: As for `BlockTokens`.
 

@@ -48,7 +48,7 @@ class BlockTokens(PromptKind):
 
     Args:
         tower: The tower they are for.
-        length: P, prompts a block.
+        length: P, prompts per block.
         depth: J, number of first blocks that own prompts; `None` for every block.
         position_embedding: Add the tower's own position embedding to each prompt.
         slot: Where in a caption they act.

@@ -140,7 +140,7 @@ def check_integer(name: str, value: object, *, minimum: int) -> None:
 
 
 def check_groups(groups: object) -> tuple[str, ...]:
-    """Names of groups as a tuple; refuses what is no list of texts, an empty one, and two alike."""
+    """Names of groups as a tuple; refuses anything but a list of texts, an empty list, and duplicates."""
     if not isinstance(groups, tuple | list):
         raise TypeError(f"groups is {groups!r}, expected a list of names")
     names = tuple(cast("Sequence[Any]", groups))
@@ -152,6 +152,6 @@ def check_groups(groups: object) -> tuple[str, ...]:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a `value` that is none of `choices`, naming the argument."""
+    """Refuse a `value` that is not among `choices`, naming the argument."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -25,7 +25,7 @@ class GroupedTokens(BlockTokens):
 
     Args:
         tower: The tower they are for.
-        length: P, prompts a block.
+        length: P, prompts per block.
         groups: Names of the groups.
         depth: As for `BlockTokens`.
         position_embedding: As for `BlockTokens`.

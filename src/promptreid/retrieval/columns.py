@@ -379,7 +379,7 @@ class Columns(Sequence[Metadata]):
 
         Raises:
             ValueError: They do not fit each other.
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
         columns: dict[str, Column] = {}
         for number, entry in enumerate(json.loads(arrays["columns"].tobytes())):

@@ -99,7 +99,7 @@ def keyed_images(images: Any, keys: Sequence[str], metadata: Sequence[Metadata] 
     """Images in memory, each with the key that stands for its path.
 
     Raises:
-        TypeError: One is a file's name, or a key is no text.
+        TypeError: One is a file's name, or a key is not text.
         ValueError: There is not one key, and one entry of metadata, per image, or a key is empty.
     """
     single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3

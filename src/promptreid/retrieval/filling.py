@@ -67,10 +67,10 @@ def shard_of_environment(variables: Mapping[str, str] = os.environ) -> Shard | N
 
 
 def check_shard(shard: Shard) -> Shard:
-    """A shard that there is.
+    """Check that a shard exists.
 
     Raises:
-        ValueError: There is none of that number.
+        ValueError: There is no shard of that number.
     """
     number, count = shard
     if not 0 <= number < count:

@@ -442,7 +442,7 @@ class Gallery:
         """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable only by its owner.
 
         Raises:
-            ValueError: Another ending.
+            ValueError: The file name has another suffix.
             MissingExtraError: Parquet is asked for and pyarrow is not installed.
         """
         return export_features(Path(path), self.features, self._store.images)

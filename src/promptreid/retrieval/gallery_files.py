@@ -358,7 +358,7 @@ def checked_header(folder: Path, exact: ExactIndex, description: Mapping[str, An
     """The entries of a description besides the images.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The description is damaged.
     """
     header, next_id = description.get("header"), description.get("next_id")
     if not isinstance(header, dict) or not _is_header(cast("dict[str, Any]", header)):

@@ -137,7 +137,7 @@ def older(times: "np.ndarray[Any, Any]", limit: float) -> "np.ndarray[Any, Any]"
     """Which of these times are before a limit, all in Unix seconds.
 
     Raises:
-        ValueError: One is unknown.
+        ValueError: A time is unknown.
     """
     if unknown := int(np.isnan(times).sum()):
         raise ValueError(

@@ -213,7 +213,7 @@ class ImageTable:
 
         Raises:
             ValueError: They do not fit each other, or are of other kinds.
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
         paths = Texts.from_arrays({name: arrays[f"paths.{name}"] for name in ("bytes", "ends")})
         numbers = [arrays[name] for name in ("ids", "sizes", "modified_ns", "path_hashes", "path_order")]

@@ -241,7 +241,7 @@ class LastBlock:
         self._read = ThreadValue()
         self._handles: list[Any] = []
         self._block: Any = tower.blocks[-1] if isinstance(tower, TokenTower) else None
-        # A forward of the block's own is somebody's stand-in already.
+        # A forward in the block's own attributes is a replacement already.
         usual = type(self._block) is ResidualAttentionBlock and "forward" not in vars(self._block)
         if usual and not hasattr(self._block, "ln_1_kv") and position(0) is not None:
             # In front of other hooks, because prompts make another tensor of the input.
@@ -251,7 +251,7 @@ class LastBlock:
 
     @contextmanager
     def reading(self, position: Tensor | int | None) -> Generator[None, None, None]:
-        """Compute inside the block the token at this position of the bare sequence alone, or every one for `None`.
+        """Compute inside the block only the token at this position of the bare sequence, or every one for `None`.
 
         Shape:
             - position: (B,) int64, or one for all
@@ -307,7 +307,7 @@ class LastBlock:
         attn_mask: Tensor | None = None,
         read: Tensor | int | None = None,
     ) -> Tensor:
-        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, for that token alone."""
+        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, only for that token."""
         block = self._block
         if read is None:
             return type(block).forward(block, q_x, k_x, v_x, attn_mask=attn_mask)

@@ -34,8 +34,8 @@ def check_name(name: str) -> None:
     """Refuse a name that open_clip does not have, and suggest similar ones.
 
     Raises:
-        ValueError: There is no such model.
-        TypeError: It is not text.
+        ValueError: open_clip has no model of this name.
+        TypeError: The name is not text.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"name is {type(name).__name__}, expected one of open_clip.list_models(), such as 'ViT-B-16'")

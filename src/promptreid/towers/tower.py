@@ -215,7 +215,7 @@ def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
 
     Raises:
         AttachmentError: It is TorchScript or compiled; says what to do.
-        TypeError: It is not a module.
+        TypeError: The argument is not a module.
     """
     if not isinstance(clip, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(

@@ -102,7 +102,7 @@ def shard_names(index: Path) -> tuple[str, ...]:
     """The files beside an index of transformers' that the weights it lists are in.
 
     Raises:
-        WeightsError: It is not an index.
+        WeightsError: The file is not an index.
     """
     try:
         if index.stat().st_size > _LARGEST_PICKLE:

@@ -146,7 +146,7 @@ def weights_in(folder: Path) -> Path:
     """The file of weights in a folder as open_clip or transformers write it.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The folder has no weights.
     """
     weights = next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None:
@@ -324,8 +324,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings in the `open_clip_config.json` of a folder, or else transformers': `model_cfg` and `preprocess_cfg`.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is not one.
+        FileNotFoundError: The folder has no configuration.
+        ValueError: The file is not a configuration.
     """
     path = folder / CONFIG_NAME
     foreign = not path.is_file() and (folder / FOREIGN_CONFIG_NAME).is_file()

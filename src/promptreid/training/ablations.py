@@ -158,6 +158,6 @@ def _check_prompts(model: PromptedCLIP, ablation: str, carried: Literal["both", 
         text, image = (4 if wanted[tower] else 0 for tower in ("text", "image"))
         raise ValueError(
             f"{ablation} needs a model with prompts in {carried.replace('both', 'both towers')}, this one has "
-            f"{lengths['text']} for text and {lengths['image']} for images a block; make it with "
+            f"{lengths['text']} for text and {lengths['image']} for images per block; make it with "
             f"PromptedCLIP(clip, PromptConfig(text_length={text}, vision_length={image}))"
         )

@@ -125,7 +125,7 @@ def report_one_person(names: Sequence[str], entry: Mapping[str, Any], *, batches
         warn: Whether this process warns.
 
     Raises:
-        ValueError: All of them did.
+        ValueError: All batches of the epoch held only one person.
     """
     alone = entry["one_person_batches"]
     words = (
