@@ -1,10 +1,10 @@
-"""What a gallery's operations take as it grows: at 10 thousand, 100 thousand and a million images, encoding apart.
+"""Cost of a gallery's operations as it grows: 10 thousand, 100 thousand and a million images, without encoding.
 
     python benchmarks/growth.py
 
 Features of 512 dimensions are made up, in batches of 64 as an encoder gives them, with a camera (one of 200) and a time
 for each. Prints seconds (the median of some rounds, searches measured in turn), bytes written and the ratios and
-exponents that tell how they grow, and writes them to benchmarks/results/growth.json; `--page docs/scale.md` writes the
+exponents that show how they grow, and writes them to benchmarks/results/growth.json; `--page docs/scale.md` writes the
 page's table too. Needs 5 GB of memory and of disk.
 """
 

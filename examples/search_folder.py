@@ -3,7 +3,7 @@
     python examples/search_folder.py                                             # drawn people
     python examples/search_folder.py FOLDER "a man in a blue jacket with a white bag"
 
-The small model below knows only drawn pedestrians: replace it by another one for photographs. Images of people can be
+The small model below knows only drawn pedestrians: replace it with another one for photographs. Images of people can be
 biometric data: read docs/responsible_use.md before you search them.
 """
 
