@@ -9,7 +9,7 @@ from promptreid.cli.main import COMMANDS, build_parser
 from promptreid.cli.options import folder_to_read, folder_to_write, gallery_place
 from promptreid.cli.output import Output, print_line
 
-DESCRIPTION = """Print a script with which the shell completes commands, options, their choices and paths on the Tab
+DESCRIPTION = """Print a script that lets the shell complete commands, options, their choices and paths on the Tab
 key. For bash: promptreid completion bash > ~/.local/share/bash-completion/completions/promptreid. For zsh, into a
 folder of $fpath: promptreid completion zsh > FOLDER/_promptreid. Print it again after an upgrade. Needs the extra
 completion."""

@@ -46,9 +46,9 @@ _OUTPUT = Path("gallery")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person each")
+    parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person in each")
     parser.add_argument(
-        "--output", type=folder_to_write, default=_OUTPUT, help="the index's folder; default %(default)s"
+        "--output", type=folder_to_write, default=_OUTPUT, help="the gallery's folder; default %(default)s"
     )
     parser.add_argument(
         "--store",
@@ -65,27 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser, default=f"the one that made the index, or {TINY_ADAPTED} for a new one")
     parser.add_argument(
-        "--storage", choices=("float32", "float16"), help="float16 takes half the room; default float32"
+        "--storage", choices=("float32", "float16"), help="float16 takes half the space; default float32"
     )
     parser.add_argument("--prune", action="store_true", help="remove images that are no longer in the folder")
     parser.add_argument(
-        "--prune-anyway", action="store_true", help="the same, also where that is much or folders cannot be read"
+        "--prune-anyway", action="store_true", help="the same, even if that is a large share or folders cannot be read"
     )
     parser.add_argument(
         "--remove",
         nargs="+",
         metavar="IMAGE",
-        help="remove these images from the index, for good: paths, numbers, or patterns such as 'crops/cam_a/*'",
+        help="remove these images from the gallery permanently: paths, numbers, or patterns such as 'crops/cam_a/*'",
     )
     parser.add_argument(
         "--restore",
         nargs="+",
         metavar="IMAGE",
-        help="let images that were removed be indexed again, by path or pattern",
+        help="allow removed images to be indexed again, by path or pattern",
     )
-    parser.add_argument(
-        "--compact", action="store_true", help="join the files that many updates of the index have left"
-    )
+    parser.add_argument("--compact", action="store_true", help="join the files that many updates have left")
     parser.add_argument(
         "--export",
         type=file_to_write(".parquet", ".npz"),

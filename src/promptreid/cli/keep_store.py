@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "store", type=gallery_place, metavar="URL", help="a folder, s3://BUCKET/NAME or gs://BUCKET/NAME"
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="what to erase, or to let be indexed again: paths")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="images to erase, or to allow again: paths")
     add_where_argument(parser, "erase all images with this instead, as in promptreid search")
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="nobody else is writing, so what killed writers left is erased too, which may hold the images",
+        help="no other process is writing, so files of killed writers, which may hold the images, are erased too",
     )
 
 

@@ -266,7 +266,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad",
         choices=get_args(OnBad),
         default="strict",
-        help="refuse data with bad records or images, or leave those out and list them; default %(default)s",
+        help="refuse data with bad records or images, or skip and list those; default %(default)s",
     )
 
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from promptreid.retrieval.stored_gallery import StoredGallery
     from promptreid.retrieval.table import Hit
 
-DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
---picture. Without a sentence it asks for one after the other and keeps the model loaded; from a pipe it reads one a
+DESCRIPTION = """Search a gallery by a sentence, or by an image. Prints score and path of the best, and draws them with
+--picture. Without a sentence it asks for one after another and keeps the model loaded; from a pipe it reads one per
 line. Exit code 1 if nothing reaches the threshold."""
 NEEDS = [("picture", "matplotlib", "viz")]
 
@@ -69,12 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
     )
     parser.add_argument(
-        "--exact", action="store_true", help="of a store, compare every image instead of those that its index proposes"
+        "--exact", action="store_true", help="in a store, compare every image instead of those that its index proposes"
     )
     parser.add_argument("--csv", action="store_true", help="print a table with one row per hit, for spreadsheets")
-    parser.add_argument(
-        "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
-    )
+    parser.add_argument("--picture", type=file_to_write(".png"), metavar="FILE", help="draw the hits into a PNG file")
     add_model_arguments(parser, default="the one that made the index")
 
 

@@ -58,13 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-images",
         type=folder_to_write,
         metavar="DIR",
-        help="keep decoded images there: large, and training is faster",
+        help="cache decoded images there: large, but training is faster",
     )
     add_data_arguments(parser)
     parser.add_argument(
-        "--split", metavar="80/10/10", help="divide the persons by chance: percent for training, validation, test"
+        "--split", metavar="80/10/10", help="divide the persons at random: percent for training, validation, test"
     )
-    parser.add_argument("--split-seed", type=whole(0), default=0, help="of that drawing; default %(default)s")
+    parser.add_argument("--split-seed", type=whole(0), default=0, help="seed of that division; default %(default)s")
     parser.add_argument(
         "--seeds", type=whole(0, LARGEST_SEED), nargs="+", metavar="SEED", help="train once for each: mean and spread"
     )
@@ -123,7 +123,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
     )
-    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after so many steps; default: all pairs")
+    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after this many steps; default: all pairs")
     parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_revision_argument(parser)
@@ -147,7 +147,7 @@ def _add_regularization_arguments(parser: argparse.ArgumentParser) -> None:
         "--self-consistency",
         type=positive,
         metavar="WEIGHT",
-        help="in stage 1 hold features near those without prompts (PromptSRC); 1 is its published weight",
+        help="in stage 1 keep features near those without prompts (PromptSRC); 1 is its published weight",
     )
     parser.add_argument(
         "--average-prompts",

@@ -92,7 +92,7 @@ class Receipt:
         words = [
             f"Removed {count} image{'s' * (count != 1)} from {self.gallery} on {self.when}.",
             "Their features are gone from its files and from memory, and the copies made for this page are deleted. "
-            "Kept are their paths and the digests of their files, so that a later update leaves them out."
+            "Their paths and the digests of their files are kept, so that a later update skips them."
             if self.is_kept
             else "The gallery is only in memory: restarting the page builds it again from all image files.",
             "The image files themselves were not touched:",
@@ -246,7 +246,7 @@ class Answers:
         self._forgotten.update(hit.id for hit in hits)
         self._shown.discard(hits)
         if not removed:
-            raise ValueError("these images had been removed before; search again")
+            raise ValueError("these images were already removed; search again")
         when = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
         paths = tuple(self._path(hit) for hit in removed)
         is_kept = self._listed is None or self._listed.directory is not None

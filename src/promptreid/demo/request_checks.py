@@ -137,9 +137,9 @@ class RequestFilter:
         if any(len(_headers(scope, name)) > 1 for name in (b"host", b"origin")):
             return 400, "a request comes from one page and goes to one host"
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
-            return 421, "this page answers to 127.0.0.1 only"
+            return 421, "this page only answers requests for 127.0.0.1"
         if self.private and _is_from_another_page(scope):
-            return 403, "this page does not answer other pages"
+            return 403, "this page does not answer requests from other pages"
         if not self._is_known_path(scope["path"]):
             return 404, "there is nothing here"
         if scope["path"] == _LOGIN and self._fails_too_often(_address(scope)):
