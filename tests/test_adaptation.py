@@ -175,7 +175,7 @@ def test_adapt_stages_of_one_name_are_refused(data: ReIDDataset, tmp_path: Path)
     def twice(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
         return [recipe.domain_adaptation(model)] * 2
 
-    with pytest.raises(ValueError, match="give each stage a name of its own"):
+    with pytest.raises(ValueError, match="give each stage its own name"):
         adapt(make_model(), data, output_dir=tmp_path, make_stages=twice)
 
 

@@ -60,7 +60,7 @@ _TINY = Preset(TINY_TAG, TINY_IMAGE_SIZE, Recipe().with_stages(epochs=(3, 6), le
 
 
 def preset_for(model_name: str) -> Preset:
-    """The preset of an open_clip model: the small base that ships has one of its own."""
+    """The preset of an open_clip model: the small base that ships has its own."""
     return _TINY if model_name == TINY_NAME else _PAPER
 
 
@@ -231,7 +231,7 @@ def adapt(
 
 def _check_different(states: Sequence[str]) -> None:
     if len(set(states)) < len(states):
-        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage its own name")
 
 
 def _bare_scores(evaluate: Evaluate, model: PromptedCLIP) -> dict[str, float]:

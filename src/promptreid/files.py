@@ -62,7 +62,7 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
     try:
         yield scratch
         flush(scratch)
-        # safetensors writes a file of its own, which nobody else may read.
+        # safetensors writes its own file, which nobody else may read.
         scratch.chmod(permitted)
         rename_over(scratch, path)
     except BaseException as error:
@@ -193,7 +193,7 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         # Taking a lock may truncate the file, and a link in another user's folder may lead to any file of ours.
-        raise OSError(f"{path} is not a file of its own; remove it, and try again")
+        raise OSError(f"{path} is a link or not a regular file; remove it, and try again")
     lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), ""
     try:
         lock.acquire()
@@ -357,7 +357,7 @@ def file_digest(path: Path) -> str:
 
 
 def _is_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's errors in words of its own.
+    # safetensors reports the operating system's errors in its own words.
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 

@@ -104,7 +104,7 @@ def test_calibrate_without_labels_refuses_what_goes_with_labels(index, call, arg
     assert code == 2
     assert words in errors
     code, _, errors = call("calibrate", index, index.parent, "--queries", index / "gallery.json")
-    assert "--queries would do nothing here: a dataset has sentences of its own" in errors
+    assert "--queries would do nothing here: a dataset has its own sentences" in errors
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def run(
         of_data = {"split": split, "layout": layout, "image_dir": image_dir, "on_bad": on_bad == "skip"}
         refuse_unused(of_data, "it goes with a dataset, DATA")
     else:
-        refuse_unused({"queries": queries}, "a dataset has sentences of its own")
+        refuse_unused({"queries": queries}, "a dataset has its own sentences")
         split = split or "val"
         name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
     gallery = open_gallery(index, model)

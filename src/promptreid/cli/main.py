@@ -233,7 +233,7 @@ def _run(given: list[str], output: Output) -> int:
 
 
 def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = False) -> int:
-    """The exit code of a step; no failure gets past here but as one line and a code of its own."""
+    """The exit code of a step; every failure ends here as one line and its own code."""
     try:
         return step()
     except KeyboardInterrupt:

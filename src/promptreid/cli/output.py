@@ -16,7 +16,7 @@ class Output:
         as_json: Print one JSON object at the end instead of lines.
 
     Attributes:
-        is_silent: Whether this is a process beside another one that speaks; only failures of its own are told then.
+        is_silent: Whether this is a process beside another one that prints; then only its own failures are reported.
     """
 
     def __init__(self, *, as_json: bool) -> None:

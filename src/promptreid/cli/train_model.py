@@ -106,7 +106,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-kind",
         choices=PROMPT_FORMS,
         default=PromptConfig.kind,
-        help="tokens of their own in both encoders; image prompts made of the text prompts; keys and values of "
+        help="separate tokens in both encoders; image prompts made of the text prompts; keys and values of "
         "attention; or image prompts for each camera of the training images; default %(default)s",
     )
     parser.add_argument(

@@ -125,7 +125,7 @@ class Annotation:
 
 
 def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
-    """The annotation without the records that have an error of their own, and the errors.
+    """The annotation without the records that have errors themselves, and the errors.
 
     What is wrong between records (a person in two splits, an image of two persons) is not such an error: nobody knows
     which of them to leave out.

@@ -75,7 +75,7 @@ def _count(tokens: Tensor, pad: int) -> Tensor:
 
 _OTHER = {"left": "right", "right": "left"}
 
-# As words of their own or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
+# As separate words or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
 _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
 
 # "right" that is not a side: "right behind him", "right now"; and "left" as a verb: "left the shop".

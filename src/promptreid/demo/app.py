@@ -237,7 +237,7 @@ def require_gradio() -> Any:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuse an address that cannot be listened on; gradio tries some for ever, and names arguments of its own.
+    """Refuse an address that cannot be listened on; gradio tries some for ever, and names its own arguments.
 
     Raises:
         ServingError: The port is taken, or the host unknown.
@@ -290,7 +290,7 @@ def _serve(
     auth: list[tuple[str, str]],
     open_browser: bool,
 ) -> Any:
-    """Make gradio's page, and serve it from a thread of its own."""
+    """Make gradio's page, and serve it from a separate thread."""
     private = host in LOOPBACK
     kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, kept_seconds)) as page:

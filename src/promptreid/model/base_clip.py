@@ -100,7 +100,7 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
     manifest, whole = files.manifest, fingerprint(clip)
     differences = _setup_differences(manifest, clip)
     weights = _weight_difference(manifest, whole)
-    # Weights from beside the prompts have a digest of their own.
+    # Weights from beside the prompts have their own digest.
     if not differences and not weights and files.encoders is None:
         weights = _checksum_difference(manifest, clip)
     if differences or weights:

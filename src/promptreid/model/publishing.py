@@ -122,7 +122,7 @@ def files_to_push(
     Raises:
         FileNotFoundError: There is no such folder.
         CheckpointError: The folder is damaged.
-        ValueError: Nobody else could make the base, or the folder has a card of its own and `metrics` or `details`
+        ValueError: Nobody else could make the base, or the folder has its own card and `metrics` or `details`
             are given.
     """
     folder = Path(folder)

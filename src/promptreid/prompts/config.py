@@ -35,7 +35,7 @@ class PromptConfig:
         text_slot: `"after_start"`, before the caption's first word, or `"before_end"`, after its last one.
         vision_place: `"auto"`: in the blocks, or on the image's border where there are none; `"attention_pool"`: in
             the attention pool of a ModifiedResNet (RN50, RN101, …).
-        kind: `"independent"`, tokens of their own in both towers; `"coupled"`, image prompts of each block are a
+        kind: `"independent"`, separate tokens in both towers; `"coupled"`, image prompts of each block are a
             learned linear projection of the text prompts of that block (MaPLe). Coupled prompts have one length and
             one depth for both towers, by default the number of blocks that both have. `"prefix"`, keys and values of
             the attention of each block, and no tokens (prefix tuning). `"grouped"`, image prompts for each group of

@@ -59,7 +59,7 @@ class PromptKind(nn.Module):
     def register_hooks(self) -> Iterator[RemovableHandle]:
         """Register every hook and yield its handle.
 
-        Hooks are bound methods, or objects that refer to this one, so that a deep copy carries hooks of its own; they
+        Hooks are bound methods, or objects that refer to this one, so that a deep copy has its own hooks; they
         do nothing unless `active`.
         """
         raise NotImplementedError

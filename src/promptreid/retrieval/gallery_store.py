@@ -282,7 +282,7 @@ def choose_threshold(
         progress: Show progress bars.
     """
     if split is not None and sentences is not None:
-        raise ValueError("give a labelled split or sentences, not both; a split has sentences of its own")
+        raise ValueError("give a labelled split or sentences, not both; a split has its own sentences")
     if split is not None:
         encoded = encode_split(model, split, progress=progress)
         return calibrate_threshold(

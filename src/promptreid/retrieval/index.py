@@ -63,7 +63,7 @@ class Index(Protocol):
         Args:
             queries: What is looked for, of unit length.
             k: How many at most for each query.
-            where: Search only images whose metadata match. An engine with filters of its own translates
+            where: Search only images whose metadata match. An engine with its own filters translates
                 `promptreid.retrieval.filters.conditions`: values, ranges and prefixes; `matcher` is the filter as a
                 function.
 

@@ -189,7 +189,7 @@ def making_sense_of(config: Path) -> Generator[None, None, None]:
     """Name the foreign configuration that open_clip, timm or transformers can make nothing of.
 
     Raises:
-        HubError: A part of the model that has a repository of its own cannot be downloaded.
+        HubError: A part of the model that has its own repository cannot be downloaded.
         ValueError: No model can be made.
     """
     try:

@@ -138,7 +138,7 @@ class ThreadValue:
         self.key = next(self._keys)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give a deep copy a key of its own, so that setting one does not set the other."""
+        """Give a deep copy its own key, so that setting one does not set the other."""
         self.__dict__.update(state)
         self.key: int = next(self._keys)
 

@@ -21,7 +21,7 @@ open_clip.add_model_config(TINY_FOLDER / f"{TINY_NAME}.json")
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` is that of a Hub repository or a folder, with a configuration and weights of its own."""
+    """Whether `name` is that of a Hub repository or a folder, with its own configuration and weights."""
     return name.startswith(_REPOSITORIES)
 
 

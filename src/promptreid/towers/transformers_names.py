@@ -111,7 +111,7 @@ def to_transformers(clip: nn.Module) -> Any:
         clip: A bare open_clip model with OpenAI's or SigLIP's towers, for square images.
 
     Returns:
-        The model of transformers, in eval mode; it has weights of its own.
+        The model of transformers, in eval mode; it has its own weights.
 
     Raises:
         UnsupportedTowerError: transformers has no such towers, or takes no images that are not square.

@@ -59,7 +59,7 @@ def preserved_randomness() -> Generator[None, None, None]:
 
 
 class SeededItems(Dataset[dict[str, Tensor]]):
-    """A dataset whose items are drawn from a seed of their own in each epoch.
+    """A dataset whose items are drawn from their own seed in each epoch.
 
     Augmentation then depends only on seed, epoch and index: not on the number of workers or processes, nor on where
     a killed run was resumed.

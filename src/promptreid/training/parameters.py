@@ -214,7 +214,7 @@ def part_modules(model: PromptedCLIP, part: Part) -> list[nn.Module]:
 
 
 def _norms(module: nn.Module) -> Iterator[nn.Module]:
-    # By name, because open_clip and timm have classes of their own that share no base.
+    # By name, because open_clip and timm have their own classes, which share no base.
     for child in module.modules():
         if "norm" in type(child).__name__.lower() and list(child.parameters(recurse=False)):
             yield child

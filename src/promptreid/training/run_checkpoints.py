@@ -66,7 +66,7 @@ class RunCheckpoints:
     def agree(self) -> None:
         """Take the first process's checkpoint, and stop all processes where one has other settings or files.
 
-        Data on disks of their own may have other times, so what the first process says of its data, and of the function
+        Data on separate disks may have other times, so what the first process says of its data, and of the function
         that scores with some of it, counts by itself.
         """
         mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self._folder.path)}

@@ -192,7 +192,7 @@ class Stage:
         trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
             (or of them `"norms"`, `"projections"`), and parameters by the names that `model.named_parameters()`
             gives them. Or a function of name and parameter that says whether it trains: for LoRA
-            `lambda name, _: "lora_" in name`. May be empty where a loss has parameters of its own.
+            `lambda name, _: "lora_" in name`. May be empty if a loss has its own parameters.
         losses: Modules or functions by name, ours or your own, each called with image features, text features and
             person ids. A loss with the attribute `needs = ("frozen",)` is called with `frozen=FrozenFeatures` too, the
             features without prompts; one with `"batch"` with `batch=`, this process's share of the batch as it was

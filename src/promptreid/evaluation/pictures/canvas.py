@@ -32,7 +32,7 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
 
     Args:
         draw: Draws into the figure that it is given.
-        width_inches: Width of its own; a page may scale it.
+        width_inches: Natural width; a page may scale it.
         height_inches: Height.
 
     Raises:
