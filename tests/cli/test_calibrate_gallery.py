@@ -84,7 +84,7 @@ def test_calibrate_without_labels_takes_sentences_of_ones_own(index, call, tmp_p
     code, text, _ = call("calibrate", index)
     assert code == 0
     assert "reached by 5% of sentences about other people" in text
-    assert "only labels tell" in text
+    assert "only labelled data can tell" in text
     (tmp_path / "asked.txt").write_text("a man in a red coat\n" * 3 + "a woman\n")
     code, answer, _ = call("calibrate", index, "--queries", tmp_path / "asked.txt", "--false-alarms", "0.3", "--json")
     assert code == 0
