@@ -1,4 +1,4 @@
-"""What the benchmarks share: the record of the machine, variants measured in turn, made-up pairs, and the JSON file."""
+"""Shared by the benchmarks: the record of the machine, variants measured in turn, made-up pairs, and the JSON file."""
 
 import argparse
 import json

@@ -1,12 +1,12 @@
-"""How far "nobody matches" can be trusted: thresholds without labels, and with, on drawn people who are there or not.
+"""How reliable "nobody matches" is: thresholds with and without labels, on drawn people who are present or absent.
 
     python benchmarks/absent_people.py        # benchmarks/results/absent_people.json; five minutes
 
 The persons of a test split are halved at random. One half's images are the gallery; a caption of that half is a search
-for somebody there, one of the other half a search for somebody absent. It is a false alarm if that reaches the
-threshold. Thresholds come from 400 made-up sentences (`Gallery.calibrate()`) and from a labelled validation split of as
-many persons (`Gallery.calibrate(split)`). Other statistics than the best score are compared by the same rule: how far
-it stands out among the scores of its own sentence (`deviations`, and `tail`, in mean excesses over the 95th
+for a person in the gallery, one of the other half a search for an absent person. It is a false alarm if the latter
+reaches the threshold. Thresholds come from 400 made-up sentences (`Gallery.calibrate()`) and from a labelled validation
+split of as many persons (`Gallery.calibrate(split)`). Other statistics than the best score are compared by the same
+rule: its margin over the other scores of its sentence (`deviations`, and `tail`, in mean excesses over the 95th
 percentile), and scores that each image's mean and deviation over the made-up sentences have normalised (`normalised`).
 
 Two models: the shipped one, and its base fine-tuned on other drawn people for a few minutes. Drawings: no figure says

@@ -1,12 +1,12 @@
-"""What prompts, their kinds, freezing and leaving out what no feature needs cost or save, as ratios side by side.
+"""Costs and savings of prompts, of their kinds, of freezing, and of skipping unused computation, as ratios.
 
     python benchmarks/backbones_speed.py                  # ViT-B/16 at 384 x 128, random weights, all cores
     python benchmarks/backbones_speed.py --precision fp32 --only prompted frozen
     python benchmarks/backbones_speed.py --only kinds --page docs/prompts.md  # and the page's table
     python benchmarks/backbones_speed.py --device cuda    # also with torch.compile, and the share of the matrix rate
 
-Each comparison has a process of its own, in which its two variants take turns. Before a variant is timed it runs once
-untimed, so that memory is not laid out as the other variant left it: a user of the one never runs the other. A ratio is
+Each comparison has its own process, in which its two variants take turns. Before a variant is timed it runs once
+untimed, so that memory is not laid out as the other variant left it: a user of one never runs the other. A ratio is
 the median over the rounds of one variant's time over the other's in the same round: a machine that is slow for a while
 is slow for both. Writes benchmarks/results/backbones_speed_cpu.json, or backbones_speed_cuda.json.
 """

@@ -1,16 +1,16 @@
-"""How fast data is loaded, against the usual way of the field, on the same images in one run.
+"""Speed of data loading, compared with the usual method of the field, on the same images in one run.
 
     python benchmarks/data_loading.py
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/data_loading.py    # torch takes its memory in huge pages (Linux)
 
-The usual way opens, resizes (Pillow), augments as floats and tokenises for every caption in every epoch. Ours is timed
-without and with the cache of decoded images. The variants take turns, and the median ratio is reported; each runs
+The usual method opens, resizes (Pillow), augments as floats and tokenises for every caption in every epoch. Ours is
+timed without and with the cache of decoded images. The variants take turns, and the median ratio is reported; each runs
 in this process on one thread, through a DataLoader with batches of 64: crops of about 110 x 290 pixels, 384 x 128 for
 the model. The time to join items into a batch, which is the same for all, is given by itself. Processor time is
-reported beside wall-clock time, for machines that do other things meanwhile. Then: reading an annotation of CUHK-PEDES'
-size, 68,126 training captions of 80,430 in all, tokenising these, and the memory the records take. Images are
-smoothed noise; captions are made up of the field's words. It prints a line for each figure and writes
-results/data_loading.json, or results/data_loading_huge_pages.json.
+reported beside wall-clock time, for machines that also do other work. Then: reading an annotation of CUHK-PEDES' size,
+68,126 training captions of 80,430 in all, tokenising these, and the memory the records take. Images are smoothed noise;
+captions are made up of the field's words. It prints one line per figure and writes results/data_loading.json, or
+results/data_loading_huge_pages.json.
 """
 
 import json

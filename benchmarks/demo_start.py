@@ -1,6 +1,6 @@
-"""How much processor time the demo takes until it can be searched: of an index, of crops, and with nothing given.
+"""Processor time until the demo can be searched: with a gallery, with crops, and with no argument.
 
-Each is a process of its own, as a person starts it, measured to the line with the page's address.
+Each is a separate process, as a user starts it, measured up to the line with the page's address.
 
 python benchmarks/demo_start.py        # benchmarks/results/demo_start.json; two minutes
 """

@@ -1,6 +1,7 @@
-"""Metrics by counting against a full argsort with the usual cumulative sums: times, results, memory.
+"""Metrics by counting, compared with a full argsort and the usual cumulative sums: times, results, memory.
 
-`argsort` is as lean as we can write it, `field` what the field's repositories run (loops over queries and ranks).
+`argsort` is as lean as we can write it, `field` is what other repositories of the field run (loops over queries and
+ranks).
 
     python benchmarks/evaluation_speed.py                 # CUHK-PEDES' sizes
     python benchmarks/evaluation_speed.py --icfg          # ICFG-PEDES' sizes; some minutes

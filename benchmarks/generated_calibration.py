@@ -1,4 +1,4 @@
-"""How hard the generated data are: the two measurements that fix them, on the validation split only.
+"""Difficulty of the generated data: the two measurements that set it, only on the validation split.
 
     python benchmarks/generated_calibration.py
 

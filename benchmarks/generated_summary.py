@@ -1,9 +1,9 @@
-"""What the synthetic data are like: counts, lengths, speed, and the contact sheets of docs/synthetic.md.
+"""Summary of the synthetic data: counts, lengths, speed, and the contact sheets of docs/synthetic.md.
 
     python benchmarks/generated_summary.py
     python benchmarks/generated_summary.py --persons 30 --output /tmp/summary.json --sheets /tmp      # a try
 
-The training split only; the test split is never looked at.
+Only of the training split; the test split is never looked at.
 """
 
 import sys

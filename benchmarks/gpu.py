@@ -1,12 +1,12 @@
-"""What to do with a few minutes on a GPU, the most important first, so that a cut-off loses the least.
+"""The checks for a few minutes on a GPU, the most important first, so that a time limit loses the least.
 
     make gpu
     python benchmarks/gpu.py --minutes 9
-    python benchmarks/gpu.py --device cpu --output runs/gpu    # a shrunken form on the processor
+    python benchmarks/gpu.py --device cpu --output runs/gpu    # a small version on the CPU
 
 The tests marked `gpu`; then speed of the encoders and of training at ViT-B-16, 384 x 128, batches of 64 and 256,
-against the field's usual way; then as much of the study at convergence as fits. What a part writes is kept as soon as
-it is there. What ran, for how long and how it ended goes into `gpu.json` beside the parts' own results.
+compared with the field's usual method; then as much of the study at convergence as fits. The results of a part are
+saved immediately. `gpu.json`, beside the parts' own results, records what ran, for how long and how it ended.
 """
 
 import os

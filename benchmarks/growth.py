@@ -1,10 +1,10 @@
-"""What a gallery's operations take as it grows: at 10 thousand, 100 thousand and a million images, encoding apart.
+"""Cost of a gallery's operations as it grows: 10 thousand, 100 thousand and a million images, without encoding.
 
     python benchmarks/growth.py
 
 Features of 512 dimensions are made up, in batches of 64 as an encoder gives them, with a camera (one of 200) and a time
 for each. Prints seconds (the median of some rounds, searches measured in turn), bytes written and the ratios and
-exponents that tell how they grow, and writes them to benchmarks/results/growth.json; `--page docs/scale.md` writes the
+exponents that show how they grow, and writes them to benchmarks/results/growth.json; `--page docs/scale.md` writes the
 page's table too. Needs 5 GB of memory and of disk.
 """
 
@@ -181,8 +181,8 @@ ROWS: dict[str, str | Callable[[Mapping[str, float]], str]] = {
     "64 sentences' features": f"search_{QUERIES}",
     "one, float16": "search_float16",
     "64, float16": f"search_{QUERIES}_float16",
-    "multiplying alone for 64, float32": f"multiply_{QUERIES}",
-    "multiplying alone for 64, bfloat16": f"multiply_{QUERIES}_bfloat16",
+    "only the multiplications for 64, float32": f"multiply_{QUERIES}",
+    "only the multiplications for 64, bfloat16": f"multiply_{QUERIES}_bfloat16",
 }
 
 # What the ratios should be at most.
@@ -201,7 +201,7 @@ MEANINGS = {
     "queries_to_one": "64 sentences to one",
     "float16_to_float32_batch": "64 sentences, float16 to float32",
     "search_to_read": "one sentence to reading the features once",
-    "multiply_to_one": "multiplying alone for 64 to one sentence, float32",
+    "multiply_to_one": "the multiplications for 64 to one sentence, float32",
     "multiply_bfloat16_to_one": "the same in bfloat16",
 }
 

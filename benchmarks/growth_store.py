@@ -1,12 +1,12 @@
-"""What a store's operations take as it grows, beside a gallery's, and the recall of its approximate search.
+"""Cost of a store's operations as it grows, compared with a gallery's, and recall of its approximate search.
 
     python benchmarks/growth_store.py
 
-Needs the extra `store`. Two kinds of features, in a folder of this machine:
+Needs the extra `store`. Two kinds of features, in a folder on this machine:
 
-- *made*, 512 dimensions: people who differ in 256 directions, ten images each that agree by a cosine of about 0.7, from
-  200 cameras; sentences across a gap, as CLIP's are, that say a third of what an image shows. So hard that lists and
-  re-ranking matter, which `recall_probes_1` and others tell.
+- *made*, 512 dimensions: people who differ in 256 dimensions, ten images each with a cosine of about 0.7, from 200
+  cameras; sentence features lie across a modality gap, as in CLIP, and carry a third of the image's information. This
+  is hard enough that lists and re-ranking matter, which `recall_probes_1` and others show.
 - *drawn*: the test split that the package draws, encoded once by the shipped model, captions as queries. It has 800
   images; to make more of them, each is repeated with noise.
 

@@ -1,8 +1,8 @@
-"""How long prompts take to load into a ViT-B/16, how large their files are, and what importing promptreid adds.
+"""Time to load prompts into a ViT-B/16, size of their files, and time that importing promptreid adds.
 
     python benchmarks/hub_speed.py
 
-Loading: a folder of prompts alone into a model that is there (8 rounds after the first). Import: `import open_clip`,
+Loading: a folder with only prompts into an existing model (8 rounds after the first). Import: `import open_clip`,
 and then `import promptreid`, in a fresh process (8 of them).
 """
 

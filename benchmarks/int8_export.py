@@ -1,9 +1,9 @@
-"""What int8 costs and gains on the CPU: exported encoders against the same, dynamically quantised by ONNX Runtime.
+"""Costs and gains of int8 on the CPU: exported encoders, and the same dynamically quantised by ONNX Runtime.
 
     python benchmarks/int8_export.py
 
 Equality and Rank-1 are of the shipped prompts on drawn pedestrians; sizes and times of ViT-B-16 with random weights,
-whose features say nothing. Times are ratios of calls in turn, of one sentence and one image, in one process. Needs the
+whose features mean nothing. Times are ratios of calls in turn, of one sentence and one image, in one process. Needs the
 extra `onnx`.
 """
 

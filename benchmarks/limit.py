@@ -1,4 +1,4 @@
-"""How far both stages are from the machine's matrix rate: time of a step over the least that its products need.
+"""Distance of both stages from the peak matrix rate: time of a step over the least time of its products.
 
     python benchmarks/limit.py                                              # ViT-B-16, 384 x 128, batch 8, fp32
     python benchmarks/limit.py --device cuda --batch-size 64 --precision bf16

@@ -1,9 +1,9 @@
-"""How far freshly made prompts move the shipped base, by initialisation: Rank-1 and cosine to bare features.
+"""How much newly created prompts change the shipped base, by initialisation: Rank-1 and cosine to bare features.
 
     python benchmarks/prompt_initialization.py
 
 Invariant: with the default, zero-shot Rank-1 stays within one point of the bare model's. Drawn pedestrians; nothing
-measured here says anything about CUHK-PEDES. Prints a line for each tower and initialisation, and writes
+measured here says anything about CUHK-PEDES. Prints one line for each tower and initialisation, and writes
 benchmarks/results/prompt_initialization.json.
 """
 

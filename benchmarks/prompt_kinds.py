@@ -1,12 +1,12 @@
-"""Every kind of prompts on the synthetic data: stage 1 alone, and before stage 2, with equal tuning.
+"""Every kind of prompts on the synthetic data: only stage 1, and before stage 2, with equal tuning.
 
     python benchmarks/prompt_kinds.py                                # tune, run, measure costs, and write the table
     python benchmarks/prompt_kinds.py --kinds prefix --parts tune runs
-    python benchmarks/prompt_kinds.py --parts table                  # from the results that are there
+    python benchmarks/prompt_kinds.py --parts table                  # from existing results
 
-Each kind is an arm of the study (`study/plan.py`) with stage 1 alone and one with both stages. Learning rates are tuned
+Each kind is an arm of the study (`study/plan.py`) with only stage 1 and one with both stages. Learning rates are tuned
 on the validation split of a seed that no reported run uses, with the same number of runs for every kind; `--kinds` that
-are added later start from the grids as they stand. Each run has a JSON file below `benchmarks/results/prompt-kinds/`,
+are added later start from the current grids. Each run has a JSON file below `benchmarks/results/prompt-kinds/`,
 so the same command resumes after an interruption, run by run. `--output` gets the summary, `docs/prompts.md` the table.
 """
 

@@ -1,4 +1,4 @@
-"""Images a second of `Gallery.build` on files, against the bare encoder on the same images in memory.
+"""Images per second of `Gallery.build` on files, compared with the bare encoder on the same images in memory.
 
     python benchmarks/search_indexing.py
 

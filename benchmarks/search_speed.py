@@ -1,4 +1,4 @@
-"""How long one sentence takes among a million features, against reading them once from memory.
+"""Time to search a million features for one sentence, compared with reading them once from memory.
 
     python benchmarks/search_speed.py
 

@@ -1,10 +1,10 @@
-"""How long a search takes over HTTP, and how much memory the service of `examples/service.py` has.
+"""Time of a search over HTTP, and memory of the service in `examples/service.py`.
 
     python benchmarks/service_speed.py
 
-Two services, each in a process of its own: the shipped small model with 800 drawn crops, and a ViT-B/16 at 384 x 128
+Two services, each in its own process: the shipped small model with 800 drawn crops, and a ViT-B/16 at 384 x 128
 with 100,000 images, whose weights and features are random, which changes neither time nor memory. Requests come from
-this process over one connection, one after the other (200 of one sentence, then 10 of 64 sentences), and then from 8
+this process over one connection, one after another (200 of one sentence, then 10 of 64 sentences), and then from 8
 clients at once.
 """
 

@@ -1,10 +1,10 @@
-"""One training job with every core, or several with one thread each, with and without memory that is kept?
+"""One training job with all cores, or several with one thread each, with and without reused memory?
 
     python benchmarks/side_by_side.py
 
-Each job trains stage 2 of the shipped base on a batch of 64 that is in memory already. Reported are steps a second of
-all jobs together, and the seconds of a step that a processor spends in the program and in the kernel: those do not
-depend on who else is at work. Variants take turns.
+Each job trains stage 2 of the shipped base on a batch of 64 that is in memory already. It reports steps per second of
+all jobs together, and processor seconds per step in the program and in the kernel, which do not depend on other work.
+Variants take turns.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python benchmarks/training_memory.py
 
-Every variant takes two steps of stage 2 in a process of its own. "peak" is the largest resident memory of the whole
+Every variant takes two steps of stage 2 in its own process. "peak" is the largest resident memory of the whole
 process, Python and torch included; "above start" leaves out what it took before training began. Writes
 benchmarks/results/training_memory.json.
 """

@@ -1,4 +1,4 @@
-"""What a step of the trainer costs over the same step in a bare loop, on the shipped base.
+"""Cost of a step of the trainer, compared with the same step in a bare loop, on the shipped base.
 
     python benchmarks/training_overhead.py
 

@@ -1,11 +1,11 @@
-"""Images a second and peak memory of both stages on a GPU, against the usual way, as ratios.
+"""Images per second and peak memory of both stages on a GPU, compared with the usual method, as ratios.
 
     python benchmarks/training_throughput.py                         # ViT-B-16, 384 x 128, batches of 64 and 256
     python benchmarks/training_throughput.py --device cpu --model promptreid-tiny --batch-sizes 16 --steps 2
 
-"usual" is what the field's repositories do: the whole model in fp16 weights, all 77 tokens, fine-tuned directly with
-Adam at the epsilon of IRRA, which fp16 moments need. The variants take turns, so that a GPU's changing clock weighs on
-all of them alike; images and captions are on the device before the clock starts. On a GPU it writes
+"usual" is what other repositories of the field do: the whole model in fp16 weights, all 77 tokens, fine-tuned directly
+with Adam at the epsilon of IRRA, which fp16 moments need. The variants take turns, so that a GPU's changing clock
+affects all of them equally; images and captions are on the device before the clock starts. On a GPU it writes
 benchmarks/results/training_throughput.json; elsewhere it writes nothing, unless --output says where.
 """
 

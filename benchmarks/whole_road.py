@@ -1,11 +1,11 @@
-"""The whole road at true size and without a network: train, save, publish, load, index, search, plain open_clip.
+"""The whole path at full size and without a network: train, save, publish, load, index, search, plain open_clip.
 
     python benchmarks/whole_road.py
 
 A Hub on the loopback serves random weights in the format of OpenAI's ViT-B-16, under the id and file name that
-open_clip asks for. Every step is a process of its own with an empty home; what is published is loaded from the Hub,
-and gives the features that the saved folder gives. The record has each step's time and the peak memory of its largest
-process, the Hub's apart.
+open_clip asks for. Every step is a separate process with an empty home; the published model is loaded from the Hub,
+and gives the same features as the saved folder. The record has each step's time and the peak memory of its largest
+process, without the Hub's.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Cut the people out of a camera's frames, by boxes of a detector or tracker, into a folder that can be searched.
+"""Cut people out of a camera's frames, by the boxes of a detector or tracker, into a folder that can be searched.
 
     python examples/cameras_to_crops.py FRAMES BOXES crops/gate
     promptreid index crops --output gallery
 
 FRAMES is a folder of images. BOXES is a MOTChallenge text file (.txt: frame, track, left, top, width, height,
-confidence, …; the frame's number is in the image's name) or a COCO file (.json). Give each camera a folder of its own:
-searches can be limited to it, `--where folder=gate`.
+confidence, …; the frame's number is in the image's name) or a COCO file (.json). Give each camera its own
+folder: searches can be limited to it, `--where folder=gate`.
 """
 
 import csv

@@ -3,9 +3,9 @@
     pip install "promptreid[store]" "ray[data]"
     python examples/index_on_ray.py crops s3://bucket/crops
 
-Every machine must see the folder under the same name, and have the object store's credentials in its environment. An
-actor that dies is started again by Ray; what it had put in is not encoded again. Without a Ray cluster this runs on all
-processors of one machine; for that alone `torchrun` is enough (docs/scale.md).
+Every machine must see the folder under the same name, and have the object store's credentials in its environment. Ray
+restarts an actor that dies; images that it had committed are not encoded again. Without a Ray cluster this runs on all
+processors of one machine; if that is all you need, `torchrun` is enough (docs/scale.md).
 """
 
 import sys

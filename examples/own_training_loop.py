@@ -2,7 +2,7 @@
 
     python examples/own_training_loop.py
 
-It draws a small dataset, so that it runs as it is; put your own `DataLoader` where `batches` is made.
+It draws a small dataset, so that it runs without any data; put your own `DataLoader` where `batches` is made.
 """
 
 import torch

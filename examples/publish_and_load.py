@@ -1,6 +1,6 @@
-"""Save what was learned, load it elsewhere, and see that nothing changed.
+"""Save the prompts, load them elsewhere, and check that nothing changed.
 
-    python examples/publish_and_load.py                       # to a folder of this machine
+    python examples/publish_and_load.py                       # to a folder on this machine
     python examples/publish_and_load.py you/your-prompts      # and to a private repository on the Hub
 
 Log in to the Hub first: `hf auth login`.

@@ -3,7 +3,7 @@
     python examples/search_folder.py                                             # drawn people
     python examples/search_folder.py FOLDER "a man in a blue jacket with a white bag"
 
-The small model below knows drawn pedestrians only: replace it by another one for photographs. Images of people can be
+The small model below knows only drawn pedestrians: replace it with another one for photographs. Images of people can be
 biometric data: read docs/responsible_use.md before you search them.
 """
 
@@ -16,7 +16,7 @@ from promptreid.synthetic import write_generated
 OUTPUT = Path("runs/search_folder")
 SENTENCE = "a woman in a red top and blue jeans with a black backpack"
 HOW_MANY = 5
-MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or load_prompts("a folder of yours")
+MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or load_prompts("your-folder")
 
 
 def main() -> None:

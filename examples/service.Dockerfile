@@ -4,7 +4,7 @@
 #     docker run --rm -p 127.0.0.1:8000:8000 --user "$(id -u)" -e SERVICE_TOKEN=a-long-secret \
 #         -v "$PWD/gallery:/data/gallery:ro" promptreid-service
 #
-# With prompts of yours: -v "$PWD/run/model:/data/model:ro" -e SERVICE_MODEL=/data/model
+# With your own prompts: -v "$PWD/run/model:/data/model:ro" -e SERVICE_MODEL=/data/model
 FROM python:3.12-slim
 RUN pip install --no-cache-dir "uv>=0.7"
 COPY pyproject.toml README.md LICENSE /src/
@@ -12,7 +12,7 @@ COPY src /src/src
 RUN uv pip install --system --no-cache --torch-backend cpu /src "fastapi>=0.115" "uvicorn>=0.30"
 COPY examples/service.py /app/
 WORKDIR /data
-# A search needs the gallery's own files and no images. They are readable by their owner alone, so --user is that one.
+# A search needs the gallery's own files and no images. They are readable only by their owner, so run the container as that user (--user).
 ENV SERVICE_GALLERY=/data/gallery SERVICE_HOST=0.0.0.0 HF_HOME=/tmp/hub
 USER 1000
 EXPOSE 8000

@@ -7,8 +7,8 @@
     curl "localhost:8000/search?sentence=a+man+in+a+green+jacket&k=3"
     curl localhost:8000/search --json '{"sentences": ["a man in a green jacket", "a woman in a red coat"], "k": 3}'
 
-The settings are variables of the environment. Whoever reaches the service can search the gallery: it listens on this
-computer alone, and on another address it asks for SERVICE_TOKEN, which clients send as "Authorization: Bearer TOKEN".
+The settings are environment variables. Anyone who can reach the service can search the gallery, so it listens only on
+this computer, and on any other address it requires SERVICE_TOKEN, which clients send as "Authorization: Bearer TOKEN".
 Read docs/responsible_use.md before you serve images of real people.
 """
 

@@ -53,7 +53,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(given).items() if name not in NOT_SETTINGS}
     settings["data"] = str(given.data_root or "generated")
 
-    # Data and model first: whatever is wrong with them is found before anything is written.
+    # Data and model first: errors in them are found before anything is written.
     data = given.data_root and load_cuhk_pedes(given.data_root)
     model = make_model(vars(given), cameras=data.train.cameras if data else CAMERA_NAMES)
     claim_folder(output, settings, note="settings.json", sole=True)

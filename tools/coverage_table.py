@@ -44,7 +44,7 @@ those of [Kinds of prompts](prompts.md): {kinds}.
 
 ## What is refused, and why
 
-Beside a text prefix, an image tower without blocks may stand bare: `vision_length=0`.
+Beside a text prefix, an image tower without blocks may have no prompts: `vision_length=0`.
 
 {refused}
 

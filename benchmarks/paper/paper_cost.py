@@ -1,4 +1,4 @@
-"""How long the paper's recipe takes on one GPU: measured where it was, else by arithmetic, and said which.
+"""Time of the paper's recipe on one GPU: measured if possible, otherwise by arithmetic; it says which.
 
 python benchmarks/paper/paper_cost.py
 """

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables, each a model and a list of stages; and a row's run, kept as JSON."""
+"""The rows of the paper's tables, each a model and a list of stages; and a row's run, saved as JSON."""
 
 import json
 import shutil

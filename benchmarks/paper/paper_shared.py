@@ -1,4 +1,4 @@
-"""What the recipe takes from benchmarks/_bench.py: of a command, Python's path holds only the folder it lies in."""
+"""Imports from benchmarks/_bench.py for the recipe: for a script, Python's path holds only its own folder."""
 
 import sys
 from pathlib import Path

@@ -41,7 +41,7 @@ def _deep(length: int) -> PromptConfig:
 
 
 def _prompts(length: int) -> Course:
-    purpose = f"prompts alone, {length} a block and tower"
+    purpose = f"prompts alone, {length} per block and tower"
     return Course(ablations.prompts_only, purpose, (120, 0), _deep(length), "first")
 
 

@@ -151,7 +151,7 @@ def draw_form(axes: Axes, p: Palette, title: str, setting: str) -> None:
 
 
 def draw_replaced(axes: Axes, p: Palette) -> None:
-    """Every block has prompts of its own; what it makes of them is dropped."""
+    """Every block has its own prompts; its output for them is dropped."""
     draw_form(axes, p, "independent: replaced (VPT-deep, IVLP)", "the default")
     for number, y in enumerate(BLOCK_HEIGHTS, start=1):
         draw_block(axes, p, (2.6, y), f"block {number}", f"P{number}", p.trains)
@@ -159,7 +159,7 @@ def draw_replaced(axes: Axes, p: Palette) -> None:
 
 
 def draw_kept(axes: Axes, p: Palette) -> None:
-    """The first block has prompts; what each block makes of them goes on."""
+    """The first block has prompts; each block's output for them is passed on."""
     draw_form(axes, p, "kept (VPT-shallow)", "text_depth=1, vision_depth=1")
     for number, y in enumerate(BLOCK_HEIGHTS, start=1):
         first = number == 1

@@ -1,4 +1,4 @@
-"""The demo as a Hugging Face Space: this file, README.md and requirements.txt are all it takes.
+"""The demo as a Hugging Face Space: this file, README.md and requirements.txt are all it needs.
 
 python app.py                                       # the drawn gallery and the model that ship with promptreid
 DEMO_PROMPTS=user/prompts DEMO_GALLERY=crops python app.py      # your prompts, your images

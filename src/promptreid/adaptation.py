@@ -61,13 +61,13 @@ _TINY = Preset(TINY_TAG, TINY_IMAGE_SIZE, Recipe().with_stages(epochs=(3, 6), le
 
 
 def preset_for(model_name: str) -> Preset:
-    """The preset of an open_clip model: the small base that ships has one of its own."""
+    """The preset of an open_clip model: the small base that ships has its own."""
     return _TINY if model_name == TINY_NAME else _PAPER
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What `adapt` found. A state is `"zero_shot"` or the name of the stage that ended.
+    """The result of `adapt`. A state is `"zero_shot"` or the name of the stage that ended.
 
     Attributes:
         scores: Scores on the test split by state, in order.
@@ -144,7 +144,7 @@ def adapt(
 ) -> Adaptation:
     """Adapt a model to a dataset: zero-shot scores, the stages with a `Trainer` each, scores after each, saving.
 
-    The validation split chooses the epoch with whose weights each stage ends, by mAP; where there is none it is the
+    Each stage ends with the weights of the epoch with the best validation mAP; without a validation split it is the
     last epoch. The test split never chooses. Run again with the same arguments after a kill, it resumes.
 
     Args:
@@ -153,11 +153,11 @@ def adapt(
         recipe: The numbers of the stages; those of `Recipe()` if None. `num_identities` is filled in from the data.
         output_dir: Gets a folder per stage with its log and checkpoints, `model/`, `results.json` and what went in.
         make_stages: From model and recipe to the stages, such as one of `promptreid.training.ablations`.
-        stage_settings: From a stage to settings of its `Trainer` alone, such as its own `make_sampler`.
-        evaluate_test: Score the test split in every state, in the last one alone, or never.
+        stage_settings: From a stage to settings of only its `Trainer`, such as its own `make_sampler`.
+        evaluate_test: Score the test split in every state, only in the last one, or never.
         save: Save the model as `save_prompts` does.
         cache_dir: Folder to keep the decoded training images and token ids in (see `build_image_cache`).
-        progress: Print a line an epoch, and show bars on a terminal or in a notebook.
+        progress: Print one line per epoch, and show bars on a terminal or in a notebook.
         **settings: Settings of the `Trainer`, for every stage: `seed`, `num_workers`, `on_epoch_end`, `trackers` and
             others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 on a GPU, and
             `train_data` all pairs of the training split.
@@ -232,11 +232,11 @@ def adapt(
 
 def _check_different(states: Sequence[str]) -> None:
     if len(set(states)) < len(states):
-        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage a name of its own")
+        raise ValueError(f"the states {', '.join(states)} are not all different; give each stage its own name")
 
 
 def _bare_scores(evaluate: Evaluate, model: PromptedCLIP) -> dict[str, float]:
-    """What the trainer will be told after each epoch, before the first."""
+    """Check, before the first epoch, the arguments that the trainer will get after each."""
     with evaluating(model), torch.no_grad():
         return {name: float(value) for name, value in evaluate(model).items()}
 
@@ -248,7 +248,7 @@ def _kept_scores(state: str, history: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    # Where nothing has been trained or scored yet, whatever was wrong with the data may have been mended since.
+    # If nothing has been trained or scored yet, errors in the data may have been fixed since.
     if next(folder.glob("*/checkpoints/step-*"), None) is None and not (folder / "results.json").exists():
         (folder / _NOTE).unlink(missing_ok=True)
     claim_folder(folder, identity, note=_NOTE)
@@ -280,8 +280,13 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
     model = load_prompts(result.model_dir, device=device)
     before, after = list(result.scores.values())[-1], evaluate(model, test)
     for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
-        if any(abs(new.as_dict()[name] - value) > 1e-6 for name, value in old.as_dict().items()):
-            raise WeightsError(f"the saved model scores {after}, but it scored {before} before saving")
+        for name, value in old.as_dict().items():
+            if abs(new.as_dict()[name] - value) > 1e-6:
+                raise WeightsError(
+                    f"the saved model scores {name} {new.as_dict()[name]:.6f}, but it scored {value:.6f} before "
+                    f"saving; do not publish {result.model_dir}. Save it again with save_prompts(model, folder, "
+                    "overwrite=True); if it happens again, report it with the versions of torch and open_clip"
+                )
     return model
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class PromptReidError(Exception):
@@ -70,6 +71,15 @@ def missing_extra(what: str, package: str, extra: str, *, instead: str | None = 
     """
     advice = "" if instead is None else f"; or {instead}"
     return MissingExtraError(f'{what} needs {package}: pip install "promptreid[{extra}]"{advice}')
+
+
+def found_in(folder: Path) -> str:
+    """The first names in a folder, for an error message."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return "a folder that cannot be read"
+    return printable(", ".join(names[:8])) or "nothing"
 
 
 def listed(names: Sequence[str], *, most: int = 5) -> str:

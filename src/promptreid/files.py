@@ -62,7 +62,7 @@ def replaced(path: Path, *, mode: int = 0o666) -> Generator[Path, None, None]:
     try:
         yield scratch
         flush(scratch)
-        # safetensors writes a file of its own, which nobody else may read.
+        # safetensors writes its own file, which nobody else may read.
         scratch.chmod(permitted)
         rename_over(scratch, path)
     except BaseException as error:
@@ -105,7 +105,7 @@ def _has_ended(mark: str) -> bool:
         os.kill(int(mark[8:14], 16), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it runs for somebody else
+    except OSError:  # it belongs to another user
         return False
     return False
 
@@ -137,7 +137,7 @@ def portable(path: str) -> str:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder for its owner alone; nobody else may write into the parents made on the way, whatever the umask."""
+    """Make a folder only for its owner; nobody else may write to new parent folders, regardless of the umask."""
     for parent in reversed([path, *path.parents]):
         if not parent.is_dir():
             parent.mkdir(mode=0o700 if parent == path else 0o755, exist_ok=True)
@@ -154,7 +154,7 @@ def remove_scratch(path: Path) -> None:
 def remove_abandoned(folder: Path, *, alone: bool = False) -> None:
     """Remove what killed writers left in a folder of ours.
 
-    It is what a process of this machine wrote that has ended; whatever has a lock, named like its target but ending in
+    It is what a process of this machine wrote that has ended; anything with a lock, named like its target but ending in
     `.lock`, that nobody holds; and without one, what nobody has written to for an hour.
 
     Args:
@@ -183,7 +183,7 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
     On a file system without locks everybody is let in, after one warning.
 
     Args:
-        path: The lock's file; made if it is not there, for its owner alone.
+        path: The lock's file; made if it does not exist, only for its owner.
         action: What is done under it, for the error: `"saving into runs/first"`.
         timeout_seconds: How long to wait for another process; -1 for ever, 0 not at all.
 
@@ -192,8 +192,8 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
         OSError: The file cannot be made, or is a link.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        # Taking a lock may empty the file, and a link in somebody else's folder may lead to any file of ours.
-        raise OSError(f"{path} is not a file of its own; remove it, and try again")
+        # Taking a lock may truncate the file, and a link in another user's folder may lead to any file of ours.
+        raise OSError(f"{path} is a link or not a regular file; remove it, and try again")
     lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), ""
     try:
         lock.acquire()
@@ -242,7 +242,7 @@ def write_sealed_json(path: Path, content: Mapping[str, Any], *, indent: int | N
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote, without the digest, which older files do not have.
+    """Read a file of `write_sealed_json`, without the digest, which older files do not have.
 
     Raises:
         OSError: It cannot be opened, or is not a plain file.
@@ -285,7 +285,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: It cannot be opened, or is a pipe or a device, which might never end.
-        SafetensorError: It is damaged.
+        SafetensorError: The file is damaged.
     """
     check_plain(os.stat(path))
     return load(path.read_bytes()) if _IS_WINDOWS else load_file(path)
@@ -357,7 +357,7 @@ def file_digest(path: Path) -> str:
 
 
 def _is_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's errors in words of its own.
+    # safetensors reports the operating system's errors in its own words.
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 

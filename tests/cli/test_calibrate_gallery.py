@@ -27,7 +27,7 @@ def test_calibrate_keeps_a_threshold_that_search_takes(index, drawn, call):
 def test_calibrate_says_what_the_threshold_costs_and_what_to_type(index, drawn, call):
     code, said, _ = call("calibrate", index, drawn, "--split", "test")
     assert code == 0
-    assert "of searches in vain reach, and " in said
+    assert "of searches in vain and by " in said
     assert "measured with 24 sentences in 12 images" in said
     assert f'promptreid search {index} "a woman in a red coat" --threshold calibrated' in said
 
@@ -35,7 +35,10 @@ def test_calibrate_says_what_the_threshold_costs_and_what_to_type(index, drawn, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--split", "val"], "more persons are needed"),  # one person
+        (
+            ["--split", "val"],
+            "of 1 persons. Calibrate on captions and images of at least two, or without labels: promptreid calibrate",
+        ),  # one person
         (["--split", "test", "--false-alarms", "1"], "'1', expected a share from 0 to below 1, such as 0.05"),
         (["--split", "test", "--false-alarms", "often"], "'often', expected a share"),
     ],
@@ -63,7 +66,7 @@ def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_ha
     assert code == 0
     best = text.split()[1]
     verdict = text.splitlines()[3]
-    assert "which 5% of sentences about other people reach" in verdict
+    assert "reached by 5% of sentences about other people" in verdict
     assert verdict.startswith(
         (f"no match stands out: the best score is {best}", "1 of these", "2 of these", "3 of these")
     )
@@ -80,8 +83,8 @@ def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_ha
 def test_calibrate_without_labels_takes_sentences_of_ones_own(index, call, tmp_path):
     code, text, _ = call("calibrate", index)
     assert code == 0
-    assert "which 5% of sentences about other people reach" in text
-    assert "only labels tell" in text
+    assert "reached by 5% of sentences about other people" in text
+    assert "only labelled data can tell" in text
     (tmp_path / "asked.txt").write_text("a man in a red coat\n" * 3 + "a woman\n")
     code, answer, _ = call("calibrate", index, "--queries", tmp_path / "asked.txt", "--false-alarms", "0.3", "--json")
     assert code == 0
@@ -101,7 +104,7 @@ def test_calibrate_without_labels_refuses_what_goes_with_labels(index, call, arg
     assert code == 2
     assert words in errors
     code, _, errors = call("calibrate", index, index.parent, "--queries", index / "gallery.json")
-    assert "--queries would do nothing here: a dataset has sentences of its own" in errors
+    assert "--queries would do nothing here: a dataset has its own sentences" in errors
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Failures, odd names and odd terminals: one line for people, one JSON object for scripts, a code for each kind."""
 
+import ast
 import gc
 import io
 import json
@@ -18,9 +19,10 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
+import promptreid
 from promptreid import Gallery
 from promptreid.cli import evaluate_model, index_crops, search_gallery, serve_demo, train_model
-from promptreid.cli.main import build_parser, main
+from promptreid.cli.main import _IN_A_SHELL, build_parser, main
 from promptreid.cli.output import Output
 from promptreid.errors import HubError, WeightsError
 
@@ -268,7 +270,7 @@ WORK = [
         ("demo nowhere", "argument gallery is nowhere, but there is no folder"),
         ("demo --auth secret", "--auth is not USER:PASSWORD in line 1; write both"),
         ("demo --model run", "argument --model is run, a whole run; the model in it is run/model"),
-        ("demo --model a/b --host nowhere.invalid", "the host nowhere.invalid is no address of this computer"),
+        ("demo --model a/b --host nowhere.invalid", "the host nowhere.invalid is not an address of this computer"),
         ("push run a/b", "argument folder is run, a whole run; the model in it is run/model: give that"),
         ("push nowhere a/b", "argument folder is nowhere, but there is no folder"),
         ("push data a/b --metrics none.json", "--metrics is none.json, but there is no such file"),
@@ -296,6 +298,25 @@ def test_a_folder_that_may_not_be_written_is_found_before_any_work(call, drawn, 
         assert (code, "but you may not write into" in notes) == (2, True)
 
 
+def texts_of(path):
+    """Every text of a module, but not its docstrings; an f-string is one text, with `{}` for its values."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+def test_advice_that_is_rewritten_for_the_shell_is_in_a_message():
+    # A message that is reworded would silently lose its shell form.
+    package = Path(promptreid.__file__).parent
+    texts = [text for path in package.rglob("*.py") if path.name != "main.py" for text in texts_of(path)]
+    assert len(_IN_A_SHELL) > 10
+    assert [advice for advice in _IN_A_SHELL if not any(advice in text for text in texts)] == []
+
+
 @pytest.mark.parametrize(
     ("command", "module", "words", "package", "extra"),
     [
@@ -303,7 +324,7 @@ def test_a_folder_that_may_not_be_written_is_found_before_any_work(call, drawn, 
         ("train", train_model, ["data", "--output", "run"], "matplotlib", "viz"),
         ("evaluate", evaluate_model, ["data", "--output", "run"], "matplotlib", "viz"),
         ("search", search_gallery, ["gallery", "a man", "--picture", "a.png"], "matplotlib", "viz"),
-        ("index", index_crops, ["data", "--export", "a.parquet"], "pyarrow", "export"),
+        ("index", index_crops, ["data", "--export", "a.parquet"], "pyarrow", "parquet"),
         ("demo", serve_demo, [], "gradio", "demo"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_pipe_is_answered_line_by_line(call, index, monkeypatch):
     assert (code, notes) == (0, "")
     lines = text.splitlines()
     assert (lines[0], lines[4], len(lines)) == ("a man", "a woman in a red coat", 8)
-    assert all("sentences about other people reach" in line for line in lines[3::4])
+    assert all("of sentences about other people" in line for line in lines[3::4])
     typed(monkeypatch, "a man\na woman in a red coat\n", at_terminal=False)
     answer = call("search", index, "-k", 2, "--json")[1]
     assert [result["query"] for result in answer["results"]] == ["a man", "a woman in a red coat"]
@@ -53,7 +53,7 @@ def test_a_prompt_stays_loaded_and_outlives_a_mistake(call, index, monkeypatch):
     typed(monkeypatch, "a man\na.jpg\na woman\n", at_terminal=True)
     code, text, notes = call("search", index, "-k", 1)
     assert (code, len(loads)) == (0, 1)
-    assert notes.startswith("32 images; describe somebody, or press Ctrl-D to end\n")
+    assert notes.startswith("32 images; describe someone, or press Ctrl-D to end\n")
     assert "error: the query 'a.jpg' is the name of an image" in notes
     assert text.count("  1   0.") == 2
 
@@ -85,7 +85,7 @@ def test_a_file_of_sentences_is_a_table_of_hits(call, index, tmp_path):
         (["a man", "--queries", "q.txt"], "give one of a sentence, --image FILE and --queries FILE"),
         (["a man", "--csv", "--json"], "give --csv or --json, not both"),
         (["--queries", "none.txt"], "--queries is none.txt, but there is no such file"),
-        (["--queries", "empty.txt"], "--queries is empty.txt, which holds no sentence; write one a line"),
+        (["--queries", "empty.txt"], "--queries is empty.txt, which holds no sentence; write one per line"),
         (["--queries", "latin.txt"], "--queries is latin.txt, which is not UTF-8 text"),
         (["a man", "--where", "folder=x*"], "no image of the gallery has folder x*; known are: "),
         (["a", "woman", "in", "red"], 'put the sentence in quotation marks: "a woman in red"; see'),
@@ -130,9 +130,9 @@ def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, d
     assert evaluated["model"]["model"] == "promptreid-tiny-adapted"
     _, text, notes = call("evaluate", drawn)
     assert text.startswith("model: promptreid-tiny-adapted\n")
-    assert "knows drawn pedestrians only" not in notes  # these are drawn
+    assert "knows only drawn pedestrians" not in notes  # these are drawn
     shutil.copytree(drawn / "imgs", tmp_path / "photographs")
-    assert "knows drawn pedestrians only" in call("index", tmp_path / "photographs", "--output", tmp_path / "own")[2]
+    assert "knows only drawn pedestrians" in call("index", tmp_path / "photographs", "--output", tmp_path / "own")[2]
 
 
 def test_files_that_are_gone_are_said_to_be_in_every_output(call, drawn, tmp_path):

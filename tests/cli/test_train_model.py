@@ -166,7 +166,7 @@ def test_train_writes_down_how_it_divided_the_persons(
     with pytest.raises(ValueError, match="its digest is not that of its content"):
         read_sealed_json(tmp_path / "run" / "split.json")
     code, _, notes = call("train", drawn, "--output", tmp_path / "other", "--seed", 3, "--seeds", 0)
-    assert (code, "--seed would do nothing here: --seeds says them all" in notes) == (2, True)
+    assert (code, "--seed would do nothing here: --seeds already lists every seed" in notes) == (2, True)
 
 
 @pytest.mark.slow

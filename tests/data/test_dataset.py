@@ -94,6 +94,19 @@ def test_captioned_images_loader_gives_the_same_with_and_without_workers(
     assert torch.equal(images, torch.stack([pairs[index]["images"] for index in range(13)]))
 
 
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "floating-point numbers"), ("int32", "more than 16 bits")])
+def test_captioned_images_pixels_of_unknown_range_are_to_be_converted(
+    train: ReIDSplit, tokenizer: Any, dtype: str, words: str
+) -> None:
+    path = train.records[3].path
+    Image.fromarray(np.full((4, 2), 70_000, dtype=dtype)).save(path, format="TIFF")
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer)
+    with pytest.raises(
+        DatasetError, match=rf"0003\.png .*{words}.*; convert it to 8 or 16 bits per channel, or remove"
+    ):
+        pairs[7]
+
+
 def test_captioned_images_broken_picture_is_named(train: ReIDSplit, tokenizer: Any) -> None:
     path = train.records[3].path
     path.write_bytes(path.read_bytes()[:60])

@@ -446,7 +446,7 @@ def test_load_dataset_image_in_two_split_files_names_both(write_cuhk: Write, ent
 def test_load_dataset_split_files_of_an_unknown_data_set_ask_for_its_name(tmp_path: Path) -> None:
     entry = {"file_path": "else/1.jpg", "id": 1, "captions": ["a man"]}
     (tmp_path / "train_reid.json").write_text(json.dumps([entry]), encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"image paths are of none of CUHK-PEDES.*name the dataset: layout="):
+    with pytest.raises(DatasetError, match=r"image paths belong to none of CUHK-PEDES.*name the dataset: layout="):
         load_dataset(tmp_path)
 
 

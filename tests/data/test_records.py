@@ -101,8 +101,8 @@ def test_known_other_copy_is_named() -> None:
 def test_split_that_is_lacking_or_too_many_is_named() -> None:
     found = {"train": COMPLETE["train"], "val": SplitCounts(1, 1, 1)}
     assert count_mismatches(found, PUBLISHED) == [
-        "there is no test split, published is one of 1 persons, 2 images, 4 captions",
-        "there is a val split of 1 persons, 1 images, 1 captions, published is none",
+        "this copy has no test split, but the published dataset has one (1 persons, 2 images, 4 captions)",
+        "the published dataset has no val split, but this copy has one (1 persons, 1 images, 1 captions)",
     ]
     assert "test none of 1 persons" in count_line("Set", found, PUBLISHED)
 

@@ -66,7 +66,9 @@ def test_epoch_sampler_batch_that_does_not_fit_raises(batch_size: int) -> None:
 
 
 def test_epoch_sampler_processes_that_do_not_divide_the_batch_raise() -> None:
-    with pytest.raises(ValueError, match="batch_size 5 is not divisible by the 2 processes"):
+    with pytest.raises(
+        ValueError, match="batch_size 5 is not divisible by the 2 processes; give a multiple of 2, such as 4 or 6"
+    ):
         EpochSampler(10, batch_size=5, num_replicas=2)
 
 
@@ -166,7 +168,7 @@ def test_identity_sampler_processes_share_every_batch_by_whole_identities() -> N
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"people": 7}, "identities_per_batch is 7, but there are 6 identities"),
+        ({"people": 7}, "identities_per_batch is 7, but there are 6 identities; give at most 6"),
         ({"people": 0}, "identities_per_batch is 0 and pairs_per_identity 2, expected at least 1"),
         ({"pairs": 0}, "expected at least 1"),
         ({"num_replicas": 4}, "batch_size 6 is not divisible by the 4 processes"),

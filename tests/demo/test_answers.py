@@ -108,7 +108,7 @@ def test_search_says_what_a_calibrated_threshold_means(opened: Opened, tmp_path:
         "red", Filters()
     )
     reaching = sum(hit.score >= lowest for hit in column.hits)
-    words = "which 5% of searches in vain reach, and 50% of those for somebody there."
+    words = "reached by 5% of searches in vain and by 50% of those for people in the gallery."
     assert f"{reaching} of these reach {lowest:.2f}, {words}" in column.status
 
 
@@ -277,7 +277,7 @@ def test_forget_in_memory_says_that_it_lasts_as_long_as_the_page(
     answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path / "shown", tmp_path))
     text = str(answers.forget(shot(answers)[:1]))
     assert text.startswith("Removed 1 image from ")
-    assert "a page started again makes it again, of all image files" in text
+    assert "restarting the page builds it again from all image files" in text
 
 
 class Store:

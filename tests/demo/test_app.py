@@ -136,10 +136,10 @@ def test_start_with_an_empty_password_is_refused(opened: Opened, stood_in: list[
         (
             {"host": "no-such-host.invalid"},
             ServingError,
-            "the host no-such-host.invalid is no address of this computer",
+            "the host no-such-host.invalid is not an address of this computer",
         ),
-        ({"host": "a" * 70}, ServingError, "is no address of this computer"),
-        ({"host": "192.0.2.1"}, ServingError, "the host 192.0.2.1 is no address of this computer"),
+        ({"host": "a" * 70}, ServingError, "is not an address of this computer"),
+        ({"host": "192.0.2.1"}, ServingError, "the host 192.0.2.1 is not an address of this computer"),
     ],
 )
 def test_start_at_an_impossible_address_is_refused_before_anything_is_made(

@@ -307,7 +307,7 @@ def test_read_upload_of_each_format_gives_rgb(tmp_path: Path, ending: str, kind:
 def test_read_upload_of_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "crop.png")
     for name in ("crop.png", "gone.png", "."):
-        with pytest.raises(ValueError, match="gone, or is no plain file"):
+        with pytest.raises(ValueError, match="no longer exists, or is not a regular file"):
             read_upload(tmp_path / name)
 
 

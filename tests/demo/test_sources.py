@@ -46,7 +46,9 @@ def test_encode_crops_without_folder_or_image_is_refused(model: PromptedCLIP, tm
     with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a folder of images"):
         encode_crops(tmp_path / "nowhere", model)
     (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
-    with pytest.raises(DatasetError, match=r"has no images \(\.jpg, .*\) in it or below"):
+    with pytest.raises(
+        DatasetError, match=r"has no images \(\.jpg, .*\) in it or below; give the folder that holds the crops"
+    ):
         encode_crops(tmp_path, model)
     (tmp_path / "1.png").write_bytes(b"broken")
     with pytest.raises(DatasetError, match="none of the 1 images can be read"):

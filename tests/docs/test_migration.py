@@ -173,7 +173,7 @@ def test_tbps_clip_reads_captions_without_punctuation_and_we_read_it():
     for caption in ("A Woman in red; she has a bag (black).", "A tall man!"):
         assert not torch.equal(ours([caption]), ours([theirs(caption)]))
     assert torch.equal(ours(["A Woman, in RED"]), ours([theirs("A Woman, in RED")]))
-    assert "captions are taken as they are" in PAGE
+    assert "captions are used unchanged" in PAGE
 
 
 def test_tbps_clip_ritc_is_half_of_the_sdm_loss(batch):
@@ -238,7 +238,7 @@ def test_clip_reid_sampler_leaves_out_what_fills_no_group_and_ours_fills_it_up()
         assert (len(theirs), len(ours)) == (2, 4)  # there a group a person, of which two make a batch
         assert len({index for batch in theirs for index in batch}) <= 16
         assert {index for batch in ours for index in batch} == set(range(25))
-    assert "left out of the epoch there, and filled up with others of the same person here" in PAGE
+    assert "left out of the epoch there, and completed with other pairs of the same person here" in PAGE
 
 
 def boxes(erase, image, erased):

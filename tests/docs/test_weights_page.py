@@ -35,9 +35,9 @@ TESTS = {
     "RDE's": FIELD,
     "TBPS-CLIP's": FIELD,
     "CLIP-ReID's": (CHECKPOINTS, "test_clip_reid_gives_its_image_encoder_and_the_text_encoder_it_left_frozen"),
-    "public results": (COMMAND, "test_public_checkpoint_is_scored_as_its_own_model_is"),
+    "published results": (COMMAND, "test_public_checkpoint_is_scored_as_its_own_model_is"),
     "any of these": (COMMAND, "test_convert_says_what_the_file_is_and_writes_a_folder_for_every_command"),
-    "a model of yours": (CONVERTING, "test_open_clip_to_transformers_and_back_is_byte_equal"),
+    "your own model": (CONVERTING, "test_open_clip_to_transformers_and_back_is_byte_equal"),
 }
 
 

@@ -297,7 +297,11 @@ FEATURES, IDS = torch.eye(3), torch.tensor([0, 1, 2])
         ({"gallery_features": torch.eye(3) * torch.nan}, ValueError, "3 of 3 gallery_features hold NaN"),
         ({"query_features": torch.eye(3).fill_diagonal_(torch.inf)}, ValueError, "3 of 3 query_features hold NaN or"),
         ({"gallery_features": torch.ones(3, 4)}, ValueError, "have 3 dimensions and gallery_features 4"),
-        ({"gallery_ids": torch.tensor([7, 8, 9])}, ValueError, "no query has an item of its person"),
+        (
+            {"gallery_ids": torch.tensor([7, 8, 9])},
+            ValueError,
+            "gallery ids from 7 to 9; pass person ids of the same annotation",
+        ),
         ({"ranks": (0, 1)}, ValueError, r"ranks is \[0, 1\], expected positive integers"),
         ({"ranks": ()}, ValueError, "ranks is .*expected positive integers"),
         ({"ranks": (1.5,)}, TypeError, "ranks is 1.5, expected positive integers"),
@@ -355,7 +359,7 @@ def test_metrics_take_numpy_arrays_and_lists(kind):
         ),
         ({"gallery_ids": ["a", "b"]}, "gallery_ids is an array of <U1, expected numbers; give each person a number"),
         ({"query_features": None}, "query_features is an array of object, expected numbers$"),
-        ({"gallery_features": [[1.0], [1.0, 2.0]]}, r"gallery_features is no array of numbers \(setting an array"),
+        ({"gallery_features": [[1.0], [1.0, 2.0]]}, r"gallery_features is not an array of numbers \(setting an array"),
     ],
 )
 def test_metrics_name_the_argument_that_is_no_array_of_numbers(given, message):

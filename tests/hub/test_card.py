@@ -91,7 +91,7 @@ def test_body_states_scores_spread_rule_seeds_and_settings(make_manifest):
     assert "Thanks to nobody." in text
     assert 'load_prompts("alice/prompts")' in text
     assert "biometric data" in text
-    assert "academic research alone" in text
+    assert "only for academic research" in text
 
 
 def test_what_is_not_known_is_said_to_be_not_reported(make_manifest):

@@ -151,7 +151,7 @@ def test_link_in_place_of_the_lock_is_not_followed(folder, model, tmp_path):
     precious.write_text("mine")
     (folder / ".prompts.lock").unlink(missing_ok=True)
     (folder / ".prompts.lock").symlink_to(precious)
-    with pytest.raises(OSError, match=r"\.prompts\.lock is not a file of its own; remove it"):
+    with pytest.raises(OSError, match=r"\.prompts\.lock is a link or not a regular file; remove it"):
         save_prompts(model, folder, overwrite=True)
     (folder / "prompts.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"prompts\.safetensors is missing"):
@@ -165,7 +165,7 @@ def test_pipe_in_place_of_the_lock_does_not_hang(folder, model):
     (folder / "prompts.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"prompts\.safetensors is missing"):
         load_prompts(folder)
-    with pytest.raises(OSError, match="is not a file of its own"):
+    with pytest.raises(OSError, match="is a link or not a regular file"):
         save_prompts(model, folder, overwrite=True)
 
 
@@ -278,8 +278,16 @@ def test_transformers_neither_runs_nor_asks_to_run_the_code_of_a_repository(tune
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("model_cfg", "surprise"), 1, r"no model can be made of .*config\.json.* unexpected keyword .*surprise"),
-        (("model_cfg", "vision_cfg", "width"), "wide", r"no model can be made of .*open_clip_config\.json"),
+        (
+            ("model_cfg", "surprise"),
+            1,
+            r"cannot build the model described in .*config\.json.* unexpected keyword .*surprise",
+        ),
+        (
+            ("model_cfg", "vision_cfg", "width"),
+            "wide",
+            r"cannot build the model described in .*open_clip_config\.json.*; upgrade it",
+        ),
     ],
 )
 def test_configuration_that_open_clip_makes_nothing_of_is_named(tuned_folder, keys, value, words):

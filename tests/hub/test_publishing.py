@@ -216,7 +216,7 @@ def test_branch_is_made_and_main_is_left_alone(hub, model, tuned, score):
 
 def test_pull_request_to_somebody_elses_repository(hub, model, tuned, score):
     push_prompts(model, "alice/m", token=ALICE, private=False)
-    with pytest.raises(HubError, match="you have no right to do that there"):
+    with pytest.raises(HubError, match="you have no permission to do that there"):
         push_prompts(tuned, "alice/m", token=BOB, private=False)
     url = push_prompts(tuned, "alice/m", token=BOB, private=False, create_pr=True, commit_message="Tune it")
     assert url.endswith("/alice/m/discussions/1")
@@ -252,7 +252,7 @@ def test_private_repository_stays_private(hub, model):
     [
         ("alice/m", "hf_wrongWrongWrong00", "the token is missing, wrong or expired"),
         ("alice/m", None, "the token is missing, wrong or expired"),
-        ("carol/m", ALICE, "you have no right to do that there"),
+        ("carol/m", ALICE, "you have no permission to do that there"),
     ],
 )
 def test_who_may_not_push_is_told(hub, model, repo_id, token, words):
@@ -371,7 +371,7 @@ def test_conflict_at_each_attempt_is_an_error(hub, model, monkeypatch):
         model.text.prompts.tokens.add_(1)
     monkeypatch.setattr("promptreid.hub.transfer._MOST_WAIT_SECONDS", 0.001)
     hub.faults.append(lambda method, path: 412 if "/commit/" in path and method == "POST" else None)
-    with pytest.raises(HubError, match="somebody else keeps changing it"):
+    with pytest.raises(HubError, match="another user keeps changing it"):
         push_prompts(model, "alice/m", token=ALICE)
 
 
@@ -546,5 +546,5 @@ def test_card_of_a_push_promises_what_was_tried(hub, tuned, monkeypatch, plain):
     monkeypatch.setattr(publishing, "loads_in_plain_open_clip", lambda config, shapes: bool(shapes) and plain)
     push_prompts(tuned, "alice/m", token=ALICE)
     card = hub.repos["alice/m"].files()["README.md"].decode()
-    assert ("load in plain open_clip" in card) is plain
+    assert ("Plain open_clip loads the" in card) is plain
     assert ("Plain open_clip does not load" in card) is not plain

@@ -220,7 +220,7 @@ def test_trainer_gives_each_camera_its_own_prompts(split, tmp_path):
     torch.manual_seed(0)
     config = PromptConfig(1, 1, kind="grouped", groups=cameras[:2])
     model = PromptedCLIP(make_base(), config)
-    with pytest.warns(UserWarning, match="of 24 images of the test split are of none of the cameras"):
+    with pytest.warns(UserWarning, match="of 24 images of the test split come from none of the cameras"):
         pairs = CaptionedImages(split, transform=model.eval_transform, tokenizer=model.tokenizer, groups=model.groups)
     assert set(pairs.groups.tolist()) == {-1, 0, 1}
     stage = Stage("one", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()}, learning_rate=0.01)

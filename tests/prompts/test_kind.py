@@ -89,7 +89,9 @@ def test_foreign_kind_of_length_zero_is_the_bare_model(clip):
 
 @pytest.mark.parametrize("make", [image_encoder, text_encoder])
 def test_foreign_kind_takes_no_options_of_blocks(clip, make):
-    with pytest.raises(ValueError, match=r"depth is 2 and position_embedding is True, but prompts are of a kind"):
+    with pytest.raises(
+        ValueError, match=r"depth is 2 and position_embedding is True, but prompts are of your own kind"
+    ):
         make(clip, depth=2, position_embedding=True)
     with pytest.raises(TypeError, match=r"prompts made Linear, expected a promptreid\.prompts\.kind\.PromptKind"):
         type(make(clip)[0])(clip, prompts=lambda tower: nn.Linear(1, 1))

@@ -324,7 +324,11 @@ def test_commit_is_tried_again_after_a_conflict_and_given_up_in_the_end(store, m
 @pytest.mark.parametrize(
     ("words", "kind", "said"),
     [
-        ("Generic GCS error: Unable to decode service account file: missing field", StoreError, "no key of a service"),
+        (
+            "Generic GCS error: Unable to decode service account file: missing field",
+            StoreError,
+            "is not a service account key",
+        ),
         ("performing token request: 400 Bad Request: invalid_grant", StoreError, "refuses these credentials"),
         ("Generic S3 error: NoSuchBucket, The specified bucket does not exist", StoreError, "there is no bucket"),
         ("client error 403 Forbidden: InvalidAccessKeyId", StoreError, "refuses these credentials"),

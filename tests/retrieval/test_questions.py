@@ -77,8 +77,12 @@ def test_filter_asks_a_function_about_a_value(gallery):
         ({"camera": "roof"}, "has camera roof; known are: yard, gate"),
         ({"camera": ["roof", "hall"]}, "has camera roof or hall; known are"),
         ({"place": 1}, "has place; known are: camera, hour"),
-        ({"camera": lambda name: name == "roof"}, "passes the filter"),
-        (lambda known: known["hour"] > 20, "passes the filter"),
+        (
+            {"camera": lambda name: name == "roof"},
+            "the function for camera is true for no image; known are: yard, gate",
+        ),
+        (lambda known: known["hour"] > 20, "true for no image; the metadata have the keys camera, hour"),
+        ({"camera": "gate", "hour": 8}, r"no image matches all of them \(camera, hour\); drop one"),
     ],
 )
 def test_filter_that_nothing_passes_is_not_a_search_without_a_match(gallery, where, words):

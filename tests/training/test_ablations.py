@@ -88,7 +88,7 @@ def test_head_warm_up_hands_its_head_on(clip: torch.nn.Module, recipe: Recipe) -
 
 
 def test_head_warm_up_without_identity_loss_is_refused(clip: torch.nn.Module) -> None:
-    with pytest.raises(ValueError, match="identity_weight is 0"):
+    with pytest.raises(ValueError, match="identity_weight is 0; set Recipe"):
         ablations.direct_after_head_warm_up(make_model(clip, NONE), Recipe(num_identities=3, identity_weight=0.0))
 
 

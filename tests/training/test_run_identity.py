@@ -338,7 +338,7 @@ def test_trainer_frozen_encoders_are_not_kept_but_must_be_the_same(
         again()
         assert torch.equal(model.prompt_state_dict()["text.prompts.tokens"], learnt)
     torch.nn.init.normal_(model.clip.visual.proj)  # trained meanwhile, by somebody else
-    with pytest.raises(CheckpointError, match="it holds prompts alone, and the encoders of this model are not those"):
+    with pytest.raises(CheckpointError, match="it holds only prompts, and the encoders of this model are not those"):
         make(stages=prompts_only(model, Margin(1.0)), **scored).fit()
 
 

@@ -315,8 +315,11 @@ def test_trainer_score_not_a_number_is_refused(make: Any) -> None:
 
 
 def test_trainer_best_metric_not_returned_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"best_metric is 'mAP', but evaluate returned \['rank1'\]"):
-        make(evaluate=lambda _: {"rank1": 1.0}, best_metric="mAP").fit()
+    words = (
+        r"best_metric is 'map', but evaluate returned \['mAP', 'rank1'\]; set best_metric to one .*did you mean 'mAP'\?"
+    )
+    with pytest.raises(ValueError, match=words):
+        make(evaluate=lambda _: {"rank1": 1.0, "mAP": 1.0}, best_metric="map").fit()
 
 
 def test_trainer_load_best_without_scores_is_refused(make: Any) -> None:
@@ -431,7 +434,7 @@ def test_trainer_prints_a_line_an_epoch_and_which_one_it_kept(make: Any, capsys:
     trainer.baseline = {"mAP": 0.15}
     trainer.fit()
     announced, *lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"checkpoints take at most \d\.\d MB while it trains and [\d.]+ kB afterwards", announced)
+    assert re.fullmatch(r"checkpoints take up to \d\.\d MB during training and [\d.]+ kB afterwards", announced)
     assert max(map(len, lines)) <= 80
     shown = [re.sub(r"loss [\d.]+  [\d:]+ left", "…", each) for each in lines]
     assert shown == [

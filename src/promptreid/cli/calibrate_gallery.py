@@ -27,12 +27,13 @@ from promptreid.errors import shell_word
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrated`, and keep it with the index: the
-lowest that only a given share of searches for somebody absent reaches. With DATA it is measured on labelled images that
-look like the index's, every image of the right person taken out, and so is how often somebody who is there is found.
-Without, 400 made-up sentences are searched for, or those of --queries; `promptreid index` has done that. Sentences that
-are written otherwise reach it more or less often. Measured on drawn people, with 5 % wanted: 1.5 to 9 % (mean 5 %) of
-the searches for somebody absent reached it, and only 7 to 8 % of those for somebody there, by two small models."""
+DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrated`, and store it with the gallery: the
+lowest that only a given share of searches for absent people reaches. With DATA it is measured on labelled images that
+look like the gallery's, without the images of the right person; how often a person in the gallery is found is measured
+too. Without DATA, the gallery is searched for 400 made-up sentences, or those of --queries; `promptreid index` has done
+this already. Sentences in another style reach the threshold more or less often. Measured on drawn people, with 5 %
+requested: 1.5 to 9 % (mean 5 %) of the searches for absent people reached it, and only 7 to 8 % of those for people in
+the gallery, with two small models."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,21 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=folder_to_read,
         nargs="?",
         metavar="DATA",
-        help="a dataset with captions, whose images look like the index's; default: no labels",
+        help="a dataset with captions, whose images look like the gallery's; default: no labels",
     )
     parser.add_argument("--split", choices=("train", "val", "test"), help="of the dataset; default: val")
     parser.add_argument(
         "--queries",
         type=some_path,
         metavar="FILE",
-        help="instead of made-up sentences, your own, one a line, about people who are not in the index",
+        help="instead of made-up sentences, your own, one per line, about people who are not in the gallery",
     )
     parser.add_argument(
         "--false-alarms",
         type=_rate,
         default=0.05,
         metavar="SHARE",
-        help="how often a search for somebody absent may find something; default %(default)s",
+        help="how often a search for an absent person may find something; default %(default)s",
     )
     add_model_arguments(parser, default="the one that made the index")
     add_data_arguments(parser)
@@ -88,7 +89,7 @@ def run(
         of_data = {"split": split, "layout": layout, "image_dir": image_dir, "on_bad": on_bad == "skip"}
         refuse_unused(of_data, "it goes with a dataset, DATA")
     else:
-        refuse_unused({"queries": queries}, "a dataset has sentences of its own")
+        refuse_unused({"queries": queries}, "a dataset has its own sentences")
         split = split or "val"
         name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
     gallery = open_gallery(index, model)
@@ -97,7 +98,9 @@ def run(
     console.say(f"threshold {chosen.threshold:.3f}, {threshold_in_words(chosen)}")
     console.say(f"measured with {chosen.num_queries} sentences in {chosen.gallery_size} images")
     if chosen.hit_rate is None:
-        console.say("how often somebody who is there is found, only labels tell: promptreid calibrate GALLERY DATA")
+        console.say(
+            "only labelled data can tell how often a person in the gallery is found: promptreid calibrate GALLERY DATA"
+        )
     if len(gallery) > 2 * chosen.gallery_size:
         console.say(
             f"the index has {len(gallery)} images, many more than that: false alarms are more frequent there; a larger "

@@ -10,8 +10,8 @@ from promptreid.cli.output import Output
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or a folder of your own and open every image;
-report all problems at once. Given the folder that `promptreid index` made, read the whole index and compare its
+DESCRIPTION = """Read the annotation of CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder and open every image;
+report all problems at once. Given a folder that `promptreid index` made, read the whole gallery and compare its
 checksums. Exit code 1 if there are errors."""
 
 SHOWN = 10
@@ -20,9 +20,9 @@ CLIP = "ViT-B-16"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("root", type=folder_to_read, help="the dataset's folder, or an index")
+    parser.add_argument("root", type=folder_to_read, help="the dataset's folder, or a gallery")
     add_data_arguments(parser)
-    parser.add_argument("--no-images", action="store_true", help="only look whether images are there: much faster")
+    parser.add_argument("--no-images", action="store_true", help="only check that images exist: much faster")
     parser.add_argument(
         "--tokenizer",
         default=CLIP,

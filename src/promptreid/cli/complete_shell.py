@@ -9,7 +9,7 @@ from promptreid.cli.main import COMMANDS, build_parser
 from promptreid.cli.options import folder_to_read, folder_to_write, gallery_place
 from promptreid.cli.output import Output, print_line
 
-DESCRIPTION = """Print a script with which the shell completes commands, options, their choices and paths on the Tab
+DESCRIPTION = """Print a script that lets the shell complete commands, options, their choices and paths on the Tab
 key. For bash: promptreid completion bash > ~/.local/share/bash-completion/completions/promptreid. For zsh, into a
 folder of $fpath: promptreid completion zsh > FOLDER/_promptreid. Print it again after an upgrade. Needs the extra
 completion."""
@@ -34,7 +34,7 @@ def run(console: Output, /, *, shell: str) -> int:
     script = str(shtab.complete(parser, shell))
     if console.as_json:
         console.record(shell=shell, script=script)
-    else:  # as it is: its line breaks and tabs are no part of a line for people
+    else:  # as it is: its line breaks and tabs are not part of a line for people
         print_line(script.rstrip("\n"))
     return 0
 

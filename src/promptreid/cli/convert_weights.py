@@ -7,8 +7,8 @@ from typing import Any
 from promptreid.cli.options import LARGEST_SIDE, folder_to_write, whole
 from promptreid.cli.output import Output
 
-DESCRIPTION = """Read weights as people have them (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,
-TBPS-CLIP's, CLIP-ReID's; told by what is in the file, and no code in it is run) and write an ordinary open_clip
+DESCRIPTION = """Read weights of any common format (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,
+TBPS-CLIP's, CLIP-ReID's; recognised from the content, without running code) and write an ordinary open_clip
 folder, which open_clip, load_clip and --model local-dir:OUTPUT load; or one of transformers."""
 
 
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick-gelu",
         action=argparse.BooleanOptionalAction,
-        help="whether they were trained with QuickGELU, where nothing says it",
+        help="whether they were trained with QuickGELU, if the source does not say",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
 
 
 def run(console: Output, /, *, source: str, output: Path, model: str | None, **options: Any) -> int:

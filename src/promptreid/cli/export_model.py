@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DESCRIPTION = """Write image_encoder.onnx and text_encoder.onnx, with the prompts in them and features of unit length,
-and preprocessing.json with what images and captions need first. ONNX Runtime, OpenVINO and others run them without
+and preprocessing.json with the preprocessing of images and captions. ONNX Runtime, OpenVINO and others run them without
 PyTorch."""
 NEEDS = [(None, "onnxscript", "onnx"), (None, "onnxruntime", "onnx")]
 

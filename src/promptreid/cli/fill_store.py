@@ -26,7 +26,7 @@ def shard_of_text(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class StoreWork:
-    """What to index, into which store, and how."""
+    """The images to index, the store, and the settings."""
 
     folder: Path
     store: Path | str

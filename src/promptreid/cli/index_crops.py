@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from promptreid.retrieval.editing import Changes
     from promptreid.retrieval.gallery import Gallery
 
-DESCRIPTION = """Encode every image in a folder and its sub-folders. Given again, it encodes only images that are new or
-have changed, with the model that made the index. Images that cannot be read are listed and skipped. What the index
-holds can count as biometric data: its files are readable by you alone."""
+DESCRIPTION = """Encode every image in a folder and its sub-folders. Run again, it encodes only images that are new or
+have changed, with the model that made the gallery. Images that cannot be read are listed and skipped. A gallery can
+count as biometric data: its files are readable only by you."""
 
-NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "export", ".parquet"), ("store", "lancedb", "store")]
+NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "parquet", ".parquet"), ("store", "lancedb", "store")]
 
 _SHOWN = 10
 _GROWN = 0.1  # by this share a gallery may differ from the one that its threshold was measured in
@@ -46,9 +46,9 @@ _OUTPUT = Path("gallery")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person each")
+    parser.add_argument("folder", type=folder_to_read, nargs="?", help="images, one person in each")
     parser.add_argument(
-        "--output", type=folder_to_write, default=_OUTPUT, help="the index's folder; default %(default)s"
+        "--output", type=folder_to_write, default=_OUTPUT, help="the gallery's folder; default %(default)s"
     )
     parser.add_argument(
         "--store",
@@ -65,27 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser, default=f"the one that made the index, or {TINY_ADAPTED} for a new one")
     parser.add_argument(
-        "--storage", choices=("float32", "float16"), help="float16 takes half the room; default float32"
+        "--storage", choices=("float32", "float16"), help="float16 takes half the space; default float32"
     )
     parser.add_argument("--prune", action="store_true", help="remove images that are no longer in the folder")
     parser.add_argument(
-        "--prune-anyway", action="store_true", help="the same, also where that is much or folders cannot be read"
+        "--prune-anyway", action="store_true", help="the same, even if that is a large share or folders cannot be read"
     )
     parser.add_argument(
         "--remove",
         nargs="+",
         metavar="IMAGE",
-        help="remove these images from the index, for good: paths, numbers, or patterns such as 'crops/cam_a/*'",
+        help="remove these images from the gallery permanently: paths, numbers, or patterns such as 'crops/cam_a/*'",
     )
     parser.add_argument(
         "--restore",
         nargs="+",
         metavar="IMAGE",
-        help="let images that were removed be indexed again, by path or pattern",
+        help="allow removed images to be indexed again, by path or pattern",
     )
-    parser.add_argument(
-        "--compact", action="store_true", help="join the files that many updates of the index have left"
-    )
+    parser.add_argument("--compact", action="store_true", help="join the files that many updates have left")
     parser.add_argument(
         "--export",
         type=file_to_write(".parquet", ".npz"),
@@ -150,13 +148,16 @@ def run(
         )
         console.record(**asdict(changes))
         if len(gallery) == 0 and is_new:
-            raise DatasetError(f"none of the images in {folder.resolve()} can be read")
+            raise DatasetError(
+                f"none of the images in {folder.resolve()} can be read; the warning above names the first ten: copy "
+                "them again, or give another folder"
+            )
         console.say(*_summary(gallery, changes, is_new=is_new))
         console.say(*_left_out(changes, f"promptreid index {shell_word(folder)} --output {shell_word(output)}", output))
         _calibrate(console, gallery)
     if compact:
         gallery.compact()
-        console.say(f"{output} has as few files as can be")
+        console.say(f"{output} is compacted")
     if export is not None:
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])
@@ -215,7 +216,7 @@ def _open_or_make(
 
 
 def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
-    """What the index does not have, or has and should perhaps not have, with the command that changes it."""
+    """Images that the gallery lacks, or should perhaps not have, with the command that changes it."""
     lines: list[str] = []
     if changes.gone:
         lines += [

@@ -29,16 +29,16 @@ from promptreid.version import __version__
 # module of the command that is called is imported, and it imports what is slow inside `run`: a mistake in the arguments
 # must not wait for torch.
 COMMANDS = {
-    "try": ("try_search", "search 200 drawn people: the first thing to do"),
-    "check": ("check_data", "look for everything that is wrong with a dataset"),
+    "try": ("try_search", "search 200 drawn people: the first command to try"),
+    "check": ("check_data", "find everything that is wrong with a dataset"),
     "train": ("train_model", "adapt a model to a dataset, in both stages"),
     "evaluate": ("evaluate_model", "score a model on a dataset"),
     "index": ("index_crops", "encode a folder of crops, to be searched"),
     "search": ("search_gallery", "find the images that a sentence describes"),
-    "calibrate": ("calibrate_gallery", "choose from which score an image counts as a match"),
-    "store": ("store_command", "keep a store of features in order, or erase people from it"),
+    "calibrate": ("calibrate_gallery", "choose the lowest score that counts as a match"),
+    "store": ("store_command", "maintain a store of features, or erase people from it"),
     "demo": ("serve_demo", "search in the browser"),
-    "convert": ("convert_weights", "write weights of any origin as an ordinary folder"),
+    "convert": ("convert_weights", "write weights of any origin as an open_clip folder"),
     "export": ("export_model", "write the encoders as ONNX files"),
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
     "completion": ("complete_shell", "print what a shell needs to complete all this on the Tab key"),
@@ -55,7 +55,7 @@ _ALSO = {
     "encode": "index", "build": "index", "embed": "index", "threshold": "calibrate",
 }  # fmt: skip
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
-# What an error that the library raises advises in Python, as it is said in a shell.
+# Advice in the library's messages, and its form for the shell. A test checks that each key is in a message.
 _IN_A_SHELL = {
     "call gallery.calibrate(), or gallery.calibrate(split)": "promptreid calibrate GALLERY, or calibrate GALLERY DATA",
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
@@ -72,6 +72,8 @@ _IN_A_SHELL = {
     "revision=": "--revision",
     "erase with alone=True": "erase with --alone",
     "pass private=False": "add --public",
+    "Check the path, which gallery.paths lists;": "Check the path, as promptreid search prints it;",
+    "or without labels: gallery.calibrate()": "or without labels: promptreid calibrate GALLERY",
 }
 
 _PYTHON_NAMES = re.compile(
@@ -89,12 +91,12 @@ class UsageError(PromptReidError, ValueError):
 
 
 class _Terminated(SystemExit):
-    """A signal, as an exception: what is being written is finished or taken back, and the end is told as any other."""
+    """Raised on a signal, so that a write is completed or rolled back and the exit is reported like other failures."""
 
 
 @contextmanager
 def _heeding_signals() -> Generator[None, None, None]:
-    """Raise `_Terminated` in the block when a signal comes, unless somebody else takes care of it, as training does."""
+    """Raise `_Terminated` in the block on a signal, unless other code handles it, as training does."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = [number for number in ENDING if in_main_thread and signal.getsignal(number) is signal.SIG_DFL]
 
@@ -127,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: list[str]) -> str | None:
-    """What was probably meant by a word that is none of the known ones."""
+    """Return the command that an unknown word probably means."""
     if " " in word and "search" in known:
         return f'promptreid try "{word}"'
     near = [name for name in known if name == _ALSO.get(word)] or get_close_matches(word, known, n=1)
@@ -231,7 +233,7 @@ def _run(given: list[str], output: Output) -> int:
 
 
 def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = False) -> int:
-    """The exit code of a step; no failure gets past here but as one line and a code of its own."""
+    """The exit code of a step; every failure ends here as one line and its own code."""
     try:
         return step()
     except KeyboardInterrupt:
@@ -252,7 +254,7 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """What is said of an error, and its exit code."""
+    """Return the message and the exit code for an error."""
     words = _in_a_shell(_own_words(error))
     if isinstance(error, MissingExtraError):
         return words, MISSING_EXTRA
@@ -278,7 +280,7 @@ def _own_words(error: Exception) -> str:
 
 
 def _in_a_shell(words: str) -> str:
-    """What an error says, with options in place of the arguments that they stand for in Python."""
+    """Return an error's message with command-line options in place of Python's arguments."""
     for in_python, in_a_shell in _IN_A_SHELL.items():
         words = words.replace(in_python, in_a_shell)
     return _PYTHON_NAMES.sub(lambda found: f"--{found[0].replace('_', '-')}", words)

@@ -24,7 +24,7 @@ BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prom
 
 
 class ModelArguments(TypedDict):
-    """What `add_model_arguments` adds."""
+    """The arguments of `add_model_arguments`."""
 
     model: str | None
     pretrained: str | None
@@ -34,7 +34,7 @@ class ModelArguments(TypedDict):
 
 
 class DataArguments(TypedDict):
-    """What `add_data_arguments` adds."""
+    """The arguments of `add_data_arguments`."""
 
     layout: str | None
     image_dir: Path | None
@@ -71,7 +71,7 @@ class ModelChoice:
         return self.model in (TINY_NAME, TINY_ADAPTED)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds."""
+        """The entries for JSON."""
         return asdict(self)
 
 
@@ -171,7 +171,7 @@ def check_gallery_folder(folder: Path) -> None:
     """Refuse a folder without a gallery, before torch is imported.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The folder has no gallery.
     """
     if not (folder / GALLERY_FILE).is_file():
         named = shell_word(folder)
@@ -183,7 +183,7 @@ def check_file(option: str, path: Path | None) -> None:
     """Refuse an argument that is not a file, before any work.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The argument is not a file.
     """
     if path is not None and not path.is_file():
         reason = "that is a folder or a device" if path.exists() else "there is no such file"
@@ -266,7 +266,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad",
         choices=get_args(OnBad),
         default="strict",
-        help="refuse data with bad records or images, or leave those out and list them; default %(default)s",
+        help="refuse data with bad records or images, or skip and list those; default %(default)s",
     )
 
 
@@ -324,7 +324,7 @@ def check_names(model: str, pretrained: str | None) -> None:
     """Refuse a name or a tag that open_clip does not have, before data are read.
 
     Raises:
-        ValueError: It has not.
+        ValueError: The name or the tag is unknown.
     """
     from promptreid.towers.names import check_name, needs_quick_gelu
 
@@ -337,8 +337,8 @@ def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:
     console.say(f"model: {choice.model}")
     if choice.is_shipped and not any((place / SYNTHETIC_STAMP).is_file() for place in (folder, folder.parent)):
         console.note(
-            f"note: {choice.model}, the small model that ships with promptreid, knows drawn pedestrians only. For "
-            "photographs give --model with a model of yours, or an open_clip name: --model ViT-B-16 --pretrained openai"
+            f"note: {choice.model}, the small model that ships with promptreid, knows only drawn pedestrians. For "
+            "photographs pass --model with your own model, or an open_clip name: --model ViT-B-16 --pretrained openai"
         )
 
 
@@ -350,7 +350,7 @@ def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
         reason: What they go with.
 
     Raises:
-        ValueError: One is given.
+        ValueError: One of the options is given.
     """
     used = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if used:
@@ -363,7 +363,7 @@ def check_device(device: str | None) -> str:
     Under `torchrun` it is the GPU of this process, so that no process takes memory on another one's.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The device does not work here.
     """
     import torch
 
@@ -381,7 +381,7 @@ def check_device(device: str | None) -> str:
 
 @contextmanager
 def joined_processes(console: Output, device: str) -> Generator[None, None, None]:
-    """Work together with the other processes that `torchrun` started, if it did; the first alone speaks.
+    """Join the other processes that `torchrun` started, if any; only the first prints.
 
     Args:
         console: Silent inside the block in every other process.

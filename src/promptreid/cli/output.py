@@ -1,4 +1,4 @@
-"""What a command says: lines for people on standard output, or one JSON object for scripts."""
+"""The output of a command: lines for people on standard output, or one JSON object for scripts."""
 
 import json
 import os
@@ -16,7 +16,7 @@ class Output:
         as_json: Print one JSON object at the end instead of lines.
 
     Attributes:
-        is_silent: Whether this is a process beside another one that speaks; only failures of its own are told then.
+        is_silent: Whether this is a process beside another one that prints; then only its own failures are reported.
     """
 
     def __init__(self, *, as_json: bool) -> None:
@@ -36,7 +36,7 @@ class Output:
                 print_line(printable(line))
 
     def note(self, text: str) -> None:
-        """Print text on standard error, whoever reads."""
+        """Print text on standard error, for people and scripts alike."""
         if self.is_silent:
             return
         with suppress(OSError, ValueError, AttributeError):  # full or closed: nobody is there to be told
@@ -70,7 +70,7 @@ def print_line(line: str) -> None:
     """Print a line on standard output, in letters that it has.
 
     Raises:
-        OSError: It is full or closed; whatever is printed afterwards goes nowhere.
+        OSError: It is full or closed; anything printed afterwards is lost.
     """
     out = sys.stdout
     try:
@@ -85,5 +85,5 @@ def print_line(line: str) -> None:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         else:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-        if not isinstance(error, BrokenPipeError):  # whoever read, such as `head`, has seen enough
+        if not isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             raise OSError(f"standard output cannot be written ({error}); free space, or send it elsewhere") from error

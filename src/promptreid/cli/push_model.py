@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("folder", type=_saved_folder, help="the saved model")
     parser.add_argument("repository", type=_repository, help="USER/NAME")
-    parser.add_argument("--public", action="store_true", help="let everybody see it")
+    parser.add_argument("--public", action="store_true", help="make it public")
     parser.add_argument("--revision", help="branch; made if it does not exist; default main")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", dest="commit_message", metavar="TEXT", help="commit message")

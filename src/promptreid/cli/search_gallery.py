@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from promptreid.retrieval.stored_gallery import StoredGallery
     from promptreid.retrieval.table import Hit
 
-DESCRIPTION = """Search an index by a sentence, or by an image. Prints score and path of the best, and draws them with
---picture. Without a sentence it asks for one after the other and keeps the model loaded; from a pipe it reads one a
+DESCRIPTION = """Search a gallery by a sentence, or by an image. Prints score and path of the best, and draws them with
+--picture. Without a sentence it asks for one after another and keeps the model loaded; from a pipe it reads one per
 line. Exit code 1 if nothing reaches the threshold."""
 NEEDS = [("picture", "matplotlib", "viz")]
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sentence", nargs="?", help='such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--image", type=some_path, help="search by this image instead of a sentence")
     parser.add_argument(
-        "--queries", type=some_path, metavar="FILE", help="search by every sentence of a file, one a line"
+        "--queries", type=some_path, metavar="FILE", help="search by every sentence of a file, one per line"
     )
     parser.add_argument("-k", type=whole(1), default=NUM_HITS, help="how many at most; default %(default)s")
     parser.add_argument(
@@ -68,11 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
     )
     parser.add_argument(
-        "--exact", action="store_true", help="of a store, compare every image instead of those that its index proposes"
-    )
-    parser.add_argument("--csv", action="store_true", help="print a table with a row a hit, for spreadsheets")
-    parser.add_argument(
-        "--picture", type=file_to_write(".png"), metavar="FILE", help="draw what was found into a PNG file"
+        "--exact", action="store_true", help="in a store, compare every image instead of those that its index proposes"
     )
     add_model_arguments(parser, default="the one that made the index")
 
@@ -84,7 +80,7 @@ def add_where_argument(parser: argparse.ArgumentParser, help: str) -> None:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one query found: `best` is the highest score of the gallery, `hits` what reaches the threshold."""
+    """The result of one query: `best` is the gallery's highest score, `hits` are those that reach the threshold."""
 
     query: str
     best: float
@@ -177,7 +173,7 @@ class _Search:
         self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
         self._find: Callable[..., Any] = partial(gallery.search, exact=True) if exact else gallery.search
         self._where = as_where(where, _listed(gallery)) or None
-        # A table is alone on standard output; whatever else there is to say goes to standard error.
+        # A table is the only thing on standard output; everything else goes to standard error.
         self.say = (lambda *lines: [console.note(line) for line in lines]) if as_csv else console.say
         self._keys = _keys(gallery) if as_csv else None
         if self._keys is not None:
@@ -199,7 +195,7 @@ class _Search:
         return answers
 
     def entry(self, answer: _Answer) -> dict[str, Any]:
-        """What JSON says of an answer."""
+        """The answer's entry in JSON."""
         return {"best_score": answer.best, "hits": as_entries(answer.hits)}
 
     def _show(self, title: str, found: "list[Hit]") -> _Answer:
@@ -215,7 +211,7 @@ class _Search:
         return answer
 
     def _verdict(self, answer: _Answer) -> list[str]:
-        """What the scores mean: against the threshold that was given, or else the calibrated one."""
+        """Explain the scores, by the given threshold or else the calibrated one."""
         from promptreid.retrieval.gallery_state import threshold_in_words
 
         calibration, images = self.gallery.calibration, len(self.gallery)
@@ -227,7 +223,7 @@ class _Search:
         words = f"{calibration.threshold:.3f}, {threshold_in_words(calibration)}"
         if reaching:
             return [f"{reaching} of these reach {words}"]
-        # That nothing was found says something only where somebody who is there mostly is.
+        # A search without hits means something only if people who are in the gallery are mostly found.
         verdict = "probably nobody matches" if (calibration.hit_rate or 0) >= 0.5 else "no match stands out"
         return [f"{verdict}: the best score is {answer.best:.3f}, and none reaches {words}"]
 
@@ -253,7 +249,7 @@ def as_lines(hits: "Sequence[Hit]") -> list[str]:
 
 
 def as_entries(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """What JSON says of hits: `missing` is whether no file is at the path."""
+    """Hits for JSON; `missing` says whether the file no longer exists."""
     return [{**hit.as_dict(), "missing": _gone(hit)} for hit in hits]
 
 
@@ -354,7 +350,7 @@ def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -
 
 
 def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
-    """What a value of `--where` allows: itself, a range if it has two dots, what it matches if it is a pattern."""
+    """Parse a value of `--where`: a value, a range if it has two dots, or a pattern."""
     from promptreid.retrieval.filters import Between, Prefix
 
     start, dots, end = text.partition("..")

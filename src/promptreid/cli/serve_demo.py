@@ -27,8 +27,8 @@ from promptreid.towers.tiny import TINY_ADAPTED
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = """Serve a page on this computer that searches an index, a folder of crops or drawn pedestrians by a
-sentence or an image. An index opens at once; a folder of crops is encoded each time. Needs the extra demo. Ends with
+DESCRIPTION = """Serve a page on this computer that searches a gallery, a folder of crops or drawn pedestrians by a
+sentence or an image. A gallery opens at once; a folder of crops is encoded each time. Needs the extra demo. Ends with
 Ctrl-C."""
 NEEDS = [(None, "gradio", "demo")]
 
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "gallery",
         type=_shown,
         nargs="?",
-        help="an index that `promptreid index` made, a store's address, or a folder of crops; default: drawn people",
+        help="a gallery that `promptreid index` made, a store's address, or a folder of crops; default: drawn people",
     )
     add_model_arguments(parser, default=f"the one that made the index, else {TINY_ADAPTED}")
-    parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: this computer alone")
+    parser.add_argument("--host", default="127.0.0.1", help="default %(default)s: only this computer")
     parser.add_argument("--port", type=whole(1, 65535), help="default: a free one")
     parser.add_argument(
         "--auth",

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from promptreid.retrieval.lance_upkeep import StoreInfo
     from promptreid.retrieval.stored_gallery import StoredGallery
 
-DESCRIPTION = """Keep a store of features, which `promptreid index --store` fills: `info` tells its state; `optimize`
-joins its files and builds its index, and is for one process, now and then; `erase` removes images and every byte of
+DESCRIPTION = """Maintain a store of features, which `promptreid index --store` fills: `info` shows it; `optimize`
+joins its files and builds its index; run it in one process, from time to time; `erase` removes images and every byte of
 them, and proves it; `log` writes the audit log, if one is kept. Exit code 1 if it cannot be proven that nothing is
 left."""
 NEEDS = [(None, "lancedb", "store")]
@@ -28,19 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "store", type=gallery_place, metavar="URL", help="a folder, s3://BUCKET/NAME or gs://BUCKET/NAME"
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="what to erase, or to let be indexed again: paths")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="images to erase, or to allow again: paths")
     add_where_argument(parser, "erase all images with this instead, as in promptreid search")
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="nobody else is writing, so what killed writers left is erased too, which may hold the images",
+        help="no other process is writing, so files of killed writers, which may hold the images, are erased too",
     )
 
 
 def run(
     console: Output, /, *, action: str, store: Path | str, images: list[str], where: list[tuple[str, str]], alone: bool
 ) -> int:
-    """Do it."""
+    """Run the chosen action."""
     if action != "erase":
         refuse_unused({"where": where, "alone": alone}, "it goes with promptreid store erase")
     if (action in ("erase", "restore")) != bool(images or where) or (images and where):

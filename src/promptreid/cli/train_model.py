@@ -59,13 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-images",
         type=folder_to_write,
         metavar="DIR",
-        help="keep decoded images there: large, and training is faster",
+        help="cache decoded images there: large, but training is faster",
     )
     add_data_arguments(parser)
     parser.add_argument(
-        "--split", metavar="80/10/10", help="divide the persons by chance: percent for training, validation, test"
+        "--split", metavar="80/10/10", help="divide the persons at random: percent for training, validation, test"
     )
-    parser.add_argument("--split-seed", type=whole(0), default=0, help="of that drawing; default %(default)s")
+    parser.add_argument("--split-seed", type=whole(0), default=0, help="seed of that division; default %(default)s")
     parser.add_argument(
         "--seeds", type=whole(0, LARGEST_SEED), nargs="+", metavar="SEED", help="train once for each: mean and spread"
     )
@@ -107,7 +107,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-kind",
         choices=PROMPT_FORMS,
         default=PromptConfig.kind,
-        help="tokens of their own in both encoders; image prompts made of the text prompts; keys and values of "
+        help="separate tokens in both encoders; image prompts made of the text prompts; keys and values of "
         "attention; or image prompts for each camera of the training images; default %(default)s",
     )
     parser.add_argument(
@@ -127,7 +127,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole(2, why="pairs are compared"), default=BATCH_SIZE, help="default: %(default)s"
     )
-    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after so many steps; default: all pairs")
+    parser.add_argument("--steps-per-epoch", type=whole(1), help="end epochs after this many steps; default: all pairs")
     parser.add_argument("--seed", type=whole(0, LARGEST_SEED), default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=whole(0), default=0, help="processes that load images")
     add_revision_argument(parser)
@@ -151,7 +151,7 @@ def _add_regularization_arguments(parser: argparse.ArgumentParser) -> None:
         "--self-consistency",
         type=positive,
         metavar="WEIGHT",
-        help="in stage 1 hold features near those without prompts (PromptSRC); 1 is its published weight",
+        help="in stage 1 keep features near those without prompts (PromptSRC); 1 is its published weight",
     )
     parser.add_argument(
         "--average-prompts",
@@ -161,7 +161,7 @@ def _add_regularization_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class TrainingArguments(TypedDict):
-    """What `add_training_arguments` adds."""
+    """The arguments of `add_training_arguments`."""
 
     model: str
     pretrained: str | None
@@ -204,7 +204,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
         raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
     if recipe.stage_one_epochs and not given["prompt_length"]:
-        raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains prompts alone")
+        raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains only prompts")
     pretrained = given["pretrained"] or preset.pretrained
     if pretrained is None and not name.startswith(BARE):
         raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')
@@ -252,7 +252,7 @@ def run(
     from promptreid.training.processes import failing_together
 
     if seeds is not None and given["seed"]:
-        refuse_unused({"seed": given["seed"]}, "--seeds says them all")
+        refuse_unused({"seed": given["seed"]}, "--seeds already lists every seed")
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():

@@ -30,7 +30,7 @@ from promptreid.training.seeds import SeedScores, run_seeds
 
 @dataclass(frozen=True)
 class Training:
-    """What all runs of a command have in common."""
+    """The settings that all runs of a command share."""
 
     console: Output
     data: ReIDDataset
@@ -134,7 +134,7 @@ def _draw_comparison(folder: Path, runs: Mapping[str, Sequence[int]]) -> None:
 
 
 def _when(log: Path) -> tuple[bool, str]:
-    """Stage two after stage one, and whatever else there is in between."""
+    """Stage two after stage one, and any stages in between."""
     return log.parent.name == "stage_two", log.parent.name
 
 

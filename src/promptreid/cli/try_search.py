@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from promptreid.retrieval.table import Hit
 
 DESCRIPTION = """Draw 200 people into a folder, with captions and a split to train on, and search them by a sentence
-with the small model that ships with promptreid. Nothing is downloaded. Given again, it searches the same people. They
+with the small model that ships with promptreid. Nothing is downloaded. Run again, it searches the same people. They
 are drawings: what is found says nothing about photographs."""
 
 SENTENCE = "a man in a green jacket"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_to_write(".png"),
         default="found.png",
         metavar="FILE",
-        help="what was found, as PNG file; default %(default)s",
+        help="the hits as a PNG file; default %(default)s",
     )
 
 

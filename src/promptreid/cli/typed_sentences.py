@@ -33,7 +33,7 @@ def read_sentences(path: Path) -> list[str]:
         raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
-        raise ValueError(f"--queries is {path}, which holds no sentence; write one a line")
+        raise ValueError(f"--queries is {path}, which holds no sentence; write one per line")
     return sentences
 
 
@@ -47,7 +47,7 @@ def typed_sentences(console: Output, images: int) -> Iterator[str]:
 
     is_terminal, count = at_terminal(), 0
     if is_terminal:
-        console.note(f"{images} images; describe somebody, or press Ctrl-D to end")
+        console.note(f"{images} images; describe someone, or press Ctrl-D to end")
         with suppress(ImportError):
             import_module("readline")  # gives input() its line editing and history
     for line in _lines(is_terminal):
@@ -84,7 +84,7 @@ def _lines(is_terminal: bool) -> Iterator[str]:
             if sys.stdout and sys.stdout.isatty():
                 yield input("> ")
                 continue
-            sys.stderr.write("> ")  # what is written to a file or a program is answers alone
+            sys.stderr.write("> ")  # output to a file or a program holds only answers
             sys.stderr.flush()
             line = sys.stdin.readline()
             if not line:

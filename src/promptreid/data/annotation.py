@@ -125,7 +125,7 @@ class Annotation:
 
 
 def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
-    """The annotation without the records that have an error of their own, and the errors.
+    """The annotation without the records that have errors themselves, and the errors.
 
     What is wrong between records (a person in two splits, an image of two persons) is not such an error: nobody knows
     which of them to leave out.
@@ -139,7 +139,7 @@ def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
 def divided(annotation: Annotation, shares: tuple[float, float, float], *, seed: int) -> Annotation:
     """The annotation with every person, and so all of their images, put into one split by chance.
 
-    Who goes where depends on seed and identity alone, not on the order of the records or a library's generator.
+    The division depends only on seed and identity, not on the order of the records or a library's generator.
 
     Args:
         annotation: What was read; splits that it has are replaced.
@@ -220,7 +220,7 @@ def _image_problems(annotation: Annotation) -> Iterator[Problem]:
 
 
 def backslash_advice(paths: Iterable[PurePosixPath]) -> str:
-    """What to do about missing images some of whose paths are written as on Windows; empty if none is."""
+    """Advice for missing images whose paths are written as on Windows; empty if there are none."""
     first = next((str(path) for path in paths if "\\" in str(path)), None)
     if first is None:
         return ""
@@ -280,7 +280,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
 
 
 def camera_problems(camera: Any) -> list[Problem]:
-    """What is wrong with the name of a camera, if anything: text, a whole number or nothing are right."""
+    """The error in the name of a camera, or `None`; text, an integer or nothing are valid."""
     right = camera is None or isinstance(camera, str) or (isinstance(camera, int) and not isinstance(camera, bool))
     return [] if right else [Problem("record", f"camera is {shown_value(camera)}, expected a name or a number")]
 
@@ -291,14 +291,14 @@ def camera_name(camera: str | int | None) -> str | None:
 
 
 def split_problem(split: Any) -> Problem | None:
-    """What is wrong with the name of a split, or `None`."""
+    """The error in the name of a split, or `None`."""
     if isinstance(split, str) and split in SPLITS:
         return None
     return Problem("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}")
 
 
 def path_problem(key: str, path: Any, folder: str) -> Problem | None:
-    """What is wrong with the path of an image, or `None`."""
+    """The error in the path of an image, or `None`."""
     if not isinstance(path, str) or not PurePosixPath(path).name:
         return Problem("record", f"{key} is {shown_value(path)}, expected a path below {folder}/")
     if leaves_folder(path):
@@ -311,7 +311,7 @@ def path_problem(key: str, path: Any, folder: str) -> Problem | None:
 
 
 def caption_problem(caption: Any, *, name: str = "caption") -> Problem | None:
-    """What is wrong with a caption, or `None`."""
+    """The error in a caption, or `None`."""
     if not isinstance(caption, str) or not caption.strip():
         return Problem("caption", f"{name} is {shown_value(caption)}, expected a sentence")
     try:
@@ -345,7 +345,7 @@ def whole_number(value: Any) -> Any:
 
 
 def id_remark(entries: Iterable[Any], place: Callable[[int], str]) -> Iterator[Problem]:
-    """One remark that counts ids which are no integers as they stand in the file, and are taken as such."""
+    """One remark that counts ids that are not integers in the file but are read as such."""
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
     odd = [index for index, value in enumerate(ids) if type(whole_number(value)) is int and type(value) is not int]
     if odd:

@@ -75,10 +75,10 @@ def _count(tokens: Tensor, pad: int) -> Tensor:
 
 _OTHER = {"left": "right", "right": "left"}
 
-# As words of their own or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
+# As separate words or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
 _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
 
-# "right" that is not a side: "right behind him", "right now"; and "left" as what somebody did: "left the shop".
+# "right" that is not a side: "right behind him", "right now"; and "left" as a verb: "left the shop".
 _NO_SIDE = re.compile(
     r"\bright (?:now|away|after|before|behind|next|above|below|at the)\b|\bleft (?:the|a|an|behind|open|over)\b",
     re.IGNORECASE,
@@ -192,12 +192,12 @@ def _read(path: Path, count: int) -> Tensor | None:
         tokens, digest = found["tokens"], found["digest"]
         sound = tokens.dtype == torch.int32 and tokens.ndim == 2 and len(tokens) == count
         return tokens if sound and torch.equal(digest, _digest(tokens)) else None
-    except Exception:  # whatever a damaged file makes safetensors and torch stumble over
+    except Exception:  # any error that a damaged file causes in safetensors and torch
         return None
 
 
 class _TokenChange:
-    """What changes tokens by chance needs: the probability, padding, and the tokens that an empty caption has."""
+    """Shared state of random token changes: the probability, padding, and the tokens of an empty caption."""
 
     def __init__(self, tokenizer: Tokenizer, *, probability: float = 0.1) -> None:
         if not 0 <= probability < 1:
@@ -256,7 +256,7 @@ class TokenDeletion(_TokenChange):
 class TokenMasking(_TokenChange):
     """Replaces each token of a caption with a probability; start and end stay.
 
-    What it is given is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so a plain word stands
+    The input is never changed: it returns a new tensor. CLIP's vocabulary has no mask, so an ordinary word stands
     in for it [ours].
 
     Args:

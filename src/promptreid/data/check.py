@@ -40,7 +40,7 @@ def check_dataset(
         tokenizer: Counts captions that are longer than its context, such as `model.tokenizer`.
         num_threads: Threads that open images; `None` for one a core.
         progress: Show progress bars.
-        on_bad: `"skip"` leaves out the records that have an error of their own, images that cannot be read included,
+        on_bad: `"skip"` skips the records that have errors themselves, images that cannot be read included,
             lists them, and checks the rest.
 
     Returns:
@@ -105,7 +105,7 @@ def _positions_of(annotation: Annotation, paths: Set[str | None]) -> set[int]:
 
 
 def _untrainable(annotation: Annotation) -> Iterator[Problem]:
-    """What can be loaded, since it can be evaluated or shown, but not be trained on."""
+    """Find what can be loaded, evaluated and shown, but not trained on."""
     counts = split_counts(annotation.records)
     for split in ("train", "test"):
         if split not in counts and split not in annotation.required:

@@ -117,7 +117,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data, for a run that is resumed: annotation, image files and transforms."""
+        """The identity of this data for resumed runs: annotation, image files and transforms."""
         return {
             "captions": [self.tokens, self.images, self._mirrored_row],
             "person_ids": self.person_ids,
@@ -158,13 +158,13 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
 
 
 def _groups_of(split: ReIDSplit, groups: Sequence[str]) -> Tensor:
-    """Position of each image's camera in `groups`, -1 for another one, which is warned of with a count."""
+    """Position of each image's camera in `groups`, or -1 for any other, with one warning that counts these."""
     positions = {name: position for position, name in enumerate(groups)}
     found = [positions.get(record.camera or "", -1) for record in split.records]
     if others := found.count(-1):
         warnings.warn(
-            f"{others:,} of {len(found):,} images of the {split.name} split are of none of the cameras "
-            f"{listed(tuple(groups))}, or it is not known of which: they train the mean of the prompts",
+            f"{others:,} of {len(found):,} images of the {split.name} split come from none of the "
+            f"cameras {listed(tuple(groups))} or have no camera; they train the mean of all groups' prompts",
             stacklevel=3,
         )
     return torch.tensor(found, dtype=torch.int64)

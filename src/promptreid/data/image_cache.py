@@ -243,7 +243,7 @@ def _write_object(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """What `_write_object` wrote; `None` if there is none, or it is damaged."""
+    """Read a file of `_write_object`; `None` if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.keys() == _UNSEALED:
@@ -254,7 +254,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _read_manifest(target: Path) -> dict[str, Any] | None:
-    """What a complete and sound cache says of itself, else `None`.
+    """The description of a complete and valid cache, else `None`.
 
     The pixels are compared with their digest unless the file is as old as when it was written.
     """

@@ -28,8 +28,8 @@ def write_imagefolder(
 ) -> Path:
     """Write a `Dataset` or `DatasetDict` of Hugging Face's `datasets` as images with a `metadata.jsonl`.
 
-    Files of images stay as they are, byte for byte; images that exist in memory alone become PNG. What is in the
-    folder already is not written again.
+    Image files are copied unchanged, byte for byte; images that exist only in memory become PNG. Images that are in
+    the folder already are not written again.
 
     Args:
         dataset: Rows with an image, a caption or a list of them, a person, and perhaps a column `split`; or such rows

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from promptreid.data.problems import Problem
 from promptreid.data.records import ReIDSplit
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, found_in, printable
 from promptreid.files import check_plain, content_digest, open_file
 
 Presence = Literal["present", "missing", "outside"]
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
-# No root, drive or step upwards can be in these, and nearly all paths are such: pathlib is asked of the others alone.
+# These have no root, drive or step upwards, and nearly all paths match: pathlib is used only for the others.
 _PLAINLY_BELOW = re.compile(r"(?!/)(?!.*\.\.)[^\\:\0]*", re.DOTALL)
 
 
@@ -98,8 +98,12 @@ _HEADS: tuple[tuple[bytes, str], ...] = (
 )  # fmt: skip
 
 
+class _UnknownRangeError(ValueError):
+    """Pixels whose range is unknown, so that a fresh copy of the file would not help."""
+
+
 def _content_kind(stream: BinaryIO) -> tuple[str, bool]:
-    """What an open file is by its first bytes (empty if no image), and whether it can be read as such."""
+    """The format of an open file by its first bytes (empty if no image), and whether it can be read."""
     head = stream.read(_HEAD_BYTES)
     kind = next((kind for pattern, kind in _HEADS if re.match(pattern, head, re.DOTALL)), "")
     if kind == "AVIF" and not features.check("avif"):
@@ -127,6 +131,14 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
         DatasetError: There is no such folder, or it cannot be read.
     """
     return sorted(walk_images(folder, unreadable=unreadable))
+
+
+def no_images_in(folder: Path) -> DatasetError:
+    """The error for a folder in which `list_images` finds nothing, to be raised by the caller."""
+    return DatasetError(
+        f"{folder} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below; give the folder that holds the crops "
+        f"(found there: {found_in(folder)})"
+    )
 
 
 def walk_images(folder: str | Path, *, unreadable: list[str] | None = None) -> Iterator[Path]:
@@ -189,7 +201,7 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class Inspection(NamedTuple):
-    """What opening an image showed: what is wrong with it, and a digest of the file's bytes."""
+    """The result of opening an image: its problems, and a digest of the file's bytes."""
 
     problems: tuple[Problem, ...]
     digest: bytes
@@ -205,7 +217,7 @@ def open_image(path: Any) -> Image.Image:
         path: A file, or an open binary stream.
 
     Raises:
-        DatasetError: It cannot be read, is no plain file, or is absurdly large.
+        DatasetError: It cannot be read, is not a regular file, or is absurdly large.
     """
     source: AbstractContextManager[Any]
     try:
@@ -216,7 +228,12 @@ def open_image(path: Any) -> Image.Image:
                 return _decode(image)
     except _BOMBS as error:
         raise DatasetError(f"the image {_name(path)} is absurdly large ({error}); take its record out") from error
-    # Pillow's readers raise whatever a broken file makes them stumble over: struct.error, KeyError, zlib.error, …
+    except _UnknownRangeError as error:
+        raise DatasetError(
+            f"cannot read the image {_name(path)} ({error}); convert it to 8 or 16 bits per channel, or remove its "
+            "record"
+        ) from error
+    # Pillow's readers raise many errors for a broken file: struct.error, KeyError, zlib.error, …
     except Exception as error:
         raise DatasetError(
             f"cannot read the image {_name(path)} ({_words(error)}); copy it again, or take its record out"
@@ -253,7 +270,7 @@ def map_in_threads(
     label: str,
     pending: int = 1024,
 ) -> Iterator[Result]:
-    """What a function gives for each image file, in their order, worked out in several threads.
+    """The results of a function for each image file, in order, computed in several threads.
 
     Args:
         function: From a path to a result.
@@ -284,7 +301,7 @@ def _identify(stream: BinaryIO) -> Image.Image:
 def _decode(image: Image.Image) -> Image.Image:
     """The pixels as RGB, upright, and few enough."""
     if (factor := _reduction(image)) > 1:
-        image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone can
+        image.draft(None, (image.width // factor, image.height // factor))  # only JPEG can
     ImageOps.exif_transpose(image, in_place=True)
     rgb = _convert(image)
     return rgb.reduce(_reduction(rgb))
@@ -312,7 +329,7 @@ def _content_problems(path: Path, stream: BinaryIO) -> list[Problem]:
 
 
 def _size_problem(image: Image.Image) -> Problem | None:
-    """Said from the header alone, before memory is taken for the pixels."""
+    """Found from the header, before memory is allocated for the pixels."""
     width, height = image.size
     if min(width, height) < 1:
         return Problem("unreadable", f"has {width} x {height} pixels")
@@ -321,14 +338,14 @@ def _size_problem(image: Image.Image) -> Problem | None:
     if max(width, height) > MAX_SIDE or width * height > limit:
         return Problem(
             "oversized",
-            f"has {width} x {height} pixels, more than {MAX_SIDE} a side or {limit:,} in all, and is no crop of "
+            f"has {width} x {height} pixels, more than {MAX_SIDE} on a side or {limit:,} in all, and is not a crop of "
             "a person",
         )
     return None
 
 
 def _remarks(path: Path, image: Image.Image) -> list[Problem]:
-    """What does not keep an image from being used."""
+    """Remarks on an image that can be used."""
     remarks: list[Problem] = []
     width, height = image.size
     if min(width, height) < MIN_SIDE:
@@ -355,11 +372,11 @@ def _convert(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
+        raise _UnknownRangeError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # 16 bits: convert() would cut at 255 and give white
         values = np.asarray(image)
         if values.max() > 0xFFFF or values.min() < 0:
-            raise ValueError("its pixels have more than 16 bits")
+            raise _UnknownRangeError("its pixels have more than 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of palettes with transparency

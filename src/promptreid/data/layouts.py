@@ -18,11 +18,11 @@ from promptreid.data.records import (
     is_synthetic,
     with_parent,
 )
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, found_in
 
 IMAGES = "imgs"
 
-# One file for each split, with an image's path under this key whatever the dataset, as TBPS-CLIP hands them out:
+# One file for each split, with an image's path under this key for every dataset, as TBPS-CLIP distributes them:
 # https://github.com/Flame-Chasers/TBPS-CLIP/blob/main/misc/caption_dataset.py
 SPLIT_FILES = {split: f"{split}_reid.json" for split in SPLITS}
 SPLIT_FILES_KEY = "file_path"
@@ -48,7 +48,7 @@ def read_entries(path: Path) -> list[Any]:
 
 
 class Layout(Protocol):
-    """How one kind of dataset is read; an object of your own can be given to `load_dataset(root, layout=...)`."""
+    """How one kind of dataset is read; pass your own object to `load_dataset(root, layout=...)`."""
 
     def read(self, root: Path) -> Annotation:
         """Read the annotation in the folder `root`; `Annotation.of_entries` takes what `parse_entry` makes of it."""
@@ -68,7 +68,7 @@ class JsonLayout:
         top_folders: The first folders of the images' paths, by which an annotation in split files is recognised; an
             empty name where the images lie in no folder.
         image_folder: Sub-folder of an image below `imgs/`, for `{camera}` and `{split}`; empty if all lie in one.
-        camera_pattern: Where the camera or the source stands in an image's path, as a regular expression whose first
+        camera_pattern: Where the camera or the source is in an image's path, as a regular expression whose first
             group it is; empty if it is not in the path. A record's own field `camera` comes first.
         first_id: The smallest identity number.
         captions_per_image: Sentences that most images have.
@@ -156,7 +156,7 @@ class JsonLayout:
         return replace(annotation, problems=[*annotation.problems, *located])
 
     def _parser(self, images: Path) -> Callable[[Any, str | None], ImageRecord | list[Problem]]:
-        """What makes a record of an entry and of the split that its file is for, `None` where the entry says it."""
+        """The function that makes a record of an entry and its file's split; `None` if the entry has the split."""
 
         def parse_with_camera(entry: Any, split: str | None) -> ImageRecord | list[Problem]:
             record = parse(entry, split)
@@ -206,7 +206,7 @@ class JsonLayout:
             raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
         raise DatasetError(
             f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
-            f"{IMAGES}/, or its parent; the dataset is to be had from its authors on request"
+            f"{IMAGES}/, or its parent; the authors provide the dataset on request"
         )
 
 
@@ -221,11 +221,6 @@ def _read_files(
         starts.append((len(entries), file))
         entries += [(entry, splits.get(file.name)) for entry in read(file)]
     return entries, starts if len(files) > 1 else []
-
-
-def found_in(folder: Path) -> str:
-    """The first names in a folder, for an error message."""
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
 CUHK_PEDES = JsonLayout(

@@ -1,4 +1,4 @@
-"""What a check of a dataset finds."""
+"""The problems that a check of a dataset finds."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "counts": ("warning", "counts that differ from the published ones"),
 }
 
-# Errors of one record or of its image alone: without the record, the others can be used.
+# Errors of a single record or its image: without the record, the others can be used.
 LEFT_OUT = frozenset(("record", "caption", "path", "missing", "empty file", "unreadable", "truncated", "oversized"))
 
 
@@ -60,7 +60,7 @@ class Problem:
         return Problem(self.kind, f"{where} {self.message}", position, path)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds."""
+        """The entries for JSON."""
         return {
             "severity": self.severity,
             "kind": self.kind,

@@ -26,14 +26,13 @@ from promptreid.data.layouts import (
     JsonLayout,
     Layout,
     ReadEntries,
-    found_in,
     read_entries,
 )
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, found_in, printable
 
 FOLDER = "folder"
 
@@ -54,7 +53,7 @@ def load_dataset(
 
     Args:
         root: The dataset's folder, or its parent.
-        layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or a `Layout` of your own; `None`
+        layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or your own `Layout`; `None`
             to recognise it.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation, or beside the
             folder `annotations` that it is in.
@@ -71,7 +70,7 @@ def load_dataset(
 
     Raises:
         DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
-            message names the file, the record and how to mend it.
+            message names the file, the record and how to fix it.
         ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout that is no
             `JsonLayout`.
 
@@ -127,7 +126,7 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
 
     One row is one caption of one image; an image with several captions has several rows. Paths are relative to the
     table. Persons may be numbers or names; names are numbered in alphabetical order. A split that no row names is
-    empty, so a table of test images alone can be evaluated.
+    empty, so a table with only test images can be evaluated.
 
     Args:
         root: The folder.
@@ -185,8 +184,8 @@ def _find_layout(root: Path, read: ReadEntries) -> str:
         return FOLDER
     if any(layout.find(root) for layout in PUBLISHED.values()):
         raise DatasetError(
-            f"{root} has {' or '.join(SPLIT_FILES.values())}, whose image paths are of none of {', '.join(PUBLISHED)}; "
-            "name the dataset: layout= (on the command line --layout)"
+            f"{root} has {' or '.join(SPLIT_FILES.values())}, whose image paths belong to none of "
+            f"{', '.join(PUBLISHED)}; name the dataset: layout= (on the command line --layout)"
         )
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(

@@ -1,4 +1,4 @@
-"""What a dataset is made of: images with captions and identities, in splits."""
+"""The records of a dataset: images with captions and identities, in splits."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ def with_parent(folder: Path) -> list[Path]:
 
 
 def data_title(name: str, root: Path) -> str:
-    """What people are told of a dataset: its name, and where the persons are drawn that they are."""
+    """The dataset name shown to users; says so if the people are synthetic."""
     return f"synthetic people ({name} layout)" if is_synthetic(root) else name
 
 
@@ -46,7 +46,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What a complete copy of a dataset holds.
+    """The counts of a complete copy of a dataset.
 
     Attributes:
         splits: Counts by split; a split that is not named here is not expected.
@@ -78,9 +78,14 @@ def count_mismatches(found: Mapping[str, SplitCounts], published: PublishedCount
     for split in dict.fromkeys((*published.splits, *found)):
         expected = published.splits.get(split)
         if split not in found:
-            sentences.append(f"there is no {split} split, published is one of {_against(published.splits[split])}")
+            sentences.append(
+                f"this copy has no {split} split, but the published dataset has one "
+                f"({_against(published.splits[split])})"
+            )
         elif expected is None:
-            sentences.append(f"there is a {split} split of {_against(found[split])}, published is none")
+            sentences.append(
+                f"the published dataset has no {split} split, but this copy has one ({_against(found[split])})"
+            )
         elif found[split] != expected:
             known = found[split] in published.other_copies.get(split, ())
             remark = " (a copy with these counts is known to be in circulation)" if known else ""
@@ -201,7 +206,7 @@ class ReIDSplit:
         return SplitCounts(self.num_identities, len(self), self.num_captions)
 
     def identity(self) -> dict[str, object]:
-        """What tells this split from another: its annotation, and what is in its image files."""
+        """The identity of this split: its annotation, and the contents of its image files."""
         annotation = repr([(record.person_id, record.captions) for record in self.records])
         return {"annotation": sha256(annotation.encode()).hexdigest()[:16], "images": files_identity(self.paths)}
 
@@ -253,7 +258,7 @@ class ReIDDataset:
         return data_title(self.name, self.root)
 
     def identity(self) -> dict[str, object]:
-        """What tells this dataset from another: the identity of each split."""
+        """The identity of this dataset: that of each split."""
         return {split.name: split.identity() for split in self.splits}
 
     def summary(self) -> str:
@@ -298,7 +303,7 @@ def split_counts(records: Sequence[ImageRecord]) -> dict[str, SplitCounts]:
 
 
 def split_conflicts(records: Sequence[ImageRecord], required: Sequence[str]) -> Iterator[tuple[int | None, str]]:
-    """What keeps records from being split: required splits that are empty, and persons in two splits.
+    """Errors that prevent a split: required splits that are empty, and persons in two splits.
 
     Yields:
         Index of the record at fault, or `None`, and what is wrong; each person once.

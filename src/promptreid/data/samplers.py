@@ -8,11 +8,16 @@ from torch.utils.data import Sampler
 
 
 class _ResumableSampler(Sampler[list[int]]):
-    """Batches of an epoch that depend on the seed and the epoch's number alone, from any batch on."""
+    """Batches of an epoch that depend only on the seed and the epoch's number, from any batch on."""
 
     def __init__(self, batches: int, share: slice, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
         if batch_size % num_replicas:
-            raise ValueError(f"batch_size {batch_size} is not divisible by the {num_replicas} processes")
+            below = batch_size - batch_size % num_replicas
+            near = " or ".join(str(size) for size in (below, below + num_replicas) if size)
+            raise ValueError(
+                f"batch_size {batch_size} is not divisible by the {num_replicas} processes; give a multiple of "
+                f"{num_replicas}, such as {near}"
+            )
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
         self.batch_size = batch_size
@@ -44,7 +49,7 @@ class _ResumableSampler(Sampler[list[int]]):
 
 
 class EpochSampler(_ResumableSampler):
-    """Random batches, the same for the same seed and epoch whatever came before.
+    """Random batches, always the same for one seed and epoch.
 
     Args:
         length: Items in the dataset.
@@ -97,7 +102,7 @@ class EpochSampler(_ResumableSampler):
 
 
 class IdentitySampler(_ResumableSampler):
-    """Identity-balanced batches, the same for the same seed and epoch whatever came before.
+    """Identity-balanced batches, always the same for one seed and epoch.
 
     Each batch holds P different identities and K pairs of each. An epoch draws every pair about once: an identity's
     pairs are shuffled and cut into groups of K, the last one filled with others of its pairs (the same again where it
@@ -146,7 +151,10 @@ class IdentitySampler(_ResumableSampler):
             )
         _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
         if identities_per_batch > len(counts):
-            raise ValueError(f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities")
+            raise ValueError(
+                f"identities_per_batch is {identities_per_batch}, but there are {len(counts)} identities; give at most "
+                f"{len(counts)}"
+            )
         batch_size = identities_per_batch * pairs_per_identity
         groups = (counts + pairs_per_identity - 1) // pairs_per_identity
         batches = _most_batches(groups, identities_per_batch)

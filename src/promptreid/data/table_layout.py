@@ -19,10 +19,9 @@ from promptreid.data.annotation import (
     split_problem,
     whole_number,
 )
-from promptreid.data.layouts import found_in
 from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
-from promptreid.errors import DatasetError, missing_extra
+from promptreid.errors import DatasetError, found_in, missing_extra
 
 COLUMNS = ("image", "caption", "person_id", "split")
 

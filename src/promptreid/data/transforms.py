@@ -180,7 +180,7 @@ def fit_image(image: Any, image_size: tuple[int, int], interpolation: str = "bic
 
 
 def shift_image(pixels: Tensor, down: int, right: int, *, mirror: bool = False) -> Tensor:
-    """What padding with black and cropping gives: the image moved up by `down` and left by `right` pixels.
+    """Pad with black and crop: the image moved up by `down` and left by `right` pixels.
 
     Args:
         pixels: uint8 (3, H, W).

@@ -1,4 +1,4 @@
-"""What the page answers to each request: plain functions and data that know nothing of the browser."""
+"""The page's answer to each request: plain functions and data, independent of the browser."""
 
 import math
 import os
@@ -46,7 +46,7 @@ _ARTICLE = re.compile(r"^(?:an?|the|her|his|their)\s+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Filters:
-    """What an image must fulfil to be shown.
+    """The conditions for an image to be shown.
 
     Attributes:
         cameras: Only these; empty for all.
@@ -79,22 +79,22 @@ class Detail(NamedTuple):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was forgotten, and when."""
+    """A receipt: which images were forgotten, and when."""
 
     gallery: str
     when: str
     removed: tuple[str, ...]
     is_kept: bool  # whether the gallery has files that it was removed from
-    missing: int = 0  # named, and removed by somebody else before
+    missing: int = 0  # named, but removed by someone else before
 
     def __str__(self) -> str:
         count = len(self.removed)
         words = [
             f"Removed {count} image{'s' * (count != 1)} from {self.gallery} on {self.when}.",
             "Their features are gone from its files and from memory, and the copies made for this page are deleted. "
-            "Kept are their paths and the digests of their files, so that a later update leaves them out."
+            "Their paths and the digests of their files are kept, so that a later update skips them."
             if self.is_kept
-            else "The gallery is in memory alone: a page started again makes it again, of all image files.",
+            else "The gallery is only in memory: restarting the page builds it again from all image files.",
             "The image files themselves were not touched:",
             *(f"  {path}" for path in self.removed),
         ]
@@ -139,7 +139,7 @@ class Answers:
         return self.is_trusted and (self._listed is not None or isinstance(self.gallery, ErasingGallery))
 
     def summary(self) -> str:
-        """What the gallery holds, in a few words, as HTML."""
+        """A short description of the gallery, as HTML."""
         counts = [f"{len(self.gallery):,} images"]
         counts += [f"{len(self.cameras.values)} cameras"] if self.cameras.values else []
         counts += [f"{len(self.days.values)} days"] if self.days.values else []
@@ -174,7 +174,7 @@ class Answers:
         """One image, enlarged, with what is known of it.
 
         Raises:
-            DatasetError: It was removed.
+            DatasetError: The image was removed.
         """
         self._check_there(hit)
         known = {key: value for key, value in hit.metadata.items() if key not in ("camera", "time")}
@@ -191,7 +191,7 @@ class Answers:
 
         Raises:
             ValueError: The phrase is empty or too long.
-            DatasetError: The image is gone.
+            DatasetError: The image no longer exists.
         """
         _check_length(phrase, "phrase")
         self._check_there(hit)
@@ -207,10 +207,10 @@ class Answers:
     def alike(self, hit: Hit) -> tuple[list[Captioned], tuple[Hit, ...], tuple[bool, ...]]:
         """Images that may be of the same person, those known to be first: copies with words, hits, and which are known.
 
-        An image whose file is gone is alone: nothing can be compared with it, but it can be forgotten.
+        For an image whose file no longer exists, only itself: nothing can be compared with it, but it can be forgotten.
 
         Raises:
-            DatasetError: It was removed.
+            DatasetError: The image was removed.
         """
         self._check_there(hit)
         known = [hit]
@@ -246,14 +246,14 @@ class Answers:
         self._forgotten.update(hit.id for hit in hits)
         self._shown.discard(hits)
         if not removed:
-            raise ValueError("these images had been removed before; search again")
+            raise ValueError("these images were already removed; search again")
         when = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
         paths = tuple(self._path(hit) for hit in removed)
         is_kept = self._listed is None or self._listed.directory is not None
         return Receipt(self.opened.name, when, paths, is_kept, missing=len(hits) - len(removed))
 
     def _remove(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Remove images in one step; if somebody else has removed some of them, those that are left."""
+        """Remove images in one step; if someone else has removed some of them, those that are left."""
         removed: list[Hit] = []
         for group in ([*hits], *([hit] for hit in hits)):
             with suppress(KeyError):
@@ -275,7 +275,7 @@ class Answers:
             raise DatasetError("this image was removed from the gallery")
 
     def opening(self) -> tuple[str, list[Column]]:
-        """What the page shows before any search: its first example with the answer, if that is known."""
+        """The state of the page before any search: its first example with the answer, if it is known."""
         sentence = next(iter(self.opened.examples), "")
         if sentence not in self.opened.described:
             return "", []
@@ -285,7 +285,7 @@ class Answers:
         return max(1, min(len(self.gallery), count))
 
     def _path(self, hit: Hit) -> str:
-        """What a visitor may know of an image's path."""
+        """The part of an image's path that a visitor may see."""
         path = os.path.abspath(hit.path)
         if self.is_trusted:
             return path

@@ -150,7 +150,7 @@ def start(
 def _open(
     gallery: SearchedGallery | str | Path | None, model: PromptedCLIP | None, drawn: Path, *, progress: bool
 ) -> Opened:
-    """The gallery of the page, whatever it is given as."""
+    """The gallery of the page, in any of the accepted forms."""
     if gallery is not None and not isinstance(gallery, str | os.PathLike):
         if len(gallery) == 0:
             raise DatasetError("the gallery is empty; add images first")
@@ -199,7 +199,7 @@ def launch(
             if signal.getsignal(number) is signal.SIG_DFL:  # as it is not where the command line takes care of it
                 signal.signal(number, _interrupt)
     with start(gallery, **options) as page:
-        try:  # whoever reads the address may end the page at once
+        try:  # a user who reads the address may end the page at once
             (announce or _print_address)(page.url)
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -213,7 +213,7 @@ def _print_address(url: str) -> None:
 
 
 def address_line(url: str) -> str:
-    """What a person is told who has started the page."""
+    """The message to the person who started the page."""
     return f"The demo is at {url} (Ctrl-C ends it)"
 
 
@@ -237,7 +237,7 @@ def require_gradio() -> Any:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuse an address that cannot be listened on; gradio tries some for ever, and names arguments of its own.
+    """Refuse an address that cannot be listened on; gradio tries some for ever, and names its own arguments.
 
     Raises:
         ServingError: The port is taken, or the host unknown.
@@ -248,14 +248,17 @@ def check_address(host: str, port: int | None) -> None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            if os.name != "nt":  # there it would also take a port that somebody listens on
+            if os.name != "nt":  # there it would also take a port that another process listens on
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
             reason = f"port {port} of {host} cannot be used ({error.strerror}); give another, or none for a free one"
         else:
-            reason = f"the host {host} is no address of this computer ({error}); leave it out for this computer alone"
+            reason = (
+                f"the host {host} is not an address of this computer ({error}); leave it out to listen only on this "
+                "computer"
+            )
         raise ServingError(reason) from error
 
 
@@ -287,7 +290,7 @@ def _serve(
     auth: list[tuple[str, str]],
     open_browser: bool,
 ) -> Any:
-    """Make gradio's page, and serve it from a thread of its own."""
+    """Make gradio's page, and serve it from a separate thread."""
     private = host in LOOPBACK
     kept_seconds = _KEPT_SECONDS if private else _KEPT_SECONDS_IN_PUBLIC
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, kept_seconds)) as page:

@@ -19,10 +19,10 @@ _MOST_IMAGES = 2000  # that a click may encode
 
 
 class BareModel:
-    """What a model was before it was adapted.
+    """A model as it was before it was adapted.
 
     If only prompts were trained, it is the same model without its prompts; if the encoders were fine-tuned too, the
-    base is loaded beside it when it is first needed. The images are encoded then, once, and kept in memory alone.
+    base is loaded beside it when it is first needed. The images are encoded then, once, and kept only in memory.
 
     Args:
         model: The adapted model.
@@ -52,7 +52,7 @@ class BareModel:
 
     @contextmanager
     def running(self) -> Generator[PromptedCLIP, None, None]:
-        """The bare model, in the calling thread alone."""
+        """The bare model, only in the calling thread."""
         if self._is_inside:
             with self._model.disabled():
                 yield self._model
@@ -91,7 +91,7 @@ class BareModel:
             return self._base or self._model
 
     def _whole(self) -> Gallery:
-        """The images as this model encodes them; whoever comes second waits for the first."""
+        """The images as this model encodes them; a second caller waits for the first."""
         with self._turn, self.running() as model:
             if self._encoded is None:
                 if self._listed is None:

@@ -1,4 +1,4 @@
-"""What images can be chosen by: the camera and the day, from what the gallery knows or from names of files."""
+"""Facets to filter images by: the camera and the day, from the gallery's metadata or from file names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Facet:
         label: What it is of an image: `camera 3`, `2026-11-27`.
         values: Every label in the gallery, sorted; empty if there are not several.
         key: The metadata that it is read from; `None` for names of files.
-        conditions: By label, what that metadata are searched for; for a `key` alone.
+        conditions: By label, what that metadata are searched for; only for a `key`.
     """
 
     label: Label
@@ -96,7 +96,7 @@ def _from_paths(paths: Sequence[Path], label: Label) -> Facet:
 
 
 def _several(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels in a person's order, `camera 2` before `camera 10`; one alone is no choice."""
+    """The labels in a person's order, `camera 2` before `camera 10`; a single one is no choice."""
     ordered = sorted(labels, key=lambda label: re.sub(r"\d+", lambda number: number[0].zfill(9), label))
     return tuple(ordered) if len(ordered) > 1 else ()
 
@@ -136,7 +136,7 @@ def _day_of(value: Any) -> str:
 
 
 def _day_condition(value: Any) -> Any:
-    """What a search for the day of a time asks of the times."""
+    """The condition on times in a search for the day of a time."""
     if isinstance(value, str):
         return Prefix(_day_of(value))
     midnight = datetime.fromisoformat(_day_of(value))

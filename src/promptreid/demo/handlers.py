@@ -1,4 +1,4 @@
-"""What happens when something on the page is typed, clicked or moved."""
+"""Handlers for typing, clicks and sliders on the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ MAX_SHOWN = 50
 
 @dataclass(frozen=True)
 class Session:
-    """What one visitor asked and was shown; each browser tab has its own, kept by the server."""
+    """One visitor's queries and results; each browser tab has its own session, kept by the server."""
 
     query: str | Image.Image | None = None  # None before the first search
     hits: tuple[tuple[Hit, ...], ...] = ()  # images shown by each version of the model

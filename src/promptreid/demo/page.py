@@ -16,7 +16,7 @@ _FORGET = (
     "Find the images of this person, tick those that show them, and remove them from the gallery for good. "
     "The image files themselves are not touched."
 )
-_READY = "describe somebody above, or try one of the examples."
+_READY = "describe someone above, or try one of the examples."
 _CAUTION = "A score says how well an image fits the words. It does not say who someone is."
 _PRIVATE = " Everything runs on this computer: nothing you type or upload leaves it."
 _MAX_BOXES = 12  # labels beyond which a list to choose from replaces check boxes
@@ -62,7 +62,7 @@ def fill_page(gr: Any, answers: Answers, *, caution: str, kept_seconds: int) -> 
     Args:
         gr: gradio.
         answers: Answers.
-        caution: What stands at the end of the page.
+        caution: The text at the end of the page.
         kept_seconds: How long a visitor's question is kept after the last one.
     """
     sentence, columns = answers.opening()
@@ -85,7 +85,7 @@ def fill_page(gr: Any, answers: Answers, *, caution: str, kept_seconds: int) -> 
 
 
 def page_caution(*, private: bool) -> str:
-    """What stands at the end of the page."""
+    """The text at the end of the page."""
     return _CAUTION + (_PRIVATE if private else "")
 
 
@@ -258,12 +258,12 @@ def _connect_detail(gr: Any, handlers: Handlers, session: Any, inputs: _Parts, r
 
 
 def _filters(inputs: _Parts, results: _Parts) -> list[Any]:
-    """What `Handlers.search_again` reads besides the session."""
+    """The components that `Handlers.search_again` reads besides the session."""
     return [inputs.cameras, inputs.days, inputs.threshold, inputs.count, results.compare]
 
 
 def _answers(session: Any, inputs: _Parts, results: _Parts) -> list[Any]:
-    """What `Handlers.search_again` fills."""
+    """The components that `Handlers.search_again` fills."""
     first = [session, results.message, results.receipt, inputs.threshold, results.bare]
     return [*first, *results.statuses, *results.crops]
 

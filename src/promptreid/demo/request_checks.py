@@ -51,14 +51,14 @@ _MAX_READING = 16  # bodies that arrive at the same time
 _MAX_READING_SECONDS = 60.0
 _MAX_CONNECTIONS = 768  # with a request or without; a process may have 1,024 open files by default
 _MAX_HEADER_SECONDS = 30.0
-_MAX_STUCK_SECONDS = 60.0  # in which whoever asked must have read some of the answer
+_MAX_STUCK_SECONDS = 60.0  # in which the client must have read some of the response
 _MAX_FAILED_LOGINS = 10  # of one address within the time
 _MAX_FAILED_LOGINS_IN_ALL = 100
 _FAILED_LOGIN_SECONDS = 60.0
 _LEAST_FILE_BYTES = 4096  # what even an empty file takes on a disk
 _POLICY = b"content-security-policy"
 _HEADERS = {
-    # The browser itself refuses whatever would go to another host.
+    # The browser itself refuses every request to another host.
     _POLICY: (
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         b"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -73,11 +73,11 @@ class RequestFilter:
     """ASGI middleware that answers only what the page itself asks.
 
     It refuses addresses that the page does not use, files outside the folder of shown copies, requests that would make
-    the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page for this
-    computer alone also refuses whatever a stranger's page sends: requests for another host name, which may have been
-    made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others accepts no
-    upload while it holds copies of more than 500 MB. At most 512 requests are open and 16 bodies arrive at a time, each
-    within a minute. After ten wrong passwords within a minute an address must wait.
+    the server fetch something from elsewhere, and uploads of more than one file or of more than 10 MB. A page only for
+    this computer also refuses anything that another site's page sends: requests for another host name, which may have
+    been made to point at 127.0.0.1 (DNS rebinding), and those whose origin is another page. A page for others accepts
+    no upload while it holds copies of more than 500 MB. At most 512 requests are open and 16 bodies arrive at a time,
+    each within a minute. After ten wrong passwords within a minute an address must wait.
 
     Args:
         app: The application behind.
@@ -131,15 +131,15 @@ class RequestFilter:
             await _refuse(send, *refusal)
 
     def _refusal(self, scope: _Message) -> _Refusal | None:
-        """Why a request is refused, by its address and sender alone."""
+        """The reason to refuse a request, from its address and sender."""
         if self._open > _MAX_OPEN:
             return 503, "too many visitors at once; try again in a minute"
         if any(len(_headers(scope, name)) > 1 for name in (b"host", b"origin")):
             return 400, "a request comes from one page and goes to one host"
         if scope["type"] != "http" or (self.private and _header(scope, b"host").rsplit(":", 1)[0] not in LOOPBACK):
-            return 421, "this page answers to 127.0.0.1 only"
+            return 421, "this page only answers requests for 127.0.0.1"
         if self.private and _is_from_another_page(scope):
-            return 403, "this page does not answer other pages"
+            return 403, "this page does not answer requests from other pages"
         if not self._is_known_path(scope["path"]):
             return 404, "there is nothing here"
         if scope["path"] == _LOGIN and self._fails_too_often(_address(scope)):
@@ -226,12 +226,12 @@ class TimedConnection(asyncio.Protocol):
             self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Cancel all deadlines."""
         super().connection_lost(exc)
         self._headers_due, self._read_due = _stopped(self._headers_due), _stopped(self._read_due)
 
     def data_received(self, data: bytes) -> None:
-        """Stop to wait where this ends the headers; no part of them gives them longer."""
+        """Stop waiting once the headers are complete; partial headers do not extend the deadline."""
         super().data_received(data)
         self._await_headers()
 
@@ -241,12 +241,12 @@ class TimedConnection(asyncio.Protocol):
         self._await_headers()
 
     def pause_writing(self) -> None:
-        """Wait until the visitor has read some of the answer."""
+        """Wait until the client has read some of the response."""
         super().pause_writing()
         self._read_due = asyncio.get_running_loop().call_later(_MAX_STUCK_SECONDS, self._end)
 
     def resume_writing(self) -> None:
-        """Go on with the answer."""
+        """Continue with the response."""
         super().resume_writing()
         self._read_due = _stopped(self._read_due)
 
@@ -320,7 +320,7 @@ def _question_refusal(body: bytes, functions: Collection[int] | None) -> _Refusa
     asked = cast("dict[str, object]", question) if isinstance(question, dict) else {}
     called, session = asked.get("fn_index"), asked.get("session_hash", "")
     if not isinstance(session, str) or len(session) > _MAX_SESSION_LETTERS:
-        return 400, "this is no session of a browser"
+        return 400, "this is not a browser session"
     if functions is not None and (type(called) is not int or called not in functions):
         return 400, "the page has no such function"
     return None
@@ -359,7 +359,7 @@ async def _refuse(send: _Send, status: int, reason: str) -> None:
 def read_upload(path: str | Path) -> Image.Image:
     """Decode an uploaded image.
 
-    Only the decoders of four formats are ever tried, whatever the file is called, and the size is read from the header
+    Only the decoders of four formats are ever tried, for any file name, and the size is read from the header
     before any pixel is.
 
     Args:
@@ -374,7 +374,7 @@ def read_upload(path: str | Path) -> Image.Image:
     try:
         opened = open_file(path)
     except OSError as error:
-        raise ValueError("the upload is gone, or is no plain file; upload it again") from error
+        raise ValueError("the upload no longer exists, or is not a regular file; upload it again") from error
     try:
         with opened as stream:
             upright = _decode_upload(stream)

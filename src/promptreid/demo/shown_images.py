@@ -91,7 +91,7 @@ class ShownImages:
 
 
 def _placeholder() -> Image.Image:
-    """What stands for an image that is in the gallery and no longer on the disk."""
+    """The placeholder for an image that is in the gallery but no longer on the disk."""
     image = Image.new("RGB", (128, 256), (203, 213, 225))
     ImageDraw.Draw(image).text((64, 128), "no longer\nreadable", (51, 65, 85), anchor="mm", align="center")
     return image

@@ -10,8 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from promptreid.data.images import IMAGE_ENDINGS, list_images
-from promptreid.errors import DatasetError
+from promptreid.data.images import list_images, no_images_in
 from promptreid.evaluation.calibration import Calibration
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.filters import Metadata, Where
@@ -41,11 +40,11 @@ _FIRST_DAY = date(2026, 11, 23)  # invented, as everything about the drawn peopl
 
 
 class SearchedGallery(Protocol):
-    """What the page needs of whatever it searches: `Gallery`, or a database that outgrows one machine."""
+    """The methods that the page needs of what it searches: `Gallery`, or a database for more than one machine."""
 
     @property
     def model(self) -> PromptedCLIP | None:
-        """What encodes the queries."""
+        """The model that encodes the queries."""
         ...
 
     @property
@@ -62,11 +61,11 @@ class SearchedGallery(Protocol):
 
 @runtime_checkable
 class ListedGallery(Protocol):
-    """What a gallery can do besides that holds its list of images in memory, as `Gallery` does."""
+    """Further methods of a gallery that holds its list of images in memory, as `Gallery` does."""
 
     @property
     def directory(self) -> Path | None:
-        """Where it is kept; `None` for memory alone."""
+        """The gallery's folder; `None` if it is only in memory."""
         ...
 
     @property
@@ -76,7 +75,7 @@ class ListedGallery(Protocol):
 
     @property
     def metadata(self) -> Sequence[Metadata]:
-        """What is known of each image."""
+        """The metadata of each image."""
         ...
 
     def remove(self, images: Sequence[int]) -> int:
@@ -86,7 +85,7 @@ class ListedGallery(Protocol):
 
 @runtime_checkable
 class ErasingGallery(Protocol):
-    """What a database can do besides that removes images by their paths."""
+    """Further methods of a database that removes images by their paths."""
 
     def erase(self, images: Sequence[Path]) -> object:
         """Remove images, and every byte of them."""
@@ -129,7 +128,7 @@ def open_indexed(gallery: SearchedGallery) -> Opened:
 
 
 def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = True) -> Opened:
-    """Encode the images in a folder and its sub-folders, to be kept in memory alone.
+    """Encode the images in a folder and its sub-folders, to be kept only in memory.
 
     Links that lead out of the folder are left out.
 
@@ -147,7 +146,7 @@ def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = Tr
     if len(paths) < len(found):
         warnings.warn(f"{len(found) - len(paths)} links in {root} lead out of it and are left out", stacklevel=2)
     if not paths:
-        raise DatasetError(f"{root} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below")
+        raise no_images_in(root)
     metadata = [{"folder": path.parent.relative_to(root).as_posix()} for path in paths]
     gallery = Gallery.build(model, paths, metadata=metadata, progress=progress)
     return Opened(gallery, root.resolve().name or str(root), root)

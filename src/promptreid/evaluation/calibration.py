@@ -19,7 +19,7 @@ class Calibration:
 
     Attributes:
         threshold: Cosine similarity from which an image counts as a match.
-        false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for somebody who is
+        false_alarm_rate: Share of the queries whose best wrong item reaches it: how often a search for a person who is
             not in the gallery would still find something.
         hit_rate: Share of the queries whose best right item reaches it; `None` where nobody knows which are right.
         num_queries: Queries that this was measured with.
@@ -43,7 +43,7 @@ def calibrate_threshold(
 ) -> Calibration:
     """Choose the lowest threshold at which searches for absent persons find something at most this often.
 
-    Each query stands for a search for somebody absent when its own right items are taken out: then it finds
+    Each query serves as a search for an absent person when its own right items are left out: then it finds
     something if its best wrong item reaches the threshold. Use labelled images that look like those that will be
     searched, about as many, and none that the model was trained on.
 
@@ -75,7 +75,11 @@ def calibrate_threshold(
     both = right.isfinite() & wrong.isfinite()
     right, wrong = right[both], wrong[both]
     if len(wrong) == 0:
-        raise ValueError("no query has both a right and a wrong item in the gallery; more persons are needed")
+        raise ValueError(
+            "no query has both a right and a wrong item in the gallery: its items are of "
+            f"{len(items[3].unique())} persons. Calibrate on captions and images of at least two, or without labels: "
+            "gallery.calibrate()"
+        )
     threshold = _lowest_reached_by(wrong, false_alarm_rate)
     return Calibration(
         threshold=float(threshold),
@@ -92,7 +96,7 @@ def calibrate_without_labels(
     """Choose the lowest threshold that sentences about people who are not there reach at most this often.
 
     Nobody knows which of the gallery's images are right, so the rate of hits is unknown. Where a sentence happens to
-    describe somebody in the gallery, the threshold gets too high rather than too low. This is how the impostor cohorts
+    describe a person in the gallery, the threshold gets too high rather than too low. This is how the impostor cohorts
     of speaker verification set a threshold, with sentences for voices.
 
     Args:

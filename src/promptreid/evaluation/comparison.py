@@ -90,7 +90,7 @@ class Comparison:
         )
 
     def sentences(self) -> list[str]:
-        """What the differences in Rank-1 say, one sentence each."""
+        """The differences in Rank-1 in words, one sentence each."""
         first = next(iter(self.runs))
         lines: list[str] = []
         for name, found in self.differences.items():
@@ -107,7 +107,7 @@ class Comparison:
         return self.labels.get(name, spoken(name))
 
     def caption(self, data: str) -> str:
-        """What a table's caption says; `data` names the dataset."""
+        """The caption of a table; `data` names the dataset."""
         words = (
             "Text to image, in percent on the test split, mean ± standard deviation over seeds; the interval is "
             "that of the mean Rank-1 (Student's t)."

@@ -129,7 +129,7 @@ def compute_metrics(
 
     def similarities(chosen: Tensor) -> Tensor:
         # A query's own length changes nothing in its ranking. Dividing by the gallery's after the product keeps
-        # products of integers exact, so equal items tie whatever the chunk.
+        # products of integers exact, so equal items tie in every chunk.
         return (queries[chosen] @ gallery.T).div_(lengths)
 
     return _score(
@@ -209,7 +209,11 @@ def _score(
     queries = positives.ordered_queries()
     total, scored = len(positives.counts), len(queries)
     if scored == 0:
-        raise ValueError("no query has an item of its person in the gallery; do the ids belong together?")
+        query_range, gallery_range = (f"{int(ids.min())} to {int(ids.max())}" for ids in positives.ids)
+        raise ValueError(
+            f"no query has an item of its person in the gallery: query ids run from {query_range}, gallery ids from "
+            f"{gallery_range}; pass person ids of the same annotation, not labels or row numbers"
+        )
     if scored < total:
         warnings.warn(f"{total - scored} of {total} queries have no item of their person; left out", stacklevel=3)
     if chunk_size is None:
@@ -267,11 +271,11 @@ def as_tensor(values: Array, name: str) -> Tensor:
     try:
         array = np.asarray(values)
     except ValueError as error:  # lists of different lengths
-        raise TypeError(f"{name} is no array of numbers ({error})") from error
+        raise TypeError(f"{name} is not an array of numbers ({error})") from error
     if array.dtype.kind not in "biufc":
         hint = "; give each person a number" if name.endswith("ids") else ""
         raise TypeError(f"{name} is an array of {array.dtype}, expected numbers{hint}")
-    # torch computes little with unsigned integers, and knows the machine's byte order alone.
+    # torch supports few operations on unsigned integers, and only the machine's byte order.
     native = np.dtype(np.int64) if array.dtype.kind == "u" else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.require(array, native, ["C", "W"]))
 

@@ -21,9 +21,11 @@ class Positives:
         order: Gallery indices grouped by person; within a person in the gallery's order.
         starts: Where each query's person begins in `order`; equal for queries of one person.
         counts: How many right items each query has.
+        ids: The persons of the queries and of the gallery.
     """
 
     def __init__(self, query_ids: Tensor, gallery_ids: Tensor) -> None:
+        self.ids: tuple[Tensor, Tensor] = query_ids, gallery_ids
         grouped, order = gallery_ids.sort(stable=True)
         self.order: Tensor = order
         self.starts: Tensor = torch.searchsorted(grouped, query_ids.contiguous())
@@ -34,7 +36,7 @@ class Positives:
         """Indices of the queries that have a right item: most of them first, then by their first right item.
 
         In this order `rank_positives` has least to do: the queries that still have a right item to be counted are
-        always the first, and right items of neighbours stand close to each other in galleries sorted by person.
+        always the first, and right items of neighbours are close to each other in galleries sorted by person.
         """
         queries = (self.counts > 0).nonzero().flatten()
         queries = queries[self.order[self.starts[queries]].argsort(stable=True)]

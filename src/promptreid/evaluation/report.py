@@ -32,7 +32,7 @@ _THUMBNAIL = (124, 248)  # pixels, twice what a page shows
 
 @dataclass(frozen=True)
 class RunReport:
-    """What the page is made of; a state is `"zero_shot"` or the name of the stage that ended.
+    """The contents of the page; a state is `"zero_shot"` or the name of the stage that ended.
 
     Attributes:
         title: Heading.
@@ -98,7 +98,7 @@ def write_report(path: str | Path, report: RunReport) -> Path:
 
 @dataclass(frozen=True)
 class Movement:
-    """What became of each caption's first right image between two states.
+    """The change of each caption's first right image between two states.
 
     Attributes:
         before: (captions,) int64, its rank in the first state, from 1; 0 where no image is right.
@@ -110,7 +110,7 @@ class Movement:
 
     @property
     def found(self) -> dict[str, int]:
-        """How many captions find a right image first: in both states, in the second or the first alone, in neither."""
+        """How many captions find a right image first: in both states, only in the second or the first, in neither."""
         before, after = self.before == 1, self.after == 1
         used = self.before > 0
         groups = {

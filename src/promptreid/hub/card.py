@@ -36,7 +36,7 @@ Scores = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CardDetails:
-    """What a model card says beside what the model itself knows; everything is optional.
+    """The facts of a model card that the model does not know; everything is optional.
 
     Attributes:
         dataset: Its name, such as `"CUHK-PEDES"`.
@@ -45,11 +45,11 @@ class CardDetails:
         seeds: The seeds that were run, one for each of the metrics.
         training: Settings by name.
         license: The Hub's identifier of a licence, such as `"cc-by-nc-4.0"`; `"other"` for one that it does not list.
-        license_name: For `"other"`, an identifier of your own; `None` names the terms of the data.
+        license_name: For `"other"`, your own identifier; `None` names the terms of the data.
         license_link: For `"other"`, the URL of its text, or `"LICENSE"` for a file that you put there; `None` for the
             card's own section on the terms of the data.
         bare_metrics: Scores of the encoders without prompts, as plain open_clip loads them.
-        sections: Sections of your own, Markdown by heading, such as `{"Hardware": "One H100."}`; they follow the
+        sections: Your own sections, Markdown by heading, such as `{"Hardware": "One H100."}`; they follow the
             training settings.
         notes: Anything else, as Markdown, at the end.
 
@@ -155,7 +155,7 @@ def make_card(
 
 
 def signed(card: str) -> str:
-    """A card with a last line that tells `is_untouched` whether somebody changed it by hand."""
+    """A card with a last line that tells `is_untouched` whether it was changed by hand."""
     digest = hashlib.sha256(card.encode()).hexdigest()[:16]
     return f"{card}<!-- written by promptreid, {digest}; a card that was changed by hand is kept at the next push -->\n"
 

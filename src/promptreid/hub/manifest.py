@@ -1,4 +1,4 @@
-"""What `prompt_config.json` says: which model a file of prompts belongs to, and how every value is checked."""
+"""The contents of `prompt_config.json`: the model that prompts belong to, and the check of every value."""
 
 import hashlib
 import json
@@ -303,7 +303,7 @@ def _is_deeper(value: object, levels: int) -> bool:
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 of the values whatever their order and spacing: a flipped bit must not change where prompts go."""
+    """SHA-256 of the values, independent of order and spacing: a flipped bit must not change where prompts go."""
     try:
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     except (RecursionError, ValueError):

@@ -94,7 +94,7 @@ def _header_bytes(shapes: Shapes) -> int:
 
 
 def read_shapes(path: Path, *, digest: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a file of weights, from its header alone.
+    """Name and shape of every tensor of a file of weights, read only from its header.
 
     Raises:
         CheckpointError: The file is missing or corrupt, or holds something other than numbers.
@@ -141,9 +141,9 @@ def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
     _check_size(path, limit=limit)
     with path.open("rb") as stream:
         # No more than its size, which is 0 for what /proc holds, and that may be without end. The size of what was
-        # opened, and not of the path, where another file may stand by now.
+        # opened, and not of the path, where another file may be by now.
         content = stream.read(min(limit, os.fstat(stream.fileno()).st_size))
-    # Of what was read, and not of the file, which others may write meanwhile.
+    # Of what was read, and not of the file, which others may have changed since.
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise _corrupt(path)
     return content
@@ -196,7 +196,7 @@ class SavedEncoders:
 
 @dataclass(frozen=True)
 class PromptFiles:
-    """What a folder of prompts holds.
+    """The contents of a folder of prompts.
 
     Attributes:
         manifest: Which model the prompts belong to.
@@ -260,7 +260,7 @@ def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptF
         try:
             return _read(*seen, with_encoders=with_encoders)
         except (CheckpointError, FileNotFoundError):
-            # If somebody saved over it meanwhile, half of each was read, and it is worth looking again.
+            # If it was overwritten during the read, half of each version was read, and it is worth reading again.
             now = _look(directory)
             if now == seen:
                 break
@@ -328,7 +328,7 @@ def _settle(directory: Path, digests: Mapping[str, str]) -> None:
         if name not in digests and name != MANIFEST:
             (directory / name).unlink(missing_ok=True)
         for left in directory.glob(f".{name}-*"):
-            if _LEFT.fullmatch(left.name.removeprefix(f".{name}-")):  # a copy that somebody keeps there is not ours
+            if _LEFT.fullmatch(left.name.removeprefix(f".{name}-")):  # a copy that a user keeps there is not ours
                 left.unlink(missing_ok=True)
 
 
@@ -357,7 +357,7 @@ def _check_readable(manifest: PromptManifest, open_clip_config: Mapping[str, Any
 
 
 def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
-    """Read prompts from a folder or a repository; a damaged copy in the cache is downloaded once more.
+    """Read prompts from a folder or a repository; a damaged copy in the cache is downloaded again.
 
     Args:
         repository: The folder or the repository.

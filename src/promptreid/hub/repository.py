@@ -34,9 +34,9 @@ _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 _STATUS_WORDS = {
     401: "the token is missing, wrong or expired; pass another as token=, or run `hf auth login`",
-    403: "you have no right to do that there; use a token that may write, and a name of your own or of your team",
+    403: "you have no permission to do that there; use a token with write access, and your own name or your team's",
     409: "something of that name is there already, or it is being changed just now; try again",
-    412: "somebody else keeps changing it; try again",
+    412: "another user keeps changing it; try again",
     413: "a file is too large for it",
     429: "it asks for fewer requests; try again in a few minutes",
 }
@@ -60,7 +60,7 @@ class Repository:
         revision: Branch, tag or commit; `None` for main.
         token: Access token; `None` for the one that is logged in.
         cache_dir: huggingface_hub's cache; `None` for its default.
-        local_files_only: Use the cache alone.
+        local_files_only: Use only the cache.
     """
 
     name: str | Path
@@ -95,7 +95,7 @@ class Repository:
             file: File, for the error.
 
         Raises:
-            HubError: It did not work.
+            HubError: The request failed, even when it was repeated.
         """
         end = time.monotonic() + _BUDGET_SECONDS
         for attempt in range(_ATTEMPTS):
@@ -175,8 +175,8 @@ def _is_full(error: BaseException) -> bool:
 def _fault_in(caught: BaseException) -> BaseException:
     """The fault itself: huggingface_hub wraps those of uploads in a `RuntimeError`, and before 1.0 those of downloads.
 
-    There a download that the network interrupted is a file that is not in the cache, as it is when the cache alone
-    was asked.
+    There a download that the network interrupted is reported as a file that is not in the cache, as it is when only the
+    cache was used.
     """
     cause = caught.__cause__
     wrapped = not isinstance(caught, TRANSPORT_ERRORS) or isinstance(caught, LocalEntryNotFoundError)

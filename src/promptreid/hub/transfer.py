@@ -157,12 +157,12 @@ def upload_files(
     message: str,
     replace_card: bool = False,
 ) -> str:
-    """Commit files, and delete those of an older push that are not among them; nothing of anybody else's is touched.
+    """Commit files, and delete those of an older push that are not among them; other files are not touched.
 
     Args:
         repository: The repository; made if it is not there, and so is the branch that its revision names.
         files: Content or path of each file, by its name in the repository.
-        private: Whether it is, or may be made, private alone.
+        private: Whether the repository must be private.
         create_pr: Open a pull request instead of a commit to the branch.
         message: The commit's message.
         replace_card: Also replace a card that was changed by hand.
@@ -171,7 +171,7 @@ def upload_files(
         URL of the commit, or of the pull request.
 
     Raises:
-        HubError: It did not work; nothing of it is in the repository then.
+        HubError: The commit failed; then nothing of it is in the repository.
         ValueError: The repository is public, and `private` was not set to `False`, or it holds another model.
     """
     api, revision = HfApi(token=repository.token), repository.revision
@@ -180,7 +180,7 @@ def upload_files(
         head = repository.call(lambda: api.model_info(repository.repo_id, revision=revision), revision=revision)
         kept = _kept_files(repository, head, replace_card=replace_card)
         present = {item.rfilename for item in head.siblings or ()}
-        kept |= {COUNTED} & present  # whoever wrote it, it serves its purpose
+        kept |= {COUNTED} & present  # it serves its purpose, even if another user wrote it
         chosen = {name: content for name, content in files.items() if name not in kept}
         commit = partial(_commit, api, repository, chosen, head, create_pr=create_pr, message=message)
         try:
@@ -218,7 +218,7 @@ def _commit(
 
 
 def _kept_files(repository: Repository, head: ModelInfo, *, replace_card: bool) -> set[str]:
-    """What must not be overwritten: a card that we did not write.
+    """The file that must not be overwritten: a card that we did not write.
 
     Raises:
         ValueError: There is a model that we did not write.
@@ -237,7 +237,7 @@ def _kept_files(repository: Repository, head: ModelInfo, *, replace_card: bool) 
         return set()
     warnings.warn(
         f"{CARD} of {name} was written or changed by hand and is kept, with the scores it states; to replace it, push "
-        f"a folder with a {CARD} of yours, or delete it there first",
+        f"a folder with your own {CARD}, or delete it there first",
         stacklevel=4,
     )
     return {CARD}

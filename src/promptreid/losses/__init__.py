@@ -1,1 +1,1 @@
-"""What training minimises: pure functions, and modules that keep their settings."""
+"""The losses of training: pure functions, and modules that keep their settings."""

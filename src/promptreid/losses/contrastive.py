@@ -87,7 +87,7 @@ class ContrastiveLoss(nn.Module):
         van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020.
     """
 
-    smallest_batch = 2  # a pair alone has no other to be told from
+    smallest_batch = 2  # a single pair has no negatives
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class SDMLoss(nn.Module):
         Jiang and Ye 2023, IRRA, arXiv 2303.12501, equations 5 to 7.
     """
 
-    smallest_batch = fewest_persons = 2  # pairs of one person alone have no negatives
+    smallest_batch = fewest_persons = 2  # pairs of a single person have no negatives
 
     def __init__(
         self, temperature: float = 0.02, *, learnable_temperature: bool = False, epsilon: float = 1e-8
@@ -208,7 +208,7 @@ class NITCLoss(nn.Module):
         Cao et al. 2024, TBPS-CLIP, arXiv 2308.10045.
     """
 
-    smallest_batch = fewest_persons = 2  # pairs of one person alone have no negatives
+    smallest_batch = fewest_persons = 2  # pairs of a single person have no negatives
 
     def __init__(
         self,

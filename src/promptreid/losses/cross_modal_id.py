@@ -29,7 +29,7 @@ class CrossModalIDLoss(nn.Module):
         label_smoothing: Share of the target spread over all identities, in [0, 1).
         classifier: `"linear"`, Wx + b; `"norm_softmax"`, weights of unit length and no bias, as in CMPC; or
             `"cosine"`, the cosine of weights and features times `scale`.
-        scale: Times the cosines; used by the cosine classifier alone.
+        scale: Times the cosines; used only by the cosine classifier.
         cross_modal_projection: Classify each feature's projection on its partner's direction, as in CMPC: an image
             is then named right only by what its caption says too.
 

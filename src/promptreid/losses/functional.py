@@ -40,7 +40,7 @@ def check_pairs(image_features: Tensor, text_features: Tensor, person_ids: Tenso
 
 
 def check_labels(labels: Tensor, num_identities: int) -> None:
-    """Refuse labels that no output of the classifier stands for.
+    """Refuse labels without an output of the classifier.
 
     Raises:
         ValueError: A label is below 0 or not below `num_identities`.

@@ -22,11 +22,11 @@ class FrozenFeatures(NamedTuple):
 
 
 class SelfConsistencyLoss(nn.Module):
-    """Holds prompted features near the frozen ones, so that prompts do not overfit.
+    """Keeps prompted features near the frozen ones, so that prompts do not overfit.
 
     The sum of the mean absolute difference of image features, that of text features, and how far the similarities of
-    the batch's images and captions are from the frozen ones, each with its weight. It is for stages that train prompts
-    alone, beside a matching loss. See `functional.feature_distance` and `functional.similarity_divergence`.
+    the batch's images and captions are from the frozen ones, each with its weight. It is for stages that train only
+    prompts, beside a matching loss. See `functional.feature_distance` and `functional.similarity_divergence`.
 
     Args:
         image_weight: Weight of the image features' distance.
@@ -59,7 +59,7 @@ class SelfConsistencyLoss(nn.Module):
     """
 
     needs: tuple[Literal["frozen"], ...] = ("frozen",)
-    smallest_batch: int = 2  # the similarities of a pair alone are always the same
+    smallest_batch: int = 2  # the similarities of a single pair are always the same
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
     manifest, whole = files.manifest, fingerprint(clip)
     differences = _setup_differences(manifest, clip)
     weights = _weight_difference(manifest, whole)
-    # Weights from beside the prompts have a digest of their own.
+    # Weights from beside the prompts have their own digest.
     if not differences and not weights and files.encoders is None:
         weights = _checksum_difference(manifest, clip)
     if differences or weights:
@@ -153,10 +153,10 @@ def check_shapes(encoders: SavedEncoders, name: str) -> None:
 def _check_listed(manifest: PromptManifest, encoders: SavedEncoders | None, *, trust_base: bool) -> None:
     if trust_base:
         return
-    advice = "If you trust whoever wrote this folder, pass trust_base=True"
+    advice = "If you trust the author of this folder, pass trust_base=True"
     if not is_listed_model(manifest.model_name):
         raise CheckpointError(
-            f"open_clip lists no architecture {manifest.model_name!r}, on which these prompts stand. {advice}"
+            f"open_clip lists no architecture {manifest.model_name!r}, which these prompts belong to. {advice}"
         )
     if encoders is not None:
         if without_choices(encoders.open_clip_config["model_cfg"]) != architecture_of(manifest.model_name):
@@ -210,7 +210,7 @@ def _tower_differences(manifest: PromptManifest, clip: nn.Module) -> list[str]:
         with suppress(UnsupportedTowerError):
             tower = find(clip)
             if name in manifest.kinds or isinstance(tower, PixelTower) or len(shape) != 3:
-                continue  # such prompts fit or not by their shape alone
+                continue  # whether such prompts fit depends only on their shape
             if shape[2] != tower.width:
                 differences.append(f"their {name} width is {shape[2]}, this has {tower.width}")
             if shape[0] > len(tower.blocks):

@@ -1,4 +1,4 @@
-"""What the text and the image encoder have in common, and the kinds of prompts that they may hold."""
+"""The base class of the text and the image encoder, which may hold prompts of several kinds."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class PromptCarrier(nn.Module):
         prompts: The prompts, not attached yet.
         initialization: How prompts start.
         probe: Sends a few inputs through the tower.
-        trim: Compute what the features depend on alone, where that is exact.
+        trim: Compute only what the features depend on, where that is exact.
 
     Attributes:
         tower: The description of the tower.
@@ -81,7 +81,7 @@ class PromptCarrier(nn.Module):
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
-        """Run the tower bare inside the block, in the calling thread alone."""
+        """Run the tower bare inside the block, only in the calling thread."""
         with self.prompts.disabled():
             yield
 
@@ -98,7 +98,7 @@ class PromptCarrier(nn.Module):
 
 def make_own(factory: PromptFactory, tower: Any, **options: object) -> PromptKind:
     """A kind of prompt of the user's own, which has none of the built-in kinds' options."""
-    refuse_options("prompts are of a kind of your own, which has none of these options", **options)
+    refuse_options("prompts are of your own kind, which has none of these options", **options)
     return factory(tower)
 
 

@@ -116,7 +116,7 @@ def _compare(onnxruntime: Any, encoder: nn.Module, example: Tensor, path: Path) 
 
 
 def _description(model: "PromptedCLIP") -> dict[str, Any]:
-    """What another program has to do with images and captions, as JSON holds it."""
+    """The preprocessing of images and captions for other programs, for JSON."""
     return {
         "model": None if model.source is None else model.source.name,
         "image_size": list(model.image_size),

@@ -51,9 +51,9 @@ class PromptedCLIP(nn.Module):
         source: Where the model came from; known already if it is from `load_clip`.
         sequence_first: Keep frozen attention fast (values change by rounding only).
         trim: Where that is exact, cut captions to the longest of a batch, and compute the last block of each tower for
-            the pooled token alone.
+            only the pooled token.
         initialize: Start the prompts; `False` leaves them zero, for a loader that sets them.
-        vision_prompts: Makes prompts of your own kind for the image tower, which it is given; `None` for a built-in
+        vision_prompts: Makes your own kind of prompts for the image tower, its argument; `None` for a built-in
             kind, as `config` says.
         text_prompts: The same for the text tower.
         base_fingerprint: Samples of the base's weights where they are known already, as to a loader.
@@ -172,12 +172,12 @@ class PromptedCLIP(nn.Module):
             token: Access token for it; `None` for the one that is logged in.
             cache_dir: huggingface_hub's cache, and the folder for a base that is downloaded; `None` for their
                 defaults.
-            local_files_only: Take the repository from the cache alone.
+            local_files_only: Take the repository only from the cache.
             trust_base: Make the base even if open_clip does not list its architecture or weights: a file on your
-                disk, say. Somebody you do not know could then make open_clip load what they like.
+                disk, say. A stranger could then make open_clip load anything.
             device: Where the model is put; `None` leaves it on the CPU, or where `model` is.
             dtype: Precision of the encoders; prompts stay float32, as in training.
-            vision_prompts: Makes the image tower's prompts, where they were of a kind of your own when saved.
+            vision_prompts: Makes the image tower's prompts, if your own kind of prompts was saved.
             text_prompts: The same for the text tower.
 
         Returns:
@@ -237,7 +237,7 @@ class PromptedCLIP(nn.Module):
             prompted.base_digests = None
         return prompted
 
-    # The same functions as methods, so that each list of arguments stands once.
+    # The same functions as methods, so that each list of arguments is written once.
     encode = encode
     save_pretrained = save_prompts
     push_to_hub = push_prompts
@@ -319,7 +319,7 @@ class PromptedCLIP(nn.Module):
 
     @property
     def prompt_kinds(self) -> dict[str, str]:
-        """Qualified name of the kind of prompts, for each tower (`"vision"`, `"text"`) that has a kind of your own."""
+        """Qualified name of the kind of prompts, for each tower (`"vision"`, `"text"`) that has your own kind."""
         made = {"vision": type(self.vision.prompts), "text": type(self.text.prompts)}
         return {
             tower: f"{made[tower].__module__}.{made[tower].__qualname__}"
@@ -354,7 +354,7 @@ class PromptedCLIP(nn.Module):
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
-        """Run both towers bare inside the block, in the calling thread alone."""
+        """Run both towers bare inside the block, only in the calling thread."""
         with self.vision.disabled(), self.text.disabled():
             yield
 
@@ -414,8 +414,8 @@ class PromptedCLIP(nn.Module):
     def use(self, name: str) -> None:
         """Switch to another set of prompts; what was learned in the one before is kept.
 
-        The prompts are other parameters afterwards, so make new optimisers. Threads that infer meanwhile may see the
-        text prompts of one set with the image prompts of the other.
+        The prompts are other parameters afterwards, so make new optimisers. Threads that infer at the same time may see
+        the text prompts of one set with the image prompts of the other.
 
         Args:
             name: One of `prompt_sets`.

@@ -63,7 +63,7 @@ def push_prompts(
         token: Access token that may write; `None` for the one that is logged in. It is written nowhere.
         metrics: What `evaluate(...).as_dict()` returns, or a list of them, one per seed: the card states mean and
             spread.
-        details: Dataset, split, how the checkpoint was chosen, settings and whatever else the card is to say.
+        details: Dataset, split, how the checkpoint was chosen, settings and anything else for the card.
         encoders: `"auto"` publishes the weights if they differ from the base's, or if that is a folder of this machine
             (`local-dir:`); `"always"` in any case.
 
@@ -117,12 +117,12 @@ def files_to_push(
     metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     details: CardDetails | None = None,
 ) -> dict[str, bytes | Path]:
-    """What `push_prompts` would upload of a folder: content or path of each file, by its name in the repository.
+    """The files that `push_prompts` would upload: content or path of each, by its name in the repository.
 
     Raises:
         FileNotFoundError: There is no such folder.
         CheckpointError: The folder is damaged.
-        ValueError: Nobody else could make the base, or the folder has a card of its own and `metrics` or `details`
+        ValueError: Nobody else could make the base, or the folder has its own card and `metrics` or `details`
             are given.
     """
     folder = Path(folder)
@@ -246,7 +246,7 @@ def _own_card(path: Path, metrics: object, details: object) -> str:
         return ""
     if metrics is not None or details is not None:
         raise ValueError(f"{path} is the card, so metrics and details would be lost; leave them out, or remove it")
-    # A link in a folder that somebody else made may lead to any file of ours, which would be published.
+    # A link in a folder that another user made may lead to any file of ours, which would be published.
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is a link or not a file; replace it by a copy to publish it as the card")
     if path.stat().st_size > _MOST_CARD_BYTES:

@@ -39,7 +39,7 @@ def save_prompts(
     """Save a model's prompts, and its encoders where they are no longer the base's; also `model.save_pretrained`.
 
     After stage 1 the folder holds `prompts.safetensors` and `prompt_config.json`, some hundred kilobytes. After stage
-    2 the encoders have changed, and prompts alone would be useless on the base: the weights are then saved too, as
+    2 the encoders have changed, and the prompts would be useless on the base: the weights are then saved too, as
     open_clip's own `open_clip_model.safetensors` and `open_clip_config.json`. Killed at any moment, a save over an
     older one leaves the older or the newer one; other files in the folder are not touched.
 
@@ -135,7 +135,7 @@ def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource, dig
 
     try:
         return weights_changed(model.base_digests, clip, remake, now=digests)
-    except Exception:  # of whatever kind, the base is not available for comparison, and saving the encoders is safe
+    except Exception:  # of any kind: the base is not available for comparison, and saving the encoders is safe
         return True
 
 

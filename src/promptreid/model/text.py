@@ -25,15 +25,15 @@ class PromptedTextEncoder(PromptCarrier):
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_text` is prompted.
-        length: P, prompts a block; 0 gives the bare encoder.
+        length: P, prompts per block; 0 gives the bare encoder.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Give prompts the tower's positions 1…P and shift the caption by P.
         initialization: `"start_state"`, `"mean_state"` or `"normal"`, see `PromptConfig`; `None` leaves them zero.
         slot: `"after_start"`, or `"before_end"` for prompts between the caption and its end token (causal towers).
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
         trim: Cut batches to their longest caption in towers where no feature can depend on what follows it (compiled
-            and exported code is not cut, and has one shape), and compute the last block for the pooled token alone.
-        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+            and exported code is not cut, and has one shape), and compute the last block only for the pooled token.
+        prompts: Makes your own kind of prompts from the tower's description, see `PromptKind`; `length` and the
             options of prompts in blocks are then not used. `None` for prompts in blocks.
 
     Shape:

@@ -30,20 +30,20 @@ class PromptedVisionEncoder(PromptCarrier):
 
     Block i works on `[class, P_i, patches]`; what it makes of the prompts is dropped and block i+1 gets its own
     (VPT-deep). Towers without a token sequence (ResNet, ConvNeXt, FastViT, Swin) get learnable pixels around the
-    border of the image instead; `kind` tells which tower it is. Use it alone in your own loop, or through
+    border of the image instead; `kind` names the tower. Use it by itself in your own loop, or through
     `PromptedCLIP` with both encoders.
 
     Args:
         clip: An open_clip model; it keeps its weights, keys and methods, and its `encode_image` is prompted.
-        length: P, prompts a block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
+        length: P, prompts per block; 0 gives the bare encoder. The border's width in pixels where there are no tokens.
         depth: Number of first blocks that own prompts, 1 for shallow prompts; `None` for every block.
         position_embedding: Add positions interpolated from the tower's grid to the prompts.
         initialization: `"normal"`, `"start_state"` or `"mean_state"`, see `PromptConfig`; `None` leaves them zero. A
             border starts at zero.
         place: `"auto"`, or `"attention_pool"` for prompts in the attention pool of a ModifiedResNet.
         sequence_first: Keep frozen attention fast (values change by rounding only); `detach` undoes it.
-        trim: Compute the last block for the class token alone in towers whose features are made of it.
-        prompts: Makes a kind of prompt of your own from the tower's description, see `PromptKind`; `length` and the
+        trim: Compute the last block only for the class token in towers whose features are made of it.
+        prompts: Makes your own kind of prompts from the tower's description, see `PromptKind`; `length` and the
             other options are then not used. `None` for the built-in kind that fits.
 
     Shape:

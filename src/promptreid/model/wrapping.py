@@ -19,7 +19,7 @@ from promptreid.towers.tower import PixelTower, TokenTower
 
 
 class Setup(TypedDict):
-    """How encoders run, whatever prompts they have."""
+    """How encoders run, with any prompts."""
 
     sequence_first: bool
     trim: bool

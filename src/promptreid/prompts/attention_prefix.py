@@ -24,13 +24,13 @@ from promptreid.towers.tower import TokenTower, runs_slow_when_frozen, set_seque
 class AttentionPrefix(PromptKind):
     """Learned keys and values beside those of a block: `softmax(Q [K_p; K]ᵀ / √d) [V_p; V]` in every head.
 
-    Nothing is added to the sequence, so attention alone computes with them: no MLP, norm or projection does. They are
+    Nothing is added to the sequence, so only attention computes with them: no MLP, norm or projection does. They are
     what attention itself uses, after its projections, norms of keys and rotary turns; every token may look at them, in
     a causal tower the start token too.
 
     Args:
         tower: The tower they are for.
-        length: P, keys and values a block.
+        length: P, keys and values per block.
         depth: J, number of first blocks that own some; the others have none. `None` for every block.
         sequence_first: As for `BlockTokens`.
 

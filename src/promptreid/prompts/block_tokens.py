@@ -49,7 +49,7 @@ class BlockTokens(PromptKind):
 
     Args:
         tower: The tower they are for.
-        length: P, prompts a block.
+        length: P, prompts per block.
         depth: J, number of first blocks that own prompts; `None` for every block.
         position_embedding: Add the tower's own position embedding to each prompt.
         slot: Where in a caption they act.
@@ -170,10 +170,10 @@ class BlockTokens(PromptKind):
 
     @property
     def in_front(self) -> bool:
-        """Whether prompts stand before all tokens just now, which spares copies of the sequence.
+        """Whether prompts are currently before all tokens, which saves copies of the sequence.
 
         They do in eval mode without gradients, where the blocks treat all positions alike and every block has prompts
-        of its own, so that one block alone decides; features differ by rounding. Else prompts stand at the tower's
+        of its own, so that a single block decides; features differ by rounding. Otherwise prompts are at the tower's
         slot: in training a pass without gradients must draw the same dropout as the pass with them.
         """
         tower = self.tower
@@ -182,7 +182,7 @@ class BlockTokens(PromptKind):
         return encoding and alone and tower.unordered and tower.sequence_axis == 0
 
     def position(self, bare: Any) -> Any:
-        """Where tokens of the bare sequence stand in the blocks, behind the prompts or not."""
+        """Positions in the blocks of tokens of the bare sequence, after the prompts or not."""
         return bare + self.length * (bare >= (0 if self.in_front else self.tower.slot)) if self.active else bare
 
     def register_hooks(self) -> Iterator[RemovableHandle]:
@@ -268,10 +268,10 @@ class BlockTokens(PromptKind):
     def _hide_before_end(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Let prompts act as if they stood right before the caption's end.
+        """Let prompts act as if they were right before the caption's end.
 
-        Prompts carry no position, so where they stand is only a matter of which token sees which. They are put in
-        after the start token as always, and this mask, one for each caption, shows them to the end token alone and
+        Prompts carry no position, so where they are only decides which token sees which. They are put in
+        after the start token as always, and this mask, one for each caption, shows them only to the end token and
         what follows it.
         """
         ends: Tensor | None = self._caption_ends.get()

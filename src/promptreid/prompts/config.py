@@ -35,7 +35,7 @@ class PromptConfig:
         text_slot: `"after_start"`, before the caption's first word, or `"before_end"`, after its last one.
         vision_place: `"auto"`: in the blocks, or on the image's border where there are none; `"attention_pool"`: in
             the attention pool of a ModifiedResNet (RN50, RN101, …).
-        kind: `"independent"`, tokens of their own in both towers; `"coupled"`, image prompts of each block are a
+        kind: `"independent"`, separate tokens in both towers; `"coupled"`, image prompts of each block are a
             learned linear projection of the text prompts of that block (MaPLe). Coupled prompts have one length and
             one depth for both towers, by default the number of blocks that both have. `"prefix"`, keys and values of
             the attention of each block, and no tokens (prefix tuning). `"grouped"`, image prompts for each group of
@@ -140,7 +140,7 @@ def check_integer(name: str, value: object, *, minimum: int) -> None:
 
 
 def check_groups(groups: object) -> tuple[str, ...]:
-    """Names of groups as a tuple; refuses what is no list of texts, an empty one, and two alike."""
+    """Names of groups as a tuple; refuses anything but a list of texts, an empty list, and duplicates."""
     if not isinstance(groups, tuple | list):
         raise TypeError(f"groups is {groups!r}, expected a list of names")
     names = tuple(cast("Sequence[Any]", groups))
@@ -152,6 +152,6 @@ def check_groups(groups: object) -> tuple[str, ...]:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a `value` that is none of `choices`, naming the argument."""
+    """Refuse a `value` that is not among `choices`, naming the argument."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -15,7 +15,7 @@ from promptreid.towers.tower import TokenTower
 class CoupledTokens(BlockTokens):
     """Prompts in the blocks of one tower, projected from those of another: `weight_k @ (text_k / scale_k) + bias_k`.
 
-    Each of the first J blocks has a projection of its own, so a gradient of either tower reaches the text prompts.
+    Each of the first J blocks has its own projection, so a gradient of either tower reaches the text prompts.
     The constant `scale_k` gives the text prompts a root mean square of 0.02 when they start, which is how MaPLe draws
     them: the projection then starts and learns alike however large the text prompts are. It is no further freedom,
     as the projection could hold it.

@@ -26,7 +26,7 @@ class GroupedTokens(BlockTokens):
 
     Args:
         tower: The tower they are for.
-        length: P, prompts a block.
+        length: P, prompts per block.
         groups: Names of the groups.
         depth: As for `BlockTokens`.
         position_embedding: As for `BlockTokens`.
@@ -72,7 +72,7 @@ class GroupedTokens(BlockTokens):
 
         Args:
             groups: Of each image the name of its group, or (B,) int64 positions in `groups`, -1 for the mean; `None`
-                for the mean everywhere. A name that is not known means the mean, and is warned of once.
+                for the mean everywhere. An unknown name means the mean, with one warning for each.
             count: B.
 
         Raises:
@@ -127,7 +127,7 @@ class GroupedTokens(BlockTokens):
         """The group of each image of a block's input.
 
         They are noted at the input itself, which gradient checkpointing keeps: when a block is computed again in the
-        backward pass, on whatever thread, the input is the same and the groups are no longer held.
+        backward pass, on any thread, the input is the same and the groups are no longer held.
         """
         if is_traced():
             return self._ids.get()

@@ -1,4 +1,4 @@
-"""What every kind of prompt has in common: parameters, hooks in one tower, and a way to turn them off for a while."""
+"""The base of every kind of prompts: parameters, hooks in one tower, and a way to turn them off temporarily."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts i
 class PromptKind(nn.Module):
     """A kind of prompt: a module that owns learnable tensors and the hooks that carry them into one tower.
 
-    Its parameters are what stage 1 trains, and its `state_dict()` is what is saved. A kind of your own defines its
+    Its parameters are what stage 1 trains, and its `state_dict()` is what is saved. Your own kind defines its
     parameters and `register_hooks`; `PromptedVisionEncoder(clip, prompts=MyKind)` then puts it in.
 
     Args:
@@ -59,7 +59,7 @@ class PromptKind(nn.Module):
     def register_hooks(self) -> Iterator[RemovableHandle]:
         """Register every hook and yield its handle.
 
-        Hooks are bound methods, or objects that refer to this one, so that a deep copy carries hooks of its own; they
+        Hooks are bound methods, or objects that refer to this one, so that a deep copy has its own hooks; they
         do nothing unless `active`.
         """
         raise NotImplementedError
@@ -73,9 +73,9 @@ class PromptKind(nn.Module):
         """
 
     def position(self, bare: Any) -> Any:
-        """Where tokens stand in the blocks, of their positions in the bare sequence, an integer or a tensor of them.
+        """Positions of tokens in the blocks, from their positions in the bare sequence, an integer or a tensor of them.
 
-        The built-in kinds know it, so that the last block may compute the pooled token alone; `None`: every token.
+        The built-in kinds know it, so that the last block may compute only the pooled token; `None`: every token.
         """
         return None
 
@@ -137,7 +137,7 @@ class PromptKind(nn.Module):
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
-        """Run the tower bare inside the block, in the calling thread alone."""
+        """Run the tower bare inside the block, only in the calling thread."""
         with self._bare.held(True):
             yield
 

@@ -1,4 +1,4 @@
-"""A log of who searched a gallery for what, and who removed how much: JSON lines, for its owner alone."""
+"""A log of who searched a gallery for what, and who removed how much: JSON lines, readable only by the owner."""
 
 import getpass
 import json
@@ -18,7 +18,7 @@ def audit_line(action: str, **details: Any) -> str:
 
 
 def search_details(query: Any, where: Any, found: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """What is logged of a search: the sentences, the filter and how many images were found for each."""
+    """The log entry of a search: the sentences, the filter and how many images were found for each."""
     asked = None if where is None else str(where)
     return {"queries": queries_in_words(query), "where": asked, "found": [len(hits) for hits in found]}
 

@@ -83,7 +83,7 @@ class Texts(Sequence[str]):
         )
 
     def arrays(self) -> Arrays:
-        """What `from_arrays` needs."""
+        """The arrays for `from_arrays`."""
         return {"bytes": self.content, "ends": self.ends}
 
     @classmethod
@@ -174,7 +174,7 @@ class CodedColumn:
         return passes[self.codes]
 
     def arrays(self) -> Arrays:
-        """What `_column` needs."""
+        """The arguments for `_column`."""
         return {"codes": self.codes, **self.values.arrays()}
 
 
@@ -256,7 +256,7 @@ class NumberColumn:
         return whole if whole in _INT64 else float(whole)
 
     def arrays(self) -> Arrays:
-        """What `_column` needs."""
+        """The arguments for `_column`."""
         return {"values": self.values} | ({} if self.present is None else {"present": self.present})
 
 
@@ -301,7 +301,7 @@ def _joined(columns: Sequence[Column | None], lengths: Sequence[int]) -> Column:
 
 
 class Columns(Sequence[Metadata]):
-    """What is known of each image, kept by key; a row is a dictionary that is made when it is asked for.
+    """The metadata of each image, kept by key; a row is a dictionary that is made on request.
 
     Attributes:
         by_key: The columns.
@@ -366,7 +366,7 @@ class Columns(Sequence[Metadata]):
         return found
 
     def arrays(self) -> Arrays:
-        """What `from_arrays` needs."""
+        """The arrays for `from_arrays`."""
         described = [{"key": key, "kind": column.kind} for key, column in self.by_key.items()]
         stored: Arrays = {"columns": np.frombuffer(json.dumps(described).encode(), dtype=np.uint8)}
         for number, column in enumerate(self.by_key.values()):
@@ -379,7 +379,7 @@ class Columns(Sequence[Metadata]):
 
         Raises:
             ValueError: They do not fit each other.
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
         columns: dict[str, Column] = {}
         for number, entry in enumerate(json.loads(arrays["columns"].tobytes())):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.data.images import IMAGE_ENDINGS, list_images
+from promptreid.data.images import list_images, no_images_in
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
@@ -91,7 +91,7 @@ def _list_folder(folder: Path, closed: list[str] | None) -> list[ImageFile]:
         raise DatasetError(f"{folder} is a file; give its folder, or a list of files: [{str(folder)!r}]")
     paths = list_images(folder, unreadable=closed)
     if not paths:
-        raise DatasetError(f"{folder} has no images ({', '.join(IMAGE_ENDINGS)}) in it or below")
+        raise no_images_in(folder)
     return [ImageFile(str(path), {"folder": path.parent.relative_to(folder).as_posix()}) for path in paths]
 
 
@@ -99,7 +99,7 @@ def keyed_images(images: Any, keys: Sequence[str], metadata: Sequence[Metadata] 
     """Images in memory, each with the key that stands for its path.
 
     Raises:
-        TypeError: One is a file's name, or a key is no text.
+        TypeError: One is a file's name, or a key is not text.
         ValueError: There is not one key, and one entry of metadata, per image, or a key is empty.
     """
     single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
@@ -127,7 +127,7 @@ def check_keys(keys: Any, count: int, what: str) -> list[str]:
 
 
 def known_metadata(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> list[Metadata]:
-    """What is known of each image, in kinds that JSON takes; nothing where `metadata` is not given.
+    """The metadata of each image, in types that JSON takes; empty without `metadata`.
 
     Raises:
         ValueError: There is not one entry per image.
@@ -141,7 +141,7 @@ def known_metadata(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> 
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of the images given.
+    """The result of an update: what became of the images.
 
     Attributes:
         added: New in the gallery.
@@ -222,7 +222,7 @@ def add_features(
         _check_new(store, keys)
         forget(store, {os.path.abspath(key) for key in keys})
         ids = torch.arange(len(keys)) + store.take_ids(len(keys))
-        # A copy, because the caller may go on to change what was given.
+        # A copy, because the caller may change the argument later.
         store.change(added=(replace(table, ids=ids), features.detach().clone()))
     return Changes(added=len(keys))
 
@@ -296,7 +296,7 @@ def check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, a
 def _encode(
     store: GalleryState, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
 ) -> tuple[str, ...]:
-    """Encode files and put them in, now and then and at the end; returns those that cannot be read."""
+    """Encode files and save them, at intervals and at the end; returns those that cannot be read."""
     unreadable: list[str] = []
     waiting: list[EncodedImages] = []
     # What changes while it is encoded must look changed at the next update, so files are looked at before.

@@ -21,7 +21,7 @@ _LENGTH_ERROR = 1e-2
 
 
 def is_one_query(query: object) -> bool:
-    """Whether a query stands for one search and not for a list of them."""
+    """Whether a query is one search and not a list of them."""
     return isinstance(query, str | Path | Image.Image) or (isinstance(query, Tensor) and query.ndim == 1)
 
 
@@ -122,7 +122,7 @@ _SETTINGS = {
 
 
 def model_identity(model: PromptedCLIP) -> dict[str, Any]:
-    """What a gallery keeps of the model that encoded it: samples of its weights and prompts, as JSON holds them."""
+    """The identity of the model that encoded a gallery: samples of its weights and prompts, for JSON."""
     # Only where there are any, so that a gallery of another kind of prompts is the same as it has always been.
     groups = {"groups": list(model.groups)} if model.groups else {}
     return {

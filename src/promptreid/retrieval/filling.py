@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptreid.data.images import walk_images
+from promptreid.data.images import no_images_in, walk_images
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodingOptions, encode_images
@@ -66,10 +66,10 @@ def shard_of_environment(variables: Mapping[str, str] = os.environ) -> Shard | N
 
 
 def check_shard(shard: Shard) -> Shard:
-    """A shard that there is.
+    """Check that a shard exists.
 
     Raises:
-        ValueError: There is none of that number.
+        ValueError: There is no shard of that number.
     """
     number, count = shard
     if not 0 <= number < count:
@@ -99,13 +99,15 @@ def fill(
         filling.take(files)
     filling.commits.flush()
     if filling.seen == 0:
-        raise DatasetError(f"{images} has no images in it or below")
+        if root is None:
+            raise DatasetError("there are no images to add; give their folder, or a list of files")
+        raise no_images_in(root)
     filling.warn_unreadable()
     return filling.changes(removed=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
 
 
 class _Filling:
-    """What becomes of images that are taken into a store."""
+    """Adds images to a store, and counts the results."""
 
     def __init__(self, store: LanceStore, model: PromptedCLIP, options: EncodingOptions) -> None:
         self.seen: int = 0
@@ -148,7 +150,7 @@ class _Filling:
             warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=4)
 
     def changes(self, *, removed: int) -> Changes:
-        """What was done."""
+        """The counts of what was done."""
         return Changes(
             added=self._added,
             changed=self._changed,
@@ -189,9 +191,9 @@ class _Commits:
 class _Pruning:
     """Finds the images of a store that are no longer among those given.
 
-    Others may add images meanwhile, which are none of those: only what the store had at the beginning is looked at, and
-    of that what is in the folder, because other machines may have other folders. Images are told by their numbers, of
-    eight bytes each.
+    Others may add images at the same time, which are not among those: only what the store had at the beginning is
+    looked at, and of that what is in the folder, because other machines may have other folders. Images are identified
+    by their numbers, of eight bytes each.
     """
 
     def __init__(self, store: LanceStore, folder: Path | None) -> None:

@@ -150,7 +150,7 @@ def plain_metadata(metadata: Any, what: str) -> Metadata:
     """Metadata of one image as JSON holds them.
 
     Raises:
-        TypeError: They are no dictionary, or hold what JSON does not take.
+        TypeError: They are not a dictionary, or hold values that JSON cannot represent.
         ValueError: A number is NaN or infinite.
     """
     if not isinstance(metadata, Mapping):

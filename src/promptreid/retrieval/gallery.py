@@ -52,7 +52,7 @@ class Gallery:
 
     A gallery that was saved or loaded is bound to its folder: `add`, `update` and `remove` then change the files too,
     in one step that a kill cannot halve. Features of people can count as biometric data, so the files are readable by
-    their owner alone, and what is removed is gone from them.
+    their owner only, and removed images are gone from them.
 
     Args:
         model: Encodes queries; the one that encoded the images. `None` allows only features as queries.
@@ -111,10 +111,10 @@ class Gallery:
             model: The model.
             images: The images.
             metadata: What is known of each, with a list: numbers, texts, dates, and lists and dictionaries of them.
-            directory: Save there now and then and at the end, so that a build that is killed can be resumed by `load`
+            directory: Save there at intervals and at the end, so that a build that is killed can be resumed by `load`
                 and `update`; `None` keeps the gallery in memory until `save`.
             storage: `"float16"` takes half the memory; scores change by less than 0.001.
-            notes: Whatever is to be kept with the gallery, as JSON holds it.
+            notes: Anything to keep with the gallery, as JSON holds it.
             index: What searches, empty; `None` compares every feature.
             **options: `batch_size=64`: images at a time; `num_threads=4`: threads that read images ahead;
                 `progress=True`: show a progress bar.
@@ -183,7 +183,7 @@ class Gallery:
 
     @property
     def metadata(self) -> Sequence[Metadata]:
-        """What is known of each image."""
+        """The metadata of each image."""
         return self._store.images.metadata
 
     @property
@@ -193,7 +193,7 @@ class Gallery:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Whatever the caller likes to keep with the gallery, as JSON holds it; `save` writes it."""
+        """Anything that the caller keeps with the gallery, as JSON holds it; `save` writes it."""
         return self._store.header["notes"]
 
     @property
@@ -280,7 +280,7 @@ class Gallery:
         Their paths and the digests of their files are kept, so that `update`, and `add` of a folder, leave them out.
 
         Args:
-            images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
+            images: One or several: numbers, paths, or patterns of paths in which `*` matches a part of a name and
                 `**` for folders too.
             where: Instead, all images with these metadata, as in `search`.
             older_than: Instead, or of those, the images from before this date, or older than this age:
@@ -299,7 +299,7 @@ class Gallery:
         return remove_images(self._store, images, where=where, older_than=older_than)
 
     def compact(self) -> None:
-        """Join what many additions have left in many files; they are joined now and then by themselves too."""
+        """Join the many files that many additions left; they are also joined automatically every few additions."""
         self._store.change(compact=True)
 
     def keep_audit_log(self, keep: bool = True) -> None:
@@ -385,15 +385,15 @@ class Gallery:
     ) -> Calibration:
         """Choose the threshold of `search(threshold="calibrated")`; saved with the gallery.
 
-        Without labels, 400 made-up sentences about people are searched for: nearly all in vain, so that their best
-        scores say what somebody absent scores here. How often somebody who is there is found, only labels tell. Choose
-        again once the gallery has grown, with either.
+        Without labels, the gallery is searched for 400 made-up sentences about people: nearly all in vain, so that
+        their best scores say what an absent person scores here. Only labelled data can tell how often a person in the
+        gallery is found. Choose again once the gallery has grown, in either case.
 
         Args:
             split: Labelled images that look like the gallery's, with captions; best a validation split.
-            sentences: Instead, sentences of your own about people who are not in the gallery, at least
-                1 / `false_alarm_rate`: the nearer to those that will be asked, the nearer the rate.
-            false_alarm_rate: How often a search for somebody absent may find something.
+            sentences: Instead, your own sentences about people who are not in the gallery, at least
+                1 / `false_alarm_rate`: the closer to real queries, the closer the rate.
+            false_alarm_rate: How often a search for an absent person may find something.
             progress: Show progress bars.
 
         Raises:
@@ -429,7 +429,7 @@ class Gallery:
 
         Raises:
             ValueError: No folder is given and the gallery is not bound to one.
-            CheckpointError: Another process has changed the gallery meanwhile.
+            CheckpointError: Another process has changed the gallery since it was loaded.
             OSError: The files cannot be written; what was there is untouched.
         """
         folder = self.directory if directory is None else Path(directory)
@@ -439,10 +439,10 @@ class Gallery:
         return folder
 
     def export(self, path: str | Path) -> Path:
-        """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable by its owner alone.
+        """Write ids, paths, metadata and features to a `.parquet` or `.npz` file, readable only by its owner.
 
         Raises:
-            ValueError: Another ending.
+            ValueError: The file name has another suffix.
             MissingExtraError: Parquet is asked for and pyarrow is not installed.
         """
         return export_features(Path(path), self.features, self._store.images)

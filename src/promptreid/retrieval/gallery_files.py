@@ -1,4 +1,4 @@
-"""A gallery on disk: written whole or not at all, readable by its owner alone, one writer at a time.
+"""A gallery on disk: written completely or not at all, readable only by its owner, one writer at a time.
 
 Its folder holds segments (`promptreid.retrieval.segment_files`), which are never changed, and `gallery.json`, which
 names those that are valid. To add is to write one more segment and a new description, to remove is to write the
@@ -60,7 +60,7 @@ def exists(folder: Path) -> bool:
 def write_gallery(
     folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None
 ) -> tuple[ExactIndex, dict[str, Any]]:
-    """Write a gallery, for its owner alone; what the folder held is valid until the last step and gone after it.
+    """Write a gallery, only for its owner; what the folder held is valid until the last step and gone after it.
 
     Args:
         folder: Made if it does not exist.
@@ -127,7 +127,7 @@ def _kept(written: list[Segment], segment: Segment) -> Segment:
 
 
 def _write_removed(folder: Path, marks: Any) -> dict[str, str]:
-    """Write the marks of removed images to a file of their own, which most changes leave alone."""
+    """Write the marks of removed images to a separate file, which most changes do not touch."""
     content = as_json(marks)
     name = f"removed-{secrets.token_hex(8)}.json"
     write_bytes_atomically(folder / name, content, mode=0o600)
@@ -219,7 +219,7 @@ def _read_removed(folder: Path, files: Mapping[str, Any]) -> list[Any]:
 
 
 def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex:
-    """What 0.1.0 wrote; the next change writes it as segments."""
+    """Read a gallery of 0.1.0; the next change writes it as segments."""
     path = folder / description["features_file"]
     try:
         tensors = read_tensors(path)
@@ -321,7 +321,7 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
 
 
 def clean(folder: Path, kept: set[str], generation: str) -> None:
-    """Delete what killed writers left, which may hold features that were to be removed, unless somebody is writing."""
+    """Delete files of killed writers, which may hold features to be removed, unless another process is writing."""
     if _leftovers(folder, kept):
         with suppress(OSError), locked(folder / LOCK, action=f"writing the gallery {folder}", timeout_seconds=0):
             if entry_on_disk(folder, "generation") == generation:
@@ -355,10 +355,10 @@ def check_gallery(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def checked_header(folder: Path, exact: ExactIndex, description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a description keeps besides the images.
+    """The entries of a description besides the images.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The description is damaged.
     """
     header, next_id = description.get("header"), description.get("next_id")
     if not isinstance(header, dict) or not _is_header(cast("dict[str, Any]", header)):

@@ -39,7 +39,7 @@ from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.segment_files import Segment
 from promptreid.retrieval.table import Hit, ImageTable, check_passes
 
-STRANGERS = 400  # sentences that stand for searches in vain: a share of 5 % has a standard error of 1.1 points
+STRANGERS = 400  # sentences used as searches in vain: a share of 5 % has a standard error of 1.1 points
 
 
 class GalleryState:
@@ -89,7 +89,7 @@ class GalleryState:
 
     @contextmanager
     def turn(self) -> Generator[None, None, None]:
-        """Let nobody else write in the block, which begins with what others have written meanwhile.
+        """Let nobody else write in the block, which begins with what others have written since.
 
         Writers take turns: what is decided in the block, such as which images are new, holds until it ends.
         """
@@ -276,13 +276,13 @@ def choose_threshold(
         model: The gallery's.
         split: Labelled images and captions.
         sentences: About people who are not there; `None` for made-up ones.
-        false_alarm_rate: How often a search for somebody absent may find something.
+        false_alarm_rate: How often a search for an absent person may find something.
         best_scores: The best score in the gallery of each of some queries, (Q, E) features.
         images: How many the gallery has.
         progress: Show progress bars.
     """
     if split is not None and sentences is not None:
-        raise ValueError("give a labelled split or sentences, not both; a split has sentences of its own")
+        raise ValueError("give a labelled split or sentences, not both; a split has its own sentences")
     if split is not None:
         encoded = encode_split(model, split, progress=progress)
         return calibrate_threshold(
@@ -307,18 +307,18 @@ def threshold_in_words(calibration: Calibration) -> str:
 
     Example:
         >>> threshold_in_words(Calibration(0.3, 0.05, 0.62, 400, 1000))
-        'which 5% of searches in vain reach, and 62% of those for somebody there'
+        'reached by 5% of searches in vain and by 62% of those for people in the gallery'
         >>> threshold_in_words(Calibration(0.3, 0.05, None, 400, 1000))
-        'which 5% of sentences about other people reach'
+        'reached by 5% of sentences about other people'
     """
     rate = f"{calibration.false_alarm_rate:.0%}"
     if calibration.hit_rate is None:
-        return f"which {rate} of sentences about other people reach"
-    return f"which {rate} of searches in vain reach, and {calibration.hit_rate:.0%} of those for somebody there"
+        return f"reached by {rate} of sentences about other people"
+    return f"reached by {rate} of searches in vain and by {calibration.hit_rate:.0%} of those for people in the gallery"
 
 
 def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:
-    """The score that a `threshold` of `Gallery.search` stands for: no hit has less.
+    """The score that a `threshold` of `Gallery.search` means: no hit has less.
 
     Raises:
         ValueError: It is not a score, or the gallery was never calibrated.
@@ -349,7 +349,7 @@ def checked_count(k: Any) -> int:
 
 
 def _hits(exact: ExactIndex, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
-    """What an index found, without scores below `lowest` and without images that were removed meanwhile."""
+    """The results of an index, without scores below `lowest` and without images that were removed since."""
     wrong = [number for number, score in found if not math.isfinite(score)]
     if wrong:  # which no comparison would find
         raise CheckpointError(f"the index scores image {wrong[0]} NaN or infinity; build the gallery again")

@@ -1,4 +1,4 @@
-"""What finds the images of a gallery: the protocol of an index, and the exact one."""
+"""Indexes, which find the images of a gallery: the protocol, and the exact index."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -35,7 +35,7 @@ _EXACT_ROWS = 1024
 
 
 class Index(Protocol):
-    """What finds the images of a gallery; another engine, such as a database, needs these three methods.
+    """Finds the images of a gallery; another engine, such as a database, needs these three methods.
 
     The gallery keeps the images, their features and their files. It tells its index of every change, and asks it at
     every search. An index is empty when it is given to a gallery.
@@ -63,7 +63,7 @@ class Index(Protocol):
         Args:
             queries: What is looked for, of unit length.
             k: How many at most for each query.
-            where: Search only images whose metadata match. An engine with filters of its own translates
+            where: Search only images whose metadata match. An engine with its own filters translates
                 `promptreid.retrieval.filters.conditions`: values, ranges and prefixes; `matcher` is the filter as a
                 function.
 
@@ -74,7 +74,7 @@ class Index(Protocol):
             For each query, numbers of images and their cosine similarities, the best first.
 
         Raises:
-            ValueError: The index cannot apply `where`. That nothing passes it is no error here.
+            ValueError: The index cannot apply `where`. A filter that nothing passes is not an error here.
         """
         ...
 
@@ -82,8 +82,8 @@ class Index(Protocol):
 class ExactIndex:
     """Compares each query with every feature.
 
-    Features stand in segments, one below the other: to add a few images makes a small segment, and small ones are
-    joined now and then, so that many additions take time in proportion to what is added.
+    Features are in segments, one below the other: adding a few images makes a small segment, and small ones are
+    joined every few additions, so that many additions take time in proportion to what is added.
 
     Attributes:
         segments: The images and features; replaced by every change.
@@ -108,12 +108,12 @@ class ExactIndex:
 
     @property
     def dimensions(self) -> int:
-        """E."""
+        """The feature dimension."""
         return self._empty.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the features are kept in."""
+        """The dtype of the features."""
         return self._empty.dtype
 
     @property
@@ -206,7 +206,7 @@ class ExactIndex:
         return ImageTable.joined(tables)
 
     def hits(self, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
-        """Numbers and scores as images; without scores below `lowest` and images that were removed meanwhile."""
+        """Numbers and scores as images; without scores below `lowest` and images that were removed since."""
         hits: list[Hit | None] = [None] * len(found)
         offset = 0
         for segment in self.segments:
@@ -248,7 +248,7 @@ def top_scores(
 ) -> tuple[Tensor, Tensor]:
     """Scores and indices of the `k` features most similar to each query, the best first.
 
-    Every feature is looked at. Of equal scores the earlier feature comes first. Scores are float32 whatever the
+    Every feature is looked at. Of equal scores the earlier feature comes first. Scores are float32 for any
     features are kept in, and at most 64 MB of them (one row at least) are held at a time.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reaches LanceDB: connections, failures in words of ours, repeated commits, files for their owner alone."""
+"""Reaches LanceDB: connections, error messages, repeated commits, files readable only by their owner."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ _NO_CREDENTIALS = (
     "GOOGLE_APPLICATION_CREDENTIALS"
 )
 _NO_KEY_FILE = (
-    "{url}: the file that GOOGLE_APPLICATION_CREDENTIALS names is no key of a service account ({words}); make one in "
+    "{url}: the file that GOOGLE_APPLICATION_CREDENTIALS names is not a service account key ({words}); make one in "
     "Google Cloud's console, or check the path"
 )
 _REFUSED = (
@@ -119,7 +119,7 @@ class Place:
         return f"{self.url}/{name}.lance"
 
     def connect(self) -> Any:
-        """LanceDB's connection. A table of it is looked at anew for every search."""
+        """LanceDB's connection. A table of it is opened again for every search."""
         lancedb, _ = require_lance()
         with in_our_words(self.url):
             now = timedelta(0)
@@ -132,7 +132,7 @@ class Place:
             return lance.dataset(self.table(name), storage_options=self.options or None)
 
     def make_private(self, table: str | None = None) -> None:
-        """Take everybody else's rights to a folder's files, or to those of a table, whatever the umask."""
+        """Take everyone else's permissions on a folder's files, or on a table's, regardless of the umask."""
         if self.folder is None or os.name == "nt":
             return
         for parent, folders, names in os.walk(self.folder if table is None else self.table(table)):
@@ -142,7 +142,7 @@ class Place:
 
 
 def _own_endpoint(scheme: str) -> dict[str, str]:
-    """What goes without saying where S3 is not Amazon's."""
+    """Default storage options for an S3 service other than Amazon's."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT")
     if scheme != "s3" or not endpoint:

@@ -11,7 +11,7 @@ from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Wher
 # "large": integers beyond 64 bits, as text in their order.
 Kind = Literal["text", "integer", "large", "float", "json"]
 
-# The engine folds the letters of a name that stands alone and takes a dot for a step into it, so other keys are written
+# The engine folds the case of a bare name and reads a dot as a step into it, so other keys are written
 # in hexadecimal.
 _PLAIN_KEY = re.compile(r"[a-z][a-z0-9_]*")
 _KINDS: tuple[Kind, ...] = ("text", "integer", "large", "float", "json")

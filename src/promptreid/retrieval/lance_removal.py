@@ -41,7 +41,7 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
     """The keys of images that are named by number, key, path or pattern of paths.
 
     Raises:
-        KeyError: A number or a pattern stands for no image.
+        KeyError: A number or a pattern matches no image.
     """
     given = [] if images is None else listed_images(images)
     names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
@@ -57,13 +57,15 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
         else:
             found = _keys_where(store, f"id = {image_number(image)}")
         if not found:
-            raise KeyError(f"the store has no image {str(image)!r}; nothing was erased")
+            raise KeyError(
+                f"the store has no image {str(image)!r}; nothing was erased. Check the path, as a search prints it"
+            )
         keys += found
     return list(dict.fromkeys(keys))
 
 
 def _matching_keys(store: LanceStore, pattern: str) -> list[str]:
-    """The keys that a pattern stands for; those that are no absolute paths are taken from the working folder."""
+    """The keys that a pattern matches; relative ones are taken from the working folder."""
     begins = (re.split(r"[*?\[]", form)[0] for form in (pattern, os.path.abspath(pattern)))
     keys = _keys_where(store, " OR ".join(f"starts_with(key, {quoted(begin)})" for begin in begins))
     by_path = {os.path.abspath(key): key for key in keys}
@@ -83,7 +85,7 @@ def chosen_keys(store: LanceStore, keys: Sequence[str]) -> list[str]:
     removed = removed_digests(store) if absent else frozenset[str]()
     for key in absent:
         if key_digest(key) not in removed:
-            raise KeyError(f"the store has no image {key!r}; nothing was erased")
+            raise KeyError(f"the store has no image {key!r}; nothing was erased. Check the path, as a search prints it")
     return list(known)
 
 
@@ -100,7 +102,10 @@ def passing_keys(store: LanceStore, where: Where | None, older_than: date | time
             found = [key for key, is_old in zip(found, old, strict=True) if is_old]
         keys += map(from_stored, found)
     if not keys and limit is None:
-        raise ValueError(f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}")
+        raise ValueError(
+            f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}; nothing was erased. "
+            "A search with the same filter names the values that images have"
+        )
     return keys
 
 
@@ -115,7 +120,7 @@ def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:
 
 
 def key_digest(key: str) -> str:
-    """What is kept of the key of an image that was erased."""
+    """The digest that is kept of the key of an erased image."""
     return blake2b(to_stored(key).encode(), digest_size=16).hexdigest()
 
 
@@ -161,7 +166,7 @@ def removed_digests(store: LanceStore) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Erasure:
-    """What an erasure did.
+    """The result of an erasure.
 
     Attributes:
         images: How many were erased.
@@ -293,17 +298,17 @@ def _entries(store: LanceStore, uuid: str) -> int:
 
 
 def _remains(store: LanceStore, erased: Sequence[str]) -> list[str]:
-    """What the table's description says is left of what was erased."""
+    """The remains of erased images, according to the table's description."""
     left: list[str] = []
     present = store.stamps(erased)
     if present:
-        left.append(f"{len(present)} images were added again meanwhile")
+        left.append(f"{len(present)} images were added again during the erasure")
     data = store.place.dataset(IMAGES)
     with in_our_words(store.place.url):
         if len(data.versions()) > 1:
-            left.append(f"{len(data.versions()) - 1} older versions, made meanwhile; erase again")
+            left.append(f"{len(data.versions()) - 1} older versions, made during the erasure; erase again")
         if removed := sum(fragment.num_deletions for fragment in data.get_fragments()):
-            left.append(f"{removed} removed images in files, by others meanwhile; erase again")
+            left.append(f"{removed} removed images in files, by other processes during the erasure; erase again")
         named = {path for batch in data.tracked_files() for path in batch["path"].to_pylist()}
         files = {path for batch in data.all_files() for path in batch["path"].to_pylist()}
     if unnamed := files - named - {_HINT}:

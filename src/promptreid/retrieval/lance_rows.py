@@ -55,7 +55,7 @@ def audit_schema() -> Any:
 
 
 def metadata_cells(images: ImageTable) -> dict[str, list[Any]]:
-    """What is known of images by column, as the store holds it."""
+    """The metadata of images by column, as the store holds it."""
     cells: dict[str, list[Any]] = {}
     for row, known in enumerate(images.metadata):
         for key, value in known.items():

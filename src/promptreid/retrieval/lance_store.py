@@ -150,7 +150,7 @@ class LanceStore:
             fits = False
         if not fits:
             raise StoreError(
-                f"{self.place.url} is no store of promptreid's, or damaged: its vectors do not fit its header"
+                f"{self.place.url} is not a store of promptreid, or is damaged: its vectors do not fit its header"
             )
 
     def _now(self) -> "_State":
@@ -163,7 +163,7 @@ class LanceStore:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What is kept beside the images: format, dimensions, storage, model, calibration and notes."""
+        """The entries beside the images: format, dimensions, storage, model, calibration and notes."""
         try:
             return json.loads(self._now().header)
         except ValueError:
@@ -200,7 +200,7 @@ class LanceStore:
         self.place.make_private(AUDIT)
 
     def audit_log(self) -> list[dict[str, Any]]:
-        """What was logged, in the order of time; empty where no log was ever kept."""
+        """The log, in the order of time; empty if no log was ever kept."""
         if "audit" not in self.header:
             return []
         with in_our_words(self.place.url):
@@ -237,7 +237,7 @@ class LanceStore:
         return self._reading(lambda: self._table.count_rows(condition))
 
     def _reading(self, work: Any) -> Any:
-        """Read, again if what is read was cleaned up meanwhile."""
+        """Read, and read again if the files were cleaned up during the read."""
         for _ in range(2):
             try:
                 return work()
@@ -380,7 +380,7 @@ class LanceStore:
 
 @dataclass(frozen=True)
 class _State:
-    """What a version of the table says of itself."""
+    """The description in a version of the table."""
 
     version: int
     header: str
@@ -404,7 +404,7 @@ def index_partitions(data: Any) -> int | None:
 
 
 def _make_table(connection: Any, name: str, schema: Any) -> None:
-    """Make a table, or leave the one that another process made meanwhile, which may have more columns already."""
+    """Make a table, or keep the one that another process has just made, which may have more columns already."""
     try:
         connection.create_table(name, schema=schema)
     except Exception as error:

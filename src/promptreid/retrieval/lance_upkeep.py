@@ -14,7 +14,7 @@ _LIST_IMAGES = 400
 _OUTGROWN = 2
 # Parts of an index, of which each search looks into every one.
 _MOST_PARTS = 8
-# Versions that somebody may still be reading or writing.
+# Versions that another process may still be reading or writing.
 KEPT = timedelta(hours=1)
 
 
@@ -83,7 +83,7 @@ def _is_of_features(index: Any) -> bool:
 def optimize(store: LanceStore, *, keep: timedelta = KEPT) -> StoreInfo:
     """Join small files, build or refresh the indexes, and delete versions that nobody can be reading any more.
 
-    Let one process do this now and then, and after much was added; others may search and write meanwhile. Where they
+    Let one process do this from time to time, and after many additions; others may search and write. Where they
     are faster, it tries again.
 
     Args:

@@ -85,7 +85,10 @@ def _ids_of(store: GalleryState, images: Images) -> list[int]:
         else:
             found = store.exact.chosen([image_number(image)]).ids.tolist()
         if not found:
-            raise KeyError(f"the gallery has no image {str(image)!r}; nothing was removed")
+            raise KeyError(
+                f"the gallery has no image {str(image)!r}; nothing was removed. Check the path, which gallery.paths "
+                "lists; a pattern such as 'crops/cam_a/*' names several images"
+            )
         ids.update(found)
     return sorted(ids)
 
@@ -107,7 +110,7 @@ def image_times(known: Sequence[Any], modified_ns: "np.ndarray[Any, Any]") -> "n
     NaN where it is unknown.
 
     Raises:
-        ValueError: A text is no time.
+        ValueError: A text is not a time.
     """
     moments: dict[Any, float] = {}
     for value in known:
@@ -134,7 +137,7 @@ def older(times: "np.ndarray[Any, Any]", limit: float) -> "np.ndarray[Any, Any]"
     """Which of these times are before a limit, all in Unix seconds.
 
     Raises:
-        ValueError: One is unknown.
+        ValueError: A time is unknown.
     """
     if unknown := int(np.isnan(times).sum()):
         raise ValueError(
@@ -145,7 +148,7 @@ def older(times: "np.ndarray[Any, Any]", limit: float) -> "np.ndarray[Any, Any]"
 
 
 def moment_before(older_than: Any) -> float:
-    """The moment that a date, or an age, stands for, in Unix seconds."""
+    """The moment that a date or an age means, in Unix seconds."""
     if isinstance(older_than, timedelta):
         return (datetime.now(timezone.utc) - older_than).timestamp()
     if isinstance(older_than, datetime):
@@ -183,7 +186,7 @@ def forget(store: GalleryState, paths: Collection[str]) -> None:
 
 
 def _mark(table: ImageTable, row: int) -> dict[str, Any]:
-    """What is kept of a removed image: its path, and the file's size and digest if it is still the one encoded."""
+    """The mark of a removed image: its path, and the file's size and digest if it is still the one encoded."""
     path, size = os.path.abspath(table.paths[row]), int(table.sizes[row])
     try:
         if file_stamp(path) == (size, int(table.modified_ns[row])) and size >= 0:
@@ -228,7 +231,7 @@ def image_number(image: Any) -> int:
 
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
-    """The absolute paths that a path or a pattern stands for; `*` stays in its folder, `**` does not."""
+    """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not."""
     pattern = os.path.abspath(image)
     if pattern in paths:
         return [pattern]
@@ -239,5 +242,5 @@ def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> lis
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path stands for several."""
+    """Whether a path is a pattern for several."""
     return any(letter in path for letter in "*?[")

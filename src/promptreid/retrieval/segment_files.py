@@ -173,7 +173,7 @@ def _check_files(folder: Path, files: Any) -> None:
 
 
 def damaged_features(folder: Path, segment: Segment) -> str | None:
-    """What is wrong with a segment's file of features, by its digest."""
+    """The error in a segment's file of features, found by its digest."""
     files = segment.files or {}
     if file_digest(folder / files["features"]) == files["features_sha256"]:
         return None

@@ -93,7 +93,7 @@ class StoredGallery:
             url: A folder, or `s3://bucket/name` or `gs://bucket/name`.
             model: The model.
             storage: `"float16"` takes half the room.
-            notes: Whatever is to be kept with it, as JSON holds it.
+            notes: Anything to keep with it, as JSON holds it.
             storage_options: LanceDB's for the object store, over what the environment says.
 
         Raises:
@@ -138,7 +138,7 @@ class StoredGallery:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What is kept with the store; a copy: `store.change_header(notes=...)` writes."""
+        """The notes kept with the store; a copy: `store.change_header(notes=...)` writes."""
         return dict(self.store.header.get("notes", {}))
 
     @property
@@ -252,7 +252,10 @@ class StoredGallery:
                 known = listed(self._values(key), most=20)
                 raise ValueError(f"no image of the store has {key} {value}; known are, among others: {known}")
         if where is not None:
-            raise ValueError("no image of the store passes the filter; it was not searched")
+            raise ValueError(
+                f"each condition matches some images, but no image matches all of them ({', '.join(where)}); drop one; "
+                "the store was not searched"
+            )
 
     def _values(self, key: str) -> list[str]:
         """Some values of a key."""
@@ -302,7 +305,7 @@ class StoredGallery:
         still there.
 
         Args:
-            images: One or several: numbers, paths, or patterns of paths in which `*` stands for a part of a name and
+            images: One or several: numbers, paths, or patterns of paths in which `*` matches a part of a name and
                 `**` for folders too.
             where: Instead, all images with these metadata, as in `search`.
             older_than: Instead, or of those, the images from before this date, or older than this age; the time of an
@@ -325,7 +328,7 @@ class StoredGallery:
         self.store.keep_audit_log(keep)
 
     def audit_log(self) -> list[dict[str, Any]]:
-        """What was logged, in the order of time: when, who, the sentences and filter, how many; no images."""
+        """The log, in the order of time: when, who, the sentences and filter, how many; no images."""
         return self.store.audit_log()
 
     def erase(
@@ -341,7 +344,7 @@ class StoredGallery:
         return erase(self.store, named_keys(self.store, images), where=where, older_than=older_than, alone=alone)
 
     def restore(self, images: Images) -> int:
-        """Forget that images were removed, so that `update` takes them in again; as `Gallery.restore`, by path alone.
+        """Forget that images were removed, so that `update` takes them in again; as `Gallery.restore`, only by path.
 
         Raises:
             KeyError: One was not removed; then nothing is changed.

@@ -1,4 +1,4 @@
-"""What a gallery knows of its images besides their features."""
+"""The images of a gallery without their features: paths, numbers and metadata."""
 
 import os
 import time
@@ -196,7 +196,7 @@ class ImageTable:
         return torch.from_numpy(self.columns.mask(where)).nonzero().flatten()
 
     def arrays(self) -> Arrays:
-        """What `from_arrays` needs."""
+        """The arrays for `from_arrays`."""
         return {
             **{f"paths.{name}": array for name, array in Texts.of(self.paths).arrays().items()},
             "ids": self.ids.numpy(),
@@ -213,7 +213,7 @@ class ImageTable:
 
         Raises:
             ValueError: They do not fit each other, or are of other kinds.
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
         paths = Texts.from_arrays({name: arrays[f"paths.{name}"] for name in ("bytes", "ends")})
         numbers = [arrays[name] for name in ("ids", "sizes", "modified_ns", "path_hashes", "path_order")]
@@ -268,7 +268,20 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
         if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
             known = list(dict.fromkeys(map(str, known_values(tables, key))))
             raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {listed(known, most=20)}")
-    raise ValueError("no image of the gallery passes the filter; it was not searched")
+    raise ValueError(f"{_why_none_passes(tables, where)}; the gallery was not searched")
+
+
+def _why_none_passes(tables: Sequence[ImageTable], where: Where) -> str:
+    """The reason why no image passes a filter whose keys and values are all known."""
+    if not isinstance(where, Mapping):
+        keys = sorted({known for table in tables for known in table.columns.by_key})
+        return f"the filter's function is true for no image; the metadata have the keys {', '.join(keys) or 'none'}"
+    for key, some in conditions(where).items():
+        columns = [table.columns.by_key[key] for table in tables if key in table.columns.by_key]
+        if not any(column.mask(condition).any() for column in columns for condition in some):
+            known = listed(list(map(str, known_values(tables, key))), most=20)
+            return f"the function for {key} is true for no image; known are: {known}"
+    return f"each condition matches some images, but no image matches all of them ({', '.join(where)}); drop one"
 
 
 def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:
@@ -279,7 +292,7 @@ def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:
 
 
 def _words(condition: Any) -> list[str]:
-    """What a condition asks for, in words; nothing for a function."""
+    """The values that a condition asks for, in words; nothing for a function."""
     if isinstance(condition, AnyOf):
         return list(dict.fromkeys(map(str, condition.values)))
     return [str(condition)] if isinstance(condition, Between | Prefix) else []

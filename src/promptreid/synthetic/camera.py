@@ -115,7 +115,7 @@ def _draw_occluder(random: np.random.Generator, image: Image.Image, occluder: st
 
 
 def _post_position(random: np.random.Generator) -> float:
-    """Where a post stands: near one edge, where it hides no whole thing."""
+    """The position of a post: near one edge, where it hides no whole thing."""
     return float(random.uniform(0.04, 0.14)) if random.random() < 0.5 else float(random.uniform(0.86, 0.96))
 
 

@@ -196,7 +196,7 @@ def draw_upper(pen: Pen, figure: Figure) -> None:
 
 
 def _draw_cut(pen: Pen, figure: Figure, low: float) -> None:
-    """What tells the kinds of garment apart from every side: hood, collar, bands."""
+    """Draw what distinguishes the kinds of garment from every side: hood, collar, bands."""
     kind, bones = figure.person.upper_kind, figure.bones
     cloth, (x, top), half = GARMENT_COLOURS[figure.person.upper_colour], bones.neck, bones.shoulders
     if kind == "hoodie":

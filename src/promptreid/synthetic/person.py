@@ -100,7 +100,7 @@ def _hair_length(random: np.random.Generator, gender: str, age: str) -> str:
 
 
 def near_twin(random: np.random.Generator, person: Person) -> Person:
-    """Somebody who differs from `person` in the colour of one thing that every view shows."""
+    """A person who differs from `person` in the colour of one thing that every view shows."""
     attributes = ["upper_colour", "lower_colour", "shoe_colour"]
     if person.upper_pattern in ("striped", "checked", "dotted"):
         attributes.append("pattern_colour")

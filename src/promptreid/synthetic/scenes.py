@@ -1,4 +1,4 @@
-"""What an image shows: who stands how before which camera, and what its captions say; kept in `scenes.json`."""
+"""The ground truth of each image: the person, the view, the camera and the captions; kept in `scenes.json`."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ HIDING_FEET = ("bench", "bush")
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """The content of an image.
 
     Attributes:
         person: Who it is.
@@ -26,7 +26,7 @@ class Scene:
         view: `"front"`, `"back"` or `"side"`.
         facing: 1 towards the right edge, -1 towards the left one; matters from the side.
         phase: Of the walking cycle, in [0, 1).
-        occluder: What stands before the person: `"none"`, `"bench"`, `"bush"` or `"post"`.
+        occluder: The object in front of the person: `"none"`, `"bench"`, `"bush"` or `"post"`.
         style: `"street"`, or `"web"` where it is drawn as in the base's own domain.
         sharp: Whether glasses and the kind of shoes can be made out.
     """
@@ -42,7 +42,7 @@ class Scene:
 
     @property
     def seen(self) -> Person:
-        """What of the person this image shows; what it hides is `"none"`."""
+        """The person as this image shows them; what it hides is `"none"`."""
         feet = self.occluder not in HIDING_FEET
         return as_seen(self.person, self.view, shoes=feet, small_things=self.sharp)
 
@@ -125,7 +125,7 @@ def write_scenes(root: Path, images: Sequence[DescribedImage]) -> None:
 
 
 def load_scenes(root: str | Path) -> list[DescribedImage]:
-    """What the images of a synthetic dataset show, in the annotation's order.
+    """The contents of the images of a synthetic dataset, in the annotation's order.
 
     Args:
         root: A folder that `write_generated` wrote.

@@ -123,7 +123,7 @@ _Namer = Callable[[Generator, Person], Phrase]
 
 
 def _coloured(kind: str, colour: str, words: Mapping[str, tuple[str, ...]]) -> _Namer:
-    """What names one thing that a person has, such as `black trousers`."""
+    """The phrase for one thing that a person has, such as `black trousers`."""
 
     def phrase(random: Generator, person: Person) -> Phrase:
         name = colour_word(random, getattr(person, colour))
@@ -157,7 +157,7 @@ def skin_phrase(person: Person) -> Phrase:
 
 
 def _other_phrases(random: Generator, person: Person, *, skin: float) -> list[tuple[str, Phrase]]:
-    """What a person has beside garments, each with its manner; the tone of the skin with that probability."""
+    """Phrases for what a person has beside garments, each with its manner; skin tone with that probability."""
     things = (
         ("wears", person.shoe_kind, shoe_phrase),
         ("has", person.hair_length, hair_phrase),
@@ -209,7 +209,7 @@ _CONFUSED = {
 
 
 def describe(random: Generator, scene: Scene) -> Caption:
-    """Caption an image: details left out, in some order, now and then one of them wrong."""
+    """Caption an image: details left out, in some order, occasionally one of them wrong."""
     seen = scene.seen
     believed = _mistake(random, seen) if random.random() < MISTAKE_RATE else seen
     draft = _Draft(random, believed, scene.view)
@@ -282,14 +282,14 @@ class _Draft:
         return text
 
     def details(self) -> list[tuple[str, Phrase]]:
-        """What may be told beside the garments: (manner, phrase), in random order, some left out."""
+        """Details beside the garments: (manner, phrase), in random order, some left out."""
         random = self.random
         found = _other_phrases(random, self.person, skin=0.2)
         chosen = [detail for detail in found if random.random() < self.detail]
         return [chosen[int(index)] for index in random.permutation(len(chosen))]
 
     def opening(self, details: list[tuple[str, Phrase]]) -> str:
-        """The first sentence: who wears what; takes a detail along now and then."""
+        """The first sentence: who wears what; occasionally includes a detail."""
         random = self.random
         subject = self.note(subject_phrase(random, self.person))
         self.pronoun, self.owner = self.pronouns()

@@ -38,7 +38,7 @@ class _Plan:
         return PUBLISHED[self.layout]
 
     def stamp(self) -> dict[str, Any]:
-        """What a folder must have been written with to be used again."""
+        """The settings that a folder must have been written with to be used again."""
         return {
             "generator_version": GENERATOR_VERSION,
             **vars(self),
@@ -81,7 +81,7 @@ def write_generated(
         gap: How far look and captions are from the small base's own domain, 0 to 2. It is the share (at most 1) of
             images that show the street and have an annotator's captions, where the others are the web's dolls and
             lists; and the strength of what the cameras do to all of them.
-        near_twins: Share of the persons, 0 to 1, who have a near-twin in their split: somebody who differs in the
+        near_twins: Share of the persons, 0 to 1, who have a near-twin in their split: a person who differs in the
             colour of one thing only.
         seed: Everything is drawn from it.
         progress: Show a progress bar.

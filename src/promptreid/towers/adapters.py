@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-_BASE = "base_layer"  # what PEFT's layers call the layer that they stand in for
+_BASE = "base_layer"  # PEFT's name for the layer that its layers replace
 
 
 def adapter_layers(module: nn.Module) -> dict[str, nn.Module]:
     """PEFT's layers in a module by name, without those inside another one.
 
-    They are recognised by what they offer, so PEFT need not be installed where there are none.
+    They are recognised by what they offer, so PEFT need not be installed if there are none.
     """
     found: dict[str, nn.Module] = {}
     for name, child in module.named_modules():
@@ -41,7 +41,7 @@ def train_adapter(layer: nn.Module) -> None:
 
 
 def adapter_settings(module: nn.Module) -> list[dict[str, Any]]:
-    """What the layers of PEFT in a module are set to, such as rank and scaling; each setting once, with its count."""
+    """The settings of PEFT's layers in a module, such as rank and scaling; each setting once, with its count."""
     settings: dict[str, dict[str, Any]] = {}
     counts: Counter[str] = Counter()
     for layer in adapter_layers(module).values():

@@ -1,4 +1,4 @@
-"""Whose checkpoint a file is, told by its keys: what of it are the encoders, and how the model was trained."""
+"""Recognises which project wrote a checkpoint, from its keys, and how to extract its encoders."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,7 +92,7 @@ def _refuse_clip_reid(names: Sequence[str]) -> str | None:
     if any(name.startswith("image_encoder.layer4.") for name in names):
         return "its ResNet's last stage has a stride of 1, which no tower of open_clip has"
     if not any(name.startswith("text_encoder.") for name in names):
-        return "it holds an image encoder alone"
+        return "it holds only an image encoder"
     return None
 
 
@@ -143,7 +143,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """The names that a model's own weights have without what training scripts and wrappers put around them.
 
     Returns:
-        Short name → name in the file. Optimisers and what else stands beside the model are left out.
+        Short name → name in the file. Optimisers and anything else beside the model are left out.
     """
     short = {name: name for name in names}
     while True:
@@ -151,7 +151,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
         if wrapper is None:
             return short
         if wrapper in ("base_model.", "module.", "_orig_mod."):
-            # These stand in front of a module's names; heads beside the module keep theirs.
+            # These are prefixes of a module's names; heads beside the module keep theirs.
             short = {name.removeprefix(wrapper): full for name, full in short.items()}
         else:
             short = {name.removeprefix(wrapper): full for name, full in short.items() if name.startswith(wrapper)}

@@ -30,7 +30,7 @@ Target = Literal["open_clip", "transformers"]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_weights` wrote.
+    """The result of `convert_weights`.
 
     Attributes:
         folder: Where.
@@ -153,7 +153,7 @@ def _find(source: str, name: str | None) -> Checkpoint | None:
 
 
 def _name_of(checkpoint: Checkpoint | None, source: str) -> str:
-    """What makes the model of a checkpoint: the configuration beside it, or else the architecture of these shapes."""
+    """The configuration of a checkpoint's model: the one beside it, or else the architecture of these shapes."""
     if checkpoint is not None:
         beside = checkpoint.path.parent
         configs = {CONFIG_NAME, *([FOREIGN_CONFIG_NAME] if checkpoint.title == "transformers" else [])}

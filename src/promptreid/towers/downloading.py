@@ -130,7 +130,7 @@ def _is_missing(error: BaseException | None) -> bool:
 
 
 def with_tagged_weights(name: str, tag: str, cache: str | None, load: Callable[[], Result]) -> Result:
-    """Call what loads the weights of a tag, which are downloaded first; damaged ones are downloaded once more.
+    """Call what loads the weights of a tag, which are downloaded first; damaged ones are downloaded again.
 
     Raises:
         HubError: They cannot be downloaded.
@@ -151,7 +151,7 @@ def with_weights(repo_id: str, file: str, cache: str | None, load: Callable[[Pat
 
 
 def with_model(repo_id: str, cache: str | None, load: Callable[[Path], Result]) -> Result:
-    """Call what loads the weights of a repository; a damaged copy in the cache is downloaded once more.
+    """Call what loads the weights of a repository; a damaged copy in the cache is downloaded again.
 
     Raises:
         HubError: They cannot be downloaded.
@@ -174,7 +174,8 @@ def _twice(fetch: Callable[[bool], Path], load: Callable[[Path], Result]) -> Res
         if not _is_damage(error):
             raise
         raise CheckpointError(
-            f"{path} is damaged, and so it was when it was downloaded once more ({str(error)[:200]})"
+            f"{path} is damaged, and a second download gave the same result ({str(error)[:200]}); delete it and try "
+            "again later, or ask the owner of its repository to upload it again"
         ) from error
 
 
@@ -188,7 +189,7 @@ def making_sense_of(config: Path) -> Generator[None, None, None]:
     """Name the foreign configuration that open_clip, timm or transformers can make nothing of.
 
     Raises:
-        HubError: A part of the model that has a repository of its own cannot be downloaded.
+        HubError: A part of the model that has its own repository cannot be downloaded.
         ValueError: No model can be made.
     """
     try:
@@ -199,4 +200,7 @@ def making_sense_of(config: Path) -> Generator[None, None, None]:
         raise HubError(f"a part of the model of {config} cannot be downloaded ({error}); check the network") from error
     except (TypeError, AttributeError, LookupError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"no model can be made of {config}, or not with this open_clip ({reason})") from error
+        raise ValueError(
+            f"open_clip {open_clip.__version__} cannot build the model described in {config} ({reason}); upgrade it "
+            "(pip install --upgrade open_clip_torch), or use another model"
+        ) from error

@@ -69,7 +69,7 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
 
 
 def without_tensors(values: tuple[float, ...]) -> tuple[float, ...]:
-    """The first part of a fingerprint, which is short enough to go with prompts alone."""
+    """The first part of a fingerprint, which is short enough to be saved with the prompts."""
     return values[:SAMPLES]
 
 
@@ -80,7 +80,7 @@ def _spread(total: int) -> list[int]:
 
 
 def same_fingerprint(one: Sequence[float], other: Sequence[float], *, relative: float = 1e-2) -> bool:
-    """Whether two fingerprints are of the same weights, whatever precision those were kept in.
+    """Whether two fingerprints are of the same weights, in any precision that those were stored in.
 
     Args:
         one: A fingerprint.
@@ -115,7 +115,7 @@ def pack_fingerprint(values: Sequence[float], *, exact: bool) -> str:
 
 
 def unpack_fingerprint(text: str) -> tuple[float, ...]:
-    """What `pack_fingerprint` packed.
+    """Unpack the result of `pack_fingerprint`.
 
     Raises:
         ValueError: The text is not that of finite numbers, or of more than a fingerprint has.
@@ -180,7 +180,7 @@ def weights_changed(
         now: What `weight_digests` says of `module`, where it is known.
 
     Raises:
-        Exception: Whatever `remake` raises.
+        Exception: Any error of `remake`.
     """
     now = weight_digests(module) if now is None else now
     if before and before == now:
@@ -202,7 +202,7 @@ def _crc(value: Tensor) -> int:
 
 
 def weight_checks(module: nn.Module, digests: WeightDigests) -> dict[str, str]:
-    """What `weights_match` compares a model with: some 150 bytes that depend on every weight that features come from.
+    """The checks for `weights_match`: some 150 bytes that depend on every weight that features come from.
 
     Args:
         module: A model.
@@ -221,7 +221,7 @@ def weight_checks(module: nn.Module, digests: WeightDigests) -> dict[str, str]:
 
 
 def weights_match(checks: Mapping[str, str], module: nn.Module, digests: WeightDigests) -> bool:
-    """Whether a model has the weights that `weight_checks` were made of, whatever precision those were kept in.
+    """Whether a model has the weights that `weight_checks` were made of, in any precision that those were stored in.
 
     Models rounded to float16 and to bfloat16 cannot be compared with each other, and match.
 

@@ -1,4 +1,4 @@
-"""What grows and shrinks with the sequence, as pure functions."""
+"""Inserting and removing tokens, masks and positions, as pure functions."""
 
 import torch
 import torch.nn.functional as F
@@ -150,12 +150,12 @@ def keep_positions(mask: Tensor | None, index: Tensor, *, length: int) -> Tensor
 
 
 def mask_before_end(ends: Tensor, *, length: int, slot: int, count: int) -> Tensor:
-    """A causal mask in which `count` tokens that stand at `slot` act as if they stood right before each end.
+    """A causal mask in which `count` tokens at `slot` act as if they were right before each end.
 
     Args:
         ends: Position of the end token of each caption, without the new tokens.
         length: L, the sequence's length without the new tokens.
-        slot: Where the new tokens stand.
+        slot: Position of the new tokens.
         count: P, how many there are.
 
     Shape:

@@ -1,4 +1,4 @@
-"""What the blocks of a bare tower see: the starting point of prompts that leave the features almost as they were."""
+"""The inputs of a bare tower's blocks: initial values for prompts that hardly change the features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def start_states(tower: TokenTower, run: Callable[[], Any], *, count: int) -> Te
 
 
 def _block_inputs(tower: TokenTower, run: Callable[[], Any]) -> list[Tensor]:
-    """What every block is given, each (L, B, D) float32."""
+    """The input of every block, each (L, B, D) float32."""
     seen: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

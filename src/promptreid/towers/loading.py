@@ -96,7 +96,7 @@ def current_digests(clip: nn.Module) -> WeightDigests:
 
 
 def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
-    """What the weights from `source` are as `load_clip` found them; nothing where the caller names them.
+    """The format of the weights from `source` as `load_clip` found them; nothing if the caller names them.
 
     `None` for random weights, which nobody can make again.
     """
@@ -181,7 +181,7 @@ def load_clip(
         ValueError: Unknown name or tag, an image size that is not two positive integers or that the tower cannot
             take, or weights whose activation the named architecture does not have.
         HubError: The weights cannot be downloaded; names the file and the cause.
-        CheckpointError: The weights are damaged, and so they were when they were downloaded once more.
+        CheckpointError: The weights are damaged, and a second download gave the same result.
         MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
         WeightsError: The weights do not fit, are damaged or not finite, or were saved in another layout; missing and
             unexpected keys are listed.
@@ -195,7 +195,7 @@ def load_clip(
     size = None if image_size is None else check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)
-    needs_quick_gelu(name, pretrained)  # refuses what is no tag, path or repository, and another activation's weights
+    needs_quick_gelu(name, pretrained)  # refuses anything else, and weights of another activation
     # Building a large tower takes long; one whose patch is known is refused first.
     patch = None if is_repository(name) else config_of(name)["vision_cfg"].get("patch_size")
     if size is not None and patch:
@@ -389,7 +389,7 @@ def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, 
             (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
             clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
             clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
-    except Exception:  # of whatever kind: each library has its own
+    except Exception:  # of any kind: each library has its own
         return False
     return {name: tuple(value.shape) for name, value in clip.state_dict().items()} == dict(shapes)
 

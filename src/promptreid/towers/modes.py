@@ -99,7 +99,7 @@ def _without_remote_code() -> Generator[None, None, None]:
 
     open_clip says nothing of `trust_remote_code`, and transformers then asks, and runs what it is allowed to.
     """
-    with _replacing:  # open_clip's module is changed meanwhile
+    with _replacing:  # open_clip's module is changed in this block
         real = {name: getattr(hf_model, name) for name in ("AutoConfig", "AutoModel") if hasattr(hf_model, name)}
         makers = ("from_pretrained", "from_config")
         for name, auto in real.items():

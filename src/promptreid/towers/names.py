@@ -1,4 +1,4 @@
-"""What open_clip knows by name: architectures, tags of their weights, and what the arguments of `load_clip` may be."""
+"""The names that open_clip knows: architectures and tags of weights; and valid arguments of `load_clip`."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ open_clip.add_model_config(TINY_FOLDER / f"{TINY_NAME}.json")
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` is that of a Hub repository or a folder, with a configuration and weights of its own."""
+    """Whether `name` is that of a Hub repository or a folder, with its own configuration and weights."""
     return name.startswith(_REPOSITORIES)
 
 
@@ -34,8 +34,8 @@ def check_name(name: str) -> None:
     """Refuse a name that open_clip does not have, and suggest similar ones.
 
     Raises:
-        ValueError: There is no such model.
-        TypeError: It is not text.
+        ValueError: open_clip has no model of this name.
+        TypeError: The name is not text.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"name is {type(name).__name__}, expected one of open_clip.list_models(), such as 'ViT-B-16'")
@@ -262,7 +262,7 @@ def _depth(shapes: Mapping[str, Any], tower: str | None) -> int:
 
 
 def _summary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `names_that_fit` compares, of a configuration; less for towers of other kinds."""
+    """The part of a configuration that `names_that_fit` compares; less for towers of other kinds."""
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in config:
         return {}

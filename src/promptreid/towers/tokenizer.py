@@ -69,7 +69,8 @@ class CaptionTokenizer:
             warnings.warn(
                 f"{len(other)} of {len(captions)} captions are not in Latin letters, for example {other[0][:60]!r}. "
                 "This model has CLIP's tokenizer, which was made for English, as were most models with it. Translate "
-                "the captions, or take a multilingual model such as xlm-roberta-base-ViT-B-32. This is said once",
+                "the captions, or use a multilingual model such as xlm-roberta-base-ViT-B-32. This warning is shown "
+                "once",
                 stacklevel=3,
             )
 
@@ -85,7 +86,8 @@ class CaptionTokenizer:
             self._warned = True
             warnings.warn(
                 f"{cut} of {len(captions)} captions are longer than the {self.context_length} tokens that this model "
-                f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This is said once",
+                f"reads and were cut, for example {captions[full[0]][:60]!r}; the end token is kept. This warning is "
+                "shown once",
                 stacklevel=3,
             )
 
@@ -112,7 +114,7 @@ def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionToke
 
 
 def _of_repository(name: str) -> Any:
-    """As `open_clip.get_tokenizer`, which would hand on whatever the repository says."""
+    """As `open_clip.get_tokenizer`, which would pass on every setting of the repository."""
     folder = repository_folder(name)
     text: dict[str, Any] = read_config(folder)["model_cfg"]["text_cfg"]
     options: dict[str, Any] = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}

@@ -21,7 +21,7 @@ Trim = Literal["never", "end", "class_at_end", "slice"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tower:
-    """What is known of every tower.
+    """The description that every tower has.
 
     `promptreid.towers.families` makes them; nothing outside `towers/` reads open_clip's attributes.
 
@@ -61,7 +61,7 @@ class TokenTower(Tower):
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
         causal: Whether a token may only look back.
         drops_blocks: Whether the tower skips whole blocks while training.
-        unordered: Whether the blocks treat all positions alike, so that prompts do the same wherever they stand.
+        unordered: Whether the blocks treat all positions alike, so that prompts do the same at every position.
         pooled_at: Position of the one token that the feature is made of, -1 for the last; `None` where it is made of
             more, or of another in each sequence.
     """
@@ -233,7 +233,7 @@ def runs_slow_when_frozen(tower: TokenTower) -> bool:
 def set_sequence_first(tower: TokenTower, *, enable: bool) -> None:
     """Switch the tower's blocks between (L, B, D), if `enable`, and (B, L, D)."""
     attentions: list[Any] = [block.attn for block in tower.blocks]
-    # PEFT's layers only show the layout of the attention that they stand in for.
+    # PEFT's layers only show the layout of the attention that they replace.
     modules: list[Any] = [tower.container, *(getattr(each, "base_layer", each) for each in attentions)]
     for module in modules:
         module.batch_first = not enable
@@ -244,7 +244,7 @@ def refuse_compiled(clip: nn.Module, *modules: nn.Module) -> None:
 
     Raises:
         AttachmentError: It is TorchScript or compiled; says what to do.
-        TypeError: It is not a module.
+        TypeError: The argument is not a module.
     """
     if not isinstance(clip, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
@@ -292,7 +292,7 @@ class ImagePreprocessing(TypedDict):
 
 
 def image_preprocessing_of(clip: nn.Module) -> ImagePreprocessing:
-    """What is done to the images of `clip`, as open_clip states it."""
+    """The preprocessing of images for `clip`, as open_clip states it."""
     stated: dict[str, Any] = getattr(clip.visual, "preprocess_cfg", None) or {}
     mean = stated.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = stated.get("std", (0.26862954, 0.26130258, 0.27577711))

@@ -111,7 +111,7 @@ def to_transformers(clip: nn.Module) -> Any:
         clip: A bare open_clip model with OpenAI's or SigLIP's towers, for square images.
 
     Returns:
-        The model of transformers, in eval mode; it has weights of its own.
+        The model of transformers, in eval mode; it has its own weights.
 
     Raises:
         UnsupportedTowerError: transformers has no such towers, or takes no images that are not square.
@@ -225,7 +225,7 @@ def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's model configuration of the `config.json` of a CLIPModel, or of a SiglipModel that open_clip lists.
 
     Raises:
-        KeyError, TypeError, ValueError, ZeroDivisionError: It is not one.
+        KeyError, TypeError, ValueError, ZeroDivisionError: The configuration is of another model.
     """
     if config.get("model_type") == "siglip":
         found = siglip_config(config)

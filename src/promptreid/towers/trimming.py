@@ -22,7 +22,7 @@ _VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values
 
 
 class ThreadValue:
-    """A value that one object has in the calling thread alone; a deep copy of the object has its own.
+    """A value that one object has only in the calling thread; a deep copy of the object has its own.
 
     It is read when a hook runs, so several threads can use one model.
     """
@@ -33,7 +33,7 @@ class ThreadValue:
         self.key = next(self._keys)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give a deep copy a key of its own, so that setting one does not set the other."""
+        """Give a deep copy its own key, so that setting one does not set the other."""
         self.__dict__.update(state)
         self.key: int = next(self._keys)
 
@@ -121,7 +121,7 @@ class LastBlock:
 
     Keys and values are those of all tokens; query, projection, norm, MLP and residual are the one token's, with the
     same value and gradients. The output has the token at every position, for the tower's own pooling to find. This
-    holds inside `reading` alone, so whoever else runs the tower gets every token, and so does everybody where a hook
+    holds only inside `reading`, so all other callers of the tower get every token, and so do all callers if a hook
     that is not promptreid's could see the difference.
 
     Args:
@@ -136,7 +136,7 @@ class LastBlock:
         self._read = ThreadValue()
         self._handles: list[Any] = []
         self._block: Any = tower.blocks[-1] if isinstance(tower, TokenTower) else None
-        # A forward of the block's own is somebody's stand-in already.
+        # A forward in the block's own attributes is a replacement already.
         usual = type(self._block) is ResidualAttentionBlock and "forward" not in vars(self._block)
         if usual and not hasattr(self._block, "ln_1_kv") and position(0) is not None:
             # In front of other hooks, because prompts make another tensor of the input.
@@ -146,7 +146,7 @@ class LastBlock:
 
     @contextmanager
     def reading(self, position: Tensor | int | None) -> Generator[None, None, None]:
-        """Compute inside the block the token at this position of the bare sequence alone, or every one for `None`.
+        """Compute inside the block only the token at this position of the bare sequence, or every one for `None`.
 
         Shape:
             - position: (B,) int64, or one for all
@@ -161,7 +161,7 @@ class LastBlock:
         return None if is_traced() or empty or not self._handles or self._is_watched() else position
 
     def remove(self) -> None:
-        """Take the hook out, and the block's stand-in."""
+        """Remove the hook, and the block's replacement."""
         for handle in self._handles:
             handle.remove()
             vars(self._block).pop("forward", None)
@@ -182,7 +182,7 @@ class LastBlock:
         """Tell the block which token is read.
 
         It is noted at the input too, which gradient checkpointing keeps: when the block is computed again in the
-        backward pass, on whatever thread, nothing is held any more.
+        backward pass, on any thread, nothing is held any more.
         """
         read = self._read.get()
         if is_traced():
@@ -202,7 +202,7 @@ class LastBlock:
         attn_mask: Tensor | None = None,
         read: Tensor | int | None = None,
     ) -> Tensor:
-        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, for that token alone."""
+        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, only for that token."""
         block = self._block
         if read is None:
             return type(block).forward(block, q_x, k_x, v_x, attn_mask=attn_mask)

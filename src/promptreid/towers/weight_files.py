@@ -24,7 +24,7 @@ _MISTAKEN = {
     b"<!doctype html": "a web page; download the file that it shows",
     b"<html": "a web page; download the file that it shows",
 }
-_LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values stand in files of their own
+_LARGEST_PICKLE = 64 * 2**20  # names and shapes; the values are in separate files
 # What readers of damaged files raise.
 _DAMAGE = (
     *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, RecursionError),
@@ -72,7 +72,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """Open a file of weights, in whichever format its content is, whatever its name.
+    """Open a file of weights, in the format of its content, whatever its name.
 
     Raises:
         WeightsError: It is damaged, or is not a file of weights.
@@ -102,7 +102,7 @@ def shard_names(index: Path) -> tuple[str, ...]:
     """The files beside an index of transformers' that the weights it lists are in.
 
     Raises:
-        WeightsError: It is not an index.
+        WeightsError: The file is not an index.
     """
     try:
         if index.stat().st_size > _LARGEST_PICKLE:
@@ -192,7 +192,7 @@ class _Inert:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor that stands in an archive: which record, and which part of it."""
+    """A tensor in an archive: which record, and which part of it."""
 
     record: tuple[str, torch.dtype, int]
     offset: int
@@ -240,7 +240,10 @@ def _open_archive(path: Path) -> WeightFile:
                 "holds them, unpack it first"
             )
         if entries[found[0]].file_size > _LARGEST_PICKLE:
-            raise WeightsError(f"{path} lists more than weights: {entries[found[0]].file_size:,} bytes of other things")
+            raise WeightsError(
+                f"{path} lists more than weights: its index (data.pkl) is {entries[found[0]].file_size:,} bytes, more "
+                "than any set of weights needs; save only the weights: torch.save(model.state_dict(), ...)"
+            )
         with archive.open(found[0]) as file:
             reader = _Reader(file)
             stored = _tensors_in(reader.load())

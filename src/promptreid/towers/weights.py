@@ -17,7 +17,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import CLIPVisionCfg, convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
-from promptreid.errors import WeightsError, listed
+from promptreid.errors import WeightsError, found_in, listed
 from promptreid.towers.checkpoint_kinds import kind_of, unwrapped
 from promptreid.towers.downloading import CONFIG_NAME, FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME, FOREIGN_WEIGHTS
 from promptreid.towers.families import patch_grid_of, resize_images
@@ -146,13 +146,14 @@ def weights_in(folder: Path) -> Path:
     """The file of weights in a folder as open_clip or transformers write it.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The folder has no weights.
     """
     weights = next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(
             f"{folder} holds no open_clip_model.safetensors, .bin or .pt, and no model.safetensors or "
-            "pytorch_model.bin of transformers"
+            f"pytorch_model.bin of transformers (found: {found_in(folder)}); give the file of weights itself, or "
+            "rename it"
         )
     return weights
 
@@ -320,11 +321,11 @@ def saved_image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the `open_clip_config.json` of a folder says, or else transformers': `model_cfg` and `preprocess_cfg`.
+    """The settings in the `open_clip_config.json` of a folder, or else transformers': `model_cfg` and `preprocess_cfg`.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is not one.
+        FileNotFoundError: The folder has no configuration.
+        ValueError: The file is not a configuration.
     """
     path = folder / CONFIG_NAME
     foreign = not path.is_file() and (folder / FOREIGN_CONFIG_NAME).is_file()
@@ -390,7 +391,7 @@ def _check_handed_on(values: Mapping[str, Any]) -> None:
 
 
 def read_foreign_config(folder: Path) -> tuple[bool | None, dict[str, Any]]:
-    """What transformers' configurations beside weights say: whether they compute QuickGELU, and the preprocessing."""
+    """Read transformers' configurations beside weights: whether they compute QuickGELU, and the preprocessing."""
     texts = [folder / name for name in (FOREIGN_CONFIG_NAME, FOREIGN_IMAGES_NAME)]
     try:
         model, images = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in texts)

@@ -1,6 +1,6 @@
 """The paper's ablations, and one of ours, as lists of stages.
 
-Each takes a model and a `Recipe` and returns stages for `adapt`, `Trainer` or a loop of your own. Which prompts the
+Each takes a model and a `Recipe` and returns stages for `adapt`, `Trainer` or your own loop. Which prompts the
 model must carry is part of the ablation: in both towers, in one, or in none. Another model is refused with a ValueError
 that says which `PromptConfig` to make it with.
 
@@ -39,7 +39,10 @@ def direct_after_head_warm_up(model: PromptedCLIP, recipe: Recipe) -> list[Stage
     """
     _check_prompts(model, "direct_after_head_warm_up", "none")
     if not recipe.identity_weight:
-        raise ValueError("direct_after_head_warm_up warms up the identity head, but identity_weight is 0")
+        raise ValueError(
+            "direct_after_head_warm_up warms up the identity head, but identity_weight is 0; set "
+            "Recipe(identity_weight=1.0), or use direct_fine_tuning"
+        )
     losses = {"identity": recipe.identity_loss(model)}
     head = recipe.stage(
         "head_warm_up",
@@ -53,7 +56,7 @@ def direct_after_head_warm_up(model: PromptedCLIP, recipe: Recipe) -> list[Stage
 
 
 def prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """Stage 1 alone."""
+    """Only stage 1."""
     _check_prompts(model, "prompts_only", "both")
     return [recipe.domain_adaptation(model)]
 
@@ -71,25 +74,25 @@ def prompts_in_both_stages(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
 
 
 def stage_two_without_identity(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """The matching loss alone in both stages."""
+    """Only the matching loss in both stages."""
     _check_prompts(model, "stage_two_without_identity", "both")
     return [recipe.domain_adaptation(model), replace(recipe, identity_weight=0.0).task_adaptation(model)]
 
 
 def text_prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """Two stages with prompts in the text encoder alone."""
+    """Two stages with prompts only in the text encoder."""
     _check_prompts(model, "text_prompts_only", "text")
     return [recipe.domain_adaptation(model, trains=["text_prompts"]), recipe.task_adaptation(model)]
 
 
 def image_prompts_only(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """Two stages with prompts in the image encoder alone."""
+    """Two stages with prompts only in the image encoder."""
     _check_prompts(model, "image_prompts_only", "image")
     return [recipe.domain_adaptation(model, trains=["image_prompts"]), recipe.task_adaptation(model)]
 
 
 def frozen_random_prompts(model: PromptedCLIP, recipe: Recipe) -> list[Stage]:
-    """Stage 2 alone, with prompts as they were drawn: more tokens, nothing learnt in them.
+    """Only stage 2, with prompts as they were drawn: more tokens, nothing learned in them.
 
     Make the model with `text_initialization="normal"` and `vision_initialization="normal"` for plainly random ones.
     """
@@ -155,6 +158,6 @@ def _check_prompts(model: PromptedCLIP, ablation: str, carried: Literal["both", 
         text, image = (4 if wanted[tower] else 0 for tower in ("text", "image"))
         raise ValueError(
             f"{ablation} needs a model with prompts in {carried.replace('both', 'both towers')}, this one has "
-            f"{lengths['text']} for text and {lengths['image']} for images a block; make it with "
+            f"{lengths['text']} for text and {lengths['image']} for images per block; make it with "
             f"PromptedCLIP(clip, PromptConfig(text_length={text}, vision_length={image}))"
         )

@@ -14,8 +14,8 @@ class GaussianAverage:
     r"""The Gaussian-weighted average of the weights at the end of each epoch, with which a stage then ends.
 
     Epoch t of T has the weight :math:`w_t \propto e^{-(t - \mu T)^2 / 2 (\sigma T)^2}`, and the weights sum to 1. Early
-    prompts have not learnt much yet, the last ones may fit the training data too closely. Give it to a `Stage`; in a
-    loop of your own call `add` after each epoch, and `load_into` after the last one.
+    prompts have not learnt much yet, the last ones may fit the training data too closely. Give it to a `Stage`; in
+    your own loop call `add` after each epoch, and `load_into` after the last one.
 
     Args:
         mean: μ, the share of the epochs after which the weight is the highest, in (0, 1].
@@ -87,7 +87,7 @@ class GaussianAverage:
             value.copy_(self._sums[name])
 
     def settings(self) -> dict[str, Any]:
-        """What makes it this average."""
+        """The settings of this average."""
         return {"kind": type(self).__name__, "mean": self.mean, "std": self.std}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The training data as batches, the same whatever the number of workers and wherever a run is resumed."""
+"""The training data as batches, the same for any number of workers and wherever a run is resumed."""
 
 import random
 import signal
@@ -59,9 +59,9 @@ def preserved_randomness() -> Generator[None, None, None]:
 
 
 class SeededItems(Dataset[dict[str, Tensor]]):
-    """A dataset whose items are drawn from a seed of their own in each epoch.
+    """A dataset whose items are drawn from their own seed in each epoch.
 
-    Augmentation then depends on seed, epoch and index alone: not on the number of workers or processes, nor on where
+    Augmentation then depends only on seed, epoch and index: not on the number of workers or processes, nor on where
     a killed run was resumed.
 
     Args:
@@ -104,7 +104,7 @@ def check_persons_per_batch(sampler: Any, stages: Sequence[Stage]) -> None:
     """Refuse a sampler whose batches hold one person each where a loss tells the persons of a batch apart.
 
     Raises:
-        ValueError: They do.
+        ValueError: The sampler draws one identity per batch, and a loss needs several persons.
     """
     if getattr(sampler, "identities_per_batch", None) == 1:
         for stage in stages:
@@ -125,11 +125,11 @@ def report_one_person(names: Sequence[str], entry: Mapping[str, Any], *, batches
         warn: Whether this process warns.
 
     Raises:
-        ValueError: All of them did.
+        ValueError: All batches of the epoch held only one person.
     """
     alone = entry["one_person_batches"]
     words = (
-        f"{alone} of {batches} batches in epoch {entry['epoch']} of stage {entry['stage']!r} held one person only, "
+        f"{alone} of {batches} batches in epoch {entry['epoch']} of stage {entry['stage']!r} held only one person, "
         f"from which {', '.join(names)} cannot learn to tell persons apart; give a larger batch_size, or "
         "make_sampler=partial(IdentitySampler, …), which draws several persons a batch"
     )
@@ -172,7 +172,7 @@ BATCH_KEYS = ("images", "tokens", "person_ids")  # what a step takes, in this or
 
 
 def batch_keys(model: PromptedCLIP) -> tuple[str, ...]:
-    """What a step takes of a batch, in its order: with grouped prompts one thing more."""
+    """The entries of a batch that a step takes, in its order: with grouped prompts one more."""
     return (*BATCH_KEYS, "groups") if model.groups else BATCH_KEYS
 
 
@@ -264,7 +264,7 @@ class Batches:
         yield from islice(self._loader, len(self) - start)
 
     def settings(self) -> dict[str, Any]:
-        """What a run must have in common with a checkpoint to resume from it."""
+        """The settings that must match a checkpoint's to resume from it."""
         return {
             "batch_size": self.sampler.batch_size,
             "batches": len(self),

@@ -44,7 +44,7 @@ _WRITTEN, _UNFINISHED = re.compile(r"step-\d{9,}"), re.compile(r"unfinished-step
 
 @dataclass
 class Checkpoint:
-    """What a run needs to resume: tensors by name, and everything else as JSON holds it."""
+    """The state that a run resumes from: tensors by name, and everything else as JSON holds it."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     state: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a folder, oldest first; whatever else lies beside them is not ours."""
+    """Complete checkpoints of a folder, oldest first; anything else beside them is not ours."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and _WRITTEN.fullmatch(path.name))
 
 
@@ -162,7 +162,7 @@ def check_alike(saved: Any, own: Any) -> None:
 
 @contextmanager
 def readable(path: Path) -> Generator[None, None, None]:
-    """Turn whatever a checkpoint's damaged content leads to into a `CheckpointError` that says what to do."""
+    """Turn any error from a checkpoint's damaged content into a `CheckpointError` that says what to do."""
     try:
         yield
     except CheckpointError:
@@ -194,7 +194,7 @@ def remove_checkpoint(path: Path) -> None:
 
 @dataclass
 class Position:
-    """Where a run stands: the next batch to train on, and the results so far.
+    """The progress of a run: the next batch to train on, and the results so far.
 
     Attributes:
         stage: Index of the stage.
@@ -281,22 +281,26 @@ def check_metric(metric: str | None, scores: Mapping[str, float]) -> None:
     """Refuse scores among which the one to choose by is missing or not finite.
 
     Raises:
-        ValueError: It is.
+        ValueError: The score is missing or not finite.
     """
     if metric is not None and metric not in scores:
-        raise ValueError(f"best_metric is {metric!r}, but evaluate returned {sorted(scores)}")
+        near = next((name for name in scores if name.casefold() == metric.casefold()), None)
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise ValueError(
+            f"best_metric is {metric!r}, but evaluate returned {sorted(scores)}; set best_metric to one of these{meant}"
+        )
     if metric is not None and not math.isfinite(scores[metric]):
         raise ValueError(f"evaluate returned {metric}={scores[metric]}, expected a finite number to choose by")
 
 
 def kept_weights(model: PromptedCLIP, stages: Sequence[Stage]) -> dict[str, Tensor]:
-    """A model's weights, without its encoders' where none of the stages trains them: whoever resumes has those."""
+    """A model's weights, without its encoders' if none of the stages trains them: a resumed run has those."""
     whole = any(stage.trains_encoders for stage in stages)
     return {name: value for name, value in model.state_dict().items() if whole or not name.startswith(_ENCODERS)}
 
 
 def disk_use(model: PromptedCLIP, stages: Sequence[Stage], *, keep: int, best: bool) -> tuple[int, int]:
-    """Bytes that a run's checkpoints take at most while it trains, and what is left of them when it has ended.
+    """Bytes that a run's checkpoints take up to during training, and those that remain when it has ended.
 
     Args:
         model: The model.
@@ -355,7 +359,7 @@ def capture(
 
 
 def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Sequence[Stage]) -> Position:
-    """Load model and heads, and return where the run stood.
+    """Load model and heads, and return the run's progress.
 
     Raises:
         CheckpointError: The weights belong to another model, or the content is damaged.
@@ -366,7 +370,7 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
         encoders = checkpoint.state.get("encoders")
         if encoders is not None and encoders != encoders_digest(model):
             raise CheckpointError(
-                "it holds prompts alone, and the encoders of this model are not those that they were trained with; "
+                "it holds only prompts, and the encoders of this model are not those that they were trained with; "
                 "load the model again"
             )
         load_weights(model, checkpoint.take("model"))

@@ -14,7 +14,7 @@ from promptreid.errors import spoken
 from promptreid.scores import shown_score
 from promptreid.training.stage import Stage
 
-# What the two stages of the method do, for whoever sees their names for the first time.
+# The purpose of the method's two stages, for people who see their names for the first time.
 _EXPLAINED = {"stage_one": " (domain adaptation)", "stage_two": " (task adaptation)"}
 
 _COLUMNS = 80
@@ -26,7 +26,7 @@ def bars_can_move() -> bool:
 
 
 class RunDisplay:
-    """What a run shows on standard error: a line an epoch, of at most 80 columns, and a bar while one is trained.
+    """The display of a run on standard error: one line per epoch, of at most 80 columns, and a bar during training.
 
     Args:
         stages: The stages of the trainer.

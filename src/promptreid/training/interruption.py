@@ -15,7 +15,7 @@ from promptreid.defaults import ENDING
 
 HELD: tuple[signal.Signals, ...] = (signal.SIGINT, *ENDING)
 # Ctrl-C in a terminal, and a scheduler's SIGTERM, reach every process; torchrun, and accelerate which uses it, then
-# send the same signal to their processes once more. A second signal counts only after this time.
+# send the same signal to their processes again. A second signal counts only after this time.
 _PASSED_ON_SECONDS = 3.0
 
 
@@ -23,7 +23,7 @@ class Interruption:
     """Inside the block the first SIGINT, SIGTERM or SIGHUP is only noted; a second one acts at once.
 
     Under `torchrun` a second one counts from three seconds after the first, because its launcher passes each on.
-    Signals reach the main thread alone, so in another thread nothing is held back.
+    Signals reach only the main thread, so in another thread nothing is held back.
 
     Args:
         device: Device on which processes tell each other that one was asked to stop.

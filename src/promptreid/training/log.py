@@ -12,7 +12,7 @@ from promptreid.training.trackers import start_trackers
 
 
 class RunLog:
-    """`steps.jsonl` with a line per step, and trackers such as TensorBoard; in the main process alone.
+    """`steps.jsonl` with a line per step, and trackers such as TensorBoard; only in the main process.
 
     A resumed run cuts off the lines beyond its checkpoint, so the file ends as that of an uninterrupted run.
 

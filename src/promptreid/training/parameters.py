@@ -68,7 +68,7 @@ def _probes(model: PromptedCLIP) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _taking_gradients(model: PromptedCLIP, parameters: Iterable[nn.Parameter]) -> Generator[None, None, None]:
-    """Let parameters take gradients inside the block, whatever is frozen, with the model in eval mode."""
+    """Let parameters take gradients inside the block, even frozen ones, with the model in eval mode."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -103,7 +103,7 @@ Trains: TypeAlias = Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 
 def trained_names(model: PromptedCLIP, trains: Trains) -> tuple[str, ...]:
-    """Parts and names of parameters that `trains` stands for; those that a function chooses are listed by name.
+    """Parts and names of parameters that `trains` means; those that a function chooses are listed by name.
 
     Parameters that no feature is computed from, such as the logit scale, are left out of what a function chooses.
 
@@ -129,8 +129,8 @@ def trained_names(model: PromptedCLIP, trains: Trains) -> tuple[str, ...]:
         )
     if "encoders" in trains and (layers := adapter_layers(model.clip)):
         raise ValueError(
-            f"trains the encoders, but PEFT's layers stand in them, such as clip.{next(iter(layers))}, and change the "
-            'weights in every pass. Train the adapters alone, for LoRA by trains=lambda name, _: "lora_" in name, or '
+            f"trains the encoders, but PEFT's layers are in them, such as clip.{next(iter(layers))}, and change the "
+            'weights in every pass. Train only the adapters, for LoRA by trains=lambda name, _: "lora_" in name, or '
             "take them out first by the PEFT model's merge_and_unload()"
         )
     return tuple(trains)
@@ -157,7 +157,7 @@ def set_modes(model: PromptedCLIP, names: Iterable[str]) -> None:
             for module in part_modules(model, name):  # pyright: ignore[reportArgumentType]
                 module.train()
             continue
-        # Its own mode alone: what lies inside may be frozen.
+        # Only its own mode: its parts may be frozen.
         model.get_submodule(name.rpartition(".")[0]).training = True
         if (layer := adapter_around(model, name)) is not None:
             train_adapter(layer)
@@ -166,7 +166,7 @@ def set_modes(model: PromptedCLIP, names: Iterable[str]) -> None:
 def _check_reached(model: PromptedCLIP, named: dict[str, nn.Parameter]) -> None:
     """Refuse parameters that would never get a gradient, such as those of adapters in layers that are not called.
 
-    `nn.MultiheadAttention` takes the weight of its `out_proj` and never calls it, and PEFT in that layer alone would
+    `nn.MultiheadAttention` takes the weight of its `out_proj` and never calls it, and PEFT only in that layer would
     silently learn nothing.
     """
     if not named:
@@ -214,7 +214,7 @@ def part_modules(model: PromptedCLIP, part: Part) -> list[nn.Module]:
 
 
 def _norms(module: nn.Module) -> Iterator[nn.Module]:
-    # By name, because open_clip and timm have classes of their own that share no base.
+    # By name, because open_clip and timm have their own classes, which share no base.
     for child in module.modules():
         if "norm" in type(child).__name__.lower() and list(child.parameters(recurse=False)):
             yield child

@@ -100,7 +100,8 @@ def failing_together() -> Generator[None, None, None]:
     for rank, words in enumerate(told):
         if words is not None:
             raise PromptReidError(
-                f"process {rank} failed, and the others stop with it: {words}; mend that and run the same command again"
+                f"process {rank} failed, and the others stop with it: {words}; fix the cause and run the same command "
+                "again"
             )
 
 

@@ -24,14 +24,14 @@ Matching = Literal["contrastive", "sdm", "nitc"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number of the two stages, so that schedules that are compared differ in their stages alone.
+    """Every setting of the two stages, so that schedules that are compared differ only in their stages.
 
     Rates, epochs and the rest are our own choice where the paper gives none.
 
     Args:
         num_identities: C, persons in the training split; `adapt` fills it in from the data.
         stage_one_epochs: Passes of domain adaptation; 0 leaves stage 1 out, which is plain fine-tuning.
-        stage_two_epochs: Passes of task adaptation; 0 leaves stage 2 out, which is prompt tuning alone.
+        stage_two_epochs: Passes of task adaptation; 0 leaves stage 2 out: only prompt tuning.
         stage_one_learning_rate: Peak rate of the prompts.
         stage_two_learning_rate: Peak rate of the encoders.
         matching: What pulls pairs together: `"contrastive"`, or `"sdm"` or `"nitc"` as an alternative.
@@ -152,7 +152,7 @@ class Recipe:
         )
 
     def stage(self, name: str, model: PromptedCLIP, *, epochs: int, **settings: Any) -> Stage:
-        """A stage of your own with the recipe's warm-up, optimiser and clipping; `settings` are those of `Stage`."""
+        """Your own stage with the recipe's warm-up, optimiser and clipping; `settings` are those of `Stage`."""
         own: dict[str, Any] = {name: getattr(self, name) for name in ("max_norm", "algorithm", "betas", "epsilon")}
         own["warmup_epochs"] = self.warmup_share * epochs
         return Stage(name, model, epochs=epochs, **{**own, **settings})

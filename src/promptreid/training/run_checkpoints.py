@@ -66,8 +66,8 @@ class RunCheckpoints:
     def agree(self) -> None:
         """Take the first process's checkpoint, and stop all processes where one has other settings or files.
 
-        Data on disks of their own may have other times, so what the first process says of its data, and of the function
-        that scores with some of it, counts alone.
+        Data on separate disks may have other times, so what the first process says of its data, and of the function
+        that scores with some of it, counts by itself.
         """
         mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self._folder.path)}
         settings, self.newest, content = first_rank((mine, self.newest, self.newest and read_state(self.newest)))
@@ -85,7 +85,7 @@ class RunCheckpoints:
                 )
 
     def load(self, model: PromptedCLIP, stages: Sequence[Stage]) -> tuple[Checkpoint | None, Position]:
-        """Load the newest checkpoint, if there is one, into the model; returns it and where the run stood."""
+        """Load the newest checkpoint, if there is one, into the model; returns it and the run's progress."""
         if self.newest is None:
             return None, Position()
         checkpoint = load_checkpoint(self.newest)

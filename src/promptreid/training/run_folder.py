@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, which run may go on in it, and that one process at a time does."""
+"""A run's folder: its contents, the check that only the same run resumes in it, and a lock for one process."""
 
 import errno
 import json
@@ -63,7 +63,7 @@ class RunFolder:
 
     @contextmanager
     def held(self, newest: Path | None) -> Generator[None, None, None]:
-        """Let no other process train in the folder meanwhile.
+        """Let no other process train in the folder inside the block.
 
         Args:
             newest: The newest checkpoint, as far as this process knows.
@@ -86,7 +86,7 @@ class RunFolder:
         """Notice a folder that was deleted or replaced under a run, which would end with a part of its files.
 
         Raises:
-            CheckpointError: It was.
+            CheckpointError: The folder was deleted or replaced.
         """
         if self._held is not None and not (self._lock.exists() and os.path.samestat(self._held, self._lock.stat())):
             raise CheckpointError(
@@ -115,7 +115,7 @@ class RunFolder:
                 "some, give another output_dir, or keep_checkpoints=1",
                 str(self.path),
             )
-        return f"checkpoints take at most {megabytes(needed)} while it trains and {megabytes(left)} afterwards"
+        return f"checkpoints take up to {megabytes(needed)} during training and {megabytes(left)} afterwards"
 
     def find(self, settings: dict[str, Any], identity: dict[str, Any], *, resume: bool) -> Path | None:
         """The checkpoint to resume from, if there is one.
@@ -165,7 +165,7 @@ class RunFolder:
         write_bytes_atomically(self.path / "log.jsonl", content.encode())
 
     def tidy(self) -> None:
-        """Leave the last checkpoint alone once the run has ended: it holds the chosen weights, and no optimiser."""
+        """Keep only the last checkpoint once the run has ended: it holds the chosen weights, and no optimiser."""
         for path in list_checkpoints(self.checkpoints)[:-1]:
             remove_checkpoint(path)
         self.best.unlink(missing_ok=True)
@@ -228,7 +228,7 @@ def megabytes(number: int) -> str:
 
 @contextmanager
 def whole_run(folder: Path) -> Generator[None, None, None]:
-    """Let no other process begin a run in a folder meanwhile, from what it notes of the run to its results.
+    """Let no other process begin a run in a folder inside the block, from its notes of the run to the results.
 
     Raises:
         TimeoutError: Another process has a run there; the message has its number.

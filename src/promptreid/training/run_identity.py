@@ -1,4 +1,4 @@
-"""What makes a run this run and no other: data, base, losses and settings as JSON, and how two runs differ."""
+"""The identity of a run: data, base, losses and settings as JSON, and how two runs differ."""
 
 import json
 import math
@@ -35,12 +35,12 @@ _NOT_SETTINGS = {*vars(nn.Module()), "training"}
 
 
 def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[str, Any]:
-    """What a run that is resumed must have in common with the one that was stopped.
+    """The identity that a resumed run must share with the interrupted one.
 
     Args:
         model: The model; its base, its prompts' setup, its dropout and PEFT's layers count, not what was learnt.
         train_data: What its method `identity` returns, if it has one, tells its content from another's.
-        **settings: Whatever else makes two runs end differently.
+        **settings: Anything else that changes the result of a run.
     """
     dropout = {
         f"{name}.{key}": value
@@ -84,7 +84,7 @@ _Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the obje
 
 
 def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> Any:
-    """A value as JSON holds it, so that what was set differently differs, and the same is the same in every process.
+    """A JSON description of a value: different settings differ, and equal ones are the same in every process.
 
     Modules and other objects are their class and attributes, functions their code and what they were made with, tensors
     their numbers or a digest, data what its method `identity` says; parameters, which train, do not count, nor do the
@@ -159,13 +159,13 @@ def _at_most(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_function(value: Any, within: Any) -> dict[str, Any]:
-    """What a function was made with: variables around it, defaults, and the object that it is a method of."""
+    """The state of a function: its closure, its defaults, and the object that it is a method of."""
     owner = getattr(value, "__self__", None)
     parts = {
         "closure": [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()] or None,
         "defaults": getattr(value, "__defaults__", None),
         "keyword_defaults": getattr(value, "__kwdefaults__", None),
-        "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described where they stand
+        "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described elsewhere
     }
     return _code(value) | {name: within(part) for name, part in parts.items() if part is not None}
 
@@ -210,7 +210,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def evaluate_identity(evaluate: Any) -> Any:
-    """What tells one function that scores a run from another: module, name, code, and what it was made with."""
+    """The identity of a function that scores a run: module, name, code, and its state."""
     inner = evaluate
     while isinstance(inner, partial):
         inner = inner.func
@@ -240,7 +240,7 @@ def _digest(content: bytes) -> str:
 
 
 def _data_identity(dataset: Any) -> Any:
-    """What a dataset, or the one that it is a part of, says of its content."""
+    """The identity of a dataset, or of the one that it is a part of."""
     if callable(own := getattr(dataset, "identity", None)):
         return own()
     inner = getattr(dataset, "dataset", None)

@@ -35,7 +35,7 @@ Need = Literal["frozen", "batch"]  # what a loss may ask for in its attribute `n
 class Losses(nn.ModuleDict):
     """A stage's losses by name; called with a batch, it gives each one and `"total"`, their weighted sum.
 
-    A loss of your own is put in as into a dictionary, before the `Trainer` or the optimiser is made: a module, or a
+    Add your own loss as to a dictionary, before the `Trainer` or the optimiser is made: a module, or a
     function of image features, text features and person ids. Its weight is 1 unless `weights` says another.
 
     Args:
@@ -91,7 +91,7 @@ class Losses(nn.ModuleDict):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the losses ask for beside features and ids."""
+        """The further inputs that the losses need."""
         return frozenset(need for loss in self.values() for need in _needs_of(loss))
 
     def forward(
@@ -140,7 +140,7 @@ class _FunctionLoss(nn.Module):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What the function asks for."""
+        """The further inputs that the function needs."""
         return _needs_of(self.function)
 
     def forward(self, *features: Tensor, **more: Any) -> Tensor:
@@ -168,7 +168,7 @@ class Stage:
         trains: Parts of the model that train: `"prompts"` (or `"image_prompts"`, `"text_prompts"`), `"encoders"`
             (or of them `"norms"`, `"projections"`), and parameters by the names that `model.named_parameters()`
             gives them. Or a function of name and parameter that says whether it trains: for LoRA
-            `lambda name, _: "lora_" in name`. May be empty where a loss has parameters of its own.
+            `lambda name, _: "lora_" in name`. May be empty if a loss has its own parameters.
         losses: Modules or functions by name, ours or your own, each called with image features, text features and
             person ids. A loss with the attribute `needs = ("frozen",)` is called with `frozen=FrozenFeatures` too, the
             features without prompts; one with `"batch"` with `batch=`, this process's share of the batch as it was
@@ -196,7 +196,7 @@ class Stage:
     Raises:
         ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
             train, nothing would train, or a loss needs frozen features where the encoders train.
-        TypeError: `model` is no `PromptedCLIP`.
+        TypeError: `model` is not a `PromptedCLIP`.
 
     Example:
         >>> import torch
@@ -283,11 +283,11 @@ class Stage:
             parameter.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What trains: the model's share, then the losses' own."""
+        """The parameters that train: the model's, then the losses' own."""
         return [*self._own, *self.losses.parameters()]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """What trains in the model, by the model's names."""
+        """The model's parameters that train, by the model's names."""
         own = set(self._own)
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter in own]
 
@@ -316,7 +316,7 @@ class Stage:
     def frozen_features(self, images: Tensor, tokens: Tensor) -> FrozenFeatures:
         """Features of a batch without prompts, for losses that need them.
 
-        They are computed for each batch: its images are augmented anew every time, and kept text features of other
+        They are computed for each batch: its images are augmented again every time, and kept text features of other
         batches would differ in their last bits, so that a run that is resumed would no longer end as it would have.
         """
         with self.model.disabled():
@@ -358,7 +358,7 @@ class Stage:
         return {name: describe(module) for name, module in self.losses.items()}
 
     def settings(self) -> dict[str, Any]:
-        """What a run must have in common with a checkpoint to resume from it, as JSON holds it."""
+        """The settings that must match a checkpoint's to resume from it, for JSON."""
         return {
             "name": self.name,
             "trains": list(self.trains),

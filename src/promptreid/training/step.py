@@ -193,7 +193,7 @@ class RunningStage:
         watched = torch.stack([value.detach().float() for value in (*losses.values(), norm, self._step.one_person)])
         *values, length, one_person = watched.tolist()  # the only time in a step that the CPU waits for the device
         named = dict(zip(losses, values, strict=True))
-        # fp16 gradients overflow now and then; the scaler then skips the step by itself.
+        # fp16 gradients overflow occasionally; the scaler then skips the step by itself.
         judged = named if self.scaler is not None else named | {"gradient norm": length}
         check_finite(judged, where=where, last_checkpoint=last_checkpoint)
         self.optimizer.step()

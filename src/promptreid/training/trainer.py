@@ -55,8 +55,9 @@ class Trainer:
     program; the same command resumes from there. What went into the run (data, base, losses, settings) is kept with
     it, and a run is not resumed with anything else.
 
-    Each stage ends with the weights of its best epoch by `best_metric`, or, without one, of its last; `history` and
-    the log say which. A stage with an `average` ends with that, which is what the scores of its last epoch are of.
+    Each stage ends with the weights of its best epoch by `best_metric`, or, without one, of its last; `history` and the
+    log say which. A stage with an `average` ends with the averaged weights, and its last epoch's scores are those of
+    the average.
 
     Args:
         model: The model to train.
@@ -65,7 +66,7 @@ class Trainer:
         batch_size: Pairs per step, over all processes.
         output_dir: Gets `steps.jsonl` (a line per step), `log.jsonl` (a line per epoch), `checkpoints/`,
             `best.safetensors` and `trackers/`. Processes on several machines must share it.
-        seed: Seed of order, augmentation and dropout. Draw the model and the schedule under a seed of your own.
+        seed: Seed of order, augmentation and dropout. Seed the creation of the model and the schedule yourself.
         device: For example `"cpu"` or `"cuda:1"`; the best one available if None.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
         num_workers: Processes that load data; what they load does not depend on it.
@@ -90,11 +91,11 @@ class Trainer:
         keep_checkpoints: Number of checkpoints that are kept while it trains; a run that has ended keeps its last.
         trackers: Names that accelerate knows, such as `"tensorboard"` or `"wandb"`, or its `GeneralTracker` objects.
         project: Under which trackers keep the run; its name is that of `output_dir` and of the folder that it is in.
-        progress: Print a line an epoch on standard error and, on a terminal or in a notebook, show a bar meanwhile.
+        progress: Print one line per epoch on standard error and, on a terminal or in a notebook, show a progress bar.
         resume: Resume from the checkpoints in `output_dir`; if False, a folder that holds a run is refused.
 
     Attributes:
-        position: Where the run stands.
+        position: The run's progress.
         baseline: Scores before the first epoch, by name, for its line; may be set.
         epochs_after: Epochs that other trainers of the same run train after this one, for the time left; may be set.
 
@@ -393,7 +394,7 @@ class Trainer:
         held.exit(f"the checkpoint is {self.last_checkpoint}; run the same command again to resume")
 
     def _describe(self, train_data: Any, make_sampler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a checkpoint must have in common with this run: what version 0.1.0 kept, and the rest."""
+        """The settings that must match a checkpoint's: those that version 0.1.0 kept, and the rest."""
         settings = {
             **self._batches.settings(),
             "seed": self.seed,

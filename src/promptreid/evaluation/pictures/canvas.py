@@ -1,4 +1,4 @@
-"""What all figures have in common: matplotlib without a screen, and files written whole."""
+"""The basis of all figures: matplotlib without a screen, and files written atomically."""
 
 import io
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
 
     Args:
         draw: Draws into the figure that it is given.
-        width_inches: Width of its own; a page may scale it.
+        width_inches: Natural width; a page may scale it.
         height_inches: Height.
 
     Raises:

@@ -179,7 +179,7 @@ def _kept(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _finish(axis: Any, history: Sequence[Mapping[str, Any]], label: str, *, first: str | None = None) -> None:
-    """Label the axes, name the stages above and part them; `first` is what stands at 0."""
+    """Label the axes, name the stages above and separate them; `first` is the label at 0."""
     starts = _stage_starts(history)
     for start, end in zip(starts, [*starts[1:], len(history)], strict=True):
         if start:

@@ -14,7 +14,7 @@ from promptreid.evaluation.splits import EncodedSplit
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one sentence found.
+    """The ranking for one sentence.
 
     Attributes:
         caption: The sentence.
@@ -106,7 +106,7 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
         dashes = (0, (3, 1)) if right is False else "-"  # with ends that stick out they would meet
         spine.set(color=colour, linewidth=3, linestyle=dashes, capstyle="butt")
     axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}\n", fontsize=8, color=colour)
-    # The name is plain text: a dollar sign in it is no formula.
+    # The name is plain text: a dollar sign in it is not a formula.
     place = {"xy": (0.5, 0), "xytext": (0, -15), "xycoords": "axes fraction", "textcoords": "offset points"}
     axis.annotate(
         _shortened(ranking.paths[rank]), **place, fontsize=5, color=GREY, ha="center", va="top", parse_math=False

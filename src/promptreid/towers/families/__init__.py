@@ -1,6 +1,6 @@
 """The families of towers: one file each says how its towers are recognised, described and resized.
 
-Two tables list them, tried in order. A family of your own is one object, put in front:
+Two tables list them, tried in order. Your own family is one object, inserted in front:
 `VISION_FAMILIES.insert(0, my_family)`.
 """
 
@@ -42,7 +42,7 @@ class TowerFamily(Protocol[AnyTower]):
         ...
 
     def describe(self, module: Any, /) -> AnyTower:
-        """What prompts must know of a tower; `UnsupportedTowerError` if they cannot be put into it."""
+        """Describe a tower to the prompts; `UnsupportedTowerError` if they cannot be put into it."""
         ...
 
 

@@ -15,7 +15,7 @@ def matches(text: Any) -> bool:
 
 
 def describe(text: Any) -> TextTower:
-    """What prompts must know of it.
+    """Describe the tower to the prompts.
 
     Raises:
         UnsupportedTowerError: Its blocks are not found.

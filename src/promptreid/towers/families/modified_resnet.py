@@ -22,7 +22,7 @@ def matches(visual: Any) -> bool:
 
 
 def describe(visual: Any) -> PixelTower:
-    """What prompts must know of it."""
+    """Describe the tower to the prompts."""
     pool = visual.attnpool
     return PixelTower(
         kind="open_clip.ModifiedResNet",

@@ -14,7 +14,7 @@ def matches(text: Any) -> bool:
 
 
 def describe(text: Any) -> TextTower:
-    """What prompts must know of it."""
+    """Describe the tower to the prompts."""
     causal = text.attn_mask is not None
     pool_type: str = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")
     class_token = getattr(text, "cls_emb", None) is not None

@@ -19,7 +19,7 @@ def matches(visual: Any) -> bool:
 
 
 def describe(visual: Any) -> TokenTower:
-    """What prompts must know of it."""
+    """Describe the tower to the prompts."""
     return TokenTower(
         kind="open_clip.VisionTransformer",
         module=visual,
@@ -61,7 +61,7 @@ def resize_parameter(owner: Any, name: str, *, source: tuple[int, int], target: 
 
 
 def resize_grid(positions: Tensor, *, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Resize a position grid from one (rows, columns) to another, leaving class tokens alone.
+    """Resize a position grid from one (rows, columns) to another, without changing class tokens.
 
     Shape:
         - positions: (prefix + rows * columns, D)

@@ -22,7 +22,7 @@ def matches(visual: Any) -> bool:
 
 
 def describe(visual: Any) -> TokenTower | PixelTower:
-    """What prompts must know of it; a network without a module that the image passes through first is refused."""
+    """Describe the tower to the prompts; a network without a module that the image passes through first is refused."""
     trunk: Any = visual.trunk
     if isinstance(trunk, VisionTransformer | Eva | VisionTransformerRelPos):
         return _token_tower(visual, trunk)
