@@ -19,7 +19,6 @@ from promptreid.cli.options import (
     check_file,
     check_gallery_folder,
     chosen_model,
-    file_to_write,
     gallery_place,
     is_store,
     load_model,
