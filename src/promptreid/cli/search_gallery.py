@@ -19,6 +19,7 @@ from promptreid.cli.options import (
     check_file,
     check_gallery_folder,
     chosen_model,
+    file_to_write,
     gallery_place,
     is_store,
     load_model,
@@ -69,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="in a store, compare every image instead of those that its index proposes"
     )
+    parser.add_argument("--csv", action="store_true", help="print a table with one row per hit, for spreadsheets")
+    parser.add_argument("--picture", type=file_to_write(".png"), metavar="FILE", help="draw the hits into a PNG file")
     add_model_arguments(parser, default="the one that made the index")
 
 
