@@ -256,7 +256,7 @@ def test_forget_of_what_somebody_else_removed_removes_the_rest(own_answers: Answ
     receipt = own_answers.forget(hits)
     assert receipt.removed == (str(hits[0].path), str(hits[2].path))
     assert "1 more had been removed before." in str(receipt)
-    with pytest.raises(ValueError, match="had been removed before"):
+    with pytest.raises(ValueError, match="were already removed"):
         own_answers.forget(hits)
 
 

@@ -82,13 +82,19 @@ def test_filter_asks_a_function_about_a_value(gallery):
             "the function for camera is true for no image; known are: yard, gate",
         ),
         (lambda known: known["hour"] > 20, "true for no image; the metadata have the keys camera, hour"),
-        ({"camera": "gate", "hour": 8}, r"no image matches all of them \(camera, hour\); drop one"),
     ],
 )
 def test_filter_that_nothing_passes_is_not_a_search_without_a_match(gallery, where, words):
     with pytest.raises(ValueError, match=words):
         gallery.search(torch.ones(4), where=where)
     assert gallery.search(torch.ones(4), where={"camera": "yard"}, threshold=0.99) == []
+
+
+def test_filter_whose_conditions_match_no_image_together_names_them():
+    metadata = [{"camera": "yard", "hour": 8}, {"camera": "gate", "hour": 9}]
+    gallery = Gallery(None, ["0.jpg", "1.jpg"], torch.eye(2), metadata=metadata)
+    with pytest.raises(ValueError, match=r"no image matches all of them \(camera, hour\); drop one"):
+        gallery.search(torch.ones(2), where={"camera": "gate", "hour": 8})
 
 
 def test_metadata_are_made_plain_before_anything_is_encoded():

@@ -377,7 +377,7 @@ def test_trainer_one_person_a_batch_is_refused_by_losses_that_tell_persons_apart
         make(stages=matched(model, loss), make_sampler=sampler(pairs, 1))
     alone = Alone(pairs, [0, 0, 0, 0, 1, 1, 1, 1])
     trainer = make(stages=matched(model, loss), train_data=alone, make_sampler=in_order(8))
-    with pytest.raises(ValueError, match=r"2 of 2 batches in epoch 1 of stage 'first' held one person only.*match"):
+    with pytest.raises(ValueError, match=r"2 of 2 batches in epoch 1 of stage 'first' held only one person.*match"):
         trainer.fit()
 
 

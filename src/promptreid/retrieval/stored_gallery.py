@@ -252,9 +252,10 @@ class StoredGallery:
                 known = listed(self._values(key), most=20)
                 raise ValueError(f"no image of the store has {key} {value}; known are, among others: {known}")
         if where is not None:
+            names = ", ".join(where) if isinstance(where, Mapping) else "a function"
             raise ValueError(
-                f"each condition matches some images, but no image matches all of them ({', '.join(where)}); drop one; "
-                "the store was not searched"
+                f"each condition matches some images, but no image matches all of them ({names}); drop one; the store "
+                "was not searched"
             )
 
     def _values(self, key: str) -> list[str]:

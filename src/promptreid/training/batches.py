@@ -116,7 +116,7 @@ def check_persons_per_batch(sampler: Any, stages: Sequence[Stage]) -> None:
 
 
 def report_one_person(names: Sequence[str], entry: Mapping[str, Any], *, batches: int, warn: bool) -> None:
-    """Refuse an epoch whose every batch held one person only, and warn of one in which some did.
+    """Refuse an epoch whose every batch held only one person, and warn of one in which some did.
 
     Args:
         names: The losses that cannot learn from them.

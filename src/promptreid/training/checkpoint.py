@@ -203,7 +203,7 @@ class Position:
         step: Steps of the optimiser over all stages.
         sums: Losses of this epoch's batches so far, summed by name.
         seconds: Time spent on this epoch so far.
-        one_person: Batches of this epoch so far that held one person only.
+        one_person: Batches of this epoch so far that held only one person.
         history: One entry per epoch; the lines of the log.
         best: The entry with the best score of this stage so far.
         best_sha256: SHA-256 of the file of its weights.

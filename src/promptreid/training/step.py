@@ -36,7 +36,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model: PromptedCLIP = stage.model
         self.losses: Losses = stage.losses
-        self.one_person: Tensor = torch.tensor(False)  # whether the last batch held one person only, over all processes
+        self.one_person: Tensor = torch.tensor(False)  # whether the last batch held only one person, over all processes
         self._stage = stage
         # In a tuple, so that the compiled module is not registered beside the model itself.
         self._encoders: tuple[Callable[..., Any]] = (torch.compile(stage.model) if compile else stage.model,)

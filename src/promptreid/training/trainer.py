@@ -207,7 +207,7 @@ class Trainer:
 
         Raises:
             CheckpointError: The checkpoint to resume from is damaged or belongs to another model.
-            ValueError: Every batch of an epoch held one person only, and a loss tells those of a batch apart.
+            ValueError: Every batch of an epoch held only one person, and a loss tells those of a batch apart.
             FloatingPointError: A loss or gradient is no longer finite.
             TimeoutError: Another process trains in `output_dir`.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
