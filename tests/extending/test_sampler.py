@@ -13,7 +13,7 @@ PERSONS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 6])
 
 @pytest.fixture
 def make():
-    text = PAGE.read_text(encoding="utf-8").split("\n## A sampler of your own\n")[1].split("\n## ")[0]
+    text = PAGE.read_text(encoding="utf-8").split("\n## Your own sampler\n")[1].split("\n## ")[0]
     [code] = re.findall(r"^(import torch\n.*?)^\n\ntrainer = ", text, re.DOTALL | re.MULTILINE)
     names: dict = {}
     exec(compile(code, f"{PAGE.name}, a sampler", "exec"), names)

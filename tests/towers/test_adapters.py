@@ -195,7 +195,7 @@ def test_adapters_in_layers_that_are_never_called_are_refused(name, targets, unr
 
 def test_encoders_with_adapters_inside_are_refused(tiny):
     add_lora(tiny)
-    with pytest.raises(ValueError, match=r'PEFT.s layers stand in them.*trains=lambda name, _: "lora_" in name'):
+    with pytest.raises(ValueError, match=r'PEFT.s layers are in them.*trains=lambda name, _: "lora_" in name'):
         train(tiny, trains=["encoders"])
 
 

@@ -405,7 +405,7 @@ def test_trainer_batches_of_one_person_by_chance_are_counted_once_an_epoch_also_
     trainer._step = killed
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    with pytest.warns(UserWarning, match=r"1 of 2 batches in epoch \d of stage 'first' held one person") as caught:
+    with pytest.warns(UserWarning, match=r"1 of 2 batches in epoch \d of stage 'first' held only one person") as caught:
         history = make(stages=matched(model, ContrastiveLoss()), **settings).fit()
     assert [entry["one_person_batches"] for entry in history] == [1, 1]
     assert len(caught) == 2
