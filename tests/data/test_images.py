@@ -76,7 +76,7 @@ def test_zlib_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch:
     (tmp_path / "small.png").write_bytes(BROKEN["a small bomb"][1])
     (tmp_path / "bomb.png").write_bytes(BROKEN["a bomb"][1])
     monkeypatch.setattr(images, "_decode", lambda _: pytest.fail("its pixels were asked for"))
-    with pytest.raises(DatasetError, match=r"has 9000 x 9000 pixels, more than 16384 on on a side or 16,777,216 in all"):
+    with pytest.raises(DatasetError, match=r"has 9000 x 9000 pixels, more than 16384 on a side or 16,777,216 in all"):
         open_image(tmp_path / "small.png")
     with pytest.raises(DatasetError, match=r"is absurdly large \(.*256000000 pixels"):
         open_image(tmp_path / "bomb.png")
@@ -168,7 +168,7 @@ def test_64_megapixels_are_opened_in_little_memory_or_refused(tmp_path: Path) ->
     large.save(tmp_path / "progressive.jpg", progressive=True)
     large.save(tmp_path / "large.png")
     for name in ("progressive.jpg", "large.png"):
-        with pytest.raises(DatasetError, match="8000 x 8000 pixels, more than 16384 on on a side or 16,777,216 in all"):
+        with pytest.raises(DatasetError, match="8000 x 8000 pixels, more than 16384 on a side or 16,777,216 in all"):
             open_image(tmp_path / name)
         assert "oversized" in kinds(tmp_path / name)
     code = (
