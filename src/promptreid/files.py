@@ -194,14 +194,17 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
     if path.is_symlink() or (path.exists() and not path.is_file()):
         # Taking a lock may truncate the file, and a link in another user's folder may lead to any file of ours.
         raise OSError(f"{path} is a link or not a regular file; remove it, and try again")
-    lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), ""
+    lock, holder = FileLock(path, timeout=timeout_seconds, mode=0o600), _number_in(path)
     try:
         lock.acquire()
     except Timeout as error:
-        with suppress(OSError, UnicodeDecodeError):
-            holder = path.read_text(encoding="utf-8").strip()
+        now = _number_in(path)
+        if holder and not now:  # filelock before 4 empties the file of a process that it keeps out
+            with suppress(OSError):
+                path.write_text(holder, encoding="utf-8")
+        holder = now or holder
         since = f"has been {action} for {timeout_seconds:g} s" if timeout_seconds else f"is {action}"
-        number = f" (process {holder})" if holder.isdigit() else ""
+        number = f" (process {holder})" if holder else ""
         raise TimeoutError(f"another process {since}; wait for it or end it{number}, and try again") from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _REFUSALS:
@@ -213,6 +216,14 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
         yield
     finally:
         lock.release()
+
+
+def _number_in(lock: Path) -> str:
+    """The number of the process that holds a lock, as it wrote it; empty if there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        number = lock.read_text(encoding="utf-8").strip()
+        return number if number.isdigit() else ""
+    return ""
 
 
 def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:

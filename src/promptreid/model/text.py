@@ -1,6 +1,5 @@
 """The text encoder with prompts."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ class PromptedTextEncoder(PromptCarrier):
         self._check(tokens)
         encode: Any = self.clip.encode_text
         # How long captions are is known only by looking at them, which a traced graph cannot.
-        cut = self.caption_trim.cut(tokens) if self.trim and not is_traced() else nullcontext(tokens)
+        cut = self.caption_trim.cut(tokens, enable=self.trim and not is_traced())
         read = self.last_block.reading(self.tower.pooled(tokens) if self.trim else None)
         with constants_when_traced(self.clip), read, cut as kept:
             features = encode(kept, normalize=False)

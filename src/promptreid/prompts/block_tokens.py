@@ -292,7 +292,7 @@ class InsertTokens:
         self.index = index
         names = list(inspect.signature(block.forward).parameters)
         tower = prompts.tower
-        growing = (*tower.mask_arguments, *tower.bias_arguments, *tower.rotary_arguments)
+        growing = (*tower.mask_arguments, *tower.bias_arguments, *tower.rotary_arguments, *tower.count_arguments)
         self.sequence_name: str = names[0]
         self.positions: dict[str, int] = {name: names.index(name) for name in growing if name in names}
 
@@ -335,6 +335,8 @@ class InsertTokens:
         count = prompts.length
         if name in tower.rotary_arguments:
             return grow_rotary(value, length=length - tower.prefix, slot=tower.slot - tower.prefix, count=count)
+        if name in tower.count_arguments:
+            return None if value is None else torch.arange(length + count, device=value.device)
         if name in tower.bias_arguments:
             return grow_bias(value, length=length, slot=tower.slot, count=count)
         if prompts.before_end and (value is None or value.shape[-1] != length + count):

@@ -57,6 +57,7 @@ class TokenTower(Tower):
         prefix: Number of tokens before the first patch, which rotary tables leave out.
         mask_arguments: Block arguments that hold an attention mask growing with the sequence.
         bias_arguments: Block arguments that hold an additive bias by position, which prompts do not get.
+        count_arguments: Block arguments that number the positions from 0, of which prompts make more.
         rotary_arguments: Block arguments that hold a rotary table of the patches.
         relative_biases: Modules whose `get_bias()` makes a bias inside each block.
         causal: Whether a token may only look back.
@@ -77,6 +78,7 @@ class TokenTower(Tower):
     prefix: int = 0
     mask_arguments: tuple[str, ...] = ("attn_mask",)
     bias_arguments: tuple[str, ...] = ()
+    count_arguments: tuple[str, ...] = ()
     rotary_arguments: tuple[str, ...] = ()
     relative_biases: tuple[nn.Module, ...] = ()
     causal: bool = False

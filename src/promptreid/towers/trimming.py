@@ -78,12 +78,15 @@ class CaptionTrim:
             self._handle = tower.container.register_forward_pre_hook(self._cut, prepend=True, with_kwargs=True)
 
     @contextmanager
-    def cut(self, tokens: Tensor) -> Generator[Tensor, None, None]:
-        """Give the tokens to encode inside the block, cut or with the tower set to cut them itself.
+    def cut(self, tokens: Tensor, *, enable: bool = True) -> Generator[Tensor, None, None]:
+        """Give the tokens to encode inside the block: if `enable`, cut, or with the tower set to cut them itself.
 
         Shape:
             - tokens: (B, L) int64
         """
+        if not enable:
+            yield tokens
+            return
         longest = self.tower.longest_caption(tokens)
         if self.tower.trim == "slice":
             yield tokens[:, :longest]

@@ -44,6 +44,7 @@ def describe(text: Any) -> TextTower:
         pooling=type(text.pooler).__name__,
         mask_arguments=("attention_mask",),
         bias_arguments=("position_bias",),
+        count_arguments=("cache_position",),  # before transformers 5
         drops_blocks=bool(getattr(encoder, "layerdrop", 0.0)),
         trim="slice",
         context_length=longest or 0,
