@@ -229,7 +229,7 @@ def test_trimming_is_never_done_where_it_is_not_exact(clip):
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_gradient_checkpointing_with_trimming_gives_the_same_gradients(clip, images, tokens):
-    model = PromptedCLIP(clip).train()
+    model, images = PromptedCLIP(clip.double()).train(), images.double()
     gradients = []
     for checkpointing in (False, True):
         model.zero_grad()

@@ -145,7 +145,7 @@ def test_a_copy_of_its_own_keys_and_values_changes_nothing(model_cfg):
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_gradient_checkpointing_gives_the_same_gradients(clip, images, tokens):
-    model = PromptedCLIP(clip, PREFIX).train()
+    model, images = PromptedCLIP(clip.double(), PREFIX).train(), images.double()
     gradients = []
     for checkpointing in (False, True):
         model.zero_grad()

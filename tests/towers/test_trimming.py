@@ -4,11 +4,14 @@ import copy
 import itertools
 import warnings
 from contextlib import nullcontext
+from functools import partial
+from unittest.mock import patch
 
 import open_clip
 import pytest
 import torch
 from open_clip.transformer import LayerScale
+from torch.utils.checkpoint import checkpoint
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.prompts.block_tokens import BlockTokens
@@ -95,15 +98,16 @@ def tokens_computed(encoder, values, run=None):
     """How many tokens of each sequence the MLP of the last block computes."""
     block, axis, seen = encoder.tower.blocks[-1], encoder.tower.sequence_axis, []
 
-    def forward(sequence):
-        seen.append(sequence.shape[axis])
-        return type(block.mlp).forward(block.mlp, sequence)
+    kind = type(block.mlp)
+    plain = kind.forward
 
-    vars(block.mlp)["forward"] = forward
-    try:
+    def forward(module, sequence):
+        if module is block.mlp:
+            seen.append(sequence.shape[axis])
+        return plain(module, sequence)
+
+    with patch.object(kind, "forward", forward):
         (run or encoder)(values)
-    finally:
-        del vars(block.mlp)["forward"]
     (count,) = seen
     return count
 
@@ -166,6 +170,75 @@ def test_last_block_computes_every_token_for_whoever_sees_them(clip, images, tok
     model.vision.trim = False
     assert tokens_computed(model.vision, images) == every
     assert tokens_computed(model.text, tokens) == 1
+
+
+@pytest.mark.parametrize("change", ["pooling", "block", "convolution", "attention", "method", "global hook"])
+def test_last_block_computes_every_token_where_a_change_could_depend_on_them(clip, images, change):
+    model = PromptedCLIP(clip.double(), PromptConfig(2, 2)).eval()
+    visual, block, count = clip.visual, clip.visual.transformer.resblocks[-1], model.vision.tower.length + 2
+    handle = None
+    if change == "pooling":
+        visual.pool_type = "avg"
+    elif change == "block":
+        visual.transformer.resblocks.append(copy.deepcopy(visual.transformer.resblocks[0]))
+    elif change == "convolution":
+        block.mlp.add_module("across", Across(count))
+    elif change == "attention":
+        block.attn = OwnAttention(block.attn)
+    elif change == "method":
+        block.attn.forward = partial(type(block.attn).forward, block.attn)
+    else:
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        assert tokens_computed(model.vision, images.double()) == count
+        features = model.encode_image(images.double())
+    finally:
+        if handle is not None:
+            handle.remove()
+    model.vision.trim = False
+    torch.testing.assert_close(model.encode_image(images.double()), features, rtol=0, atol=0)
+
+
+class Across(torch.nn.Module):
+    """Mixes tokens, as adapters with convolutions do."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.mix = torch.randn(count, count, dtype=torch.float64)
+
+    def forward(self, sequence):
+        axis = [size == len(self.mix) for size in sequence.shape].index(True)
+        return sequence + torch.tensordot(self.mix, sequence, dims=([1], [axis])).movedim(0, axis)
+
+
+class OwnAttention(torch.nn.Module):
+    """Attention that takes no other keys than its queries."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention, self.num_heads = attention, attention.num_heads
+
+    def forward(self, states, *others, **options):
+        return self.attention(states, states, states, need_weights=False)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_whole_encoder_may_be_computed_again(clip, images, reentrant):
+    model = PromptedCLIP(clip.double(), PromptConfig(2, 2)).train()
+    pixels = images.double().requires_grad_()
+    gradients = []
+    for encode in (model.encode_image, partial(checkpoint, model.encode_image, use_reentrant=reentrant)):
+        model.zero_grad()
+        encode(pixels).sum().backward()
+        gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_activations_may_be_kept_elsewhere_and_computed_again(clip, images):
+    model = PromptedCLIP(clip.double(), PromptConfig(2, 2)).train()
+    clip.set_grad_checkpointing(True)
+    with torch.autograd.graph.save_on_cpu():
+        model.encode_image(images.double()).sum().backward()
 
 
 def test_last_block_computes_every_token_for_prompts_of_ones_own(clip, images):

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +15,15 @@ from promptreid.towers.growth import keep_positions
 from promptreid.towers.modes import is_traced
 from promptreid.towers.tower import TextTower, TokenTower, Tower
 
-_READ = "promptreid_read"  # attribute of the last block's input: which tokens of its output are read
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = [getattr(nn.modules.module, f"_global{name}") for name in _HOOKS]
+# Attributes of a text or image tower that say what its feature is made of.
+_POOLING = ("pool_type", "text_pool_type", "attn_pool")
+# Layers of a block that treat every token by itself, and attention, besides open_clip's own and PEFT's.
+_BY_TOKEN = {
+    nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm, nn.GELU, nn.SiLU, nn.ReLU, nn.Dropout,
+    nn.Identity, nn.Sequential, nn.MultiheadAttention, nn.ModuleDict, nn.ModuleList, nn.ParameterDict,
+}  # fmt: skip
 
 # Of every object in the calling thread, by its key.
 _VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values", default=())
@@ -124,8 +132,8 @@ class LastBlock:
 
     Keys and values are those of all tokens; query, projection, norm, MLP and residual are the one token's, with the
     same value and gradients. The output has the token at every position, for the tower's own pooling to find. This
-    holds only inside `reading`, so all other callers of the tower get every token, and so do all callers if a hook
-    that is not promptreid's could see the difference.
+    holds only inside `reading`, so all other callers of the tower get every token. So do all callers if the difference
+    could be seen or could matter: with foreign hooks, replaced methods and layers, or gradient checkpointing.
 
     Args:
         tower: The tower; one that pools more than a token, or has other blocks than open_clip's usual ones, stays as
@@ -137,14 +145,12 @@ class LastBlock:
         self.tower: Any = tower
         self._position = position
         self._read = ThreadValue()
-        self._handles: list[Any] = []
         self._block: Any = tower.blocks[-1] if isinstance(tower, TokenTower) else None
         # A forward in the block's own attributes is a replacement already.
         usual = type(self._block) is ResidualAttentionBlock and "forward" not in vars(self._block)
-        if usual and not hasattr(self._block, "ln_1_kv") and position(0) is not None:
-            # In front of other hooks, because prompts make another tensor of the input.
-            hook = self._block.register_forward_pre_hook(self._hand_over, prepend=True, with_kwargs=True)
-            self._handles.append(hook)
+        self._replaces: bool = usual and not hasattr(self._block, "ln_1_kv") and position(0) is not None
+        self._pooling = self._pooling_now()
+        if self._replaces:
             vars(self._block)["forward"] = self._forward
 
     @contextmanager
@@ -161,41 +167,35 @@ class LastBlock:
     def alone(self, position: Tensor | int | None) -> Tensor | int | None:
         """The same position, or `None` where every token must be computed, as in a graph that is traced or compiled."""
         empty = isinstance(position, Tensor) and position.shape[0] == 0
-        return None if is_traced() or empty or not self._handles or self._is_watched() else position
+        return position if self._replaces and not (is_traced() or empty or self._must_be_whole()) else None
 
     def remove(self) -> None:
-        """Remove the hook, and the block's replacement."""
-        for handle in self._handles:
-            handle.remove()
+        """Remove the block's replacement."""
+        if self._replaces:
             vars(self._block).pop("forward", None)
-        self._handles = []
+        self._replaces = False
 
-    def _is_watched(self) -> bool:
-        tower = self.tower
-        if getattr(tower.module, "output_tokens", False):
+    def _pooling_now(self) -> list[Any]:
+        values = [getattr(getattr(self.tower, "module", None), name, None) for name in _POOLING]
+        return [value if isinstance(value, str) else value is None for value in values]
+
+    def _must_be_whole(self) -> bool:
+        """Whether something but the tower's pooling could depend on the other tokens of the block."""
+        tower, block = self.tower, self._block
+        if getattr(tower.module, "output_tokens", False) or self._pooling_now() != self._pooling:
             return True
-        own = type(self).__module__.partition(".")[0]
-        modules = [tower.module, tower.container, *tower.module.children(), *self._block.modules()]
-        hooks = [hook for module in modules for name in _HOOKS for hook in vars(module)[name].values()]
-        return any(type(getattr(hook, "__self__", hook)).__module__.partition(".")[0] != own for hook in hooks)
-
-    def _hand_over(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Tell the block which token is read.
-
-        It is noted at the input too, which gradient checkpointing keeps: when the block is computed again in the
-        backward pass, on any thread, nothing is held any more.
-        """
-        read = self._read.get()
-        if is_traced():
-            return None
-        graph: Any = torch._C  # pyright: ignore[reportPrivateUsage]
-        if graph._current_graph_task_id() != -1:
-            read = getattr(args[0], _READ, None)
-        elif read is not None:
-            setattr(args[0], _READ, read)
-        return None if read is None else (args, {**kwargs, "read": read})
+        # A block that is computed again in the backward pass is not inside `reading` any more.
+        container = tower.container
+        if getattr(container, "grad_checkpointing", False) or container.resblocks[-1] is not block:
+            return True
+        parts = list(block.modules())
+        if not all(type(part) in _BY_TOKEN or _package_of(type(part)) in ("open_clip", "peft") for part in parts):
+            return True
+        modules = [tower.module, container, *tower.module.children(), *parts]
+        calls = [call for module in modules for name in _HOOKS for call in vars(module)[name].values()]
+        calls += [vars(part)["forward"] for part in parts if "forward" in vars(part)]
+        calls += [call for hooks in _GLOBAL_HOOKS for call in hooks.values()]
+        return not all(_is_own(call) for call in calls)
 
     def _forward(
         self,
@@ -203,10 +203,10 @@ class LastBlock:
         k_x: Tensor | None = None,
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        read: Tensor | int | None = None,
     ) -> Tensor:
-        """As `ResidualAttentionBlock`, whose arguments these are; with `read`, only for that token."""
+        """As `ResidualAttentionBlock`, whose arguments these are; inside `reading`, only for that token."""
         block = self._block
+        read: Tensor | int | None = None if is_traced() else self._read.get()
         if read is None:
             return type(block).forward(block, q_x, k_x, v_x, attn_mask=attn_mask)
         axis, position = self.tower.sequence_axis, self._position(read)
@@ -216,6 +216,16 @@ class LastBlock:
         token = _token_at(q_x, position, axis=axis) + block.ls_1(attended)
         token = token + block.ls_2(block.mlp(block.ln_2(token)))
         return token.repeat_interleave(q_x.shape[axis], dim=axis)
+
+
+def _package_of(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _is_own(call: Any) -> bool:
+    """Whether a hook or a replaced method is promptreid's."""
+    call = call.func if isinstance(call, partial) else call
+    return _package_of(type(getattr(call, "__self__", call))) == __name__.partition(".")[0]
 
 
 def _token_at(sequence: Tensor, position: Tensor | int, *, axis: int) -> Tensor:
