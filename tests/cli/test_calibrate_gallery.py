@@ -55,7 +55,7 @@ def test_search_of_a_gallery_without_calibration_names_the_command(index, call):
     gallery._store.change(header={"calibration": None})
     code, _, errors = call("search", index, "a man", "--threshold", "calibrated")
     assert code == 2
-    assert "never calibrated; promptreid calibrate GALLERY, or calibrate GALLERY DATA with labelled images" in errors
+    assert "never calibrated; run promptreid calibrate GALLERY, or add DATA with labelled images" in errors
 
 
 def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_has_grown(index, drawn, call):

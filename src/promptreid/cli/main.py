@@ -57,7 +57,7 @@ _ALSO = {
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 # Advice in the library's messages, and its form for the shell. A test checks that each key is in a message.
 _IN_A_SHELL = {
-    "call gallery.calibrate(), or gallery.calibrate(split)": "promptreid calibrate GALLERY, or calibrate GALLERY DATA",
+    "call gallery.calibrate(), or gallery.calibrate(split)": "run promptreid calibrate GALLERY, or add DATA",
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",

@@ -41,7 +41,11 @@ class Comparison:
         return {
             name: SeedScores(
                 {
-                    seed: {key: value - first[1].scores[seed][key] for key, value in scores.items()}
+                    seed: {
+                        key: value - first[1].scores[seed][key]
+                        for key, value in scores.items()
+                        if key in first[1].scores[seed]
+                    }
                     for seed, scores in found.scores.items()
                     if seed in first[1].scores
                 }
@@ -115,7 +119,7 @@ class Comparison:
         return " ".join([f"{data}." if data else "", words, *(f"{line}." for line in self.sentences())]).strip()
 
     def _rows(self, between: str, *, name: Any, left_out: Sequence[str] = ()) -> list[list[str]]:
-        keys = [key for key in shared_metrics(next(iter(self.runs.values())).mean) if key not in left_out]
+        keys = [key for key in shared_metrics(*(found.mean for found in self.runs.values())) if key not in left_out]
         rows = [["", "seeds", *(METRICS[key].title for key in keys), "95 % interval"]]
         for way, found in self.runs.items():
             mean, std = found.mean, found.std
@@ -123,8 +127,8 @@ class Comparison:
                 shown_score(key, mean[key]) + ("" if math.isnan(std[key]) else between + shown_score(key, std[key]))
                 for key in keys
             ]
-            low, high = found.interval[keys[0]]
-            interval = "" if math.isnan(low) else f"{shown_score(keys[0], low)} to {shown_score(keys[0], high)}"
+            low, high = found.interval.get(_CHOSEN, (math.nan, math.nan))
+            interval = "" if math.isnan(low) else f"{shown_score(_CHOSEN, low)} to {shown_score(_CHOSEN, high)}"
             rows.append([name(way), str(len(found.scores)), *cells, interval])
         return rows
 

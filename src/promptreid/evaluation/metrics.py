@@ -1,5 +1,6 @@
 """Exact retrieval metrics without sorting."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -234,8 +235,19 @@ def _score(
         num_queries=scored,
         num_without_positive=total - scored,
         queries=results if per_query else None,
-        others={name: float(metric.compute(results)) for name, metric in METRICS.items() if metric.compute},
+        others={name: _computed(name, metric.compute, results) for name, metric in METRICS.items() if metric.compute},
     )
+
+
+def _computed(name: str, compute: Callable[[QueryResults], float], results: QueryResults) -> float:
+    """The value of a metric of one's own; its errors, and values that are not finite, name it."""
+    try:
+        value = float(compute(results))
+    except Exception as error:
+        raise ValueError(f"metric {name!r} of METRICS cannot be computed: {error!r}") from error
+    if not math.isfinite(value):
+        raise ValueError(f"metric {name!r} of METRICS is {value}; let its compute return a finite number")
+    return value
 
 
 def _usual_chunk(row_bytes: int, device: str) -> int:

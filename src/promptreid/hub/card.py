@@ -23,6 +23,7 @@ FIGURE = "ranking.png"
 # What a card in a folder says for the repository that it is not in yet.
 UNPUBLISHED = "your-name/your-model"
 _TEMPLATE = Path(__file__).with_name("card.md")
+_BACKWARDS = ", image to text"  # after the names of the second direction's scores
 _TASK = "text-to-image person re-identification"
 # What tokens of the Hub and of the usual clouds look like.
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
@@ -220,13 +221,13 @@ def _both_ways(run: Scores) -> list[tuple[str, Any]]:
     other = run.get("image_to_text")
     back = cast("Scores", other) if isinstance(other, Mapping) else {}
     return [(name, run[name]) for name in METRICS if name in run] + [
-        (f"{name}, image to text", back[name]) for name in METRICS if name in back
+        (name + _BACKWARDS, back[name]) for name in METRICS if name in back
     ]
 
 
 def _metric_name(name: str) -> str:
     """The metric of a name that `_both_ways` gave."""
-    return name.partition(", ")[0]
+    return name.removesuffix(_BACKWARDS)
 
 
 def _eval_results(runs: list[Scores], details: CardDetails) -> list[EvalResult]:

@@ -50,6 +50,17 @@ class CheckpointKind:
     base: str | None = None
     lacks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.lacks and self.base is None:
+            raise ValueError(
+                f"{self.title!r} lacks {', '.join(self.lacks)}, but base is None: name the tag of the weights that it "
+                "was trained from, which lend them"
+            )
+        try:
+            re.compile(self.mark)
+        except re.error as error:
+            raise ValueError(f"mark of {self.title!r} is not a regular expression: {error}") from error
+
     def image_size(self, patches: int, what: str) -> tuple[int, int] | None:
         """(height, width) that a grid of so many 16-pixel patches was trained at, where the kind tells it.
 
@@ -174,10 +185,8 @@ def kind_of(short: Iterable[str], full: Iterable[str], what: str) -> CheckpointK
         if any(re.match(kind.mark, name) for name in marked):
             reason = kind.refuse(names)
             if reason is not None:
-                raise WeightsError(
-                    f"{what} is {kind.title}'s, and cannot search by words: {reason}. Start from the weights it was "
-                    f'trained from: pretrained="{kind.base}"'
-                )
+                start = f'. Start from the weights it was trained from: pretrained="{kind.base}"' if kind.base else ""
+                raise WeightsError(f"{what} is {kind.title}'s, and cannot search by words: {reason}{start}")
             return kind
     held = f"only {', '.join(sorted(names)[:5])}" if names else "no tensors"
     raise WeightsError(

@@ -69,7 +69,8 @@ class SeedScores:
         }
 
     def _columns(self) -> dict[str, list[float]]:
-        names = list(next(iter(self.scores.values())))
+        first, *others = self.scores.values()
+        names = [name for name in first if all(name in scores for scores in others)]
         return {name: [scores[name] for scores in self.scores.values()] for name in names}
 
 

@@ -17,7 +17,7 @@ from promptreid.evaluation.pictures.canvas import (
     new_figure,
     save_figure,
 )
-from promptreid.scores import METRICS
+from promptreid.scores import METRICS, metric_of
 
 _STYLES: tuple[tuple[str, Any, str], ...] = (
     (BLUE, "-", "o"),
@@ -101,11 +101,13 @@ def draw_compared_curves(
     """
     figure = new_figure(5.2, 3.3)
     axis = figure.subplots()
-    longest = 0
+    shown = metric_of(metric)
+    is_fraction = shown is not None and shown.is_fraction
+    factor, longest = 100 if is_fraction else 1, 0
     for number, (name, histories) in enumerate(runs.items()):
         colour, line, marker = _STYLES[number % len(_STYLES)]
         curves = [
-            {epoch: 100 * entry["scores"][metric] for epoch, entry in enumerate(history, 1) if entry.get("scores")}
+            {epoch: factor * entry["scores"][metric] for epoch, entry in enumerate(history, 1) if entry.get("scores")}
             for history in histories
         ]
         for curve in curves:
@@ -118,7 +120,7 @@ def draw_compared_curves(
     if not longest:
         raise ValueError(f"no run has the score {metric} of a validation split, so there is no curve to draw")
     axis.set_xlabel("epoch", fontsize=9)
-    axis.set_ylabel(f"validation {metric}, %", fontsize=9)
+    axis.set_ylabel(f"validation {metric}{', %' if is_fraction else ''}", fontsize=9)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8, frameon=False)
     return save_figure(figure, path)
