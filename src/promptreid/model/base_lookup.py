@@ -117,8 +117,8 @@ def _make_saved(encoders: SavedEncoders, source: ClipSource) -> nn.Module:
     stated = config["model_cfg"]["vision_cfg"]["image_size"]
     if stated != list(source.image_size):
         raise CheckpointError(
-            f"{encoders.path.parent} contradicts itself: {ENCODERS_CONFIG} states image_size {str(stated)[:60]}, "
-            f"prompt_config.json {list(source.image_size)}; save the prompts again"
+            f"{encoders.path.parent} contradicts itself: {ENCODERS_CONFIG} states an image size of {str(stated)[:60]}, "
+            f"prompt_config.json one of {list(source.image_size)}; save the prompts again"
         )
     check_shapes(encoders, source.name)
     return load_clip_from_config(
