@@ -142,6 +142,13 @@ def test_what_cannot_be_served_is_one_line(service, saved, tmp_path, monkeypatch
         service.main()
 
 
+def test_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    spec = importlib.util.spec_from_file_location("service_without", ROOT / "examples" / "service.py")
+    with pytest.raises(SystemExit, match=r"no uvicorn is installed: pip install .fastapi"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 def test_other_model_than_the_gallerys_is_one_line(service, saved, monkeypatch):
     monkeypatch.setattr(service, "GALLERY", saved)
     monkeypatch.setattr(service, "load_prompts", lambda _: load_bare())
