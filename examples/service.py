@@ -14,21 +14,25 @@ Read docs/responsible_use.md before you serve images of real people.
 
 import os
 import secrets
+from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
 
-import uvicorn
-from fastapi import Depends, FastAPI, Header, HTTPException, Query
+try:
+    import uvicorn
+    from fastapi import Depends, FastAPI, Header, HTTPException, Query
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'error: no {missing.name} is installed: pip install "fastapi>=0.115" "uvicorn>=0.30"') from None
 from pydantic import BaseModel, Field
 
 from promptreid import Gallery, load_prompts
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.towers.tiny import tiny_prompts
 
 GALLERY = os.environ.get("SERVICE_GALLERY", "gallery")
 MODEL = os.environ.get("SERVICE_MODEL") or tiny_prompts()  # a folder of prompts, or "user/name" on the Hub
 HOST = os.environ.get("SERVICE_HOST", "127.0.0.1")
-PORT = int(os.environ.get("SERVICE_PORT", "8000"))
+PORT = os.environ.get("SERVICE_PORT", "8000")
 TOKEN = os.environ.get("SERVICE_TOKEN", "")
 MOST_SENTENCES, MOST_LETTERS, MOST_HITS = 256, 1000, 100
 
@@ -92,12 +96,29 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
 
 
 def main() -> None:
-    """Load once, try once, serve."""
+    """Load once, try once, serve.
+
+    Raises:
+        SystemExit: It cannot be served; one line says why, and what to do.
+    """
     if HOST not in ("127.0.0.1", "localhost", "::1") and not TOKEN:
         raise SystemExit(f"error: SERVICE_HOST is {HOST}, which others can reach: set SERVICE_TOKEN to a long secret")
-    gallery = Gallery.load(GALLERY, load_prompts(MODEL))
+    if not PORT.isdecimal() or not 0 < int(PORT) < 65536:
+        raise SystemExit(f"error: SERVICE_PORT is {PORT}, expected 1 to 65535")
+    if not Path(GALLERY, "gallery.json").is_file():
+        advice = f"make one: promptreid index CROPS --output {GALLERY}, or set SERVICE_GALLERY to another"
+        raise SystemExit(f"error: there is no gallery in {GALLERY}; {advice}")
+    print(f"loading {MODEL} and {GALLERY}", flush=True)  # which takes seconds
+    try:
+        gallery = Gallery.load(GALLERY, load_prompts(MODEL))
+    except (PromptReidError, OSError, ValueError) as error:
+        advice = f"SERVICE_MODEL must be the model that made {GALLERY}, a folder or USER/NAME"
+        raise SystemExit(f"error: {error}; {advice}") from None
     gallery.search("a person", k=1)  # the first search is slower than the others
-    uvicorn.run(make_app(gallery, token=TOKEN), host=HOST, port=PORT)
+    try:
+        uvicorn.run(make_app(gallery, token=TOKEN), host=HOST, port=int(PORT))
+    except SystemExit:  # uvicorn has printed why
+        raise SystemExit(f"error: it cannot listen on {HOST}:{PORT}; set SERVICE_PORT to a free port") from None
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ def test_no_code_is_cut_where_a_repository_shows_the_readme():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number, tmp_path, monkeypatch):
+def test_snippet_runs(number, tmp_path, monkeypatch, capsys):
     from promptreid.synthetic import write_generated
 
     monkeypatch.chdir(tmp_path)
     write_generated("crops", num_identities=(4, 2, 2), seed=0)
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
+    assert "(100.000%)" not in capsys.readouterr().out  # before a stage has frozen anything it would say nothing

@@ -328,46 +328,6 @@ def test_train_then_search_with_the_model_it_saved(call, drawn, tmp_path):
     assert "was encoded by another model" in notes
 
 
-def test_push_dry_run_shows_card_and_files_and_uploads_nothing(call, shipped, tmp_path):
-    model, _ = shipped
-    folder = model.save_pretrained(tmp_path / "model")
-    code, text, _ = call("push", folder, "somebody/model", "--dry-run")
-    assert code == 0
-    assert "# model" in text
-    assert 'load_prompts("somebody/model")' in text
-    size = (folder / "prompts.safetensors").stat().st_size
-    assert f"{size:>12,} bytes  prompts.safetensors" in text
-    code, answer, _ = call("push", folder, "somebody/model", "--dry-run", "--json")
-    assert answer["files"]["prompts.safetensors"] == size
-    assert set(answer["files"]) == {"README.md", "config.json", "prompt_config.json", "prompts.safetensors"}
-    assert sorted(path.name for path in folder.glob("[!.]*")) == ["prompt_config.json", "prompts.safetensors"]
-
-
-def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
-    given = {}
-
-    def pretend(folder, repository, **settings):
-        given.update(folder=folder, repository=repository, **settings)
-        return "https://hub/commit/1"
-
-    monkeypatch.setattr("promptreid.model.publishing.push_prompts", pretend)
-    scores = {"rank1": 0.5, "num_queries": 4}
-    metrics = tmp_path / "metrics.json"
-    metrics.write_text(json.dumps({"text_to_image": scores, "image_to_text": scores}))
-    code, text, _ = call("push", tmp_path, "somebody/model", "--metrics", metrics)
-    assert (code, text) == (0, "published: https://hub/commit/1\n")
-    assert given["private"] is True
-    assert given["metrics"] == {"rank1": 0.5, "image_to_text": {"rank1": 0.5}}
-    call("push", tmp_path, "somebody/model", "--public", "--create-pr")
-    assert (given["private"], given["create_pr"], given["metrics"], given["details"]) == (False, True, None, None)
-    call("push", tmp_path, "somebody/model", "--metrics", metrics, "--dataset", "CUHK-PEDES")
-    assert given["details"].dataset == "CUHK-PEDES"
-    metrics.write_text("{}")
-    code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
-    assert code == 2
-    assert "is not a metrics.json" in notes
-
-
 def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_path, monkeypatch):
     def stop(console, /, **settings):
         raise SystemExit(143)  # as the trainer leaves when it gets SIGTERM

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from promptreid.cli.train_model import (
 from promptreid.cli.training_runs import Training
 from promptreid.evaluation.evaluate import Evaluation
 from promptreid.evaluation.metrics import RetrievalMetrics
-from promptreid.files import read_sealed_json
+from promptreid.files import read_sealed_json, write_sealed_json
 from promptreid.losses.contrastive import NITCLoss, SDMLoss
 from promptreid.training.ablations import ABLATIONS
 from promptreid.training.recipe import Matching, Recipe
@@ -167,6 +168,62 @@ def test_train_writes_down_how_it_divided_the_persons(
         read_sealed_json(tmp_path / "run" / "split.json")
     code, _, notes = call("train", drawn, "--output", tmp_path / "other", "--seed", 3, "--seeds", 0)
     assert (code, "--seed would do nothing here: --seeds already lists every seed" in notes) == (2, True)
+
+
+def test_one_person_to_train_on_is_told_with_its_folder(call: Any, drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "data")
+    annotation = tmp_path / "data" / "reid_raw.json"
+    entries = json.loads(annotation.read_text())
+    first = next(entry["id"] for entry in entries if entry["split"] == "train")
+    annotation.write_text(json.dumps([each for each in entries if each["split"] != "train" or each["id"] == first]))
+    code, _, notes = call("train", tmp_path / "data", "--output", tmp_path / "run")
+    assert (code, "data has 1 person; training needs at least 2" in notes) == (2, True), notes
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0", "0"], "--seeds has 0 more than once; give each once"),
+        (["--compare", "pd", "direct", "pd"], "--compare has pd more than once; give each once"),
+    ],
+)
+def test_refused_comparison_leaves_nothing_behind(
+    call: Any, drawn: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    code, _, notes = call("train", drawn, "--output", tmp_path / "all", *words)
+    assert (code, message in notes) == (2, True)
+    assert not (tmp_path / "all").exists()
+
+
+def test_comparison_that_never_began_binds_no_other(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    (tmp_path / "all").mkdir()
+    write_sealed_json(tmp_path / "all" / "comparison-settings.json", {"batch_size": 3})
+    code, _, notes = call("train", drawn, "--output", tmp_path / "all", "--seeds", 0)
+    assert (code, fake_runs) == (0, [("pd", 0)]), notes
+
+
+def test_single_run_and_comparison_are_not_mixed_in_a_folder(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    (tmp_path / "run" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    code, _, notes = call("train", drawn, "--output", tmp_path / "run", "--seeds", 0, 1)
+    assert (code, "run holds a single run; give another folder, such as --output compared" in notes) == (2, True)
+    assert call("train", drawn, "--output", tmp_path / "all", "--seeds", 0)[0] == 0
+    code, _, notes = call("train", drawn, "--output", tmp_path / "all")
+    assert (code, "all holds the runs of --seeds or --compare; give another folder" in notes) == (2, True)
+
+
+def test_refused_run_keeps_the_split_of_the_other(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    command = ["train", drawn, "--output", tmp_path / "run", "--seeds", 0, "--split"]
+    assert call(*command, "50/0/50")[0] == 0
+    code, _, notes = call(*command, "75/0/25")
+    assert (code, "holds another run" in notes) == (2, True)
+    assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
 
 
 @pytest.mark.slow

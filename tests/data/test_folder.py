@@ -151,7 +151,11 @@ def test_load_folder_test_rows_alone_give_an_empty_training_split(write_csv: Cal
     [
         ("a.jpg,,3,test", "line 2: caption is '', expected a sentence"),
         ("a.jpg,  ,3,test", "line 2: caption is '  '"),
-        ("a.jpg,a man,3,tests", "line 2: split is 'tests', expected one of train, val, test"),
+        ("a.jpg,a man,3,tests", "line 2: split is 'tests', expected one of train, val, test; leave such records out"),
+        (
+            "a.jpg,a man,3,valid",
+            "line 2: split is 'valid', expected one of train, val, test; did you mean \"val\"? Write",
+        ),
         ("a.jpg,a man,,test", "line 2: person_id is '', expected a number or a name"),
         (",a man,3,test", "line 2: image is '', expected a path below crops/"),
         ("../a.jpg,a man,3,test", "line 2: image '../a.jpg' leaves the folder crops/"),
@@ -167,6 +171,12 @@ def test_load_folder_test_rows_alone_give_an_empty_training_split(write_csv: Cal
 def test_load_folder_bad_row_names_line_and_value(write_csv: Callable[..., Path], row: str, words: str) -> None:
     with pytest.raises(DatasetError, match=re.escape(words)):
         load_folder(write_csv(row + "\n"))
+
+
+@pytest.mark.parametrize("split", ["valid", "Validation", "dev"])
+def test_split_by_another_name_is_not_advised_to_be_left_out(write_csv: Callable[..., Path], split: str) -> None:
+    with pytest.raises(DatasetError, match=r'; did you mean "val"\? Write that instead$'):
+        load_folder(write_csv(f"a.jpg,a man,3,{split}\n"))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ NOT_RUN = {
     "python examples/service.py": "serves until Ctrl-C; tests/examples/test_service.py",
     "python examples/train_cuhk.py": "trains for minutes; tests/examples/test_train_cuhk.py",
     "promptreid completion": "wants an extra; tests/cli/test_complete_shell.py",
+    "promptreid train crops --output compared": "trains six times; tests/cli/test_train_model.py",
     "torchrun": "starts several processes; tests/training/test_processes.py",
 }
 

@@ -3,13 +3,14 @@
 import importlib.util
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from promptreid import Gallery, load_prompts
+from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip, load_prompts
 from promptreid.errors import CheckpointError
 from promptreid.towers.tiny import tiny_prompts
 
@@ -33,6 +34,13 @@ def service():
     spec.loader.exec_module(module)
     yield module
     del sys.modules["service"]
+
+
+@pytest.fixture(scope="module")
+def saved(gallery, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "gallery"
+    gallery.save(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -114,6 +122,52 @@ def test_address_that_others_reach_needs_a_token(service, monkeypatch):
     monkeypatch.setattr(service, "HOST", "0.0.0.0")
     with pytest.raises(SystemExit, match="set SERVICE_TOKEN"):
         service.main()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"GALLERY": "none"}, "no gallery in none; make one: promptreid index CROPS --output none"),
+        ({"PORT": "80a"}, "SERVICE_PORT is 80a, expected 1 to 65535"),
+        ({"PORT": "80000"}, "SERVICE_PORT is 80000"),
+        ({"MODEL": "no-such-folder"}, "SERVICE_MODEL must be the model that made "),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(service, saved, tmp_path, monkeypatch, settings, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(service, "GALLERY", saved)
+    for name, value in settings.items():
+        monkeypatch.setattr(service, name, value)
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        service.main()
+
+
+def test_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    spec = importlib.util.spec_from_file_location("service_without", ROOT / "examples" / "service.py")
+    with pytest.raises(SystemExit, match=r"no uvicorn is installed: pip install .fastapi"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_other_model_than_the_gallerys_is_one_line(service, saved, monkeypatch):
+    monkeypatch.setattr(service, "GALLERY", saved)
+    monkeypatch.setattr(service, "load_prompts", lambda _: load_bare())
+    words = "encoded by another model.*SERVICE_MODEL must be the model that made "
+    with pytest.raises(SystemExit, match=words):
+        service.main()
+
+
+def load_bare():
+    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    return PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0)).eval()
+
+
+def test_port_that_is_taken_is_one_line(service, saved, monkeypatch):
+    monkeypatch.setattr(service, "GALLERY", saved)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(service, "PORT", str(taken.getsockname()[1]))
+        with pytest.raises(SystemExit, match=r"cannot listen on 127\.0\.0\.1:[0-9]+; set SERVICE_PORT to a free port"):
+            service.main()
 
 
 def test_main_loads_once_and_serves(service, gallery, tmp_path, monkeypatch):

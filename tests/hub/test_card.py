@@ -86,18 +86,32 @@ def test_body_states_scores_spread_rule_seeds_and_settings(make_manifest):
     assert "Runs: 2; seeds: 0, 1; spread is the standard deviation over runs." in text
     assert "Checkpoint: epoch with the best validation mAP." in text
     assert "without prompts, as plain open_clip loads them: rank1 50.00" in text
-    assert "| epochs | [30, 60] |" in text
-    assert "a \\| b\\n&lt;script>" in text
+    assert "| epochs | 30, 60 |" in text
+    assert "a \\| b &lt;script>" in text
     assert "Thanks to nobody." in text
     assert 'load_prompts("alice/prompts")' in text
     assert "biometric data" in text
     assert "only for academic research" in text
 
 
+def test_settings_are_shown_as_people_read_them(make_manifest):
+    training = {"depth": None, "warmup share": 1 / 12, "schedule": "linear", "average": False, "size": (96, 48)}
+    text = make(make_manifest(), details=CardDetails(training=training)).text
+    for row in ("depth | none", "warmup share | 0.08333", "schedule | linear", "average | no", "size | 96, 48"):
+        assert f"| {row} |" in text
+
+
+def test_terms_of_other_data_replace_the_usual_ones(make_manifest):
+    text = make(make_manifest(), details=CardDetails(terms="Drawings, nobody's.")).text
+    assert "## Terms of the data\n\nDrawings, nobody's.\n\n## Limits" in text
+    assert "academic research" not in text
+
+
 def test_what_is_not_known_is_said_to_be_not_reported(make_manifest):
     card = make(make_manifest(pretrained=None), base_model=None)
     assert "No scores were reported." in card.text
     assert "Settings were not reported." in card.text
+    assert "\nPrompts for text-to-image person re-identification: find" in card.text
     assert "base_model" not in card.data.to_dict()
     one = make(make_manifest(), metrics=RUNS[0]).text
     assert "| Rank-1 | 70.00 | one run |" in one

@@ -7,6 +7,7 @@ import logging
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -204,7 +205,9 @@ def test_prompts_pushed_over_encoders_take_them_away(hub, model, tuned, score):
 
 def test_pushing_the_same_again_makes_no_new_commit(hub, model):
     first = push_prompts(model, "alice/m", token=ALICE)
-    assert push_prompts(model, "alice/m", token=ALICE) == first
+    assert (first.is_new, first.is_private) == (True, True)
+    again = push_prompts(model, "alice/m", token=ALICE)
+    assert (again, again.is_new, again.is_private) == (first, False, True)
 
 
 def test_branch_is_made_and_main_is_left_alone(hub, model, tuned, score):
@@ -261,11 +264,38 @@ def test_who_may_not_push_is_told(hub, model, repo_id, token, words):
     assert hub.repos == {}
 
 
-@pytest.mark.parametrize("repo_id", ["", "a/b/c", "a b/c", "../x", "alice/" + "x" * 200, "-a/b", "a/b.git"])
+@pytest.mark.parametrize("repo_id", ["", "a/b/c", "a b/c", "../x", "alice/" + "x" * 200, "-a/b", "a/b.git", "mine"])
 def test_repo_id_that_is_none_is_refused(hub, model, repo_id):
     with pytest.raises(ValueError, match=r"is not the id of a Hub repository"):
         push_prompts(model, repo_id, token=ALICE)
     assert hub.log == []
+
+
+XET_404 = "Network error: HTTP status client error (404 Not Found), domain: http://hub/api/xet-write-token/main?sig=x)"
+
+
+def fails_with(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("promptreid.hub.transfer.HfApi.create_commit", fail)
+
+
+def test_upload_that_fails_is_not_advised_to_use_the_cache(hub, model, monkeypatch):
+    fails_with(monkeypatch, ConnectionError("connection reset"))
+    with pytest.raises(HubError, match=r"cannot be reached for alice/m .*check the network, and push again$"):
+        push_prompts(model, "alice/m", token=ALICE)
+    fails_with(monkeypatch, huggingface_hub.errors.OfflineModeIsEnabled("offline"))
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set; unset it$"):
+        push_prompts(model, "alice/m", token=ALICE)
+
+
+def test_address_that_is_not_there_is_not_an_unreachable_hub(hub, model, monkeypatch):
+    fails_with(monkeypatch, ConnectionError(XET_404))
+    words = r"refuses alice/m with HTTP status 404: there is nothing at that address.*\(http://hub/api/\S+/main\)$"
+    with pytest.raises(HubError, match=words):
+        push_prompts(model, "alice/m", token=ALICE)
 
 
 def test_arguments_of_other_types_are_refused(hub, model, tmp_path):
@@ -501,7 +531,7 @@ def test_random_base_is_not_called_fine_tuned(hub):
     push_prompts(PromptedCLIP(load_clip("promptreid-tiny", image_size=(32, 16))), "alice/m", token=ALICE)
     files = hub.repos["alice/m"].files()
     assert set(files) == ALL_FILES
-    assert b"prompts and encoders for" in files["README.md"]
+    assert b"Prompts and encoders for" in files["README.md"]
     assert b"fine-tuned" not in files["README.md"]
 
 

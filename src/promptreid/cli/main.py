@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -61,6 +61,8 @@ _IN_A_SHELL = {
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
     "without local_files_only and HF_HUB_OFFLINE": "without HF_HUB_OFFLINE",
     "pass token=": "set HF_TOKEN",
+    "open_clip.list_models() lists all": 'python -c "import open_clip; print(*open_clip.list_models())" lists all',
+    "pass a valid token=": "set HF_TOKEN to a valid one",
     "pass a cache_dir= that you may write to, or set HF_HOME": "set HF_HUB_CACHE to one that you may write to",
     "pass overwrite=True": "pass --overwrite",
     "name it: name=,": "name it: --model NAME,",
@@ -200,16 +202,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as the end of every `--help` explains it.
     """
-    # It announces every try again; what it tells in the end is the one line of the error.
-    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+    # They announce every try again and a push without changes; the one line that a command ends with says it.
+    for name in ("utils._http", "hf_api"):
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
     given = sys.argv[1:] if arguments is None else list(arguments)
     output = Output(as_json="--json" in given)
+
+    progress = logging.getLogger("promptreid.towers.downloading")
+    notes = logging.Handler()
+    notes.emit = lambda record: output.note(record.getMessage())
+    progress.setLevel(logging.INFO)
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, UserWarning):  # without the line of our code, which a user can do nothing about
             output.note(f"warning: {_in_a_shell(str(message))}")
 
-    with warnings.catch_warnings(), _heeding_signals():
+    with warnings.catch_warnings(), _heeding_signals(), ExitStack() as stack:
+        progress.addHandler(notes)
+        stack.callback(progress.removeHandler, notes)
         warnings.showwarning = show
         warnings.simplefilter("default", UserWarning)
         code = _guard(output, lambda: _run(given, output), with_traceback="--traceback" in given)
@@ -288,14 +298,17 @@ def _in_a_shell(words: str) -> str:
 
 def _is_of_the_machine(error: BaseException) -> bool:
     """Whether the disk, the network or another process was in the way, and not what was asked for."""
-    hub: Any = sys.modules.get("promptreid.hub.repository")
-    asked, cause = isinstance(error, HubError) and hub, error.__cause__
+    asked, cause = isinstance(error, HubError), error.__cause__
     if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _MACHINE_ERRORS:
         return True
     if cause is None:
         return False
-    is_transport = asked and isinstance(cause, hub.TRANSPORT_ERRORS) and not isinstance(cause, HubError)
-    return (is_transport and hub.is_unreachable(cause)) or _is_of_the_machine(cause)
+    if asked and not isinstance(cause, HubError):
+        from promptreid.hub import repository
+
+        if isinstance(cause, repository.TRANSPORT_ERRORS) and repository.is_unreachable(cause):
+            return True
+    return _is_of_the_machine(cause)
 
 
 def _is_refusal(error: Exception) -> bool:

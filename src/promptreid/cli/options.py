@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+from promptreid.cli.model_names import BARE, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
 from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
 from promptreid.errors import HubError, shell_word
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 2048
 LARGEST_SEED = 2**32 - 1  # numpy takes no more
 _BEST_DEVICE = "cuda if there is a GPU, else cpu"
-BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
 
 
 class ModelArguments(TypedDict):
@@ -302,6 +302,7 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
         None if size is None else (size[0], size[1]),
         options["revision"],
     )
+    check_not_a_file(choice.model)
     if choice.is_saved:
         if choice.pretrained or choice.image_size:
             raise ValueError(f"--pretrained and --image-size go with an open_clip name; {choice.model} brings its own")
@@ -311,25 +312,9 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
             return ModelChoice(str(Path(choice.model).resolve()))
         return choice
     at_revision(choice.model, choice.revision)
-    if choice.model != TINY_NAME and choice.pretrained is None and not choice.model.startswith(BARE):
-        raise ValueError(
-            f"--model {choice.model} needs --pretrained TAG, such as openai; without weights it finds nothing. If "
-            f"{choice.model} is meant to be a folder: there is no folder of that name here"
-        )
+    check_listed(choice.model, choice.pretrained, without="without weights it finds nothing")
     check_names(choice.model, choice.pretrained)
     return choice
-
-
-def check_names(model: str, pretrained: str | None) -> None:
-    """Refuse a name or a tag that open_clip does not have, before data are read.
-
-    Raises:
-        ValueError: The name or the tag is unknown.
-    """
-    from promptreid.towers.names import check_name, needs_quick_gelu
-
-    check_name(model)
-    needs_quick_gelu(model, pretrained)
 
 
 def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:

@@ -3,10 +3,14 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptreid.cli.options import check_file, folder_to_read, saved_model, some_path
 from promptreid.cli.output import Output
+from promptreid.errors import shell_word
+
+if TYPE_CHECKING:
+    from promptreid.hub.transfer import PublishedURL
 
 DESCRIPTION = """Publish a folder that `promptreid train` or save_prompts wrote, with a model card. The repository is
 private unless you say --public. Log in first with `hf auth login`, or set HF_TOKEN."""
@@ -38,6 +42,8 @@ def _repository(text: str) -> str:
     except HFValidationError as error:
         message = f"is {text!r}, which is not the id of a Hub repository, such as user/name"
         raise argparse.ArgumentTypeError(message) from error
+    if "/" not in text:
+        raise argparse.ArgumentTypeError(f"is {text}, which says nobody's name; write USER/{text}")
     return text
 
 
@@ -68,9 +74,23 @@ def run(
         _show(console, repository, files_to_push(folder, repository, metrics=scores, details=details))
         return 0
     url = push_prompts(folder, repository, private=not public, **commit, metrics=scores, details=details)
-    console.say(f"published: {url}")
-    console.record(url=url)
+    console.say(*_ending(repository, url, commit))
+    console.record(url=url, private=url.is_private, changed=url.is_new)
     return 0
+
+
+def _ending(repository: str, url: "PublishedURL", commit: Mapping[str, Any]) -> list[str]:
+    """What became of it, who sees it, and how it is loaded."""
+    seen = "private" if url.is_private else "public"
+    if commit["create_pr"]:
+        return [f"pull request opened ({seen} repository): {url}"]
+    revision = commit["revision"]
+    python, shell = (f', revision="{revision}"', f" --revision {shell_word(revision)}") if revision else ("", "")
+    return [
+        f"published, {seen}: {url}" if url.is_new else f"unchanged, {seen}: {url} holds these very files already",
+        f"to load it: --model {repository}{shell} of index, search and evaluate, or in Python "
+        f'load_prompts("{repository}"{python})',
+    ]
 
 
 def _show(console: Output, repository: str, files: Mapping[str, bytes | Path]) -> None:

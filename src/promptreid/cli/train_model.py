@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from promptreid.cli.model_names import check_listed, check_names, check_start
 from promptreid.cli.options import (
-    BARE,
     LARGEST_SEED,
     LARGEST_SIDE,
     add_data_arguments,
@@ -15,7 +15,6 @@ from promptreid.cli.options import (
     add_revision_argument,
     at_revision,
     check_device,
-    check_names,
     folder_to_read,
     folder_to_write,
     joined_processes,
@@ -26,6 +25,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad
+from promptreid.errors import shell_word
 from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
@@ -195,6 +195,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     Raises:
         ValueError: One is out of range, or the device cannot be used.
     """
+    check_start(given["model"])
     from promptreid.adaptation import preset_for
 
     name = at_revision(given["model"], given["revision"])
@@ -206,8 +207,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     if recipe.stage_one_epochs and not given["prompt_length"]:
         raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains only prompts")
     pretrained = given["pretrained"] or preset.pretrained
-    if pretrained is None and not name.startswith(BARE):
-        raise ValueError(f'--model {given["model"]} needs --pretrained TAG, such as openai; "none" for random weights')
+    check_listed(given["model"], pretrained, without='"none" for random weights')
     pretrained = None if pretrained == "none" else pretrained
     check_names(given["model"], pretrained)
     complete = given.copy()
@@ -251,6 +251,9 @@ def run(
     from promptreid.evaluation.splits import is_main_process
     from promptreid.training.processes import failing_together
 
+    _check_each_once("--seeds", seeds or ())
+    _check_each_once("--compare", compare or ())
+    _check_output(output, several=seeds is not None or compare is not None)
     if seeds is not None and given["seed"]:
         refuse_unused({"seed": given["seed"]}, "--seeds already lists every seed")
     arguments, recipe = complete_training_arguments(given)
@@ -261,13 +264,38 @@ def run(
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ()), "project": project}
         options["progress"] = not console.as_json
         training = Training(console, data, arguments, recipe, options)
-        if split is not None and is_main_process():
-            _write_split(output, data, split, split_seed)
         if seeds is None and compare is None:
             training.run(output)
         else:
             training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
+        # A run that is refused must not change the note of the one that is there.
+        if split is not None and is_main_process():
+            _write_split(output, data, split, split_seed)
     return 0
+
+
+def _check_each_once(option: str, values: Sequence[object]) -> None:
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{option} has {twice[0]} more than once; give each once")
+
+
+def _check_output(output: Path, *, several: bool) -> None:
+    """Refuse a comparison in the folder of a single run, and the reverse, which would overwrite its figures."""
+    if several and holds_run(output):
+        raise ValueError(f"--output {output} holds a single run; give another folder, such as --output compared")
+    if not several and holds_comparison(output):
+        raise ValueError(f"--output {output} holds the runs of --seeds or --compare; give another folder for this run")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a single run has begun in a folder."""
+    return (folder / "results.json").exists() or any(folder.glob("*/checkpoints/step-*"))
+
+
+def holds_comparison(folder: Path) -> bool:
+    """Whether one of the runs of a comparison has begun in a folder."""
+    return any(holds_run(each) or (each / "scores.json").exists() for each in folder.glob("*/seed-*"))
 
 
 def _load(
@@ -287,6 +315,12 @@ def _load(
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
+    if data.train.num_identities < 2:
+        few = "1 person" if data.train.num_identities else "no person"
+        raise ValueError(
+            f"the train split of {root} has {few}; training needs at least 2, to tell them apart. promptreid check "
+            f"{shell_word(root)} says what is in it"
+        )
     return data
 
 

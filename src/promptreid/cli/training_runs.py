@@ -10,7 +10,7 @@ from typing import Any
 
 from promptreid.adaptation import ZERO_SHOT, Adaptation, adapt
 from promptreid.cli.output import Output
-from promptreid.cli.train_model import TrainingArguments, make_model
+from promptreid.cli.train_model import TrainingArguments, holds_comparison, make_model
 from promptreid.data.records import ReIDDataset, is_synthetic
 from promptreid.errors import spoken
 from promptreid.evaluation.comparison import Comparison, write_comparison
@@ -26,6 +26,11 @@ from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe
 from promptreid.training.run_folder import claim_folder
 from promptreid.training.seeds import SeedScores, run_seeds
+
+_TERMS_OF_DRAWINGS = """\
+This model was adapted to drawings of people who do not exist, which promptreid made with their captions: no terms of a
+dataset of photographs apply to them. The images and captions in the figure are from the test split."""
+_NOTE = "comparison-settings.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Training:
         if is_main_process():
             facts = {name: value for name, value in self.arguments.items() if name in _ALIKE}
             facts |= {"recipe": asdict(self.recipe), "data": self.data.identity()}
-            claim_folder(output, facts, note="comparison-settings.json")
+            if not holds_comparison(output):  # the settings of a comparison that was refused bind nobody
+                (output / _NOTE).unlink(missing_ok=True)
+            claim_folder(output, facts, note=_NOTE)
         found: dict[str, SeedScores] = {}
         for way in ways:
             self.console.say(f"{way}: {ABLATIONS[way].label}; seeds {', '.join(map(str, seeds))}")
@@ -142,7 +149,8 @@ def _shown_settings(arguments: TrainingArguments, recipe: Recipe) -> dict[str, A
     """The settings as cards and reports list them."""
     numbers = {name: value for name, value in asdict(recipe).items() if name != "num_identities"}
     chosen = ("image_size", "prompt_kind", "prompt_length", "prompt_depth", "batch_size", "seed")
-    return {name: arguments[name] for name in chosen} | numbers
+    depth = {"prompt_depth": "every block"} if arguments["prompt_depth"] is None else {}
+    return {name: arguments[name] for name in chosen} | depth | numbers
 
 
 def _write_card(
@@ -156,9 +164,11 @@ def _write_card(
         f"| {spoken(state)} | " + " | ".join(shown_score(name, row[name]) for name in names) + " |"
         for state, row in rows.items()
     ]
+    terms = None
     sections = {"Scores of each stage": "Text to image, in percent, on the test split.\n\n" + "\n".join(table)}
     if is_synthetic(data.root):
         shutil.copyfile(folder.parent / FIGURE, folder / FIGURE)
+        terms = _TERMS_OF_DRAWINGS
         sections["What it finds"] = f"![What four captions find]({FIGURE})"
     details = CardDetails(
         dataset=data.title,
@@ -166,6 +176,7 @@ def _write_card(
         seeds=(arguments["seed"],),
         training={spoken(name): value for name, value in _shown_settings(arguments, recipe).items()},
         sections=sections,
+        terms=terms,
     )
     write_card(folder, metrics=list(rows.values())[-1], details=details)
 

@@ -23,6 +23,14 @@ from promptreid.data.records import (
 )
 from promptreid.errors import DatasetError, printable
 
+# The splits by the names that other tools and Hugging Face's folders give them.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+MEANT = "did you mean "
+
 
 @dataclass(frozen=True)
 class Annotation:
@@ -294,7 +302,9 @@ def split_problem(split: Any) -> Problem | None:
     """The error in the name of a split, or `None`."""
     if isinstance(split, str) and split in SPLITS:
         return None
-    return Problem("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}")
+    meant = SPLIT_NAMES.get(split.strip().lower()) if isinstance(split, str) else None
+    advice = f'; {MEANT}"{meant}"? Write that instead' if meant else ""
+    return Problem("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}{advice}")
 
 
 def path_problem(key: str, path: Any, folder: str) -> Problem | None:

@@ -9,7 +9,8 @@ from typing import Any, cast
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from promptreid.data.table_layout import METADATA, SPLIT_NAMES
+from promptreid.data.annotation import SPLIT_NAMES
+from promptreid.data.table_layout import METADATA
 from promptreid.errors import DatasetError
 from promptreid.files import write_bytes_atomically
 

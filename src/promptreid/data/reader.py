@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from promptreid.data.annotation import (
+    MEANT,
     Annotation,
     backslash_advice,
     divided,
@@ -258,7 +259,8 @@ def _raise_first(errors: Sequence[Problem]) -> None:
     if errors:
         more = len(errors) - 1
         count = f" (and {more:,} more errors; promptreid.data.check_dataset lists all of them)" if more else ""
-        own = sum(error.kind in LEFT_OUT for error in errors) == len(errors)
+        # Who leaves out records for a name of the split that was meant well loses the whole split.
+        own = all(error.kind in LEFT_OUT for error in errors) and MEANT not in errors[0].message
         raise DatasetError(f"{errors[0].message}{count}{'; ' + _SKIP if own else ''}")
 
 

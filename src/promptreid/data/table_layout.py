@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from promptreid.data.annotation import (
+    SPLIT_NAMES,
     Annotation,
     camera_name,
     camera_problems,
@@ -33,11 +34,6 @@ TABLE_ENDINGS = (".csv", ".jsonl")
 # The table of an imagefolder, in the folder itself or in one for each split, whose name tells which:
 # https://huggingface.co/docs/datasets/image_dataset#imagefolder
 METADATA = tuple(f"metadata{ending}" for ending in (*TABLE_ENDINGS, ".parquet"))
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ FIGURE = "ranking.png"
 UNPUBLISHED = "your-name/your-model"
 _TEMPLATE = Path(__file__).with_name("card.md")
 _BACKWARDS = ", image to text"  # after the names of the second direction's scores
+_USUAL_TERMS = """\
+The datasets of this field (CUHK-PEDES, ICFG-PEDES, RSTPReid) are distributed only for academic research, on request,
+and their terms forbid passing them on. No image, caption or identity label of the training data is in this repository.
+If you use these weights, please comply with the terms of the data they were trained on; get the data from its owners.
+"""
 _TASK = "text-to-image person re-identification"
 # What tokens of the Hub and of the usual clouds look like.
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})")
@@ -49,6 +54,7 @@ class CardDetails:
         license_name: For `"other"`, your own identifier; `None` names the terms of the data.
         license_link: For `"other"`, the URL of its text, or `"LICENSE"` for a file that you put there; `None` for the
             card's own section on the terms of the data.
+        terms: Markdown of the section on the terms of the data; `None` for those of the field's datasets.
         bare_metrics: Scores of the encoders without prompts, as plain open_clip loads them.
         sections: Your own sections, Markdown by heading, such as `{"Hardware": "One H100."}`; they follow the
             training settings.
@@ -67,12 +73,14 @@ class CardDetails:
     license: str = "other"
     license_name: str | None = None
     license_link: str | None = None
+    terms: str | None = None
     bare_metrics: Scores | None = None
     sections: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "checkpoint_rule", "notes", "split", "license", "license_name", "license_link"):
+        texts = ("dataset", "checkpoint_rule", "notes", "split", "license", "license_name", "license_link", "terms")
+        for name in texts:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("split", "license")):
                 raise TypeError(f"{name} is {value!r}, expected text")
@@ -282,7 +290,7 @@ def _body(
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
         task=_TASK,
-        what=f"prompts and {encoders}" if tuned else "prompts",
+        what=f"Prompts and {encoders}" if tuned else "Prompts",
         encoders=encoders,
         base=_base_line(manifest) + (f" (licence: {base_license})" if base_license else ""),
         size=manifest.image_size,
@@ -292,6 +300,7 @@ def _body(
         metrics=_metrics_section(runs, details),
         training=_training_section(details),
         sections="".join(f"\n## {heading}\n\n{text}\n" for heading, text in details.sections.items()),
+        terms=details.terms or _USUAL_TERMS.rstrip("\n"),
         notes=f"\n{details.notes}\n" if details.notes else "",
     )
 
@@ -354,10 +363,24 @@ def _metrics_section(runs: list[Scores], details: CardDetails) -> str:
 def _training_section(details: CardDetails) -> str:
     if not details.training:
         return "Settings were not reported."
-    rows = [
-        f"| {_plain(name)} | {_plain(json.dumps(value, default=str))} |" for name, value in details.training.items()
-    ]
+    rows = [f"| {_plain(name)} | {_plain(_shown_setting(value))} |" for name, value in details.training.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _shown_setting(value: Any) -> str:
+    """A setting as people read it.
+
+    Example:
+        >>> [_shown_setting(value) for value in (None, True, "linear", 1 / 12, 1e-05, (96, 48))]
+        ['none', 'yes', 'linear', '0.08333', '1e-05', '96, 48']
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown_setting(each) for each in cast("Sequence[Any]", value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,13 +34,17 @@ _BUDGET_SECONDS = 30.0
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 _STATUS_WORDS = {
-    401: "the token is missing, wrong or expired; pass another as token=, or run `hf auth login`",
+    401: "the token is missing, wrong or expired; run `hf auth login`, or pass a valid token=",
     403: "you have no permission to do that there; use a token with write access, and your own name or your team's",
+    404: "there is nothing at that address; check the name, the revision, and HF_ENDPOINT if it is set",
     409: "something of that name is there already, or it is being changed just now; try again",
     412: "another user keeps changing it; try again",
     413: "a file is too large for it",
     429: "it asks for fewer requests; try again in a few minutes",
 }
+# What its library for large files says, in a `ConnectionError`, of an answer that is a refusal.
+_STATUS_IN_WORDS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+_ADDRESS = re.compile(r"https?://[^\s?)'\"]+")
 
 
 class Access(TypedDict, total=False):
@@ -61,6 +66,7 @@ class Repository:
         token: Access token; `None` for the one that is logged in.
         cache_dir: huggingface_hub's cache; `None` for its default.
         local_files_only: Use only the cache.
+        for_upload: Whether something is to be published there, for which the cache is no help.
     """
 
     name: str | Path
@@ -68,6 +74,7 @@ class Repository:
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    for_upload: bool = False
 
     @property
     def repo_id(self) -> str:
@@ -81,6 +88,8 @@ class Repository:
             validate_repo_id(name)
         except HFValidationError as error:
             raise ValueError(f"{name!r} is not the id of a Hub repository, such as 'user/name': {error}") from error
+        if self.for_upload and "/" not in name:
+            raise ValueError(f"{name!r} is not the id of a Hub repository: whose is it? Write 'user/{name}'")
         return name
 
     def call(self, request: Callable[[], Result], *, revision: str | None = None, file: str | None = None) -> Result:
@@ -120,8 +129,8 @@ class Repository:
             LocalEntryNotFoundError: f"{file or 'a file'} of {where} is not in the cache, and the Hub was not asked or "
             "not reached; connect and load it once without local_files_only and HF_HUB_OFFLINE",
             EntryNotFoundError: f"{where} has no file {file}; it is not a repository that push_prompts wrote",
-            OfflineModeIsEnabled: f"{where} needs the Hub, but HF_HUB_OFFLINE is set; unset it, or use what was loaded "
-            "before",
+            OfflineModeIsEnabled: f"{where} needs the Hub, but HF_HUB_OFFLINE is set; unset it"
+            + ("" if self.for_upload else ", or use what was loaded before"),
         }
         for kind, words in explanations.items():
             if isinstance(error, kind):
@@ -135,16 +144,25 @@ class Repository:
             )
         status = status_of(error)
         if status is not None:
-            return f"the Hub refuses {where} with HTTP status {status}: {_STATUS_WORDS.get(status, 'try again later')}"
+            return f"the Hub refuses {where} with HTTP status {status}: {_status_words(status, error)}"
+        advice = "and push again" if self.for_upload else "or pass local_files_only=True to use what was loaded before"
         return (
             f"the Hub cannot be reached for {where} ({type(error).__name__}: {str(error)[:200]}); check the network, "
-            "or pass local_files_only=True to use what was loaded before"
+            f"{advice}"
         )
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error carries."""
-    return getattr(getattr(error, "response", None), "status_code", None)
+    """The HTTP status that an error carries, or states."""
+    stated = _STATUS_IN_WORDS.search(str(error))
+    return getattr(getattr(error, "response", None), "status_code", int(stated[1]) if stated else None)
+
+
+def _status_words(status: int, error: BaseException) -> str:
+    """What a refusal means; the address too where nothing is there, without its query, which may hold a signature."""
+    default = "try again later" if status >= 500 else "check the name and the arguments"
+    address = _ADDRESS.search(str(error)) if status == 404 else None
+    return _STATUS_WORDS.get(status, default) + (f" ({address[0]})" if address else "")
 
 
 def _retry_after(error: BaseException) -> float:

@@ -54,6 +54,24 @@ _RACES = 10
 _MOST_WAIT_SECONDS = 4.0
 
 
+class PublishedURL(str):
+    """URL of a commit, or of a pull request, and what became of the push.
+
+    Attributes:
+        is_private: Whether only the repository's owner sees it.
+        is_new: Whether anything was uploaded; `False` where the repository held the same files already.
+    """
+
+    is_private: bool
+    is_new: bool
+
+    def __new__(cls, url: str, *, is_private: bool, is_new: bool) -> "PublishedURL":
+        """Make the text, with its attributes."""
+        made = super().__new__(cls, url)
+        made.is_private, made.is_new = is_private, is_new
+        return made
+
+
 def download_prompts(repository: Repository, *, with_encoders: bool, again: bool = False) -> Path:
     """Download what is not in the cache yet, and return the folder of the commit in the cache.
 
@@ -156,7 +174,7 @@ def upload_files(
     create_pr: bool,
     message: str,
     replace_card: bool = False,
-) -> str:
+) -> PublishedURL:
     """Commit files, and delete those of an older push that are not among them; other files are not touched.
 
     Args:
@@ -175,7 +193,7 @@ def upload_files(
         ValueError: The repository is public, and `private` was not set to `False`, or it holds another model.
     """
     api, revision = HfApi(token=repository.token), repository.revision
-    _prepare(api, repository, private=private, create_pr=create_pr)
+    is_private = _prepare(api, repository, private=private, create_pr=create_pr)
     for race in range(_RACES):
         head = repository.call(lambda: api.model_info(repository.repo_id, revision=revision), revision=revision)
         kept = _kept_files(repository, head, replace_card=replace_card)
@@ -191,7 +209,8 @@ def upload_files(
                 raise
             time.sleep(min(_MOST_WAIT_SECONDS, 0.1 * 2**race) * random.random())
             continue
-        return str(made.pr_url or made.commit_url)
+        is_new = bool(made.pr_url) or made.oid != head.sha
+        return PublishedURL(made.pr_url or made.commit_url, is_private=is_private, is_new=is_new)
     raise HubError(f"others kept pushing to {repository.name}; try again")  # pragma: no cover  the loop ends above
 
 
@@ -243,8 +262,12 @@ def _kept_files(repository: Repository, head: ModelInfo, *, replace_card: bool) 
     return {CARD}
 
 
-def _prepare(api: HfApi, repository: Repository, *, private: bool, create_pr: bool) -> None:
-    """Make sure that the repository and the branch are there, and as private as was asked for."""
+def _prepare(api: HfApi, repository: Repository, *, private: bool, create_pr: bool) -> bool:
+    """Make sure that the repository and the branch are there, and as private as was asked for.
+
+    Returns:
+        Whether the repository is private.
+    """
     repo_id, branch = repository.repo_id, repository.revision
     info = _find(api, repository)
     if info is None:
@@ -261,6 +284,7 @@ def _prepare(api: HfApi, repository: Repository, *, private: bool, create_pr: bo
         warnings.warn(f"{repo_id} is private and stays so; make it public in its settings on the Hub", stacklevel=4)
     if branch is not None and not create_pr:
         repository.call(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+    return bool(info.private)
 
 
 def _find(api: HfApi, repository: Repository) -> ModelInfo | None:

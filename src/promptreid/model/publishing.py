@@ -22,7 +22,7 @@ from promptreid.hub.card import (
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import MANIFEST, PromptFiles, find_file, read_prompt_files
 from promptreid.hub.repository import Repository
-from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, upload_files
+from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, PublishedURL, upload_files
 from promptreid.model.base_lookup import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.downloading import is_pinned
@@ -47,7 +47,7 @@ def push_prompts(
     metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     details: CardDetails | None = None,
     encoders: Encoders = "auto",
-) -> str:
+) -> PublishedURL:
     """Publish a model's prompts, and its encoders where they were fine-tuned, with a model card.
 
     One commit holds everything, so nobody ever downloads half of it. Only the files that `save_prompts` writes and
@@ -68,7 +68,7 @@ def push_prompts(
             (`local-dir:`); `"always"` in any case.
 
     Returns:
-        URL of the commit, or of the pull request.
+        URL of the commit, or of the pull request: text, with the attributes `is_private` and `is_new`.
 
     Raises:
         HubError: The Hub cannot be reached, or refuses; the repository is unchanged then.
@@ -83,7 +83,7 @@ def push_prompts(
     """
     if not isinstance(repo_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"repo_id is {type(repo_id).__name__}, expected text: push_prompts(model, 'user/name')")
-    repository = Repository(repo_id, revision, token)
+    repository = Repository(repo_id, revision, token, for_upload=True)
     for name, value in (("private", private), ("create_pr", create_pr)):
         if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{name} is {value!r}, expected True or False")

@@ -1,6 +1,7 @@
 """Downloads bases from the Hub as open_clip does, into the same cache, and says what went wrong first."""
 
 import errno
+import logging
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".npz", ".npy", ".json")
 Result = TypeVar("Result")
+_LOG = logging.getLogger(__name__)  # the commands show what it says
 
 
 def names_repository(pretrained: str) -> bool:
@@ -55,6 +57,8 @@ def download(repo_id: str, *names: str, cache: str | None = None, again: bool = 
         raise ValueError(f"{repo_id!r} names no repository of the Hub ({error}); expected USER/NAME") from error
     found = next((Path(path) for path in cached if isinstance(path, str)), None)
     missing: BaseException | None = None
+    if found is None:  # without a network this takes half a minute of trying
+        _LOG.info("downloading %s from the Hub", repo_id)
     for each in names:
         try:
             return Path(hf_hub_download(repo_id, each, force_download=again, **options))
@@ -64,7 +68,8 @@ def download(repo_id: str, *names: str, cache: str | None = None, again: bool = 
             elif found is not None and not again:
                 return found
             else:
-                raise _explain(repo_id, each, error.__cause__ or error) from error
+                fault = error.__cause__ or error
+                raise _explain(repo_id, each, fault) from fault
     raise HubError(
         f"{repo_id} on the Hub has no {' or '.join(names)}; expected a model of open_clip or transformers"
     ) from missing
