@@ -36,6 +36,10 @@ class CorruptFileError(CheckpointError):
     """A file does not match its checksum; downloading or copying it again may help."""
 
 
+class ModelMismatchError(CheckpointError):
+    """A gallery or a store was encoded by another model."""
+
+
 class HubError(PromptReidError, OSError):
     """The Hub cannot be reached, refuses, or does not have what was requested."""
 
@@ -90,6 +94,16 @@ def listed(names: Sequence[str], *, most: int = 5) -> str:
         'a, b and 1 more'
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "image"), counted(1200, "image")
+        ('1 image', '1,200 images')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def spoken(name: str) -> str:

@@ -27,7 +27,7 @@ def test_calibrate_keeps_a_threshold_that_search_takes(index, drawn, call):
 def test_calibrate_says_what_the_threshold_costs_and_what_to_type(index, drawn, call):
     code, said, _ = call("calibrate", index, drawn, "--split", "test")
     assert code == 0
-    assert "of searches in vain and by " in said
+    assert "of searches for people who are not there and by " in said
     assert "measured with 24 sentences in 12 images" in said
     assert f'promptreid search {index} "a woman in a red coat" --threshold calibrated' in said
 
@@ -66,9 +66,9 @@ def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_ha
     assert code == 0
     best = text.split()[1]
     verdict = text.splitlines()[3]
-    assert "reached by 5% of sentences about other people" in verdict
+    assert "for people who are not there" in verdict
     assert verdict.startswith(
-        (f"no match stands out: the best score is {best}", "1 of these", "2 of these", "3 of these")
+        (f"no match stands out: the best score is {best}", "1 of these reaches", "2 of these reach", "3 of these reach")
     )
     assert call("search", index, "a man", "--json")[1]["calibration"]["threshold"] == chosen.threshold
     call("index", "--output", index, "--remove", *range(8))
@@ -83,7 +83,7 @@ def test_index_leaves_a_threshold_without_labels_and_renews_it_when_the_index_ha
 def test_calibrate_without_labels_takes_sentences_of_ones_own(index, call, tmp_path):
     code, text, _ = call("calibrate", index)
     assert code == 0
-    assert "reached by 5% of sentences about other people" in text
+    assert "reached by 5% of searches for people who are not there" in text
     assert "only labelled data can tell" in text
     (tmp_path / "asked.txt").write_text("a man in a red coat\n" * 3 + "a woman\n")
     code, answer, _ = call("calibrate", index, "--queries", tmp_path / "asked.txt", "--false-alarms", "0.3", "--json")
@@ -116,4 +116,24 @@ def test_nobody_is_said_to_match_only_where_somebody_there_is_mostly_found(index
     Gallery.load(index)._store.change(header={"calibration": chosen})
     code, text, _ = call("search", index, "a man", "-k", 1)
     assert code == 0
-    assert text.splitlines()[1].startswith(f"{verdict}: the best score is {text.split()[1]}, and none reaches 0.990")
+    assert text.splitlines()[1] == (
+        f"{verdict}: the best score is {text.split()[1]}, and such scores also occur for people who are not there; "
+        "one of 0.990 or more would stand out"
+    )
+
+
+def test_an_image_is_not_judged_by_the_threshold_of_sentences(index, drawn, call):
+    chosen = {"threshold": 0.01, "false_alarm_rate": 0.05, "hit_rate": None, "num_queries": 9, "gallery_size": 32}
+    Gallery.load(index)._store.change(header={"calibration": chosen})
+    assert "1 of these reaches 0.010, reached by" in call("search", index, "a man", "-k", 1)[1]
+    image = next((drawn / "imgs").rglob("*.jpg"))
+    code, text, _ = call("search", index, "--image", image, "-k", 3)
+    assert (code, len(text.splitlines())) == (0, 3)
+    assert call("search", index, "--image", image, "--json")[1]["calibration"] is None
+    code, _, notes = call("search", index, "--image", image, "--threshold", "calibrated")
+    assert (code, notes) == (
+        2,
+        "error: --threshold calibrated was measured with sentences, and --image scores higher than they do; give a "
+        "number, or leave --threshold out\n",
+    )
+    assert call("search", index, "--image", image, "--threshold", 0.5)[0] == 0

@@ -181,6 +181,47 @@ def test_search_without_a_good_match_says_so(call, index):
     assert (code, text.startswith("no good match: the best of 32 images scores 0.")) == (1, True)
 
 
+def test_index_into_the_folder_of_the_data_is_refused_and_check_finds_the_dataset_all_the_same(call, drawn, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(drawn, data)
+    (tmp_path / "mine").mkdir()
+    shutil.copyfile(next((drawn / "imgs").rglob("*.jpg")), tmp_path / "mine" / "1.jpg")
+    for folder, output, words in (
+        (data, data, "which is the folder of the images"),
+        (data / "imgs", data, f"which is above the folder of the images, {data / 'imgs'}"),
+        (tmp_path / "mine", data, "which is a dataset's folder"),
+        (data, tmp_path / "mine", "which is a folder of images"),
+    ):
+        code, _, notes = call("index", folder, "--output", output)
+        assert code == 2
+        assert f"error: --output is {output}, {words}; a gallery needs a folder of its own" in notes
+    assert not list(tmp_path.rglob("gallery.json"))
+    assert call("index", data, "--output", data / "gallery")[0] == 0  # harmless
+    assert call("index", data, "--output", data / "gallery")[0] == 0
+    shutil.copytree(data / "gallery", data, dirs_exist_ok=True)  # as earlier versions let it be
+    code, text, notes = call("check", data)
+    assert (code, "the index" in text, "32 images" in text) == (0, False, True)
+    assert "data holds a gallery too, which is not checked" in notes
+
+
+def test_index_of_a_second_folder_says_what_is_there(call, drawn, tmp_path):
+    for name, count in (("first", 2), ("second", 1)):
+        (tmp_path / name / "cam").mkdir(parents=True)
+        for image in sorted((drawn / "imgs").rglob("*.jpg"))[:count]:
+            shutil.copyfile(image, tmp_path / name / "cam" / image.name)
+    gallery = tmp_path / "gallery"
+    assert "holds" not in call("index", tmp_path / "first", "--output", gallery)[2]
+    code, text, notes = call("index", tmp_path / "second", "--output", gallery)
+    assert (code, "1 new, 0 changed, 0 unchanged, 0 removed; 3 images in" in text) == (0, True)
+    assert notes == (
+        f"note: {gallery} holds 2 images of {tmp_path / 'first' / 'cam'} already, and those of "
+        f"{tmp_path / 'second'} are added to them; for a gallery of its own, give another --output\n"
+    )
+    assert "holds" not in call("index", tmp_path / "second", "--output", gallery)[2]  # both are there by now
+    code, text, _ = call("index", tmp_path / "second", "--output", tmp_path / "other")
+    assert "1 image is indexed in" in text
+
+
 def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
     crops = tmp_path / "crops"
     shutil.copytree(drawn / "imgs", crops)
@@ -362,6 +403,7 @@ def test_a_command_that_a_signal_stopped_says_so_in_json_too(call, drawn, tmp_pa
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()  # an empty folder is found before all else
     code, text, notes = call(*arguments)
     assert (code, text) == (2, "")
     assert words in notes
@@ -407,14 +449,10 @@ def test_index_names_what_is_gone_and_what_was_removed(call, drawn, tmp_path):
     call("index", crops, "--output", own)
     gone, removed = sorted(crops.rglob("*.jpg"))[:2]
     gone.unlink()
-    assert "removed 1 images; 5 are left" in call("index", "--output", own, "--remove", crops / "*" / removed.name)[1]
+    assert "removed 1 image; 5 are left" in call("index", "--output", own, "--remove", crops / "*" / removed.name)[1]
     text = call("index", crops, "--output", own)[1]
-    assert (
-        f"1 indexed images are no longer on the disk; promptreid index {crops} --output {own} --prune removes" in text
-    )
-    assert (
-        f"1 images were removed from the index, and stay out; promptreid index --output {own} --restore IMAGE" in text
-    )
+    assert f"1 indexed image is no longer on the disk; promptreid index {crops} --output {own} --prune removes" in text
+    assert f"1 image is left out, as removed earlier; promptreid index --output {own} --restore IMAGE" in text
     assert {f"  {gone}", f"  {removed}"} <= set(text.splitlines())
     assert call("index", "--output", own, "--restore", removed, "--json")[1]["restored"] == 1
     assert call("index", crops, "--output", own, "--json")[1]["added"] == 1

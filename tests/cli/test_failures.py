@@ -280,7 +280,7 @@ WORK = [
 )
 def test_every_argument_is_checked_before_any_work(call, monkeypatch, words, message):
     monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
-    monkeypatch.setattr("promptreid.cli.search_gallery.check_gallery_folder", lambda folder: None)
+    monkeypatch.setattr("promptreid.cli.search_gallery.check_gallery_folder", lambda folder, command, second: None)
     for name in WORK:
         monkeypatch.setattr(name, lambda *given, **settings: pytest.fail("it began to work"))
     code, _, notes = call(*shlex.split(words))
@@ -423,6 +423,18 @@ def test_a_signal_ends_in_one_json_object_and_a_code_of_its_own(monkeypatch, cap
     answer = json.loads(capsys.readouterr().out)
     assert (answer["exit_code"], answer["images"], answer["tidied"]) == (code, 3, True)
     assert answer["error"] == f"stopped by {name}; what was finished is kept, and the same command resumes"
+
+
+@pytest.mark.posix
+def test_sigterm_to_the_demo_promises_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(serve_demo, "run", lambda console, /, **settings: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda package: package)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert main(["demo"]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: stopped by SIGTERM\n"
 
 
 @pytest.mark.posix

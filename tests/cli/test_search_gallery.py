@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_a_pipe_is_answered_line_by_line(call, index, monkeypatch):
     assert (code, notes) == (0, "")
     lines = text.splitlines()
     assert (lines[0], lines[4], len(lines)) == ("a man", "a woman in a red coat", 8)
-    assert all("of sentences about other people" in line for line in lines[3::4])
+    assert all("for people who are not there" in line for line in lines[3::4])
     typed(monkeypatch, "a man\na woman in a red coat\n", at_terminal=False)
     answer = call("search", index, "-k", 2, "--json")[1]
     assert [result["query"] for result in answer["results"]] == ["a man", "a woman in a red coat"]
@@ -154,3 +155,68 @@ def test_files_that_are_gone_are_said_to_be_in_every_output(call, drawn, tmp_pat
 def test_a_sentence_without_a_gallery_is_told_where_the_gallery_goes(call):
     code, _, notes = call("search", "a man in a green jacket")
     assert (code, notes) == (2, 'error: name the gallery first: promptreid search gallery "a man in a green jacket"\n')
+
+
+def test_a_gallery_that_is_not_there_is_guessed(call, index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(index, tmp_path / "gallery")
+    (tmp_path / "galleries").mkdir()  # nearer by name, and without a gallery
+    code, _, notes = call("search", "galery", "a man")
+    assert (code, notes) == (2, "error: there is no gallery in galery; did you mean gallery?\n")
+    code, _, notes = call("search", tmp_path / "galery", "a man")
+    assert notes.endswith(f"did you mean {tmp_path / 'gallery'}?\n")
+    for sentence in ("a woman in a red coat", "a tall man " * 40):
+        code, _, notes = call("search", sentence.strip(), "gallery")
+        assert (code, notes) == (
+            2,
+            f"error: the gallery comes first: promptreid search gallery '{sentence.strip()}'\n",
+        )
+    assert "name the gallery first" in call("search", "a tall man " * 40)[2]
+    (tmp_path / "data").mkdir()
+    code, _, notes = call("calibrate", "data", "gallery")
+    assert (code, notes) == (2, "error: the gallery comes first: promptreid calibrate gallery data\n")
+
+
+def test_a_gallery_of_another_model_names_the_command(call, drawn, index, tmp_path):
+    expected = (
+        "leave --model out to use promptreid-tiny-adapted, or make another gallery: promptreid index CROPS --output "
+        "OTHER --model promptreid-tiny\n"
+    )
+    for words in (["search", index, "a man"], ["index", drawn / "imgs", "--output", index]):
+        code, _, notes = call(*words, "--model", "promptreid-tiny")
+        assert (code, notes.partition("; ")[2].partition("; ")[2]) == (2, expected), notes
+    own = shutil.copytree(index, tmp_path / "own")
+    Gallery.load(own)._store.change(header={"notes": {"model": {"model": "promptreid-tiny"}}})  # as if trained again
+    code, _, notes = call("search", own, "a man")
+    assert code == 2
+    assert notes.endswith(
+        "promptreid-tiny has changed since; make another gallery: promptreid index CROPS --output OTHER --model "
+        "promptreid-tiny\n"
+    )
+
+
+def test_paths_below_the_working_folder_begin_there(call, index, drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(drawn)
+    assert call("search", index, "a man", "-k", 1)[1].split()[2].startswith("imgs/")
+    assert call("search", index, "a man", "-k", 1, "--json")[1]["hits"][0]["path"].startswith(str(drawn))
+    monkeypatch.chdir(tmp_path)
+    assert call("search", index, "a man", "-k", 1)[1].split()[2].startswith(str(drawn))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "INDEX", " "], "error: the query is empty; describe the person"),
+        (
+            ["search", "INDEX", "--image", "x", "--threshold", "calibrated"],
+            "error: --threshold calibrated was measured",
+        ),
+        (["index", "empty"], "error: empty has no images, nor any other file, in it; give"),
+    ],
+)
+def test_a_mistake_that_needs_no_model_is_refused_before_torch_is_imported(index, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    words = [str(index) if word == "INDEX" else word for word in words]
+    code = f"import sys; from promptreid.cli.main import main; main({words}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr.startswith(message)) == ("False\n", True), done.stderr

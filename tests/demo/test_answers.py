@@ -57,11 +57,10 @@ def test_search_for_a_sentence_written_oddly_marks_the_same_people(answers: Answ
     assert "✓" not in answers.search("someone in red", Filters())[0].status
 
 
-def test_search_above_every_score_says_that_nobody_matches(answers: Answers) -> None:
+def test_search_above_every_score_says_that_no_image_reaches_it(answers: Answers) -> None:
     (column,) = answers.search(SENTENCE, Filters(threshold=0.99))
     assert column.crops == []
-    assert column.status.startswith("Nobody matches. The best image scores ")
-    assert column.status.endswith("below 0.99.")
+    assert column.status.startswith("No image scores 0.99 or more; the best scores 0.")
 
 
 def test_search_with_threshold_counts_what_reaches_it(answers: Answers) -> None:
@@ -108,8 +107,20 @@ def test_search_says_what_a_calibrated_threshold_means(opened: Opened, tmp_path:
         "red", Filters()
     )
     reaching = sum(hit.score >= lowest for hit in column.hits)
-    words = "reached by 5% of searches in vain and by 50% of those for people in the gallery."
+    words = "reached by 5% of searches for people who are not there and by 50% of those for people who are."
     assert f"{reaching} of these reach {lowest:.2f}, {words}" in column.status
+    calibrated = gallery._store.header["calibration"]  # pyright: ignore
+    gallery = Gallery(opened.gallery.model, opened.gallery.paths[:4], opened.gallery.features[:4])  # pyright: ignore
+    gallery._store.header["calibration"] = {**calibrated, "threshold": column.hits[0].score}  # pyright: ignore
+    answers = Answers(dataclasses.replace(opened, gallery=gallery), ShownImages(tmp_path, None))
+    one = answers.search("red", Filters(threshold=column.hits[0].score))[0].status
+    assert one.startswith("1 image reaches ")
+    assert "1 of these reaches " in one
+    with Image.open(gallery.paths[0]) as image:  # an image scores higher than sentences do
+        assert answers.search(image, Filters())[0].status.startswith("Best score 1.00.")
+        assert "people who are not there" not in answers.search(image, Filters())[0].status
+    adapted, bare = answers.search("red", Filters(), with_bare=True)  # another model has other scores
+    assert ("not there" in adapted.status, "not there" in bare.status) == (True, False)
 
 
 def test_search_when_an_image_was_deleted_shows_a_grey_one_in_its_place(
@@ -148,6 +159,20 @@ def test_search_of_a_large_gallery_looks_at_a_bounded_number(answers: Answers, m
 
 def test_summary_escapes_what_the_gallery_says(answers: Answers) -> None:
     assert answers.summary() == "<b>colours</b>: 8 images, 2 cameras, 2 days. Plain &lt;colours&gt;."
+
+
+def test_summary_counts_no_images_without_a_camera_and_a_single_thing_as_one(
+    model: PromptedCLIP, tmp_path: Path, paint: Callable[..., Path]
+) -> None:
+    one = Answers(
+        encode_crops(paint(tmp_path / "1.png", (9, 9, 9)).parent, model, progress=False), ShownImages(tmp_path, None)
+    )
+    assert ": 1 image. " in one.summary()
+    for folder in ("hall", "yard"):
+        paint(tmp_path / folder / "2.png", (90, 9, 9))
+    answers = Answers(encode_crops(tmp_path, model, progress=False), ShownImages(tmp_path, None))
+    assert answers.cameras.values == ("hall", "no camera", "yard")
+    assert ": 3 images, 2 cameras. " in answers.summary()
 
 
 def test_score_range_holds_the_scores_of_the_examples_and_a_little_above(answers: Answers) -> None:

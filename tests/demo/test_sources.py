@@ -30,6 +30,18 @@ def test_encode_crops_takes_images_below_and_nothing_else(model: PromptedCLIP, t
     assert (opened.name, opened.root, opened.described) == (tmp_path.name, tmp_path, {})
 
 
+def test_crops_that_may_be_photographs_are_not_for_the_shipped_model(
+    model: PromptedCLIP, tmp_path: Path, paint: Paint
+) -> None:
+    paint(tmp_path / "imgs" / "1.png", RED)
+    words = "The base of this model, promptreid-tiny, was trained on drawings only: photographs need another one."
+    assert encode_crops(tmp_path / "imgs", model, progress=False).note == words
+    gallery = Gallery.build(model, tmp_path / "imgs", progress=False)
+    assert open_indexed(gallery).note == words
+    (tmp_path / "generated.json").write_text("{}", encoding="utf-8")  # as beside drawn people
+    assert encode_crops(tmp_path / "imgs", model, progress=False).note == open_indexed(gallery).note == ""
+
+
 def test_encode_crops_leaves_links_out_of_the_folder_out_and_says_so(
     model: PromptedCLIP, tmp_path: Path, paint: Paint
 ) -> None:

@@ -10,7 +10,6 @@ from promptreid.cli.options import (
     add_data_arguments,
     add_model_arguments,
     check_file,
-    check_gallery_folder,
     folder_to_read,
     gallery_place,
     is_store,
@@ -19,10 +18,10 @@ from promptreid.cli.options import (
     some_path,
 )
 from promptreid.cli.output import Output
-from promptreid.cli.search_gallery import open_gallery
+from promptreid.cli.search_gallery import check_gallery_folder, open_gallery
 from promptreid.cli.typed_sentences import read_sentences
 from promptreid.defaults import OnBad
-from promptreid.errors import shell_word
+from promptreid.errors import counted, shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,7 +82,7 @@ def run(
 
     check_file("--queries", queries)
     if not is_store(index):
-        check_gallery_folder(Path(index))
+        check_gallery_folder(Path(index), "calibrate", root)
     sentences, name, wanted = None if queries is None else read_sentences(queries), None, None
     if root is None:
         of_data = {"split": split, "layout": layout, "image_dir": image_dir, "on_bad": on_bad == "skip"}
@@ -96,7 +95,7 @@ def run(
     chosen = gallery.calibrate(wanted, sentences=sentences, false_alarm_rate=false_alarms, progress=console.progress)
     console.record(index=str(index), data=name, split=split, calibration=asdict(chosen))
     console.say(f"threshold {chosen.threshold:.3f}, {threshold_in_words(chosen)}")
-    console.say(f"measured with {chosen.num_queries} sentences in {chosen.gallery_size} images")
+    console.say(f"measured with {counted(chosen.num_queries, 'sentence')} in {counted(chosen.gallery_size, 'image')}")
     if chosen.hit_rate is None:
         console.say(
             "only labelled data can tell how often a person in the gallery is found: promptreid calibrate GALLERY DATA"

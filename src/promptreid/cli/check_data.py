@@ -40,10 +40,14 @@ def run(
 ) -> int:
     """Check the dataset, or the gallery."""
     from promptreid.data.check import check_dataset
+    from promptreid.data.reader import holds_dataset
     from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of
 
-    if exists(root):
+    has_gallery, has_data = exists(root), holds_dataset(root)
+    if has_gallery and has_data:
+        console.note(f"note: {root} holds a gallery too, which is not checked; better make it in a folder of its own")
+    elif has_gallery:
         given = {"no_images": no_images, "layout": reading["layout"], "image_dir": reading["image_dir"]}
         refuse_unused(given, f"{root} is an index, and not a dataset")
         return _check_gallery(console, root)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.errors import shell_word
+from promptreid.errors import counted, shell_word
 
 if TYPE_CHECKING:
     from promptreid.retrieval.editing import Changes, Prune
@@ -107,7 +107,7 @@ def _summary(gallery: "StoredGallery", changes: "Changes", shard: tuple[int, int
     part = "" if shard is None else f"part {shard[0]} of {shard[1]}: "
     counts = f"{part}{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged"
     counts += f", {changes.removed} removed" if changes.removed else ""
-    lines = [f"{counts}; {images} images in {gallery.url}"]
+    lines = [f"{counts}; {counted(images, 'image')} in {gallery.url}"]
     if changes.excluded:
         lines.append(
             f"{len(changes.excluded)} images were erased, and stay out; promptreid store restore {url} IMAGE "

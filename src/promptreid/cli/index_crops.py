@@ -1,6 +1,7 @@
 """`promptreid index`: makes or updates a gallery of a folder of crops."""
 
 import argparse
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,8 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.defaults import BATCH_SIZE, NUM_THREADS
-from promptreid.errors import DatasetError, printable, shell_word
+from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_THREADS
+from promptreid.errors import DatasetError, counted, printable, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
@@ -130,15 +131,16 @@ def run(
         work = StoreWork(folder.resolve(), store, shard, storage, pruned, batch_size=batch_size, num_threads=threads)
         return index_into_store(console, work, model)
     refuse_unused({"shard": shard}, "it goes with --store; a folder's index is made by one process")
-    from promptreid.retrieval.gallery import Gallery
-
     if folder is None:
         unused = {"prune": prune, "prune_anyway": prune_anyway, "storage": storage, **model}
         refuse_unused(unused, "give it with a folder of images to index")
+        from promptreid.retrieval.gallery import Gallery
+
         gallery = Gallery.load(output)
         _edit(console, gallery, remove or [], restore or [])
     else:
-        gallery, is_new = _open_or_make(console, folder.resolve(), output, storage, model)
+        gallery, is_new = _open_or_make(console, folder, output, storage, model)
+        _note_others(console, gallery, folder, is_pruned=prune or prune_anyway)
         changes = gallery.update(
             folder.resolve(),
             prune="anyway" if prune_anyway else prune,
@@ -164,6 +166,41 @@ def run(
     return 0
 
 
+def _check_output(folder: Path, output: Path) -> None:
+    """Refuse a new gallery among images or in a dataset, whose folder would then be taken for a gallery."""
+    from promptreid.data.images import IMAGE_ENDINGS
+    from promptreid.data.reader import holds_dataset
+
+    found = ""
+    if folder.resolve().is_relative_to(output.resolve()):
+        found = "the folder of the images" if folder.samefile(output) else f"above the folder of the images, {folder}"
+    elif output.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in output.iterdir()):
+        found = "a folder of images"
+    elif output.is_dir() and holds_dataset(output):
+        found = "a dataset's folder"
+    if found:
+        raise ValueError(
+            f"--output is {output}, which is {found}; a gallery needs a folder of its own: promptreid index "
+            f"{shell_word(folder)} --output gallery"
+        )
+
+
+def _note_others(console: Output, gallery: "Gallery", folder: Path, *, is_pruned: bool) -> None:
+    """Say that a gallery holds images of another folder, before the first ones of this folder come beside them."""
+    inside = f"{folder.resolve()}{os.sep}"
+    held = [os.path.abspath(path) for path in gallery.paths]
+    if is_pruned or not held or any(path.startswith(inside) for path in held):
+        return
+    try:
+        where = os.path.commonpath([os.path.dirname(path) for path in held])
+    except ValueError:  # on several drives of Windows
+        where = os.path.dirname(held[0])
+    console.note(
+        f"note: {gallery.directory} holds {counted(len(held), 'image')} of {where} already, and those of {folder} are "
+        "added to them; for a gallery of its own, give another --output"
+    )
+
+
 def _calibrate(console: Output, gallery: "Gallery") -> None:
     """Choose a threshold without labels, unless one with labels, or of about as many images, is there."""
     chosen, images = gallery.calibration, len(gallery)
@@ -178,12 +215,12 @@ def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[
     """Remove images from the gallery, and let removed ones be indexed again."""
     if remove:
         removed = gallery.remove([int(name) if name.isdigit() else name for name in remove])
-        console.say(f"removed {removed} images; {len(gallery)} are left in {gallery.directory}")
+        console.say(f"removed {counted(removed, 'image')}; {len(gallery)} are left in {gallery.directory}")
         console.record(removed=removed)
     if restore:
         restored = gallery.restore(restore)
         command = f"promptreid index FOLDER --output {shell_word(gallery.directory)}"
-        console.say(f"{restored} images are indexed again by the next {command}")
+        console.say(f"{_are(restored)} indexed again by the next {command}")
         console.record(restored=restored)
 
 
@@ -191,6 +228,12 @@ def _open_or_make(
     console: Output, folder: Path, output: Path, storage: str | None, model: ModelArguments
 ) -> tuple["Gallery", bool]:
     """The gallery in `output`, an empty one if there is none, and whether it is new."""
+    if not (output / GALLERY_FILE).is_file():
+        if not any(names for _, _, names in os.walk(folder)):  # at once, before torch is imported
+            raise DatasetError(
+                f"{folder} has no images, nor any other file, in it; give the folder that holds the crops"
+            )
+        _check_output(folder, output)
     import torch
 
     from promptreid.retrieval.editing import find_images
@@ -205,8 +248,8 @@ def _open_or_make(
     device = check_device(model["device"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the update says what is left out
-        find_images(folder)  # nothing is loaded or written where there is nothing to index
-    note_model(console, choice, folder)
+        find_images(folder.resolve())  # nothing is loaded or written where there is nothing to index
+    note_model(console, choice, folder.resolve())
     encoder = load_model(choice, device=device)
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
     # The commit, so that a later push to the repository does not make the index unusable.
@@ -220,15 +263,13 @@ def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:
     lines: list[str] = []
     if changes.gone:
         lines += [
-            f"{len(changes.gone)} indexed images are no longer on the disk; {command} --prune removes them:",
+            f"{_are(len(changes.gone), 'indexed image')} no longer on the disk; {command} --prune removes them:",
             *_first(changes.gone),
         ]
     if changes.excluded:
         restore = f"promptreid index --output {shell_word(output)} --restore IMAGE"
-        lines += [
-            f"{len(changes.excluded)} images were removed from the index, and stay out; {restore} lets them in:",
-            *_first(changes.excluded),
-        ]
+        removed = _are(len(changes.excluded), "image")
+        lines += [f"{removed} left out, as removed earlier; {restore} lets them in:", *_first(changes.excluded)]
     return lines
 
 
@@ -240,8 +281,12 @@ def _first(paths: tuple[str, ...]) -> list[str]:
 def _summary(gallery: "Gallery", changes: "Changes", *, is_new: bool) -> list[str]:
     if not is_new:
         counts = f"{changes.added} new, {changes.changed} changed, {changes.unchanged} unchanged"
-        return [f"{counts}, {changes.removed} removed; {len(gallery)} images in {gallery.directory}"]
+        return [f"{counts}, {changes.removed} removed; {counted(len(gallery), 'image')} in {gallery.directory}"]
     return [
-        f"{len(gallery)} images are indexed in {gallery.directory}; now ask:",
+        f"{_are(len(gallery))} indexed in {gallery.directory}; now ask:",
         f'promptreid search {shell_word(gallery.directory)} "a woman in a red coat" --picture found.png',
     ]
+
+
+def _are(number: int, noun: str = "image") -> str:
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"

@@ -43,6 +43,7 @@ COMMANDS = {
     "push": ("push_model", "publish a saved model on the Hugging Face Hub"),
     "completion": ("complete_shell", "print what a shell needs to complete all this on the Tab key"),
 }
+_RESUMING = {"train", "index", "store", "try"}  # what they have written when a signal comes is of use to the next call
 MISTAKE, MISSING_EXTRA, UNEXPECTED, MACHINE, INTERRUPTED = 2, 3, 4, 5, 130
 _EPILOG = """exit codes: 0 done; 1 done, and the answer is no (check found errors, search found no match); 2 a mistake
 in the arguments or the input; 3 an optional dependency is missing; 4 an unexpected failure; 5 the disk, the memory or
@@ -222,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack.callback(progress.removeHandler, notes)
         warnings.showwarning = show
         warnings.simplefilter("default", UserWarning)
-        code = _guard(output, lambda: _run(given, output), with_traceback="--traceback" in given)
+        called = next((word for word in given if word in COMMANDS), None)
+        code = _guard(output, lambda: _run(given, output), called, with_traceback="--traceback" in given)
         return _guard(output, lambda: output.finish(code))
 
 
@@ -242,7 +244,7 @@ def _run(given: list[str], output: Output) -> int:
     return int(module.run(output, **settings))
 
 
-def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = False) -> int:
+def _guard(output: Output, step: Callable[[], int], called: str | None = None, *, with_traceback: bool = False) -> int:
     """The exit code of a step; every failure ends here as one line and its own code."""
     try:
         return step()
@@ -251,7 +253,8 @@ def _guard(output: Output, step: Callable[[], int], *, with_traceback: bool = Fa
     except _Terminated as stopped:
         code = int(str(stopped.code))
         name = signal.Signals(code - 128).name
-        return output.fail(f"stopped by {name}; what was finished is kept, and the same command resumes", code)
+        kept = "; what was finished is kept, and the same command resumes" if called in _RESUMING else ""
+        return output.fail(f"stopped by {name}{kept}", code)
     except SystemExit as stopped:  # the trainer, once its checkpoint is written; argparse, after --help
         if not stopped.code:
             raise

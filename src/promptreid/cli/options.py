@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from promptreid.cli.model_names import BARE, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
-from promptreid.defaults import GALLERY_FILE, IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
-from promptreid.errors import HubError, shell_word
+from promptreid.defaults import IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
+from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def folder_to_read(text: str) -> Path:
 
 def is_store(place: Path | str) -> bool:
     """Whether this is a store, by its address or by what is in the folder, and not a gallery's folder."""
-    return "://" in str(place) or Path(place, STORE_TABLE).is_dir()
+    return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE))
 
 
 def gallery_place(text: str) -> Path | str:
@@ -165,18 +165,6 @@ def file_to_write(*endings: str) -> Callable[[str], Path]:
 def _check_writable(text: str, folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"is {text}, but you may not write into {folder.absolute()}; give another")
-
-
-def check_gallery_folder(folder: Path) -> None:
-    """Refuse a folder without a gallery, before torch is imported.
-
-    Raises:
-        ValueError: The folder has no gallery.
-    """
-    if not (folder / GALLERY_FILE).is_file():
-        named = shell_word(folder)
-        given = f"{named} --output gallery" if folder.is_dir() else f"CROPS --output {named}"
-        raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
 
 
 def check_file(option: str, path: Path | None) -> None:

@@ -4,9 +4,11 @@ import argparse
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,6 @@ from promptreid.cli.options import (
     ModelChoice,
     add_model_arguments,
     check_file,
-    check_gallery_folder,
     chosen_model,
     file_to_write,
     gallery_place,
@@ -29,7 +30,8 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
-from promptreid.defaults import BATCH_SIZE, NUM_HITS
+from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS
+from promptreid.errors import ModelMismatchError, counted, shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,14 +110,21 @@ def run(
     """Search the index."""
     if sum(given is not None for given in (sentence, image, queries)) > 1:
         raise ValueError("give one of a sentence, --image FILE and --queries FILE")
+    if image is not None and threshold == "calibrated":
+        raise ValueError(
+            "--threshold calibrated was measured with sentences, and --image scores higher than they do; give a "
+            "number, or leave --threshold out"
+        )
+    if sentence is not None and not sentence.strip():
+        raise ValueError("the query is empty; describe the person, such as 'a man in a blue jacket'")
     if csv and console.as_json:
         raise ValueError("give --csv or --json, not both")
     check_file("--image", image)
     check_file("--queries", queries)
     if not is_store(index):
-        if sentence is None and " " in str(index) and not Path(index).exists():
+        if sentence is None and " " in str(index) and not os.path.exists(index):
             raise ValueError(f'name the gallery first: promptreid search gallery "{index}"')
-        check_gallery_folder(Path(index))
+        check_gallery_folder(Path(index), "search", sentence)
         refuse_unused({"exact": exact}, "it goes with a store; in a folder every image is compared")
     sentences = None if queries is None else read_sentences(queries)
     from promptreid.data.images import open_image
@@ -127,14 +136,14 @@ def run(
         console, open_gallery(index, model, where, threshold), k, threshold, where, as_csv=csv, exact=exact
     )
     if shown is not None:
-        answers = [search.answer(shown, title=sentence or f"like {image and image.name}")]
+        answers = [search.answer(shown, title=sentence or f"like {image and image.name}", is_image=image is not None)]
         console.record(query=answers[0].query, **search.entry(answers[0]))
     else:
         answers = search.answer_each(
             sentences if sentences is not None else typed_sentences(console, len(search.gallery))
         )
         console.record(results=[{"query": answer.query, **search.entry(answer)} for answer in answers])
-    console.record(threshold=search.lowest, calibration=_as_dict(search.gallery.calibration))
+    console.record(threshold=search.lowest, calibration=None if image is not None else _as_dict(search.calibration))
     console.record(model=model["model"] or search.gallery.notes["model"]["model"])
     if picture is not None:
         _draw(console, search, picture, [answer for answer in answers if answer.hits])
@@ -171,8 +180,8 @@ class _Search:
     ) -> None:
         from promptreid.retrieval.gallery_state import lowest_score
 
-        self.gallery, self._k = gallery, k
-        self.lowest = None if threshold is None else lowest_score(gallery.calibration, threshold)
+        self.gallery, self.calibration, self._k = gallery, gallery.calibration, k
+        self.lowest = None if threshold is None else lowest_score(self.calibration, threshold)
         self._find: Callable[..., Any] = partial(gallery.search, exact=True) if exact else gallery.search
         self._where = as_where(where, _listed(gallery)) or None
         # A table is the only thing on standard output; everything else goes to standard error.
@@ -181,9 +190,9 @@ class _Search:
         if self._keys is not None:
             print_line(_row([*_COLUMNS, *self._keys]))
 
-    def answer(self, query: Any, *, title: str) -> _Answer:
+    def answer(self, query: Any, *, title: str, is_image: bool) -> _Answer:
         """Answer one query and show it."""
-        return self._show(title, self._find(query, self._k, where=self._where))
+        return self._show(title, self._find(query, self._k, where=self._where), is_image=is_image)
 
     def answer_each(self, sentences: Iterable[str]) -> list[_Answer]:
         """Answer sentences: those of a list together, others as soon as each comes."""
@@ -200,7 +209,7 @@ class _Search:
         """The answer's entry in JSON."""
         return {"best_score": answer.best, "hits": as_entries(answer.hits)}
 
-    def _show(self, title: str, found: "list[Hit]") -> _Answer:
+    def _show(self, title: str, found: "list[Hit]", *, is_image: bool = False) -> _Answer:
         hits = found if self.lowest is None else [hit for hit in found if hit.score >= self.lowest]
         answer = _Answer(title, found[0].score, hits)
         if self._keys is not None:
@@ -209,25 +218,29 @@ class _Search:
                 print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, hit.path, str(_gone(hit)).lower(), *known]))
         else:
             self.say(*as_lines(hits))
-        self.say(*self._verdict(answer))
+        self.say(*self._verdict(answer, is_image=is_image))
         return answer
 
-    def _verdict(self, answer: _Answer) -> list[str]:
-        """Explain the scores, by the given threshold or else the calibrated one."""
+    def _verdict(self, answer: _Answer, *, is_image: bool) -> list[str]:
+        """Explain the scores, by the given threshold or else the calibrated one, which is for sentences."""
         from promptreid.retrieval.gallery_state import threshold_in_words
 
-        calibration, images = self.gallery.calibration, len(self.gallery)
         if not answer.hits:
-            return [f"no good match: the best of {images} images scores {answer.best:.3f}, below {self.lowest:.3f}"]
-        if self.lowest is not None or calibration is None:
+            images = counted(len(self.gallery), "image")
+            return [f"no good match: the best of {images} scores {answer.best:.3f}, below {self.lowest:.3f}"]
+        if self.lowest is not None or self.calibration is None or is_image:
             return []
-        reaching = sum(hit.score >= calibration.threshold for hit in answer.hits)
-        words = f"{calibration.threshold:.3f}, {threshold_in_words(calibration)}"
+        threshold = self.calibration.threshold
+        reaching = sum(hit.score >= threshold for hit in answer.hits)
         if reaching:
-            return [f"{reaching} of these reach {words}"]
+            verb = "reaches" if reaching == 1 else "reach"
+            return [f"{reaching} of these {verb} {threshold:.3f}, {threshold_in_words(self.calibration)}"]
         # A search without hits means something only if people who are in the gallery are mostly found.
-        verdict = "probably nobody matches" if (calibration.hit_rate or 0) >= 0.5 else "no match stands out"
-        return [f"{verdict}: the best score is {answer.best:.3f}, and none reaches {words}"]
+        verdict = "probably nobody matches" if (self.calibration.hit_rate or 0) >= 0.5 else "no match stands out"
+        return [
+            f"{verdict}: the best score is {answer.best:.3f}, and such scores also occur for people who are not there; "
+            f"one of {threshold:.3f} or more would stand out"
+        ]
 
 
 def _listed(gallery: "Gallery | StoredGallery") -> "Gallery | None":
@@ -243,11 +256,16 @@ def _keys(gallery: "Gallery | StoredGallery") -> list[str]:
 
 
 def as_lines(hits: "Sequence[Hit]") -> list[str]:
-    """Rank, score and path of each hit, for people."""
+    """Rank, score and path of each hit, for people: a path below the working folder begins there."""
     gone = "  (no file there)"
-    return [
-        f"{rank:>3}  {hit.score:6.3f}  {hit.path}{gone if _gone(hit) else ''}" for rank, hit in enumerate(hits, start=1)
-    ]
+    shown = [f"{_short(hit.path)}{gone if _gone(hit) else ''}" for hit in hits]
+    return [f"{rank:>3}  {hit.score:6.3f}  {path}" for rank, (hit, path) in enumerate(zip(hits, shown, strict=True), 1)]
+
+
+def _short(path: Path) -> Path:
+    with suppress(ValueError, OSError):
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def as_entries(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
@@ -279,6 +297,34 @@ def _draw(console: Output, search: _Search, picture: Path, answers: Sequence[_An
     more = f", without the last {left_out}: {_ROWS} queries are drawn at most" if left_out else ""
     search.say(f"drawn in {draw_ranking(picture, rankings)}{more}")
     console.record(picture=str(picture))
+
+
+def check_gallery_folder(folder: Path, command: str, second: object) -> None:
+    """Refuse a folder without a gallery, before torch is imported.
+
+    Args:
+        folder: The first argument.
+        command: What is called.
+        second: The second argument, which may be the gallery instead.
+
+    Raises:
+        ValueError: The folder has no gallery.
+    """
+    if _has_gallery(folder):
+        return
+    named = shell_word(folder)
+    if second is not None and _has_gallery(str(second)):
+        raise ValueError(f"the gallery comes first: promptreid {command} {shell_word(second)} {named}")
+    with suppress(OSError):
+        galleries = {path.name: path for path in folder.parent.iterdir() if _has_gallery(path)}
+        for near in get_close_matches(folder.name, galleries, n=1):
+            raise ValueError(f"there is no gallery in {folder}; did you mean {galleries[near]}?")
+    given = f"{named} --output gallery" if folder.is_dir() else f"CROPS --output {named}"
+    raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
+
+
+def _has_gallery(folder: Path | str) -> bool:
+    return os.path.isfile(os.path.join(folder, GALLERY_FILE))  # to pathlib, a sentence is too long a name
 
 
 def open_gallery(
@@ -320,7 +366,22 @@ def open_gallery(
         choice = ModelChoice(noted["model"], noted.get("pretrained"), size, noted.get("revision"))
     else:
         raise ValueError(f"{directory} does not say which model made it; give --model")
-    return load(directory, load_model(choice, device=options["device"]))
+    try:
+        return load(directory, load_model(choice, device=options["device"]))
+    except ModelMismatchError as error:
+        raise ModelMismatchError(_other_model(directory, options, noted, error)) from error
+
+
+def _other_model(directory: Path | str, options: ModelArguments, noted: Any, error: ModelMismatchError) -> str:
+    """What was found, and the command that mends it."""
+    found, own = str(error).partition("; load that model")[0], options["model"]
+    again = f"promptreid index CROPS {'--store' if is_store(directory) else '--output'} OTHER --model"
+    if own is None:
+        name = noted["model"]
+        return f"{found}: {name} has changed since; make another gallery: {again} {shell_word(name)}"
+    first = f"leave --model out to use {noted['model']}" if isinstance(noted, dict) else "give --model that one"
+    weights = f" --pretrained {shell_word(options['pretrained'])}" if options["pretrained"] else ""
+    return f"{found}; {first}, or make another gallery: {again} {shell_word(own)}{weights}"
 
 
 def _threshold(text: str) -> float | str:

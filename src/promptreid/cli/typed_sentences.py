@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from promptreid.cli.output import Output
+from promptreid.errors import counted
 
 
 def in_parts(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -47,7 +48,7 @@ def typed_sentences(console: Output, images: int) -> Iterator[str]:
 
     is_terminal, count = at_terminal(), 0
     if is_terminal:
-        console.note(f"{images} images; describe someone, or press Ctrl-D to end")
+        console.note(f"{counted(images, 'image')}; describe someone, or press Ctrl-D to end")
         with suppress(ImportError):
             import_module("readline")  # gives input() its line editing and history
     for line in _lines(is_terminal):

@@ -168,6 +168,11 @@ def read_dataset(
     return layout.read(Path(root))
 
 
+def holds_dataset(root: Path) -> bool:
+    """Whether an annotation of a published dataset or of an imagefolder is there; other tables may be anything."""
+    return any(layout.find(root) for layout in PUBLISHED.values()) or bool(find_split_tables(root))
+
+
 def _find_layout(root: Path, read: ReadEntries) -> str:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from promptreid.demo.bare_model import ADAPTED, BARE, BareModel
-from promptreid.demo.facets import Facet, find_cameras, find_days
+from promptreid.demo.facets import NO_CAMERA, NO_DAY, Facet, find_cameras, find_days
 from promptreid.demo.shown_images import ShownImages
 from promptreid.demo.sources import ErasingGallery, ListedGallery, Opened, SearchedGallery
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, counted
+from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.pictures.occlusion import occlusion_map
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import needed
@@ -90,7 +91,7 @@ class Receipt:
     def __str__(self) -> str:
         count = len(self.removed)
         words = [
-            f"Removed {count} image{'s' * (count != 1)} from {self.gallery} on {self.when}.",
+            f"Removed {counted(count, 'image')} from {self.gallery} on {self.when}.",
             "Their features are gone from its files and from memory, and the copies made for this page are deleted. "
             "Their paths and the digests of their files are kept, so that a later update skips them."
             if self.is_kept
@@ -140,9 +141,10 @@ class Answers:
 
     def summary(self) -> str:
         """A short description of the gallery, as HTML."""
-        counts = [f"{len(self.gallery):,} images"]
-        counts += [f"{len(self.cameras.values)} cameras"] if self.cameras.values else []
-        counts += [f"{len(self.days.values)} days"] if self.days.values else []
+        counts = [counted(len(self.gallery), "image")]
+        for facet, noun, none in ((self.cameras, "camera", NO_CAMERA), (self.days, "day", NO_DAY)):
+            known = len(facet.values) - (none in facet.values)
+            counts += [counted(known, noun)] if known else []
         return f"<b>{escape(self.opened.name)}</b>: {', '.join(counts)}. {escape(self.opened.note)}".strip()
 
     def search(self, query: str | Image.Image, filters: Filters, *, with_bare: bool = False) -> list[Column]:
@@ -297,7 +299,10 @@ class Answers:
         hits = tuple(matching[: filters.count])
         crops = [(self._shown.small(hit), self._words(rank, hit, right)) for rank, hit in enumerate(hits, start=1)]
         name = f"<b>{escape(title)}</b>: " if title else ""
-        words = self._status(ranked, matching, filters.threshold, is_known=bool(right))
+        # It is for sentences, and for the model of the gallery.
+        calibration = self.gallery.calibration if isinstance(query, str) and gallery is self.gallery else None
+        words = self._status(ranked, matching, filters.threshold, calibration)
+        words += " ✓ fits the description." if right and matching else ""
         return Column(f"{name}{words}" if name else words[:1].upper() + words[1:], crops, hits)
 
     def _ranked(self, gallery: Any, query: Any, filters: Filters) -> list[Hit]:
@@ -320,21 +325,22 @@ class Answers:
         place += [self.days.label(hit.path, hit.metadata)] if self.days.values else []
         return f"{rank} · {hit.score:.2f}{mark}\n" + "\n".join(place)
 
-    def _status(self, ranked: list[Hit], matching: list[Hit], threshold: float, *, is_known: bool) -> str:
+    def _status(self, ranked: list[Hit], matching: list[Hit], threshold: float, calibration: Calibration | None) -> str:
         """One line above the images of a version."""
         if not ranked:
             return "no image from these cameras and days."
         best = ranked[0].score
         if not matching:
-            return f"nobody matches. The best image scores {best:.2f}, below {threshold:.2f}."
-        words = [f"best score {best:.2f}."]
+            return f"no image scores {threshold:.2f} or more; the best scores {best:.2f}."
+        words = f"best score {best:.2f}."
         if len(matching) < len(ranked):
-            words = [f"{len(matching):,} image{'s' * (len(matching) != 1)} reach {threshold:.2f}, the best {best:.2f}."]
-        calibration = self.gallery.calibration
-        if calibration is not None:
-            reaching = sum(hit.score >= calibration.threshold for hit in matching)
-            words.append(f"{reaching:,} of these reach {calibration.threshold:.2f}, {threshold_in_words(calibration)}.")
-        return " ".join([*words, "✓ fits the description."] if is_known else words)
+            reach = "reaches" if len(matching) == 1 else "reach"
+            words = f"{counted(len(matching), 'image')} {reach} {threshold:.2f}, the best {best:.2f}."
+        if calibration is None:
+            return words
+        reaching = sum(hit.score >= calibration.threshold for hit in matching)
+        reach = "reaches" if reaching == 1 else "reach"
+        return f"{words} {reaching:,} of these {reach} {calibration.threshold:.2f}, {threshold_in_words(calibration)}."
 
 
 def _listing(listed: ListedGallery | None, probes: Sequence[list[Hit]]) -> tuple[Sequence[Path], Sequence[Metadata]]:

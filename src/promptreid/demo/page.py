@@ -9,6 +9,7 @@ from promptreid.demo.answers import MAX_SENTENCE, NUM_SHOWN, Answers, Captioned,
 from promptreid.demo.facets import Facet
 from promptreid.demo.handlers import MAX_SHOWN, Handlers, Session
 from promptreid.demo.request_checks import MAX_UPLOAD_BYTES, UPLOAD_ENDINGS
+from promptreid.errors import counted
 
 TITLE = "Find a person by description"
 _HEAT = "What stays coloured is what the score depends on. Choose a phrase or type your own."
@@ -128,7 +129,8 @@ def _lay_out_results(gr: Any, answers: Answers, columns: Sequence[Column]) -> _P
     results.receipt = gr.Textbox(
         label="Receipt", visible=False, lines=4, max_lines=12, interactive=False, buttons=["copy"], elem_id="receipt"
     )
-    ready = f"{len(answers.gallery):,} images are ready: {_READY}"
+    count = len(answers.gallery)
+    ready = f"{counted(count, 'image')} {'is' if count == 1 else 'are'} ready: {_READY}"
     for number in range(len(answers.versions)):
         column = columns[number] if number < len(columns) else Column("" if number else ready, [], ())
         with gr.Column(visible=not number, elem_classes="version") as block:
@@ -148,10 +150,10 @@ def _lay_out_results(gr: Any, answers: Answers, columns: Sequence[Column]) -> _P
 
 def _lay_out_filters(gr: Any, answers: Answers, inputs: _Parts) -> None:
     lowest, highest = answers.score_range
-    info = "Images that score less are left out. If none is left, nobody matches."
+    info = "Images that score less are left out. If none is left, no image fits that well."
     calibration = answers.gallery.calibration
     if calibration is not None:
-        info += f" Calibrated: {calibration.threshold:.2f}."
+        info += f" Calibrated for sentences: {calibration.threshold:.2f}."
     inputs.threshold = gr.Slider(
         lowest, highest, value=lowest, step=0.01, label="Lowest score of a match", info=info, elem_id="threshold"
     )

@@ -11,12 +11,14 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from promptreid.data.images import list_images, no_images_in
+from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.evaluation.calibration import Calibration
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.filters import Metadata, Where
 from promptreid.retrieval.gallery import Gallery
 from promptreid.retrieval.table import Hit
 from promptreid.synthetic import DescribedImage, load_scenes, write_generated
+from promptreid.towers.tiny import TINY_NAME
 
 DRAWN_NAME = "Drawn pedestrians"
 _NUM_DRAWN = 30
@@ -36,6 +38,7 @@ USUAL_EXAMPLES = (
     "someone with a black backpack",
     "a child in yellow",
 )
+_KNOWS_DRAWINGS = f"The base of this model, {TINY_NAME}, was trained on drawings only: photographs need another one."
 _FIRST_DAY = date(2026, 11, 23)  # invented, as everything about the drawn people
 
 
@@ -124,7 +127,14 @@ def open_indexed(gallery: SearchedGallery) -> Opened:
     except ValueError:  # on several drives of Windows
         root = None
     name = "Gallery" if gallery.directory is None else gallery.directory.resolve().name
-    return Opened(gallery, name, root)
+    return Opened(gallery, name, root, note=_note(gallery.model, root))
+
+
+def _note(model: PromptedCLIP | None, root: Path | None) -> str:
+    """What a visitor should know who searches images that may be photographs."""
+    is_small = model is not None and model.source is not None and model.source.name == TINY_NAME
+    drawn = root is not None and any((folder / SYNTHETIC_STAMP).is_file() for folder in (root, *root.parents[:2]))
+    return _KNOWS_DRAWINGS if is_small and not drawn else ""
 
 
 def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = True) -> Opened:
@@ -149,7 +159,7 @@ def encode_crops(folder: str | Path, model: PromptedCLIP, *, progress: bool = Tr
         raise no_images_in(root)
     metadata = [{"folder": path.parent.relative_to(root).as_posix()} for path in paths]
     gallery = Gallery.build(model, paths, metadata=metadata, progress=progress)
-    return Opened(gallery, root.resolve().name or str(root), root)
+    return Opened(gallery, root.resolve().name or str(root), root, note=_note(model, root.resolve()))
 
 
 def draw_people(folder: str | Path, model: PromptedCLIP, *, seed: int = DRAWN_SEED) -> Opened:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from promptreid.errors import CheckpointError
+from promptreid.errors import CheckpointError, ModelMismatchError
 from promptreid.model.encoding import check_finite, check_words
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint, same_fingerprint
@@ -150,7 +150,7 @@ def check_identity(saved: Any, model: PromptedCLIP, *, source: str) -> None:
         raise CheckpointError(f"{source} has a damaged model fingerprint ({error}); build it again") from error
     differing += [words for name, words in _SETTINGS.items() if stored.get(name) != own.get(name)]
     if differing:
-        raise CheckpointError(
+        raise ModelMismatchError(
             f"{source} was encoded by another model ({stored['name'] or 'of unknown name'}; different: "
             f"{', '.join(differing)}); load that model, or build the gallery again"
         )

@@ -307,14 +307,14 @@ def threshold_in_words(calibration: Calibration) -> str:
 
     Example:
         >>> threshold_in_words(Calibration(0.3, 0.05, 0.62, 400, 1000))
-        'reached by 5% of searches in vain and by 62% of those for people in the gallery'
+        'reached by 5% of searches for people who are not there and by 62% of those for people who are'
         >>> threshold_in_words(Calibration(0.3, 0.05, None, 400, 1000))
-        'reached by 5% of sentences about other people'
+        'reached by 5% of searches for people who are not there'
     """
-    rate = f"{calibration.false_alarm_rate:.0%}"
+    words = f"reached by {calibration.false_alarm_rate:.0%} of searches for people who are not there"
     if calibration.hit_rate is None:
-        return f"reached by {rate} of sentences about other people"
-    return f"reached by {rate} of searches in vain and by {calibration.hit_rate:.0%} of those for people in the gallery"
+        return words
+    return f"{words} and by {calibration.hit_rate:.0%} of those for people who are"
 
 
 def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:
