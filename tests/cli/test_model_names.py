@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from PIL import Image
 
 DONE = "was trained already. evaluate, index, search, export and push use it: promptreid evaluate DATA --model run"
 
@@ -12,6 +13,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "prompt_config.json").write_text("{}")
     (tmp_path / "other").mkdir()
+    Image.new("RGB", (48, 96)).save(tmp_path / "other" / "crop.png")
     (tmp_path / "model.txt").write_text("no model")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -163,7 +163,7 @@ def test_slot_before_the_end_and_its_limits(clip, tokens):
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_slot_before_the_end_survives_gradient_checkpointing(clip, tokens):
-    encoder = PromptedTextEncoder(clip, 2, slot="before_end").train()
+    encoder = PromptedTextEncoder(clip.double(), 2, slot="before_end").train()
     gradients = []
     for checkpointing in (False, True):
         clip.set_grad_checkpointing(checkpointing)
