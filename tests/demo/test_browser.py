@@ -266,7 +266,7 @@ def test_page_shows_the_bare_model_on_request(drawn_page: Any, open_page: OpenPa
     expect(page.locator("#crops-1")).to_have_count(0)
 
 
-def test_page_threshold_is_scaled_to_the_scores_and_says_when_nobody_matches(
+def test_page_threshold_is_scaled_to_the_scores_and_says_when_no_image_reaches_it(
     drawn_page: Any, open_page: OpenPage
 ) -> None:
     page = open_page(drawn_page.url)
@@ -277,7 +277,7 @@ def test_page_threshold_is_scaled_to_the_scores_and_says_when_nobody_matches(
     assert 0 < lowest < min(scores) < max(scores) < highest < 1
     field.fill(str(highest))
     field.press("Tab")
-    expect(page.locator("#status-0")).to_contain_text("Nobody matches. The best image scores")
+    expect(page.locator("#status-0")).to_contain_text(f"No image scores {highest:.2f} or more; the best scores")
     expect(page.locator("#crops-0 img")).to_have_count(0)
     field.fill(str(scores[2]))
     field.press("Tab")
