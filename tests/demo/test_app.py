@@ -199,7 +199,7 @@ def test_page_is_served_as_its_documentation_says(model: Any, hostile_folder: Pa
     ) as process:
         assert process.stdout is not None
         written = ""
-        while not written.endswith("end it "):
+        while not written.endswith("close it "):
             letter = process.stdout.read(1)
             assert letter, f"the page did not open: {written!r}"
             written += letter

@@ -213,7 +213,7 @@ def test_page_by_keyboard_reaches_the_results_before_the_filters(drawn_page: Any
 
     tab_to("#threshold input[type=range]")
     page.keyboard.press("End")
-    expect(page.locator("#status-0")).to_contain_text("Nobody matches")
+    expect(page.locator("#status-0")).to_contain_text("No image scores")
 
 
 def test_page_enlarges_with_name_camera_and_a_path_to_copy(
