@@ -37,7 +37,15 @@ class CorruptFileError(CheckpointError):
 
 
 class ModelMismatchError(CheckpointError):
-    """A gallery or a store was encoded by another model."""
+    """A gallery or a store was encoded by another model.
+
+    Args:
+        found: Which gallery and model, and how they differ.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; load that model, or build the gallery again")
+        self.found = found
 
 
 class HubError(PromptReidError, OSError):

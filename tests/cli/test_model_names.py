@@ -1,4 +1,4 @@
-"""What is said of a `--model` that is none."""
+"""What a `--model` that is not a model is answered."""
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
         (["vit-b-16"], "Did you mean ViT-B-16"),
         (["ViT_B_16"], "Did you mean ViT-B-16"),
         (["vit_b_16", "--pretrained", "openai"], "Did you mean ViT-B-16"),
-        (["qqqq"], "--model qqqq is no folder here, and open_clip has no model named 'qqqq'. python -c"),
+        (["qqqq"], "--model qqqq is not a folder here, and open_clip has no model named 'qqqq'. python -c"),
         (["ViT-B-16"], "--model ViT-B-16 needs --pretrained TAG, such as openai; without weights it finds nothing"),
     ],
 )

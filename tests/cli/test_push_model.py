@@ -77,7 +77,7 @@ def test_push_says_who_sees_it_and_how_to_load_it(call, tmp_path, monkeypatch, s
 def test_push_to_nobodys_repository_is_refused_before_any_work(call, tmp_path, monkeypatch, more):
     monkeypatch.setattr("promptreid.model.publishing.push_prompts", lambda *_, **__: pytest.fail("it began"))
     code, _, notes = call("push", tmp_path, "mine", *more)
-    assert (code, "argument repository is mine, which says nobody's name; write USER/mine" in notes) == (2, True), notes
+    assert (code, "argument repository is mine, without its owner; write USER/mine" in notes) == (2, True), notes
 
 
 def test_what_the_hub_refuses_is_told_without_arguments_of_python():

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from promptreid import Gallery
 from promptreid.errors import CheckpointError, DatasetError
@@ -183,6 +185,10 @@ def test_search_with_the_calibrated_threshold(model, index, split):
     loaded = Gallery.load(index.directory, model)
     assert loaded.calibration == calibration
     assert all(hit.score >= calibration.threshold for hit in loaded.search("a man", 24, threshold="calibrated"))
+    path = loaded.paths[0]
+    for query in (Path(path), [Path(path)], Image.new("RGB", (48, 96))):
+        with pytest.raises(ValueError, match="is measured with sentences, and images score higher"):
+            loaded.search(query, 1, threshold="calibrated")
 
 
 def test_calibrate_without_labels_is_reached_by_few_made_up_sentences(model, index):

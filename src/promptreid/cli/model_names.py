@@ -1,4 +1,4 @@
-"""What `--model` may be: refuses what is no model, and says what it is instead."""
+"""Checks `--model`: refuses names that are not models, and says what they are instead."""
 
 from pathlib import Path
 
@@ -51,14 +51,14 @@ def check_listed(model: str, pretrained: str | None, *, without: str) -> None:
         check_name(model)
     except ValueError as error:
         raise ValueError(
-            f"--model {model} is no folder here, and {error} A model on the Hub is named USER/NAME"
+            f"--model {model} is not a folder here, and {error} A model on the Hub is named USER/NAME"
         ) from error
     if pretrained is None:
         raise ValueError(f"--model {model} needs --pretrained TAG, such as openai; {without}")
 
 
 def check_start(model: str) -> None:
-    """Refuse a model that training cannot start from, one that was saved before all.
+    """Refuse a model that training cannot start from, above all a saved one.
 
     Raises:
         ValueError: It is a folder, a file or the id of a repository, and not the name of an open_clip model.

@@ -43,7 +43,7 @@ def _repository(text: str) -> str:
         message = f"is {text!r}, which is not the id of a Hub repository, such as user/name"
         raise argparse.ArgumentTypeError(message) from error
     if "/" not in text:
-        raise argparse.ArgumentTypeError(f"is {text}, which says nobody's name; write USER/{text}")
+        raise argparse.ArgumentTypeError(f"is {text}, without its owner; write USER/{text}")
     return text
 
 

@@ -31,7 +31,7 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
 from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS
-from promptreid.errors import ModelMismatchError, counted, shell_word
+from promptreid.errors import CheckpointError, ModelMismatchError, counted, shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -369,12 +369,12 @@ def open_gallery(
     try:
         return load(directory, load_model(choice, device=options["device"]))
     except ModelMismatchError as error:
-        raise ModelMismatchError(_other_model(directory, options, noted, error)) from error
+        raise CheckpointError(_other_model(directory, options, noted, error.found)) from error
 
 
-def _other_model(directory: Path | str, options: ModelArguments, noted: Any, error: ModelMismatchError) -> str:
-    """What was found, and the command that mends it."""
-    found, own = str(error).partition("; load that model")[0], options["model"]
+def _other_model(directory: Path | str, options: ModelArguments, noted: Any, found: str) -> str:
+    """The difference that was found, and the command that mends it."""
+    own = options["model"]
     again = f"promptreid index CROPS {'--store' if is_store(directory) else '--output'} OTHER --model"
     if own is None:
         name = noted["model"]

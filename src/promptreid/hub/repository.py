@@ -89,7 +89,7 @@ class Repository:
         except HFValidationError as error:
             raise ValueError(f"{name!r} is not the id of a Hub repository, such as 'user/name': {error}") from error
         if self.for_upload and "/" not in name:
-            raise ValueError(f"{name!r} is not the id of a Hub repository: whose is it? Write 'user/{name}'")
+            raise ValueError(f"{name!r} is not the id of a Hub repository: the owner is missing; write 'user/{name}'")
         return name
 
     def call(self, request: Callable[[], Result], *, revision: str | None = None, file: str | None = None) -> Result:

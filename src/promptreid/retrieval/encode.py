@@ -152,5 +152,5 @@ def check_identity(saved: Any, model: PromptedCLIP, *, source: str) -> None:
     if differing:
         raise ModelMismatchError(
             f"{source} was encoded by another model ({stored['name'] or 'of unknown name'}; different: "
-            f"{', '.join(differing)}); load that model, or build the gallery again"
+            f"{', '.join(differing)})"
         )

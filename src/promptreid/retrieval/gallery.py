@@ -372,7 +372,7 @@ class Gallery:
             CheckpointError: Features of the gallery are damaged.
             OSError: The audit log cannot be written; then nothing is returned.
         """
-        lowest = lowest_score(self.calibration, threshold)
+        lowest = lowest_score(self.calibration, threshold, query)
         return search_store(self._store, self.model, query, k, lowest=lowest, where=where)
 
     def calibrate(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
@@ -317,15 +318,21 @@ def threshold_in_words(calibration: Calibration) -> str:
     return f"{words} and by {calibration.hit_rate:.0%} of those for people who are"
 
 
-def lowest_score(calibration: Calibration | None, threshold: float | str | None) -> float:
-    """The score that a `threshold` of `Gallery.search` means: no hit has less.
+def lowest_score(calibration: Calibration | None, threshold: float | str | None, query: Any = None) -> float:
+    """The score that a `threshold` of `Gallery.search` means for a query: no hit has less.
 
     Raises:
-        ValueError: It is not a score, or the gallery was never calibrated.
+        ValueError: It is not a score, the gallery was never calibrated, or the query is an image.
     """
     if threshold is None:
         return -float("inf")
     if threshold == "calibrated":
+        queries: Sequence[Any] = query if isinstance(query, list | tuple) else [query]
+        if any(isinstance(each, Image.Image | Path) for each in queries):
+            raise ValueError(
+                'threshold is "calibrated", which is measured with sentences, and images score higher than they do; '
+                "give a number"
+            )
         if calibration is None:
             raise ValueError(
                 'threshold is "calibrated", but this gallery was never calibrated; call gallery.calibrate(), or '

@@ -225,7 +225,7 @@ class StoredGallery:
             ValueError: The store is empty, no image passes `where` or it has a function; and as `Gallery.search`.
             StoreError: The store cannot be read, or its audit log not be written; then nothing is returned.
         """
-        lowest, k = lowest_score(self.calibration, threshold), checked_count(k)
+        lowest, k = lowest_score(self.calibration, threshold, query), checked_count(k)
         query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
         queries = encode_queries(self.model, query, dimensions=self.store.dimensions)
         found = self.store.nearest(queries, k, where=where, exact=exact)

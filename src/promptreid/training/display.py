@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from tqdm.notebook import tqdm_notebook
 
-from promptreid.errors import spoken
+from promptreid.errors import counted, spoken
 from promptreid.scores import shown_score
 from promptreid.training.stage import Stage
 
@@ -71,7 +71,7 @@ class RunDisplay:
         resumed = f"; resumed in epoch {epoch + 1}" if epoch else ""
         self.say(
             f"{spoken(stage.name)}{_EXPLAINED.get(stage.name, '')} trains the {what}: "
-            f"{_counted(stage.epochs, 'epoch')} of {_counted(self._steps, 'step')}{resumed}"
+            f"{counted(stage.epochs, 'epoch')} of {counted(self._steps, 'step')}{resumed}"
         )
 
     @contextmanager
@@ -132,10 +132,6 @@ class RunDisplay:
         epochs = sum(stage.epochs for stage in self._stages[index:]) + self._after - epoch
         seconds = (time.monotonic() - self._began) / max(1, self._done)
         return tqdm.format_interval(seconds * (epochs * self._steps - batch))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def epoch_line(
