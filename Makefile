@@ -64,7 +64,7 @@ AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 test-browser:
 	command -v chromium || { $(AS_ROOT) apt-get update -q && \
 		$(AS_ROOT) apt-get install -qy --no-install-recommends chromium fonts-dejavu-core; }
-	$(INSTALL) --extras train,viz,hf,parquet,onnx,demo --groups dev,browser
+	$(INSTALL) --extras train,viz,hf,parquet,onnx,demo,store --groups dev,browser
 	OMP_NUM_THREADS=1 PICTURES="$(PICTURES)" $(PYTHON) -m pytest tests/demo tests/docs/test_site.py tests/examples/test_service.py
 
 # Stores in folders and on a real S3 cluster (SeaweedFS on loopback); test-all runs the long form.

@@ -1,6 +1,8 @@
 """Numbers and names that the library and its command line share; to import them takes no time."""
 
+import os
 import signal
+from pathlib import Path
 from typing import Literal
 
 BATCH_SIZE = 64  # images, captions or pairs at a time
@@ -16,3 +18,8 @@ SYNTHETIC_STAMP = "generated.json"  # beside the annotation of drawn pedestrians
 ENDING = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 OnBad = Literal["strict", "skip"]  # what is done with records and images that cannot be used
+
+
+def is_store(place: Path | str) -> bool:
+    """Whether this is a store, by its address or by what is in the folder, and not a gallery's folder."""
+    return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE))

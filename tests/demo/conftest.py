@@ -120,17 +120,18 @@ def known(drawn: Opened, shipped: PromptedCLIP) -> Known:
 
 
 class Served:
-    """A page in a process of its own."""
+    """A page in a process of its own, started from Python or, with `command`, from the shell."""
 
-    def __init__(self, scratch: Path, *arguments: str) -> None:
+    def __init__(self, scratch: Path, *arguments: str, command: bool = False) -> None:
         auth = "auth=('anna', 'correct horse')" if "--auth" in arguments else ""
         arguments = tuple(word for word in arguments if word != "--auth")
         code = f"import sys; from promptreid.demo.app import launch; launch(*sys.argv[1:], {auth})"
+        program = ["-m", "promptreid", "demo"] if command else ["-c", code]
         self.scratch = scratch
         self._errors = (scratch.parent / f"{scratch.name}.log").open("w", encoding="utf-8")
         environment = {**os.environ, "TMPDIR": str(scratch), "GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True"}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, *arguments],
+            [sys.executable, "-W", "ignore", *program, *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -168,8 +169,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     pytest.importorskip("gradio")
     pages: list[Served] = []
 
-    def serve_one(*arguments: str) -> Served:
-        pages.append(Served(tmp_path_factory.mktemp("scratch"), *arguments))
+    def serve_one(*arguments: str, command: bool = False) -> Served:
+        pages.append(Served(tmp_path_factory.mktemp("scratch"), *arguments, command=command))
         return pages[-1]
 
     yield serve_one

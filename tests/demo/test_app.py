@@ -20,7 +20,7 @@ import promptreid.demo.app as app
 from promptreid import Gallery, PromptedCLIP, save_prompts
 from promptreid.demo.app import require_gradio
 from promptreid.demo.sources import Opened
-from promptreid.errors import CheckpointError, DatasetError, MissingExtraError, ServingError
+from promptreid.errors import CheckpointError, DatasetError, MissingExtraError, ServingError, StoreError
 
 
 def test_launch_without_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +35,25 @@ def test_start_without_folder_says_so_before_anything_is_made(tmp_path: Path, mo
     with pytest.raises(DatasetError, match="there is no folder"):
         app.start(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/people", "folder"])
+def test_start_opens_a_store_by_its_address_or_folder(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder" / "images.lance").mkdir(parents=True)
+    url = place if "://" in place else str(tmp_path / place)
+    asked: list[str] = []
+
+    def load(where: str | Path, model: PromptedCLIP | None) -> None:
+        asked.append(str(where))
+        raise StoreError("cannot be reached")
+
+    monkeypatch.setattr(app, "require_gradio", lambda: SimpleNamespace())
+    monkeypatch.setattr(app.StoredGallery, "load", load)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        app.start(url)
+    assert asked == [url]
 
 
 def test_start_that_fails_leaves_nothing_behind(

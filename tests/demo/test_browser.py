@@ -7,6 +7,8 @@ temporary one.
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -363,6 +365,33 @@ def test_page_with_an_index_shows_names_as_text_and_forgets_for_good(
     loaded = Gallery.load(tmp_path / "index", shipped)
     assert len(loaded) == 7
     assert name in loaded.update(hostile_folder, progress=False).excluded[0]
+
+
+@pytest.mark.skipif(find_spec("lancedb") is None, reason="needs the extra store")
+def test_page_on_a_store_is_searched_filtered_and_erased_from(
+    serve: Callable[..., Any], hostile_folder: Path, shipped: Any, tmp_path: Path, open_page: OpenPage
+) -> None:
+    from promptreid.retrieval.stored_gallery import StoredGallery
+
+    url = str(tmp_path / "people")
+    subprocess.run([sys.executable, "-m", "promptreid", "index", str(hostile_folder), "--store", url], check=True)
+    page = open_page(serve(url, command=True).url)
+    expect(page.locator("#title")).to_contain_text("people: 8 images, 2 cameras.")
+    search(page, "a man in red")
+    wait_for_answer(page, 8)
+    wait_until_drawn(page)
+    page.get_by_label("yard").check()
+    wait_for_answer(page, 4)
+    enlarge(page, 1)
+    name = page.locator("#facts td").first.inner_text()
+    page.locator("#forget button").first.click()
+    page.locator("#find").click()
+    expect(page.locator("#alike img")).to_have_count(8)
+    page.locator("#remove").click()
+    expect(page.locator("#receipt textarea")).to_be_visible()
+    assert name in page.locator("#receipt textarea").input_value()
+    wait_for_answer(page, 3)
+    assert len(StoredGallery.load(url, shipped)) == 7
 
 
 def test_page_with_a_password_asks_for_it(serve: Callable[..., Any], hostile_folder: Path, open_page: OpenPage) -> None:

@@ -12,7 +12,6 @@ from promptreid.cli.options import (
     check_file,
     folder_to_read,
     gallery_place,
-    is_store,
     load_split,
     refuse_unused,
     some_path,
@@ -20,7 +19,7 @@ from promptreid.cli.options import (
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import check_gallery_folder, open_gallery
 from promptreid.cli.typed_sentences import read_sentences
-from promptreid.defaults import OnBad
+from promptreid.defaults import OnBad, is_store
 from promptreid.errors import counted, shell_word
 
 if TYPE_CHECKING:

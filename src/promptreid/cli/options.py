@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from promptreid.cli.model_names import BARE, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
-from promptreid.defaults import IMAGE_SIZE, STORE_TABLE, SYNTHETIC_STAMP, OnBad
+from promptreid.defaults import IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
 from promptreid.errors import HubError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
@@ -120,11 +120,6 @@ def folder_to_read(text: str) -> Path:
         hint = "; between folders write /" if "\\" in text and os.sep == "/" else ""
         raise argparse.ArgumentTypeError(f"is {text}, but {found}{hint}")
     return path
-
-
-def is_store(place: Path | str) -> bool:
-    """Whether this is a store, by its address or by what is in the folder, and not a gallery's folder."""
-    return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE))
 
 
 def gallery_place(text: str) -> Path | str:

@@ -22,7 +22,6 @@ from promptreid.cli.options import (
     chosen_model,
     file_to_write,
     gallery_place,
-    is_store,
     load_model,
     refuse_unused,
     some_path,
@@ -30,7 +29,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
-from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS
+from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS, is_store
 from promptreid.errors import CheckpointError, ModelMismatchError, counted, shell_word
 
 if TYPE_CHECKING:

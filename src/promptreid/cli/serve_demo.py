@@ -13,14 +13,13 @@ from promptreid.cli.options import (
     check_device,
     chosen_model,
     folder_to_read,
-    is_store,
     load_model,
     note_model,
     whole,
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.defaults import GALLERY_FILE
+from promptreid.defaults import GALLERY_FILE, is_store
 from promptreid.errors import shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from promptreid.defaults import ENDING, GALLERY_FILE
+from promptreid.defaults import ENDING, GALLERY_FILE, is_store
 from promptreid.demo.answers import Answers
 from promptreid.demo.page import OPEN_SCRIPT, TITLE, fill_page, page_caution
 from promptreid.demo.request_checks import LOOPBACK, MAX_UPLOAD_BYTES, RequestFilter, TimedConnection
@@ -23,6 +23,7 @@ from promptreid.demo.sources import Opened, SearchedGallery, draw_people, encode
 from promptreid.errors import DatasetError, ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.retrieval.gallery import Gallery
+from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def start(
     folder that only this user can read and that `close` deletes. Nothing is sent to anyone else.
 
     Args:
-        gallery: A `Gallery` with its model, a folder that `Gallery.save` or `promptreid index` wrote, or a folder of
-            crops, which is encoded first; `None` for drawn pedestrians.
+        gallery: A `Gallery` or `StoredGallery` with its model, a folder that `Gallery.save` or `promptreid index`
+            wrote, a store's address, or a folder of crops, which is encoded first; `None` for drawn pedestrians.
         model: What `load_prompts` returns, for a folder; `None` for the small base and prompts that ship with the
             package.
         host: Address to listen on. At the default only this computer reaches the page; at `"0.0.0.0"` everyone who
@@ -111,7 +112,8 @@ def start(
     Raises:
         MissingExtraError: gradio is not installed.
         DatasetError: The folder is missing, has no readable image, or the gallery is empty.
-        CheckpointError: The folder holds a gallery that is damaged or of another model.
+        CheckpointError: The gallery or store is damaged or of another model.
+        StoreError: The store cannot be reached or opened.
         ServingError: The port is taken, the host unknown, or this process is already serving a page.
         ValueError: There is no such port, a user or password is empty, or the gallery was loaded without a model.
 
@@ -155,11 +157,14 @@ def _open(
         if len(gallery) == 0:
             raise DatasetError("the gallery is empty; add images first")
         return open_indexed(gallery)
-    if gallery is not None and not Path(gallery).is_dir():
+    stored = gallery is not None and is_store(os.fspath(gallery))
+    if gallery is not None and not stored and not Path(gallery).is_dir():
         raise DatasetError(f"there is no folder {gallery}; give a gallery, or a folder of images")
     model = (load_prompts(tiny_prompts()) if model is None else model).eval()
     if gallery is None:
         return draw_people(drawn, model)
+    if stored:
+        return _open(StoredGallery.load(gallery, model), None, drawn, progress=progress)
     if (Path(gallery) / GALLERY_FILE).is_file():
         return _open(Gallery.load(gallery, model), None, drawn, progress=progress)
     return encode_crops(gallery, model, progress=progress)
