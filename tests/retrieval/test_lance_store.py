@@ -335,6 +335,18 @@ def test_commit_is_tried_again_after_a_conflict_and_given_up_in_the_end(store, m
         ("Generic S3 error: error sending request for url http://169.254.169.254/", StoreError, "there are none"),
         ("Generic S3 error: Failed to resolve region for bucket 'b'", StoreError, "set AWS_REGION"),
         ("error sending request: tcp connect error: Connection refused", StoreUnreachableError, "cannot be reached"),
+        (
+            'kind: Connect, source: Error(ConnectError("tcp connect error", Os { code: 111, kind: ConnectionRefused, '
+            'message: "Connection refused" }))',
+            StoreUnreachableError,
+            "cannot be reached (Connection refused)",
+        ),
+        (
+            "max_retries: 4, retry_timeout: 30s - 500 Internal Server Error",
+            StoreUnreachableError,
+            "fails (500 Internal",
+        ),
+        ("Generic S3 error: max_retries: 4, retry_timeout: 30s, 412 Precondition", StoreError, "failed: Generic S3"),
         ("write: No space left on device (os error 28)", OSError, "no space left"),
         ("something new, /root/.cargo/registry/x.rs:1:2", StoreError, "failed: something new"),
     ],

@@ -71,8 +71,12 @@ class Cluster:
     def __exit__(self, *raised: object) -> None:
         self.stop()
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *options: str) -> None:
         """Start a process and wait until it listens.
+
+        Args:
+            name: Of cluster.json.
+            options: In place of, or besides, those that stand there.
 
         Raises:
             ClusterError: It ends, or does not listen in a minute; the message has the end of its log.
@@ -81,7 +85,7 @@ class Cluster:
         port, log = self.ports[name], self.data / f"{name}.log"
         if _listens(port):
             raise ClusterError(f"port {port} of 127.0.0.1 is taken; end what listens there, or change cluster.json")
-        command = [program(), *(word.format(**self._names) for word in self._commands[name])]
+        command = [program(), *(word.format(**self._names) for word in self._commands[name]), *options]
         with log.open("ab") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=self.data)
         self.processes[name] = process
@@ -107,6 +111,16 @@ class Cluster:
                 self.processes[name].kill()
                 self.processes[name].wait()
         self.processes.clear()
+
+    def writes(self) -> bool:
+        """Whether the master has room for another file and its copy on the volume servers it knows."""
+        address = f"http://127.0.0.1:{self.ports['master']}/dir/assign?replication=001&collection=crops"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(address, timeout=10) as answer:
+                return "fid" in json.load(answer)
+        except OSError:  # it answers so where there is none
+            return False
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, once the cluster can write: its volume servers announce themselves after they listen."""

@@ -6,6 +6,7 @@ Run by `make test-store`; nothing here is imitated.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,13 @@ def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     write_generated(folder, num_identities=(30, 5, 15), images_per_identity=4, seed=7, progress=False)
     return folder
+
+
+def wait_until(is_so, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "the cluster did not get there"
+        time.sleep(0.2)
 
 
 def worker(url, number, commits=COMMITS):
@@ -151,6 +159,50 @@ def test_index_is_kept_and_resumed_where_the_network_is_lost(cluster, environmen
     resumed = answer(promptreid("index", crops, "--store", url))
     assert resumed["added"] + resumed["unchanged"] == 200
     assert resumed["unchanged"] > 50
+
+
+def test_writer_that_loses_the_network_keeps_what_was_acknowledged(cluster, environment):
+    url, commits = "s3://crops/cut", 100
+    store = LanceStore.create(url, dimensions=DIMENSIONS)
+    running = worker(url, 0, commits)
+    while len(store) < 4 * ROWS:
+        time.sleep(0.1)
+    cluster.kill("s3")
+    try:
+        out, errors = running.communicate(timeout=300)
+    finally:
+        cluster.start("s3")
+    assert running.returncode == 1
+    assert "cannot be reached (" in errors.splitlines()[-1]
+    present = keys_of(store)
+    assert len(set(present)) == len(present) < commits * ROWS
+    assert all(f"worker0/{int(commit):04}_099.jpg" in present for commit in out.split())
+    assert acknowledged(worker(url, 0, commits)) == set(range(commits))
+    assert keys_of(store) == all_keys([0], commits)
+
+
+def test_cluster_with_full_disks_is_searched_and_what_it_does_not_take_is_added_later(cluster, environment, crops):
+    url, servers = "s3://crops/full", ("volume0", "volume1", "volume2")
+
+    def restart(*options):
+        for name in servers:
+            cluster.kill(name)
+        for name in servers:
+            cluster.start(name, *options)
+
+    added = answer(promptreid("index", crops, "--store", url, "--shard", "0/2"))["added"]
+    assert added > 50
+    restart("-minFreeSpacePercent=100")  # they take their disks for full, whatever is free
+    try:
+        wait_until(lambda: not cluster.writes())
+        failed = answer(promptreid("index", crops, "--store", url), code=5)
+        assert re.search(r"itself fails \(500 .*disks are full.*the same command resumes", failed["error"])
+        assert answer(promptreid("search", url, "a man in a green jacket", "-k", "3"))["hits"]
+    finally:
+        restart()
+    wait_until(cluster.writes)
+    resumed = answer(promptreid("index", crops, "--store", url))
+    assert (resumed["unchanged"], resumed["added"]) == (added, 200 - added)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from promptreid.errors import PromptReidError, StoreError, StoreUnreachableError, missing_extra
@@ -27,6 +28,7 @@ _PATIENCE = {"connect_timeout": "5s", "timeout": "60s", "client_max_retries": "4
 _TRIES, _FIRST_WAIT = 8, 0.05
 _CONFLICT = re.compile(r"conflict|concurrent|preempted|schema (mismatch|changed)|Append with different schema", re.I)
 _GONE = re.compile(r"not found|NoSuchKey|No such file", re.I)
+_CAUSE = re.compile(r'code: \d+, kind: \w+, message: "([^"]+)"')  # of the system
 _SOURCE = re.compile(r",? ?/\S*\.cargo/\S*|, \S+\.rs:\d+:\d+")
 
 _NO_CREDENTIALS = (
@@ -46,6 +48,10 @@ _UNREACHABLE = (
     "{url} cannot be reached ({words}); what was acknowledged is kept: try again when the network is back, the same "
     "command resumes"
 )
+_FAILING = (
+    "{url}: the object store itself fails ({words}), as where its disks are full or it is overloaded; what was "
+    "acknowledged is kept: once it works again, the same command resumes"
+)
 # How the engine's words begin to tell what happened; the first that matches counts.
 _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     (r"NoSuchBucket|bucket does not exist|specified bucket", StoreError, _NO_BUCKET),
@@ -55,9 +61,9 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Access Denied|necessary privileges|40[13]\b|Forbidden|"
      r"Unauthori|invalid_(grant|client)", StoreError, _REFUSED),
     (r"resolve region", StoreError, _NO_REGION),
+    (r"\b50[0-4] |server error|ServiceUnavailable|InternalError", StoreUnreachableError, _FAILING),
     (r"error sending request|[Cc]onnection (refused|reset|closed)|kind: Connect|ConnectError|"
-     r"timed? ?out|dns error|tcp connect|HTTP error|"
-     r"server error|ServiceUnavailable|InternalError|50[0-4] ", StoreUnreachableError, _UNREACHABLE),
+     r"(?<!_)timed? ?out|dns error|tcp connect|HTTP error", StoreUnreachableError, _UNREACHABLE),
 )  # fmt: skip
 
 
@@ -186,8 +192,8 @@ def explained(url: str, error: Exception) -> Exception:
         )
     for pattern, kind, meaning in _MEANINGS:
         if found := re.search(pattern, words):
-            near = words[max(0, found.start() - 20) : found.end() + 60].strip()
-            return kind(meaning.format(url=url, words=near))
+            cause = [*_CAUSE.findall(words), words[found.start() :]][0]
+            return kind(meaning.format(url=url, words=shorten(cause, 80, placeholder=" …")))
     return StoreError(f"{url}: the engine of the store failed: {words[:400]}")
 
 
