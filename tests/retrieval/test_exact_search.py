@@ -101,7 +101,7 @@ def test_top_scores_of_many_queries_screened_in_bfloat16_are_the_exact_ones(monk
     # Features near one another, whose scores bfloat16 cannot order.
     features = torch.nn.functional.normalize(unit_features(1) + 0.4 * unit_features(20_000, seed=2), dim=-1).to(dtype)
     queries = unit_features(12, seed=3)
-    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_SCREENED_ROWS", 2**10)
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
     scored = []
     monkeypatch.setattr(
@@ -123,7 +123,7 @@ def test_top_scores_screened_in_bfloat16_find_what_rounding_puts_below_the_other
     entries[:10], entries[-1] = 10.48, 10.49
     features = ((1 + entries / 128) / 16)[:, None].repeat(1, 64)
     queries = torch.nn.functional.normalize(torch.ones(1, 64), dim=-1).repeat(8, 1)
-    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_SCREENED_ROWS", 2**10)
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
     assert top_scores(features, queries, 10, unit_length=True)[1][:, 0].tolist() == [5_999] * 8
 
@@ -133,7 +133,7 @@ def test_top_scores_screened_in_bfloat16_find_what_rounding_puts_below_the_other
 def test_top_scores_of_damaged_features_are_refused_where_they_are_screened(monkeypatch, value, number):
     features, queries = unit_features(6_000), unit_features(12, seed=3)
     features[number, 7], queries[0, 7] = value, 0.0
-    monkeypatch.setattr(exact_search, "_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(exact_search, "_SCREENED_ROWS", 2**10)
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
     with pytest.raises(CheckpointError, match=r"1 of .* features hold NaN or infinity"):
         top_scores(features, queries, 10, unit_length=True)

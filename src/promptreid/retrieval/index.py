@@ -30,8 +30,8 @@ _ROUNDING = 2.0**-8
 _SUMS = 2.0**-10
 _SCREENED_QUERIES = 8
 _SCREENED_ROWS = 4096
-_WIDENED_ROWS = 1024
 _EXACT_ROWS = 1024
+_NOT_FINITE = -128  # the bits of minus infinity in bfloat16, as a whole number; those of negative NaNs are above it
 
 
 class Index(Protocol):
@@ -321,9 +321,10 @@ class _Screen:
         # |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|, for features no longer than one. What a score is rounded to
         # adds nothing: the limit is rounded in the same way, and rounding keeps the order.
         self._error = (queries - rounded).norm(dim=1) + _ROUNDING * rounded.float().norm(dim=1) + _SUMS
-        self._wide = torch.empty(_WIDENED_ROWS, queries.shape[1])
-        self._rough = torch.empty(_SCREENED_ROWS, queries.shape[1], dtype=torch.bfloat16)
-        self._scores = torch.empty(_SCREENED_ROWS, len(queries), dtype=torch.bfloat16)
+        self.rows = max(1, min(_SCREENED_ROWS, _SCORE_BYTES // (4 * len(queries))))  # that are looked at at a time
+        self._wide = torch.empty(self.rows, queries.shape[1])
+        self._rough = torch.empty(self.rows, queries.shape[1], dtype=torch.bfloat16)
+        self._scores = torch.empty(self.rows, len(queries), dtype=torch.bfloat16)
 
     @classmethod
     def of(cls, queries: Tensor) -> "_Screen | None":
@@ -335,17 +336,13 @@ class _Screen:
         """Which of the features (B, E) may be among the best; `None` if too many to pick them out."""
         count = len(features)
         rough = self._rough[:count]
-        if features.dtype == torch.float32:
-            rough.copy_(features)
-        else:  # in two steps, each of which the processor does many at a time, in its cache
-            for begin in range(0, count, _WIDENED_ROWS):
-                part = features[begin : begin + _WIDENED_ROWS]
-                rough[begin : begin + len(part)].copy_(self._wide[: len(part)].copy_(part))
+        # float16 in two steps, each of which the processor does many at a time.
+        rough.copy_(features if features.dtype == torch.float32 else self._wide[:count].copy_(features))
         scores = torch.mm(rough, self._queries, out=self._scores[:count])
-        _check(scores[:, 0], features)
         scores -= (best.lowest() - self._error).bfloat16()
-        # The bits of numbers that are not negative are such whole numbers, which are compared faster.
-        chosen = (scores.view(torch.int16).amax(dim=1) >= 0).nonzero().flatten()
+        # The bits of a number are compared faster, as whole ones: not negative where it is not, and of all negative
+        # ones nearest to 0 for what is not finite, which is chosen too, and refused where it is scored exactly.
+        chosen = (scores.view(torch.int16).amax(dim=1) >= _NOT_FINITE).nonzero().flatten()
         return chosen if len(chosen) <= count // 4 else None
 
 
@@ -365,26 +362,28 @@ def _look_through(
         rows = candidates if len(candidates) <= len(features) // _CANDIDATE_SHARE else rows
     elif rows is not None and len(rows) == len(features):
         rows = None
-    size = _block_rows(features, len(queries))
-    size = size if screen is None else min(size, _SCREENED_ROWS)
-    waiting = torch.empty(0, dtype=torch.int64, device=features.device)
+    rows = None if rows is None else rows.to(features.device)
+    size = _block_rows(features, len(queries)) if screen is None else screen.rows
+    waiting: list[Tensor] = []  # positions in rows, or in features
+
+    def take_waiting() -> None:
+        if waiting:
+            positions = torch.cat(waiting) if rows is None else rows[torch.cat(waiting)]
+            best.take(features[positions], positions + offset)
+            waiting.clear()
+
     for begin in range(0, len(features) if rows is None else len(rows), size):
-        if rows is None:
-            part = features[begin : begin + size]
-            positions = torch.arange(begin, begin + len(part), device=features.device)
-        else:
-            positions = rows[begin : begin + size].to(features.device)
-            part = features[positions]
+        part = features[begin : begin + size] if rows is None else features[rows[begin : begin + size]]
         chosen = screen.hopeful(part, best) if screen is not None and best.is_full() else None
-        if chosen is not None:
-            waiting = torch.cat([waiting, positions[chosen]])
-        if len(waiting) and (chosen is None or len(waiting) >= _EXACT_ROWS):
-            best.take(features[waiting], waiting + offset)
-            waiting = waiting[:0]
         if chosen is None:
-            best.take(part, positions + offset)
-    if len(waiting):
-        best.take(features[waiting], waiting + offset)
+            take_waiting()
+            positions = torch.arange(begin, begin + len(part), device=features.device)
+            best.take(part, (positions if rows is None else rows[positions]) + offset)
+        elif len(chosen):
+            waiting.append(chosen + begin)
+            if sum(map(len, waiting)) >= _EXACT_ROWS:
+                take_waiting()
+    take_waiting()
 
 
 def _block_rows(features: Tensor, queries: int) -> int:
