@@ -160,13 +160,15 @@ class ImageTable:
         owners, wanted = path_forms(paths) if forms is None else forms
         found = [-1] * len(paths)
         hashes, order = self.path_hashes, self.path_order
-        begins = np.searchsorted(hashes, wanted, side="left", sorter=order)
-        ends = np.searchsorted(hashes, wanted, side="right", sorter=order)
-        matching: list[int] = (begins < ends).nonzero()[0].tolist()
+        if not len(hashes):
+            return found
+        begins = np.searchsorted(hashes, wanted, sorter=order)
+        matching: list[int] = (hashes[order[np.minimum(begins, len(order) - 1)]] == wanted).nonzero()[0].tolist()
         for form in matching:
             owner = owners[form]
             path = os.path.abspath(paths[owner])
-            rows: list[int] = order[begins[form] : ends[form]].tolist()
+            end = np.searchsorted(hashes, wanted[form], side="right", sorter=order)
+            rows: list[int] = order[begins[form] : end].tolist()
             for row in rows:
                 if found[owner] < 0 and os.path.abspath(self.paths[row]) == path:
                     found[owner] = row
@@ -232,7 +234,10 @@ PathForms = tuple[list[int], Ints]
 
 
 def path_forms(paths: Sequence[str]) -> PathForms:
-    """The hashes of all ways in which a gallery may have written paths down, and which path each belongs to."""
+    """The hashes of all ways in which a gallery may have written paths down, and which path each belongs to.
+
+    They are in the order of the hashes, in which they are looked up faster.
+    """
     owners: list[int] = []
     hashes: list[int] = []
     for owner, path in enumerate(paths):
@@ -241,7 +246,8 @@ def path_forms(paths: Sequence[str]) -> PathForms:
             forms[os.path.relpath(path)] = None
         owners += [owner] * len(forms)
         hashes += map(path_hash, forms)
-    return owners, np.array(hashes, dtype=np.int64)
+    order = np.argsort(np.array(hashes, dtype=np.int64))
+    return [owners[form] for form in order.tolist()], np.array(hashes, dtype=np.int64)[order]
 
 
 def path_hash(path: str) -> int:
