@@ -137,3 +137,15 @@ def test_top_scores_of_damaged_features_are_refused_where_they_are_screened(monk
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
     with pytest.raises(CheckpointError, match=r"1 of .* features hold NaN or infinity"):
         top_scores(features, queries, 10, unit_length=True)
+
+
+@pytest.mark.parametrize("entry", [0.0, -1.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_top_scores_that_are_all_minus_infinity_or_nan_are_not_screened_out(monkeypatch, value, entry):
+    features, queries = unit_features(6_000), unit_features(12, seed=3)
+    features[5_000, 7], queries[:, 7] = value, entry
+    queries = torch.nn.functional.normalize(queries, dim=-1)
+    monkeypatch.setattr(exact_search, "_SCREENED_ROWS", 2**10)
+    monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
+    with pytest.raises(CheckpointError, match=r"1 of .* features hold NaN or infinity"):
+        top_scores(features, queries, 10, unit_length=True)
