@@ -244,7 +244,7 @@ def search_store(
     best = index.search(queries, min(k, len(exact)), where=where)
     if where is not None and not any(best):
         check_passes([segment.images for segment in exact.segments], where)
-    found = [_hits(exact, one, lowest) for one in best]
+    found = _hits(exact, best, lowest)
     if store.header.get("audit") and store.directory is not None:
         log_action(store.directory, "search", **search_details(query, where, found))
     return found[0] if is_one_query(query) else found
@@ -355,9 +355,9 @@ def checked_count(k: Any) -> int:
     return number
 
 
-def _hits(exact: ExactIndex, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
+def _hits(exact: ExactIndex, found: Sequence[Sequence[tuple[int, float]]], lowest: float) -> list[list[Hit]]:
     """The results of an index, without scores below `lowest` and without images that were removed since."""
-    wrong = [number for number, score in found if not math.isfinite(score)]
+    wrong = [number for one in found for number, score in one if not math.isfinite(score)]
     if wrong:  # which no comparison would find
         raise CheckpointError(f"the index scores image {wrong[0]} NaN or infinity; build the gallery again")
     return exact.hits(found, lowest)

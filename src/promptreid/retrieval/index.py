@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -205,17 +206,20 @@ class ExactIndex:
                 tables.append(segment.images.select(rows))
         return ImageTable.joined(tables)
 
-    def hits(self, found: Sequence[tuple[int, float]], lowest: float) -> list[Hit]:
-        """Numbers and scores as images; without scores below `lowest` and images that were removed since."""
-        hits: list[Hit | None] = [None] * len(found)
+    def hits(self, found: Sequence[Sequence[tuple[int, float]]], lowest: float) -> list[list[Hit]]:
+        """Each query's numbers and scores as images; without scores below `lowest` and images removed since."""
+        pairs = [pair for one in found for pair in one]
+        numbers = [number for number, _ in pairs]
+        hits: list[Hit | None] = [None] * len(pairs)
         offset = 0
         for segment in self.segments:
-            for position, row in enumerate(segment.images.rows_of([number for number, _ in found])):
-                score = found[position][1]
+            for position, row in enumerate(segment.images.rows_of(numbers)):
+                score = pairs[position][1]
                 if row >= 0 and score >= lowest:
                     hits[position] = segment.images.hit(row, score, index=offset + row)
             offset += len(segment)
-        return [hit for hit in hits if hit is not None]
+        rest = iter(hits)
+        return [[hit for hit in islice(rest, len(one)) if hit is not None] for one in found]
 
     def search(self, queries: Tensor, k: int, *, where: Where | None = None) -> list[list[tuple[int, float]]]:
         """Find the best; of equal scores the earlier image comes first. Features that do not pass are not read."""
