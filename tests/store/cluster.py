@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -114,13 +115,20 @@ class Cluster:
 
     def writes(self) -> bool:
         """Whether the master has room for another file and its copy on the volume servers it knows."""
-        address = f"http://127.0.0.1:{self.ports['master']}/dir/assign?replication=001&collection=crops"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(address, timeout=10) as answer:
-                return "fid" in json.load(answer)
-        except OSError:  # it answers so where there is none
+            return "fid" in self._master("dir/assign?replication=001&collection=crops")
+        except urllib.error.HTTPError:  # it answers so where there is none
             return False
+
+    def known(self) -> int:
+        """The number of volume servers that the master knows."""
+        centers = self._master("dir/status")["Topology"]["DataCenters"] or []
+        return sum(len(rack["DataNodes"] or []) for center in centers for rack in center["Racks"] or [])
+
+    def _master(self, question: str) -> dict[str, Any]:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self.ports['master']}/{question}", timeout=10) as answer:
+            return json.load(answer)
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, once the cluster can write: its volume servers announce themselves after they listen."""

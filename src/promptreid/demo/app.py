@@ -115,7 +115,8 @@ def start(
         CheckpointError: The gallery or store is damaged or of another model.
         StoreError: The store cannot be reached or opened.
         ServingError: The port is taken, the host unknown, or this process is already serving a page.
-        ValueError: There is no such port, a user or password is empty, or the gallery was loaded without a model.
+        ValueError: There is no such port, or no store has such an address, a user or password is empty, or the gallery
+            was loaded without a model.
 
     Example:
         >>> with start("gallery/") as page:  # doctest: +SKIP

@@ -292,7 +292,7 @@ class _Best:
     def take(self, features: Tensor, positions: Tensor) -> None:
         """Score features (B, E) at positions (B,), which come after all before, and keep the best."""
         scores = _scores(features, self.queries)
-        _check(scores[0], features)
+        _check(scores[0], features, positions)
         if self.is_full():
             better = (scores > self._values[:, -1:]).any(dim=0).nonzero().flatten()
             if len(better) == 0:
@@ -325,7 +325,7 @@ class _Screen:
         # |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|, for features no longer than one. What a score is rounded to
         # adds nothing: the limit is rounded in the same way, and rounding keeps the order.
         self._error = (queries - rounded).norm(dim=1) + _ROUNDING * rounded.float().norm(dim=1) + _SUMS
-        self.rows = max(1, min(_SCREENED_ROWS, _SCORE_BYTES // (4 * len(queries))))  # that are looked at at a time
+        self.rows = max(1, min(_SCREENED_ROWS, _SCORE_BYTES // (4 * len(queries))))  # screened at a time
         self._wide = torch.empty(self.rows, queries.shape[1])
         self._rough = torch.empty(self.rows, queries.shape[1], dtype=torch.bfloat16)
         self._scores = torch.empty(self.rows, len(queries), dtype=torch.bfloat16)
@@ -344,8 +344,9 @@ class _Screen:
         rough.copy_(features if features.dtype == torch.float32 else self._wide[:count].copy_(features))
         scores = torch.mm(rough, self._queries, out=self._scores[:count])
         scores -= (best.lowest() - self._error).bfloat16()
-        # The bits of a number are compared faster, as whole ones: not negative where it is not, and of all negative
-        # ones nearest to 0 for what is not finite, which is chosen too, and refused where it is scored exactly.
+        # Compared as integers, which is faster: the bits of numbers that are not negative are not negative, and of all
+        # others those of minus infinity and of negative NaNs are the largest. They are chosen too, and refused when
+        # they are scored exactly.
         chosen = (scores.view(torch.int16).amax(dim=1) >= _NOT_FINITE).nonzero().flatten()
         return chosen if len(chosen) <= count // 4 else None
 
@@ -362,13 +363,14 @@ def _look_through(
     """Score features, or some rows of them, block by block, each block once for all queries."""
     queries = best.queries
     if unit_length and len(queries) == 1 and features.dtype == torch.float16 and features.device.type == "cpu":
-        candidates = _candidates(features, queries[0], best.k, rows)
+        candidates = _candidates(features, queries[0], best.k, rows, offset)
         rows = candidates if len(candidates) <= len(features) // _CANDIDATE_SHARE else rows
     elif rows is not None and len(rows) == len(features):
         rows = None
     rows = None if rows is None else rows.to(features.device)
     size = _block_rows(features, len(queries)) if screen is None else screen.rows
     waiting: list[Tensor] = []  # positions in rows, or in features
+    most_waiting = min(_EXACT_ROWS, size)
 
     def take_waiting() -> None:
         if waiting:
@@ -384,9 +386,9 @@ def _look_through(
             positions = torch.arange(begin, begin + len(part), device=features.device)
             best.take(part, (positions if rows is None else rows[positions]) + offset)
         elif len(chosen):
-            waiting.append(chosen + begin)
-            if sum(map(len, waiting)) >= _EXACT_ROWS:
+            if sum(map(len, waiting)) + len(chosen) > most_waiting:
                 take_waiting()
+            waiting.append(chosen + begin)
     take_waiting()
 
 
@@ -399,12 +401,12 @@ def _block_rows(features: Tensor, queries: int) -> int:
     return max(1, min(block * few, _SCORE_BYTES // (4 * queries)))
 
 
-def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None) -> Tensor:
+def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None, offset: int) -> Tensor:
     """Rows among which the best of these features are sure to be, ascending; found by float16 arithmetic."""
     rows = None if rows is None else rows.to(features.device)
     chosen = features if rows is None else features[rows]
     scores = torch.mv(chosen, query.half()).float()
-    _check(scores, features)
+    _check(scores, chosen, torch.arange(len(features)) + offset if rows is None else rows + offset)
     lowest = scores.topk(k).values[-1] if k < len(scores) else scores.new_tensor(-torch.inf)
     positions = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
     return positions if rows is None else rows[positions]
@@ -421,12 +423,11 @@ def _has_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
 
 
-def _check(scores: Tensor, features: Tensor) -> None:
+def _check(scores: Tensor, features: Tensor, positions: Tensor) -> None:
     """Refuse features whose scores with a query are NaN or infinite: they would be lost, or found first, unsaid."""
     if not bool(scores.sum().isfinite()) and len(bad := (~features.isfinite().all(dim=1)).nonzero().flatten()):
         raise CheckpointError(
-            f"{len(bad)} of {len(features)} features hold NaN or infinity, such as number {int(bad[0])}; the gallery "
-            "is damaged: build it again"
+            f"feature number {int(positions[bad[0]])} holds NaN or infinity; the gallery is damaged: build it again"
         )
 
 

@@ -49,8 +49,12 @@ _UNREACHABLE = (
     "command resumes"
 )
 _FAILING = (
-    "{url}: the object store itself fails ({words}), as where its disks are full or it is overloaded; what was "
-    "acknowledged is kept: once it works again, the same command resumes"
+    "{url}: the object store is failing ({words}), for example because its disks are full or it is overloaded; what "
+    "was acknowledged is kept: once it works again, the same command resumes"
+)
+_LACKING = (
+    "{url}: the object store does not offer what LanceDB asks for ({words}); a store needs conditional writes, as S3, "
+    "Google Cloud Storage and SeaweedFS have them"
 )
 # How the engine's words begin to tell what happened; the first that matches counts.
 _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
@@ -58,12 +62,15 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     (r"Failed to get AWS credentials|CredentialsNotLoaded|no providers? in chain|169\.254\.169\.254|metadata\.google",
      StoreError, _NO_CREDENTIALS),
     (r"(decode|open|read) service account|decode application credentials", StoreError, _NO_KEY_FILE),
-    (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Access Denied|necessary privileges|40[13]\b|Forbidden|"
+    (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Access Denied|necessary privileges|Forbidden|"
      r"Unauthori|invalid_(grant|client)", StoreError, _REFUSED),
     (r"resolve region", StoreError, _NO_REGION),
-    (r"\b50[0-4] |server error|ServiceUnavailable|InternalError", StoreUnreachableError, _FAILING),
+    (r"\b501 |NotImplemented", StoreError, _LACKING),
+    (r"\b50[0234] (Internal|Bad Gateway|Service|Gateway)|server error|ServiceUnavailable|InternalError|\b429 |SlowDown|"
+     r"TooManyRequests", StoreUnreachableError, _FAILING),
     (r"error sending request|[Cc]onnection (refused|reset|closed)|kind: Connect|ConnectError|"
-     r"(?<!_)timed? ?out|dns error|tcp connect|HTTP error", StoreUnreachableError, _UNREACHABLE),
+     r"(?<!_)[Tt]imed? ?[Oo]ut|\b408 |IncompleteMessage|dns error|tcp connect|HTTP error",
+     StoreUnreachableError, _UNREACHABLE),
 )  # fmt: skip
 
 

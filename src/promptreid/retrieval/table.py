@@ -170,7 +170,7 @@ class ImageTable:
             end = np.searchsorted(hashes, wanted[form], side="right", sorter=order)
             rows: list[int] = order[begins[form] : end].tolist()
             for row in rows:
-                if found[owner] < 0 and os.path.abspath(self.paths[row]) == path:
+                if not 0 <= found[owner] <= row and os.path.abspath(self.paths[row]) == path:
                     found[owner] = row
         return found
 
@@ -246,8 +246,9 @@ def path_forms(paths: Sequence[str]) -> PathForms:
             forms[os.path.relpath(path)] = None
         owners += [owner] * len(forms)
         hashes += map(path_hash, forms)
-    order = np.argsort(np.array(hashes, dtype=np.int64))
-    return [owners[form] for form in order.tolist()], np.array(hashes, dtype=np.int64)[order]
+    unordered = np.array(hashes, dtype=np.int64)
+    order = np.argsort(unordered)
+    return [owners[form] for form in order.tolist()], unordered[order]
 
 
 def path_hash(path: str) -> int:
