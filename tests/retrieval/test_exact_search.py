@@ -15,6 +15,14 @@ def slow_top(features, query, k, rows):
     return sorted(rows, key=lambda index: (-scores[index], index))[:k], scores
 
 
+@pytest.fixture
+def scored(monkeypatch):
+    """How many features each exact comparison looked at."""
+    counts, real = [], exact_search._scores
+    monkeypatch.setattr(exact_search, "_scores", lambda part, *rest: counts.append(len(part)) or real(part, *rest))
+    return counts
+
+
 @settings(max_examples=150)
 @given(st.data())
 def test_top_scores_equal_a_stable_sort(data):
@@ -55,14 +63,8 @@ def unit_features(count, seed=0):
 
 
 @pytest.mark.parametrize("rows", [None, torch.arange(3, 20_000, 2)])
-def test_top_scores_of_float16_by_candidates_are_the_exact_ones(monkeypatch, rows):
+def test_top_scores_of_float16_by_candidates_are_the_exact_ones(rows, scored):
     features = unit_features(20_000).half()
-    scored = []
-    monkeypatch.setattr(
-        exact_search,
-        "_scores",
-        lambda part, *rest, real=exact_search._scores: scored.append(len(part)) or real(part, *rest),
-    )
     for query in unit_features(20, seed=1):
         values, indices = top_scores(features, query[None], 10, rows=rows, unit_length=True)
         exact = features.double() @ query.double()
@@ -97,18 +99,12 @@ def test_top_scores_of_more_than_there_are_give_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_top_scores_of_many_queries_screened_in_bfloat16_are_the_exact_ones(monkeypatch, dtype):
+def test_top_scores_of_many_queries_screened_in_bfloat16_are_the_exact_ones(monkeypatch, dtype, scored):
     # Features near one another, whose scores bfloat16 cannot order.
     features = torch.nn.functional.normalize(unit_features(1) + 0.4 * unit_features(20_000, seed=2), dim=-1).to(dtype)
     queries = unit_features(12, seed=3)
     monkeypatch.setattr(exact_search, "_SCREENED_ROWS", 2**10)
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
-    scored = []
-    monkeypatch.setattr(
-        exact_search,
-        "_scores",
-        lambda part, *rest, real=exact_search._scores: scored.append(len(part)) or real(part, *rest),
-    )
     values, indices = top_scores(features, queries, 10, unit_length=True)
     exact = queries.double() @ features.double().T
     expected = exact.topk(10, dim=1)
@@ -151,16 +147,10 @@ def test_top_scores_that_are_all_minus_infinity_or_nan_are_not_screened_out(monk
         top_scores(features, queries, 10, unit_length=True)
 
 
-def test_top_scores_of_many_queries_hold_few_scores_where_they_are_screened(monkeypatch):
+def test_top_scores_of_many_queries_hold_few_scores_where_they_are_screened(monkeypatch, scored):
     features, queries = unit_features(20_000), unit_features(12, seed=3)
     monkeypatch.setattr(exact_search, "_SCORE_BYTES", 100 * 4 * 12)
     monkeypatch.setattr(exact_search, "_has_bfloat16", lambda: True)
-    scored = []
-    monkeypatch.setattr(
-        exact_search,
-        "_scores",
-        lambda part, *rest, real=exact_search._scores: scored.append(len(part)) or real(part, *rest),
-    )
     _, indices = top_scores(features, queries, 10, unit_length=True)
     assert max(scored) <= 100
     assert indices.tolist() == (queries.double() @ features.double().T).topk(10, dim=1).indices.tolist()

@@ -273,7 +273,6 @@ def top_scores(
         tensor([[1, 2]])
     """
     best = _Best(queries.to(features.device), k)
-    rows = None if rows is None else rows.to(features.device)
     screen = _Screen.of(best.queries) if unit_length else None
     _look_through(best, features, rows, unit_length=unit_length, screen=screen)
     values, indices = best.result()
@@ -362,15 +361,14 @@ def _look_through(
 ) -> None:
     """Score features, or some rows of them, block by block, each block once for all queries."""
     queries = best.queries
+    rows = None if rows is None else rows.to(features.device)
     if unit_length and len(queries) == 1 and features.dtype == torch.float16 and features.device.type == "cpu":
         candidates = _candidates(features, queries[0], best.k, rows, offset)
         rows = candidates if len(candidates) <= len(features) // _CANDIDATE_SHARE else rows
     elif rows is not None and len(rows) == len(features):
         rows = None
-    rows = None if rows is None else rows.to(features.device)
     size = _block_rows(features, len(queries)) if screen is None else screen.rows
     waiting: list[Tensor] = []  # positions in rows, or in features
-    most_waiting = min(_EXACT_ROWS, size)
 
     def take_waiting() -> None:
         if waiting:
@@ -386,7 +384,7 @@ def _look_through(
             positions = torch.arange(begin, begin + len(part), device=features.device)
             best.take(part, (positions if rows is None else rows[positions]) + offset)
         elif len(chosen):
-            if sum(map(len, waiting)) + len(chosen) > most_waiting:
+            if sum(map(len, waiting)) + len(chosen) > min(_EXACT_ROWS, size):
                 take_waiting()
             waiting.append(chosen + begin)
     take_waiting()
@@ -403,10 +401,9 @@ def _block_rows(features: Tensor, queries: int) -> int:
 
 def _candidates(features: Tensor, query: Tensor, k: int, rows: Tensor | None, offset: int) -> Tensor:
     """Rows among which the best of these features are sure to be, ascending; found by float16 arithmetic."""
-    rows = None if rows is None else rows.to(features.device)
     chosen = features if rows is None else features[rows]
     scores = torch.mv(chosen, query.half()).float()
-    _check(scores, chosen, torch.arange(len(features)) + offset if rows is None else rows + offset)
+    _check(scores, chosen, rows, offset)
     lowest = scores.topk(k).values[-1] if k < len(scores) else scores.new_tensor(-torch.inf)
     positions = (scores >= lowest - 2 * _ERROR).nonzero().flatten()
     return positions if rows is None else rows[positions]
@@ -423,12 +420,11 @@ def _has_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
 
 
-def _check(scores: Tensor, features: Tensor, positions: Tensor) -> None:
+def _check(scores: Tensor, features: Tensor, rows: Tensor | None, offset: int = 0) -> None:
     """Refuse features whose scores with a query are NaN or infinite: they would be lost, or found first, unsaid."""
     if not bool(scores.sum().isfinite()) and len(bad := (~features.isfinite().all(dim=1)).nonzero().flatten()):
-        raise CheckpointError(
-            f"feature number {int(positions[bad[0]])} holds NaN or infinity; the gallery is damaged: build it again"
-        )
+        number = offset + int(bad[0] if rows is None else rows[bad[0]])
+        raise CheckpointError(f"feature number {number} holds NaN or infinity; the gallery is damaged: build it again")
 
 
 def _product(features: Tensor, queries: Tensor) -> Tensor:
