@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from promptreid.synthetic import write_generated
 pytestmark = [pytest.mark.store, pytest.mark.timeout(900)]
 
 WORKER = Path(__file__).with_name("worker.py")
+README = Path(__file__).parents[2] / "README.md"
 DIMENSIONS, ROWS, COMMITS = 64, 100, 30
 
 
@@ -230,6 +232,22 @@ def test_one_who_may_only_read_cannot_write(cluster, environment, crops):
     reader = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "may-only-read"}
     failed = answer(promptreid("index", crops, "--store", "s3://crops/other", environment=reader), code=2)
     assert "refuses these credentials" in failed["error"]
+
+
+@pytest.mark.slow
+def test_the_three_lines_of_the_readme_take_a_folder_to_a_bucket(cluster, environment, crops, tmp_path):
+    lines = re.findall(r"^\$ (.* s3://bucket/.*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) == 3
+    cluster.make_bucket("bucket")
+    shutil.copytree(crops, tmp_path / "crops")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in lines:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": programs}
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert re.match(r" +1 +0\.\d+ +crops/imgs/", done.stdout)
+    assert len(LanceStore.open("s3://bucket/crops")) == 200
 
 
 @pytest.mark.slow
