@@ -21,6 +21,7 @@ from typing import Annotated, Any
 try:
     import uvicorn
     from fastapi import Depends, FastAPI, Header, HTTPException, Query
+    from fastapi.responses import RedirectResponse
 except ModuleNotFoundError as missing:
     raise SystemExit(f'error: no {missing.name} is installed: pip install "fastapi>=0.115" "uvicorn>=0.30"') from None
 from pydantic import BaseModel, Field
@@ -74,6 +75,9 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
             raise HTTPException(422, str(error)) from error
         pairs = zip(search.sentences, found, strict=True)
         return {"results": [{"query": query, "hits": [hit.as_dict() for hit in hits]} for query, hits in pairs]}
+
+    # For those who open the address in a browser: the page of all requests.
+    app.add_route("/", lambda _: RedirectResponse("/docs"), include_in_schema=False)
 
     # Functions without `async` run in threads, so that the service answers /health during a search.
     @app.get("/health")

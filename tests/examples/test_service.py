@@ -102,6 +102,12 @@ def test_damaged_gallery_is_no_mistake_of_the_client(client, gallery, monkeypatc
     assert client.post("/search", json={"sentences": SENTENCES}).status_code == 500
 
 
+def test_address_in_a_browser_leads_to_the_page_of_requests(client):
+    answer = client.get("/")
+    assert (answer.status_code, answer.url.path) == (200, "/docs")
+    assert "swagger" in answer.text
+
+
 def test_health_counts_the_images(client, gallery):
     assert client.get("/health").json() == {"images": len(gallery)}
 
