@@ -51,8 +51,8 @@ def fill(store, begin=0, end=ROWS, step=300):
         add(store, [f"{row:05}.jpg" for row in rows], metadata)
 
 
-def recall(store, where=None):
-    queries = normalize(torch.randn(20, DIMENSIONS), dim=-1)
+def recall(store, where=None, queries=None):
+    queries = normalize(torch.randn(20, DIMENSIONS), dim=-1) if queries is None else queries
     right = [{hit.id for hit in hits} for hits in store.nearest(queries, 10, where=where, exact=True)]
     found = [{hit.id for hit in hits} for hits in store.nearest(queries, 10, where=where)]
     assert all(len(hits) == 10 for hits in found)
@@ -74,7 +74,7 @@ def test_index_finds_nearly_all_that_exact_search_finds_also_in_a_camera(store, 
     fill(store)
     info = optimize(store)
     assert (info.indexed, info.partitions) == (ROWS, ROWS // 400)
-    assert store._probes(10, None) == ROWS // 400
+    assert store._probes(None) == ROWS // 400
     assert recall(store) >= 0.95
     assert recall(store, {"camera": ["cam_1", "cam_2"]}) >= 0.95
     assert recall(store, {"camera": "cam_1"}) == 1.0  # so few are compared one by one
@@ -84,14 +84,25 @@ def test_index_finds_nearly_all_that_exact_search_finds_also_in_a_camera(store, 
 
 def test_a_filter_looks_through_more_lists(store, few, monkeypatch):
     monkeypatch.setattr(lance_upkeep, "_LIST_IMAGES", 40)
-    monkeypatch.setattr(lance_store, "_PROBES", 5)
-    monkeypatch.setattr(lance_store, "_IMAGES_A_HIT", 1)
+    monkeypatch.setattr(lance_store, "_LISTS", 5)
     fill(store)
     assert optimize(store).partitions == 60
-    assert store._probes(10, None) == 5
-    assert store._probes(1000, None) == 25
-    assert store._probes(10, "integer_hour < 12") == 10
-    assert store._probes(10, "integer_hour < 6") is None
+    assert store._probes(None) == 5
+    assert store._probes("integer_hour < 12") == 10
+    assert store._probes("integer_hour < 6") is None
+
+
+def test_sentences_across_a_modality_gap_find_images_in_any_of_many_lists(store, few, monkeypatch):
+    monkeypatch.setattr(lance_upkeep, "_LIST_IMAGES", 4)
+    gap = normalize(torch.randn(DIMENSIONS), dim=0)
+    made = normalize(normalize(torch.randn(ROWS, DIMENSIONS), dim=-1) + gap, dim=-1)
+    add(store, [f"{row:05}.jpg" for row in range(ROWS)], made=made)
+    assert optimize(store).partitions == ROWS // 4
+    sentences = normalize(normalize(torch.randn(20, DIMENSIONS), dim=-1) - gap, dim=-1)
+    assert recall(store, queries=sentences) >= 0.95
+    with monkeypatch.context() as fewer:
+        fewer.setattr(lance_store, "_LISTS", 15)
+        assert recall(store, queries=sentences) < 0.8
 
 
 def test_images_that_the_index_does_not_have_yet_are_found(store, few):

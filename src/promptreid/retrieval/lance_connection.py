@@ -80,9 +80,9 @@ def require_lance() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: They are not installed.
     """
-    os.environ.setdefault(
-        "LANCE_INCLUDE_VECTOR_CENTROIDS", "false"
-    )  # else it warns of statistics that nobody asked for
+    # Else it warns of statistics that nobody asked for, and writes thousands of lines where it builds a large index.
+    for name, value in (("LANCE_INCLUDE_VECTOR_CENTROIDS", "false"), ("LANCE_LOG", "error")):
+        os.environ.setdefault(name, value)
     try:
         return import_module("lancedb"), import_module("lance")
     except ImportError as error:

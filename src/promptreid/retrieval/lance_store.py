@@ -48,9 +48,9 @@ IMAGES, REMOVED, AUDIT = STORE_TABLE.removesuffix(".lance"), "removed", "audit"
 
 # Re-ranked exactly: so many times `k` images of an approximate search.
 _REFINE = 10
-# Lists that are looked through in an approximate search, and so many images at least for each of the `k`.
-_PROBES = 64
-_IMAGES_A_HIT = 100
+# Lists that an approximate search looks through; a store has so many at four million images. The images nearest to a
+# sentence are often in lists far from it: with a part of the lists many are missed (`benchmarks/growth_store.py`).
+_LISTS = 10_000
 # So few images, all or those that pass a filter, are compared one by one, which is exact and as fast.
 FEW = 20_000
 # Keys in one condition.
@@ -349,7 +349,7 @@ class LanceStore:
             raise ValueError(f"queries have shape {tuple(queries.shape)}, expected (queries, {self.dimensions})")
         vectors = check_unit_length(queries.detach().float().cpu()).numpy()
         condition = None if where is None else sql_filter(where, self.columns)
-        probes = None if exact else self._probes(k, condition)
+        probes = None if exact else self._probes(condition)
         return [self._nearest(vector, k, condition, probes) for vector in vectors]
 
     def _nearest(self, vector: Any, k: int, condition: str | None, probes: int | None) -> list[Hit]:
@@ -363,7 +363,7 @@ class LanceStore:
 
         return hits_of(self._reading(ask))
 
-    def _probes(self, k: int, condition: str | None) -> int | None:
+    def _probes(self, condition: str | None) -> int | None:
         """How many lists of the index to look through; `None` to compare every image that passes."""
         state = self._now()
         if state.partitions is None:
@@ -374,8 +374,7 @@ class LanceStore:
         if passing <= FEW:
             return None
         # As many images that pass are looked at as without a filter.
-        wanted = max(_PROBES, k * _IMAGES_A_HIT * state.partitions // state.images)
-        return min(state.partitions, wanted * state.images // passing)
+        return min(state.partitions, _LISTS * state.images // passing)
 
 
 @dataclass(frozen=True)
