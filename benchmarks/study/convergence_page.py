@@ -5,6 +5,7 @@ python benchmarks/study/convergence_page.py
 
 import argparse
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +86,32 @@ class ConvergencePage:
         return {
             number: rank1_difference(self.by_identities[number], arm, baseline, level=level)
             for number in numbers
-            if have_a_pair(self.by_identities.get(number, {}), arm, baseline)
+            if self._is_complete(number, arm, baseline)
         }
+
+    def _is_complete(self, number: int, arm: str, baseline: str) -> bool:
+        """Whether every planned seed has both arms: no sentence is written while some are missing."""
+        planned = {run.seed for runs in self.parts.values() for run in runs if run.identities == number}
+        return bool(planned) and gains(self.by_identities.get(number, {}), arm, baseline).keys() >= planned
 
     def answer(self) -> str:
         """The three sentences of the protocol; of what is not run yet, that it is not."""
         equal = self._differences("pd", "direct", (100, 400), PRIMARY_LEVEL)
         if not equal:
-            return "**Not yet run.** The protocol and the code are ready, and no number of this study exists yet."
+            return "**Not finished.** A sentence is written once all seeds of its comparison have been run."
         more = self._differences("pd", "direct_more", (100, 400), 0.95)
         words = {1: "beats direct fine-tuning", 0: "is not significantly different from it", -1: "is behind it"}
         first = f"**Trained to convergence with equal encoder epochs, PD {joined(equal, words)}.**"
         words = {1: "is still behind PD", 0: "is not significantly different from PD", -1: "is ahead of PD"}
         second = f"Given the epochs of stage 1 too, direct fine-tuning {joined(more, words)}." if more else ""
         missing = [str(number) for number in (100, 400) if number not in equal]
-        left = f"The comparison at {missing[0]} identities is not run yet." if missing else ""
+        left = f"The comparison at {missing[0]} identities is not finished yet." if missing else ""
         return "\n".join(filter(None, [first, second, self._trend(), left]))
 
     def _trend(self) -> str:
-        few, many = (gains(self.by_identities.get(number, {}), "pd", "direct") for number in (50, 400))
-        if not few.keys() & many.keys():
+        if not all(self._is_complete(number, "pd", "direct") for number in (50, 400)):
             return ""
+        few, many = (gains(self.by_identities[number], "pd", "direct") for number in (50, 400))
         found = paired_difference(few, many)
         words = {
             1: "PD does better against direct fine-tuning",
@@ -130,7 +136,7 @@ class ConvergencePage:
         return markdown(head, rows)
 
     def curves(self, number: int) -> str:
-        """Validation mAP by epoch of the main arms: means over the seeds that went on so long."""
+        """Validation mAP by epoch of the encoders: means over seeds, of which one that has ended keeps its best."""
         results = self.by_identities.get(number, {})
         shown = [arm for arm in COLOURS if results.get(arm)]
         if len(shown) < 2:
@@ -138,13 +144,19 @@ class ConvergencePage:
         drawn = new_figure(6.0, 3.2)
         axes = drawn.subplots()
         for arm in shown:
-            means = mean_curve([run["history"] for run in results[arm].values()])
-            axes.plot(range(1, len(means) + 1), [100 * value for value in means], color=COLOURS[arm], label=arm)
-        axes.set_xlabel("epoch, over all stages")
+            stages = [stages_of(run["history"]) for run in results[arm].values()]
+            prompts = mean_curve([first for first, *others in stages if others])
+            encoders = mean_curve([last for *_, last in stages])
+            epochs = [*range(-len(prompts), 0), *range(1, len(encoders) + 1)]
+            axes.plot(epochs, [100 * value for value in (*prompts, *encoders)], color=COLOURS[arm], label=arm)
+        axes.axvline(0, color="0.8", linewidth=1)
+        axes.set_xlabel("epochs of the encoders; before 0, of prompts alone")
         axes.set_ylabel("validation mAP, %")
         axes.legend(frameon=False)
         path = save_figure(drawn, self.plots / f"convergence_{number}.png")
-        return figure(path, f"Validation mAP by epoch at {number} identities; pd's first stage trains prompts alone")
+        return figure(
+            path, f"Validation mAP by epoch of the encoders at {number} identities; before 0, of prompts alone"
+        )
 
     def not_run(self) -> str:
         """What of the protocol has no result yet."""
@@ -196,8 +208,18 @@ class ConvergencePage:
         return "\n\n".join(filter(None, blocks)) + "\n"
 
 
+def stages_of(history: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of each stage.
+
+    Example:
+        >>> [len(entries) for entries in stages_of([{"stage": "one"}, {"stage": "one"}, {"stage": "two"}])]
+        [2, 1]
+    """
+    return [list(entries) for _, entries in groupby(history, key=lambda entry: entry["stage"])]
+
+
 def mean_curve(histories: Sequence[list[dict[str, Any]]]) -> list[float]:
-    """Mean validation mAP of each epoch over runs; one that has ended keeps its stage's best.
+    """Mean validation mAP of each epoch of a stage over runs; one that has ended keeps its best.
 
     Example:
         >>> one = [{"scores": {"mAP": 0.25}}, {"scores": {"mAP": 0.5}}]
@@ -205,7 +227,7 @@ def mean_curve(histories: Sequence[list[dict[str, Any]]]) -> list[float]:
         [0.5, 0.625]
     """
     curves = [[entry["scores"]["mAP"] for entry in history if "scores" in entry] for history in histories]
-    longest = max(map(len, curves))
+    longest = max(map(len, curves), default=0)
     padded = [curve + [max(curve)] * (longest - len(curve)) for curve in curves]
     return [sum(values) / len(values) for values in zip(*padded, strict=True)]
 
@@ -216,8 +238,8 @@ def epochs_table(results: Results, arms: Iterable[str]) -> str:
     for arm in arms:
         stages: dict[str, list[list[dict[str, Any]]]] = {}
         for run in results[arm].values():
-            for name in dict.fromkeys(entry["stage"] for entry in run["history"]):
-                stages.setdefault(name, []).append([entry for entry in run["history"] if entry["stage"] == name])
+            for entries in stages_of(run["history"]):
+                stages.setdefault(entries[0]["stage"], []).append(entries)
         for name, runs in stages.items():
             mean, std = mean_and_std([len(entries) for entries in runs])
             best, _ = mean_and_std([best_epoch(entries) for entries in runs])

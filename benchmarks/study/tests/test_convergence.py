@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 import convergence
 import convergence_page
@@ -216,13 +217,8 @@ def test_the_whole_study_in_small_in_two_processes_and_its_page(monkeypatch, tmp
 def made_up(arm, run, rank1):
     metrics = {name: rank1 for name in ("rank1", "rank5", "rank10", "mAP", "mINP")}
     history = [
-        {
-            "stage": "direct_fine_tuning",
-            "epoch": epoch,
-            "steps": 1,
-            "seconds": 1.0,
-            "scores": {"mAP": rank1 * epoch / 3},
-        }
+        {"stage": stage, "epoch": epoch, "steps": 1, "seconds": 1.0, "scores": {"mAP": rank1 * epoch / 3}}
+        for stage in (("stage_one", "stage_two") if arm.startswith("pd") else ("direct_fine_tuning",))
         for epoch in (1, 2, 3)
     ]
     return {
@@ -258,7 +254,7 @@ def page(tmp_path):
 
 def test_page_without_a_run_says_so_and_lists_every_part(page):
     text = page({}).text()
-    assert "**Not yet run.**" in text
+    assert "**Not finished.**" in text
     assert "- `primary_100`: 0 of 20 runs" in text
     assert "- `better_base`: 0 of 30 runs" in text
 
@@ -275,7 +271,7 @@ def test_page_words_each_outcome_as_the_protocol_does(page):
     assert "is ahead of PD at 400 identities" in answer
     assert "With fewer identities PD does better against direct fine-tuning (50 less 400: +25.0 points" in answer
     text = made.text()
-    assert "![Validation mAP by epoch at 400 identities" in text
+    assert "![Validation mAP by epoch of the encoders at 400 identities" in text
     assert "97.5%" in text
     assert "| `direct` | direct fine tuning | 3.0 ± 0.0 | 3.0 |" in made.appendix()
 
@@ -283,7 +279,29 @@ def test_page_words_each_outcome_as_the_protocol_does(page):
 def test_page_with_half_of_the_primary_comparison_says_what_is_missing(page):
     answer = page({("direct", 100): 0.3, ("pd", 100): 0.3}).answer()
     assert "is not significantly different from it at 100 identities" in answer
-    assert "The comparison at 400 identities is not run yet." in answer
+    assert "The comparison at 400 identities is not finished yet." in answer
+
+
+def test_page_says_nothing_before_the_last_seed(page, tmp_path):
+    made = page({("direct", 100): 0.3, ("pd", 100): 0.4})
+    next(tmp_path.glob("identities100/pd-seed4.json")).unlink()
+    again = convergence_page.ConvergencePage(made.rates, tmp_path, made.plots)
+    assert "**Not finished.**" in again.answer()
+    assert "| 100 | `direct` |" in again.response()
+
+
+def test_curves_of_all_arms_begin_with_the_encoders(page, monkeypatch):
+    drawn, plot = {}, Axes.plot
+
+    def look(axes, x, y, **style):
+        drawn[style["label"]] = (x, y)
+        return plot(axes, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", look)
+    page({("direct", 100): 0.3, ("pd", 100): 0.4}).curves(100)
+    assert drawn["direct"][0] == [1, 2, 3]
+    assert drawn["pd"][0] == [-3, -2, -1, 1, 2, 3]
+    assert drawn["pd"][1] == pytest.approx([40 * epoch / 3 for epoch in (1, 2, 3, 1, 2, 3)])
 
 
 def test_points_have_a_true_minus():
