@@ -20,8 +20,9 @@ from typing import Annotated, Any
 
 try:
     import uvicorn
-    from fastapi import Depends, FastAPI, Header, HTTPException, Query
+    from fastapi import Depends, FastAPI, HTTPException, Query
     from fastapi.responses import RedirectResponse
+    from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 except ModuleNotFoundError as missing:
     raise SystemExit(f'error: no {missing.name} is installed: pip install "fastapi>=0.115" "uvicorn>=0.30"') from None
 from pydantic import BaseModel, Field
@@ -58,8 +59,10 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
         token: What requests must send; without one everybody may search.
     """
 
-    def check_token(authorization: Annotated[str, Header()] = "") -> None:
-        if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+    def check_token(
+        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        if token and not secrets.compare_digest((sent.credentials if sent else "").encode(), token.encode()):
             raise HTTPException(401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(title="promptreid", dependencies=[Depends(check_token)])
@@ -77,7 +80,7 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
         return {"results": [{"query": query, "hits": [hit.as_dict() for hit in hits]} for query, hits in pairs]}
 
     # For those who open the address in a browser: the page of all requests.
-    app.add_route("/", lambda _: RedirectResponse("/docs"), include_in_schema=False)
+    app.add_route("/", lambda _: RedirectResponse("docs"), include_in_schema=False)
 
     # Functions without `async` run in threads, so that the service answers /health during a search.
     @app.get("/health")

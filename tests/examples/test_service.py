@@ -106,6 +106,7 @@ def test_address_in_a_browser_leads_to_the_page_of_requests(client):
     answer = client.get("/")
     assert (answer.status_code, answer.url.path) == (200, "/docs")
     assert "swagger" in answer.text
+    assert "HTTPBearer" in client.get("/openapi.json").json()["components"]["securitySchemes"]  # its button Authorize
 
 
 def test_health_counts_the_images(client, gallery):

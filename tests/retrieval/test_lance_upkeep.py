@@ -1,5 +1,6 @@
 """Keeping a store in order: files joined, an index that finds the same, erasing that leaves no byte behind."""
 
+import argparse
 import shutil
 from datetime import timedelta
 
@@ -92,12 +93,19 @@ def test_a_filter_looks_through_more_lists(store, few, monkeypatch):
     assert store._probes("integer_hour < 6") is None
 
 
+@pytest.mark.parametrize(("images", "lists"), [(1_000_000, 2_500), (10_000_000, 25_000), (100_000_000, 25_000)])
+def test_every_list_is_searched_up_to_ten_million_images(store, monkeypatch, images, lists):
+    monkeypatch.setattr(store, "_now", lambda: argparse.Namespace(images=images, partitions=images // 400))
+    assert store._probes(None) == lists
+
+
 def test_sentences_across_a_modality_gap_find_images_in_any_of_many_lists(store, few, monkeypatch):
     monkeypatch.setattr(lance_upkeep, "_LIST_IMAGES", 4)
     gap = normalize(torch.randn(DIMENSIONS), dim=0)
     made = normalize(normalize(torch.randn(ROWS, DIMENSIONS), dim=-1) + gap, dim=-1)
     add(store, [f"{row:05}.jpg" for row in range(ROWS)], made=made)
     assert optimize(store).partitions == ROWS // 4
+    assert store._probes(None) == ROWS // 4
     sentences = normalize(normalize(torch.randn(20, DIMENSIONS), dim=-1) - gap, dim=-1)
     assert recall(store, queries=sentences) >= 0.95
     with monkeypatch.context() as fewer:

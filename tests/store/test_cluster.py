@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -243,8 +244,9 @@ def test_the_three_lines_of_the_readme_take_a_folder_to_a_bucket(cluster, enviro
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in lines:
         done = subprocess.run(
-            line, shell=True, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": programs}
-        )
+            shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "PATH": programs},
+        )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert re.match(r" +1 +0\.\d+ +crops/imgs/", done.stdout)
     assert len(LanceStore.open("s3://bucket/crops")) == 200

@@ -24,6 +24,9 @@ SCHEMES = ("s3", "gs")
 # Without them an address where nobody answers is tried for three minutes.
 _PATIENCE = {"connect_timeout": "5s", "timeout": "60s", "client_max_retries": "4", "client_retry_timeout": "30"}
 
+# Otherwise it warns about statistics that nobody uses, and thousands of times about one queue of a large index.
+_SETTINGS = {"LANCE_INCLUDE_VECTOR_CENTROIDS": "false", "LANCE_LOG": "warn,lance_index::vector::hnsw=error"}
+
 # Commits that met another one: tried so often, with waits that double from the first, in seconds.
 _TRIES, _FIRST_WAIT = 8, 0.05
 _CONFLICT = re.compile(r"conflict|concurrent|preempted|schema (mismatch|changed)|Append with different schema", re.I)
@@ -80,8 +83,7 @@ def require_lance() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: They are not installed.
     """
-    # Else it warns of statistics that nobody asked for, and writes thousands of lines where it builds a large index.
-    for name, value in (("LANCE_INCLUDE_VECTOR_CENTROIDS", "false"), ("LANCE_LOG", "error")):
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         return import_module("lancedb"), import_module("lance")

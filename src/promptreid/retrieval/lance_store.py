@@ -48,9 +48,10 @@ IMAGES, REMOVED, AUDIT = STORE_TABLE.removesuffix(".lance"), "removed", "audit"
 
 # Re-ranked exactly: so many times `k` images of an approximate search.
 _REFINE = 10
-# Lists that an approximate search looks through; a store has so many at four million images. The images nearest to a
-# sentence are often in lists far from it: with a part of the lists many are missed (`benchmarks/growth_store.py`).
-_LISTS = 10_000
+# Lists that an approximate search looks through at most, unless a filter widens it; a store has so many at ten million
+# images. The images nearest to a sentence are often in lists far from it, so that a part of the lists misses many
+# (`benchmarks/growth_store.py`).
+_LISTS = 25_000
 # So few images, all or those that pass a filter, are compared one by one, which is exact and as fast.
 FEW = 20_000
 # Keys in one condition.
@@ -330,7 +331,8 @@ class LanceStore:
         """Find the images most similar to each query.
 
         With an index (`optimize` makes it) the search is approximate and its best are compared exactly; images that the
-        index does not have yet are all compared. Scores are exact always.
+        index does not have yet are all compared. Scores are exact always. Up to ten million images every list of the
+        index is searched; above that, lists of ten million images, and with a filter more.
 
         Args:
             queries: What is looked for, of unit length.
@@ -373,7 +375,7 @@ class LanceStore:
             passing = self._reading(lambda: self._table.count_rows(condition))
         if passing <= FEW:
             return None
-        # As many images that pass are looked at as without a filter.
+        # Where not all lists are searched, about as many images that pass are looked at as without a filter.
         return min(state.partitions, _LISTS * state.images // passing)
 
 
