@@ -138,9 +138,9 @@ class ConvergencePage:
     def curves(self, number: int) -> str:
         """Validation mAP by epoch of the encoders: means over seeds, of which one that has ended keeps its best."""
         results = self.by_identities.get(number, {})
-        shown = [arm for arm in COLOURS if results.get(arm)]
-        if len(shown) < 2:
+        if not self._is_complete(number, "pd", "direct"):
             return ""
+        shown = [arm for arm in COLOURS if results.get(arm)]
         drawn = new_figure(6.0, 3.2)
         axes = drawn.subplots()
         for arm in shown:
