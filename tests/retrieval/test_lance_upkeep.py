@@ -1,6 +1,7 @@
 """Keeping a store in order: files joined, an index that finds the same, erasing that leaves no byte behind."""
 
 import argparse
+import os
 import shutil
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from promptreid.retrieval import lance_removal, lance_store, lance_upkeep
+from promptreid.retrieval.lance_connection import require_lance
 from promptreid.retrieval.lance_removal import erase, forget_removed, remember_removed, removed_digests, rewrite
 from promptreid.retrieval.lance_store import LanceStore, renumbered
 from promptreid.retrieval.lance_upkeep import describe, optimize
@@ -97,6 +99,15 @@ def test_a_filter_looks_through_more_lists(store, few, monkeypatch):
 def test_every_list_is_searched_up_to_ten_million_images(store, monkeypatch, images, lists):
     monkeypatch.setattr(store, "_now", lambda: argparse.Namespace(images=images, partitions=images // 400))
     assert store._probes(None) == lists
+
+
+@pytest.mark.parametrize(("set_before", "after"), [(None, "warn,lance_index::vector::hnsw=error"), ("debug", "debug")])
+def test_lances_log_is_quieter_unless_the_user_has_set_it(monkeypatch, set_before, after):
+    monkeypatch.delenv("LANCE_LOG", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("LANCE_LOG", set_before)
+    require_lance()
+    assert os.environ["LANCE_LOG"] == after
 
 
 def test_sentences_across_a_modality_gap_find_images_in_any_of_many_lists(store, few, monkeypatch):

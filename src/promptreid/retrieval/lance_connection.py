@@ -24,7 +24,7 @@ SCHEMES = ("s3", "gs")
 # Without them an address where nobody answers is tried for three minutes.
 _PATIENCE = {"connect_timeout": "5s", "timeout": "60s", "client_max_retries": "4", "client_retry_timeout": "30"}
 
-# Otherwise it warns about statistics that nobody uses, and thousands of times about one queue of a large index.
+# Otherwise Lance warns about statistics that nobody uses, and thousands of times about one queue of a large index.
 _SETTINGS = {"LANCE_INCLUDE_VECTOR_CENTROIDS": "false", "LANCE_LOG": "warn,lance_index::vector::hnsw=error"}
 
 # Commits that met another one: tried so often, with waits that double from the first, in seconds.
