@@ -84,16 +84,17 @@ class Bench:
         device: `"cpu"` or `"cuda"`.
         bf16: Under bfloat16 autocast.
         rounds: How often each pair is measured.
+        batch_size: Images, and captions beside them.
     """
 
-    def __init__(self, device: str, *, bf16: bool, rounds: int) -> None:
+    def __init__(self, device: str, *, bf16: bool, rounds: int, batch_size: int = BATCH) -> None:
         torch.manual_seed(0)
-        self.device, self.bf16, self.rounds = device, bf16, rounds
+        self.device, self.bf16, self.rounds, self.batch_size = device, bf16, rounds, batch_size
         self.bare = load_clip(MODEL, image_size=IMAGE_SIZE, device=device).requires_grad_(False)
         config = PromptConfig(text_length=PROMPTS, vision_length=PROMPTS)
         self.model = PromptedCLIP(copy.deepcopy(self.bare), config).eval()
-        self.images = torch.randn(BATCH, 3, *IMAGE_SIZE, device=device)
-        self.tokens = made_up_captions(BATCH, device=device)
+        self.images = torch.randn(batch_size, 3, *IMAGE_SIZE, device=device)
+        self.tokens = made_up_captions(batch_size, device=device)
         self.many = made_up_captions(CAPTIONS, device=device)
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -108,7 +109,7 @@ class Bench:
 
     def groups(self, model: Any) -> dict[str, Any]:
         """Of each image its camera, where the prompts are for each camera."""
-        ids = torch.arange(BATCH, device=self.device) % len(CAMERAS)
+        ids = torch.arange(self.batch_size, device=self.device) % len(CAMERAS)
         return {"groups": ids} if getattr(model, "groups", ()) else {}
 
     def forward(self, model: nn.Module, *, bare: bool = False, image: bool = True, text: bool = True) -> Work:
@@ -137,7 +138,7 @@ class Bench:
             with self.precision():
                 output = model(self.images, self.tokens, **groups)
                 logits = 50 * output["image_features"].float() @ output["text_features"].float().T
-                loss = nn.functional.cross_entropy(logits, torch.arange(BATCH, device=self.device))
+                loss = nn.functional.cross_entropy(logits, torch.arange(self.batch_size, device=self.device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -228,16 +229,16 @@ def kinds_table(results: dict[str, Any]) -> str:
     return "\n".join([f"{words}. {where}, {made['date']}{shared}.", "", *lines])
 
 
-def measure(comparison: str, device: str, bf16: bool, rounds: int) -> dict[str, Any]:
+def measure(comparison: str, device: str, bf16: bool, rounds: int, batch_size: int) -> dict[str, Any]:
     """One comparison; called in a process of its own."""
-    bench = Bench(device, bf16=bf16, rounds=rounds)
+    bench = Bench(device, bf16=bf16, rounds=rounds, batch_size=batch_size)
     bench.model.clip.requires_grad_(False)
     return getattr(bench, comparison)()
 
 
-def compiled_ratios(rounds: int) -> dict[str, Any]:
+def compiled_ratios(rounds: int, batch_size: int) -> dict[str, Any]:
     """On a GPU: compiled against eager, and the share of the card's measured matrix rate."""
-    bench = Bench("cuda", bf16=True, rounds=rounds)
+    bench = Bench("cuda", bf16=True, rounds=rounds, batch_size=batch_size)
     compiled = torch.compile(bench.model.vision)
 
     def run(encoder: nn.Module) -> Work:
@@ -253,7 +254,7 @@ def compiled_ratios(rounds: int) -> dict[str, Any]:
     rate = bench.compare("matrix product", lambda: one @ one, lambda: one @ one)
     tokens = IMAGE_SIZE[0] // 16 * (IMAGE_SIZE[1] // 16) + 1 + PROMPTS
     # Per token and block: 24 width^2 for projections and MLP, 4 width L for attention; 12 blocks of width 768.
-    work = BATCH * 12 * tokens * (24 * 768**2 + 4 * 768 * tokens)
+    work = batch_size * 12 * tokens * (24 * 768**2 + 4 * 768 * tokens)
     share = (work / result["seconds"][1]) / (2 * side**3 / rate["seconds"][0])
     return {"image encoder: eager / compiled": result, "compiled: share of the matrix rate": round(share, 3)}
 
@@ -263,6 +264,7 @@ def main() -> None:
     parser = make_parser(__doc__, output=None)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="of images; default %(default)s")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--shared", action="store_true", help="note that the machine was used by others meanwhile")
     parser.add_argument("--page", type=Path, help="page that gets the table of kinds, such as docs/prompts.md")
@@ -271,19 +273,20 @@ def main() -> None:
     path = arguments.output or RESULTS / f"backbones_speed_{arguments.device}.json"
     # What is measured now replaces what the file said of it; each precision keeps the machine it was measured on.
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": BATCH, "prompts": PROMPTS}
+    rounds, batch_size = arguments.rounds, arguments.batch_size
+    results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": batch_size, "prompts": PROMPTS}
     for name in arguments.precision:
         results[name] = results.get(name, {})
         if set(arguments.only) - {"kinds"}:  # whose machine stands beside them
             results[name] |= made_with() | {"rounds": arguments.rounds}
         for comparison in arguments.only:
-            found = in_own_process(measure, comparison, arguments.device, name == "bf16", arguments.rounds)
+            found = in_own_process(measure, comparison, arguments.device, name == "bf16", rounds, batch_size)
             if comparison == "kinds":
                 found["kinds"]["machine_was_shared"] = arguments.shared
             results[name] |= found
         write_json(path, results)
     if arguments.device == "cuda":
-        results["compiled"] = compiled_ratios(arguments.rounds)
+        results["compiled"] = compiled_ratios(rounds, batch_size)
         write_json(path, results)
     print(f"written to {path}")
     if arguments.page is not None:

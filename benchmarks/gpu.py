@@ -2,13 +2,16 @@
 
     make gpu
     python benchmarks/gpu.py --minutes 9
+    python benchmarks/gpu.py --only tests limit                # the record keeps what it held of the others
     python benchmarks/gpu.py --device cpu --output runs/gpu    # a small version on the CPU
 
 The tests marked `gpu`; then speed of the encoders and of training at ViT-B-16, 384 x 128, batches of 64 and 256,
-compared with the field's usual method; then as much of the study at convergence as fits. The results of a part are
-saved immediately. `gpu.json`, beside the parts' own results, records what ran, for how long and how it ended.
+compared with the field's usual method and with the card's matrix rate; then as much of the study at convergence as
+fits. The results of a part are saved immediately. `gpu.json`, beside the parts' own results, records what ran, for how
+long and how it ended.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -52,9 +55,11 @@ def parts(device: str, folder: Path, jobs: int) -> list[Part]:
                   "--scratch", folder / "scratch"),
         ]  # fmt: skip
     return [
-        _part("tests", 150, "-m", "pytest", "-q", ROOT / "tests", "-m", "gpu"),
-        _part("backbones_speed", 100, _bench("backbones_speed"), "--device", "cuda", "--rounds", "4",
-              "--precision", "bf16", "--output", folder / "backbones_speed.json"),
+        _part("tests", 150, "-m", "pytest", "-q", ROOT / "tests/gpu", ROOT / "tests/evaluation", "-m", "gpu"),
+        _part("limit", 60, _bench("limit"), "--device", "cuda", "--batch-size", "256", "--precision", "bf16",
+              "--side", "8192", "--output", folder / "limit.json"),
+        _part("backbones_speed", 150, _bench("backbones_speed"), "--device", "cuda", "--rounds", "4",
+              "--batch-size", "64", "--precision", "bf16", "--output", folder / "backbones_speed.json"),
         _part("training_throughput", 120, _bench("training_throughput"), "--device", "cuda", "--rounds", "3",
               "--steps", "10", "--output", folder / "training_throughput.json"),
         _part("study", 3600, study, "all", "--device", "cuda", "--jobs", jobs),
@@ -96,7 +101,10 @@ def main() -> None:
     parser.set_defaults(output=RESULTS / "gpu")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
-    parser.add_argument("--jobs", type=int, default=6, help="runs of the study side by side; default %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs of the study side by side; default: one a core"
+    )
+    parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts; default: all of them")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
         import torch
@@ -105,14 +113,22 @@ def main() -> None:
             parser.exit(1, "not run: torch sees no CUDA device; --device cpu tries this out in small\n")
     folder: Path = arguments.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"settings": {"device": arguments.device, "minutes": arguments.minutes}, "parts": {}} | made_with()
-    for part in parts(arguments.device, folder, arguments.jobs):
+    planned = parts(arguments.device, folder, arguments.jobs)
+    names = [part.name for part in planned]
+    if unknown := set(arguments.only or ()) - set(names):
+        parser.error(f"--only {', '.join(sorted(unknown))}: the parts are {', '.join(names)}")
+    path = folder / "gpu.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["parts"] if arguments.only and path.is_file() else {}
+    record = {"settings": {"device": arguments.device, "minutes": arguments.minutes}, "parts": before} | made_with()
+    for part in planned:
+        if arguments.only and part.name not in arguments.only:
+            continue
         left = 60 * arguments.minutes - (time.monotonic() - started)
         if left < 5:
             record["parts"][part.name] = {"ended": "not begun, as the time was up"}
         else:
             record["parts"][part.name] = run(part, left, folder / f"{part.name}.log")
-        write_json(folder / "gpu.json", record)
+        write_json(path, record)
     report(record, None)
 
 

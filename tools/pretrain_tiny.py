@@ -21,6 +21,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,8 @@ import torch
 from open_clip.transformer import PatchDropout
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from tqdm import trange
-from web_world import PLAIN_WORLD, VARIED_WORLD, WEB_SIZE, World, draw_web_pair
+from tqdm import tqdm, trange
+from web_world import PLAIN_WORLD, VARIED_WORLD, World, draw_web_pair
 
 from promptreid.evaluation.metrics import compute_metrics
 from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
@@ -42,20 +45,29 @@ ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
 WEIGHTS, CHECKPOINTS = "promptreid-tiny.safetensors", "checkpoints"
 FOLDER = Path(__file__).parents[1] / "src/promptreid/towers/tiny"
 NOT_SETTINGS = ("output", "device", "checkpoint_every")  # what does not change the weights
+DRAWN_AT_ONCE = 2000
 HELD_OUT_SEED, HELD_OUT = 3_000_000, 1000  # pairs to score on, which no pretraining and no study draws
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
 
 
 def draw_pairs(count: int, seed: int, world: World) -> tuple[torch.Tensor, list[str]]:
-    """Draw `count` images, (count, 3, 64, 64) uint8, and their captions."""
-    images = np.empty((count, WEB_SIZE, WEB_SIZE, 3), dtype=np.uint8)
-    captions: list[str] = []
-    for index in trange(count, desc="drawing"):
-        image, caption = draw_web_pair(np.random.default_rng([seed, index]), world)
-        images[index] = np.asarray(image)
-        captions.append(caption)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions
+    """Draw `count` images, (count, 3, 64, 64) uint8, and their captions; many of them in a process a core."""
+    rows = [range(start, min(start + DRAWN_AT_ONCE, count)) for start in range(0, count, DRAWN_AT_ONCE)]
+    if len(rows) == 1:
+        parts = [draw_rows(rows[0], seed, world)]
+    else:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            drawn = pool.map(partial(draw_rows, seed=seed, world=world), rows)
+            parts = list(tqdm(drawn, desc="drawing", total=len(rows)))
+    images = torch.from_numpy(np.concatenate([images for images, _ in parts]))
+    return images.permute(0, 3, 1, 2).contiguous(), [caption for _, captions in parts for caption in captions]
+
+
+def draw_rows(rows: range, seed: int, world: World) -> tuple[np.ndarray, list[str]]:
+    """Some of the pairs that a seed stands for; the images are (len(rows), 64, 64, 3) uint8."""
+    drawn = [draw_web_pair(np.random.default_rng([seed, row]), world) for row in rows]
+    return np.stack([np.asarray(image) for image, _ in drawn]), [caption for _, caption in drawn]
 
 
 def batches(lengths: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -83,6 +83,7 @@ def perform(
     if found is not None:
         return found
     data = make_data(run, scratch)
+    torch.backends.cudnn.allow_tf32 = False  # all of float32, as on the CPU
     torch.manual_seed(run.seed)
     course = COURSES[run.arm]
     clip = load_clip("promptreid-tiny", pretrained=weights, image_size=run.limits.image_size, device=device)
@@ -182,9 +183,9 @@ def _seed(*words: int) -> int:
 
 @contextmanager
 def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]:
-    """Processes that perform runs. Several on the CPU have one thread each."""
+    """Processes that perform runs. Of several, each has one thread."""
     jobs = arguments.jobs
-    if arguments.device == "cpu" and jobs > 1:
+    if jobs > 1:
         for name, value in ({"OMP_NUM_THREADS": "1"} | (KEPT if arguments.keep_memory else {})).items():
             os.environ.setdefault(name, value)  # read by a process when it starts
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -195,15 +196,20 @@ def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]
             raise
 
 
-def perform_missing(runs: Iterable[LongRun], arguments: argparse.Namespace, weights: str) -> None:
+def perform_missing(runs: Iterable[LongRun], arguments: argparse.Namespace) -> None:
     """Perform the runs without a result, several at a time, in order."""
     left = [run for run in runs if read_result(run, arguments.results) is None]
-    # Data are drawn once, before processes would draw them side by side.
-    for run in {run.seed: run for run in left}.values():
-        make_data(run, arguments.scratch)
     with side_by_side(arguments) as pool:
-        settings = {"device": arguments.device, "weights": weights}
-        futures = [pool.submit(perform, run, arguments.results, arguments.scratch, **settings) for run in left]
+        # Data are drawn once a seed, before processes would draw the same ones side by side.
+        seeds = {run.seed: run for run in left}.values()
+        for drawn in [pool.submit(make_data, run, arguments.scratch) for run in seeds]:
+            drawn.result()
+        futures = []
+        for run in left:
+            settings = {"device": arguments.device}
+            if run.base != "shipped":
+                settings["weights"] = str(arguments.base)
+            futures.append(pool.submit(perform, run, arguments.results, arguments.scratch, **settings))
         for future in tqdm(as_completed(futures), total=len(left), unit="run"):
             future.result()
 
@@ -315,14 +321,17 @@ def main() -> None:
         tune_arms(THEN_TUNED, arguments)
         return
     base = None if arguments.base is None else weights_hash(arguments.base)[:8]
-    for name in PART_NAMES:
-        if name not in arguments.parts:
-            continue
-        if arguments.task == "all" and name.startswith("parts"):
-            tune_arms(THEN_TUNED, arguments)  # after the primary comparison, which needs none of them
-        runs = parts(read_rates(arguments.rates), base=base, limits=arguments.limits)[name]
-        print(f"{name}: {len(runs)} runs", flush=True)
-        perform_missing(runs, arguments, str(arguments.base) if name == "better_base" else "generated")
+    chosen = [name for name in PART_NAMES if name in arguments.parts]
+    later = [name for name in chosen if name.startswith("parts")]
+    # Arms of later parts are tuned after the primary comparison, which needs none of them.
+    for names in ([name for name in chosen if name not in later], later):
+        if names == later and later and arguments.task == "all":
+            tune_arms(THEN_TUNED, arguments)
+        planned = parts(read_rates(arguments.rates), base=base, limits=arguments.limits)
+        for name in names:
+            print(f"{name}: {len(planned[name])} runs", flush=True)
+        # In one go, so that no process waits for the last run of a part.
+        perform_missing([run for name in names for run in planned[name]], arguments)
     print("done; python benchmarks/study/convergence_page.py builds the page")
 
 

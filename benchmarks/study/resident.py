@@ -39,7 +39,7 @@ def augment(pixels: Tensor, transform: TrainTransform, *, mirror: Tensor, draws:
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((across >= 0) & (across < width))[:, None, :]
     across = torch.where(mirror[:, None], width - 1 - across, across)
     index = rows.clamp(0, height - 1)[:, :, None] * width + across.clamp(0, width - 1)[:, None, :]
-    index = index.view(size, 1, -1).expand(-1, 3, -1).to(device, non_blocking=True)
+    index = index.view(size, 1, -1).to(device, non_blocking=True).expand(-1, 3, -1)
     out = pixels.view(size, 3, -1).gather(2, index).view(pixels.shape).float()
     out *= inside[:, None].to(device, non_blocking=True)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (transform.mean, transform.std))

@@ -64,7 +64,7 @@ def test_losses_and_gradients_are_those_of_the_processor(device, loss):
     found = []
     for place in ("cpu", device):
         loss.to(place)
-        leaf = images.to(place).requires_grad_()
+        leaf = images.clone().to(place).requires_grad_()
         given = {name: FrozenFeatures(*(each.to(place) for each in value)) for name, value in more.items()}
         value = loss(leaf, texts.to(place), ids.to(place), **given)
         value.backward()
@@ -88,6 +88,7 @@ def test_metrics_are_those_of_the_processor(device):
     ids=["fp32", "bf16", "fp16", "chunks", "compile", "recomputed"],
 )  # fmt: skip
 @pytest.mark.timeout(280)
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch 2.11's compiler reads it of any tensor
 def test_trainer_trains_both_stages_in_every_mode(device, clip, settings, tmp_path):
     if device == "cpu" and ("fp16" in settings.values() or "compile" in settings):
         pytest.skip("fp16 needs a GPU, and what torch.compile does on the processor is tested elsewhere")

@@ -5,6 +5,7 @@ import sys
 
 import pretrain_tiny
 import pytest
+import torch
 
 SMALL = ["--pairs", "24", "--steps", "3", "2", "--batch-size", "8", "--checkpoint-every", "1"]
 
@@ -55,3 +56,12 @@ def test_other_options_do_not_resume_a_round(pretrain, tmp_path):
         pretrain(tmp_path, stop_at=2)
     with pytest.raises(SystemExit, match="give the options it was started with"):
         pretrain(tmp_path, words=[*SMALL, "--learning-rate", "0.01"])
+
+
+def test_pairs_drawn_by_several_processes_are_the_same(monkeypatch):
+    images, captions = pretrain_tiny.draw_pairs(7, 5, pretrain_tiny.VARIED_WORLD)
+    monkeypatch.setattr(pretrain_tiny, "DRAWN_AT_ONCE", 3)
+    again, same = pretrain_tiny.draw_pairs(7, 5, pretrain_tiny.VARIED_WORLD)
+    assert images.shape == (7, 3, 64, 64)
+    assert torch.equal(images, again)
+    assert captions == same

@@ -362,8 +362,8 @@ def joined_processes(console: Output, device: str) -> Generator[None, None, None
     from torch import distributed
 
     console.is_silent = int(os.environ.get("RANK", "0")) > 0
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(device)  # refuses "cuda", which is the current one
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
