@@ -32,7 +32,7 @@ from promptreid.evaluation.splits import EncodedSplit, encode_split
 from promptreid.retrieval.gallery_state import STRANGERS
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.sentences import describe_people
-from promptreid.towers.tiny import tiny_prompts
+from promptreid.towers.tiny import TINY_TAG, tiny_prompts
 from promptreid.training.recipe import Recipe
 
 PERSONS, IMAGES_EACH, RATE = 200, 2, 0.05  # of the test split, of which half are in the gallery
@@ -95,7 +95,7 @@ def _draw(folder: str, seed: int) -> ReIDDataset:
 def _fine_tuned(folder: str) -> PromptedCLIP:
     """The bare base after a few epochs on other people."""
     root = write_generated(f"{folder}/train", num_identities=(TRAINED_ON, 1, 1), seed=TRAINING_SEED, progress=False)
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+    clip = load_clip("promptreid-tiny", pretrained=TINY_TAG, image_size=(96, 48))
     model = PromptedCLIP(clip, PromptConfig(text_length=0, vision_length=0))
     recipe = Recipe(stage_one_epochs=0, stage_two_epochs=EPOCHS, stage_two_learning_rate=1e-3)
     options: dict[str, Any] = {"batch_size": 64, "seed": TRAINING_SEED, "best_metric": None, "evaluate_test": "never"}

@@ -260,9 +260,10 @@ def write_table(summary: dict[str, Any], page: Path) -> None:
     budget = summary["budget"]
     persons = " / ".join(f"{count}" for count in budget["identities"])
     words = (
-        f"{persons} synthetic persons to train, choose and test on; {budget['stage_one_steps']} steps of stage 1 and "
-        f"{budget['stage_two_steps']} of stage 2, {budget['batch_size']} pairs each; mean ± standard deviation over "
-        f"seeds, in percent. {in_words(summary)}, {summary['date']}."
+        f"{persons} synthetic persons to train, choose and test on, version 2 of the small base; "
+        f"{budget['stage_one_steps']} steps of stage 1 and {budget['stage_two_steps']} of stage 2, "
+        f"{budget['batch_size']} pairs each; mean ± standard deviation over seeds, in percent. "
+        f"{in_words(summary)}, {summary['date']}."
     )
     write_between(page, "prompt kinds", f"{words}\n\n{table(summary)}")
 

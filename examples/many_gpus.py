@@ -18,7 +18,7 @@ from promptreid.synthetic import write_generated
 
 DATA = "runs/many_gpus/data"
 OUTPUT = "runs/many_gpus"
-MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or "ViT-B-16", "openai", (384, 128)
+MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated_v3", (96, 48)  # or "ViT-B-16", "openai", (384, 128)
 IDENTITIES = (200, 20, 50)  # persons to draw for training, validation and test
 EPOCHS = (2, 3)  # of stage 1 and stage 2
 LEARNING_RATES = (5e-3, 3e-4)

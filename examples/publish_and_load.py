@@ -16,7 +16,7 @@ from promptreid.synthetic import write_generated
 
 DATA = "runs/publish_and_load/data"
 OUTPUT = "runs/publish_and_load/model"
-MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or "ViT-B-16", "openai", (384, 128)
+MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated_v3", (96, 48)  # or "ViT-B-16", "openai", (384, 128)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from promptreid.synthetic import write_generated
 OUTPUT = Path("runs/search_folder")
 SENTENCE = "a woman in a red top and blue jeans with a black backpack"
 HOW_MANY = 5
-MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated", (96, 48)  # or load_prompts("your-folder")
+MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated_v3", (96, 48)  # or load_prompts("your-folder")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from promptreid.data.records import ReIDDataset
 from promptreid.errors import CheckpointError
 from promptreid.files import read_sealed_json
 from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import TINY_TAG
 from promptreid.training import ablations
 
 RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
@@ -198,7 +199,7 @@ def test_load_and_verify_notices_other_scores(
 
 def test_preset_of_the_small_base_is_its_own() -> None:
     assert preset_for("promptreid-tiny").image_size == (96, 48)
-    assert preset_for("promptreid-tiny").pretrained == "generated"
+    assert preset_for("promptreid-tiny").pretrained == TINY_TAG
     assert preset_for("ViT-B-16").recipe == Recipe()
 
 

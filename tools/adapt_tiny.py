@@ -17,7 +17,7 @@ from promptreid import PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule, ev
 from promptreid.data.dataset import CaptionedImages
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.synthetic import write_generated
-from promptreid.towers.tiny import tiny_prompts
+from promptreid.towers.tiny import TINY_TAG, tiny_prompts
 
 SETTINGS = {
     "identities": (400, 100, 1),
@@ -34,7 +34,7 @@ SETTINGS = {
 def main() -> None:
     """Draw, train stage 1, save prompts and what they were trained with."""
     torch.manual_seed(SETTINGS["seed"])
-    clip = load_clip("promptreid-tiny", pretrained="generated", image_size=SETTINGS["image_size"])
+    clip = load_clip("promptreid-tiny", pretrained=TINY_TAG, image_size=SETTINGS["image_size"])
     length = SETTINGS["prompt_length"]
     model = PromptedCLIP(clip, PromptConfig(text_length=length, vision_length=length))
     with tempfile.TemporaryDirectory() as folder:

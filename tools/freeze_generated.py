@@ -2,9 +2,9 @@
 
     python tools/freeze_generated.py
 
-Run it once for each version, before anything is compared on its data. Whoever changes the generator or the base
-raises `GENERATOR_VERSION` (synthetic/writer.py) or `VERSION` (pretrain_tiny.py), runs this again, and says so in the
-changelog.
+Run it once for each version, before anything is compared on its data. Whoever changes the generator raises
+`GENERATOR_VERSION` (synthetic/writer.py); new weights of the base get a tag of their own (towers/tiny), and the old
+ones stay. Then run this again, and say so in the changelog.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from web_world import PLAIN_WORLD, VARIED_WORLD, draw_web_pair
 from promptreid.synthetic import write_generated
 from promptreid.synthetic.scenes import SCENES
 from promptreid.synthetic.writer import GENERATOR_VERSION
+from promptreid.towers.tiny import TINY_FOLDER, TINY_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "src/promptreid/towers/tiny"
 FROZEN = ROOT / "tests/synthetic/frozen.json"
 
 
@@ -53,14 +53,14 @@ def generator_hashes() -> dict[str, str]:
 
 
 def base_hashes() -> dict[str, str]:
-    """Hashes of the weights and the prompts that ship."""
-    names = ("promptreid-tiny.json", "promptreid-tiny.safetensors", "prompts/prompts.safetensors")
-    return {name: digest((TINY / name).read_bytes()) for name in names}
+    """Hashes of all the weights that ship and of the prompts."""
+    names = ("promptreid-tiny.json", *TINY_WEIGHTS.values(), "prompts/prompts.safetensors")
+    return {name: digest((TINY_FOLDER / name).read_bytes()) for name in names}
 
 
 def freeze() -> dict[str, Any]:
     """Everything that is written down."""
-    training = json.loads((TINY / "training.json").read_text(encoding="utf-8"))
+    training = json.loads((TINY_FOLDER / "training-v3.json").read_text(encoding="utf-8"))
     return {
         "generator": {"version": GENERATOR_VERSION, **generator_hashes()},
         "base": {"version": training["version"], **base_hashes()},

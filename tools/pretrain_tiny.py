@@ -1,8 +1,8 @@
-"""Pretrain the small base `promptreid-tiny` on drawings; writes the weights that the package ships.
+"""Pretrain the small base `promptreid-tiny` on drawings, as the weights that the package ships were made.
 
-    python tools/pretrain_tiny.py
-    python tools/pretrain_tiny.py --further 1000 --pairs 48000 --output runs/further    # what ships, pretrained further
-    python tools/pretrain_tiny.py --further 20000 --pairs 200000 --device cuda --output runs/longer
+    python tools/pretrain_tiny.py --output runs/base    # version 2, "generated"
+    python tools/pretrain_tiny.py --further 15000 --start generated --pairs 200000 --device cuda --output runs/version3
+    python tools/pretrain_tiny.py --further 20000 --pairs 200000 --seed 1 --output runs/longer    # from what ships
 
 Every `--checkpoint-every` steps a checkpoint is written beside the weights; the same command resumes from it, and
 on the CPU ends as it would have ended. As often the model is scored on pairs that it never sees, and the curve is kept.
@@ -38,12 +38,12 @@ from tqdm import tqdm, trange
 from web_world import PLAIN_WORLD, VARIED_WORLD, World, draw_web_pair
 
 from promptreid.evaluation.metrics import compute_metrics
+from promptreid.towers.tiny import TINY_FOLDER, TINY_TAG, TINY_WEIGHTS
 from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 
-VERSION = 2  # of the base: one more whenever its weights change
+VERSION = 2  # of the base that a whole pretraining makes
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
 WEIGHTS, CHECKPOINTS = "promptreid-tiny.safetensors", "checkpoints"
-FOLDER = Path(__file__).parents[1] / "src/promptreid/towers/tiny"
 NOT_SETTINGS = ("output", "device", "checkpoint_every")  # what does not change the weights
 DRAWN_AT_ONCE = 2000
 HELD_OUT_SEED, HELD_OUT = 3_000_000, 1000  # pairs to score on, which no pretraining and no study draws
@@ -264,16 +264,21 @@ def parse_settings() -> argparse.Namespace:
         "--further",
         type=int,
         metavar="STEPS",
-        help="one more round in the second world, from the weights that ship, instead of a whole pretraining",
+        help="one more round in the second world, from weights that ship, instead of a whole pretraining",
+    )
+    parser.add_argument(
+        "--start", default=TINY_TAG, choices=list(TINY_WEIGHTS), help="the weights for --further; default %(default)s"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="default %(default)s")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the weights and training.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the weights and training.json")
     settings = parser.parse_args()
     if settings.further is not None and settings.steps != parser.get_default("steps"):
         parser.error("--further says how many steps there are; leave out --steps")
-    if settings.further is not None and (settings.further < 1 or settings.output.resolve() == FOLDER.resolve()):
-        parser.error("--further takes at least 1 step, and an --output of its own: it must not change what ships")
+    if settings.further is not None and settings.further < 1:
+        parser.error(f"--further is {settings.further}, expected at least 1 step")
+    if settings.output.resolve() == TINY_FOLDER.resolve():
+        parser.error("--output is the folder of what ships, whose weights never change; give another one")
     if settings.checkpoint_every < 1:
         parser.error(f"--checkpoint-every is {settings.checkpoint_every}, expected at least 1")
     if not 1 <= settings.batch_size <= settings.pairs:
@@ -289,7 +294,7 @@ def main() -> None:
     if settings.further is not None:
         go_further(settings)
         return
-    chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "further")}
+    chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "further", "start")}
     report: dict[str, Any] = {
         "version": VERSION,
         "settings": {**chosen, "rounds": [vars(world) for world in ROUNDS]},
@@ -297,7 +302,7 @@ def main() -> None:
     }
     weights, record = output / WEIGHTS, output / "training.json"
     found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
+    open_clip.add_model_config(TINY_FOLDER / "promptreid-tiny.json")
     torch.manual_seed(settings.seed)
     clip = open_clip.create_model("promptreid-tiny").to(settings.device)
     wanted = json.loads(json.dumps(report))["settings"]
@@ -313,13 +318,14 @@ def main() -> None:
 
 
 def go_further(settings: argparse.Namespace) -> None:
-    """One more round in the last world, on pairs of its own, from the weights that ship."""
-    open_clip.add_model_config(FOLDER / "promptreid-tiny.json")
+    """One more round in the last world, on pairs of its own, from weights that ship."""
+    open_clip.add_model_config(TINY_FOLDER / "promptreid-tiny.json")
     clip = open_clip.create_model("promptreid-tiny").to(settings.device)
-    clip.load_state_dict({key: value.float() for key, value in load_file(FOLDER / WEIGHTS).items()})
+    weights = load_file(TINY_FOLDER / TINY_WEIGHTS[settings.start])
+    clip.load_state_dict({key: value.float() for key, value in weights.items()})
     chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "steps")}
     done = run_round(clip, settings, len(ROUNDS), world=ROUNDS[-1], steps=settings.further)
-    report = {"from_version": VERSION, "settings": chosen, "rounds": [done]}
+    report = {"settings": chosen, "rounds": [done]}
     save(clip, report, settings.output)
     shutil.rmtree(settings.output / CHECKPOINTS, ignore_errors=True)
 

@@ -5,7 +5,7 @@
     python benchmarks/study/convergence.py tune --jobs 2
     python benchmarks/study/convergence.py run --parts primary_100 primary_400 --jobs 2
     python benchmarks/study/convergence.py run --device cuda --jobs 6
-    python benchmarks/study/convergence.py run --parts better_base --base runs/pretrained/promptreid-tiny.safetensors
+    python benchmarks/study/convergence.py run --parts better_base --base FILE    # other weights of the same model
 
 After an interruption the same command does what is left; a run that was interrupted starts over. Results are committed:
 `benchmarks/results/convergence`. Images and tokens stay in the device's memory, and several runs go side by side.

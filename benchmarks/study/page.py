@@ -55,7 +55,7 @@ INTRODUCTION = f"""# Evidence
 
 {BUILT}
 
-Everything here was measured on synthetic pedestrians with the small base `promptreid-tiny`. It tests the mechanism of
+Everything here was measured on synthetic pedestrians with version 2 of the small base. It tests the mechanism of
 Prompt Decoupling, and says nothing about the paper's figures on CUHK-PEDES, ICFG-PEDES or RSTPReid. The
 [protocol](protocol.md) was committed before the first comparison. Every other table is in the
 [appendix](evidence_tables.md).

@@ -8,6 +8,8 @@ import numpy as np
 import PIL
 import pytest
 
+from promptreid.towers.tiny import TINY_FOLDER, TINY_TAG, TINY_WEIGHTS
+
 ROOT = Path(__file__).parents[2]
 FROZEN = json.loads((Path(__file__).parent / "frozen.json").read_text(encoding="utf-8"))
 ADVICE = "raise the version, run tools/freeze_generated.py and say so in CHANGELOG.md"
@@ -34,11 +36,15 @@ def test_base_is_what_was_frozen(tool) -> None:
     assert tool.base_hashes() == {key: value for key, value in FROZEN["base"].items() if key != "version"}, ADVICE
 
 
-def test_training_record_is_that_of_the_weights() -> None:
-    record = json.loads((ROOT / "src/promptreid/towers/tiny/training.json").read_text(encoding="utf-8"))
-    weights = ROOT / "src/promptreid/towers/tiny/promptreid-tiny.safetensors"
+@pytest.mark.parametrize(
+    ("tag", "name", "version"),
+    [("generated", "training.json", 2), (TINY_TAG, "training-v3.json", FROZEN["base"]["version"])],
+)
+def test_training_record_is_that_of_the_weights(tag: str, name: str, version: int) -> None:
+    record = json.loads((TINY_FOLDER / name).read_text(encoding="utf-8"))
+    weights = TINY_FOLDER / TINY_WEIGHTS[tag]
     assert record["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert record["version"] == FROZEN["base"]["version"]
+    assert record["version"] == version
     assert weights.stat().st_size < 25e6
     assert sum(done["seconds"] for done in record["rounds"]) < 60 * 60
     assert all(done["loss_curve"][-1][1] < done["loss_curve"][0][1] for done in record["rounds"])

@@ -92,7 +92,7 @@ def encode(
 
     Example:
         >>> from promptreid import PromptedCLIP, load_clip
-        >>> model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48)))
+        >>> model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated_v3", image_size=(96, 48)))
         >>> model.encode(["a woman in a red coat", "a man with a bag"]).shape
         torch.Size([2, 128])
         >>> (model.encode("a man") @ model.encode(np.zeros((90, 40, 3), dtype=np.uint8))).shape

@@ -81,7 +81,7 @@ class PromptedCLIP(nn.Module):
     Example:
         >>> import torch
         >>> from promptreid import PromptConfig, PromptedCLIP, load_clip
-        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated_v3", image_size=(96, 48))
         >>> model = PromptedCLIP(clip, PromptConfig(text_length=4, vision_length=4))
         >>> model.encode_text(model.tokenizer(["a woman in a red coat"])).shape
         torch.Size([1, 128])

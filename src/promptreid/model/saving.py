@@ -65,7 +65,7 @@ def save_prompts(
     Example:
         >>> import tempfile
         >>> from promptreid import PromptedCLIP, load_clip, load_prompts
-        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated_v3", image_size=(96, 48))
         >>> folder = save_prompts(PromptedCLIP(clip), tempfile.mkdtemp())
         >>> sorted(path.name for path in folder.glob("[!.]*"))
         ['prompt_config.json', 'prompts.safetensors']

@@ -92,7 +92,7 @@ def convert_weights(
     Example:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
-        >>> convert_weights("generated", folder, name="promptreid-tiny").title
+        >>> convert_weights("generated_v3", folder, name="promptreid-tiny").title
         "the tag 'generated'"
         >>> load_clip(f"local-dir:{folder}", image_size=(96, 48)).visual.image_size
         (96, 48)

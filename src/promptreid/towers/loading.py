@@ -39,7 +39,7 @@ from promptreid.towers.names import (
     is_repository,
     needs_quick_gelu,
 )
-from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import tiny_weights
 from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
     check_finite,
@@ -154,7 +154,7 @@ def load_clip(
 
     It is the model that `open_clip.create_model` makes, without three traps: weights that were trained with
     QuickGELU get it, position grids are resized from (height, width) to (height, width), and a name or tag that does
-    not exist is explained. `"promptreid-tiny"` with `pretrained="generated"` is the small base that ships with this
+    not exist is explained. `"promptreid-tiny"` with `pretrained="generated_v3"` is the small base that ships with this
     package.
 
     Args:
@@ -187,7 +187,7 @@ def load_clip(
             unexpected keys are listed.
 
     Example:
-        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48))
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated_v3", image_size=(96, 48))
         >>> clip.visual.image_size
         (96, 48)
     """
@@ -342,8 +342,8 @@ def _load_named(name: str, tag: str | None, config: Mapping[str, Any], *, cache:
         clip = make() if listed is None else with_tagged_weights(name, listed, cache, make)
     if tag is None:
         fill_unset_parameters(clip)
-    elif (name, tag) == (TINY_NAME, TINY_TAG):
-        load_weights(clip, load_file(TINY_FOLDER / f"{TINY_NAME}.safetensors"))
+    elif (shipped := tiny_weights(name, tag)) is not None:
+        load_weights(clip, load_file(shipped))
     else:
         check_finite(clip.state_dict(), f"the file of {name} tagged {tag!r}")
     return clip

@@ -12,7 +12,7 @@ import open_clip
 from torch import Tensor
 
 from promptreid.towers.downloading import names_repository
-from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_TAG
+from promptreid.towers.tiny import TINY_FOLDER, TINY_NAME, TINY_WEIGHTS, tiny_weights
 
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.")
 _REPOSITORIES = ("hf-hub:", "local-dir:")
@@ -98,14 +98,14 @@ def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
     Raises:
         ValueError: The tag does not exist, or its weights need another activation than the architecture has.
     """
-    if pretrained is None or is_repository(name) or (name, pretrained) == (TINY_NAME, TINY_TAG):
+    if pretrained is None or is_repository(name) or tiny_weights(name, pretrained):
         return False
     tags = open_clip.list_pretrained_tags_by_model(name)
     config = open_clip.get_pretrained_cfg(name, pretrained)
     if not config and (Path(pretrained).exists() or names_repository(pretrained)):
         return False
     if not config:
-        known = ", ".join([TINY_TAG] if name == TINY_NAME else tags) or "none"
+        known = ", ".join(TINY_WEIGHTS if name == TINY_NAME else tags) or "none"
         raise ValueError(
             f"{name} has no pretrained weights tagged {pretrained!r}, and there is no file of that name. Tags: {known}"
         )
@@ -163,7 +163,7 @@ def is_listed_model(name: str) -> bool:
 
 def is_listed_tag(name: str, pretrained: str) -> bool:
     """Whether open_clip lists weights with this tag for this architecture."""
-    return (name, pretrained) == (TINY_NAME, TINY_TAG) or bool(open_clip.get_pretrained_cfg(name, pretrained))
+    return bool(tiny_weights(name, pretrained) or open_clip.get_pretrained_cfg(name, pretrained))
 
 
 def published_at(name: str, pretrained: str) -> str | None:
@@ -175,7 +175,7 @@ def published_at(name: str, pretrained: str) -> str | None:
 
 
 # Licences of published weights, by how their tags begin, as their authors state them beside the weights.
-_LICENSES = {"openai": "mit", "laion": "mit", "datacomp": "mit", "webli": "apache-2.0", TINY_TAG: "mit"}
+_LICENSES = {"openai": "mit", "laion": "mit", "datacomp": "mit", "webli": "apache-2.0", "generated": "mit"}
 
 
 def license_of(pretrained: str) -> str | None:

@@ -119,7 +119,7 @@ def to_transformers(clip: nn.Module) -> Any:
 
     Example:
         >>> from promptreid import load_clip
-        >>> clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(64, 64))
+        >>> clip = load_clip("promptreid-tiny", pretrained="generated_v3", image_size=(64, 64))
         >>> type(to_transformers(clip)).__name__  # doctest: +SKIP
         'CLIPModel'
     """
