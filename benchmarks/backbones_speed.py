@@ -192,7 +192,7 @@ class Bench:
             found[f"{kind} forward / independent forward"] = self.compare(f"{kind}: forward", *forwards)
             steps = self.step(everything=False, model=other), self.step(everything=False)
             found[f"{kind} step / independent step"] = self.compare(f"{kind}: step", *steps)
-        return {"kinds": {**made_with(), "rounds": self.rounds, **found}}
+        return {"kinds": {**made_with(), "rounds": self.rounds, "batch": self.batch_size, **found}}
 
     def captions(self) -> dict[str, Any]:
         """What cutting captions saves, and that it changes nothing."""
@@ -225,7 +225,7 @@ def kinds_table(results: dict[str, Any]) -> str:
     made = results[measured[0]]["kinds"]
     words = f"Time over that of independent tokens, median (lowest to highest) of {made['rounds']} rounds in turn"
     shared = "; others used the machine meanwhile" if made["machine_was_shared"] else ""
-    where = f"{MODEL} at {IMAGE_SIZE[0]} × {IMAGE_SIZE[1]}, {PROMPTS} prompts, batch {BATCH}; {in_words(made)}"
+    where = f"{MODEL} at {IMAGE_SIZE[0]} × {IMAGE_SIZE[1]}, {PROMPTS} prompts, batch {made['batch']}; {in_words(made)}"
     return "\n".join([f"{words}. {where}, {made['date']}{shared}.", "", *lines])
 
 
@@ -270,15 +270,17 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page that gets the table of kinds, such as docs/prompts.md")
     parser.add_argument("--only", nargs="+", default=COMPARISONS, choices=COMPARISONS, help="default: all of them")
     arguments = parser.parse_args()
+    if arguments.batch_size < 1:
+        parser.error(f"--batch-size is {arguments.batch_size}, expected at least 1")
     path = arguments.output or RESULTS / f"backbones_speed_{arguments.device}.json"
     # What is measured now replaces what the file said of it; each precision keeps the machine it was measured on.
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     rounds, batch_size = arguments.rounds, arguments.batch_size
-    results |= {"model": MODEL, "image_size": IMAGE_SIZE, "batch": batch_size, "prompts": PROMPTS}
+    results |= {"model": MODEL, "image_size": IMAGE_SIZE, "prompts": PROMPTS}
     for name in arguments.precision:
         results[name] = results.get(name, {})
         if set(arguments.only) - {"kinds"}:  # whose machine stands beside them
-            results[name] |= made_with() | {"rounds": arguments.rounds}
+            results[name] |= made_with() | {"rounds": rounds, "batch": batch_size}
         for comparison in arguments.only:
             found = in_own_process(measure, comparison, arguments.device, name == "bf16", rounds, batch_size)
             if comparison == "kinds":

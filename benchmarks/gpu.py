@@ -2,7 +2,7 @@
 
     make gpu
     python benchmarks/gpu.py --minutes 9
-    python benchmarks/gpu.py --only tests limit                # the record keeps what it held of the others
+    python benchmarks/gpu.py --only tests limit                # results of the other parts are kept
     python benchmarks/gpu.py --device cpu --output runs/gpu    # a small version on the CPU
 
 The tests marked `gpu`; then speed of the encoders and of training at ViT-B-16, 384 x 128, batches of 64 and 256,
@@ -23,6 +23,7 @@ from pathlib import Path
 from _bench import RESULTS, made_with, make_parser, report, write_json
 
 ROOT = Path(__file__).parents[1]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="runs of the study side by side; default: one a core"
+        "--jobs", type=int, default=min(16, CORES), help="runs of the study side by side; default: one a core, up to 16"
     )
     parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts; default: all of them")
     arguments = parser.parse_args()
@@ -119,15 +120,17 @@ def main() -> None:
         parser.error(f"--only {', '.join(sorted(unknown))}: the parts are {', '.join(names)}")
     path = folder / "gpu.json"
     before = json.loads(path.read_text(encoding="utf-8"))["parts"] if arguments.only and path.is_file() else {}
-    record = {"settings": {"device": arguments.device, "minutes": arguments.minutes}, "parts": before} | made_with()
+    settings = {"device": arguments.device, "minutes": arguments.minutes}
+    record = {"parts": before}
     for part in planned:
         if arguments.only and part.name not in arguments.only:
             continue
         left = 60 * arguments.minutes - (time.monotonic() - started)
         if left < 5:
-            record["parts"][part.name] = {"ended": "not begun, as the time was up"}
+            found: dict[str, object] = {"ended": "not begun, as the time was up"}
         else:
-            record["parts"][part.name] = run(part, left, folder / f"{part.name}.log")
+            found = run(part, left, folder / f"{part.name}.log")
+        record["parts"][part.name] = found | {"settings": settings} | made_with()
         write_json(path, record)
     report(record, None)
 

@@ -1,10 +1,10 @@
-"""How much newly created prompts change the shipped base, by initialisation: Rank-1 and cosine to bare features.
+"""How much newly created prompts change version 2 of the small base, by initialisation: Rank-1 and cosine.
 
     python benchmarks/prompt_initialization.py
 
-Invariant: with the default, zero-shot Rank-1 stays within one point of the bare model's. Drawn pedestrians; nothing
-measured here says anything about CUHK-PEDES. Prints one line for each tower and initialisation, and writes
-benchmarks/results/prompt_initialization.json.
+The cosine is that to the bare features. Invariant: with the default, zero-shot Rank-1 stays within one point of the
+bare model's. Drawn pedestrians; nothing measured here says anything about CUHK-PEDES. Prints one line for each tower
+and initialisation, and writes benchmarks/results/prompt_initialization.json.
 """
 
 import tempfile

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptreid import Gallery, PromptedCLIP, load_prompts
+from promptreid.demo.answers import NUM_SHOWN
 from promptreid.demo.sources import DRAWN_EXAMPLES, DRAWN_SEED, draw_people
 from promptreid.retrieval.table import Hit
 from promptreid.towers.tiny import tiny_prompts
@@ -28,7 +29,6 @@ FLAGSHIP = "a man in a green jacket"
 SEEDS = range(2, 400)
 PEOPLE_FOR_FLAGSHIP, OTHERS = 2, 3
 ANSWERED = 0.4  # average precision of a sentence that is answered well
-SHOWN = 12  # images, at first
 
 
 class Measured(NamedTuple):
@@ -88,7 +88,7 @@ def measure(model: PromptedCLIP, seed: int) -> list[Measured]:
         adapted = are_right(opened.gallery.search(sentence, len(bare)), right)
         with model.disabled():
             plain = are_right(bare.search(sentence, len(bare)), right)
-        more = int(adapted[:SHOWN].sum()) - int(plain[:SHOWN].sum())
+        more = int(adapted[:NUM_SHOWN].sum()) - int(plain[:NUM_SHOWN].sum())
         measured.append(Measured(sentence, average_precision(adapted), average_precision(plain), len(right), more))
     return measured
 
@@ -119,6 +119,8 @@ def choose_sentences(measured: list[Measured]) -> list[Measured]:
     """The first sentence, and those answered well that the prompts help most."""
     first = [one for one in measured if one.sentence == FLAGSHIP]
     others = [one for one in measured if one.sentence != FLAGSHIP and one.adapted >= ANSWERED and one.more_shown > 0]
+    if len(others) < OTHERS:
+        raise SystemExit(f"only {len(others)} other sentences of this gallery are answered well; give other --seeds")
     return first + sorted(others, key=lambda one: -one.gain)[:OTHERS]
 
 

@@ -5,7 +5,8 @@
     python tools/pretrain_tiny.py --further 20000 --pairs 200000 --seed 1 --output runs/longer    # from what ships
 
 Every `--checkpoint-every` steps a checkpoint is written beside the weights; the same command resumes from it, and
-on the CPU ends as it would have ended. As often the model is scored on pairs that it never sees, and the curve is kept.
+on the CPU ends as it would have ended. Before the first step, and as often, the model is scored on pairs that it never
+sees, and the curve is kept.
 
 It is contrastive pretraining as CLIP's, on drawings of single things and paper dolls (`web_world.py`), never
 on the pedestrians that the examples adapt to. Settings, hashes, the loss curve and the validation curve go into
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timezone
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,7 +46,8 @@ from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_ch
 VERSION = 2  # of the base that a whole pretraining makes
 ROUNDS = (PLAIN_WORLD, VARIED_WORLD)  # single things and short captions first
 WEIGHTS, CHECKPOINTS = "promptreid-tiny.safetensors", "checkpoints"
-NOT_SETTINGS = ("output", "device", "checkpoint_every")  # what does not change the weights
+NOT_SETTINGS = ("output", "device", "checkpoint_every", "version")  # what does not change the weights
+FURTHER_SEED = 0  # with which version 3 was pretrained further
 DRAWN_AT_ONCE = 2000
 HELD_OUT_SEED, HELD_OUT = 3_000_000, 1000  # pairs to score on, which no pretraining and no study draws
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
@@ -213,7 +216,9 @@ def train(
     lengths = tokens.argmax(-1) + 1
     optimizer = make_optimizer(clip, settings.learning_rate)
     stream = batches(lengths, settings.batch_size, torch.Generator().manual_seed(settings.seed + number))
-    position = progress.load(clip, optimizer) or {"step": 0, "recent": [], "loss_curve": [], "validation_curve": []}
+    position = progress.load(clip, optimizer)
+    if position is None:
+        position = {"step": 0, "recent": [], "loss_curve": [], "validation_curve": [(0, held_out.rank1(clip))]}
     for _ in range(position["step"]):
         next(stream)
     # Made after loading: what it notes of the rates is then that of this step.
@@ -269,6 +274,9 @@ def parse_settings() -> argparse.Namespace:
     parser.add_argument(
         "--start", default=TINY_TAG, choices=list(TINY_WEIGHTS), help="the weights for --further; default %(default)s"
     )
+    parser.add_argument(
+        "--version", type=int, help="of the base that --further makes, for its record, if it is to ship"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="default %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder for the weights and training.json")
@@ -277,6 +285,8 @@ def parse_settings() -> argparse.Namespace:
         parser.error("--further says how many steps there are; leave out --steps")
     if settings.further is not None and settings.further < 1:
         parser.error(f"--further is {settings.further}, expected at least 1 step")
+    if settings.further is not None and settings.start == TINY_TAG and settings.seed == FURTHER_SEED:
+        parser.error(f"--seed {FURTHER_SEED} would draw the pairs that {TINY_TAG} was trained on; give another one")
     if settings.output.resolve() == TINY_FOLDER.resolve():
         parser.error("--output is the folder of what ships, whose weights never change; give another one")
     if settings.checkpoint_every < 1:
@@ -325,7 +335,7 @@ def go_further(settings: argparse.Namespace) -> None:
     clip.load_state_dict({key: value.float() for key, value in weights.items()})
     chosen = {key: value for key, value in vars(settings).items() if key not in (*NOT_SETTINGS, "steps")}
     done = run_round(clip, settings, len(ROUNDS), world=ROUNDS[-1], steps=settings.further)
-    report = {"settings": chosen, "rounds": [done]}
+    report = {"version": settings.version, "settings": chosen, "rounds": [done]}
     save(clip, report, settings.output)
     shutil.rmtree(settings.output / CHECKPOINTS, ignore_errors=True)
 
@@ -363,6 +373,8 @@ def run_round(
         "data_sha256": hashlib.sha256(images.numpy().tobytes() + "\n".join(captions).encode()).hexdigest(),
         "tokens_seen": int(seen.sum()),
         "seconds": round(time.perf_counter() - started),
+        "device": torch.cuda.get_device_name() if settings.device.startswith("cuda") else settings.device,
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

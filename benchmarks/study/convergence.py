@@ -5,7 +5,6 @@
     python benchmarks/study/convergence.py tune --jobs 2
     python benchmarks/study/convergence.py run --parts primary_100 primary_400 --jobs 2
     python benchmarks/study/convergence.py run --device cuda --jobs 6
-    python benchmarks/study/convergence.py run --parts better_base --base FILE    # other weights of the same model
 
 After an interruption the same command does what is left; a run that was interrupted starts over. Results are committed:
 `benchmarks/results/convergence`. Images and tokens stay in the device's memory, and several runs go side by side.
@@ -48,6 +47,7 @@ from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset, ReIDSplit
 from promptreid.evaluation.evaluate import score
 from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import TINY_FOLDER, TINY_WEIGHTS
 from promptreid.training.recipe import Recipe
 from resident import ResidentPairs, ResidentSplit
 from runs import read_result, settings_of, validation_of, weights_hash
@@ -55,6 +55,8 @@ from shared import KEPT, made_with, write_json
 from tune import Grid, Rates, tune
 
 History = list[dict[str, Any]]
+
+BETTER_BASE = TINY_FOLDER / TINY_WEIGHTS["generated_v3"]
 
 
 def perform(
@@ -83,7 +85,6 @@ def perform(
     if found is not None:
         return found
     data = make_data(run, scratch)
-    torch.backends.cudnn.allow_tf32 = False  # all of float32, as on the CPU
     torch.manual_seed(run.seed)
     course = COURSES[run.arm]
     clip = load_clip("promptreid-tiny", pretrained=weights, image_size=run.limits.image_size, device=device)
@@ -181,14 +182,18 @@ def _seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
+def _use_all_of_float32() -> None:
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU as on the CPU
+
+
 @contextmanager
 def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]:
-    """Processes that perform runs. Of several, each has one thread."""
+    """Processes that perform runs. If there are several, each has one thread."""
     jobs = arguments.jobs
     if jobs > 1:
         for name, value in ({"OMP_NUM_THREADS": "1"} | (KEPT if arguments.keep_memory else {})).items():
             os.environ.setdefault(name, value)  # read by a process when it starts
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_all_of_float32) as pool:
         try:
             yield pool
         except BaseException:
@@ -291,7 +296,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--keep-memory", action="store_true", help="jobs on the CPU keep their memory (benchmarks/side_by_side.py)"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--base", type=Path, help="weights for the part better_base")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        default=BETTER_BASE,
+        help="weights for the part better_base; default: version 3 of the base",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tuning-results", type=Path, default=TUNING_RESULTS)
     parser.add_argument("--scratch", type=Path, default=Path("runs/study"))
@@ -320,12 +330,12 @@ def main() -> None:
     if arguments.task == "tune":
         tune_arms(THEN_TUNED, arguments)
         return
-    base = None if arguments.base is None else weights_hash(arguments.base)[:8]
+    base = weights_hash(arguments.base)[:8]
     chosen = [name for name in PART_NAMES if name in arguments.parts]
-    later = [name for name in chosen if name.startswith("parts")]
+    later = [name for name in chosen if name.startswith(("parts", "better"))]
     # Arms of later parts are tuned after the primary comparison, which needs none of them.
     for names in ([name for name in chosen if name not in later], later):
-        if names == later and later and arguments.task == "all":
+        if names and names == later and arguments.task == "all":
             tune_arms(THEN_TUNED, arguments)
         planned = parts(read_rates(arguments.rates), base=base, limits=arguments.limits)
         for name in names:

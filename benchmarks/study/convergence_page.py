@@ -4,6 +4,7 @@ python benchmarks/study/convergence_page.py
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,7 @@ from comparison import (
 from convergence_plan import COURSES, EVERY_ARM, RATES, RESULTS, LongRun, parts, read_rates
 from page import DOCS
 from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION, new_figure, save_figure
+from promptreid.towers.tiny import TINY_FOLDER
 from tables import cell, difference_cells, figure, made_by, markdown, score_table
 
 COMMAND = "python benchmarks/study/convergence.py run"
@@ -76,8 +78,11 @@ class ConvergencePage:
 
     def __init__(self, rates: dict[str, Any], results: Path, plots: Path) -> None:
         self.rates, self.results, self.plots = rates, results, plots
-        bases = {path.name.partition("-base-")[2] for path in results.glob("identities*-base-*")}
-        self.parts = parts(rates, base=max(bases, default=None))
+        bases = sorted({path.name.partition("-base-")[2] for path in results.glob("identities*-base-*")})
+        if len(bases) > 1:
+            raise ValueError(f"{results} holds results from several other bases, {', '.join(bases)}; keep those of one")
+        self.better = bases[0] if bases else None
+        self.parts = parts(rates, base=self.better)
         runs = [run for part in self.parts.values() for run in part]
         self.by_identities = self._gather([run for run in runs if run.base == "shipped"])
         self.from_better_base = self._gather([run for run in runs if run.base != "shipped"])
@@ -122,11 +127,11 @@ class ConvergencePage:
         few, many = (gains(self.by_identities[number], "pd", "direct") for number in (50, 400))
         found = paired_difference(few, many)
         words = {
-            1: "PD does better against direct fine-tuning",
-            0: "no difference in how PD compares with direct fine-tuning was found",
-            -1: "PD does worse against direct fine-tuning",
+            1: "With fewer identities PD does better against direct fine-tuning",
+            0: "No dependence on the number of identities was found",
+            -1: "With fewer identities PD does worse against direct fine-tuning",
         }[direction(found)]
-        return f"With fewer identities {words} (50 less 400: {points(found)})."
+        return f"{words} (50 less 400: {points(found)})."
 
     def response(self) -> str:
         """PD less direct fine-tuning at each number of identities."""
@@ -140,16 +145,17 @@ class ConvergencePage:
                     rows.append([str(number), f"`{baseline}`", *scores, *difference_cells(difference), f"{level:.1%}"])
         if not rows:
             return ""
-        head = ["identities", "baseline", "baseline", "`pd`", "seeds", "difference, points", "interval", "", "of"]
+        compared = ["identities", "compared with", "its Rank-1", "`pd`", "seeds"]
+        head = [*compared, "difference, points", "interval", "verdict", "level"]
         return markdown(head, rows)
 
     def better_base(self) -> str:
         """The comparison from the better base, and how its difference compares with that from version 2."""
         rows: list[list[str]] = []
         for number, results in self.from_better_base.items():
-            if not have_a_pair(results, "pd", "direct"):
-                continue
             arms = ("zero_shot", "direct", "pd")
+            if not have_a_pair(results, "pd", "direct") or not results.get("zero_shot"):
+                continue
             scores = [cell([run["test"]["rank1"] for run in results[arm].values()]) for arm in arms]
             difference = difference_cells(rank1_difference(results, "pd", "direct"))
             better, before = gains(results, "pd", "direct"), gains(self.by_identities.get(number, {}), "pd", "direct")
@@ -157,17 +163,22 @@ class ConvergencePage:
             rows.append([str(number), *scores, *difference, change])
         if not rows:
             return ""
-        head = ["identities", "`zero_shot`", "`direct`", "`pd`", "seeds", "difference, points", "interval", ""]
+        head = ["identities", "`zero_shot`", "`direct`", "`pd`", "seeds", "difference, points", "interval", "verdict"]
         return "\n\n".join(
             [
                 "## From a better base",
-                "The same runs, rates unchanged, from version 3 of the base: 15,000 further steps of its own "
-                "pretraining, on none of these people ([the base](synthetic.md#promptreid-tiny)). The last column: how "
-                "much larger the difference is than from version 2, paired by seed and person. Intervals have 95 %; "
-                "exploratory.",
+                f"The same runs, rates unchanged, from {self._base()}. The last column: how much larger the difference "
+                "is than from version 2, paired by seed and person. Intervals have 95 %; exploratory.",
                 markdown([*head, "than from version 2"], rows),
             ]
         )
+
+    def _base(self) -> str:
+        record = json.loads((TINY_FOLDER / "training-v3.json").read_text(encoding="utf-8"))
+        if not record["weights_sha256"].startswith(str(self.better)):
+            return f"other weights, `{self.better}`"
+        steps = f"{record['settings']['further']:,} further steps of its own pretraining, on none of these people"
+        return f"[version 3 of the base](synthetic.md#promptreid-tiny), {steps}"
 
     def curves(self, number: int) -> str:
         """Validation mAP by epoch of the encoders: means over seeds, of which one that has ended keeps its best."""

@@ -155,7 +155,7 @@ class Page:
         return self.contrast("Twice the steps", "long", (f"{usual} steps", f"{twice} steps"), [note])
 
     def base(self) -> str:
-        """Direct fine-tuning and PD from the base as it ships and from the one that was pretrained further."""
+        """Direct fine-tuning and PD from version 2 of the base and from the one that was pretrained further."""
         further, arms = self._condition("base"), ("zero_shot", *COMPARED)
         blocks = [
             "From the base that was pretrained further:",
@@ -163,7 +163,7 @@ class Page:
             measure_table(further, arms),
             "MMD² here is measured by that base's own features, so it cannot be compared with that of other sections.",
         ]
-        return self.contrast("Another base", "base", ("base as it ships", "pretrained further"), blocks)
+        return self.contrast("Another base", "base", ("version 2", "pretrained further"), blocks)
 
     def contrast(self, title: str, part: str, names: tuple[str, str], blocks: Sequence[str]) -> str:
         """PD less direct fine-tuning as usual and under a part's one condition, how much that changes, and `blocks`."""

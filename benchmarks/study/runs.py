@@ -38,6 +38,7 @@ from steps import Repeated, StepSampler, split_steps
 
 PRETRAINING = HERE.parents[1] / "tools" / "pretrain_tiny.py"
 History = list[dict[str, Any]]  # an entry a round
+BASE = "generated"  # version 2 of the base, which shipped when the studies began
 FURTHER_STEPS, FURTHER_PAIRS = 1000, 48_000  # about as many steps as what ships has seen, on pairs of their own
 
 
@@ -120,17 +121,16 @@ def base_weights(run: Run, scratch: Path) -> str:
         ValueError: The folder holds weights of another pretraining, or damaged ones.
     """
     if run.base == "shipped":
-        return "generated"
+        return BASE
     folder = scratch / "base-further"
     record, weights = folder / "training.json", folder / "promptreid-tiny.safetensors"
     if not record.is_file():  # it is written last
         print(f"pretraining the other base, {FURTHER_STEPS} steps; about 20 minutes on a core", flush=True)
-        steps, pairs = str(FURTHER_STEPS), str(FURTHER_PAIRS)
-        command = [sys.executable, str(PRETRAINING), "--further", steps, "--pairs", pairs, "--output", str(folder)]
-        subprocess.run(command, check=True)
+        words = ("--further", FURTHER_STEPS, "--start", BASE, "--pairs", FURTHER_PAIRS, "--output", folder)
+        subprocess.run([sys.executable, str(PRETRAINING), *map(str, words)], check=True)
     made = json.loads(record.read_text(encoding="utf-8"))
-    settings = made["settings"]["further"], made["settings"]["pairs"]
-    if settings != (FURTHER_STEPS, FURTHER_PAIRS) or weights_hash(weights) != made["weights_sha256"]:
+    settings = [made["settings"].get(name, BASE) for name in ("further", "pairs", "start")]
+    if settings != [FURTHER_STEPS, FURTHER_PAIRS, BASE] or weights_hash(weights) != made["weights_sha256"]:
         raise ValueError(
             f"{folder} holds damaged weights or those of another pretraining; delete it, and they are made"
         )
@@ -142,7 +142,7 @@ def weights_hash(weights: Path | str) -> str:
     return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
 
 
-def make_model(run: Run, device: str, weights: str = "generated") -> PromptedCLIP:
+def make_model(run: Run, device: str, weights: str = BASE) -> PromptedCLIP:
     """The small base with the prompts of the run's arm."""
     clip = load_clip("promptreid-tiny", pretrained=weights, image_size=run.budget.image_size, device=device)
     return PromptedCLIP(clip, ARMS[run.arm].prompts)

@@ -78,7 +78,8 @@ def section(path: Path, root: Path) -> str:
         return ""
     name = path.relative_to(root).as_posix()
     first, _, rest = docstring.partition("\n")
-    results = sorted((root / "benchmarks" / "results").glob(f"{path.stem}*.json"))
+    folder = root / "benchmarks" / "results"
+    results = sorted([*folder.glob(f"{path.stem}*.json"), *folder.glob(f"gpu/{path.stem}*.json")])
     shown = [figures(result, root) for result in results] or ["**No figures are committed.**\n"]
     return "\n".join([f"## `{name}`\n", f"{first}\n", *map(paragraph, paragraphs(rest)), *shown])
 

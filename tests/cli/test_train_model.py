@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from promptreid.adaptation import Adaptation
-from promptreid.cli.options import check_device
+from promptreid.cli.options import check_device, joined_processes
 from promptreid.cli.output import Output
 from promptreid.cli.train_model import (
     ALGORITHMS,
@@ -349,3 +349,23 @@ def test_silent_process_tells_its_own_failures_alone(capsys: pytest.CaptureFixtu
     assert written.out + written.err == ""
     output.fail("out of memory", 5)
     assert capsys.readouterr().err == "error: out of memory\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "chosen"), [("cpu", "gloo", []), ("cpu:0", "gloo", []), ("cuda:1", "nccl", [1])]
+)
+def test_a_process_of_several_takes_its_own_gpu(monkeypatch, device, backend, chosen):
+    given, backends = [], []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda wanted: given.append(torch.device(wanted).index))
+    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda: None)
+    with joined_processes(Output(as_json=False), device):
+        assert (given, backends) == (chosen, [backend])
+
+
+def test_several_processes_that_do_not_know_their_gpu_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="LOCAL_RANK"), joined_processes(Output(as_json=False), "cuda"):
+        pass

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from promptreid.towers.tiny import TINY_WEIGHTS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,7 +68,7 @@ class TestDistributions:
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
         expected = {name.removeprefix("src/") for name in tracked("src/promptreid")}
         assert "promptreid/py.typed" in names
-        assert "promptreid/towers/tiny/promptreid-tiny.safetensors" in names
+        assert {f"promptreid/towers/tiny/{name}" for name in TINY_WEIGHTS.values()} <= names
         assert not [name for name in names if not name.startswith("promptreid/") or "__pycache__" in name]
         assert expected <= names
 
@@ -123,7 +125,7 @@ class TestDistributions:
     ):
         code = (
             "import promptreid; print(promptreid.__file__);"
-            "promptreid.load_clip('promptreid-tiny', pretrained='generated', image_size=(96, 48))"
+            "promptreid.load_clip('promptreid-tiny', pretrained='generated_v3', image_size=(96, 48))"
         )
         output = command(empty_environment, "-c", code, cwd=tmp_path, env=bare_environment).stdout
         assert str(empty_environment.parents[1]) in output

@@ -4,10 +4,8 @@ import copy
 import json
 from collections.abc import Generator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -142,21 +140,3 @@ def test_trainer_fp16_interrupted_and_resumed_ends_with_the_same_bits(
             fit("interrupted")
     assert fit("interrupted") == scale
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1])])
-def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, device, chosen):
-    """torch refuses to make "cuda" the current device, which `Trainer(device="cuda")` once asked for."""
-    given = []
-
-    def set_device(wanted):
-        if wanted.index is None:
-            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{wanted}")
-        given.append(wanted.index)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setattr(accelerate, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda")))
-    make_accelerator(device, "no")
-    assert given == chosen

@@ -112,6 +112,7 @@ def test_the_other_base_is_pretrained_once_and_named_in_the_result(toy_run, scra
     assert other["test"] != shipped["test"]
     training = json.loads((scratch / "base-further" / "training.json").read_text())
     assert other["made_with"]["base_sha256"] == training["weights_sha256"]
+    assert training["settings"]["start"] == "generated"
     assert (other["run"]["base"], "base" in shipped["run"]) == ("further", False)
     monkeypatch.setattr(runs, "PRETRAINING", Path("nowhere.py"))
     assert runs.base_weights(run, scratch) == str(scratch / "base-further" / "promptreid-tiny.safetensors")

@@ -362,9 +362,15 @@ def joined_processes(console: Output, device: str) -> Generator[None, None, None
     from torch import distributed
 
     console.is_silent = int(os.environ.get("RANK", "0")) > 0
-    if torch.device(device).index is not None:
-        torch.cuda.set_device(device)  # refuses "cuda", which is the current one
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        if chosen.index is None:
+            raise ValueError(
+                "WORLD_SIZE says that there are several processes, but LOCAL_RANK, which gives each its GPU, is not "
+                "set; start them with torchrun, or set it"
+            )
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield
         distributed.barrier()

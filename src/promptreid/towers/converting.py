@@ -93,7 +93,7 @@ def convert_weights(
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> convert_weights("generated_v3", folder, name="promptreid-tiny").title
-        "the tag 'generated'"
+        "the tag 'generated_v3'"
         >>> load_clip(f"local-dir:{folder}", image_size=(96, 48)).visual.image_size
         (96, 48)
     """
