@@ -362,15 +362,15 @@ def joined_processes(console: Output, device: str) -> Generator[None, None, None
     from torch import distributed
 
     console.is_silent = int(os.environ.get("RANK", "0")) > 0
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        if chosen.index is None:
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        if device == "cuda":
             raise ValueError(
                 "WORLD_SIZE says that there are several processes, but LOCAL_RANK, which gives each its GPU, is not "
                 "set; start them with torchrun, or set it"
             )
-        torch.cuda.set_device(chosen)
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
         distributed.barrier()

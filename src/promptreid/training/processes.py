@@ -35,7 +35,7 @@ def make_accelerator(
     if wanted is not None and wanted.type == "cuda":
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
             raise ValueError(f'device is "{wanted}", but torch sees {torch.cuda.device_count()} CUDA devices')
-        if wanted.index is not None:  # "cuda" is the current one or, under torchrun, the one that accelerate chooses
+        if str(wanted) != "cuda":  # that is the current one or, under torchrun, the one that accelerate chooses
             torch.cuda.set_device(wanted)
     cpu = wanted is not None and wanted.type == "cpu"
     _check_precision(mixed_precision, wanted)
