@@ -113,7 +113,7 @@ def test_the_table_of_kinds_shows_each_ratio_with_its_machine():
     import backbones_speed
 
     ratio = {"ratio": 1.042, "lowest": 1.0, "highest": 1.1}
-    made = {**_bench.made_with(), "rounds": 3, "machine_was_shared": True}
+    made = {**_bench.made_with(), "rounds": 3, "batch": 64, "machine_was_shared": True}
     kinds = {
         f"{kind} {work} / independent {work}": ratio for kind in backbones_speed.KINDS for work in ("forward", "step")
     }
@@ -121,3 +121,4 @@ def test_the_table_of_kinds_shows_each_ratio_with_its_machine():
     assert "| kind | forward, fp32 | step, fp32 |" in text
     assert "| prefix | 1.04 (1.00 to 1.10) | 1.04 (1.00 to 1.10) |" in text
     assert "others used the machine meanwhile" in text
+    assert "batch 64;" in text
