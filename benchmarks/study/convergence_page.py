@@ -167,11 +167,17 @@ class ConvergencePage:
         return "\n\n".join(
             [
                 "## From a better base",
-                f"The same runs, rates unchanged, from {self._base()}. The last column: how much larger the difference "
-                "is than from version 2, paired by seed and person. Intervals have 95 %; exploratory.",
+                f"The same runs from {self._base()}. Rates are those tuned on version 2, which may suit one arm better "
+                "than the other here. The last column: how much larger the difference is than from version 2, paired "
+                "by seed and person. Intervals have 95 %; exploratory.",
                 markdown([*head, "than from version 2"], rows),
+                made_by(self._every(self.from_better_base), f"{COMMAND} --parts better_base", minutes=False),
             ]
         )
+
+    @staticmethod
+    def _every(by_identities: dict[int, Results]) -> Results:
+        return {f"{arm} {number}": seeds for number, found in by_identities.items() for arm, seeds in found.items()}
 
     def _base(self) -> str:
         record = json.loads((TINY_FOLDER / "training-v3.json").read_text(encoding="utf-8"))
@@ -221,13 +227,15 @@ class ConvergencePage:
         blocks += filter(None, (self.curves(number) for number in (400, 100)))
         table = self.response()
         if table:
-            every = {f"{arm} {n}": seeds for n, found in self.by_identities.items() for arm, seeds in found.items()}
             arms = "`direct` has the encoder epochs of `pd`; `direct_more` has those of stage 1 too"
             blocks += [
                 f"## PD against direct fine-tuning\n\n{table}",
                 f"Rank-1 in percent, mean ± standard deviation; {arms}.",
             ]
-            blocks += [made_by(every, COMMAND, minutes=False), "All scores: [the appendix](convergence_tables.md)."]
+            blocks += [
+                made_by(self._every(self.by_identities), COMMAND, minutes=False),
+                "All scores: [the appendix](convergence_tables.md).",
+            ]
         return "\n\n".join(filter(None, [*blocks, self.better_base(), self.not_run()])).rstrip() + "\n"
 
     def appendix(self) -> str:
