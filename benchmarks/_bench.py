@@ -40,7 +40,7 @@ def made_with() -> dict[str, Any]:
             "architecture": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "amx_bf16": any("amx_bf16" in line for line in _processor_lines()),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
@@ -56,6 +56,11 @@ def made_with() -> dict[str, Any]:
         },
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_model() -> str:

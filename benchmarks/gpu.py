@@ -20,10 +20,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from _bench import RESULTS, made_with, make_parser, report, write_json
+from _bench import RESULTS, cores, made_with, make_parser, report, write_json
 
 ROOT = Path(__file__).parents[1]
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
     parser.add_argument(
-        "--jobs", type=int, default=min(16, CORES), help="runs of the study side by side; default: one a core, up to 16"
+        "--jobs",
+        type=int,
+        default=min(16, cores()),
+        help="runs of the study side by side; default: one a core, up to 16",
     )
     parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts; default: all of them")
     arguments = parser.parse_args()

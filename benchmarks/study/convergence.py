@@ -335,7 +335,7 @@ def main() -> None:
     later = [name for name in chosen if name.startswith(("parts", "better"))]
     # Arms of later parts are tuned after the primary comparison, which needs none of them.
     for names in ([name for name in chosen if name not in later], later):
-        if names and names == later and arguments.task == "all":
+        if arguments.task == "all" and any(name.startswith("parts") for name in names):
             tune_arms(THEN_TUNED, arguments)
         planned = parts(read_rates(arguments.rates), base=base, limits=arguments.limits)
         for name in names:
