@@ -5,8 +5,7 @@ python benchmarks/study/convergence_page.py
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from comparison import (
     gains,
     gather,
     have_a_pair,
-    mean_and_std,
     paired_difference,
     rank1_difference,
 )
 from convergence_plan import COURSES, EVERY_ARM, RATES, RESULTS, LongRun, parts, read_rates
+from curves import draw_curves, epochs_table, lead_section
 from page import DOCS
-from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION, new_figure, save_figure
+from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION
 from promptreid.towers.tiny import TINY_FOLDER
 from tables import cell, difference_cells, figure, made_by, markdown, score_table
 
@@ -40,6 +39,28 @@ The [first study](evidence.md) stopped after 360 steps. This one trains until va
 400 identities, on the same synthetic pedestrians and from the same small base, version 2. Its
 [protocol](protocol_convergence.md) was committed before its first run. It says nothing about photographs.
 """
+
+# Title, what the arms are, and what is compared with what.
+QUESTIONS = (
+    (
+        "PD against direct fine-tuning",
+        "`direct` has the encoder epochs of `pd`; `direct_more` has those of stage 1 too.",
+        (("pd", "direct"), ("pd", "direct_more")),
+    ),
+    (
+        "Which part does the work",
+        "`pd_no_id` is `pd` without the identity loss; `joint` trains prompts and encoders at once. Exploratory.",
+        (("pd", "pd_no_id"), ("pd", "joint"), ("joint", "direct")),
+    ),
+    (
+        "How far prompts alone get",
+        "Prompts in front of a frozen model, 4, 16 or 64 a block in both towers, for up to 120 epochs. Exploratory.",
+        (
+            ("prompts_4", "zero_shot"), ("prompts_4", "direct"), ("prompts_16", "prompts_4"),
+            ("prompts_64", "prompts_16"), ("prompts_64", "direct"),
+        ),
+    ),
+)  # fmt: skip
 
 
 def points(found: Difference) -> str:
@@ -133,21 +154,31 @@ class ConvergencePage:
         }[direction(found)]
         return f"{words} (50 less 400: {points(found)})."
 
-    def response(self) -> str:
-        """PD less direct fine-tuning at each number of identities."""
+    def comparisons(self, pairs: Iterable[tuple[str, str]]) -> str:
+        """Rank-1 of one arm less that of another at each number of identities; empty without a pair."""
         rows: list[list[str]] = []
-        for baseline in ("direct", "direct_more"):
+        for arm, baseline in pairs:
             for number, results in self.by_identities.items():
-                if have_a_pair(results, "pd", baseline):
-                    level = PRIMARY_LEVEL if baseline == "direct" and number in (100, 400) else 0.95
-                    scores = [cell([run["test"]["rank1"] for run in results[arm].values()]) for arm in (baseline, "pd")]
-                    difference = rank1_difference(results, "pd", baseline, level=level)
-                    rows.append([str(number), f"`{baseline}`", *scores, *difference_cells(difference), f"{level:.1%}"])
-        if not rows:
-            return ""
-        compared = ["identities", "compared with", "its Rank-1", "`pd`", "seeds"]
-        head = [*compared, "difference, points", "interval", "verdict", "level"]
-        return markdown(head, rows)
+                if have_a_pair(results, arm, baseline):
+                    primary = (arm, baseline) == ("pd", "direct") and number in (100, 400)
+                    level = PRIMARY_LEVEL if primary else 0.95
+                    one, other = ([run["test"]["rank1"] for run in results[name].values()] for name in (arm, baseline))
+                    cells = difference_cells(rank1_difference(results, arm, baseline, level=level))
+                    scores = [f"`{arm}`", cell(one), f"`{baseline}`", cell(other)]
+                    rows.append([str(number), *scores, *cells, f"{level:.1%}"])
+        names = ["identities", "arm", "Rank-1", "less", "Rank-1"]
+        head = [*names, "seeds", "difference, points", "interval", "verdict", "level"]
+        return markdown(head, rows) if rows else ""
+
+    def compared(self, title: str, arms: str, pairs: Iterable[tuple[str, str]]) -> str:
+        """A section with the comparisons that answer one question, and what its arms are."""
+        table = self.comparisons(pairs)
+        return f"## {title}\n\n{arms} Rank-1 in percent, mean ± standard deviation.\n\n{table}" if table else ""
+
+    def lead(self) -> str:
+        """By epochs of the encoders, who is ahead on validation."""
+        found = lead_section(self.by_identities, "pd", "direct")
+        return f"## Who is ahead after how many epochs\n\n{found}" if found else ""
 
     def better_base(self) -> str:
         """The comparison from the better base, and how its difference compares with that from version 2."""
@@ -191,20 +222,7 @@ class ConvergencePage:
         results = self.by_identities.get(number, {})
         if not self._is_complete(number, "pd", "direct"):
             return ""
-        shown = [arm for arm in COLOURS if results.get(arm)]
-        drawn = new_figure(6.0, 3.2)
-        axes = drawn.subplots()
-        for arm in shown:
-            stages = [stages_of(run["history"]) for run in results[arm].values()]
-            prompts = mean_curve([first for first, *others in stages if others])
-            encoders = mean_curve([last for *_, last in stages])
-            epochs = [*range(-len(prompts), 0), *range(1, len(encoders) + 1)]
-            axes.plot(epochs, [100 * value for value in (*prompts, *encoders)], color=COLOURS[arm], label=arm)
-        axes.axvline(0, color="0.8", linewidth=1)
-        axes.set_xlabel("epochs of the encoders; before 0, of prompts alone")
-        axes.set_ylabel("validation mAP, %")
-        axes.legend(frameon=False)
-        path = save_figure(drawn, self.plots / f"convergence_{number}.png")
+        path = draw_curves(self.plots / f"convergence_{number}.png", results, COLOURS)
         return figure(
             path, f"Validation mAP by epoch of the encoders at {number} identities; before 0, of prompts alone"
         )
@@ -222,16 +240,12 @@ class ConvergencePage:
         return "\n".join(["## What is not run yet", "", *lines, "", reason, ""])
 
     def text(self) -> str:
-        """The answer, a figure, a table, and what is not run."""
+        """The answer, a figure, a table for each question, and what is not run."""
         blocks = [INTRODUCTION, "## What was found", self.answer()]
-        blocks += filter(None, (self.curves(number) for number in (400, 100)))
-        table = self.response()
-        if table:
-            arms = "`direct` has the encoder epochs of `pd`; `direct_more` has those of stage 1 too"
-            blocks += [
-                f"## PD against direct fine-tuning\n\n{table}",
-                f"Rank-1 in percent, mean ± standard deviation; {arms}.",
-            ]
+        blocks += [self.curves(number) for number in (400, 100)]
+        blocks += [self.compared(*question) for question in QUESTIONS[:1]] + [self.lead()]
+        blocks += [self.compared(*question) for question in QUESTIONS[1:]]
+        if any(self.by_identities.values()):
             blocks += [
                 made_by(self._every(self.by_identities), COMMAND, minutes=False),
                 "All scores: [the appendix](convergence_tables.md).",
@@ -259,51 +273,6 @@ class ConvergencePage:
             ]
             blocks.append("## Rates\n\n" + markdown(["arm", "prompts", "encoders", "tuning runs"], rows))
         return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def stages_of(history: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The entries of each stage.
-
-    Example:
-        >>> [len(entries) for entries in stages_of([{"stage": "one"}, {"stage": "one"}, {"stage": "two"}])]
-        [2, 1]
-    """
-    return [list(entries) for _, entries in groupby(history, key=lambda entry: entry["stage"])]
-
-
-def mean_curve(histories: Sequence[list[dict[str, Any]]]) -> list[float]:
-    """Mean validation mAP of each epoch of a stage over runs; one that has ended keeps its best.
-
-    Example:
-        >>> one = [{"scores": {"mAP": 0.25}}, {"scores": {"mAP": 0.5}}]
-        >>> mean_curve([one, [{"scores": {"mAP": 0.75}}]])
-        [0.5, 0.625]
-    """
-    curves = [[entry["scores"]["mAP"] for entry in history if "scores" in entry] for history in histories]
-    longest = max(map(len, curves), default=0)
-    padded = [curve + [max(curve)] * (longest - len(curve)) for curve in curves]
-    return [sum(values) / len(values) for values in zip(*padded, strict=True)]
-
-
-def epochs_table(results: Results, arms: Iterable[str]) -> str:
-    """How many epochs each stage used, and the seconds of an epoch."""
-    rows: list[list[str]] = []
-    for arm in arms:
-        stages: dict[str, list[list[dict[str, Any]]]] = {}
-        for run in results[arm].values():
-            for entries in stages_of(run["history"]):
-                stages.setdefault(entries[0]["stage"], []).append(entries)
-        for name, runs in stages.items():
-            mean, std = mean_and_std([len(entries) for entries in runs])
-            best, _ = mean_and_std([best_epoch(entries) for entries in runs])
-            rows.append([f"`{arm}`", name.replace("_", " "), f"{mean:.1f} ± {std:.1f}", f"{best:.1f}"])
-    return markdown(["arm", "stage", "epochs used", "best epoch"], rows) if rows else ""
-
-
-def best_epoch(entries: Sequence[dict[str, Any]]) -> int:
-    """The first epoch with the highest validation mAP."""
-    scored = [entry for entry in entries if "scores" in entry]
-    return max(scored, key=lambda entry: entry["scores"]["mAP"])["epoch"] if scored else 0
 
 
 def main() -> None:

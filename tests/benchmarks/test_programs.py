@@ -43,7 +43,7 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
         pytest.param(
             "absent_people",
             "",
-            {"PERSONS": 8, "SEEDS": (1,), "HALVES": 2, "TRAINED_ON": 4, "EPOCHS": 1},
+            {"PERSONS": 8, "SEEDS": (1,), "HALVES": 2, "TRAINED_ON": 8, "EPOCHS": 1},
             marks=pytest.mark.slow,
         ),
         ("data_loading", "", {"IMAGES": 16, "BATCH": 8, "TRAIN_IMAGES": 70, "OTHER_IMAGES": 30, "ROUNDS": 2}),
@@ -68,7 +68,7 @@ def test_help_shows_where_the_result_goes(command, capsys, name):
         pytest.param(
             "service_speed",
             "",
-            {**TINY, "IMAGES": 100, "IDENTITIES": (1, 1, 2), "SINGLE": 8, "TOGETHER": 1},
+            {**TINY, "IMAGES": 100, "IDENTITIES": (1, 1, 2), "SINGLE": 8, "TOGETHER": 2},
             marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("fastapi") is None, reason="the service needs it")],
         ),
         pytest.param("speed", "--steps 1", {}, marks=pytest.mark.slow),

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 import convergence
 import convergence_page
+import curves
 from comparison import Difference
 from convergence_plan import COURSES, FIRST_TUNED, THEN_TUNED, Limits, LongRun, parts
 from promptreid import PromptedCLIP, Stage, load_clip
@@ -118,7 +119,7 @@ def test_a_stage_stops_after_its_patience_with_its_best_weights(stage, scripted,
     entries = convergence.train_stage(stage, Few(), Scripted(scores, seen), run, 0)
     assert len(entries) == epochs
     assert torch.equal(stage.model.vision.prompts.tokens, seen[best - 1])
-    assert convergence_page.best_epoch(entries) == best
+    assert curves.best_epoch(entries) == best
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_the_weights_before(stage, scripted):
@@ -297,7 +298,17 @@ def test_page_says_nothing_before_the_last_seed(page, tmp_path):
     next(tmp_path.glob("identities100/pd-seed4.json")).unlink()
     again = convergence_page.ConvergencePage(made.rates, tmp_path, made.plots)
     assert "**Not finished.**" in again.answer()
-    assert "| 100 | `direct` |" in again.response()
+    assert "| 100 | `pd` | 40.00 ± 0.00 | `direct` | 30.00 ± 0.00 | 4 |" in again.text()
+
+
+def test_page_has_a_table_for_each_question_that_was_run(page):
+    scores = {("direct", 100): 0.3, ("pd", 100): 0.4, ("joint", 100): 0.35}
+    text = page(scores).text()
+    assert "| 100 | `pd` | 40.00 ± 0.00 | `joint` | 35.00 ± 0.00 | 5 | +5.00 ± 0.00 |" in text
+    assert "How far prompts alone get" not in text
+    text = page({**scores, ("prompts_4", 100): 0.1, ("zero_shot", 100): 0.05}).text()
+    assert "| 100 | `prompts_4` | 10.00 ± 0.00 | `zero_shot` | 5.00 ± 0.00 | 5 |" in text
+    assert "`prompts_64` |" not in text
 
 
 def test_curves_of_all_arms_begin_with_the_encoders(page, monkeypatch):
@@ -312,6 +323,29 @@ def test_curves_of_all_arms_begin_with_the_encoders(page, monkeypatch):
     assert drawn["direct"][0] == [1, 2, 3]
     assert drawn["pd"][0] == [-3, -2, -1, 1, 2, 3]
     assert drawn["pd"][1] == pytest.approx([40 * epoch / 3 for epoch in (1, 2, 3, 1, 2, 3)])
+
+
+def with_curves(*curves):
+    entries = [
+        [{"stage": "last", "epoch": n, "scores": {"mAP": value}} for n, value in enumerate(c, 1)] for c in curves
+    ]
+    return {
+        seed: {"history": entry, "rank1_by_person": {"1": 0.5}} for seed, entry in enumerate(entries)
+    }  # fmt: skip
+
+
+def test_lead_by_epoch_says_where_all_seeds_agree_and_a_run_that_ended_keeps_its_best():
+    direct = with_curves([0.2, 0.5], [0.3, 0.5])
+    few = {"pd": with_curves([0.3, 0.4], [0.4, 0.4, 0.6]), "direct": direct}
+    many = {"pd": with_curves([0.2, 0.5], [0.1, 0.4]), "direct": direct}
+    text = curves.lead_section({50: few, 400: many}, "pd", "direct")
+    assert "after 1 epoch `pd` is ahead at 50 identities; after 3 epochs neither is ahead anywhere" in text
+    values = curves.leads(few, "pd", "direct")
+    assert values[0] == pytest.approx([0.1, 0.1])
+    assert values[1] == pytest.approx([-0.1, -0.1])
+    assert values[2] == pytest.approx([-0.1, 0.1])  # the first ended with 0.4 after two, and `direct` with 0.5
+    assert "| 50 | **+10.0 ± 0.0** | **−10.0 ± 0.0** | +0.0 ± 14.1 |" in text
+    assert curves.lead_section({50: {"pd": few["pd"]}}, "pd", "direct") == ""
 
 
 def test_points_have_a_true_minus():
