@@ -42,13 +42,13 @@ def main() -> None:
 
 def start_once(given: list[str]) -> float:
     """Processor seconds, user's and system's, of a page from its start to its address; it is ended then."""
-    process = subprocess.Popen([*COMMAND, "demo", *given], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    lines = process.stdout or []
-    if not any("http://" in line for line in lines):
-        raise SystemExit("the demo did not start; try it by hand: promptreid demo")
-    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    command = [*COMMAND, "demo", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        if not any("http://" in line for line in process.stdout or []):
+            raise SystemExit("the demo did not start; try it by hand: promptreid demo")
+        fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,16 @@ def full_service(folder: Path) -> dict[str, str]:
 
 
 class Client:
-    """One connection to a service."""
+    """One connection to a service, for a `with` statement."""
 
     def __init__(self, port: int) -> None:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=120)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def milliseconds(self, *sentences: str) -> float:
         """How long a search takes, from the request to the last byte of the answer."""
@@ -100,17 +107,17 @@ def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
 
 def ask(port: int, process: int) -> dict[str, Any]:
     """Measure a service that runs."""
-    client = Client(port)
     resident = megabytes(process, "VmRSS")
-    one = [client.milliseconds(SENTENCE.format(number)) for number in range(SINGLE)]
-    many = [client.milliseconds(*[SENTENCE.format(number) for number in range(BATCH)]) for _ in range(TOGETHER)]
-    clients = [Client(port) for _ in range(CLIENTS)]
-    start = time.perf_counter()
-    with ThreadPoolExecutor(CLIENTS) as pool:
+    with Client(port) as client:
+        one = [client.milliseconds(SENTENCE.format(number)) for number in range(SINGLE)]
+        many = [client.milliseconds(*[SENTENCE.format(number) for number in range(BATCH)]) for _ in range(TOGETHER)]
+    with ExitStack() as opened, ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [opened.enter_context(Client(port)) for _ in range(CLIENTS)]
+        start = time.perf_counter()
         share = range(SINGLE // CLIENTS)
         parts = pool.map(lambda each: [each.milliseconds(SENTENCE.format(number)) for number in share], clients)
         crowded = [value for part in parts for value in part]
-    elapsed = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
     return {
         "one sentence": summary(one),
         f"{BATCH} sentences": summary(many) | {"sentences_a_second": round(1000 * BATCH / statistics.median(many))},
