@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -168,8 +169,20 @@ def take_turns(
 
 def in_own_process(work: Callable[..., Measured], *arguments: Any) -> Measured:
     """Call a module's function in a fresh process, so that memory left over from others does not shape it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, initializer=end_with_parent) as pool:
         return pool.apply(work, arguments)
+
+
+def end_with_parent() -> None:
+    """Have this process end as soon as the one that started it has, even if that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def random_captions(count: int, *, words: int | Sequence[int] = 29, context_length: int = 77) -> Tensor:

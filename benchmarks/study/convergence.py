@@ -51,7 +51,7 @@ from promptreid.towers.tiny import TINY_FOLDER, TINY_WEIGHTS
 from promptreid.training.recipe import Recipe
 from resident import ResidentPairs, ResidentSplit
 from runs import read_result, settings_of, validation_of, weights_hash
-from shared import KEPT, made_with, write_json
+from shared import KEPT, end_with_parent, made_with, write_json
 from tune import Grid, Rates, tune
 
 History = list[dict[str, Any]]
@@ -182,7 +182,8 @@ def _seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _use_all_of_float32() -> None:
+def _prepare_process() -> None:
+    end_with_parent()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU as on the CPU
 
 
@@ -193,7 +194,7 @@ def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]
     if jobs > 1:
         for name, value in ({"OMP_NUM_THREADS": "1"} | (KEPT if arguments.keep_memory else {})).items():
             os.environ.setdefault(name, value)  # read by a process when it starts
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_all_of_float32) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_process) as pool:
         try:
             yield pool
         except BaseException:

@@ -4,6 +4,9 @@ import getpass
 import json
 import os
 import platform
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,49 @@ def test_warm_up_calls_are_not_timed(monkeypatch):
 @pytest.mark.slow
 def test_work_in_its_own_process_runs_elsewhere():
     assert _bench.in_own_process(os.getpid) != os.getpid()
+
+
+PARENT = """
+import os, time
+import _bench
+
+def work(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    import sys
+    _bench.in_own_process(work, sys.argv[1])
+"""
+
+
+def exists(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_work_in_its_own_process_ends_when_the_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    noted = tmp_path / "child"
+    paths = os.pathsep.join([str(Path(_bench.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(tmp_path / "parent.py"), str(noted)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}) as parent:
+        wait_until(lambda: noted.is_file() and noted.read_text().isdigit())
+        parent.kill()
+    child = int(noted.read_text())
+    wait_until(lambda: not exists(child))
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_made_up_captions_stand_between_start_and_end():

@@ -53,8 +53,11 @@ def test_exported_encoders_give_the_features_of_encode(model, folder):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kind": "prefix"}, {"kind": "grouped", "groups": ("cam_a", "cam_b")}, {"kind": "coupled"}],
-    ids=lambda options: options["kind"],
+    [
+        pytest.param({"kind": "prefix"}, id="prefix", marks=pytest.mark.slow),
+        pytest.param({"kind": "grouped", "groups": ("cam_a", "cam_b")}, id="grouped"),
+        pytest.param({"kind": "coupled"}, id="coupled", marks=pytest.mark.slow),
+    ],
 )
 def test_export_command_gives_the_features_of_other_kinds(tmp_path, options):
     """Grouped prompts give every image the mean of the groups, as a graph takes no groups."""
