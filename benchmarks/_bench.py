@@ -24,8 +24,10 @@ from torch.utils.data import Dataset
 
 import promptreid
 from promptreid.files import write_bytes_atomically
+from promptreid.scores import RANKS
 
 RESULTS = Path(__file__).parent / "results"
+METRICS = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")  # of every table
 START, END, WORDS = 49406, 49407, 49000  # CLIP's tokens for start and end, and some below them that stand for words
 Measured = TypeVar("Measured")
 

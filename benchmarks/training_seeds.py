@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from _bench import RESULTS, made_with, make_parser, report
+from _bench import METRICS, RESULTS, made_with, make_parser, report
 from promptreid import PromptConfig, PromptedCLIP, load_clip
 from promptreid.adaptation import adapt
 from promptreid.data.reader import load_cuhk_pedes
@@ -23,7 +23,6 @@ IDENTITIES = (100, 20, 40)
 IMAGE_SIZE = (96, 48)
 RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
 BATCH_SIZE = 64
-METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
 def train(seed: int, folder: Path) -> dict[str, float]:

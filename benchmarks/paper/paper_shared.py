@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from _bench import RESULTS, in_words, made_with, make_parser, report, write_json
+from _bench import METRICS, RESULTS, in_words, made_with, make_parser, report, write_json
 
-__all__ = ["RESULTS", "in_words", "made_with", "make_parser", "report", "write_json"]
+__all__ = ["METRICS", "RESULTS", "in_words", "made_with", "make_parser", "report", "write_json"]

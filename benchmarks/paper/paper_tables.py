@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paper_rows import MAIN, TABLES
-from paper_shared import in_words
+from paper_shared import METRICS, in_words
 
-METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 # Rank-1 / mAP in percent, text to image, from the papers and repositories named (docs/paper.md).
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "CLIP, zero-shot": {

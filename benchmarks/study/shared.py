@@ -7,10 +7,21 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "to
 
 from web_world import draw_web_pair
 
-from _bench import end_with_parent, in_words, made_with, make_parser, report, seconds, spread, take_turns, write_json
+from _bench import (
+    METRICS,
+    end_with_parent,
+    in_words,
+    made_with,
+    make_parser,
+    report,
+    seconds,
+    spread,
+    take_turns,
+    write_json,
+)
 from side_by_side import KEPT
 
 __all__ = [
-    "KEPT", "draw_web_pair", "end_with_parent", "in_words", "made_with", "make_parser", "report", "seconds", "spread",
-    "take_turns", "write_json",
+    "KEPT", "METRICS", "draw_web_pair", "end_with_parent", "in_words", "made_with", "make_parser", "report", "seconds",
+    "spread", "take_turns", "write_json",
 ]  # fmt: skip

@@ -6,9 +6,7 @@ from typing import Any
 
 from comparison import Difference, Results, gains, have_a_pair, mean_and_std, paired_difference, rank1_difference
 from promptreid.evaluation.pictures.canvas import BLUE, GREY, VERMILION, new_figure, save_figure
-from shared import in_words
-
-METRICS = ("rank1", "rank5", "rank10", "mAP", "mINP")
+from shared import METRICS, in_words
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
