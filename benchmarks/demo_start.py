@@ -6,7 +6,6 @@ python benchmarks/demo_start.py        # benchmarks/results/demo_start.json; two
 """
 
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -44,11 +43,14 @@ def start_once(given: list[str]) -> float:
     """Processor seconds, user's and system's, of a page from its start to its address; it is ended then."""
     command = [*COMMAND, "demo", *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        if not any("http://" in line for line in process.stdout or []):
-            raise SystemExit("the demo did not start; try it by hand: promptreid demo")
-        fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        try:
+            if not any("http://" in line for line in process.stdout or []):
+                raise SystemExit("the demo did not start; try it by hand: promptreid demo")
+            fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            process.terminate()
+            process.wait(timeout=60)
+        finally:
+            process.kill()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

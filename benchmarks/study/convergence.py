@@ -182,7 +182,8 @@ def _seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _prepare_process() -> None:
+def prepare_worker() -> None:
+    """What each process does first: end when this one does, and use all of float32."""
     end_with_parent()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU as on the CPU
 
@@ -194,7 +195,7 @@ def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]
     if jobs > 1:
         for name, value in ({"OMP_NUM_THREADS": "1"} | (KEPT if arguments.keep_memory else {})).items():
             os.environ.setdefault(name, value)  # read by a process when it starts
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_process) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare_worker) as pool:
         try:
             yield pool
         except BaseException:

@@ -1,17 +1,19 @@
 """Learning curves of runs to convergence: validation mAP by epoch, of stages that end at different epochs."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from comparison import Results, have_a_pair, mean_and_std
+from comparison import Results, mean_and_std
 from promptreid.evaluation.pictures.canvas import new_figure, save_figure
 from tables import markdown
 
 Entries = list[dict[str, Any]]  # of a run's history
-LOOKED_AT = (1, 2, 3, 5, 10, 20, 40, 60)  # epochs of the encoders
-SUMMED_UP = (1, 3, 60)  # of these, in words
+TABLE_EPOCHS = (1, 2, 3, 5, 10, 20, 40, 60)  # of the encoders
+SENTENCE_EPOCHS = (1, 3, 60)
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 
 def stages_of(history: Iterable[dict[str, Any]]) -> list[Entries]:
@@ -35,18 +37,19 @@ def curve_of(entries: Entries) -> list[float]:
     return [entry["scores"]["mAP"] for entry in entries if "scores" in entry]
 
 
-def extended(curve: list[float], epochs: int) -> list[float]:
-    """A curve over that many epochs: after its end it keeps its best, the weights with which the stage ended.
+def best_so_far(curve: Sequence[float], epochs: int) -> list[float]:
+    """The best score up to each of that many epochs: of the weights that the stage would end with there.
 
     Example:
-        >>> extended([0.25, 0.5, 0.375], 4), extended([0.25, 0.5, 0.375], 2)
-        ([0.25, 0.5, 0.375, 0.5], [0.25, 0.5])
+        >>> best_so_far([0.25, 0.5, 0.375], 4), best_so_far([0.25, 0.5, 0.375], 2)
+        ([0.25, 0.5, 0.5, 0.5], [0.25, 0.5])
     """
-    return (curve + [max(curve)] * (epochs - len(curve)))[:epochs]
+    best = list(accumulate(curve, max))
+    return (best + best[-1:] * (epochs - len(best)))[:epochs]
 
 
 def mean_curve(histories: Sequence[Entries]) -> list[float]:
-    """Mean over runs of a stage; runs without a score are left out.
+    """Mean over runs of a stage of the best score so far; runs without a score are left out.
 
     Example:
         >>> one = [{"scores": {"mAP": 0.25}}, {"scores": {"mAP": 0.5}}]
@@ -55,7 +58,8 @@ def mean_curve(histories: Sequence[Entries]) -> list[float]:
     """
     curves = list(filter(None, map(curve_of, histories)))
     longest = max(map(len, curves), default=0)
-    return [sum(values) / len(values) for values in zip(*(extended(curve, longest) for curve in curves), strict=True)]
+    whole = [best_so_far(curve, longest) for curve in curves]
+    return [sum(values) / len(values) for values in zip(*whole, strict=True)]
 
 
 def draw_curves(path: Path, results: Results, colours: Mapping[str, str]) -> Path:
@@ -72,63 +76,84 @@ def draw_curves(path: Path, results: Results, colours: Mapping[str, str]) -> Pat
         axes.plot(epochs, [100 * value for value in (*prompts, *encoders)], color=colour, label=arm)
     axes.axvline(0, color="0.8", linewidth=1)
     axes.set_xlabel("epochs of the encoders; before 0, of prompts alone")
-    axes.set_ylabel("validation mAP, %")
+    axes.set_ylabel("best validation mAP so far, %")
     axes.legend(frameon=False)
     return save_figure(drawn, path)
 
 
-def leads(results: Results, arm: str, baseline: str) -> list[list[float]]:
-    """For each of `LOOKED_AT`, the lead in validation mAP of one arm over another, seed by seed."""
-    most = max(LOOKED_AT)
-    found: list[list[float]] = []
+def lead_by_epoch(results: Results, arm: str, baseline: str) -> dict[int, list[float]]:
+    """The lead of one arm over another in the best validation mAP so far: epoch of the encoders → seed by seed.
+
+    Seeds of which a run ended before its first score are left out.
+    """
+    leads: list[list[float]] = []
     for seed in sorted(results[arm].keys() & results[baseline].keys()):
         one, other = (curve_of(stages_of(results[name][seed]["history"])[-1]) for name in (arm, baseline))
         if one and other:
-            pairs = zip(extended(one, most), extended(other, most), strict=True)
-            found.append([first - second for first, second in pairs])
-    return [[lead[epoch - 1] for lead in found] for epoch in LOOKED_AT]
+            pairs = zip(*(best_so_far(curve, max(TABLE_EPOCHS)) for curve in (one, other)), strict=True)
+            leads.append([first - second for first, second in pairs])
+    return {epoch: [lead[epoch - 1] for lead in leads] for epoch in TABLE_EPOCHS} if leads else {}
 
 
-def agree(values: Sequence[float]) -> bool:
-    """Whether all seeds, at least two, have the same sign."""
-    return len(values) > 1 and (min(values) > 0 or max(values) < 0)
+def sign(values: Sequence[float]) -> int:
+    """1 where the 95 % interval of the mean over seeds, by Student's t, is above 0, -1 where below, else 0.
+
+    Example:
+        >>> sign([0.03, 0.031]), sign([0.03, -0.01]), sign([-0.03])
+        (1, 0, 0)
+    """
+    if len(values) < 2:
+        return 0
+    mean, std = mean_and_std(values)
+    half = T_QUANTILES[len(values)] * std / math.sqrt(len(values))
+    return 0 if abs(mean) <= half else 1 if mean > 0 else -1
 
 
 def lead_section(by_identities: Mapping[int, Results], arm: str, baseline: str) -> str:
-    """Who is ahead after how many epochs of the encoders: a sentence and a table; empty without a pair."""
-    found = {
-        number: leads(results, arm, baseline)
-        for number, results in by_identities.items()
-        if have_a_pair(results, arm, baseline)
-    }
+    """Who has the better weights after how many epochs of the encoders: sentences and a table; empty without a run.
+
+    Args:
+        by_identities: Results of conditions of which both arms are complete.
+        arm: The one whose lead it is.
+        baseline: The other.
+    """
+    found = {number: lead_by_epoch(results, arm, baseline) for number, results in by_identities.items()}
+    found = {number: leads for number, leads in found.items() if leads}
     if not found:
         return ""
-    rows = [[str(number), *map(_lead_cell, values)] for number, values in found.items()]
-    head = ["identities", *(f"{epoch}" for epoch in LOOKED_AT)]
-    said = "; ".join(_said(found, epoch, arm, baseline) for epoch in SUMMED_UP)
-    how = (
-        f"Validation mAP of `{arm}` less that of `{baseline}` after so many epochs of the encoders, in points, mean ± "
-        "standard deviation over seeds; a run that has ended keeps its best. **Bold**: all seeds agree in sign. Rates "
-        "were tuned for the end of training, not for its first epochs."
-    )
-    return f"In every seed, {said}.\n\n{how}\n\n{markdown(head, rows)}"
+    said = "; ".join(lead_sentence(found, epoch, arm, baseline) for epoch in SENTENCE_EPOCHS)
+    rows = [
+        [str(number), str(len(leads[1])), *(_lead_cell(leads[epoch]) for epoch in TABLE_EPOCHS)]
+        for number, leads in found.items()
+    ]
+    return f"{said[0].upper()}{said[1:]}.\n\n{markdown(['identities', 'seeds', *map(str, TABLE_EPOCHS)], rows)}"
 
 
 def _lead_cell(values: Sequence[float]) -> str:
     mean, std = mean_and_std(values)
     text = f"{100 * mean:+.1f} ± {100 * std:.1f}".replace("-", "−")
-    return f"**{text}**" if agree(values) else text
+    return f"**{text}**" if sign(values) else text
 
 
-def _said(found: Mapping[int, list[list[float]]], epoch: int, arm: str, baseline: str) -> str:
-    """Who leads in every seed after one of the epochs, and where."""
-    ahead: dict[str, list[str]] = {arm: [], baseline: []}
-    for number, values in found.items():
-        lead = values[LOOKED_AT.index(epoch)]
-        if agree(lead):
-            ahead[arm if lead[0] > 0 else baseline].append(str(number))
-    parts = [f"`{name}` is ahead at {', '.join(numbers)} identities" for name, numbers in ahead.items() if numbers]
-    return f"after {epoch} {'epoch' if epoch == 1 else 'epochs'} {' and '.join(parts) or 'neither is ahead anywhere'}"
+def lead_sentence(found: Mapping[int, Mapping[int, Sequence[float]]], epoch: int, arm: str, baseline: str) -> str:
+    """Who leads after an epoch, and at which numbers of identities."""
+    leading: dict[str, list[str]] = {arm: [], baseline: []}
+    for number, leads in found.items():
+        if sign(leads[epoch]):
+            leading[arm if sign(leads[epoch]) > 0 else baseline].append(str(number))
+    parts = [f"`{name}` leads at {listed(numbers)} identities" for name, numbers in leading.items() if numbers]
+    after = f"after {epoch} {'epoch' if epoch == 1 else 'epochs'} of the encoders"
+    return f"{after} {' and '.join(parts) or 'no difference is found at any number of identities'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    Example:
+        >>> listed(["50"]), listed(["50", "100", "200"])
+        ('50', '50, 100 and 200')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def epochs_table(results: Results, arms: Iterable[str]) -> str:

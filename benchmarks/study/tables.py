@@ -50,11 +50,11 @@ def difference_table(results: Results, arms: Iterable[str], baseline: str) -> st
     return markdown([f"less `{baseline}`", "seeds", "Rank-1, points", "95 % interval", ""], rows) if rows else ""
 
 
-def difference_cells(found: Difference) -> list[str]:
-    """Seeds, mean ± standard deviation, interval and verdict."""
-    verdict = ("better" if found.mean > 0 else "worse") if found.found else "no difference found"
-    interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-    return [str(found.seeds), f"{100 * found.mean:+.2f} ± {100 * found.std:.2f}", interval, verdict]
+def difference_cells(found: Difference, *, neither: str = "no difference found") -> list[str]:
+    """Seeds, mean ± standard deviation, interval and verdict, which is `neither` where the interval holds 0."""
+    verdict = ("better" if found.mean > 0 else "worse") if found.found else neither
+    mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in (found.mean, found.low, found.high))
+    return [str(found.seeds), f"{mean} ± {100 * found.std:.2f}", f"{low} to {high}", verdict]
 
 
 def response_table(results: Mapping[str, Results], arm: str, baseline: str) -> str:

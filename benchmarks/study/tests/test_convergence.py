@@ -272,8 +272,8 @@ def test_page_words_each_outcome_as_the_protocol_does(page):
     assert "and is ahead of it at 400 identities" in answer
     assert "With fewer identities PD does better against direct fine-tuning (50 less 400: +25.0 points" in answer
     text = made.text()
-    assert "![Validation mAP by epoch of the encoders at 400 identities" in text
-    assert "97.5%" in text
+    assert "![Best validation mAP so far by epoch of the encoders at 400 identities" in text
+    assert "| 97.5 % |" in text
     assert "| `direct` | direct fine tuning | 3.0 ± 0.0 | 3.0 |" in made.appendix()
 
 
@@ -325,27 +325,60 @@ def test_curves_of_all_arms_begin_with_the_encoders(page, monkeypatch):
     assert drawn["pd"][1] == pytest.approx([40 * epoch / 3 for epoch in (1, 2, 3, 1, 2, 3)])
 
 
-def with_curves(*curves):
-    entries = [
-        [{"stage": "last", "epoch": n, "scores": {"mAP": value}} for n, value in enumerate(c, 1)] for c in curves
+def with_curves(*scores):
+    histories = [
+        [{"stage": "last", "epoch": n, "scores": {"mAP": mAP}} for n, mAP in enumerate(one, 1)] for one in scores
     ]
-    return {
-        seed: {"history": entry, "rank1_by_person": {"1": 0.5}} for seed, entry in enumerate(entries)
-    }  # fmt: skip
+    return {seed: {"history": history} for seed, history in enumerate(histories)}
 
 
-def test_lead_by_epoch_says_where_all_seeds_agree_and_a_run_that_ended_keeps_its_best():
-    direct = with_curves([0.2, 0.5], [0.3, 0.5])
-    few = {"pd": with_curves([0.3, 0.4], [0.4, 0.4, 0.6]), "direct": direct}
-    many = {"pd": with_curves([0.2, 0.5], [0.1, 0.4]), "direct": direct}
-    text = curves.lead_section({50: few, 400: many}, "pd", "direct")
-    assert "after 1 epoch `pd` is ahead at 50 identities; after 3 epochs neither is ahead anywhere" in text
-    values = curves.leads(few, "pd", "direct")
-    assert values[0] == pytest.approx([0.1, 0.1])
-    assert values[1] == pytest.approx([-0.1, -0.1])
-    assert values[2] == pytest.approx([-0.1, 0.1])  # the first ended with 0.4 after two, and `direct` with 0.5
-    assert "| 50 | **+10.0 ± 0.0** | **−10.0 ± 0.0** | +0.0 ± 14.1 |" in text
-    assert curves.lead_section({50: {"pd": few["pd"]}}, "pd", "direct") == ""
+def test_lead_by_epoch_compares_the_best_so_far_of_both_arms():
+    results = {"pd": with_curves([0.3, 0.4], [0.4, 0.4, 0.6]), "direct": with_curves([0.2, 0.5, 0.1], [0.3, 0.5])}
+    leads = curves.lead_by_epoch(results, "pd", "direct")
+    assert leads[1] == pytest.approx([0.1, 0.1])
+    assert leads[2] == pytest.approx([-0.1, -0.1])
+    assert leads[3] == leads[60] == pytest.approx([-0.1, 0.1])  # what came last is not the best
+    assert (
+        curves.lead_by_epoch({**results, "pd": {0: {"history": [{"stage": "last", "epoch": 1}]}}}, "pd", "direct") == {}
+    )
+
+
+def test_lead_section_names_who_leads_where():
+    direct = with_curves([0.2, 0.5], [0.3, 0.59])
+    few = {"pd": with_curves([0.3, 0.4], [0.4, 0.5]), "direct": direct}
+    many = {"pd": with_curves([0.1, 0.5], [0.2, 0.58]), "direct": direct}
+    one = {"pd": with_curves([0.1]), "direct": with_curves([0.2])}
+    text = curves.lead_section({50: few, 100: few, 200: one, 400: many}, "pd", "direct")
+    first, third, last = text.split("\n")[0].split("; ")
+    assert (
+        first
+        == "After 1 epoch of the encoders `pd` leads at 50 and 100 identities and `direct` leads at 400 identities"
+    )
+    assert third == "after 3 epochs of the encoders `direct` leads at 50 and 100 identities"
+    assert last == "after 60 epochs of the encoders `direct` leads at 50 and 100 identities."
+    assert "| 50 | 2 | **+10.0 ± 0.0** | **−9.5 ± 0.7** |" in text
+    assert "| 200 | 1 | −10.0 ± 0.0 |" in text
+    assert "| 400 | 2 | **−10.0 ± 0.0** | −0.5 ± 0.7 |" in text
+    nowhere = {"pd": with_curves([0.1], [0.2]), "direct": with_curves([0.2], [0.1])}
+    assert "no difference is found at any number of identities" in curves.lead_section({50: nowhere}, "pd", "direct")
+    assert curves.lead_section({}, "pd", "direct") == ""
+
+
+def test_leads_of_a_comparison_that_is_not_complete_are_left_out(page, tmp_path):
+    made = page({("direct", 100): 0.3, ("pd", 100): 0.4, ("direct", 50): 0.3, ("pd", 50): 0.4})
+    next(tmp_path.glob("identities100/pd-seed4.json")).unlink()
+    again = convergence_page.ConvergencePage(made.rates, tmp_path, made.plots)
+    assert "leads at 50 identities" in again.lead()
+    assert "| 100 |" not in again.lead()
+
+
+def test_workers_end_with_their_parent_and_use_all_of_float32(monkeypatch):
+    called = []
+    monkeypatch.setattr(convergence, "end_with_parent", lambda: called.append(1))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    convergence.prepare_worker()
+    assert called == [1]
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_points_have_a_true_minus():

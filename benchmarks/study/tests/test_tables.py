@@ -129,7 +129,7 @@ def test_the_page_shows_every_part_that_has_results(write, tmp_path):
     text = built.text() + built.appendix()
     assert "**Not run.**" not in text
     assert "| `pd` | 2 | +10.00 ± 0.00 | +10.00 to +10.00 | better |" in text  # against direct
-    assert "| `pd_shallow` | 2 | -10.00 ± 0.00 | -10.00 to -10.00 | worse |" in text  # against pd, of another part
+    assert "| `pd_shallow` | 2 | −10.00 ± 0.00 | −10.00 to −10.00 | worse |" in text  # against pd, of another part
     assert "| less `direct_short` | seeds |" in text
     assert "| gap 0 |" in text
     assert "| 720 steps | 31.00 ± 1.41 | 41.00 ± 1.41 | 2 | +10.00 ± 0.00 |" in text
