@@ -183,7 +183,7 @@ def _seed(*words: int) -> int:
 
 
 def prepare_worker() -> None:
-    """What each process does first: end when this one does, and use all of float32."""
+    """Before its first run, have a worker end with the process that started it, and use all of float32."""
     end_with_parent()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU as on the CPU
 

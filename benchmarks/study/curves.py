@@ -13,7 +13,8 @@ from tables import markdown
 Entries = list[dict[str, Any]]  # of a run's history
 TABLE_EPOCHS = (1, 2, 3, 5, 10, 20, 40, 60)  # of the encoders
 SENTENCE_EPOCHS = (1, 3, 60)
-T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
+# Student's t at 97.5 %, by the number of seeds, of which the protocol has at most five.
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def stages_of(history: Iterable[dict[str, Any]]) -> list[Entries]:
@@ -131,7 +132,7 @@ def lead_section(by_identities: Mapping[int, Results], arm: str, baseline: str) 
 
 def _lead_cell(values: Sequence[float]) -> str:
     mean, std = mean_and_std(values)
-    text = f"{100 * mean:+.1f} ± {100 * std:.1f}".replace("-", "−")
+    text = f"{round(100 * mean, 1) + 0.0:+.1f} ± {100 * std:.1f}".replace("-", "−")  # + 0.0: zero has no minus
     return f"**{text}**" if sign(values) else text
 
 
