@@ -59,7 +59,8 @@ COURSES: dict[str, Course] = {
 }
 PRIMARY = ("zero_shot", "direct", "direct_more", "pd")
 PARTS = ("pd_no_id", "joint", "prompts_4")
-FIRST_TUNED, THEN_TUNED = PRIMARY[1:], (*PARTS, "prompts_16", "prompts_64")
+# The longest runs first, so that no process waits long for the last one.
+FIRST_TUNED, THEN_TUNED = PRIMARY[1:], ("prompts_64", "prompts_16", *PARTS)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ TUNABLE = tuple(name for name, arm in ARMS.items() if arm.tuned != "none")
 
 Rates = tuple[float, float]
 Score = Callable[[str, Rates], float]
-Found = tuple[int, tuple[bool, bool]]  # the best position, and whether it is at the grid's lower and upper edge
 
 
 def rate(centre: float, quarters: int) -> float:
@@ -65,13 +64,7 @@ class Grid:
 
 
 Grids = tuple[Grid, Grid]  # of the first rate and of the last
-
-
-def best_of(positions: list[int], score: Callable[[int], float]) -> tuple[int, tuple[bool, bool]]:
-    """The position with the highest score, and whether it lies at the lower and at the upper edge."""
-    scores = [score(position) for position in positions]
-    best = scores.index(max(scores))
-    return positions[best], (best == 0, best == len(positions) - 1)
+Offers = dict[str, dict[int, Rates]]  # of every arm, the rates at the positions of a grid
 
 
 def tune(
@@ -94,36 +87,28 @@ def tune(
         start: The grids to start from.
         kinds: Which rates each arm has; as `ARMS` says if None.
         centres: The grids' middles.
-        each: `map`, or one that looks at several arms at the same time.
+        each: `map`, or one that looks at several runs at the same time.
     """
     names = tuple(arms)
     tuned = {name: ARMS[name].tuned for name in names} if kinds is None else kinds
     two = [name for name in names if tuned[name] == "both"]
 
-    def for_each(look: Callable[[str], Found], chosen: Iterable[str]) -> dict[str, Found]:
-        listed = list(chosen)
-        return dict(zip(listed, each(look, listed), strict=True))
+    def scores(runs: list[tuple[str, Rates]]) -> list[float]:
+        return list(each(lambda run: score(*run), runs))
 
-    def first_score(name: str) -> Callable[[int], float]:
-        return lambda position: score(name, (rate(centres[0], position), centres[1]))
+    def first_of(grid: Grid) -> dict[int, Rates]:
+        return {position: (rate(centres[0], position), centres[1]) for position in grid.coarse()}
 
-    first, firsts = _search(
-        lambda grid: for_each(lambda name: best_of(grid.coarse(), first_score(name)), two), start[0]
-    )
+    first, firsts = _search(lambda grid: {name: first_of(grid) for name in two}, scores, start[0])
 
-    def last_of(name: str, grid: Grid) -> tuple[int, tuple[bool, bool]]:
+    def last_of(name: str, grid: Grid) -> dict[int, Rates]:
         if name in two:
             found = rate(centres[0], firsts[name])
-            return best_of(grid.coarse(), lambda position: score(name, (found, rate(centres[1], position))))
-        return best_of(grid.fine(first), lambda position: score(name, _single(tuned[name], position, centres)))
+            return {position: (found, rate(centres[1], position)) for position in grid.coarse()}
+        return {position: _single(tuned[name], position, centres) for position in grid.fine(first)}
 
-    last, lasts = _search(lambda grid: for_each(lambda name: last_of(name, grid), names), start[1])
-    found = {
-        name: (rate(centres[0], firsts[name]), rate(centres[1], lasts[name])) if name in two
-        else _single(tuned[name], lasts[name], centres)
-        for name in names
-    }  # fmt: skip
-    return found, (first, last)
+    last, lasts = _search(lambda grid: {name: last_of(name, grid) for name in names}, scores, start[1])
+    return {name: last_of(name, last)[lasts[name]] for name in names}, (first, last)
 
 
 def _single(kind: Tuned, position: int, centres: Rates) -> Rates:
@@ -133,13 +118,17 @@ def _single(kind: Tuned, position: int, centres: Rates) -> Rates:
 
 
 def _search(
-    look: Callable[[Grid], dict[str, tuple[int, tuple[bool, bool]]]], grid: Grid
+    offer: Callable[[Grid], Offers], scores: Callable[[list[tuple[str, Rates]]], list[float]], grid: Grid
 ) -> tuple[Grid, dict[str, int]]:
+    """Every arm's best position, once none is at an edge of the grid, and that grid."""
     for _ in range(MOST + 1):
-        found = look(grid)
-        wider = grid.extended(edges for _, edges in found.values())
+        offers = offer(grid)
+        tried = [(name, position) for name, offered in offers.items() for position in offered]
+        found = dict(zip(tried, scores([(name, offers[name][position]) for name, position in tried]), strict=True))
+        best = {name: max(offered, key=lambda at, name=name: found[name, at]) for name, offered in offers.items()}
+        wider = grid.extended((at == min(offers[name]), at == max(offers[name])) for name, at in best.items())
         if wider == grid:
-            return grid, {name: position for name, (position, _) in found.items()}
+            return grid, best
         grid = wider
     raise RuntimeError(
         f"the best rate is still at an edge after {MOST} extensions; look at the results before extending them further"

@@ -52,6 +52,18 @@ def test_an_arm_that_is_added_gets_as_many_runs_on_grids_as_they_stand():
     assert counts.pop() > 5
 
 
+def test_all_runs_of_a_grid_can_be_looked_at_side_by_side():
+    together = []
+
+    def each(score, runs):
+        together.append(len(runs))
+        return map(score, runs)
+
+    peaks = dict.fromkeys(("direct", "pd"), (5e-3, 3.2e-4))
+    tune.tune(peaks, peaked(tune, peaks, {}), each=each)
+    assert together == [3, 5 + 3]  # the first rate of pd; then all of direct and the last rate of pd
+
+
 def test_a_peak_beyond_every_extension_is_said():
     peaks = {"direct": (5e-3, 1e9)}
     with pytest.raises(RuntimeError, match="still at an edge after 4 extensions"):
