@@ -218,12 +218,14 @@ def test_remove_abandoned_leaves_what_somebody_writes(tmp_path):
         (tmp_path / name).touch()
     for name in ("held.lock", "free.lock"):
         (tmp_path / name).touch()
-    os.utime(tmp_path / f".old.json{mark}", (1, 1))
+    (tmp_path / f".folder{mark}").mkdir()  # we write files
+    for name in (f".old.json{mark}", f".folder{mark}"):
+        os.utime(tmp_path / name, (1, 1))
     os.utime(tmp_path / ".old.json-0123", (1, 1))  # not a name of ours
     with locked(tmp_path / "held.lock", action="writing"):
         remove_abandoned(tmp_path)
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
-    assert left == {f".held.uint8{mark}", f".new.json{mark}", ".old.json-0123"}
+    assert left == {f".held.uint8{mark}", f".new.json{mark}", ".old.json-0123", f".folder{mark}"}
 
 
 @pytest.mark.posix

@@ -147,7 +147,7 @@ def remove_scratch(path: Path) -> None:
     """Remove what writers of `path` that were killed left beside it; call it where nobody else can be writing."""
     name = re.compile(rf"\.{re.escape(path.name.lstrip('.'))}-[0-9a-f]{{16}}")
     for scratch in path.parent.glob(".*"):
-        if name.fullmatch(scratch.name):
+        if name.fullmatch(scratch.name) and scratch.is_file():
             scratch.unlink(missing_ok=True)
 
 
@@ -163,7 +163,7 @@ def remove_abandoned(folder: Path, *, alone: bool = False) -> None:
     """
     for scratch in folder.iterdir():
         name = re.fullmatch(r"\.(.+)-([0-9a-f]{16})", scratch.name)
-        if name is None:
+        if name is None or not scratch.is_file():
             continue
         lock = (folder / name[1]).with_suffix(".lock")
         with suppress(TimeoutError, FileNotFoundError):

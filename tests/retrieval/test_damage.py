@@ -83,7 +83,14 @@ def test_change_whose_old_file_cannot_be_deleted_is_in_place_and_the_next_load_d
 
 
 def test_load_removes_what_killed_writers_left_but_not_while_somebody_writes(gallery):
-    left = [gallery.directory / name for name in ("features-0.safetensors", ".features-1-0123456789abcdef", ".tmpx")]
+    number = "0123456789abcdef"
+    names = (
+        f"features-{number}.safetensors",
+        f".images-{number}.safetensors-{number}",
+        f".gallery.json-{number}",
+        ".tmpaB3xY9",
+    )
+    left = [gallery.directory / name for name in names]
     for path in left:
         path.touch()
     from promptreid.files import locked
@@ -94,6 +101,22 @@ def test_load_removes_what_killed_writers_left_but_not_while_somebody_writes(gal
     Gallery.load(gallery.directory)
     assert not any(path.exists() for path in left)
     assert features_file(gallery).exists()
+
+
+def test_files_of_the_user_in_a_galleries_folder_stay(gallery):
+    names = (
+        "features-vitb16.safetensors",
+        "images-train.safetensors",
+        "removed-people.json",
+        ".tmp_notes",
+        ".features-1",
+    )
+    own = [gallery.directory / name for name in names]
+    for path in own:
+        path.write_text("mine")
+    gallery.remove(0)
+    Gallery.load(gallery.directory)
+    assert [path.read_text() for path in own] == ["mine"] * len(own)
 
 
 def test_export_removes_what_a_killed_export_left(gallery, tmp_path):

@@ -354,7 +354,10 @@ class PromptedCLIP(nn.Module):
 
     @contextmanager
     def disabled(self) -> Generator[None, None, None]:
-        """Run both towers bare inside the block, only in the calling thread."""
+        """Run both towers bare inside the block, only in the calling thread.
+
+        Do not train in it with gradient checkpointing: the backward pass runs blocks again, and with their prompts.
+        """
         with self.vision.disabled(), self.text.disabled():
             yield
 

@@ -6,6 +6,7 @@ segment again without the image; what the description does not name any more is 
 """
 
 import json
+import re
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from promptreid.files import file_digest, locked, make_private_folder, open_file
 from promptreid.retrieval.encode import rows_of_other_length
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
-    FILE_PATTERNS,
+    FILE_NAME,
     Segment,
     damaged_features,
     file_names,
@@ -44,6 +45,10 @@ _FIRST_TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
 
 # The description begins with the digest of what follows; galleries of 0.1.0 have none.
 _SEAL = b'{"sha256": "%s", '
+
+# The files of a gallery, what killed writers of ours leave of them, and what safetensors leaves when it is killed.
+_WRITTEN = rf"{FILE_NAME}|removed-[0-9a-f]{{16}}\.json"
+_OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}")
 
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
@@ -305,8 +310,8 @@ def names_of(exact: ExactIndex, description: Mapping[str, Any]) -> set[str]:
 
 def _leftovers(folder: Path, kept: set[str]) -> list[Path]:
     """Files that the description does not name any more, and what writers that were killed left behind."""
-    patterns = (*FILE_PATTERNS, "removed-*.json", ".removed-*", ".tmp*", f".{_DESCRIPTION}-*")
-    return [path for pattern in patterns for path in folder.glob(pattern) if path.name not in kept]
+    found = (path for path in folder.glob("*") if _OURS.fullmatch(path.name))
+    return sorted(path for path in found if path.name not in kept)
 
 
 def _remove(paths: Sequence[Path]) -> list[Path]:

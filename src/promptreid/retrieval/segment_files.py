@@ -21,7 +21,8 @@ _KINDS = ("features", "images")
 # A safetensors file begins with the length of its header, a JSON object, which the tensors follow.
 _LENGTH_BYTES = 8
 _CACHE_LINE_BYTES = 64
-FILE_PATTERNS = ("features-*.safetensors", "images-*.safetensors", ".features-*", ".images-*")
+# As `write_segment` names them, and galleries of 0.1.0 were; a user's own file may begin with the same word.
+FILE_NAME = r"(features|images)-[0-9a-f]{16}\.safetensors"
 
 # Segments are no larger, so that a removal rewrites no more; and as many of about one size are joined.
 _SEGMENT_BYTES = 2**28
