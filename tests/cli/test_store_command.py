@@ -34,6 +34,21 @@ def test_options_that_go_with_something_else_are_refused(call, tmp_path, monkeyp
     assert said in errors
 
 
+def test_store_among_images_is_refused_and_their_permissions_stay(call, drawn, tmp_path):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    crops = tmp_path / "crops"
+    shutil.copytree(drawn / "imgs", crops)
+    images = [path for path in crops.rglob("*.*") if path.is_file()]
+    before = [path.stat().st_mode for path in images]
+    for store in (crops, tmp_path, images[0].parent):
+        code, _, errors = call("index", crops, "--store", store)
+        assert code == 2
+        assert f"error: --store is {store}, which is " in errors
+        assert "a store needs a folder of its own: promptreid index" in errors
+    assert [path.stat().st_mode for path in images] == before
+
+
 def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path, monkeypatch):
     pytest.importorskip("lancedb")
     pytest.importorskip("lance")

@@ -196,6 +196,18 @@ def test_files_are_for_their_owner_alone_under_any_umask(tmp_path):
     assert modes == expected
 
 
+@pytest.mark.posix
+def test_other_files_in_the_stores_folder_keep_their_permissions(tmp_path):
+    (tmp_path / "notes").mkdir(mode=0o755)
+    script = tmp_path / "notes" / "run.sh"
+    script.touch()
+    script.chmod(0o755)
+    store = LanceStore.create(tmp_path, dimensions=DIMENSIONS)
+    store.add(images(["a"]), features(1))
+    store.change_header(notes={"a": 1})
+    assert [oct(path.stat().st_mode & 0o777) for path in (script, script.parent)] == ["0o755", "0o755"]
+
+
 @contextmanager
 def writers(folder, commits):
     """Four processes that merge the same images, from one moment on."""

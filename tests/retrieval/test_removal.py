@@ -1,5 +1,6 @@
 """What must not come back, and what must not be taken for deleted."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from promptreid import Gallery
 from promptreid.data.images import list_images
 from promptreid.errors import CheckpointError, DatasetError
+from promptreid.retrieval import editing
 
 
 @pytest.fixture
@@ -109,6 +111,26 @@ def test_add_brings_removed_images_back_that_are_named_but_not_those_of_a_folder
     assert index.add([copy], progress=False).added == 1
     assert index.update(crops, progress=False).added == 1
     assert {gone, copy} <= set(index.paths)
+
+
+def test_image_that_another_removes_while_it_is_encoded_stays_out(model, index, crops, monkeypatch):
+    changed, kept = index.paths[1], index.paths[2]
+    for path in (changed, kept):
+        os.utime(path, (1, 1))
+    real = editing.encode_images
+
+    def encode(*given, **options):
+        batches = list(real(*given, **options))
+        assert Gallery.load(index.directory, model).remove(changed) == 1
+        return batches
+
+    monkeypatch.setattr(editing, "encode_images", encode)
+    changes = index.update(crops, progress=False)
+    assert (changes.changed, changes.added, changes.excluded) == (1, 0, (str(changed),))
+    assert changed not in index.paths
+    assert len(Gallery.load(index.directory)) == 7
+    monkeypatch.undo()
+    assert index.update(crops, progress=False).excluded == (str(changed),)
 
 
 def gallery_of(*names):

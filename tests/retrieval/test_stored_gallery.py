@@ -132,12 +132,13 @@ def test_rows_are_committed_once_they_are_many_or_have_waited(monkeypatch):
 
     store, now = Recorded(), [0.0]
     monkeypatch.setattr(filling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(filling, "removed_digests", lambda store: frozenset())
     commits = filling._Commits(store)
     for number in range(200):
-        commits.put(ImageTable.of_keys([f"{number}_{row}" for row in range(64)]), torch.zeros(64, 2), replaces=False)
+        commits.put(ImageTable.of_keys([f"{number}_{row}" for row in range(64)]), torch.zeros(64, 2), old=[False] * 64)
     assert store.commits == [5056, 5056]
     now[0] += 6.0
-    commits.put(ImageTable.of_keys(["late"]), torch.zeros(1, 2), replaces=False)
+    commits.put(ImageTable.of_keys(["late"]), torch.zeros(1, 2), old=[False])
     assert store.commits == [5056, 5056, 200 * 64 - 2 * 5056 + 1]
     commits.flush()
     assert len(store.commits) == 3
@@ -170,6 +171,27 @@ def test_erased_images_stay_out_until_they_are_restored(gallery, folder):
         gallery.restore(3)
     assert gallery.restore(os.path.relpath(path)) == 1
     assert gallery.update(folder, progress=False).added == 1
+
+
+@pytest.mark.parametrize("owner", [filling, LanceStore])
+def test_images_that_another_erases_meanwhile_stay_out(gallery, folder, monkeypatch, owner):
+    paths = sorted(map(str, folder.rglob("*.jpg")))
+    gallery.update(paths[:4], progress=False)
+    for path in paths[:4]:
+        os.utime(path, (1, 1))
+    other = StoredGallery.load(gallery.url, gallery.model)
+    # While they are encoded, or after this process has asked what is erased and before it commits.
+    name = "encode_images" if owner is filling else "replace"
+    real = getattr(owner, name)
+
+    def erased_before(*given, **options):
+        other.erase(paths[:3])
+        return real(*given, **options)
+
+    monkeypatch.setattr(owner, name, erased_before)
+    changes = gallery.update(folder, progress=False)
+    assert (changes.added, changes.changed, sorted(changes.excluded)) == (20, 1, paths[:3])
+    assert keys_of(gallery) == paths[3:]
 
 
 def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):

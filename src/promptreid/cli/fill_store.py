@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model
+from promptreid.cli.options import ModelArguments, check_own_folder, chosen_model, load_model, note_model
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.errors import counted, shell_word
@@ -81,6 +81,8 @@ def _open_or_make(console: Output, work: StoreWork, model: ModelArguments) -> "S
         if work.storage is not None and work.storage != LanceStore.open(work.store).header["storage"]:
             raise StoreError(f"{work.store} exists already and keeps its storage; leave --storage out")
         return _opened(work, model)
+    if isinstance(work.store, Path):
+        check_own_folder("--store", work.store, work.folder)
     choice = chosen_model(model)
     note_model(console, choice, work.folder)
     encoder = load_model(choice, device=model["device"])

@@ -12,6 +12,7 @@ from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,
     check_device,
+    check_own_folder,
     chosen_model,
     file_to_write,
     folder_to_read,
@@ -166,25 +167,6 @@ def run(
     return 0
 
 
-def _check_output(folder: Path, output: Path) -> None:
-    """Refuse a new gallery among images or in a dataset, whose folder would then be taken for a gallery."""
-    from promptreid.data.images import IMAGE_ENDINGS
-    from promptreid.data.reader import holds_dataset
-
-    found = ""
-    if folder.resolve().is_relative_to(output.resolve()):
-        found = "the folder of the images" if folder.samefile(output) else f"above the folder of the images, {folder}"
-    elif output.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in output.iterdir()):
-        found = "a folder of images"
-    elif output.is_dir() and holds_dataset(output):
-        found = "a dataset's folder"
-    if found:
-        raise ValueError(
-            f"--output is {output}, which is {found}; a gallery needs a folder of its own: promptreid index "
-            f"{shell_word(folder)} --output gallery"
-        )
-
-
 def _note_others(console: Output, gallery: "Gallery", folder: Path, *, is_pruned: bool) -> None:
     """Say that a gallery holds images of another folder, before the first ones of this folder come beside them."""
     inside = f"{folder.resolve()}{os.sep}"
@@ -233,7 +215,7 @@ def _open_or_make(
             raise DatasetError(
                 f"{folder} has no images, nor any other file, in it; give the folder that holds the crops"
             )
-        _check_output(folder, output)
+        check_own_folder("--output", output, folder)
     import torch
 
     from promptreid.retrieval.editing import find_images

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from promptreid.cli.model_names import BARE, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
-from promptreid.errors import HubError
+from promptreid.errors import HubError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
@@ -171,6 +171,35 @@ def check_file(option: str, path: Path | None) -> None:
     if path is not None and not path.is_file():
         reason = "that is a folder or a device" if path.exists() else "there is no such file"
         raise ValueError(f"{option} is {path}, but {reason}; check the path")
+
+
+def check_own_folder(option: str, place: Path, images: Path) -> None:
+    """Refuse a new gallery or store among images or in a dataset, whose folder would then be taken for one.
+
+    Args:
+        option: `--output` or `--store`.
+        place: The folder that it names.
+        images: The folder of images that is to be indexed.
+
+    Raises:
+        ValueError: `place` holds `images`, other images or a dataset.
+    """
+    from promptreid.data.images import IMAGE_ENDINGS
+    from promptreid.data.reader import holds_dataset
+
+    found = ""
+    if images.resolve().is_relative_to(place.resolve()):
+        found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
+    elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.iterdir()):
+        found = "a folder of images"
+    elif place.is_dir() and holds_dataset(place):
+        found = "a dataset's folder"
+    if found:
+        noun = "gallery" if option == "--output" else "store"
+        raise ValueError(
+            f"{option} is {place}, which is {found}; a {noun} needs a folder of its own: promptreid index "
+            f"{shell_word(images)} {option} {noun}"
+        )
 
 
 def saved_model(text: str) -> str:

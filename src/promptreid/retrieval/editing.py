@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,11 +181,12 @@ def add_images(
         forget(store, set(excluded.values()))
         excluded = {}
     new = [file for file in files if file.path not in excluded]
-    unreadable = _encode(store, model, new, **options)
+    unreadable, since = _encode(store, model, new, named=named, **options)
     if new and len(unreadable) == len(new):
         raise DatasetError(f"none of the {len(new)} images can be read; first: {', '.join(unreadable[:10])}")
     _warn_unreadable(unreadable, len(files))
-    return Changes(added=len(new) - len(unreadable), unreadable=unreadable, excluded=tuple(excluded))
+    added = len(new) - len(unreadable) - len(since)
+    return Changes(added=added, unreadable=unreadable, excluded=(*excluded, *since))
 
 
 def _warn_unreadable(unreadable: Sequence[str], total: int) -> None:
@@ -262,8 +263,9 @@ def update_images(
     if prune:
         check_pruning(absent, len(known), closed, anyway=prune == "anyway")
     excluded = removed_before(store, [file.path for file in [*new, *changed]])
-    unreadable = _encode(store, model, [file for file in [*new, *changed] if file.path not in excluded], **options)
-    lost = {*excluded, *unreadable}
+    wanted = [file for file in [*new, *changed] if file.path not in excluded]
+    unreadable, since = _encode(store, model, wanted, **options)
+    lost = {*excluded, *since, *unreadable}
     # Features of what a file was before must not be found; where the file cannot even be asked, nothing is known.
     stale = [os.path.abspath(file.path) for file in changed if file.path in lost and file_stamp(file.path)[0] >= 0]
     removed = [*absent, *stale] if prune else stale
@@ -276,7 +278,7 @@ def update_images(
         unchanged=len(given) - len(new) - len(changed),
         removed=len(removed),
         unreadable=unreadable,
-        excluded=tuple(excluded),
+        excluded=(*excluded, *since),
         gone=() if prune else tuple(path for path in absent if is_gone(path)),
     )
 
@@ -294,10 +296,21 @@ def check_pruning(absent: Sequence[str], total: int, closed: Sequence[str], *, a
 
 
 def _encode(
-    store: GalleryState, model: PromptedCLIP, files: Sequence[ImageFile], **options: "Unpack[EncodingOptions]"
-) -> tuple[str, ...]:
-    """Encode files and save them, at intervals and at the end; returns those that cannot be read."""
+    store: GalleryState,
+    model: PromptedCLIP,
+    files: Sequence[ImageFile],
+    *,
+    named: bool = False,
+    **options: "Unpack[EncodingOptions]",
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Encode files and save them, at intervals and at the end.
+
+    Returns:
+        Those that cannot be read, and those that others removed in the meantime, which stay out unless they are `named`
+        one by one.
+    """
     unreadable: list[str] = []
+    removed: list[str] = []
     waiting: list[EncodedImages] = []
     # What changes while it is encoded must look changed at the next update, so files are looked at before.
     paths, metadata = [file.path for file in files], [file.metadata for file in files]
@@ -312,11 +325,11 @@ def _encode(
         waiting.append(batch)
         if store.directory is not None and time.monotonic() - written > pause:
             begin = time.monotonic()
-            _put(store, table, waiting)
+            removed += _put(store, table, waiting, named=named)
             waiting, written = [], time.monotonic()
             pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
-    _put(store, table, waiting)
-    return tuple(unreadable)
+    removed += _put(store, table, waiting, named=named)
+    return tuple(unreadable), tuple(removed)
 
 
 def image_groups(files: Sequence[ImageFile], model: PromptedCLIP) -> list[str | None] | None:
@@ -332,15 +345,25 @@ def _group_of(metadata: Metadata, groups: Sequence[str]) -> str | None:
     return None if camera is None else str(camera)
 
 
-def _put(store: GalleryState, table: ImageTable, batches: Sequence[EncodedImages]) -> None:
-    """Append encoded rows of a table to the gallery; an image that it has already keeps its number and is replaced."""
+def _put(store: GalleryState, table: ImageTable, batches: Sequence[EncodedImages], *, named: bool) -> Collection[str]:
+    """Append encoded rows of a table to the gallery; an image that it has already keeps its number and is replaced.
+
+    Returns:
+        The images that are left out, because they were removed while they were encoded and are not `named`.
+    """
     positions = [position for batch in batches for position in batch.positions]
     if not positions:
-        return
+        return []
     images, features = table.select(positions), torch.cat([batch.features for batch in batches])
     with store.turn():
+        out: Collection[str] = () if named else removed_before(store, images.paths)
+        if out:
+            kept = [row for row, path in enumerate(images.paths) if path not in out]
+            images, features = images.select(kept), features[kept]
         known = store.exact.ids_of(images.paths)
         first = store.take_ids(len(known))
         ids = [first + offset if number < 0 else number for offset, number in enumerate(known)]
-        removed = [number for number in known if number >= 0]
-        store.change(removed=removed, added=(replace(images, ids=torch.tensor(ids)), features))
+        if ids:
+            added = replace(images, ids=torch.tensor(ids)), features
+            store.change(removed=[number for number in known if number >= 0], added=added)
+    return out

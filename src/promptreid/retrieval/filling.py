@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,8 +113,7 @@ class _Filling:
         self.seen: int = 0
         self.commits: _Commits = _Commits(store)
         self._store, self._model, self._options = store, model, options
-        self._erased = removed_digests(store)
-        self._added, self._changed, self._unchanged = 0, 0, 0
+        self._unchanged = 0
         self._unreadable: list[str] = []
         self._excluded: list[str] = []
 
@@ -122,19 +121,18 @@ class _Filling:
         """Encode those of some files that are new or have changed."""
         given = list({os.path.abspath(file.path): file for file in files}.items())
         known = self._store.stamps([path for path, _ in given])
-        kept = [(path, file) for path, file in given if key_digest(path) not in self._erased]
-        self._excluded += [path for path, _ in given if key_digest(path) in self._erased]
+        out = erased_among([path for path, _ in given], removed_digests(self._store))
+        kept = [(path, file) for path, file in given if path not in out]
+        self._excluded += [path for path, _ in given if path in out]
         wanted = [(path, file) for path, file in kept if known.get(path) != file_stamp(path)]
         self._unchanged += len(kept) - len(wanted)
         # What changes while it is encoded must look changed the next time, so files are looked at before.
         paths, files = [path for path, _ in wanted], [file for _, file in wanted]
         table = renumbered(ImageTable.of(paths, metadata=[file.metadata for file in files]))
         for batch in encode_images(self._model, paths, groups=image_groups(files, self._model), **self._options):
-            old = [paths[position] in known for position in batch.positions]
-            self._changed += sum(old)
-            self._added += len(old) - sum(old)
             if batch.positions:
-                self.commits.put(table.select(batch.positions), batch.features, replaces=any(old))
+                old = [paths[position] in known for position in batch.positions]
+                self.commits.put(table.select(batch.positions), batch.features, old=old)
             lost = [paths[position] for position in batch.unreadable]
             self._unreadable += lost
             # Features of what a file was before must not be found.
@@ -152,40 +150,63 @@ class _Filling:
     def changes(self, *, removed: int) -> Changes:
         """The counts of what was done."""
         return Changes(
-            added=self._added,
-            changed=self._changed,
+            added=self.commits.added,
+            changed=self.commits.changed,
             unchanged=self._unchanged,
             removed=removed,
             unreadable=tuple(self._unreadable),
-            excluded=tuple(self._excluded),
+            excluded=(*self._excluded, *self.commits.excluded),
         )
 
 
 class _Commits:
-    """Collects rows and commits them once they are many, or have waited for long."""
+    """Collects rows and commits them once they are many, or have waited for long; counts them.
+
+    What another process erases in the meantime stays out, and is `excluded`.
+    """
 
     def __init__(self, store: LanceStore) -> None:
+        self.added: int = 0
+        self.changed: int = 0
+        self.excluded: list[str] = []
         self._store = store
         self._waiting: list[tuple[ImageTable, Tensor]] = []
-        self._rows, self._replaces, self._since = 0, False, time.monotonic()
+        self._old: list[bool] = []
+        self._since = time.monotonic()
 
-    def put(self, images: ImageTable, features: Tensor, *, replaces: bool) -> None:
-        """Take rows."""
+    def put(self, images: ImageTable, features: Tensor, *, old: Sequence[bool]) -> None:
+        """Take rows; `old` says which of their keys the store has."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting.append((images, features))
-        self._rows += len(images)
-        self._replaces |= replaces
-        if self._rows >= COMMIT_ROWS or time.monotonic() - self._since >= COMMIT_SECONDS:
+        self._old += old
+        if len(self._old) >= COMMIT_ROWS or time.monotonic() - self._since >= COMMIT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Commit what waits."""
-        if self._waiting:
-            images = ImageTable.joined([table for table, _ in self._waiting])
-            features = torch.cat([part for _, part in self._waiting])
-            (self._store.replace if self._replaces else self._store.add)(images, features)
-            self._waiting, self._rows, self._replaces = [], 0, False
+        if not self._waiting:
+            return
+        images = ImageTable.joined([table for table, _ in self._waiting])
+        features = torch.cat([part for _, part in self._waiting])
+        old, self._waiting, self._old = np.array(self._old), [], []
+        out = erased_among(images.paths, removed_digests(self._store))
+        rows = [row for row, path in enumerate(images.paths) if path not in out]
+        if rows:
+            (self._store.replace if old[rows].any() else self._store.add)(images.select(rows), features[rows])
+            # Whoever erases notes it before deleting, so that what came in between is known now.
+            if late := erased_among([images.paths[row] for row in rows], removed_digests(self._store)):
+                remove(self._store, sorted(late))
+                rows = [row for row in rows if images.paths[row] not in late]
+                out |= late
+        self.excluded += sorted(out)
+        self.changed += int(old[rows].sum())
+        self.added += len(rows) - int(old[rows].sum())
+
+
+def erased_among(keys: Iterable[str], digests: Collection[str]) -> set[str]:
+    """Those of the keys that were erased, by the digests that are kept of them."""
+    return {key for key in keys if key_digest(key) in digests} if digests else set()
 
 
 class _Pruning:

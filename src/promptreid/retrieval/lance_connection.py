@@ -146,14 +146,18 @@ class Place:
         with in_our_words(self.url):
             return lance.dataset(self.table(name), storage_options=self.options or None)
 
-    def make_private(self, table: str | None = None) -> None:
-        """Take everyone else's permissions on a folder's files, or on a table's, regardless of the umask."""
+    def make_private(self, *tables: str) -> None:
+        """Take everyone else's permissions on the files of tables in a folder, regardless of the umask.
+
+        What else is in the folder is not ours.
+        """
         if self.folder is None or os.name == "nt":
             return
-        for parent, folders, names in os.walk(self.folder if table is None else self.table(table)):
-            for mode, entries in ((0o700, folders), (0o600, names)):
-                for entry in entries:
-                    _take_rights(os.path.join(parent, entry), mode)
+        for table in tables:
+            for parent, folders, names in os.walk(self.table(table)):
+                for mode, entries in ((0o700, folders), (0o600, names)):
+                    for entry in entries:
+                        _take_rights(os.path.join(parent, entry), mode)
 
 
 def _own_endpoint(scheme: str) -> dict[str, str]:

@@ -132,7 +132,7 @@ def remember_removed(store: LanceStore, keys: Sequence[str]) -> None:
     rows = arrow.Table.from_arrays([arrow.array(digests, arrow.string())], schema=data.schema)
     merge = data.merge_insert("digest").when_not_matched_insert_all()
     committed(store.place.url, lambda: merge.execute(rows))
-    store.place.make_private()
+    store.place.make_private(REMOVED)
 
 
 def forget_removed(store: LanceStore, images: Images) -> int:
@@ -257,7 +257,7 @@ def rewrite(store: LanceStore, *, alone: bool) -> None:
             url,
             lambda table=name: store.place.dataset(table).cleanup_old_versions(timedelta(0), delete_unverified=alone),
         )
-    store.place.make_private()
+    store.place.make_private(IMAGES, REMOVED)
 
 
 def _rebuild(data: Any, column: str) -> None:

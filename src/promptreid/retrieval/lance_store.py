@@ -119,7 +119,7 @@ class LanceStore:
         with in_our_words(place.url):
             for name, schema in ((REMOVED, removed_schema()), (IMAGES, images_schema(kept))):
                 _make_table(connection, name, schema)
-        place.make_private()
+        place.make_private(IMAGES, REMOVED)
         return cls.open(url, storage_options=storage_options)
 
     @classmethod
@@ -182,7 +182,7 @@ class LanceStore:
             make_store_folder(self.place, (AUDIT,))
             with in_our_words(self.place.url):
                 self.place.connect().create_table(AUDIT, schema=audit_schema(), exist_ok=True)
-            self.place.make_private()
+            self.place.make_private(AUDIT)
         self.change_header(audit=bool(keep))
 
     def log_action(self, action: str, **details: Any) -> None:
@@ -211,7 +211,7 @@ class LanceStore:
     def _commit_dataset(self, change: Any) -> Any:
         """Commit through the table as Lance keeps it, and look at its newest version afterwards."""
         done = committed(self.place.url, lambda: change(self.place.dataset(IMAGES)))
-        self.place.make_private()
+        self.place.make_private(IMAGES)
         return done
 
     @property
@@ -271,7 +271,7 @@ class LanceStore:
             cells = metadata_cells(images)
             self._add_columns(set(cells) - set(self.columns))
             committed(self.place.url, partial(self._merge_once, images, features, cells, replaces))
-            self.place.make_private()
+            self.place.make_private(IMAGES)
 
     def _merge_once(self, images: ImageTable, features: Tensor, cells: dict[str, list[Any]], replaces: bool) -> None:
         rows = arrow_rows(self._table.schema, images, features, cells)
@@ -305,7 +305,7 @@ class LanceStore:
         """Forget the images that pass one of these conditions in SQL, likewise."""
         for condition in sql:
             committed(self.place.url, lambda asked=condition: self._table.delete(asked))
-        self.place.make_private()
+        self.place.make_private(IMAGES)
 
     def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Of those of the keys that the store has: the file's size and time when it was encoded (`file_stamp`)."""

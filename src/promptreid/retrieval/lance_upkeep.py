@@ -104,7 +104,7 @@ def optimize(store: LanceStore, *, keep: timedelta = KEPT) -> StoreInfo:
         committed(url, lambda: store.place.dataset(AUDIT).cleanup_old_versions(keep))
     for name in (IMAGES, REMOVED):
         committed(url, lambda table=name: store.place.dataset(table).cleanup_old_versions(keep))
-    store.place.make_private()
+    store.place.make_private(IMAGES, REMOVED, AUDIT)
     return describe(store)
 
 
