@@ -61,6 +61,24 @@ def test_add_of_a_image_that_is_there_is_refused(index, folder):
     assert len(index) == 24
 
 
+def test_saved_gallery_of_a_relative_folder_is_the_same_from_every_working_folder(model, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    index = Gallery.build(model, folder.name, directory="index", progress=False)
+    late = Gallery.build(model, folder.name, progress=False)
+    late.save("late")
+    another_image(folder, "new.jpg", like=4)
+    assert index.update(folder.name, progress=False).added == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name, added in (("index", 0), ("late", 1)):
+        again = Gallery.load(folder.parent / name, model)
+        assert all(path.is_file() for path in again.paths)
+        assert again.update(folder, progress=False).added == added
+        gone = again.search(again.features[0], 1)[0]
+        assert again.remove(gone.path) == 1
+        assert again.update(folder, progress=False).excluded == (str(gone.path),)
+
+
 def test_update_encodes_only_what_is_new_or_changed(model, index, folder, monkeypatch):
     encoded = []
     real = editing.encode_images

@@ -125,8 +125,9 @@ def test_image_that_another_removes_while_it_is_encoded_stays_out(model, index, 
         return batches
 
     monkeypatch.setattr(editing, "encode_images", encode)
-    changes = index.update(crops, progress=False)
-    assert (changes.changed, changes.added, changes.excluded) == (1, 0, (str(changed),))
+    monkeypatch.chdir(crops.parent)
+    changes = index.update(crops.name, progress=False)
+    assert (changes.changed, changes.added, changes.excluded) == (1, 0, (os.path.relpath(changed),))
     assert changed not in index.paths
     assert len(Gallery.load(index.directory)) == 7
     monkeypatch.undo()

@@ -360,6 +360,7 @@ def _put(store: GalleryState, table: ImageTable, batches: Sequence[EncodedImages
         if out:
             kept = [row for row, path in enumerate(images.paths) if path not in out]
             images, features = images.select(kept), features[kept]
+        images = images if store.directory is None else images.with_full_paths()
         known = store.exact.ids_of(images.paths)
         first = store.take_ids(len(known))
         ids = [first + offset if number < 0 else number for offset, number in enumerate(known)]

@@ -184,7 +184,10 @@ class GalleryState:
         if self.directory is not None and directory.resolve() == self.directory.resolve():
             self.change()
             return
-        fresh = self.exact.with_segments([Segment(one.images, one.features) for one in self.exact.segments])
+        pieces = [Segment(one.images, one.features) for one in self.exact.segments]
+        if self.directory is None:  # what was loaded may be named from another working folder
+            pieces = [Segment(one.images.with_full_paths(), one.features) for one in pieces]
+        fresh = self.exact.with_segments(pieces)
         description = {"header": self.header, "next_id": self._next_id}
         self.exact, written = write_gallery(directory, fresh, description, replaces=None)
         self._now(written)

@@ -1,6 +1,5 @@
 """A gallery in a store: filled by any number of processes, searched as a `Gallery` is."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
@@ -377,15 +376,8 @@ def copy_to_store(
             raise
     for segment in exact.segments:
         for rows in torch.arange(len(segment)).split(COMMIT_ROWS):
-            images = _with_full_paths(segment.images.select(rows.tolist()))
+            images = renumbered(segment.images.select(rows.tolist()).with_full_paths())
             store.add(images, segment.features[rows.to(segment.features.device)])
     if removed := [mark["path"] for mark in header.get("removed", [])]:
         remember_removed(store, removed)
     return StoredGallery(store, model)
-
-
-def _with_full_paths(images: ImageTable) -> ImageTable:
-    """Images whose files are named as they are from every folder; keys of what never was a file stay."""
-    sizes = images.sizes.tolist()
-    paths = [os.path.abspath(path) if size >= 0 else path for path, size in zip(images.paths, sizes, strict=True)]
-    return renumbered(ImageTable(paths, images.ids, images.sizes, images.modified_ns, images.metadata))

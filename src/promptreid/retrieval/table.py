@@ -146,6 +146,14 @@ class ImageTable:
             np.concatenate([table.path_hashes for table in tables]),
         )
 
+    def with_full_paths(self) -> "ImageTable":
+        """The same images, their files named as they are from every working folder; keys of no file stay."""
+        files = zip(self.paths, self.sizes.tolist(), strict=True)
+        full = [portable(os.path.abspath(path)) if size >= 0 else path for path, size in files]
+        if full == list(self.paths):
+            return self
+        return ImageTable(full, self.ids, self.sizes, self.modified_ns, self.metadata)
+
     def rows_by_path(self) -> dict[str, int]:
         """The row of each image by its absolute path."""
         return {os.path.abspath(path): row for row, path in enumerate(self.paths)}
