@@ -250,14 +250,40 @@ def test_index_lists_every_picture_that_it_cannot_read(call, drawn, tmp_path):
     assert [path.rpartition("/")[2] for path in answer["unreadable"]] == [f"broken_{n:02d}.jpg" for n in range(12)]
 
 
-def test_index_of_nothing_that_can_be_read_is_refused(call, tmp_path):
+def test_index_of_nothing_that_can_be_read_is_refused(call, drawn, tmp_path):
     (tmp_path / "crops").mkdir()
     assert call("index", tmp_path / "crops", "--output", tmp_path / "own")[0] == 2
     assert not (tmp_path / "own").exists()
     (tmp_path / "crops" / "broken.jpg").write_bytes(b"no image")
-    code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own")
-    assert code == 2
-    assert "none of the images" in notes
+    for _ in range(2):
+        code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own")
+        assert code == 2
+        assert "none of the images" in notes
+    # The empty gallery that is left binds nobody to its model or storage.
+    shutil.copyfile(next((drawn / "imgs").rglob("*.jpg")), tmp_path / "crops" / "1.jpg")
+    other = ["--model", "promptreid-tiny", "--storage", "float16"]
+    code, answer, _ = call("index", tmp_path / "crops", "--output", tmp_path / "own", *other, "--json")
+    assert (code, answer["images"]) == (0, 1)
+    assert call("index", tmp_path / "crops", "--output", tmp_path / "own", *other)[0] == 2
+
+
+def test_two_who_make_one_gallery_at_the_same_time_both_add_to_it(call, drawn, tmp_path, monkeypatch):
+    from promptreid.cli import index_crops
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    for number, image in enumerate(sorted((drawn / "imgs").rglob("*.jpg"))[:5]):
+        shutil.copyfile(image, tmp_path / ("one" if number < 3 else "two") / f"{number}.jpg")
+    real = index_crops.load_model
+
+    def slow(*given, **options):
+        monkeypatch.setattr(index_crops, "load_model", real)
+        assert call("index", tmp_path / "two", "--output", tmp_path / "own")[0] == 0
+        return real(*given, **options)
+
+    monkeypatch.setattr(index_crops, "load_model", slow)
+    code, answer, _ = call("index", tmp_path / "one", "--output", tmp_path / "own", "--json")
+    assert (code, answer["added"], answer["images"]) == (0, 3, 5)
 
 
 def test_index_of_a_folder_and_removal_at_once_are_refused(call, drawn, index):

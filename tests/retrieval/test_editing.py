@@ -34,6 +34,24 @@ def test_build_into_a_folder_saves_it(model, index):
     assert Gallery.load(index.directory, model).paths == index.paths
     with pytest.raises(FileExistsError, match=r"holds a gallery already; update it"):
         Gallery.build(model, list(index.paths[:2]), directory=index.directory, progress=False)
+    with pytest.raises(FileExistsError, match=r"holds a gallery already; update it"):
+        Gallery.build(model, list(index.paths[:2]), progress=False).save(index.directory, exist_ok=False)
+
+
+def test_build_where_one_was_killed_before_its_first_image(model, folder, tmp_path, monkeypatch):
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing, "encode_images", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, folder, directory=tmp_path / "index", progress=False)
+    assert len(Gallery.load(tmp_path / "index")) == 0
+    assert len(Gallery.build(model, folder, directory=tmp_path / "index", progress=False)) == 24
+    index = Gallery.load(tmp_path / "index", model)
+    index.remove(index.paths)
+    with pytest.raises(FileExistsError):  # it remembers what was removed
+        Gallery.build(model, folder, directory=tmp_path / "index", progress=False)
 
 
 def test_build_that_finds_nothing_readable_is_refused(model, tmp_path):

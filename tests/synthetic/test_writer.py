@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,23 @@ def test_write_generated_complete_set_is_used_again_untouched(tmp_path: Path) ->
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     write(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_write_generated_beside_another_process_takes_the_same_set_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    real = writer._write
+
+    def late(*given: Any) -> None:
+        monkeypatch.setattr(writer, "_write", real)
+        write(tmp_path / "set", seed=seed)
+        real(*given)
+
+    monkeypatch.setattr(writer, "_write", late)
+    with nullcontext() if seed == 0 else pytest.raises(DatasetError, match="already holds a dataset generated with"):
+        write(tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_write_generated_into_an_empty_folder_fills_it(tmp_path: Path) -> None:

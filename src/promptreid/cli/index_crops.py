@@ -150,7 +150,7 @@ def run(
             progress=console.progress,
         )
         console.record(**asdict(changes))
-        if len(gallery) == 0 and is_new:
+        if len(gallery) == 0 and changes.unreadable:
             raise DatasetError(
                 f"none of the images in {folder.resolve()} can be read; the warning above names the first ten: copy "
                 "them again, or give another folder"
@@ -209,7 +209,10 @@ def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[
 def _open_or_make(
     console: Output, folder: Path, output: Path, storage: str | None, model: ModelArguments
 ) -> tuple["Gallery", bool]:
-    """The gallery in `output`, an empty one if there is none, and whether it is new."""
+    """The gallery in `output`, an empty one if there is none, and whether it is new.
+
+    An empty one, as a run leaves it that found no image it could read, binds nobody to its model or storage.
+    """
     if not (output / GALLERY_FILE).is_file():
         if not any(names for _, _, names in os.walk(folder)):  # at once, before torch is imported
             raise DatasetError(
@@ -220,9 +223,10 @@ def _open_or_make(
 
     from promptreid.retrieval.editing import find_images
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_files import exists
+    from promptreid.retrieval.gallery_files import exists, holds_nothing
 
-    if exists(output):
+    chosen = storage is not None or model["model"] is not None
+    if exists(output) and not (chosen and holds_nothing(output)):
         if storage is not None:
             raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
         return cast("Gallery", open_gallery(output, model)), False
@@ -236,7 +240,10 @@ def _open_or_make(
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
     # The commit, so that a later push to the repository does not make the index unusable.
     gallery.notes["model"] = {**choice.as_dict(), "revision": encoder.commit or choice.revision}
-    gallery.save(output)
+    try:
+        gallery.save(output, exist_ok=False)
+    except FileExistsError:  # another process has made it in the meantime
+        return cast("Gallery", open_gallery(output, model)), False
     return gallery, True
 
 

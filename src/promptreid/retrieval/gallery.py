@@ -132,7 +132,7 @@ class Gallery:
         gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=DTYPES[storage]), index=index)
         gallery.notes.update(plain_metadata(notes or {}, "notes"))
         if directory is not None:
-            gallery._store.bind(Path(directory))
+            gallery._store.save(Path(directory), is_new=True)
         add_images(gallery._store, model, files, **options)
         return gallery
 
@@ -418,24 +418,26 @@ class Gallery:
         self._store.exact = self._store.exact.to(device)
         return self
 
-    def save(self, directory: str | Path | None = None) -> Path:
+    def save(self, directory: str | Path | None = None, *, exist_ok: bool = True) -> Path:
         """Write the gallery to a folder and bind it there.
 
         Args:
-            directory: The folder; `None` for the one it is bound to. A gallery in that folder is replaced.
+            directory: The folder; `None` for the one it is bound to.
+            exist_ok: Replace another gallery in that folder; `False` replaces only one that is empty.
 
         Returns:
             The folder.
 
         Raises:
             ValueError: No folder is given and the gallery is not bound to one.
+            FileExistsError: The folder holds another gallery, and `exist_ok` is `False`.
             CheckpointError: Another process has changed the gallery since it was loaded.
             OSError: The files cannot be written; what was there is untouched.
         """
         folder = self.directory if directory is None else Path(directory)
         if folder is None:
             raise ValueError("the gallery was never saved; give a folder")
-        self._store.save(folder)
+        self._store.save(folder, is_new=not exist_ok)
         return folder
 
     def export(self, path: str | Path) -> Path:

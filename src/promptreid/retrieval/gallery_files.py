@@ -62,8 +62,17 @@ def exists(folder: Path) -> bool:
     return (folder / _DESCRIPTION).is_file()
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Whether the folder holds no gallery, or one without images and without anything to remember."""
+    if not exists(folder):
+        return True
+    header = entry_on_disk(folder, "header")
+    kept = entry_on_disk(folder, "removed_file"), isinstance(header, dict) and header.get("audit")
+    return entry_on_disk(folder, "segments") == [] and not any(kept)
+
+
 def write_gallery(
-    folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None
+    folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None, is_new: bool = False
 ) -> tuple[ExactIndex, dict[str, Any]]:
     """Write a gallery, only for its owner; what the folder held is valid until the last step and gone after it.
 
@@ -73,13 +82,21 @@ def write_gallery(
         description: `header`, what else to keep; `next_id`; and the `removed_file` of an earlier description, if the
             removed images in the header are the same.
         replaces: Generation that the folder must hold; `None` replaces anything.
+        is_new: Replace nothing but an empty gallery.
 
     Returns:
         The same with its files, and the new description; its `generation` names this state, as no other is named.
+
+    Raises:
+        FileExistsError: There is a gallery, and this one `is_new`.
     """
     as_json(description)
     make_private_folder(folder)
     with locked(folder / LOCK, action=f"writing the gallery {folder}"):
+        if is_new and not holds_nothing(folder):
+            raise FileExistsError(
+                f"{folder} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
+            )
         return write_while_locked(folder, exact, description, replaces=replaces)
 
 

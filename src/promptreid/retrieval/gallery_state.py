@@ -30,7 +30,6 @@ from promptreid.retrieval.gallery_files import (
     checked_header,
     clean,
     entry_on_disk,
-    exists,
     names_of,
     read_gallery,
     write_gallery,
@@ -179,8 +178,12 @@ class GalleryState:
         if gone and self.header.get("audit") and self.directory is not None:
             log_action(self.directory, "remove", images=len(gone))
 
-    def save(self, directory: Path) -> None:
-        """Write to a folder and stay bound to it."""
+    def save(self, directory: Path, *, is_new: bool = False) -> None:
+        """Write to a folder and stay bound to it; one that `is_new` replaces no other gallery.
+
+        Raises:
+            FileExistsError: There is another gallery, with images or removals, and this one `is_new`.
+        """
         if self.directory is not None and directory.resolve() == self.directory.resolve():
             self.change()
             return
@@ -189,17 +192,9 @@ class GalleryState:
             pieces = [Segment(one.images.with_full_paths(), one.features) for one in pieces]
         fresh = self.exact.with_segments(pieces)
         description = {"header": self.header, "next_id": self._next_id}
-        self.exact, written = write_gallery(directory, fresh, description, replaces=None)
+        self.exact, written = write_gallery(directory, fresh, description, replaces=None, is_new=is_new)
         self._now(written)
         self.directory = directory
-
-    def bind(self, directory: Path) -> None:
-        """Write every later state to a new folder, which must not hold a gallery."""
-        if exists(directory):
-            raise FileExistsError(
-                f"{directory} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
-            )
-        self.save(directory)
 
     @classmethod
     def load(cls, directory: Path, *, index: Index | None = None) -> "GalleryState":

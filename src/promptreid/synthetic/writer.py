@@ -118,11 +118,21 @@ def write_generated(
         scratch.chmod(0o755)
         with suppress(OSError):  # an empty folder, which Windows does not replace
             root.rmdir()
-        rename_over(scratch, root)
+        _take_place(scratch, root, plan)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return root
+
+
+def _take_place(scratch: Path, root: Path, plan: _Plan) -> None:
+    """Rename a dataset to its place, unless another process has just written the same one there."""
+    try:
+        rename_over(scratch, root)
+    except OSError:
+        if not _holds(root, plan):
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_plan(plan: _Plan) -> None:
