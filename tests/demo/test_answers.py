@@ -306,12 +306,12 @@ def test_forget_in_memory_says_that_it_lasts_as_long_as_the_page(
 
 
 class Store:
-    """A database behind the same search: it lists nothing, and removes by path."""
+    """A database behind the same search: it lists nothing, and removes by key."""
 
     def __init__(self, gallery: Any) -> None:
         self._gallery = gallery
         self.model, self.calibration, self.url = gallery.model, None, "s3://bucket/people/"
-        self.erased: list[Path] = []
+        self.erased: list[str] = []
 
     def __len__(self) -> int:
         return len(self._gallery)
@@ -319,7 +319,7 @@ class Store:
     def search(self, query: str | Image.Image, k: int, *, where: Any = None) -> list[Hit]:
         return self._gallery.search(query, k, where=where)
 
-    def erase(self, images: Sequence[Path]) -> None:
+    def erase(self, images: Sequence[str]) -> None:
         self.erased += images
 
 
@@ -332,7 +332,7 @@ def test_a_database_that_lists_nothing_is_searched_filtered_and_erased_from(open
     (column,) = answers.search(SENTENCE, Filters(cameras=["yard"]))
     assert sorted(hit.id for hit in column.hits) == [4, 5, 6, 7]
     receipt = answers.forget(column.hits[:1])
-    assert store.erased == [column.hits[0].path]
+    assert store.erased == [column.hits[0].key]
     assert receipt.is_kept
 
 

@@ -49,6 +49,18 @@ def test_add_and_header_leave_other_segments_alone(tmp_path):
     assert len(after) == len(before) + 2
 
 
+def test_key_comes_back_as_it_was_given_and_names_its_image(tmp_path):
+    keys = ["gate/000017", "s3://bucket/a.jpg"]
+    gallery = Gallery(None, [], torch.empty(0, 16))
+    gallery.add_features(unit(2), keys)
+    gallery.save(tmp_path / "index")
+    hits = Gallery.load(tmp_path / "index").search(unit(2)[0], 2)
+    assert [sorted(names) for names in zip(*((hit.key, hit.as_dict()["path"]) for hit in hits), strict=True)] == [
+        keys
+    ] * 2
+    assert gallery.remove([hit.key for hit in hits]) == 2
+
+
 def test_segments_are_searched_and_loaded_as_one(tmp_path):
     gallery = grown(tmp_path / "index")
     whole = Gallery(None, gallery.paths, gallery.features, metadata=gallery.metadata)

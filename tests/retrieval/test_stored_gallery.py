@@ -194,6 +194,15 @@ def test_images_that_another_erases_meanwhile_stay_out(gallery, folder, monkeypa
     assert keys_of(gallery) == paths[3:]
 
 
+def test_image_with_an_address_for_a_key_is_found_and_erased_by_it(gallery, model):
+    key = "s3://bucket/a.jpg"
+    gallery.add_features(model.encode(["a man", "a woman"], progress=False), [key, "b"])
+    hit = gallery.search("a man", 1)[0]
+    assert (hit.key, hit.as_dict()["path"]) == (key, key)
+    assert gallery.erase([hit.key]).images == 1
+    assert keys_of(gallery) == ["b"]
+
+
 def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):
     with pytest.raises(ValueError, match="the store is empty"):
         gallery.search("a man")

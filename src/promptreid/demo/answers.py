@@ -269,7 +269,7 @@ class Answers:
         if self._listed is not None:
             self._listed.remove([hit.id for hit in hits])
         elif isinstance(self.gallery, ErasingGallery):
-            self.gallery.erase([hit.path for hit in hits])
+            self.gallery.erase([hit.key for hit in hits])
 
     def _check_there(self, hit: Hit) -> None:
         """Refuse to show what was removed, to a visitor who still has it before their eyes."""
@@ -288,7 +288,7 @@ class Answers:
 
     def _path(self, hit: Hit) -> str:
         """The part of an image's path that a visitor may see."""
-        path = os.path.abspath(hit.path)
+        path = hit.key if "://" in hit.key else os.path.abspath(hit.path)
         if self.is_trusted:
             return path
         return os.path.relpath(path, self.opened.root) if self.opened.root is not None else hit.path.name

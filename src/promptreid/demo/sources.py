@@ -88,9 +88,9 @@ class ListedGallery(Protocol):
 
 @runtime_checkable
 class ErasingGallery(Protocol):
-    """Further methods of a database that removes images by their paths."""
+    """Further methods of a database that removes images by their keys."""
 
-    def erase(self, images: Sequence[Path]) -> object:
+    def erase(self, images: Sequence[str]) -> object:
         """Remove images, and every byte of them."""
         ...
 

@@ -91,5 +91,6 @@ def hits_of(found: Any) -> list[Hit]:
     for row in found.to_pylist():
         known = ((key_of(name), value) for name, value in row.items() if value is not None)
         metadata = {named[0]: from_cell(value, named[1]) for named, value in known if named is not None}
-        hits.append(Hit(Path(from_stored(row["key"])), 1.0 - row["_distance"], -1, row["id"], metadata))
+        key = from_stored(row["key"])
+        hits.append(Hit(Path(key), 1.0 - row["_distance"], -1, row["id"], metadata, key))
     return sorted(hits, key=lambda hit: -hit.score)

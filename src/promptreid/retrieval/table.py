@@ -30,6 +30,8 @@ class Hit:
         index: Its present position in the gallery.
         id: The gallery's number for it, which never changes and is never given to another image.
         metadata: What the gallery knows of it, such as its folder.
+        key: The path as the gallery holds it, or the key that was given in its place; `s3://bucket/1.jpg` is whole here
+            and loses a slash in `path`.
     """
 
     path: Path
@@ -37,15 +39,20 @@ class Hit:
     index: int
     id: int = -1
     metadata: Metadata = field(default_factory=dict[str, Any])
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", str(self.path))
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, score, number and metadata, as JSON holds them; without the position, which changes.
+        """Path or key, score, number and metadata, as JSON holds them; without the position, which changes.
 
         Example:
             >>> Hit(Path("crops/1.jpg"), 0.5, 0, id=7, metadata={"camera": 3}).as_dict()
             {'path': 'crops/1.jpg', 'score': 0.5, 'id': 7, 'metadata': {'camera': 3}}
         """
-        return {"path": str(self.path), "score": self.score, "id": self.id, "metadata": dict(self.metadata)}
+        return {"path": self.key, "score": self.score, "id": self.id, "metadata": dict(self.metadata)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +121,8 @@ class ImageTable:
 
     def hit(self, row: int, score: float, *, index: int | None = None) -> Hit:
         """The image of a row, found with a score; `index` is its position in the gallery, if that is not the row."""
-        path, number = Path(self.paths[row]), int(self.ids[row])
-        return Hit(path, score, row if index is None else index, number, self.metadata[row])
+        key, number = self.paths[row], int(self.ids[row])
+        return Hit(Path(key), score, row if index is None else index, number, self.metadata[row], key)
 
     def select(self, rows: Sequence[int]) -> "ImageTable":
         """The table of some rows."""
