@@ -232,7 +232,8 @@ def tables_restored() -> Generator[None]:
 def reader_folder(tmp_path_factory) -> Path:
     """What a page of the documentation may expect in the working directory; take a copy before running it there.
 
-    `data/CUHK-PEDES` in its layout, `data/people` in the layout of docs/extending.md, and a folder of `crops`.
+    `data/CUHK-PEDES` in its layout, `data/people` in the layout of docs/extending.md, and `crops` as `promptreid try`
+    draws them.
     """
     import shutil
 
@@ -241,14 +242,12 @@ def reader_folder(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("reader")
     drawn = load_cuhk_pedes(write_generated(folder / "data/CUHK-PEDES", num_identities=(8, 4, 4), progress=False))
-    for name in ("crops", "data/people/photos"):
-        (folder / name).mkdir(parents=True)
+    (folder / "data/people/photos").mkdir(parents=True)
     lines = []
     for number, record in enumerate(record for split in drawn.splits for record in split.records):
         name = f"{number:04}.jpg"
         shutil.copy(record.path, folder / "data/people/photos" / name)
         lines.append("\t".join((name, str(record.person_id), record.split, *record.captions)) + "\n")
     (folder / "data/people/people.tsv").write_text("".join(lines), encoding="utf-8")
-    for path in sorted((folder / "data/CUHK-PEDES/imgs").rglob("*.jpg"))[:12]:
-        shutil.copy(path, folder / "crops" / path.name)
+    write_generated(folder / "crops", num_identities=(6, 1, 1), progress=False)
     return folder

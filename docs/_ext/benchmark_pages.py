@@ -78,10 +78,23 @@ def section(path: Path, root: Path) -> str:
         return ""
     name = path.relative_to(root).as_posix()
     first, _, rest = docstring.partition("\n")
-    folder = root / "benchmarks" / "results"
-    results = sorted([*folder.glob(f"{path.stem}*.json"), *folder.glob(f"gpu/{path.stem}*.json")])
-    shown = [figures(result, root) for result in results] or ["**No figures are committed.**\n"]
+    shown = [figures(result, root) for result in results_of(path.stem, root / "benchmarks")] or [
+        "**No figures are committed.**\n"
+    ]
     return "\n".join([f"## `{name}`\n", f"{first}\n", *map(paragraph, paragraphs(rest)), *shown])
+
+
+def results_of(program: str, benchmarks: Path) -> list[Path]:
+    """The committed files of a program: named like it, or it and a variant, or the summary in a folder of its own."""
+    others = {path.stem for path in benchmarks.glob("*.py")} - {program}
+    results = benchmarks / "results"
+    found = [
+        path
+        for path in sorted([*results.glob(f"{program}*.json"), *results.glob(f"gpu/{program}*.json")])
+        if f"{path.stem}_".startswith(f"{program}_")
+        and not any(len(other) > len(program) and f"{path.stem}_".startswith(f"{other}_") for other in others)
+    ]
+    return [*found, *results.glob(f"{program.replace('_', '-')}/summary.json")]
 
 
 def paragraphs(text: str) -> list[str]:

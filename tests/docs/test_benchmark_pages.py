@@ -43,6 +43,21 @@ def test_page_shows_the_figures_of_each_benchmark_with_their_machine(pages, tmp_
     assert "helper" not in page
 
 
+def test_results_belong_to_the_program_of_the_longest_name(pages, tmp_path):
+    (tmp_path / "results" / "gpu").mkdir(parents=True)
+    (tmp_path / "results" / "growth-store").mkdir()
+    for name in ("growth.py", "growth_store.py"):
+        (tmp_path / name).touch()
+    for name in ("growth", "growth_cpu", "growth_store", "growths", "gpu/growth_store_big", "growth-store/summary"):
+        (tmp_path / "results" / f"{name}.json").touch()
+
+    def names(program):
+        return {path.relative_to(tmp_path / "results").as_posix() for path in pages.results_of(program, tmp_path)}
+
+    assert names("growth") == {"growth.json", "growth_cpu.json"}
+    assert names("growth_store") == {"growth_store.json", "gpu/growth_store_big.json", "growth-store/summary.json"}
+
+
 def test_machine_and_versions_of_a_record_stand_in_one_line(pages, tmp_path):
     machine = {"processor": "A Chip", "threads": 2, "gpu": None}
     content = {"ratio": 2.0, "machine": machine, "versions": {"torch": "2.14"}, "date": "2026-11-26"}

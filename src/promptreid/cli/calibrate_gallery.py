@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """Choose the threshold of `promptreid search --threshold calibrated`, and store it with the gallery: the
 lowest that only a given share of searches for absent people reaches. With DATA it is measured on labelled images that
 look like the gallery's, without the images of the right person; how often a person in the gallery is found is measured
-too. Without DATA, the gallery is searched for 400 made-up sentences, or those of --queries; `promptreid index` has done
-this already. Sentences in another style reach the threshold more or less often. Measured on drawn people, with 5 %
-requested: 1.5 to 9 % (mean 5 %) of the searches for absent people reached it, and only 7 to 8 % of those for people in
-the gallery, with two small models."""
+too. Without DATA, the gallery is searched for 400 made-up sentences, or those of --queries; `promptreid index` has
+done this already for a gallery, but not for a store. Sentences in another style reach the threshold more or less
+often. Measured on drawn people, with 5 % requested: 1.5 to 9 % (mean 5 to 6 %) of the searches for absent people
+reached it, and 26 to 37 % of those for people in the gallery, with two small models."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
