@@ -1,4 +1,5 @@
 import asyncio
+import io
 import json
 import os
 import struct
@@ -360,6 +361,44 @@ def test_read_upload_cut_short_is_refused(tmp_path: Path, kind: str) -> None:
         read_upload(tmp_path / "half")
 
 
+def with_exif(tag: int, kind: int, value: bytes) -> bytes:
+    """A JPEG turned a quarter, with an EXIF entry of any kind."""
+    entries = struct.pack("<HHHIIHHI4s", 2, 0x0112, 3, 1, 6, tag, kind, len(value), value.ljust(4, b"\0"))
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries + bytes(4)
+    stream = io.BytesIO()
+    random_image().save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = [
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+PALETTE = struct.pack(">IIBBBBB", 4, 8, 8, 3, 0, 0, 0)  # the header of an image of 4 x 8
+
+
+@pytest.mark.parametrize(
+    ("content", "raised"),
+    [
+        (with_exif(0x011A, 2, b"ab"), TypeError),  # a resolution in letters
+        (with_exif(0x0100, 2, b"ab"), struct.error),  # a width in letters
+        (png((b"IHDR", PALETTE), (b"PLTE", bytes(771)), (b"IDAT", zlib.compress(bytes(40)))), ValueError),
+    ],
+    ids=["TypeError", "struct.error", "ValueError of Pillow"],
+)
+def test_read_upload_of_a_damaged_image_speaks_in_our_words(
+    tmp_path: Path, content: bytes, raised: type[Exception]
+) -> None:
+    (tmp_path / "crop").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^this file is not a readable image; upload a JPEG") as caught:
+        read_upload(tmp_path / "crop")
+    assert type(caught.value.__cause__) is raised
+
+
 def test_read_upload_of_a_large_file_is_refused_before_it_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,13 +410,9 @@ def test_read_upload_of_a_large_file_is_refused_before_it_is_opened(
 
 @pytest.mark.parametrize(("width", "height"), [(5001, 5000), (10_000, 10_000), (60_000, 60_000)])
 def test_read_upload_with_too_many_pixels_is_refused_from_the_header(tmp_path: Path, width: int, height: int) -> None:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    (tmp_path / "bomb.png").write_bytes(bomb)
-    with pytest.raises(ValueError, match=r"too large|at most 25,000,000 are allowed"):
+    (tmp_path / "bomb.png").write_bytes(png((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")))
+    with pytest.raises(ValueError, match=r"^the image (has|is) .* pixels, at most 25,000,000 are allowed"):
         read_upload(tmp_path / "bomb.png")
 
 

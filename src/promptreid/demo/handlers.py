@@ -73,7 +73,7 @@ class Handlers:
             return [*self.search_again(replace(session, query=None), *filters), hidden]
         try:
             image = read_upload(path)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             return [*self._show([], replace(session, query=None), str(error)), hidden]
         answer = self.search_again(replace(session, query=image), *filters)
         return [*answer, self.gr.update(value=image, visible=True)]

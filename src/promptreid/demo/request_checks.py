@@ -378,23 +378,32 @@ def read_upload(path: str | Path) -> Image.Image:
     try:
         with opened as stream:
             upright = _decode_upload(stream)
+            upright.thumbnail((_MAX_KEPT_SIDE, _MAX_KEPT_SIDE))
+            return upright
+    except _UploadError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"the image is too large: {error}") from error
-    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"the image has too many pixels, at most {_MAX_UPLOAD_PIXELS:,} are allowed; cut the person out of it"
+        ) from error
+    # As in `open_image`, a broken file may raise any error, and its words say nothing to a visitor.
+    except Exception as error:
         raise ValueError("this file is not a readable image; upload a JPEG, PNG, WebP or BMP file") from error
-    upright.thumbnail((_MAX_KEPT_SIDE, _MAX_KEPT_SIDE))
-    return upright
+
+
+class _UploadError(ValueError):
+    """An upload that is refused in words of our own."""
 
 
 def _decode_upload(stream: BinaryIO) -> Image.Image:
     size = os.fstat(stream.fileno()).st_size
     if size > MAX_UPLOAD_BYTES:
         most = MAX_UPLOAD_BYTES // 2**20
-        raise ValueError(f"the image has {size / 2**20:.1f} MB, at most {most} MB are allowed; shrink it")
+        raise _UploadError(f"the image has {size / 2**20:.1f} MB, at most {most} MB are allowed; shrink it")
     with Image.open(stream, formats=_UPLOAD_FORMATS) as image:
         width, height = image.size
         if width * height > _MAX_UPLOAD_PIXELS:
-            raise ValueError(
+            raise _UploadError(
                 f"the image is {width} x {height} pixels, at most {_MAX_UPLOAD_PIXELS:,} are allowed; "
                 "cut the person out of it"
             )
