@@ -57,5 +57,6 @@ def test_draw_occlusion_maps_makes_a_panel_a_phrase(model, split, tmp_path):
     with Image.open(one) as narrow, Image.open(two) as wide:
         assert (narrow.format, wide.format) == ("PNG", "PNG")
         assert 2 * wide.width == pytest.approx(3 * narrow.width, abs=3)
+    assert draw_occlusion_maps(tmp_path / "dollars.png", model, path, ["$5% or $6"]).is_file()
     with pytest.raises(ValueError, match="phrases is empty"):
         draw_occlusion_maps(tmp_path / "map.png", model, path, [])

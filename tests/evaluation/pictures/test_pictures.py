@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from promptreid.data.records import ReIDSplit
-from promptreid.evaluation.pictures.curves import draw_training_curves, read_log
+from promptreid.evaluation.pictures.canvas import figure_as_svg
+from promptreid.evaluation.pictures.curves import draw_losses, draw_training_curves, read_log
 from promptreid.evaluation.pictures.feature_space import (
     draw_feature_map,
     draw_similarities,
@@ -88,3 +89,8 @@ def test_draw_training_curves_from_a_log(tmp_path):
     log.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1 is list, expected an object"):
         read_log(log)
+
+
+def test_figures_on_a_page_take_dollar_signs_for_dollars():
+    history = [{"stage": "$5% or $6", "losses": {"costs $5% or $6": 1.0}}]
+    assert figure_as_svg(lambda figure: draw_losses(figure.subplots(), history), 3, 3).startswith("<svg")

@@ -79,6 +79,11 @@ def test_draw_ranking_of_nothing_is_refused(tmp_path):
         draw_ranking(tmp_path / "none.png", [])
 
 
+def test_draw_ranking_takes_dollar_signs_for_dollars(split, tmp_path):
+    ranking = Ranking("costs $5% or $6", [split.records[0].path], [0.5])
+    assert draw_ranking(tmp_path / "a.png", [ranking], title="$5% or $6").is_file()
+
+
 def test_draw_ranking_of_a_missing_crop_is_an_empty_frame(tmp_path):
     Image.new("RGB", (48, 96), "red").save(tmp_path / "there_$x_$.png")
     paths = [tmp_path / "gone.jpg", tmp_path / "there_$x_$.png"]

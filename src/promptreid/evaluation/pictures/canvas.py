@@ -45,6 +45,7 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
     stream = io.StringIO()
     with rc_context({**dict.fromkeys(inked, _INK), "svg.hashsalt": "promptreid"}):
         draw(figure)
+        _take_literally(figure)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
@@ -53,6 +54,16 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
 def save_figure(figure: Any, path: str | Path, *, mode: int = 0o644) -> Path:
     """Write a figure as PNG, whole or not at all."""
     stream = io.BytesIO()
+    _take_literally(figure)
     figure.savefig(stream, format="png")
     write_bytes_atomically(Path(path), stream.getvalue(), mode=mode)
     return Path(path)
+
+
+def _take_literally(figure: Any) -> None:
+    """Escape dollar signs in all texts, once: in a sentence or a name they do not enclose a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # Not `parse_math=False`, which matplotlib 3.11 does not heed where it wraps a text.
+        text.set_text(text.get_text().replace("$", r"\$"))

@@ -106,11 +106,8 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
         dashes = (0, (3, 1)) if right is False else "-"  # with ends that stick out they would meet
         spine.set(color=colour, linewidth=3, linestyle=dashes, capstyle="butt")
     axis.set_xlabel(f"{mark}{ranking.scores[rank]:.2f}\n", fontsize=8, color=colour)
-    # The name is plain text: a dollar sign in it is not a formula.
     place = {"xy": (0.5, 0), "xytext": (0, -15), "xycoords": "axes fraction", "textcoords": "offset points"}
-    axis.annotate(
-        _shortened(ranking.paths[rank]), **place, fontsize=5, color=GREY, ha="center", va="top", parse_math=False
-    )
+    axis.annotate(_shortened(ranking.paths[rank]), **place, fontsize=5, color=GREY, ha="center", va="top")
     axis.set_title(str(rank + 1), fontsize=7, pad=2)
 
 
