@@ -291,6 +291,12 @@ def test_index_of_a_folder_and_removal_at_once_are_refused(call, drawn, index):
     assert (code, "not both at once" in notes) == (2, True)
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 19, "9" * 20, pytest.param("9" * 5000, id="more than Python reads")])
+def test_removal_of_a_number_that_no_image_can_have_is_refused(call, index, number):
+    code, _, notes = call("index", "--output", index, "--remove", number)
+    assert (code, notes.startswith(f"error: the gallery has no image '{number}'; nothing was removed")) == (2, True)
+
+
 def test_output_into_a_pipe_that_closes_leaves_no_trace(fork, drawn, index):
     script = (
         "import os, sys\n"

@@ -121,6 +121,7 @@ def test_patterns_stand_for_the_values_that_images_have():
     assert as_where([("folder", "*m_?")], gallery) == {"folder": ["cam_1", "cam_2"]}
     assert as_where([("folder", "x*y")], gallery) == {"folder": ["x*y"]}
     assert as_where([("folder", "door"), ("day", "3")], gallery) == {"folder": ["door"], "day": ["3", 3]}
+    assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
 
 
 def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, drawn, index, tmp_path):

@@ -159,6 +159,14 @@ def test_remove_takes_one_image_and_numbers_of_any_kind():
     assert gallery_of("a.jpg", "b.jpg").remove(b"b.jpg") == 1
 
 
+@pytest.mark.parametrize("number", [2, -1, 2**63, -(2**63) - 1, 10**30])
+def test_remove_of_a_number_that_no_image_has_is_refused(number):
+    gallery = gallery_of("a.jpg", "b.jpg")
+    with pytest.raises(KeyError, match=rf"the gallery has no image '{number}'; nothing was removed"):
+        gallery.remove([0, number])
+    assert len(gallery) == 2
+
+
 @pytest.mark.parametrize("images", [3.5, [3.0], None, [None], [b"a.jpg", None]])
 def test_remove_and_restore_of_what_names_no_image_are_refused(images):
     gallery = gallery_of("a.jpg", "b.jpg")

@@ -44,6 +44,7 @@ NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "parquet", ".parquet"), ("
 _SHOWN = 10
 _GROWN = 0.1  # by this share a gallery may differ from the one that its threshold was measured in
 _OUTPUT = Path("gallery")
+_MOST_DIGITS = 19  # of an image's number, which has 64 bits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -196,7 +197,7 @@ def _calibrate(console: Output, gallery: "Gallery") -> None:
 def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[str]) -> None:
     """Remove images from the gallery, and let removed ones be indexed again."""
     if remove:
-        removed = gallery.remove([int(name) if name.isdigit() else name for name in remove])
+        removed = gallery.remove([_number_or_path(name) for name in remove])
         console.say(f"removed {counted(removed, 'image')}; {len(gallery)} are left in {gallery.directory}")
         console.record(removed=removed)
     if restore:
@@ -204,6 +205,11 @@ def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[
         command = f"promptreid index FOLDER --output {shell_word(gallery.directory)}"
         console.say(f"{_are(restored)} indexed again by the next {command}")
         console.record(restored=restored)
+
+
+def _number_or_path(text: str) -> int | str:
+    """An image as it is named on the command line: its number, or a path or pattern."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else text
 
 
 def _open_or_make(

@@ -439,10 +439,10 @@ def _ranges(start: str | None, end: str | None, between: Any) -> list[Any]:
 
 
 def _number(text: str) -> int | float | None:
-    if text.removeprefix("-").isdecimal():
-        return int(text)
     try:
+        if text.removeprefix("-").isdecimal():
+            return int(text)
         number = float(text)
-    except ValueError:
+    except ValueError:  # or more digits than Python reads
         return None
     return number if math.isfinite(number) else None

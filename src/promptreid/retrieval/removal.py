@@ -223,11 +223,12 @@ def listed_images(images: Any) -> Sequence[Any]:
 
 
 def image_number(image: Any) -> int:
-    """The number by which an image is named."""
+    """The number by which an image is named; -1, which no image has, for one that does not fit into 64 bits."""
     try:
-        return operator.index(image)
+        number = operator.index(image)
     except TypeError:
         raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
+    return number if 0 <= number < 2**63 else -1
 
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
