@@ -61,6 +61,14 @@ def test_store_finds_what_the_exact_gallery_finds(store):
             assert [hit.metadata for hit in found] == [dict(hit.metadata) for hit in right]
 
 
+@pytest.mark.parametrize("k", [5, 2**40, 10**30])
+def test_store_gives_all_images_where_more_are_asked_for(store, k):
+    assert store.nearest(features(1), k) == [[]]
+    store.add(images(["a", "b", "c"]), features(3))
+    for exact in (False, True):
+        assert len(store.nearest(features(1), k, exact=exact)[0]) == 3
+
+
 def test_store_is_an_index_of_a_gallery(store):
     keys, made = [f"{row}.jpg" for row in range(20)], features(20)
     gallery = Gallery(None, keys, made, index=store)

@@ -352,6 +352,7 @@ class LanceStore:
         vectors = check_unit_length(queries.detach().float().cpu()).numpy()
         condition = None if where is None else sql_filter(where, self.columns)
         probes = None if exact else self._probes(condition)
+        k = min(k, max(1, self._now().images))  # a number beyond 64 bits is none to the engine
         return [self._nearest(vector, k, condition, probes) for vector in vectors]
 
     def _nearest(self, vector: Any, k: int, condition: str | None, probes: int | None) -> list[Hit]:
