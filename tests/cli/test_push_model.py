@@ -49,10 +49,22 @@ def test_push_hands_over_what_it_is_given(call, tmp_path, monkeypatch):
     assert (given["private"], given["create_pr"], given["metrics"], given["details"]) == (False, True, None, None)
     call("push", tmp_path, "somebody/model", "--metrics", metrics, "--dataset", "CUHK-PEDES")
     assert given["details"].dataset == "CUHK-PEDES"
-    metrics.write_text("{}")
-    code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics)
-    assert code == 2
-    assert "is not a metrics.json" in notes
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({}, "it lacks 'text_to_image'"),
+        ({"text_to_image": {"rank1": 0.5}, "image_to_text": {}}, "it lacks 'rank1'"),
+        ({"text_to_image": [[1, 0.5]], "image_to_text": {}}, "'int' object has no attribute 'startswith'"),
+        ({"text_to_image": 1, "image_to_text": {}}, "'int' object is not iterable"),
+    ],
+)
+def test_push_of_scores_that_are_incomplete_names_the_file(call, tmp_path, content, why):
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps(content))
+    code, _, notes = call("push", tmp_path, "somebody/model", "--metrics", metrics, "--dry-run")
+    assert (code, notes) == (2, f"error: {metrics} is not a metrics.json of `promptreid evaluate` ({why})\n")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = read_sealed_json(path)
         scores, other = dict(content["text_to_image"]), dict(content["image_to_text"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a metrics.json of `promptreid evaluate` ({error})") from error
-    names = [name for name in scores if not name.startswith("num_")]
-    return {**{name: scores[name] for name in names}, "image_to_text": {name: other[name] for name in names}}
+        names = [name for name in scores if not name.startswith("num_")]
+        return {**{name: scores[name] for name in names}, "image_to_text": {name: other[name] for name in names}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a metrics.json of `promptreid evaluate` ({why})") from error
