@@ -148,6 +148,23 @@ def test_remove_takes_patterns_whose_star_stays_in_its_folder():
         gallery.remove("b/*")
 
 
+WILD = [("set [1]", "set 1"), ("what?", "whats"), ("a*b", "a-b"), ("a**b", "a-b"), ("[!x]", "y")]
+
+
+@pytest.mark.parametrize(("name", "matched"), WILD)
+def test_patterns_do_not_take_the_working_folder_for_one(tmp_path, monkeypatch, name, matched):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    other, own = (str(tmp_path / folder / "crops" / "3.jpg") for folder in (matched, name))
+    gallery = gallery_of("crops/1.jpg", "crops/deep/2.jpg", own, "b/[4].jpg", other)
+    assert gallery.remove(["crops/*", "./b/../b/[[]?].jpg"]) == 3
+    assert [str(path) for path in gallery.paths] == ["crops/deep/2.jpg", other]
+    assert gallery.restore("../*/crops/*") == 2
+    assert gallery.restore("b/*") == 1
+    with pytest.raises(KeyError, match=r"was not removed from the gallery; removed were: none"):
+        gallery.restore("**")
+
+
 def test_remove_takes_one_image_and_numbers_of_any_kind():
     gallery = gallery_of("a.jpg", "b.jpg", "c.jpg", "d.jpg")
     assert gallery.remove("a.jpg") == 1

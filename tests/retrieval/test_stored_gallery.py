@@ -322,6 +322,17 @@ def test_removal_takes_the_arguments_of_a_gallery_and_removes_the_same(gallery, 
     assert keys_of(store) == sorted(map(str, other.paths))
 
 
+@pytest.mark.parametrize("name", ["set [1]", "a*b"])
+def test_patterns_do_not_take_the_working_folder_for_one(gallery, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    keys = ["cam_1/1.jpg", str(tmp_path / name / "cam_2" / "2.jpg"), str(tmp_path / "a-b" / "cam_3" / "3.jpg")]
+    gallery.add_features(unit(3, gallery.store.dimensions), keys)
+    assert gallery.remove("cam_*/[!x].jpg") == 2
+    assert keys_of(gallery) == keys[2:]
+    assert gallery.remove(f"{tmp_path}/a[-]b/*/3.jpg") == 1
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [

@@ -21,6 +21,7 @@ from promptreid.retrieval.lance_store import FEW, IMAGES, REMOVED, LanceStore
 from promptreid.retrieval.lance_upkeep import index_column, index_features
 from promptreid.retrieval.removal import (
     Images,
+    absolute_pattern,
     image_number,
     image_times,
     is_gone,
@@ -34,6 +35,8 @@ from promptreid.retrieval.removal import (
 # Erased images whose bytes are looked for in files; and the bytes of a feature that are looked for.
 _SOUGHT, _SOUGHT_BYTES = 64, 32
 _BLOCK_BYTES = 2**24
+# The letters of a pattern before the first that stands for others; `[*]` stands for itself.
+_LITERAL = re.compile(r"(?:[^*?\[]|\[[*?[]\])*")
 _HINT = "_versions/latest_version_hint.json"
 
 
@@ -66,10 +69,16 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
 
 def _matching_keys(store: LanceStore, pattern: str) -> list[str]:
     """The keys that a pattern matches; relative ones are taken from the working folder."""
-    begins = (re.split(r"[*?\[]", form)[0] for form in (pattern, os.path.abspath(pattern)))
+    begins = map(_beginning, (pattern, absolute_pattern(pattern)))
     keys = _keys_where(store, " OR ".join(f"starts_with(key, {quoted(begin)})" for begin in begins))
     by_path = {os.path.abspath(key): key for key in keys}
     return [by_path[path] for path in matching_paths(by_path, pattern)]
+
+
+def _beginning(pattern: str) -> str:
+    """How everything that a pattern matches begins."""
+    literal = _LITERAL.match(pattern)
+    return re.sub(r"\[(.)\]", r"\1", literal[0] if literal else "")
 
 
 def _keys_where(store: LanceStore, condition: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Removes images of a gallery, by name, filter or age, and remembers that they were removed."""
 
+import glob
 import math
 import operator
 import os
@@ -233,13 +234,18 @@ def image_number(image: Any) -> int:
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
     """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not."""
-    pattern = os.path.abspath(image)
-    if pattern in paths:
-        return [pattern]
-    if not is_pattern(pattern):
+    path, pattern = os.path.abspath(image), absolute_pattern(image)
+    if path in paths:
+        return [path]
+    if not is_pattern(os.fsdecode(image)):
         return []
     depth = pattern.count(os.sep)
     return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
+
+
+def absolute_pattern(image: str | os.PathLike[str]) -> str:
+    """A pattern from the root on; what looks like one in the name of the working folder is taken literally."""
+    return os.path.normpath(os.path.join(glob.escape(os.getcwd()), image))
 
 
 def is_pattern(path: str) -> bool:
