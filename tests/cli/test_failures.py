@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError
 import promptreid
 from promptreid import Gallery
 from promptreid.cli import evaluate_model, index_crops, search_gallery, serve_demo, train_model
-from promptreid.cli.main import _IN_A_SHELL, build_parser, main
+from promptreid.cli.main import _IN_A_SHELL, _in_a_shell, build_parser, main
 from promptreid.cli.output import Output
 from promptreid.errors import HubError, WeightsError
 
@@ -198,6 +199,14 @@ WORK = [
         ("search gallery a b", 'put the sentence in quotation marks: "a b"; see promptreid search --help'),
         ("check nowhere", "argument root is nowhere, but there is no folder of that name"),
         ("check ''", "argument root is empty; give a path"),
+        # Names that would be arguments of Python in other messages.
+        ("check output_dir", "argument root is output_dir, but there is no folder"),
+        ("check 'my output_dir'", "argument root is my output_dir, but there is no folder"),
+        ("check output_dir/none", "argument root is output_dir/none, but there is no folder"),
+        ("check revision=3", "argument root is revision=3, but there is no folder"),
+        ("check image_size", "argument root is image_size, but there is no folder"),
+        ("check '5: is x'", "argument root is 5: is x, but there is no folder"),
+        ("evaluate data --split 'x: is y'", "argument --split: invalid choice: 'x: is y' (choose from"),
         (
             r"evaluate ..\\data",
             "argument root is ..\\data, but there is no folder of that name; between folders write /",
@@ -310,11 +319,13 @@ def texts_of(path):
 
 
 def test_advice_that_is_rewritten_for_the_shell_is_in_a_message():
-    # A message that is reworded would silently lose its shell form.
+    # A message that is reworded would silently lose its shell form, and so would one whose advice ends differently.
     package = Path(promptreid.__file__).parent
     texts = [text for path in package.rglob("*.py") if path.name != "main.py" for text in texts_of(path)]
     assert len(_IN_A_SHELL) > 10
     assert [advice for advice in _IN_A_SHELL if not any(advice in text for text in texts)] == []
+    in_python = re.compile("|".join(map(re.escape, [*_IN_A_SHELL, "another output_dir", "by revision="])))
+    assert [text for text in texts if in_python.search(_in_a_shell(text))] == []
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,10 @@ _ALSO = {
     "validate": "check", "verify": "check", "serve": "demo", "app": "demo", "publish": "push", "upload": "push",
     "encode": "index", "build": "index", "embed": "index", "threshold": "calibrate",
 }  # fmt: skip
+_TYPE_ERROR = re.compile(r"^(argument [^:]*): is ")
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
-# Advice in the library's messages, and its form for the shell. A test checks that each key is in a message.
+# Advice in the library's messages, and its form for the shell. Each key is a phrase that no path is, so that the paths
+# beside it stay as they are; a test checks that each is in a message.
 _IN_A_SHELL = {
     "call gallery.calibrate(), or gallery.calibrate(split)": "run promptreid calibrate GALLERY, or add DATA",
     "pass local_files_only=True": "set HF_HUB_OFFLINE=1",
@@ -71,16 +73,19 @@ _IN_A_SHELL = {
     "Pass quick_gelu=True if": "Write a folder with promptreid convert --quick-gelu if",
     "else quick_gelu=False": "else --no-quick-gelu",
     "pass cache_dir=": "set HF_HUB_CACHE",
-    "output_dir": "--output",
-    "revision=": "--revision",
+    "another output_dir": "another --output",
+    "an output_dir that": "an --output that",
+    "another branch by revision=": "another branch by --revision",
     "erase with alone=True": "erase with --alone",
     "pass private=False": "add --public",
     "Check the path, which gallery.paths lists;": "Check the path, as promptreid search prints it;",
     "or without labels: gallery.calibrate()": "or without labels: promptreid calibrate GALLERY",
 }
-
+_ADVICE = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, _IN_A_SHELL))})(?![\w/-])")
+# Python's arguments; what stands behind them tells them from a path of the same name.
 _PYTHON_NAMES = re.compile(
-    r"(?<![\w./-])(?:batch_size|image_size|num_workers|learning_rate|prompt_length|seed(?= is))(?![\w./=-])"
+    r"(?<![\w./-])(?:seed(?= is )"
+    r"|(?:batch_size|image_size|num_workers|learning_rate|prompt_length)(?= is | was | \d| \(|, or |, such ))"
 )
 # What the operating system answers where the disk or the memory is at fault, and not a path.
 _MACHINE_ERRORS = {
@@ -124,7 +129,8 @@ class _Parser(argparse.ArgumentParser):
         wrong = _CHOICES.search(message)
         near = _meant(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else None
         advice = f"; did you mean {near}?" if near else ""
-        raise UsageError(f"{message.replace(': is ', ' is ', 1)}{advice}; see {self.prog} --help")
+        message = _TYPE_ERROR.sub(r"\1 is ", message)
+        raise UsageError(f"{message}{advice}; see {self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help and version as every other output is printed, where a full or closed one is an error."""
@@ -294,8 +300,7 @@ def _own_words(error: Exception) -> str:
 
 def _in_a_shell(words: str) -> str:
     """Return an error's message with command-line options in place of Python's arguments."""
-    for in_python, in_a_shell in _IN_A_SHELL.items():
-        words = words.replace(in_python, in_a_shell)
+    words = _ADVICE.sub(lambda found: _IN_A_SHELL[found[0]], words)
     return _PYTHON_NAMES.sub(lambda found: f"--{found[0].replace('_', '-')}", words)
 
 

@@ -133,7 +133,7 @@ class RunFolder:
             return None
         if not resume:
             raise CheckpointError(
-                f"output_dir {self.path} holds a run already; give another folder, or resume=True to resume it"
+                f"{self.path} holds a run already; give another output_dir, or resume=True to resume it"
             )
         with readable(found[-1]):
             state = read_state(found[-1])
