@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from promptreid import Gallery
 from promptreid.cli.options import ModelChoice
-from promptreid.cli.search_gallery import as_where
-from promptreid.retrieval.filters import Prefix
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +107,6 @@ def test_the_best_score_is_named_where_nothing_reaches_the_threshold(call, index
     assert answer["hits"] == []
     assert 0 < answer["best_score"] < 0.999
     assert (answer["threshold"], answer["model"]) == (0.999, "promptreid-tiny-adapted")
-
-
-def test_patterns_stand_for_the_values_that_images_have():
-    metadata = [{"folder": "cam_1"}, {"folder": "cam_2"}, {"folder": "door"}, {"day": 3}]
-    gallery = Gallery(None, ["a", "b", "c", "d"], torch.eye(4), metadata=metadata)
-    assert (
-        as_where([("folder", "cam*")], None) == as_where([("folder", "cam*")], gallery) == {"folder": [Prefix("cam")]}
-    )
-    assert as_where([("folder", "*m_?")], gallery) == {"folder": ["cam_1", "cam_2"]}
-    assert as_where([("folder", "x*y")], gallery) == {"folder": ["x*y"]}
-    assert as_where([("folder", "door"), ("day", "3")], gallery) == {"folder": ["door"], "day": ["3", 3]}
-    assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
 
 
 def test_the_default_model_has_the_shipped_prompts_and_a_name_of_its_own(call, drawn, index, tmp_path):

@@ -1,0 +1,19 @@
+"""Conditions on metadata, as they are written in a shell."""
+
+import torch
+
+from promptreid import Gallery
+from promptreid.cli.conditions import as_where
+from promptreid.retrieval.filters import Prefix
+
+
+def test_patterns_stand_for_the_values_that_images_have():
+    metadata = [{"folder": "cam_1"}, {"folder": "cam_2"}, {"folder": "door"}, {"day": 3}]
+    gallery = Gallery(None, ["a", "b", "c", "d"], torch.eye(4), metadata=metadata)
+    assert (
+        as_where([("folder", "cam*")], None) == as_where([("folder", "cam*")], gallery) == {"folder": [Prefix("cam")]}
+    )
+    assert as_where([("folder", "*m_?")], gallery) == {"folder": ["cam_1", "cam_2"]}
+    assert as_where([("folder", "x*y")], gallery) == {"folder": ["x*y"]}
+    assert as_where([("folder", "door"), ("day", "3")], gallery) == {"folder": ["door"], "day": ["3", 3]}
+    assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
