@@ -2,9 +2,12 @@
 
 import csv
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,89 @@ def test_a_pipe_is_answered_line_by_line(call, index, monkeypatch):
     answer = call("search", index, "-k", 2, "--json")[1]
     assert [result["query"] for result in answer["results"]] == ["a man", "a woman in a red coat"]
     assert answer["results"][0]["best_score"] == answer["results"][0]["hits"][0]["score"]
+
+
+class Pipe(io.RawIOBase):
+    """Gives a line at a time, and calls `last` after them."""
+
+    def __init__(self, lines, last):
+        self.lines, self.last = iter(lines), last
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        line = next(self.lines, b"")
+        if not line and self.last is not None:
+            self.last()
+        buffer[: len(line)] = line
+        return len(line)
+
+
+def piped(monkeypatch, *lines, last=None, encoding="latin-1"):
+    """Bytes on standard input, in a locale of another encoding."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Pipe(lines, last)), encoding))
+
+
+def test_a_pipe_is_utf_8_whatever_the_locale_is(call, index, monkeypatch):
+    piped(monkeypatch, b"\xef\xbb\xbfa man\r\n", "ein größerer Mann\n".encode())
+    answer = call("search", index, "--json")[1]
+    assert [result["query"] for result in answer["results"]] == ["a man", "ein größerer Mann"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"un \xe9l\n", "line 2 of standard input is not UTF-8 text ('utf-8' codec can't decode byte 0xe9"),
+        (b"x.jpg\n", "the query 'x.jpg' is the name of an image"),
+    ],
+)
+def test_a_mistake_in_a_pipe_stands_beside_what_was_found_before(call, index, monkeypatch, line, words):
+    piped(monkeypatch, b"a man\n", line, b"a woman\n", encoding="utf-8")
+    code, answer, _ = call("search", index, "--json")
+    assert (code, answer["error"].startswith(words)) == (2, True)
+    assert [(result["query"], len(result["hits"])) for result in answer["results"]] == [("a man", 10)]
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    ("last", "code"), [(interrupt, 130), (lambda: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10), 143)]
+)
+def test_an_interrupted_pipe_keeps_its_answers(call, index, monkeypatch, last, code):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a test suite in the background may ignore it
+    try:
+        piped(monkeypatch, b"a man\n", last=last)
+        found, answer, _ = call("search", index, "--json")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (found, [result["query"] for result in answer["results"]]) == (code, ["a man"])
+
+
+def test_bytes_that_are_not_text_are_no_sentence(call, index, monkeypatch):
+    words = r"the query is 'un \udce9l', which holds half of a character (a lone surrogate); write it in UTF-8"
+    code, _, notes = call("search", index, "un \udce9l")  # as Python reads the bytes of an argument
+    assert (code, notes) == (2, f"error: {words}\n")
+    typed(monkeypatch, "un \udce9l\na man\n", at_terminal=True)
+    code, text, notes = call("search", index, "-k", 1)
+    assert (code, f"error: {words}\n" in notes, text.count("  1   0.")) == (0, True, 1)
+    stream = io.TextIOWrapper(io.BytesIO(b"un \xe9l\n"), "utf-8")
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", stream)
+    code, _, notes = call("search", index)
+    assert (code, f"error: {words}\n" in notes) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["search", "calibrate"])
+def test_a_file_of_sentences_is_checked_before_the_model_is_loaded(call, index, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(Gallery, "load", lambda *given: pytest.fail("it began to load"))
+    queries = tmp_path / "queries.txt"
+    queries.write_text("a man\n\nx.jpg\n")
+    code, _, notes = call(command, index, "--queries", queries)
+    assert (code, notes.startswith(f"error: line 3 of {queries} 'x.jpg' is the name of an image")) == (2, True)
 
 
 def test_a_prompt_stays_loaded_and_outlives_a_mistake(call, index, monkeypatch):

@@ -135,7 +135,6 @@ def run(
         answers = search.answer_each(
             sentences if sentences is not None else typed_sentences(console, len(search.gallery))
         )
-        console.record(results=[{"query": answer.query, **search.entry(answer)} for answer in answers])
     console.record(threshold=search.lowest, calibration=None if image is not None else _as_dict(search.calibration))
     console.record(model=model["model"] or search.gallery.notes["model"]["model"])
     if picture is not None:
@@ -151,7 +150,7 @@ class _Search:
     """A loaded gallery, and what every query to it has in common.
 
     Args:
-        console: Where answers are shown.
+        console: Where answers are shown, and those to several sentences recorded.
         gallery: The gallery.
         k: Hits at most.
         threshold: The lowest score to show.
@@ -173,6 +172,7 @@ class _Search:
     ) -> None:
         from promptreid.retrieval.gallery_state import lowest_score
 
+        self._console = console
         self.gallery, self.calibration, self._k = gallery, gallery.calibration, k
         self.lowest = None if threshold is None else lowest_score(self.calibration, threshold)
         self._find: Callable[..., Any] = partial(gallery.search, exact=True) if exact else gallery.search
@@ -188,14 +188,17 @@ class _Search:
         return self._show(title, self._find(query, self._k, where=self._where), is_image=is_image)
 
     def answer_each(self, sentences: Iterable[str]) -> list[_Answer]:
-        """Answer sentences: those of a list together, others as soon as each comes."""
+        """Answer sentences, and record each answer at once: those of a list together, others as soon as each comes."""
         answers: list[_Answer] = []
+        results: list[dict[str, Any]] = []
+        self._console.record(results=results)  # with what it holds when an error or a signal ends the search
         size = BATCH_SIZE if isinstance(sentences, list) else 1
         for part in in_parts(sentences, size):
             for sentence, found in zip(part, self._find(part, self._k, where=self._where), strict=True):
                 if self._keys is None and (size > 1 or not at_terminal()):
                     self.say(sentence)
                 answers.append(self._show(sentence, found))
+                results.append({"query": sentence, **self.entry(answers[-1])})
         return answers
 
     def entry(self, answer: _Answer) -> dict[str, Any]:

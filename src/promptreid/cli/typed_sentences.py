@@ -26,23 +26,27 @@ def read_sentences(path: Path) -> list[str]:
     """The lines of a file that hold something.
 
     Raises:
-        ValueError: It is not text, or empty.
+        ValueError: It is not text, or empty, or a line is not a sentence.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
-    sentences = [line.strip() for line in lines if line.strip()]
+    sentences = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
     if not sentences:
         raise ValueError(f"--queries is {path}, which holds no sentence; write one per line")
-    return sentences
+    from promptreid.model.encoding import check_words
+
+    for number, sentence in sentences.items():
+        check_words(sentence, name=f"line {number} of {path}")
+    return list(sentences.values())
 
 
 def typed_sentences(console: Output, images: int) -> Iterator[str]:
     """Sentences as they are typed, or as they come from a pipe.
 
     Raises:
-        ValueError: None came from the pipe.
+        ValueError: None came from the pipe, or what came is not UTF-8 text or not a sentence.
     """
     from promptreid.model.encoding import check_words
 
@@ -78,16 +82,38 @@ def at_terminal() -> bool:
 
 def _lines(is_terminal: bool) -> Iterator[str]:
     if not is_terminal:
-        yield from sys.stdin or ()
+        yield from _piped_lines()
         return
     with suppress(EOFError):
         while True:
-            if sys.stdout and sys.stdout.isatty():
-                yield input("> ")
-                continue
-            sys.stderr.write("> ")  # output to a file or a program holds only answers
-            sys.stderr.flush()
-            line = sys.stdin.readline()
+            try:
+                line = _typed_line()
+            except UnicodeDecodeError as error:  # not of the terminal's encoding
+                line = error.object.decode("utf-8", "surrogateescape")
             if not line:
                 return
             yield line
+
+
+def _piped_lines() -> Iterator[str]:
+    """The lines of a pipe, in UTF-8 whatever the locale is, as those of a file are read."""
+    raw = getattr(sys.stdin, "buffer", None)
+    if raw is None:  # closed, or text in place of a pipe
+        yield from sys.stdin or ()
+        return
+    for number, line in enumerate(raw, start=1):
+        try:
+            yield from line.decode("utf-8-sig" if number == 1 else "utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"line {number} of standard input is not UTF-8 text ({error}); send it as UTF-8"
+            ) from error
+
+
+def _typed_line() -> str:
+    """A line with its end, as it is typed; empty at the end of all."""
+    if sys.stdout and sys.stdout.isatty():
+        return input("> ") + "\n"
+    sys.stderr.write("> ")  # output to a file or a program holds only answers
+    sys.stderr.flush()
+    return sys.stdin.readline()

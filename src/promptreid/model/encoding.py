@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from promptreid.data.annotation import caption_problem
 from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
 from promptreid.defaults import BATCH_SIZE, NUM_THREADS
 from promptreid.errors import DatasetError
@@ -225,7 +226,12 @@ _AROUND = " \t\r\n'\""  # what comes along when a path is copied
 
 
 def check_words(text: object, *, name: str) -> None:
-    """Refuse a sentence that says nothing or names an image, and a path of nothing; `name` is what to call it."""
+    """Refuse a sentence that says nothing, is no text or names an image, and a path of nothing.
+
+    Args:
+        text: The sentence; anything that is neither text nor a path passes.
+        name: What to call it.
+    """
     if isinstance(text, str) and not text.strip():
         raise ValueError(f"{name} is empty; describe the person, such as 'a man in a blue jacket'")
     if isinstance(text, str) and Path(text.strip(_AROUND)).suffix.lower() in IMAGE_ENDINGS:
@@ -233,6 +239,8 @@ def check_words(text: object, *, name: str) -> None:
             f"{name} {text!r} is the name of an image, and text is always a sentence; for the image give "
             f"pathlib.Path({text!r}), or --image {text} on the command line"
         )
+    if isinstance(text, str) and (problem := caption_problem(text, name=name)):
+        raise ValueError(f"{problem.message}; write it in UTF-8")
     if isinstance(text, Path) and not text.exists():
         raise DatasetError(f"there is no image {text}; check the path")
 
