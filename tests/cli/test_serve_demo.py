@@ -78,6 +78,7 @@ def test_demo_of_crops_says_how_to_open_them_at_once(call, launched, drawn):
         ("anna:secret", [("anna", "secret")]),
         ("anna:with:colons and spaces ", [("anna", "with:colons and spaces")]),
         (" anna : secret\n\nbob:other\n", [("anna", " secret"), ("bob", "other")]),
+        ("anna:one\x0btwo\u2028:three\r\nbob:other", [("anna", "one\x0btwo\u2028:three"), ("bob", "other")]),
     ],
 )
 def test_read_auth_of_argument_file_and_environment_says_the_same(tmp_path, text, pairs):

@@ -135,6 +135,30 @@ def test_write_imagefolder_is_read_as_it_was_and_not_written_twice(tmp_path: Pat
         write_imagefolder(list(rows())[:2], folder, progress=False)
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\x0c", "\r", "\n"])
+def test_write_imagefolder_separators_in_captions_are_no_ends_of_lines(tmp_path: Path, separator: str) -> None:
+    people = [{**row, "text": f"{row['text']}{separator}in red"} for row in rows()]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert write_imagefolder(people, folder, progress=False) == folder
+    assert load_dataset(folder).test.captions == [f"a boy in red{separator}in red"]
+
+
+def test_write_imagefolder_tuple_of_captions_is_the_same_as_a_list(tmp_path: Path) -> None:
+    people = [{**row, "text": (row["text"], "he walks")} for row in rows()]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert write_imagefolder(people, folder, progress=False) == folder
+    assert write_imagefolder([{**row, "text": list(row["text"])} for row in people], folder, progress=False) == folder
+    assert load_dataset(folder).test.captions == ["a boy in red", "he walks"]
+
+
+@pytest.mark.parametrize("table", ["{\n", '["no", "row"]\n', "not JSON"])
+def test_write_imagefolder_into_a_folder_with_a_foreign_table_is_refused(tmp_path: Path, table: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(table, encoding="utf-8")
+    with pytest.raises(FileExistsError, match="holds another dataset; give a new folder"):
+        write_imagefolder(list(rows()), tmp_path, progress=False)
+    assert (tmp_path / "metadata.jsonl").read_text(encoding="utf-8") == table
+
+
 def test_write_imagefolder_takes_splits_by_name_images_in_memory_and_other_columns(tmp_path: Path) -> None:
     kept = tmp_path / "kept.png"
     kept.write_bytes(image_file(form="PNG"))

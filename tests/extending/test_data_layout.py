@@ -32,6 +32,14 @@ def test_layout_names_the_record_with_an_unknown_split(layout_example, tmp_path)
         layout_example.load_dataset("data/people", layout=layout_example.TsvLayout())
 
 
+def test_layout_separator_in_a_caption_is_no_end_of_a_line(layout_example, tmp_path):
+    table = tmp_path / "data/people/people.tsv"
+    lines = table.read_text(encoding="utf-8").split("\n")
+    table.write_text("\n".join([f"{lines[0]}\u2028in red", *lines[1:]]), encoding="utf-8")
+    people = layout_example.load_dataset("data/people", layout=layout_example.TsvLayout())
+    assert people.train.records[0].captions[-1].endswith("\u2028in red")
+
+
 def test_model_trains_on_the_data_and_is_evaluated(layout_example, shipped, tmp_path):
     import copy
 

@@ -1,6 +1,7 @@
 """`promptreid demo`: a page in the browser to search a gallery."""
 
 import argparse
+import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -114,7 +115,8 @@ def read_auth(given: str | None, environment: Mapping[str, str]) -> list[tuple[s
         name = f"{name} {text}"
         text = _read_file(Path(text[1:]), name)
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), start=1):
+    lines = io.StringIO(text, newline=None)  # splitlines() also cuts inside of a password
+    for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
         user, separator, password = line.partition(":")
         if not (separator and user.strip() and password.strip()):  # the line itself may be a password
             raise ValueError(f"{name} is not USER:PASSWORD in line {number}; write both, with a colon between them")

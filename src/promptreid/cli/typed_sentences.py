@@ -29,7 +29,7 @@ def read_sentences(path: Path) -> list[str]:
         ValueError: It is not text, or empty, or a line is not a sentence.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also cuts inside of a sentence
     except UnicodeDecodeError as error:
         raise ValueError(f"--queries is {path}, which is not UTF-8 text ({error}); save it as UTF-8") from error
     sentences = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}

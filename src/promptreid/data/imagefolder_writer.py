@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from promptreid.data.annotation import SPLIT_NAMES
-from promptreid.data.table_layout import METADATA
+from promptreid.data.table_layout import METADATA, lines_of
 from promptreid.errors import DatasetError
 from promptreid.files import write_bytes_atomically
 
@@ -61,10 +61,9 @@ def write_imagefolder(
     columns = {"image": image, "text": caption, "person_id": person_id}
     table = place / _TABLE
     # Without the images, which may be more than memory holds: they are read again below, one by one.
-    described = [{name: value for name, value in row.items() if name != "image"} for row in _rows(dataset, columns)]
+    described = [_as_read({name: row[name] for name in row if name != "image"}) for row in _rows(dataset, columns)]
     if table.is_file():
-        found = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-        if [{name: value for name, value in row.items() if name != "file_name"} for row in found] == described:
+        if _described_in(table) == described:
             return place
         raise FileExistsError(f"{place} holds another dataset; give a new folder, or load it with load_dataset")
     lines: list[str] = []
@@ -83,6 +82,21 @@ def write_imagefolder(
         lines.append(json.dumps({"file_name": name, **described[index]}, ensure_ascii=False))
     write_bytes_atomically(table, ("\n".join(lines) + "\n").encode())  # last: it says that all images are there
     return place
+
+
+def _as_read(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON gives it back: a tuple of captions is a list then."""
+    return json.loads(json.dumps(row))
+
+
+def _described_in(table: Path) -> list[Any]:
+    """What a table says of its images, other than their files; `None` for what is no row of ours."""
+    try:
+        found = [row for _, row in lines_of(table)]
+    except UnicodeDecodeError:
+        return [None]
+    rows = [cast("dict[str, Any]", row) if isinstance(row, dict) else None for row in found]
+    return [row and {name: value for name, value in row.items() if name != "file_name"} for row in rows]
 
 
 def _rows(dataset: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -131,7 +131,7 @@ def read_table(path: Path, *, split: str = "") -> tuple[list[Row], list[Problem]
     problems: list[Problem] = []
     count = 0
     try:
-        lines = list(_lines_of(path))
+        lines = list(lines_of(path))
         unsplit = not any(isinstance(values, dict) and "split" in values for _, values in lines)
         for line, values in lines:
             count += 1
@@ -168,8 +168,11 @@ def _one_caption_each(values: Any) -> list[Any]:
     )
 
 
-def _lines_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers from 1, and what is there: the fields, another JSON value, or the exception that JSON raised."""
+def lines_of(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers of a table from 1, and what is there: fields, another JSON value, or the exception that JSON raised.
+
+    JSON lines end with a line break and nowhere else: other separators, such as U+2028, are letters of a caption.
+    """
     if path.suffix.lower() == ".parquet":
         yield from enumerate(_parquet_rows(path), start=1)
         return

@@ -81,6 +81,9 @@ def test_draw_training_curves_from_a_log(tmp_path):
     assert read_log(log) == entries
     size_of(draw_training_curves(tmp_path / "curves.png", read_log(log)))
     size_of(draw_training_curves(tmp_path / "bare.png", [{"stage": "one", "losses": {"total": 1.0}}]))
+    entries[0]["losses"]["of a\u2028line"] = 1.0
+    log.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    assert read_log(log) == entries
     with pytest.raises(ValueError, match="history is empty"):
         draw_training_curves(tmp_path / "none.png", [])
     log.write_text(json.dumps(entries[0]) + "\n{broken\n")

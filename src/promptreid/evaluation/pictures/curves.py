@@ -133,7 +133,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         ValueError: A line is not a JSON object; the message names it.
     """
     entries: list[dict[str, Any]] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    with Path(path).open(encoding="utf-8") as stream:
+        lines = list(stream)  # splitlines() also cuts inside of a JSON string
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
         except ValueError as error:
