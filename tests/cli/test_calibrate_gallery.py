@@ -96,6 +96,7 @@ def test_calibrate_without_labels_takes_sentences_of_ones_own(index, call, tmp_p
     [
         (["--split", "test"], "--split would do nothing here: it goes with a dataset, DATA"),
         (["--on-bad", "skip"], "--on-bad would do nothing here"),
+        (["--table", "people.csv"], "--table would do nothing here: it goes with a dataset, DATA"),
         (["--queries", "nowhere.txt"], "--queries is nowhere.txt, but there is no such file"),
     ],
 )

@@ -196,6 +196,8 @@ def test_index_into_the_folder_of_the_data_is_refused_and_check_finds_the_datase
         assert code == 2
         assert f"error: --output is {output}, {words}; a gallery needs a folder of its own" in notes
     assert not list(tmp_path.rglob("gallery.json"))
+    (tmp_path / "mine" / "1.jpg").rename(tmp_path / "mine" / "._1.jpg")  # what a Mac leaves is no image
+    assert call("index", data, "--output", tmp_path / "mine")[0] == 0
     assert call("index", data, "--output", data / "gallery")[0] == 0  # harmless
     assert call("index", data, "--output", data / "gallery")[0] == 0
     shutil.copytree(data / "gallery", data, dirs_exist_ok=True)  # as earlier versions let it be

@@ -213,6 +213,8 @@ WORK = [
         ),
         ("check file", "argument root is file, but that is a file; give its folder"),
         ("check kept --layout folder", "--layout would do nothing here: kept is an index"),
+        ("check kept --on-bad skip", "--on-bad would do nothing here: kept is an index"),
+        ("check kept --table a.csv", "--table would do nothing here: kept is an index"),
         ("check kept --no-images", "--no-images would do nothing here: kept is an index"),
         ("check data --limit -1", "argument --limit is -1, expected at least 0"),
         ("check data --tokenizer ViT-B-61", "open_clip has no model named 'ViT-B-61'"),

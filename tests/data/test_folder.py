@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from promptreid.data.check import check_dataset
-from promptreid.data.reader import load_folder
+from promptreid.data.reader import load_dataset, load_folder
 from promptreid.errors import DatasetError
 
 HEADER = "image,caption,person_id,split\n"
@@ -247,8 +247,46 @@ def test_load_folder_no_table_says_what_is_expected(folder: Path) -> None:
 def test_load_folder_two_tables_must_be_told_apart(folder: Path) -> None:
     for name in ("one.csv", "two.jsonl"):
         (folder / name).touch()
-    with pytest.raises(DatasetError, match=r"has 2 tables \(one\.csv, two\.jsonl\); name one of them"):
+    words = r"has 2 tables \(one\.csv, two\.jsonl\); name one of them: table= \(on the command line --table\)"
+    with pytest.raises(DatasetError, match=words):
         load_folder(folder)
+    for call in (load_dataset, check_dataset):
+        with pytest.raises(DatasetError, match=words):
+            call(folder)
+
+
+def test_load_dataset_and_check_dataset_take_the_table_that_is_named(
+    folder: Path, write_csv: Callable[..., Path]
+) -> None:
+    write_csv("a.jpg,a man,1,train\nb.jpg,a man,2,train\ndeep/c.jpg,a man,3,test\n")
+    (folder / "deep" / "other.csv").write_text(f"{HEADER}c.jpg,a man,1,test\n", encoding="utf-8")
+    (folder / "other.csv").touch()
+    for layout in (None, "folder"):
+        assert len(load_dataset(folder, layout=layout, table="people.csv").train) == 2
+    assert check_dataset(folder, table=folder / "people.csv", progress=False).ok
+    assert load_dataset(folder, table="deep/other.csv").test.paths == [folder / "deep" / "c.jpg"]
+    with pytest.raises(
+        DatasetError, match=r"there is no table .*gone\.csv; give a \.csv .*, by its path below .*crops$"
+    ):
+        load_dataset(folder, table="gone.csv")
+    with pytest.raises(ValueError, match=r"table is 'people\.csv', but only the layout folder has a table; leave out"):
+        load_dataset(folder, layout="RSTPReid", table="people.csv")
+    with pytest.raises(ValueError, match="image_dir is 'x', but only the paths of a JSON annotation"):
+        load_dataset(folder, table="people.csv", image_dir="x")
+
+
+def test_load_folder_hidden_files_are_no_tables(folder: Path, write_csv: Callable[..., Path]) -> None:
+    """A Mac writes `._people.csv` beside the table on disks of other systems, and an editor `.people.csv.swp`."""
+    write_csv("a.jpg,a man,1,train\nb.jpg,a man,2,train\ndeep/c.jpg,a man,3,test\n")
+    (folder / "._people.csv").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / ".draft.jsonl").touch()
+    assert len(load_folder(folder).train) == 2
+    assert check_dataset(folder, progress=False).ok
+    (folder / "people.csv").unlink()
+    with pytest.raises(DatasetError, match=r"has no \.csv or \.jsonl file"):
+        load_folder(folder)
+    with pytest.raises(DatasetError, match="holds no dataset that is known here"):
+        load_dataset(folder)
 
 
 @pytest.mark.parametrize("table", ["gone.csv", "a.jpg"])

@@ -73,6 +73,7 @@ def run(
     false_alarms: float,
     layout: str | None,
     image_dir: Path | None,
+    table: Path | None,
     on_bad: OnBad,
     **model: "Unpack[ModelArguments]",
 ) -> int:
@@ -84,12 +85,12 @@ def run(
         check_gallery_folder(Path(index), "calibrate", root)
     sentences, name, wanted = None if queries is None else read_sentences(queries), None, None
     if root is None:
-        of_data = {"split": split, "layout": layout, "image_dir": image_dir, "on_bad": on_bad == "skip"}
-        refuse_unused(of_data, "it goes with a dataset, DATA")
+        of_data = {"split": split, "layout": layout, "image_dir": image_dir, "table": table}
+        refuse_unused({**of_data, "on_bad": on_bad == "skip"}, "it goes with a dataset, DATA")
     else:
         refuse_unused({"queries": queries}, "a dataset has its own sentences")
         split = split or "val"
-        name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
+        name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, table=table, on_bad=on_bad)
     gallery = open_gallery(index, model)
     chosen = gallery.calibrate(wanted, sentences=sentences, false_alarm_rate=false_alarms, progress=console.progress)
     console.record(index=str(index), data=name, split=split, calibration=asdict(chosen))

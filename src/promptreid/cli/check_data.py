@@ -48,7 +48,7 @@ def run(
     if has_gallery and has_data:
         console.note(f"note: {root} holds a gallery too, which is not checked; better make it in a folder of its own")
     elif has_gallery:
-        given = {"no_images": no_images, "layout": reading["layout"], "image_dir": reading["image_dir"]}
+        given = {**reading, "no_images": no_images, "on_bad": reading["on_bad"] == "skip"}
         refuse_unused(given, f"{root} is an index, and not a dataset")
         return _check_gallery(console, root)
     report = check_dataset(

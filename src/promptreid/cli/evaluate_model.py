@@ -55,6 +55,7 @@ def run(
     num_workers: int,
     layout: str | None,
     image_dir: Path | None,
+    table: Path | None,
     on_bad: OnBad,
     **model: "Unpack[ModelArguments]",
 ) -> int:
@@ -63,7 +64,7 @@ def run(
     from promptreid.evaluation.evaluate import evaluate, score_table
 
     device = check_device(model["device"])
-    name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, on_bad=on_bad)
+    name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, table=table, on_bad=on_bad)
     note_model(console, choice, root)
     with joined_processes(console, device):
         scores = evaluate(

@@ -15,6 +15,8 @@ from promptreid.errors import HubError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from promptreid.data.records import ReIDSplit
     from promptreid.model.prompted_clip import PromptedCLIP
 
@@ -38,6 +40,7 @@ class DataArguments(TypedDict):
 
     layout: str | None
     image_dir: Path | None
+    table: Path | None
     on_bad: OnBad
 
 
@@ -190,7 +193,7 @@ def check_own_folder(option: str, place: Path, images: Path) -> None:
     found = ""
     if images.resolve().is_relative_to(place.resolve()):
         found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
-    elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.iterdir()):
+    elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.glob("[!.]*")):
         found = "a folder of images"
     elif place.is_dir() and holds_dataset(place):
         found = "a dataset's folder"
@@ -264,7 +267,7 @@ def add_device_argument(parser: argparse.ArgumentParser, *, default: str = _BEST
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--layout`, `--image-dir` and `--on-bad`."""
+    """Add `--layout`, `--image-dir`, `--table` and `--on-bad`."""
     parser.add_argument(
         "--layout", help="CUHK-PEDES, ICFG-PEDES, RSTPReid or folder; default: recognised from the files"
     )
@@ -275,6 +278,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="where image paths begin; default: imgs/ beside the annotation",
     )
     parser.add_argument(
+        "--table",
+        type=some_path,
+        metavar="FILE",
+        help="the .csv or .jsonl table of your own folder, by its path below that; default: the only one there",
+    )
+    parser.add_argument(
         "--on-bad",
         choices=get_args(OnBad),
         default="strict",
@@ -282,9 +291,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_split(
-    console: Output, root: Path, split: str, *, layout: str | None, image_dir: Path | None, on_bad: OnBad
-) -> tuple[str, "ReIDSplit"]:
+def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataArguments]") -> tuple[str, "ReIDSplit"]:
     """The name of the dataset in a folder, and one of its splits.
 
     Raises:
@@ -293,7 +300,8 @@ def load_split(
     from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
 
-    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad)
+    on_bad = reading["on_bad"]
+    data = load_dataset(root, **reading)
     splits = {found.name: found for found in data.splits}
     if split not in splits:
         raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")

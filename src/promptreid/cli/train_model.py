@@ -10,6 +10,7 @@ from promptreid.cli.model_names import check_listed, check_names, check_start
 from promptreid.cli.options import (
     LARGEST_SEED,
     LARGEST_SIDE,
+    DataArguments,
     add_data_arguments,
     add_device_argument,
     add_revision_argument,
@@ -237,6 +238,7 @@ def run(
     cache_images: Path | None,
     layout: str | None,
     image_dir: Path | None,
+    table: Path | None,
     on_bad: OnBad,
     split: str | None,
     split_seed: int,
@@ -259,7 +261,8 @@ def run(
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():
-            data = _load(console, root, layout=layout, image_dir=image_dir, on_bad=on_bad, split=(split, split_seed))
+            reading = DataArguments(layout=layout, image_dir=image_dir, table=table, on_bad=on_bad)
+            data = _load(console, root, split=(split, split_seed), **reading)
         console.say(data.summary())
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ()), "project": project}
         options["progress"] = not console.as_json
@@ -299,19 +302,14 @@ def holds_comparison(folder: Path) -> bool:
 
 
 def _load(
-    console: Output,
-    root: Path,
-    *,
-    layout: str | None,
-    image_dir: Path | None,
-    on_bad: OnBad,
-    split: tuple[str | None, int],
+    console: Output, root: Path, *, split: tuple[str | None, int], **reading: "Unpack[DataArguments]"
 ) -> "ReIDDataset":
     from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
 
     shares, seed = split
-    data = load_dataset(root, layout=layout, image_dir=image_dir, on_bad=on_bad, split=shares, split_seed=seed)
+    data = load_dataset(root, split=shares, split_seed=seed, **reading)
+    on_bad = reading["on_bad"]
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])

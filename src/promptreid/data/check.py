@@ -20,6 +20,7 @@ def check_dataset(
     layout: str | Layout | None = None,
     images: bool = True,
     image_dir: str | Path | None = None,
+    table: str | Path | None = None,
     tokenizer: Tokenizer | None = None,
     num_threads: int | None = None,
     progress: bool = True,
@@ -37,6 +38,7 @@ def check_dataset(
         layout: As for `load_dataset`.
         images: Open every image; if false, only look whether it is there.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation.
+        table: As for `load_dataset`.
         tokenizer: Counts captions that are longer than its context, such as `model.tokenizer`.
         num_threads: Threads that open images; `None` for one a core.
         progress: Show progress bars.
@@ -48,7 +50,7 @@ def check_dataset(
 
     Raises:
         DatasetError: There is nothing to check: no folder, no annotation, or one that is not JSON or CSV at all.
-        ValueError: The layout or `on_bad` is unknown.
+        ValueError: The layout or `on_bad` is unknown, or the layout has no `image_dir` or `table`.
 
     Example:
         >>> import tempfile
@@ -60,7 +62,7 @@ def check_dataset(
         ready for training: 0 errors, 0 warnings (16 images opened)
     """
     check_on_bad(on_bad)
-    annotation = read_dataset(root, layout=layout, image_dir=image_dir)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table)
     left_out: list[Problem] = []
     if on_bad == "skip":
         annotation, left_out = leave_out_bad(annotation)

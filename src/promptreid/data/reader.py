@@ -45,6 +45,7 @@ def load_dataset(
     *,
     layout: str | Layout | None = None,
     image_dir: str | Path | None = None,
+    table: str | Path | None = None,
     check_counts: bool = True,
     on_bad: OnBad = "strict",
     split: str | None = None,
@@ -58,6 +59,7 @@ def load_dataset(
             to recognise it.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation, or beside the
             folder `annotations` that it is in.
+        table: The table of your own folder, by its path below `root`, if there are several in it.
         check_counts: Warn where a benchmark's counts are not the published ones.
         on_bad: What is done with a record that is malformed, has no caption or an empty one, names an unknown split, or
             whose image is missing: `"strict"` refuses the dataset, `"skip"` leaves the record out, with one warning
@@ -72,16 +74,16 @@ def load_dataset(
     Raises:
         DatasetError: No known dataset is there, several are, images are missing, or a record is malformed; the
             message names the file, the record and how to fix it.
-        ValueError: The layout or `on_bad` is unknown, or `image_dir` is given for a table or a layout that is no
-            `JsonLayout`.
+        ValueError: The layout or `on_bad` is unknown, `image_dir` is given for a table or a layout that is no
+            `JsonLayout`, or `table` for another layout than `"folder"`.
 
     Example:
         >>> load_dataset("data/RSTPReid").name  # doctest: +SKIP
         'RSTPReid'
     """
     check_on_bad(on_bad)
-    annotation = read_dataset(root, layout=layout, image_dir=image_dir)
     shares = None if split is None else split_shares(split)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table)
     return build_dataset(annotation, check_counts=check_counts, on_bad=on_bad, shares=shares, split_seed=split_seed)
 
 
@@ -131,7 +133,7 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
 
     Args:
         root: The folder.
-        table: The table, if there are several in the folder.
+        table: The table, by its path below the folder, if there are several in it.
 
     Raises:
         DatasetError: There is no table, a row is malformed, or an image is missing; the message names file and line.
@@ -145,14 +147,25 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
 
 
 def read_dataset(
-    root: str | Path, *, layout: str | Layout | None = None, image_dir: str | Path | None = None
+    root: str | Path,
+    *,
+    layout: str | Layout | None = None,
+    image_dir: str | Path | None = None,
+    table: str | Path | None = None,
 ) -> Annotation:
     """Read the annotation of the dataset in a folder, well-formed or not; arguments as for `load_dataset`.
 
     Raises:
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
-        ValueError: The layout is unknown, or `image_dir` is given for a table or a layout that is no `JsonLayout`.
+        ValueError: The layout is unknown, `image_dir` is given for a table or a layout that is no `JsonLayout`, or
+            `table` for another layout than `"folder"`.
     """
+    if table is not None:
+        if layout not in (None, FOLDER):
+            raise ValueError(
+                f"table is {str(table)!r}, but only the layout {FOLDER} has a table; leave out one of them"
+            )
+        layout = TableLayout(table)
     read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
     if layout is None:
         layout = _find_layout(Path(root), read)

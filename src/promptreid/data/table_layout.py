@@ -57,7 +57,7 @@ class TableLayout:
     """A folder of images with a table of captions and persons, or with one for each split.
 
     Attributes:
-        table: The table, if there are several in the folder.
+        table: The table, by its path below the folder, if there are several in it.
     """
 
     table: str | Path | None = None
@@ -99,8 +99,9 @@ class TableLayout:
 
 
 def find_tables(root: Path) -> list[Path]:
-    """The tables in a folder."""
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
+    """The tables in a folder; hidden files are none, such as the `._people.csv` that a Mac writes beside a table."""
+    shown = (path for path in root.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in shown if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
 
 
 def find_split_tables(root: Path) -> list[tuple[Path, str]]:
@@ -265,14 +266,19 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
     if table is not None:
         path = Path(table) if Path(table).is_absolute() else root / table
         if not path.is_file() or path.suffix.lower() not in TABLE_ENDINGS:
-            raise DatasetError(f"there is no table {path}; give a .csv or .jsonl file with {', '.join(COLUMNS)}")
+            raise DatasetError(
+                f"there is no table {path}; give a .csv or .jsonl file with {', '.join(COLUMNS)}, by its path below "
+                f"{root}"
+            )
         return path
     tables = find_tables(root)
     if len(tables) == 1:
         return tables[0]
     if tables:
         names = ", ".join(path.name for path in tables)
-        raise DatasetError(f"{root} has {len(tables)} tables ({names}); name one of them as table")
+        raise DatasetError(
+            f"{root} has {len(tables)} tables ({names}); name one of them: table= (on the command line --table)"
+        )
     raise DatasetError(
         f"{root} has no .csv or .jsonl file (found: {found_in(root)}); write a table with the columns "
         f"{', '.join(COLUMNS)}, one row for each image and caption"

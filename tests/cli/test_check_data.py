@@ -1,0 +1,41 @@
+"""`promptreid check` of your own folder, and what `train` and `evaluate` do with the same options."""
+
+import pytest
+from PIL import Image
+
+ROWS = ["a.jpg,a man,1", "b.jpg,a woman,2", "c.jpg,a boy,3", "d.jpg,a girl,4"]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of four images, and a function that writes a table into it."""
+    for name in "abcd":
+        Image.new("RGB", (16, 32)).save(tmp_path / f"{name}.jpg")
+
+    def write(rows, *, splits=(), name="people.csv"):
+        columns = "image,caption,person_id"
+        lines = [f"{columns},split" if splits else columns]
+        lines += [f"{row},{split}" for row, split in zip(rows, splits, strict=True)] if splits else rows
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+SPLITS = ("train", "train", "test", "test")
+
+
+def test_check_train_and_evaluate_take_the_table_that_is_named(call, own, tmp_path, monkeypatch):
+    root = own(ROWS, splits=SPLITS)
+    own(ROWS[:1], splits=SPLITS[:1], name="draft.csv")
+    for command in (["check", root], ["evaluate", root], ["train", root, "--output", tmp_path / "run"]):
+        code, _, notes = call(*command)
+        assert (code, "name one of them: table= (on the command line --table)" in notes) == (2, True)
+    code, report, _ = call("check", root, "--table", "people.csv", "--json")
+    assert (code, report["ok"], report["num_records"]) == (0, True, 4)
+    code, answer, _ = call("evaluate", root, "--table", "people.csv", "--json")
+    assert (code, answer["split"]) == (0, "test")
+    trained = []
+    monkeypatch.setattr("promptreid.cli.training_runs.Training.run", lambda training, _: trained.append(training))
+    assert call("train", root, "--table", "people.csv", "--output", tmp_path / "run")[0] == 0
+    assert len(trained) == 1
