@@ -39,3 +39,19 @@ def test_check_train_and_evaluate_take_the_table_that_is_named(call, own, tmp_pa
     monkeypatch.setattr("promptreid.cli.training_runs.Training.run", lambda training, _: trained.append(training))
     assert call("train", root, "--table", "people.csv", "--output", tmp_path / "run")[0] == 0
     assert len(trained) == 1
+
+
+def test_check_divides_the_persons_as_train_does(call, own, tmp_path, monkeypatch):
+    root = own(ROWS)
+    code, text, _ = call("check", root)
+    assert (code, "of 4 images have no split" in text) == (1, True)
+    code, report, _ = call("check", root, "--split", "50/0/50", "--split-seed", "1", "--json")
+    assert (code, report["ok"]) == (0, True)
+    trained = []
+    monkeypatch.setattr("promptreid.cli.training_runs.Training.run", lambda training, _: trained.append(training))
+    code, text, _ = call("train", root, "--split", "50/0/50", "--split-seed", "1", "--output", tmp_path / "run")
+    assert (code, report["summary"] in text) == (0, True)
+    code, _, notes = call("train", root, "--split", "25/0/75", "--output", tmp_path / "other")
+    assert code == 2
+    assert notes.strip().endswith(f"promptreid check {root} --split 25/0/75 says what is in it")
+    assert call("check", root, "--split", "25/0/75")[0] == 1

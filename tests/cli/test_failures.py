@@ -214,6 +214,7 @@ WORK = [
         ("check file", "argument root is file, but that is a file; give its folder"),
         ("check kept --layout folder", "--layout would do nothing here: kept is an index"),
         ("check kept --on-bad skip", "--on-bad would do nothing here: kept is an index"),
+        ("check kept --split 80/10/10", "--split would do nothing here: kept is an index"),
         ("check kept --table a.csv", "--table would do nothing here: kept is an index"),
         ("check kept --no-images", "--no-images would do nothing here: kept is an index"),
         ("check data --limit -1", "argument --limit is -1, expected at least 0"),

@@ -14,7 +14,7 @@ from PIL import Image
 from promptreid.cli.main import main
 from promptreid.data.check import check_dataset
 from promptreid.data.problems import KINDS, CheckReport, Problem, in_order
-from promptreid.data.reader import load_cuhk_pedes
+from promptreid.data.reader import load_cuhk_pedes, load_dataset
 from promptreid.errors import DatasetError
 from promptreid.synthetic import write_generated
 
@@ -342,3 +342,106 @@ def test_check_dataset_skip_leaves_out_images_that_cannot_be_read(write_cuhk: Wr
     assert report.ok
     assert sorted(problem.path for problem in report.left_out) == ["cam_a/0000.png", "cam_b/0001.png"]
     assert report.summary.startswith("synthetic people (CUHK-PEDES layout): train 3 persons, 4 images")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `t.csv` beside six images, `0.png` to `5.png`; returns the folder."""
+
+    def write(*rows: str, splits: bool = False) -> Path:
+        for number in range(6):
+            Image.new("RGB", (16, 32), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        header = f"image,caption,person_id{',split' * splits}"
+        (tmp_path / "t.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+PEOPLE = [f"{number}.png,a man,{number}" for number in range(6)]
+FAULTS = ["lost.png,a man,6", "0.png,a man in red,7", "1.png,a man,1", "2.png,,2"]
+
+
+def located(root: Path, line: int, words: str) -> str:
+    return f"{root / 't.csv'}, line {line}: {words}"
+
+
+def planted_in_own(root: Path) -> list[tuple[str, str]]:
+    """Kind and message of each of `FAULTS` below `PEOPLE`."""
+    return [
+        ("caption", located(root, 11, "caption is '', expected a sentence")),
+        ("conflict", located(root, 9, "image '0.png' is in line 2 already, as person 0 and here as 7")),
+        ("missing", located(root, 8, f"there is no image {root / 'lost.png'}")),
+        ("duplicate", located(root, 10, "image '1.png' has this very caption in an earlier line, 3 or below")),
+    ]
+
+
+def found_in(report: CheckReport) -> list[tuple[str, str]]:
+    return [(problem.kind, problem.message) for problem in report.problems]
+
+
+def test_check_dataset_table_without_splits_hides_no_other_problem(own: Callable[..., Path]) -> None:
+    root = own(*PEOPLE, *FAULTS)
+    report = check(root)
+    (caption, *others) = planted_in_own(root)
+    assert found_in(report) == [caption, ("split", report.errors[1].message), *others]
+    assert "t.csv: 8 of 8 images have no split. Add a column split of train, val, test, or" in report.errors[1].message
+    assert "(of promptreid check and train: --split 80/10/10)" in report.errors[1].message
+    assert report.summary == f"{root.name}: without split 8 persons, 8 images, 8 captions"
+
+
+def test_check_dataset_divides_persons_as_load_dataset_does(own: Callable[..., Path]) -> None:
+    root = own(*PEOPLE, *FAULTS)
+    assert found_in(check(root, split="50/0/50")) == planted_in_own(root)
+    root = own(*PEOPLE)
+    for seed in (0, 1):
+        loaded = load_dataset(root, split="50/0/50", split_seed=seed)
+        report = check(root, split="50/0/50", split_seed=seed)
+        assert (report.problems, report.summary) == ((), loaded.summary())
+    with pytest.raises(ValueError, match="split is '80/10', expected percent of the persons"):
+        check(root, split="80/10")
+
+
+def test_check_dataset_too_few_persons_to_divide_is_one_problem_of_several(own: Callable[..., Path]) -> None:
+    root = own(*PEOPLE[:2], "lost.png,a man,1")
+    report = check(root, split="98/1/1")
+    assert found_in(report) == [
+        ("split", f"{root / 't.csv'} has 2 persons, too few to divide them 98/1/1: each split needs one at least"),
+        ("missing", located(root, 4, f"there is no image {root / 'lost.png'}")),
+    ]
+
+
+def test_load_dataset_malformed_records_are_named_before_too_few_persons(own: Callable[..., Path]) -> None:
+    root = own("0.png,,1", "1.png,,2")
+    with pytest.raises(DatasetError, match=r"t\.csv, line 2: caption is '', expected a sentence \(and 2 more errors"):
+        load_dataset(root, split="50/0/50")
+    assert kinds(check(root, split="50/0/50")) == ["caption", "caption", "split"]
+    with (
+        pytest.warns(UserWarning, match="2 of 2 lines cannot"),
+        pytest.raises(DatasetError, match="has 0 persons, too f"),
+    ):
+        load_dataset(root, split="50/0/50", on_bad="skip")
+
+
+def test_check_dataset_some_rows_without_split_do_not_hide_the_splits_of_others(own: Callable[..., Path]) -> None:
+    rows = ["0.png,a man,0,train", "1.png,a man,0,test", "2.png,a man,0,", "0.png,he walks,0,"]
+    report = check(own(*rows, splits=True))
+    assert kinds(report) == ["split", "split", "duplicate"]
+    assert "t.csv: 2 of 4 images have no split" in report.problems[0].message
+    assert "line 3: person 0 is in the train and the test split" in report.problems[1].message
+    assert report.summary.endswith(
+        "train 1 persons, 1 images, 1 captions; test 1 persons, 1 images, 1 captions; "
+        "without split 1 persons, 2 images, 2 captions"
+    )
+
+
+def test_check_dataset_copies_of_a_picture_without_splits_are_told_by_person(own: Callable[..., Path]) -> None:
+    root = own(*PEOPLE[:3], "4.png,a man,1")
+    for copied in (1, 4):  # of another person, and of the same one
+        (root / f"{copied}.png").write_bytes((root / "0.png").read_bytes())
+    (root / "4.png").write_bytes((root / "1.png").read_bytes())
+    report = check(root)
+    assert [problem.message for problem in report.warnings] == [
+        located(root, 3, "image '1.png' (person 1) is the same image as that of line 2 (person 0)"),
+        located(root, 5, "image '4.png' (person 1) is the same image as that of line 2 (person 0)"),
+    ]

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import DataArguments, add_data_arguments, folder_to_read, refuse_unused, whole
+from promptreid.cli.options import (
+    DividedDataArguments,
+    add_data_arguments,
+    add_division_arguments,
+    folder_to_read,
+    refuse_unused,
+    whole,
+)
 from promptreid.cli.output import Output
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     parser.add_argument("root", type=folder_to_read, help="the dataset's folder, or a gallery")
     add_data_arguments(parser)
+    add_division_arguments(parser)
     parser.add_argument("--no-images", action="store_true", help="only check that images exist: much faster")
     parser.add_argument(
         "--tokenizer",
@@ -36,7 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
-    console: Output, /, *, root: Path, no_images: bool, tokenizer: str, limit: int, **reading: "Unpack[DataArguments]"
+    console: Output,
+    /,
+    *,
+    root: Path,
+    no_images: bool,
+    tokenizer: str,
+    limit: int,
+    **reading: "Unpack[DividedDataArguments]",
 ) -> int:
     """Check the dataset, or the gallery."""
     from promptreid.data.check import check_dataset

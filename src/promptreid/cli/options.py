@@ -44,6 +44,13 @@ class DataArguments(TypedDict):
     on_bad: OnBad
 
 
+class DividedDataArguments(DataArguments):
+    """The arguments of `add_data_arguments` and `add_division_arguments`."""
+
+    split: str | None
+    split_seed: int
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """How to make a model again.
@@ -289,6 +296,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="strict",
         help="refuse data with bad records or images, or skip and list those; default %(default)s",
     )
+
+
+def add_division_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--split` and `--split-seed`."""
+    parser.add_argument(
+        "--split", metavar="80/10/10", help="divide the persons at random: percent for training, validation, test"
+    )
+    parser.add_argument("--split-seed", type=whole(0), default=0, help="seed of that division; default %(default)s")
 
 
 def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataArguments]") -> tuple[str, "ReIDSplit"]:

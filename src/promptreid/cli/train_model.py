@@ -10,9 +10,10 @@ from promptreid.cli.model_names import check_listed, check_names, check_start
 from promptreid.cli.options import (
     LARGEST_SEED,
     LARGEST_SIDE,
-    DataArguments,
+    DividedDataArguments,
     add_data_arguments,
     add_device_argument,
+    add_division_arguments,
     add_revision_argument,
     at_revision,
     check_device,
@@ -63,10 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cache decoded images there: large, but training is faster",
     )
     add_data_arguments(parser)
-    parser.add_argument(
-        "--split", metavar="80/10/10", help="divide the persons at random: percent for training, validation, test"
-    )
-    parser.add_argument("--split-seed", type=whole(0), default=0, help="seed of that division; default %(default)s")
+    add_division_arguments(parser)
     parser.add_argument(
         "--seeds", type=whole(0, LARGEST_SEED), nargs="+", metavar="SEED", help="train once for each: mean and spread"
     )
@@ -261,8 +259,10 @@ def run(
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():
-            reading = DataArguments(layout=layout, image_dir=image_dir, table=table, on_bad=on_bad)
-            data = _load(console, root, split=(split, split_seed), **reading)
+            reading = DividedDataArguments(
+                layout=layout, image_dir=image_dir, table=table, on_bad=on_bad, split=split, split_seed=split_seed
+            )
+            data = _load(console, root, reading)
         console.say(data.summary())
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ()), "project": project}
         options["progress"] = not console.as_json
@@ -301,23 +301,20 @@ def holds_comparison(folder: Path) -> bool:
     return any(holds_run(each) or (each / "scores.json").exists() for each in folder.glob("*/seed-*"))
 
 
-def _load(
-    console: Output, root: Path, *, split: tuple[str | None, int], **reading: "Unpack[DataArguments]"
-) -> "ReIDDataset":
+def _load(console: Output, root: Path, reading: DividedDataArguments) -> "ReIDDataset":
     from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
 
-    shares, seed = split
-    data = load_dataset(root, split=shares, split_seed=seed, **reading)
-    on_bad = reading["on_bad"]
+    data, on_bad = load_dataset(root, **reading), reading["on_bad"]
     if on_bad == "skip":
         kept = {each.name: keep_readable(each, on_bad=on_bad, progress=console.progress) for each in data.splits}
         data = replace(data, train=kept["train"], val=kept.get("val"), test=kept["test"])
     if data.train.num_identities < 2:
         few = "1 person" if data.train.num_identities else "no person"
+        division = f" --split {reading['split']}" if reading["split"] else ""
         raise ValueError(
             f"the train split of {root} has {few}; training needs at least 2, to tell them apart. promptreid check "
-            f"{shell_word(root)} says what is in it"
+            f"{shell_word(root)}{division} says what is in it"
         )
     return data
 

@@ -21,7 +21,7 @@ from promptreid.data.records import (
     split_conflicts,
     split_counts,
 )
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import counted, printable
 
 # The splits by the names that other tools and Hugging Face's folders give them.
 SPLIT_NAMES = {
@@ -126,6 +126,14 @@ class Annotation:
         """Where another record is, in words, for a message that names the file already: `record 7`."""
         return self.location(position) if self.files else f"{self.position_name} {position}"
 
+    def unsplit(self) -> set[int]:
+        """The positions of the records that name no split."""
+        return {position for position, record in self.located_records() if not record.split}
+
+    def splits_known(self) -> bool:
+        """Whether it is known what is in the splits: all records name theirs, and persons were divided if wanted."""
+        return not self.unsplit() and not any(problem.kind == "split" for problem in self.problems)
+
     def without(self, positions: Collection[int]) -> "Annotation":
         """The same annotation with the records at some positions left out."""
         kept = [(position, record) for position, record in self.located_records() if position not in positions]
@@ -147,15 +155,13 @@ def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
 def divided(annotation: Annotation, shares: tuple[float, float, float], *, seed: int) -> Annotation:
     """The annotation with every person, and so all of their images, put into one split by chance.
 
-    The division depends only on seed and identity, not on the order of the records or a library's generator.
+    The division depends only on seed and identity, not on the order of the records or a library's generator. Fewer
+    persons than a split for each share needs are a problem of the annotation, and its records are in no split then.
 
     Args:
         annotation: What was read; splits that it has are replaced.
         shares: Percent of the persons for training, validation and test.
         seed: Of the drawing.
-
-    Raises:
-        DatasetError: There are fewer persons than a split for each share needs.
     """
 
     def drawn(person: int) -> str:
@@ -164,15 +170,17 @@ def divided(annotation: Annotation, shares: tuple[float, float, float], *, seed:
     persons = sorted({record.person_id for record in annotation.records}, key=drawn)
     counts = [round(len(persons) * share / 100) for share in shares[1:]]
     counts.insert(0, len(persons) - sum(counts))
+    problems = list(annotation.problems)
     if any(share > 0 and count < 1 for share, count in zip(shares, counts, strict=True)):
-        raise DatasetError(
-            f"{annotation.path} has {len(persons)} persons, too few to divide them "
-            f"{'/'.join(f'{share:g}' for share in shares)}: each split needs one at least"
-        )
-    ends = [counts[0], counts[0] + counts[1]]
-    split = {person: SPLITS[bisect_right(ends, rank)] for rank, person in enumerate(persons)}
+        what = f"{annotation.path} has {counted(len(persons), 'person')}, too few to divide them "
+        wanted = "/".join(f"{share:g}" for share in shares)
+        problems.append(Problem("split", f"{what}{wanted}: each split needs one at least"))
+        split = dict.fromkeys(persons, "")
+    else:
+        ends = [counts[0], counts[0] + counts[1]]
+        split = {person: SPLITS[bisect_right(ends, rank)] for rank, person in enumerate(persons)}
     records = [replace(record, split=split[record.person_id]) for record in annotation.records]
-    return replace(annotation, records=records, published=None)
+    return replace(annotation, records=records, problems=problems, published=None)
 
 
 def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stacklevel: int) -> None:
@@ -191,25 +199,35 @@ def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stackl
 
 def structural_problems(annotation: Annotation) -> Iterator[Problem]:
     """Problems of the well-formed records: images, duplicates, persons in two splits, empty splits, counts."""
-    unsplit = sum(not record.split for record in annotation.records)
-    if unsplit:
+    unsplit = annotation.unsplit()
+    # Persons who could not be divided are a problem already.
+    if unsplit and not any(problem.kind == "split" for problem in annotation.problems):
         yield Problem(
             "split",
-            f"{annotation.path}: {unsplit:,} of {len(annotation.records):,} images have no split. Add a column split "
-            f'of {", ".join(SPLITS)}, or let the persons be divided: split="80/10/10" (on the command line --split '
-            "80/10/10)",
+            f"{annotation.path}: {len(unsplit):,} of {len(annotation.records):,} images have no split. Add a column "
+            f'split of {", ".join(SPLITS)}, or let the persons be divided: split="80/10/10" (of promptreid check and '
+            "train: --split 80/10/10)",
         )
-        return
     yield from _image_problems(annotation)
     yield from _repeated_images(annotation)
-    for index, words in split_conflicts(annotation.records, annotation.required):
+    yield from _split_problems(annotation)
+
+
+def _split_problems(annotation: Annotation) -> Iterator[Problem]:
+    known, complete = annotation.without(annotation.unsplit()), annotation.splits_known()
+    for index, words in split_conflicts(known.records, annotation.required if complete else ()):
         if index is None:
             yield Problem("split", f"{annotation.path}: {words}")
         else:
-            yield annotation.problem("split", words, annotation.positions[index])
-    if annotation.published is not None:
+            yield annotation.problem("split", words, known.positions[index])
+    if annotation.published is not None and complete:
         for sentence in count_mismatches(split_counts(annotation.records), annotation.published):
             yield Problem("counts", f"{annotation.path}: {sentence}")
+
+
+def in_two_splits(first: ImageRecord, second: ImageRecord) -> bool:
+    """Whether two records name different splits; one that names none may be of either."""
+    return first.split != second.split and bool(first.split and second.split)
 
 
 def _image_problems(annotation: Annotation) -> Iterator[Problem]:
@@ -245,7 +263,7 @@ def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
         kind, what = "conflict", f"image {path!r} is in {annotation.near(before)} already"
         if earlier.person_id != record.person_id:
             what += f", as person {earlier.person_id} and here as {record.person_id}"
-        elif earlier.split != record.split:
+        elif in_two_splits(earlier, record):
             what += f", in split {earlier.split} and here in {record.split}"
         else:
             kind = "duplicate"

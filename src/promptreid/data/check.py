@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from promptreid.data.annotation import Annotation, leave_out_bad, structural_problems
+from promptreid.data.annotation import Annotation, in_two_splits, structural_problems
 from promptreid.data.captions import Tokenizer, caption_lengths
 from promptreid.data.images import ImageLookup, Inspection, check_on_bad, inspect_images
 from promptreid.data.layouts import Layout
 from promptreid.data.problems import LEFT_OUT, CheckReport, Problem, in_order
-from promptreid.data.reader import read_dataset
-from promptreid.data.records import ImageRecord, count_line, data_title, split_counts
+from promptreid.data.reader import chosen_records, read_dataset, split_shares
+from promptreid.data.records import ImageRecord, ReIDSplit, SplitCounts, count_line, data_title, split_counts
 from promptreid.defaults import OnBad
 
 
@@ -25,6 +25,8 @@ def check_dataset(
     num_threads: int | None = None,
     progress: bool = True,
     on_bad: OnBad = "strict",
+    split: str | None = None,
+    split_seed: int = 0,
 ) -> CheckReport:
     """Check a dataset: its annotation, its captions and every image.
 
@@ -44,13 +46,16 @@ def check_dataset(
         progress: Show progress bars.
         on_bad: `"skip"` skips the records that have errors themselves, images that cannot be read included,
             lists them, and checks the rest.
+        split: As for `load_dataset`: the persons are divided before they are checked.
+        split_seed: Of that drawing.
 
     Returns:
         The report, with every problem.
 
     Raises:
         DatasetError: There is nothing to check: no folder, no annotation, or one that is not JSON or CSV at all.
-        ValueError: The layout or `on_bad` is unknown, or the layout has no `image_dir` or `table`.
+        ValueError: The layout or `on_bad` is unknown, the layout has no `image_dir` or `table`, or `split` is not three
+            numbers that sum to 100.
 
     Example:
         >>> import tempfile
@@ -62,10 +67,9 @@ def check_dataset(
         ready for training: 0 errors, 0 warnings (16 images opened)
     """
     check_on_bad(on_bad)
+    shares = None if split is None else split_shares(split)
     annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table)
-    left_out: list[Problem] = []
-    if on_bad == "skip":
-        annotation, left_out = leave_out_bad(annotation)
+    annotation, left_out = chosen_records(annotation, on_bad=on_bad, shares=shares, split_seed=split_seed)
     opened = _open_images(annotation, num_threads=num_threads, progress=progress) if images else []
     num_opened = len(opened)
     problems = [found for each in opened for found in _image_problems(annotation, each)]
@@ -88,9 +92,7 @@ def check_dataset(
         name=annotation.name,
         root=annotation.root,
         annotation=annotation.path,
-        summary=count_line(
-            data_title(annotation.name, annotation.root), split_counts(annotation.records), annotation.published
-        ),
+        summary=count_line(data_title(annotation.name, annotation.root), _counts_of(annotation), annotation.published),
         problems=in_order(problems),
         num_records=annotation.num_entries,
         num_captions=len(captions),
@@ -106,8 +108,16 @@ def _positions_of(annotation: Annotation, paths: Set[str | None]) -> set[int]:
     return {position for position, record in annotation.located_records() if str(annotation.relative(record)) in paths}
 
 
+def _counts_of(annotation: Annotation) -> dict[str, SplitCounts]:
+    """Counts of every split that is not empty, and of the records that name none."""
+    unsplit = ReIDSplit("without split", [record for record in annotation.records if not record.split])
+    return split_counts(annotation.records) | ({unsplit.name: unsplit.counts} if len(unsplit) else {})
+
+
 def _untrainable(annotation: Annotation) -> Iterator[Problem]:
     """Find what can be loaded, evaluated and shown, but not trained on."""
+    if not annotation.splits_known():
+        return
     counts = split_counts(annotation.records)
     for split in ("train", "test"):
         if split not in counts and split not in annotation.required:
@@ -149,13 +159,17 @@ def _copied_images(annotation: Annotation, opened: Sequence[_Opened]) -> Iterato
             continue
         before = first.setdefault(each.inspection.digest, each)
         earlier, record = before.record, each.record
-        if (earlier.person_id, earlier.split) != (record.person_id, record.split):
+        if earlier.person_id != record.person_id or in_two_splits(earlier, record):
             path = str(annotation.relative(record))
             what = (
-                f"image {path!r} (person {record.person_id}, {record.split}) is the same image as that of "
-                f"{annotation.near(before.position)} (person {earlier.person_id}, {earlier.split})"
+                f"image {path!r} ({_owner(record)}) is the same image as that of {annotation.near(before.position)} "
+                f"({_owner(earlier)})"
             )
             yield annotation.problem("same picture", what, each.position, path)
+
+
+def _owner(record: ImageRecord) -> str:
+    return f"person {record.person_id}{record.split and f', {record.split}'}"
 
 
 def _long_captions(annotation: Annotation, lengths: list[int], context: int) -> Iterator[Problem]:

@@ -214,6 +214,19 @@ def _find_layout(root: Path, read: ReadEntries) -> str:
     )
 
 
+def chosen_records(
+    annotation: Annotation, *, on_bad: OnBad, shares: tuple[float, float, float] | None, split_seed: int
+) -> tuple[Annotation, list[Problem]]:
+    """What of an annotation is used, in the splits that are wanted, and the errors of the records that are left out.
+
+    Arguments are as for `build_dataset`.
+    """
+    left_out: list[Problem] = []
+    if on_bad == "skip":
+        annotation, left_out = leave_out_bad(annotation)
+    return annotation if shares is None else divided(annotation, shares, seed=split_seed), left_out
+
+
 def build_dataset(
     annotation: Annotation,
     *,
@@ -234,11 +247,8 @@ def build_dataset(
     Raises:
         DatasetError: It has an error, such as a malformed record or a missing image.
     """
-    if on_bad == "skip":
-        annotation, left_out = leave_out_bad(annotation)
-        warn_left_out(annotation, left_out, stacklevel=3)
-    if shares is not None:
-        annotation = divided(annotation, shares, seed=split_seed)
+    annotation, left_out = chosen_records(annotation, on_bad=on_bad, shares=shares, split_seed=split_seed)
+    warn_left_out(annotation, left_out, stacklevel=3)
     _raise_first(_errors(annotation.problems))
     errors = _errors(structural_problems(annotation))
     missing = [problem for problem in errors if problem.kind == "missing"]
