@@ -63,6 +63,18 @@ def test_evaluate_scores_both_directions(model, split):
     assert score(encoded).as_dict()["image_to_text"].keys() == forward.keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_evaluate_of_encoders_of_another_precision_scores_nearly_the_same(model, split, dtype):
+    exact = evaluate(model, split, progress=False).text_to_image
+    model.clip.to(dtype)
+    encoded = encode_split(model, split, progress=False)
+    for features in (encoded.image_features, encoded.text_features):
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)), rtol=1e-6, atol=1e-6)
+    found = score(encoded).text_to_image
+    assert found.mAP == pytest.approx(exact.mAP, abs=1e-6 if dtype == torch.float64 else 0.03)
+
+
 def test_evaluate_of_the_shipped_model_is_far_above_chance(model, tmp_path):
     persons = 40
     drawn = write_generated(tmp_path / "data", num_identities=(1, 1, persons), seed=0, progress=False)

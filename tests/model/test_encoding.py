@@ -1,5 +1,7 @@
 """model.encode: sentences and images of every kind become unit features, in order, on the CPU."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,20 @@ def test_unnormalised_features_are_those_of_the_encoder(model):
     same(model.encode(SENTENCES, normalize=False, progress=False), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("part", ["encoders", "all"])
+def test_encoders_of_another_precision_give_unit_features_in_float32(model, paths, expected, dtype, part):
+    other = copy.deepcopy(model)
+    (other.clip if part == "encoders" else other).to(dtype)
+    with torch.no_grad():
+        texts = model.encode_text(model.tokenizer(SENTENCES), normalize=True)
+    for found, exact in ((other.encode(paths, progress=False), expected), (other.encode(SENTENCES), texts)):
+        assert found.dtype == torch.float32
+        assert (found * exact).sum(dim=-1).min() > 0.995
+        # Half precision would miss the unit length by up to 0.4 %, and so favour some images.
+        same(found.norm(dim=-1), torch.ones(len(exact)))
+
+
 def test_images_are_turned_and_converted_as_open_image_does(model, tmp_path):
     turned = Image.effect_noise((60, 20), 80).convert("RGB")
     exif = Image.Exif()
@@ -135,8 +151,6 @@ def test_missing_or_broken_image_is_named(model, paths, tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused(model):
-    import copy
-
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.text.prompts.tokens.fill_(float("nan"))

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder
+from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.errors import AttachmentError
 
 # Older torch cannot trace how a thread turns prompts off: there the graph breaks, and the values are the same.
@@ -251,12 +251,60 @@ def test_autocast_bf16_stays_near_fp32_and_keeps_prompts_fp32(clip, images, toke
     assert all(parameter.dtype == torch.float32 for parameter in model.prompt_parameters())
 
 
+HALF_AND_DOUBLE = [torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_DOUBLE, ids=str)
+def test_float32_images_are_cast_for_encoders_of_another_precision(clip, images, dtype):
+    model = PromptedCLIP(clip)
+    model.clip.to(dtype)
+    images.requires_grad_()
+    features = model.encode_image(images)
+    assert features.dtype == dtype
+    assert torch.equal(features, model.encode_image(images.to(dtype)))
+    features.float().square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.dtype == torch.float32
+    assert model.vision.prompts.tokens.grad is not None
+
+
+def test_float32_images_reach_float32_encoders_without_a_copy(clip, images, monkeypatch):
+    model = PromptedCLIP(clip)
+    seen, encode = [], clip.encode_image
+
+    def note(images, **options):
+        seen.append(images)
+        return encode(images, **options)
+
+    monkeypatch.setattr(clip, "encode_image", note)
+    model.encode_image(images)
+    assert seen[0] is images
+
+
+@pytest.mark.parametrize(
+    "name", ["RN50", "convnext_base", "EVA02-B-16", "ViT-B-16-SigLIP", "coca_ViT-B-32", "MobileCLIP-S1", "ViTamin-S"]
+)
+def test_bf16_encoders_of_other_families_take_float32_images(zoo, name):
+    with zoo.shrunk():
+        size = (96, 64) if "B-32" in name else (64, 32)
+        model = PromptedCLIP(load_clip(name, image_size=size), PromptConfig(vision_length=2)).eval()
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        exact = model.encode_image(images, normalize=True)
+        model.clip.bfloat16()
+        rough = model.encode_image(images, normalize=True)
+    assert rough.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(exact, rough.float()).min() > 0.98
+
+
 def test_compile_after_attaching_gives_equal_features_without_graph_breaks(clip, images):
     model = PromptedCLIP(clip)
     compiled = torch.compile(model.vision, fullgraph=ONE_GRAPH, backend="aot_eager")
     torch.testing.assert_close(compiled(images), model.encode_image(images), rtol=1e-5, atol=1e-5)
     with model.disabled():
         torch.testing.assert_close(compiled(images), model.encode_image(images), rtol=1e-5, atol=1e-5)
+    clip.bfloat16()
+    torch.testing.assert_close(compiled(images), model.encode_image(images), rtol=0.05, atol=0.05)
 
 
 def test_state_dict_round_trip_gives_the_same_features(clip, images, tokens):

@@ -38,6 +38,20 @@ def test_build_puts_the_training_mode_back(model, folder):
     assert model.training
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_gallery_of_encoders_of_another_precision_is_float32_and_finds_the_same(model, folder, gallery, dtype):
+    queries = ["a woman with a red coat", "a man with a backpack"]
+    exact = gallery.search(queries, 24)
+    model.clip.to(dtype)
+    found = Gallery.build(model, folder, progress=False)
+    assert found.features.dtype == torch.float32
+    torch.testing.assert_close(found.features.norm(dim=-1), torch.ones(24), rtol=1e-6, atol=1e-6)
+    for hits, others in zip(exact, found.search(queries, 24), strict=True):
+        scores = {hit.path: hit.score for hit in others}
+        assert all(scores[hit.path] == pytest.approx(hit.score, abs=0.02) for hit in hits)
+    assert found.search(found.paths[5], 1)[0].path == found.paths[5]
+
+
 def test_build_leaves_unreadable_images_out_and_names_them(model, folder):
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize as unit_length
 from tqdm import tqdm
 
 from promptreid.data.annotation import caption_problem
@@ -189,7 +190,7 @@ def _encode_batch(
     own = None if groups is None else [groups[position] for position in images]
     with torch.inference_mode():
         batch = torch.stack(list(images.values())).to(_device(model))
-        features = model.encode_image(batch, normalize=normalize, groups=own)
+        features = on_cpu(model.encode_image(batch, groups=own), normalize=normalize)
     return EncodedImages(list(images), _finished(features), unreadable)
 
 
@@ -204,14 +205,20 @@ def _encode_sentences(
             positions = order[begin : begin + batch_size]
             tokens = model.tokenizer([sentences[position] for position in positions])
             with torch.inference_mode():
-                features = model.encode_text(tokens.to(_device(model)), normalize=normalize)
+                features = on_cpu(model.encode_text(tokens.to(_device(model))), normalize=normalize)
             yield EncodedImages(positions, _finished(features), {})
             bar.update(len(positions))
 
 
+def on_cpu(features: Tensor, *, normalize: bool) -> Tensor:
+    """Features in float32 on the CPU, of unit length if `normalize`: half precision would miss that by up to 0.4 %."""
+    features = features.float()
+    return (unit_length(features, dim=-1) if normalize else features).cpu()
+
+
 def _finished(features: Tensor) -> Tensor:
     # A clone made outside of inference mode may take part in autograd later.
-    return check_finite(features.float().cpu().clone())
+    return check_finite(features.clone())
 
 
 def check_finite(features: Tensor) -> Tensor:

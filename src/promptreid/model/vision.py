@@ -16,7 +16,7 @@ from promptreid.prompts.kind import PromptKind
 from promptreid.towers.families import find_vision_tower
 from promptreid.towers.initial_states import probe_images
 from promptreid.towers.modes import constants_when_traced, is_traced
-from promptreid.towers.tower import PixelTower, TokenTower, image_size_of
+from promptreid.towers.tower import PixelTower, TokenTower, image_dtype_of, image_size_of
 
 # Of each image its group by name or position; `None` where they are not given.
 ImageGroups = Sequence[str | None] | Tensor | None
@@ -47,8 +47,8 @@ class PromptedVisionEncoder(PromptCarrier):
             other options are then not used. `None` for the built-in kind that fits.
 
     Shape:
-        - images: (B, 3, H, W) floating point, normalised
-        - returns: (B, E) image features, of unit length if `normalize`
+        - images: (B, 3, H, W) floating point of any precision, normalised
+        - returns: (B, E) image features in the encoder's precision, of unit length if `normalize`
 
     Raises:
         UnsupportedTowerError: Prompts cannot be put into an image tower of this family.
@@ -119,6 +119,8 @@ class PromptedVisionEncoder(PromptCarrier):
         # Not len(images), which would make the batch's size a constant of an exported graph.
         read = self.last_block.reading(getattr(self.tower, "pooled_at", None) if self.trim else None)
         with constants_when_traced(self.clip), read, self.prompts.for_groups(groups, images.shape[0]):
+            # Transforms make float32, which encoders of another precision refuse; of their own it is not copied.
+            images = images.to(image_dtype_of(self.clip))
             features = self.clip.encode_image(images, normalize=False)  # pyright: ignore[reportCallIssue]
         return unit_length(features, dim=-1) if normalize else features
 

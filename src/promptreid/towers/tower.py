@@ -281,8 +281,10 @@ def image_size_of(model: nn.Module) -> tuple[int, int]:
 def image_dtype_of(clip: nn.Module) -> torch.dtype:
     """Precision of the images that `clip` takes: that of its first convolution."""
     visual: Any = clip.visual
-    kernels = [parameter for parameter in visual.parameters() if parameter.ndim == 4]
-    return (kernels or list(visual.parameters()))[0].dtype
+    for parameter in visual.parameters():
+        if parameter.ndim == 4:
+            return parameter.dtype
+    return next(visual.parameters()).dtype
 
 
 class ImagePreprocessing(TypedDict):
