@@ -1,6 +1,8 @@
 """model.encode: sentences and images of every kind become unit features, in order, on the CPU."""
 
 import copy
+import gc
+import threading
 
 import numpy as np
 import pytest
@@ -118,6 +120,37 @@ def test_modes_are_put_back(model):
     model.encode(["a man"])
     assert model.training
     model.eval()
+
+
+def reading_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("promptreid-read")]
+
+
+def test_error_that_is_kept_holds_neither_the_mode_nor_threads(model, paths, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    model.train()
+    # As a notebook keeps it, in sys.last_value, with every frame that it went through.
+    with pytest.raises(DatasetError) as kept:
+        model.encode([*paths, broken, *paths], batch_size=2, progress=False)
+    assert model.training
+    assert not reading_threads()
+    model.eval()
+    del kept
+    gc.collect()
+    assert not model.training
+
+
+def test_batches_that_wait_leave_the_model_to_its_owner(model, paths):
+    model.train()
+    batches = encode_images(model, paths, batch_size=2, progress=False)
+    first = next(batches)
+    assert model.training
+    model.eval()
+    batches.close()
+    assert not model.training
+    assert not reading_threads()
+    same(first.features, model.encode(paths[:2]))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Turns sentences and images into features, reading files while the encoder works."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -113,10 +114,11 @@ def encode(
         options = EncodingOptions(batch_size=batch_size, num_threads=num_threads, progress=progress)
         batches = encode_images(model, items, normalize=normalize, groups=groups, **options)
     features = torch.empty(len(items), model.embed_dim)
-    for batch in batches:
-        for error in batch.unreadable.values():
-            raise error
-        features[batch.positions] = batch.features
+    with closing(batches):  # else whoever keeps the error keeps the threads that read
+        for batch in batches:
+            for error in batch.unreadable.values():
+                raise error
+            features[batch.positions] = batch.features
     return features[0] if single else features
 
 
@@ -148,7 +150,8 @@ def encode_images(
 ) -> Generator[EncodedImages, None, None]:
     """Encode images batch by batch, in their order, in eval mode on the model's device.
 
-    Files are read by `num_threads` threads, since decoding does not hold Python's lock. Here a `str` is a path.
+    Files are read by `num_threads` threads, since decoding does not hold Python's lock. Here a `str` is a path. Between
+    batches the model is in its own mode: nobody knows when, or whether, the next one is asked for.
     """
     _check_options(batch_size, num_threads)
     transform = model.eval_transform
@@ -161,16 +164,15 @@ def encode_images(
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="promptreid-read")
     bar = tqdm(total=len(images), desc="encoding images", unit="image", disable=not progress, leave=False, delay=1)
+    waiting: deque[Future[Tensor | DatasetError]] = deque()
     try:
-        with evaluating(model):
-            waiting: deque[Future[Tensor | DatasetError]] = deque()
-            for begin in range(0, len(images), batch_size):
-                end = min(begin + batch_size, len(images))
-                ahead = min(len(images), end + _AHEAD * batch_size)
-                waiting.extend(pool.submit(read, image) for image in images[begin + len(waiting) : ahead])
-                found = {position: waiting.popleft().result() for position in range(begin, end)}
-                yield _encode_batch(model, found, normalize=normalize, groups=groups)
-                bar.update(end - begin)
+        for begin in range(0, len(images), batch_size):
+            end = min(begin + batch_size, len(images))
+            ahead = min(len(images), end + _AHEAD * batch_size)
+            waiting.extend(pool.submit(read, image) for image in images[begin + len(waiting) : ahead])
+            found = {position: waiting.popleft().result() for position in range(begin, end)}
+            yield _encode_batch(model, found, normalize=normalize, groups=groups)
+            bar.update(end - begin)
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
@@ -188,7 +190,7 @@ def _encode_batch(
     if not images:
         return EncodedImages([], torch.empty(0, model.embed_dim), unreadable)
     own = None if groups is None else [groups[position] for position in images]
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         batch = torch.stack(list(images.values())).to(_device(model))
         features = on_cpu(model.encode_image(batch, groups=own), normalize=normalize)
     return EncodedImages(list(images), _finished(features), unreadable)
@@ -196,15 +198,15 @@ def _encode_batch(
 
 def _encode_sentences(
     model: "PromptedCLIP", sentences: list[str], *, batch_size: int, progress: bool, normalize: bool
-) -> Iterator[EncodedImages]:
+) -> Generator[EncodedImages, None, None]:
     """Encode sentences batch by batch, the longest first: those of one batch are cut to its longest."""
     order = sorted(range(len(sentences)), key=lambda position: -len(sentences[position]))
     bar = tqdm(total=len(order), desc="encoding sentences", unit="sentence", disable=not progress, leave=False, delay=1)
-    with evaluating(model), bar:
+    with bar:
         for begin in range(0, len(order), batch_size):
             positions = order[begin : begin + batch_size]
             tokens = model.tokenizer([sentences[position] for position in positions])
-            with torch.inference_mode():
+            with evaluating(model), torch.inference_mode():
                 features = on_cpu(model.encode_text(tokens.to(_device(model))), normalize=normalize)
             yield EncodedImages(positions, _finished(features), {})
             bar.update(len(positions))
