@@ -62,6 +62,60 @@ def test_trainer_loss_of_other_settings_is_refused(make: Any, model: PromptedCLI
         make(stages=prompts_only(model, other))
 
 
+@pytest.mark.parametrize("change", ["added", "replaced", "edited"])
+def test_trainer_takes_the_losses_as_they_are_when_it_is_made(
+    make: Any, model: PromptedCLIP, tmp_path: Path, change: str
+) -> None:
+    stages = prompts_only(model, Margin(2.0))
+    make(stages=stages, output_dir=tmp_path / "first")  # made, and not run
+    losses: Any = stages[0].losses
+    if change == "edited":
+        losses["m"].margin = 7.0
+    else:
+        losses["m" if change == "replaced" else "more"] = Margin(7.0)
+    make(stages=stages).fit()
+    make(stages=stages).fit()
+
+    def anew(margin: float) -> list[Stage]:  # as another process makes them
+        again = prompts_only(model, Margin(2.0))
+        again[0].losses["more" if change == "added" else "m"] = Margin(margin)
+        return again
+
+    make(stages=anew(7.0)).fit()
+    with pytest.raises(CheckpointError, match=r"losses\.0\.m(ore)?\.margin was 7\.0, is 2\.0"):
+        make(stages=anew(2.0))
+
+
+class Remembering(Margin):
+    """A loss that changes while it trains: in what a checkpoint keeps, and in what it does not."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.weight += 1
+        return super().forward(images, texts, person_ids)
+
+
+def test_trainer_made_again_in_one_process_does_not_mind_what_training_changed(make: Any, model: PromptedCLIP) -> None:
+    stages = prompts_only(model, Remembering(), epochs=2)
+    with pytest.raises(RuntimeError, match="stop"):
+        make(stages=stages, on_epoch_end=stop).fit()
+    for _ in range(2):
+        make(stages=stages).fit()
+    again = prompts_only(model, Remembering(), epochs=2)
+    for _ in range(2):  # the first loads the weights of the run that ended into the loss
+        make(stages=again).fit()
+    assert again[0].losses["m"].weight[0] > 1
+
+
+def stop(entry: Any, _: Any) -> None:
+    if entry["epoch"] == 2:
+        raise RuntimeError("stop")
+
+
 class Told:
     """A callable object; its address must not count, its settings must."""
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,6 +59,7 @@ class Losses(nn.ModuleDict):
     def __init__(self, losses: Mapping[str, nn.Module | LossFunction]) -> None:
         super().__init__()
         self.weights: dict[str, float] = {}
+        self._held: dict[nn.Module, Any] = {}
         for name, loss in losses.items():
             self[name] = loss
 
@@ -88,6 +88,18 @@ class Losses(nn.ModuleDict):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.weights[name]
+
+    def described(self) -> dict[str, Any]:
+        """Each loss's own settings for a run's identity: as they are, or as they were when they were held."""
+        return {name: self._held[loss] if loss in self._held else describe(loss) for name, loss in self.items()}
+
+    def hold(self) -> None:
+        """Keep the settings as they are, before training or a checkpoint changes what the losses hold.
+
+        A loss that is set later counts as it is. One that has trained is changed by setting another in its place.
+        """
+        described = self.described()
+        self._held = {loss: described[name] for name, loss in self.items()}
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -352,10 +364,10 @@ class Stage:
         prompts = set(part_parameters(self.model, "prompts"))
         return any(parameter not in prompts for parameter in self._own)
 
-    @cached_property
+    @property
     def loss_settings(self) -> dict[str, Any]:
-        """The losses' own settings, as they were when first asked for: training may change what a loss holds."""
-        return {name: describe(module) for name, module in self.losses.items()}
+        """The losses' own settings: as they are, or of losses that have trained as they were before."""
+        return self.losses.described()
 
     def settings(self) -> dict[str, Any]:
         """The settings that must match a checkpoint's to resume from it, for JSON."""
