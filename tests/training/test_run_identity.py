@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
@@ -189,12 +190,80 @@ def test_describe_of_a_large_object_is_short(tmp_path: Path) -> None:
         lambda scale: complex(scale),
         lambda scale: timedelta(seconds=scale),
         lambda scale: Slotted(scale),
+        lambda scale: np.array(["cam_a", f"cam_{scale}"]),
+        lambda scale: np.array([[f"cam_{scale}"] * 9] * 9),
+        lambda scale: np.array([b"cam", str(scale).encode()]),
+        lambda scale: np.array(["cam", None, Plain(scale)], dtype=object),
+        lambda scale: np.array([f"202{int(scale)}-01-01"], dtype="datetime64[s]"),
+        lambda scale: np.timedelta64(1, "s" if scale == 1 else "ns"),
+        lambda scale: np.array([("cam", scale)], dtype=[("name", "U9"), ("share", float)]),
+        lambda scale: np.longdouble(scale),
+        lambda scale: np.arange(4)[:: int(-scale)],
+        lambda scale: np.full(4, scale, dtype=">f4"),
+        lambda scale: np.broadcast_to(np.float32(scale), (4, 9)),
+        lambda scale: (scale * torch.eye(9)).to_sparse(),
+        lambda scale: torch.full((99,), complex(0, scale)).conj(),
+        lambda scale: torch.empty(int(scale), device="meta"),
     ],
 )
 def test_describe_differs_where_a_setting_does_and_nowhere_else(make_value: Any) -> None:
     one, same, other = (json.loads(json.dumps(describe(make_value(scale)))) for scale in (1.0, 1.0, 2.0))
     assert one == same
     assert differences(one, other)
+
+
+def test_describe_of_an_array_that_holds_itself_ends() -> None:
+    array = np.array([None], dtype=object)
+    array[0] = array
+    assert describe(array) == describe(array)
+
+
+def test_describe_of_an_array_is_that_of_its_values_in_any_layout() -> None:
+    for values, expected in (([1.5, 2.0], [1.5, 2.0]), (["a", "b"], ["a", "b"]), (np.str_("a"), "a")):
+        array = np.array(values)
+        array.flags.writeable = False
+        assert describe(array) == expected
+    large = np.arange(99.0, dtype=np.float32)
+    expected = describe(torch.arange(99.0))
+    assert expected == describe(large) == describe(large.astype(">f4")) == describe(large[::-1].copy()[::-1])
+
+
+class Named(Margin):
+    """A loss that holds names, as of cameras."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(1.0)
+        self.names = np.array(names)
+
+
+def test_trainer_takes_losses_and_functions_that_hold_names(make: Any, model: PromptedCLIP) -> None:
+    def named(*names: str) -> Any:
+        evaluate = partial(lambda _, *, names: {"x": float(len(names))}, names=np.array(names))
+        return make(stages=prompts_only(model, Named(*names)), evaluate=evaluate)
+
+    named("cam_a", "cam_b").fit()
+    named("cam_a", "cam_b").fit()
+    with pytest.raises(CheckpointError, match=r"names\.1 was 'cam_b', is 'cam_c'.*names\.1 was 'cam_b', is 'cam_c'"):
+        named("cam_a", "cam_c")
+
+
+def test_trainer_takes_functions_that_read_the_trainer(make: Any, model: PromptedCLIP) -> None:
+    def run(scale: float) -> Any:
+        def loss(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return scale * images.square().mean() * (1 + trainer.position.step)
+
+        def evaluate(_: Any) -> dict[str, float]:
+            return {"x": float(trainer.position.step)}
+
+        for _ in range(2):  # the trainer before is none of the second one's settings
+            trainer = make(stages=prompts_only(model, loss), evaluate=evaluate)
+            history = trainer.fit()
+        return history
+
+    assert run(1.0)[-1]["scores"] == {"x": 2.0}
+    run(1.0)
+    with pytest.raises(CheckpointError, match=r"closure\.0 was 1\.0, is 2\.0"):
+        run(2.0)
 
 
 def nested(scale: float, levels: int, wrap: Any) -> Any:
@@ -209,6 +278,11 @@ def test_describe_differs_however_deep_a_setting_lies(wrap: Any, levels: int) ->
     one, same, other = (json.loads(json.dumps(describe(nested(scale, levels, wrap)))) for scale in (1.0, 1.0, 2.0))
     assert one == same
     assert differences(one, other)
+
+
+def test_describe_of_a_model_however_deep_it_lies(model: PromptedCLIP) -> None:
+    for levels in range(12):
+        assert describe(nested(model, levels, Told))
 
 
 def test_describe_of_objects_that_hold_each_other_ends_soon() -> None:

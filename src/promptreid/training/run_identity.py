@@ -15,7 +15,7 @@ from inspect import isclass, isroutine
 from io import IOBase
 from logging import Handler, Logger
 from pathlib import PurePath
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is 
 _LONGEST = 4096  # letters of what an object holds
 # Nobody knows whether what these hold was set or only happened.
 _HAPPENED = (Logger, Handler, IOBase)
+_TRAINER = f"{__name__.rpartition('.')[0]}.trainer"
 _NOT_SETTINGS = {*vars(nn.Module()), "training"}
 
 
@@ -95,12 +96,14 @@ def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> A
         >>> describe({"loss": torch.nn.Dropout(0.5), "weights": torch.tensor([1.0, 2.0])})
         {'loss': {'class': 'Dropout', 'p': 0.5, 'inplace': False}, 'weights': [1.0, 2.0]}
     """
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = _without_numpy(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else repr(value)  # NaN would differ from itself
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return _tensor(torch.as_tensor(value))
+    if isinstance(value, Tensor):
+        return _tensor(value)
     if isinstance(value, (Enum, PurePath, torch.dtype, torch.device)):
         return str(value)
     seen = {} if seen is None else seen
@@ -111,6 +114,8 @@ def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> A
 
 
 def _described(value: Any, within: Any, depth: int) -> Any:
+    if any(each.__module__ == _TRAINER for each in type(value).__mro__):
+        return None  # as while the first one was made: what it trains, and how, is described elsewhere
     if depth == 0:
         shown = repr(value)
         return _name(value) if " at 0x" in shown else f"{_name(value)} {_digest(shown.encode())}"
@@ -133,7 +138,7 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isroutine(value) or isclass(value):
         return named | _describe_function(value, within)
     if isinstance(value, PromptedCLIP):
-        return named | within(value.config.as_dict())  # the rest is kept by the run that trains it
+        return named | describe(value.config.as_dict())  # the rest is kept by the run that trains it
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
         inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
@@ -162,12 +167,20 @@ def _describe_function(value: Any, within: Any) -> dict[str, Any]:
     """The state of a function: its closure, its defaults, and the object that it is a method of."""
     owner = getattr(value, "__self__", None)
     parts = {
-        "closure": [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()] or None,
+        "closure": [_content(cell) for cell in getattr(value, "__closure__", None) or ()] or None,
         "defaults": getattr(value, "__defaults__", None),
         "keyword_defaults": getattr(value, "__kwdefaults__", None),
         "of": None if isinstance(owner, (nn.Module, ModuleType)) else owner,  # modules are described elsewhere
     }
     return _code(value) | {name: within(part) for name, part in parts.items() if part is not None}
+
+
+def _content(cell: CellType) -> Any:
+    """The value of a closed-over name; `None` for one without a value yet, as of the trainer that is being made."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 _CALL = "__call__"
@@ -224,8 +237,26 @@ def _name(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+def _without_numpy(value: Any) -> Any:
+    """An array as a tensor, or in Python's own objects where tensors hold none of its kind, as of text and dates."""
+    # A copy, as tensors refuse what is read backwards or in another byte order, and warn of what is read-only.
+    copy = np.array(value, dtype=value.dtype.newbyteorder("="))
+    try:
+        return torch.as_tensor(copy)
+    except TypeError:
+        items: Any = copy.tolist()
+    if isinstance(items, np.generic):
+        return str(items)
+    return [str(copy.dtype), items] if copy.dtype.kind in "mM" else items  # their unit is not in the numbers
+
+
 def _tensor(value: Tensor) -> Any:
-    value = value.detach().cpu().contiguous()
+    if value.is_meta:
+        return f"{tuple(value.shape)} {value.dtype}"
+    if value.layout != torch.strided:
+        value = value.to_sparse_coo().coalesce()
+        return [list(value.shape), _tensor(value.indices()), _tensor(value.values())]
+    value = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     if value.numel() <= _SHOWN:
         return describe(value.tolist())
     return f"{tuple(value.shape)} {value.dtype} {_digest(value.reshape(-1).view(torch.uint8).numpy().tobytes())}"
