@@ -18,6 +18,7 @@ from promptreid.files import (
     remove_scratch,
     rename_over,
     write_bytes_atomically,
+    write_json_atomically,
     write_sealed_json,
     write_tensors_atomically,
 )
@@ -31,6 +32,16 @@ def test_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_null_for_what_it_has_no_number_for(tmp_path):
+    content = {"mAP": 0.5, "spread": float("nan"), "ends": ({"low": -float("inf")}, 1), "name": "NaN"}
+    expected = {"mAP": 0.5, "spread": None, "ends": [{"low": None}, 1], "name": "NaN"}
+    write_sealed_json(tmp_path / "a.json", content)
+    assert read_sealed_json(tmp_path / "a.json") == expected
+    write_json_atomically(tmp_path / "b.json", content)
+    for path in tmp_path.iterdir():
+        assert "NaN" not in path.read_text(encoding="utf-8").replace('"NaN"', "")
 
 
 @pytest.mark.posix

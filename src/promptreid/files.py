@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ import stat
 import time
 import warnings
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -241,14 +242,33 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> 
         scratch.write_bytes(content)
 
 
+def as_json(content: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has no numbers for, and lists for tuples.
+
+    Example:
+        >>> as_json({"mAP": 0.5, "spread": float("nan"), "interval": (0.25, float("inf"))})
+        {'mAP': 0.5, 'spread': None, 'interval': [0.25, None]}
+    """
+    if isinstance(content, Mapping):
+        return {key: as_json(value) for key, value in cast("Mapping[Any, Any]", content).items()}
+    if isinstance(content, list | tuple):
+        return [as_json(value) for value in cast("Sequence[Any]", content)]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def json_line(content: Any) -> str:
+    """One line of JSON, which every program can read."""
+    return json.dumps(as_json(content), allow_nan=False) + "\n"
+
+
 def write_json_atomically(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write JSON, for people to read unless `indent` is None, in the same way."""
-    write_bytes_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
+    write_bytes_atomically(path, (json.dumps(as_json(content), indent=indent, allow_nan=False) + "\n").encode())
 
 
 def write_sealed_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Write a JSON object in the same way, with a digest of itself under `"digest"`."""
-    plain: dict[str, Any] = json.loads(json.dumps(content))
+    plain: dict[str, Any] = json.loads(json_line(content))
     write_json_atomically(path, {**plain, "digest": _json_digest(plain)}, indent=indent)
 
 

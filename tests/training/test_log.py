@@ -1,6 +1,7 @@
 """Lines a step, and what a resumed run keeps of them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def test_run_log_writes_a_line_a_step_at_once(tmp_path: Path) -> None:
         for step in (1, 2)
     ]
     log.close()
+
+
+def test_run_log_writes_null_for_what_json_has_no_number_for(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, make_accelerator("cpu", "no"), step=0)
+    log.write_step(step=1, losses={"total": math.nan, "m": -math.inf}, seconds=0.5, gradient_norm=math.inf)
+    log.close()
+    line = (tmp_path / "steps.jsonl").read_text(encoding="utf-8")
+    expected = {"step": 1, "gradient_norm": None, "losses": {"total": None, "m": None}, "seconds": 0.5}
+    assert line == json.dumps(expected) + "\n"
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 4, "los', "[]\n", "\x00\n"])

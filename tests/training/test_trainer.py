@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import re
 import sys
 from collections.abc import Generator
@@ -16,6 +17,7 @@ import torch
 
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.training import run_checkpoints
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -312,6 +314,52 @@ def test_trainer_says_which_weights_a_stage_ends_with(make: Any, caplog: pytest.
 def test_trainer_score_not_a_number_is_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="evaluate returned mAP=nan"):
         make(evaluate=lambda _: {"mAP": math.nan}, best_metric="mAP").fit()
+
+
+def read_strictly(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON as other programs read it, without numbers that it does not have."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path.name} holds {name}, which is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pickled(value: Any) -> Any:
+    """As the first process's value arrives in a launched run, of one process too."""
+    return pickle.loads(pickle.dumps(value))
+
+
+def test_trainer_launched_resumes_with_a_side_score_that_is_not_a_number(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_checkpoints, "first_rank", pickled)
+    scored: dict[str, Any] = {
+        "evaluate": lambda _: {"mAP": 0.5, "side": math.nan, "most": math.inf},
+        "evaluate_every_epoch": True,
+        "best_metric": "mAP",
+    }
+
+    def stop(entry: Any, _: Any) -> None:
+        if entry["epoch"] == 2:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        make(**scored, on_epoch_end=stop).fit()
+    history = make(**scored).fit()
+    assert len(history) == 4
+    assert all(math.isnan(entry["scores"]["side"]) for entry in history)
+    for entry in read_strictly(tmp_path / "run" / "log.jsonl"):
+        assert entry["scores"] == {"mAP": 0.5, "side": None, "most": None}
+
+
+def test_trainer_checkpoint_of_other_content_than_the_first_process_has_is_refused(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().fit()
+    monkeypatch.setattr(run_checkpoints, "first_rank", lambda found: (*found[:2], "another"))
+    with pytest.raises(CheckpointError, match="is another checkpoint here than in the first process; give an output_d"):
+        make()
 
 
 def test_trainer_best_metric_not_returned_is_refused(make: Any) -> None:

@@ -116,6 +116,15 @@ def read_state(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], state)
 
 
+def state_digest(path: Path) -> str:
+    """A digest of what `read_state` reads, the same wherever the same is read; NaN would differ from itself.
+
+    Raises:
+        CheckpointError: As `read_state`.
+    """
+    return _digest(read_state(path))
+
+
 def _rename_stages(state: Mapping[str, Any]) -> None:
     """Give the stages of a run of an earlier version their present names."""
     with suppress(TypeError, LookupError, AttributeError):  # damage is found where the content is used

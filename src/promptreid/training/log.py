@@ -3,11 +3,10 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from promptreid.files import write_bytes_atomically
+from promptreid.files import as_json, json_line, write_bytes_atomically
 from promptreid.training.trackers import start_trackers
 
 
@@ -46,12 +45,9 @@ class RunLog:
         """Write what one step gave; `others` are its stage, epoch, learning rate and gradient norm."""
         if self._file is None:
             return
-        # JSON has no number for an overflow of fp16.
-        known = {
-            name: None if isinstance(value, float) and not isfinite(value) else value for name, value in others.items()
-        }
+        known = as_json(others)  # of an overflow of fp16 nothing is known
         entry = {"step": step, **known, "losses": dict(losses), "seconds": round(seconds, 6)}
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(json_line(entry))
         if self._accelerator.trackers:
             numbers = {f"loss/{name}": value for name, value in losses.items()}
             numbers |= {name: value for name, value in known.items() if isinstance(value, float)}

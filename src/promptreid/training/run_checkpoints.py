@@ -19,6 +19,7 @@ from promptreid.training.checkpoint import (
     readable,
     restore,
     restore_running,
+    state_digest,
 )
 from promptreid.training.processes import all_ranks, failing_together, first_rank
 from promptreid.training.run_folder import RunFolder
@@ -70,7 +71,7 @@ class RunCheckpoints:
         that scores with some of it, counts by itself.
         """
         mine = {**self._settings, **self._identity, **_READ_BY_FIRST, "output_dir": str(self._folder.path)}
-        settings, self.newest, content = first_rank((mine, self.newest, self.newest and read_state(self.newest)))
+        settings, self.newest, content = first_rank((mine, self.newest, self.newest and state_digest(self.newest)))
         with failing_together():
             different = differences(settings, mine)
             if different:
@@ -78,7 +79,7 @@ class RunCheckpoints:
                     f"this process has other settings than the first: {'; '.join(different)}; start all of them with "
                     "the same command"
                 )
-            if self.newest is not None and read_state(self.newest) != content:
+            if self.newest is not None and state_digest(self.newest) != content:
                 raise CheckpointError(
                     f"{self.newest} is another checkpoint here than in the first process; give an output_dir "
                     "that all processes share"

@@ -16,6 +16,7 @@ from torch import Tensor
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
+    json_line,
     locked,
     read_sealed_json,
     remove_abandoned,
@@ -161,8 +162,7 @@ class RunFolder:
 
     def write_log(self, history: Sequence[dict[str, Any]]) -> None:
         """Write one line per entry."""
-        content = "".join(json.dumps(entry) + "\n" for entry in history)
-        write_bytes_atomically(self.path / "log.jsonl", content.encode())
+        write_bytes_atomically(self.path / "log.jsonl", "".join(map(json_line, history)).encode())
 
     def tidy(self) -> None:
         """Keep only the last checkpoint once the run has ended: it holds the chosen weights, and no optimiser."""
@@ -269,7 +269,7 @@ def claim_folder(folder: Path, facts: Mapping[str, Any], *, note: str, sole: boo
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another output folder") from error
         now = {name: fact for name, fact in facts.items() if name in found}
-        if different := differences(found, json.loads(json.dumps(now))):
+        if different := differences(found, json.loads(json_line(now))):
             raise CheckpointError(
                 f"{folder} holds another run: {'; '.join(different)}. Use the earlier settings and files to resume it, "
                 "or give another output folder"

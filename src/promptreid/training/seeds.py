@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
-from promptreid.files import read_sealed_json, write_sealed_json
+from promptreid.files import as_json, read_sealed_json, write_sealed_json
 from promptreid.scores import shown_score
 
 
@@ -60,11 +60,10 @@ class SeedScores:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON holds it; an unknown spread is null."""
-        std = {name: None if math.isnan(value) else value for name, value in self.std.items()}
         return {
             "seeds": {str(seed): dict(scores) for seed, scores in self.scores.items()},
             "mean": self.mean,
-            "std": std,
+            "std": as_json(self.std),
             "interval": {name: None if math.isnan(ends[0]) else list(ends) for name, ends in self.interval.items()},
         }
 
