@@ -20,6 +20,7 @@ from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
+from promptreid.scores import ZERO_SHOT
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 from promptreid.training.callbacks import Evaluate
@@ -31,8 +32,6 @@ from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
-
-ZERO_SHOT = "zero_shot"
 
 _NOTE = "identity.json"
 

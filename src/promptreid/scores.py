@@ -1,10 +1,12 @@
-"""The metrics by name: the title of each in tables, and whether it is a fraction, which is printed in percent."""
+"""The metrics by name: the title of each in tables, and how it is printed; and the name of the bare model's scores."""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 RANKS = (1, 5, 10)  # k of the Rank-k that are reported
+
+ZERO_SHOT = "zero_shot"  # the state whose scores are the bare model's; others are called as the stage that ended
 
 
 @dataclass(frozen=True)

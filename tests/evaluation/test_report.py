@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from promptreid.data.records import ImageRecord, ReIDSplit
+from promptreid.evaluation import report as module
 from promptreid.evaluation.evaluate import score
 from promptreid.evaluation.report import Movement, RunReport, movement, write_report
 from promptreid.evaluation.splits import EncodedSplit
@@ -86,6 +87,18 @@ def test_report_is_one_file_that_says_everything(splits, tmp_path):
     ):  # fmt: skip
         assert said in words, said
     assert text.count("<svg") == 4  # losses, scores, and similarities of two states
+
+
+@pytest.mark.parametrize("validation", [{}, {"zero_shot": {"mAP": 0.1}}])
+def test_report_draws_only_the_bare_model_as_the_bare_model(splits, tmp_path, monkeypatch, validation):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(module, "draw_scores", lambda axis, history, baseline: drawn.append(baseline))
+    last = {"stage_two": splits["stage_two"]}  # as where the test split is scored in the last state only
+    validation = {**validation, "stage_one": {"mAP": 0.2}, "stage_two": {"mAP": 0.4}}
+    scores = {"stage_two": score(last["stage_two"])}
+    write_report(tmp_path / "report.html", RunReport("t", "d", scores, last, HISTORY, validation))
+    assert drawn == [validation.get("zero_shot")]
 
 
 def test_report_of_photographs_says_that_the_dataset_has_terms(splits, tmp_path):

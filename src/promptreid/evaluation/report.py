@@ -22,7 +22,7 @@ from promptreid.evaluation.pictures.feature_space import draw_histogram, similar
 from promptreid.evaluation.pictures.ranking import rank_captions
 from promptreid.evaluation.splits import EncodedSplit
 from promptreid.files import write_bytes_atomically
-from promptreid.scores import METRICS, shared_metrics, shown_score
+from promptreid.scores import METRICS, ZERO_SHOT, shared_metrics, shown_score
 from promptreid.version import __version__
 
 _EXAMPLES = 4  # captions in the ranking
@@ -218,7 +218,7 @@ def _table(scores: Mapping[str, Evaluation]) -> str:
 def _training(report: RunReport) -> str:
     if not report.history:
         return ""
-    baseline = report.validation.get(next(iter(report.scores), ""))
+    baseline = report.validation.get(ZERO_SHOT)
     kept = [
         f"{spoken(entry['stage'])} kept epoch {entry['chosen']['epoch']} ({entry['chosen']['rule']})"
         for entry in report.history
