@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,3 +214,50 @@ def test_adapt_refuses_what_the_trainer_refuses_before_it_scores(
     monkeypatch.setattr(module, "encode_split", lambda *given, **options: pytest.fail("it began to score"))
     with pytest.raises(ValueError, match=message):
         adapt(make_model(), data, RECIPE, output_dir=tmp_path, **{**QUIET, **settings})
+
+
+def on(device: str) -> Any:
+    """A model of which nothing but its device is asked."""
+    return SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]))
+
+
+@pytest.mark.parametrize(
+    ("where", "given", "device", "precision"),
+    [
+        ("cpu", {}, "cpu", "no"),
+        ("cuda:1", {}, "cuda:1", "bf16"),
+        ("cpu", {"device": "cuda"}, "cuda", "bf16"),
+        ("cuda", {"device": "cpu"}, "cpu", "no"),
+        ("cuda", {"mixed_precision": "fp16"}, "cuda", "fp16"),
+    ],
+)
+def test_adapt_default_precision_is_that_of_the_device_it_trains_on(
+    data: ReIDDataset, where: str, given: dict[str, Any], device: str, precision: str
+) -> None:
+    settings = module._with_defaults({"train_data": [], **given}, on(where), data, None, progress=False)
+    assert (str(settings["device"]), settings["mixed_precision"]) == (device, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is the best device")
+def test_adapt_without_a_device_takes_the_best_one_and_its_precision(data: ReIDDataset) -> None:
+    settings = module._with_defaults({"train_data": [], "device": None}, on("cuda"), data, None, progress=False)
+    assert (str(settings["device"]), settings["mixed_precision"]) == ("cpu", "no")
+
+
+@pytest.mark.parametrize("stages", [{}, {"make_stages": lambda *_: []}])
+def test_adapt_moves_the_model_to_its_device_before_it_scores(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: dict[str, Any]
+) -> None:
+    class Scored(Exception):
+        pass
+
+    def score_bare(*_: Any, **__: Any) -> None:
+        raise Scored
+
+    moved: list[str] = []
+    model = make_model()
+    monkeypatch.setattr(model, "to", lambda device: moved.append(str(device)))
+    monkeypatch.setattr(module, "encode_split", score_bare)
+    with pytest.raises(Scored):
+        adapt(model, data, RECIPE, output_dir=tmp_path, device="cpu", **stages, **QUIET)
+    assert moved == ["cpu"]

@@ -26,7 +26,7 @@ from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 from promptreid.training.callbacks import Evaluate
 from promptreid.training.checkpoint import FORMER_NAMES
 from promptreid.training.display import bars_can_move
-from promptreid.training.processes import failing_together
+from promptreid.training.processes import failing_together, make_accelerator
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
@@ -158,8 +158,8 @@ def adapt(
         cache_dir: Folder to keep the decoded training images and token ids in (see `build_image_cache`).
         progress: Print one line per epoch, and show bars on a terminal or in a notebook.
         **settings: Settings of the `Trainer`, for every stage: `seed`, `num_workers`, `on_epoch_end`, `trackers` and
-            others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 on a GPU, and
-            `train_data` all pairs of the training split.
+            others. By default `batch_size` is 64, `device` the model's, `mixed_precision` bf16 where `device` is a GPU,
+            and `train_data` all pairs of the training split.
 
     Returns:
         Scores and encoded test split by state, histories, and where the model is.
@@ -200,6 +200,7 @@ def adapt(
         make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
         # What the first trainer refuses does not wait for the zero-shot scores.
         first = [make_trainer(stage) for stage in stages[:1]]
+        model.to(first[0].device if first else settings["device"])
         encoded: dict[str, EncodedSplit] = {}
         histories: dict[str, list[dict[str, Any]]] = {}
         validation: dict[str, dict[str, float]] = {}
@@ -292,10 +293,10 @@ def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.
 def _with_defaults(
     settings: Mapping[str, Any], model: PromptedCLIP, data: ReIDDataset, cache_dir: str | Path | None, *, progress: bool
 ) -> dict[str, Any]:
-    device = next(model.parameters()).device
+    device = settings.get("device", next(model.parameters()).device)
+    device = make_accelerator(None, "no").device if device is None else torch.device(device)
     defaults: dict[str, Any] = {
         "batch_size": BATCH_SIZE,
-        "device": device,
         "mixed_precision": "bf16" if device.type == "cuda" else "no",
         "num_workers": 0,
         "progress": progress,
@@ -304,7 +305,7 @@ def _with_defaults(
         defaults["train_data"] = _pairs(data.train, model, cache_dir, progress=progress and bars_can_move())
     if data.val is not None:
         defaults |= {"evaluate": partial(_scores_on, data.val), "evaluate_every_epoch": True, "best_metric": "mAP"}
-    return {**defaults, **settings}
+    return {**defaults, **settings, "device": device}
 
 
 def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, *, progress: bool) -> CaptionedImages:

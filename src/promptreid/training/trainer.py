@@ -185,6 +185,11 @@ class Trainer:
         self._checkpoints.agree()
 
     @property
+    def device(self) -> torch.device:
+        """Where the model trains; `fit` moves it there."""
+        return self._accelerator.device
+
+    @property
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint, or None."""
         return self._checkpoints.newest
