@@ -261,3 +261,45 @@ def test_adapt_moves_the_model_to_its_device_before_it_scores(
     with pytest.raises(Scored):
         adapt(model, data, RECIPE, output_dir=tmp_path, device="cpu", **stages, **QUIET)
     assert moved == ["cpu"]
+
+
+SHORT: dict[str, Any] = {"evaluate_test": "never", "save": False, "steps_per_epoch": 1, **QUIET}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"best_metric": "rank1"}, "epoch with the best validation rank1"),
+        ({"best_metric": None}, "last epoch"),
+        ({"best_metric": "own", "evaluate": lambda model: {"own": 1.0}}, "epoch with the best own"),
+        (
+            {"stage_settings": lambda stage: {"best_metric": None if stage.name == "stage_two" else "mINP"}},
+            "stage one: epoch with the best validation mINP; stage two: last epoch",
+        ),
+    ],
+)
+def test_adapt_states_the_rule_by_which_each_stage_chose(
+    data: ReIDDataset, tmp_path: Path, settings: dict[str, Any], rule: str
+) -> None:
+    result = adapt(make_model(), data, RECIPE.with_stages(epochs=(1, 1)), output_dir=tmp_path, **settings, **SHORT)
+    assert result.checkpoint_rule == read_sealed_json(tmp_path / "results.json")["checkpoint_rule"] == rule
+
+
+def test_adapt_states_which_stage_is_an_average(data: ReIDDataset, tmp_path: Path) -> None:
+    recipe = replace(RECIPE.with_stages(epochs=(2, 1)), average_prompts=True)
+    rule = "stage one: average of all epochs; stage two: epoch with the best validation mAP"
+    assert adapt(make_model(), data, recipe, output_dir=tmp_path, **SHORT).checkpoint_rule == rule
+
+
+def test_adapt_says_validation_only_of_its_own_scores(
+    data: ReIDDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, loud = RECIPE.with_stages(epochs=(1, 0)), {**SHORT, "progress": True}
+    adapt(make_model(), data, recipe, output_dir=tmp_path / "ours", **loud)
+    said = capsys.readouterr().err
+    assert "  val mAP " in said
+    assert "kept epoch 1 of 1, the highest validation mAP, " in said
+    adapt(make_model(), data, recipe, output_dir=tmp_path / "own", evaluate=lambda model: {"mAP": 0.5}, **loud)
+    said = capsys.readouterr().err
+    assert "stage one 1/1  mAP 50.00 (first) best" in said
+    assert "kept epoch 1 of 1, the highest mAP, 50.00" in said

@@ -72,8 +72,8 @@ class Adaptation:
         scores: Scores on the test split by state, in order.
         encoded: The test split as each state encodes it, for figures.
         histories: The trainer's history by stage name, in order.
-        validation: Scores of the validation split by state: the bare model's, where the test split is scored in every
-            state, and those of the epoch that each stage kept.
+        validation: Scores of the validation split, or of your own `evaluate`, by state: the bare model's, where the
+            test split is scored in every state, and those of the epoch that each stage kept.
         checkpoint_rule: How the epoch was chosen with whose weights each stage ended.
         model_dir: Folder of the saved model; None if it was not saved.
     """
@@ -143,8 +143,9 @@ def adapt(
 ) -> Adaptation:
     """Adapt a model to a dataset: zero-shot scores, the stages with a `Trainer` each, scores after each, saving.
 
-    Each stage ends with the weights of the epoch with the best validation mAP; without a validation split it is the
-    last epoch. The test split never chooses. Run again with the same arguments after a kill, it resumes.
+    Each stage ends with the weights of the epoch with the best validation mAP, or of the last one without a validation
+    split or with `best_metric=None`. The test split never chooses. Run again with the same arguments after a kill, it
+    resumes.
 
     Args:
         model: The model; it is trained in place. Draw it under a seed.
@@ -204,6 +205,7 @@ def adapt(
         encoded: dict[str, EncodedSplit] = {}
         histories: dict[str, list[dict[str, Any]]] = {}
         validation: dict[str, dict[str, float]] = {}
+        rules: dict[str, str] = {}
         if ZERO_SHOT in wanted:
             with model.disabled():
                 encoded[ZERO_SHOT] = encode()
@@ -212,17 +214,17 @@ def adapt(
         for index, stage in enumerate(stages):
             trainer = first.pop() if first else make_trainer(stage)
             trainer.baseline = next(reversed(validation.values()), None)
+            trainer.on_validation = _is_on_validation(trainer.evaluate)
             trainer.epochs_after = sum(later.epochs for later in stages[index + 1 :])
             histories[stage.name] = trainer.fit()
             validation |= _kept_scores(stage.name, histories[stage.name])
+            rules[stage.name] = _rule(histories[stage.name], on_validation=trainer.on_validation)
             if stage.name in wanted:
                 encoded[stage.name] = encode()
 
         scores = {state: score(split) for state, split in encoded.items()}
-        rule = "last epoch" if data.val is None else "epoch with the best validation mAP"
-        if averaged := [spoken(stage.name) for stage in stages if stage.average is not None]:
-            rule += f"; {', '.join(averaged)}: average of all epochs"
-        result = Adaptation(scores, encoded, histories, rule, folder / "model" if save else None, validation)
+        saved = folder / "model" if save else None
+        result = Adaptation(scores, encoded, histories, _joined(rules), saved, validation)
         if is_main_process():
             if result.model_dir is not None:
                 save_prompts(model, result.model_dir, overwrite=True)
@@ -245,6 +247,20 @@ def _kept_scores(state: str, history: Sequence[Mapping[str, Any]]) -> dict[str, 
     """Scores of the epoch that a stage kept, if it has any."""
     kept = history[history[-1]["chosen"]["epoch"] - 1]
     return {state: kept["scores"]} if "scores" in kept else {}
+
+
+def _rule(history: Sequence[Mapping[str, Any]], *, on_validation: bool) -> str:
+    """How the epoch that a stage kept was chosen, in words."""
+    rule: str = history[-1]["chosen"]["rule"]
+    metric = rule.removeprefix("highest ")
+    return rule if metric == rule else f"epoch with the best {'validation ' if on_validation else ''}{metric}"
+
+
+def _joined(rules: Mapping[str, str]) -> str:
+    """The rule of all stages, or that of each where they differ."""
+    if len(set(rules.values())) > 1:
+        return "; ".join(f"{spoken(name)}: {rule}" for name, rule in rules.items())
+    return next(iter(rules.values()), "nothing was trained")
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -327,3 +343,8 @@ def _pairs(split: ReIDSplit, model: PromptedCLIP, cache_dir: str | Path | None, 
 
 def _scores_on(split: ReIDSplit, model: PromptedCLIP) -> dict[str, float]:
     return evaluate(model, split, progress=False).text_to_image.as_dict()
+
+
+def _is_on_validation(evaluate: Evaluate | None) -> bool:
+    """Whether a trainer's `evaluate` is the one that scores the validation split: nobody knows what another does."""
+    return isinstance(evaluate, partial) and evaluate.func is _scores_on

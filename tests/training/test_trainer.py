@@ -479,7 +479,7 @@ def test_trainer_prints_a_line_an_epoch_and_which_one_it_kept(make: Any, capsys:
     scores = iter([0.2, 0.1, 0.25, 0.25])
     settings = {"evaluate": lambda _: {"mAP": next(scores)}, "evaluate_every_epoch": True, "best_metric": "mAP"}
     trainer = make(progress=True, **settings)
-    trainer.baseline = {"mAP": 0.15}
+    trainer.baseline, trainer.on_validation = {"mAP": 0.15}, True
     trainer.fit()
     announced, *lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"checkpoints take up to \d\.\d MB during training and [\d.]+ kB afterwards", announced)

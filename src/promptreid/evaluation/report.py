@@ -228,7 +228,7 @@ def _training(report: RunReport) -> str:
         _figure(lambda figure: draw_losses(figure.subplots(), report.history), 4.4, 3.3, "Mean loss of each epoch")
     ]
     if any(entry.get("scores") for entry in report.history):
-        words = "Scores on the validation split; the kept epochs are ringed"
+        words = "Scores after each epoch; the kept epochs are ringed"
         draw = partial(draw_scores, history=report.history, baseline=baseline)
         figures.append(_figure(lambda figure: draw(figure.subplots()), 4.4, 3.3, words))
     return f'<h2>Training</h2><p>{_text("; ".join(kept))}.</p><div class="figures">{"".join(figures)}</div>'

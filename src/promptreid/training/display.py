@@ -33,6 +33,7 @@ class RunDisplay:
         steps_per_epoch: Batches in an epoch.
         epochs_after: Epochs of the run that come after these stages, which count for the time left.
         metric: The score that chooses the weights.
+        on_validation: Whether the scores are of the validation split.
         baseline: Scores before the first epoch, which its change counts from.
         shown: Whether anything is shown.
     """
@@ -44,6 +45,7 @@ class RunDisplay:
         steps_per_epoch: int,
         epochs_after: int = 0,
         metric: str | None = None,
+        on_validation: bool = False,
         baseline: Mapping[str, float] | None = None,
         shown: bool = True,
     ) -> None:
@@ -51,6 +53,7 @@ class RunDisplay:
         self._steps = steps_per_epoch
         self._after = epochs_after
         self._metric = metric
+        self._on_validation = on_validation
         self._before: Mapping[str, float] = baseline or {}
         self._shown = shown
         self._began = time.monotonic()
@@ -107,7 +110,7 @@ class RunDisplay:
                 name=self._metric or next(iter(scores), None),
                 scores=scores,
                 before=self._before,
-                chosen_by=self._metric,
+                on_validation=self._on_validation,
                 is_best=is_best,
                 loss=entry["losses"]["total"],
                 left=left,
@@ -121,7 +124,8 @@ class RunDisplay:
         metric = self._metric
         why = "its last"
         if metric is not None and metric in chosen:
-            why = f"the highest validation {metric}, {shown_score(metric, chosen[metric])}"
+            split = "validation " if self._on_validation else ""
+            why = f"the highest {split}{metric}, {shown_score(metric, chosen[metric])}"
             self._before = {metric: chosen[metric]}
         self.say(f"{spoken(stage.name)}: kept epoch {chosen['epoch']} of {stage.epochs}, {why}")
 
@@ -140,7 +144,7 @@ def epoch_line(
     name: str | None,
     scores: Mapping[str, float],
     before: Mapping[str, float],
-    chosen_by: str | None,
+    on_validation: bool,
     is_best: bool,
     loss: float,
     left: str,
@@ -152,20 +156,20 @@ def epoch_line(
         name: The score that is shown.
         scores: The epoch's scores, if it has any.
         before: Those of the epoch before.
-        chosen_by: The score that chooses, which is one of the validation split.
+        on_validation: Whether it is one of the validation split.
         is_best: Whether it is the stage's best so far.
         loss: Mean total loss.
         left: Time left of the run.
 
     Example:
-        >>> options = dict(name="mAP", chosen_by="mAP", is_best=True, loss=3.92, left="02:20")
+        >>> options = dict(name="mAP", on_validation=True, is_best=True, loss=3.92, left="02:20")
         >>> epoch_line("stage one 2/3", scores={"mAP": 0.1602}, before={"mAP": 0.1531}, **options)
         'stage one 2/3  val mAP 16.02 (+0.71) best  loss 3.920  02:20 left'
     """
     score = ""
     if name is not None and name in scores:
         change = shown_score(name, scores[name] - before[name], signed=True) if name in before else "first"
-        whose = "val " if name == chosen_by else ""
+        whose = "val " if on_validation else ""
         score = f"  {whose}{name} {shown_score(name, scores[name])} ({change}) {'best' if is_best else '    '}"
     rest = f"{score}  loss {loss:.3f}  {left} left"
     room = _COLUMNS - len(rest)

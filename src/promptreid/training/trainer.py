@@ -97,6 +97,7 @@ class Trainer:
     Attributes:
         position: The run's progress.
         baseline: Scores before the first epoch, by name, for its line; may be set.
+        on_validation: Whether `evaluate` scores the validation split, for the words of its lines; may be set.
         epochs_after: Epochs that other trainers of the same run train after this one, for the time left; may be set.
 
     Raises:
@@ -167,6 +168,7 @@ class Trainer:
         self.project = project
         self.progress = progress
         self.baseline: Mapping[str, float] | None = None
+        self.on_validation: bool = False
         self.epochs_after: int = 0
         self.position: Position = Position()
         with failing_together():
@@ -222,6 +224,7 @@ class Trainer:
             steps_per_epoch=len(self._batches),
             epochs_after=self.epochs_after,
             metric=self.best_metric,
+            on_validation=self.on_validation,
             baseline=self.baseline,
             shown=self.progress and self._accelerator.is_main_process,
         )
