@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip
 from promptreid import adaptation as module
@@ -18,8 +20,9 @@ from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ReIDDataset
 from promptreid.errors import CheckpointError
 from promptreid.files import read_sealed_json
+from promptreid.prompts.kind import PromptKind
 from promptreid.synthetic import write_generated
-from promptreid.towers.tiny import TINY_TAG
+from promptreid.towers.tiny import TINY_FOLDER, TINY_TAG
 from promptreid.training import ablations
 
 RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
@@ -303,3 +306,34 @@ def test_adapt_says_validation_only_of_its_own_scores(
     said = capsys.readouterr().err
     assert "stage one 1/1  mAP 50.00 (first) best" in said
     assert "kept epoch 1 of 1, the highest mAP, 50.00" in said
+
+
+class Shift(PromptKind):
+    """A kind of prompt of one's own: added to the image features."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__(tower, length=1, width=128)
+        self.shift = nn.Parameter(torch.zeros(128))
+
+    def register_hooks(self) -> Generator[Any, None, None]:
+        yield self.tower.module.register_forward_hook(self._add)
+
+    def _add(self, module: Any, arguments: Any, output: Any) -> Any:
+        return output + self.shift if self.active else None
+
+
+def test_load_and_verify_loads_what_adapt_made_of_a_base_in_a_file(data: ReIDDataset, tmp_path: Path) -> None:
+    file = Path(shutil.copy(TINY_FOLDER / "promptreid-tiny-v3.safetensors", tmp_path / "base.safetensors"))
+    model = PromptedCLIP(load_clip("promptreid-tiny", pretrained=str(file), image_size=(96, 48)))
+    short = {**SHORT, "evaluate_test": "last", "save": True}
+    result = adapt(model, data, RECIPE.with_stages(epochs=(1, 0)), output_dir=tmp_path / "run", **short)
+    assert load_and_verify(result, data.test).config == model.config
+
+
+def test_load_and_verify_takes_what_makes_prompts_of_ones_own_kind(data: ReIDDataset, tmp_path: Path) -> None:
+    clip = load_clip("promptreid-tiny", pretrained=TINY_TAG, image_size=(96, 48))
+    model = PromptedCLIP(clip, vision_prompts=Shift)
+    short = {**SHORT, "evaluate_test": "last", "save": True}
+    result = adapt(model, data, RECIPE.with_stages(epochs=(1, 0)), output_dir=tmp_path, **short)
+    loaded = load_and_verify(result, data.test, vision_prompts=Shift)
+    assert isinstance(loaded.vision.prompts, Shift)

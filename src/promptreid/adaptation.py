@@ -279,21 +279,26 @@ def _make_trainer(
     return Trainer(model, [stage], output_dir=output_dir, **{**settings, **own})
 
 
-def load_and_verify(result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None) -> PromptedCLIP:
+def load_and_verify(
+    result: Adaptation, test: ReIDSplit, *, device: str | torch.device | None = None, **loading: Any
+) -> PromptedCLIP:
     """Load the model that `adapt` saved, and check that it scores as it did before saving.
 
     Args:
         result: What `adapt` returned, with scores of the last state.
         test: The test split.
         device: Where the model is to be.
+        **loading: Settings of `load_prompts`, such as the `vision_prompts=` that the model was made with. `trust_base`
+            is True unless given: the model was saved here, maybe on a base from a file.
 
     Raises:
         WeightsError: The scores differ.
+        CheckpointError: The prompts are of your own kind, and what makes them was not passed.
         ValueError: The model was not saved or not scored.
     """
     if result.model_dir is None or not result.scores:
         raise ValueError("adapt did not save the model or did not score it, so there is nothing to compare")
-    model = load_prompts(result.model_dir, device=device)
+    model = load_prompts(result.model_dir, device=device, **{"trust_base": True, **loading})
     before, after = list(result.scores.values())[-1], evaluate(model, test)
     for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
         for name, value in old.as_dict().items():
