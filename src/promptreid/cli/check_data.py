@@ -4,14 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import (
-    DividedDataArguments,
-    add_data_arguments,
-    add_division_arguments,
-    folder_to_read,
-    refuse_unused,
-    whole,
-)
+from promptreid.cli.argument_types import folder_to_read, whole
+from promptreid.cli.options import DividedDataArguments, add_data_arguments, add_division_arguments, refuse_unused
 from promptreid.cli.output import Output
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from promptreid.cli.argument_types import folder_to_read, folder_to_write, gallery_place
 from promptreid.cli.main import COMMANDS, build_parser
-from promptreid.cli.options import folder_to_read, folder_to_write, gallery_place
 from promptreid.cli.output import Output, print_line
 
 DESCRIPTION = """Print a script that lets the shell complete commands, options, their choices and paths on the Tab

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from promptreid.cli.options import LARGEST_SIDE, folder_to_write, whole
+from promptreid.cli.argument_types import folder_to_write, whole
+from promptreid.cli.options import LARGEST_SIDE
 from promptreid.cli.output import Output
 
 DESCRIPTION = """Read weights of any common format (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,

@@ -4,19 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from promptreid.cli.argument_types import folder_to_read, folder_to_write, whole
 from promptreid.cli.options import (
     ModelArguments,
     add_data_arguments,
     add_model_arguments,
     check_device,
     chosen_model,
-    folder_to_read,
-    folder_to_write,
     joined_processes,
     load_model,
     load_split,
     note_model,
-    whole,
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, OnBad

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import ModelArguments, add_model_arguments, chosen_model, folder_to_write, load_model
+from promptreid.cli.argument_types import folder_to_write
+from promptreid.cli.options import ModelArguments, add_model_arguments, chosen_model, load_model
 from promptreid.cli.output import Output
 from promptreid.towers.tiny import TINY_ADAPTED
 

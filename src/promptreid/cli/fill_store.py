@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import ModelArguments, check_own_folder, chosen_model, load_model, note_model
+from promptreid.cli.argument_types import check_own_folder
+from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.errors import counted, shell_word

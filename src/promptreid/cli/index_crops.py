@@ -7,21 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from promptreid.cli.argument_types import (
+    check_own_folder,
+    file_to_write,
+    folder_to_read,
+    folder_to_write,
+    gallery_place,
+    whole,
+)
 from promptreid.cli.fill_store import StoreWork, index_into_store, shard_of_text
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,
     check_device,
-    check_own_folder,
     chosen_model,
-    file_to_write,
-    folder_to_read,
-    folder_to_write,
-    gallery_place,
     load_model,
     note_model,
     refuse_unused,
-    whole,
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery

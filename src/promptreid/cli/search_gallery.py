@@ -12,19 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptreid.cli.argument_types import check_file, file_to_write, gallery_place, some_path, whole
 from promptreid.cli.conditions import add_where_argument, as_where
 from promptreid.cli.options import (
     ModelArguments,
     ModelChoice,
     add_model_arguments,
-    check_file,
     chosen_model,
-    file_to_write,
-    gallery_place,
     load_model,
     refuse_unused,
-    some_path,
-    whole,
 )
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptreid.cli.argument_types import folder_to_read, whole
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,
     check_device,
     chosen_model,
-    folder_to_read,
     load_model,
     note_model,
-    whole,
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery

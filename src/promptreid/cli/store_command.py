@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptreid.cli.argument_types import gallery_place
 from promptreid.cli.conditions import add_where_argument, as_where
-from promptreid.cli.options import gallery_place, refuse_unused
+from promptreid.cli.options import refuse_unused
 from promptreid.cli.output import Output
 from promptreid.errors import printable, shell_word
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from promptreid.cli.argument_types import folder_to_read, folder_to_write, positive, positive_or_none, whole
 from promptreid.cli.model_names import check_listed, check_names, check_start
 from promptreid.cli.options import (
     LARGEST_SEED,
@@ -17,13 +18,8 @@ from promptreid.cli.options import (
     add_revision_argument,
     at_revision,
     check_device,
-    folder_to_read,
-    folder_to_write,
     joined_processes,
-    positive,
-    positive_or_none,
     refuse_unused,
-    whole,
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad

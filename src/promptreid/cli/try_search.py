@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import file_to_write, folder_to_write
+from promptreid.cli.argument_types import file_to_write, folder_to_write
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import as_entries, as_lines
 from promptreid.defaults import SYNTHETIC_STAMP
