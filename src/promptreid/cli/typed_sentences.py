@@ -1,5 +1,6 @@
 """Sentences that are typed, come from a pipe, or are read from a file."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -103,7 +104,8 @@ def _piped_lines() -> Iterator[str]:
         return
     for number, line in enumerate(raw, start=1):
         try:
-            yield from line.decode("utf-8-sig" if number == 1 else "utf-8").splitlines()
+            # A Mac's old files have \r alone; splitlines() also cuts inside of a sentence.
+            yield from re.split(r"\r\n|\r|\n", line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"line {number} of standard input is not UTF-8 text ({error}); send it as UTF-8"
