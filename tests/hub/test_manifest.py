@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptreid import PromptConfig
+from promptreid import PromptConfig, PromptedCLIP
 from promptreid.errors import CheckpointError
 from promptreid.hub import manifest as manifest_module
 from promptreid.hub.manifest import FORMAT_VERSION, parse_manifest
@@ -45,10 +45,10 @@ def test_projections_may_be_larger_than_prompts(make_manifest):
     coupled = PromptConfig(kind="coupled")
     read = parse_manifest(make_manifest(shapes=shapes, prompts=coupled).to_json().encode(), source="f")
     assert (read.shapes, read.prompts) == (shapes, coupled)
-    with pytest.raises(CheckpointError, match="68157440 numbers, expected at most 8388608"):
+    with pytest.raises(CheckpointError, match="68,157,440 numbers, expected at most 8,388,608"):
         parse_manifest(make_manifest(shapes=shapes).to_json().encode(), source="f")
     larger = make_manifest(shapes={"vision.prompts.weight": (64, 1664, 1280)}, prompts=coupled).to_json().encode()
-    with pytest.raises(CheckpointError, match="expected at most 134217728"):
+    with pytest.raises(CheckpointError, match="expected at most 134,217,728"):
         parse_manifest(larger, source="f")
 
 
@@ -126,15 +126,15 @@ def test_file_that_is_no_manifest_is_refused(content, words):
         ({"prompts": 5}, "prompts is '5'"),
         ({"prompts": {"depth": 1}}, r"unknown keys \['depth'\]; pip install --upgrade"),
         ({"prompts": {"text_length": -1}}, "text_length is -1"),
-        ({"prompts": {"text_length": 10**9}}, "text_length is 1000000000, more than 4096"),
+        ({"prompts": {"text_length": 10**9}}, "text_length is 1000000000, expected at most 4096"),
         ({"prompts": {"text_length": 2.5}}, "text_length is 2.5"),
         ({"prompts": {"text_initialization": ["normal"]}}, "expected one of"),
-        ({"prompts": {"position_embedding": 1}}, "position_embedding is not true or false"),
+        ({"prompts": {"position_embedding": 1}}, "position_embedding is 1, expected True or False"),
         ({"shapes": []}, "shapes is"),
         ({"shapes": {}}, "shapes is"),
         ({"shapes": {f"text.prompts.{n}": [1] for n in range(257)}}, "1 to 256 tensors"),
         ({"shapes": {"clip.visual.proj": [1]}}, "which are not prompt tensors"),
-        ({"shapes": {"text.prompts.tokens": [65536, 65536]}}, "4294967296 numbers"),
+        ({"shapes": {"text.prompts.tokens": [65536, 65536]}}, "4,294,967,296 numbers"),
         ({"shapes": {"text.prompts.tokens": [-1, 2, 3]}}, "expected integers from 0"),
         ({"shapes": {"text.prompts.tokens": [1, 2, 3, 4, 5]}}, "expected 0 or 1 or 2 or 3 or 4 integers"),
         ({"base_fingerprint": "f32:AAA"}, "a fingerprint"),
@@ -174,6 +174,59 @@ def test_older_format_is_migrated_step_by_step(make_manifest, monkeypatch):
 
 def test_every_older_format_has_a_migration():
     assert sorted(manifest_module.MIGRATIONS) == list(range(1, FORMAT_VERSION))
+
+
+NUMBERS = st.integers(-2, 2) | st.integers(4000, 70_000)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "text_length": NUMBERS,
+            "vision_length": NUMBERS,
+            "text_depth": NUMBERS | st.none(),
+            "vision_depth": NUMBERS | st.none(),
+            "position_embedding": st.booleans() | NUMBERS | st.none(),
+            "kind": st.sampled_from(["prefix", "grouped", "coupled"]),
+            "groups": st.lists(st.text(st.characters() | st.sampled_from("ab\u00a0\t\u202e"), max_size=3), max_size=3),
+        },
+    )
+)
+def test_whatever_a_configuration_takes_is_read_from_a_file(settings):
+    try:
+        config = PromptConfig(**settings)
+    except (ValueError, TypeError):
+        return
+    assert manifest_module.prompt_config(json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_most_groups_that_a_configuration_takes_are_read_from_a_file(make_manifest):
+    for names in ([f"{number:x}" for number in range(4000)], [f"{number:0500}" for number in range(64)]):
+        config = PromptConfig(kind="grouped", groups=tuple(names))
+        manifest = make_manifest(
+            prompts=config,
+            shapes={f"text.prompts.blocks.{number}.tokens": (64, 4096) for number in range(100)},
+            base_fingerprint=(0.5,) * 2000,
+            encoders_fingerprint=(0.25,) * 2000,
+        )
+        assert parse_manifest(manifest.to_json().encode(), source="f").prompts == config
+
+
+@pytest.mark.parametrize("kind", ["prefix", "grouped"])
+def test_prompts_too_large_to_be_saved_are_refused_when_they_are_made(clip, monkeypatch, kind):
+    config = PromptConfig(kind=kind, groups=("a", "b") if kind == "grouped" else ())
+    monkeypatch.setitem(manifest_module._MOST_ELEMENTS_OF, kind, 600)
+    with pytest.raises(ValueError, match=r"prompts have [\d,]+ numbers, expected at most 600; give fewer"):
+        PromptedCLIP(clip, config)
+    monkeypatch.undo()
+    PromptedCLIP(clip, config)  # it was left bare
+
+
+def test_border_of_many_pixels_is_read_from_a_file(make_manifest):
+    """64 pixels around images of 512 x 512."""
+    shapes = {"vision.prompts.tokens": (1, 512**2 - 384**2, 3)}
+    assert parse_manifest(make_manifest(shapes=shapes).to_json().encode(), source="f").shapes == shapes
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

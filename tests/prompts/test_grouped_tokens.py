@@ -48,7 +48,24 @@ def apart(model):
         ({"groups": ("a",)}, "groups is .*its prompts are the same for all images. Leave groups out"),
         ({"kind": "coupled", "groups": ("a",)}, "same for all images"),
         ({"kind": "grouped", "groups": ("a", "a")}, "expected names that are all different"),
-        ({"kind": "grouped", "groups": ("a", "")}, "none empty"),
+        ({"kind": "grouped", "groups": ("a", "")}, "groups holds '' of 0 letters, expected 1 to 512"),
+        ({"kind": "grouped", "groups": ("a" * 600,)}, "groups holds 'a{60}' of 600 letters, expected 1 to 512"),
+        (
+            {"kind": "grouped", "groups": ("b", "a\u00a0b")},
+            r"the group 'a\\xa0b' holds U\+00A0 \(NO-BREAK SPACE\), .* rename it, in the annotations .* such as 'a_b'",
+        ),
+        ({"kind": "grouped", "groups": ("a\tb",)}, r"the group 'a\\tb' holds U\+0009 \(a control character\)"),
+        ({"kind": "grouped", "groups": ("a\nb",)}, r"holds U\+000A .* such as 'a_b'"),
+        ({"kind": "grouped", "groups": ("\u202ea",)}, r"holds U\+202E \(RIGHT-TO-LEFT OVERRIDE\)"),
+        ({"kind": "grouped", "groups": ("\ud800",)}, r"holds U\+D800"),
+        (
+            {"kind": "grouped", "groups": tuple(map(str, range(4097)))},
+            "groups has 4,097 names of 31,666 bytes in all, expected at most 4,096 of 32,768",
+        ),
+        (
+            {"kind": "grouped", "groups": tuple(f"{number:0500}" for number in range(99))},
+            "groups has 99 names of 49,896 bytes in all, .*; give fewer groups, or shorter names",
+        ),
         ({"kind": "grouped", "groups": ("a",), "vision_place": "attention_pool"}, "Leave vision_place out"),
     ],
 )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
@@ -21,13 +21,10 @@ ENCODERS_CONFIG: str = CONFIG_NAME
 
 _LONGEST_SIDE = 65536
 _MOST_PIXELS = 2**22  # of an image; what a tower keeps by position grows with it, to 67 MB in a ViT-L/16
-_MOST_GROUPS = 4096
 _MOST_ELEMENTS = 2**23  # 32 MB of prompts: the largest open_clip model with 64 prompts in every block has a third
 # Of a projection for each block, of which the largest open_clip model has half, and of prompts for many groups.
 _MOST_ELEMENTS_OF = {"coupled": 2**27, "grouped": 2**27}
 _MOST_TENSORS = 256  # one for each block of both towers and more; built-in kinds have at most three a tower
-MOST_LAYERS = 1024
-_LIMITS = {"text_length": 4096, "vision_length": 65536, "text_depth": MOST_LAYERS, "vision_depth": MOST_LAYERS}
 
 # Pixels are from 0 to 1 when the mean is taken off and the standard deviation divides.
 _STATISTICS = {"mean": (-10.0, 10.0), "std": (1e-3, 10.0)}
@@ -59,14 +56,16 @@ def truth(values: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def integers(values: Mapping[str, Any], name: str, *, counts: tuple[int, ...], lowest: int) -> tuple[int, ...]:
+def integers(
+    values: Mapping[str, Any], name: str, *, counts: tuple[int, ...], lowest: int, highest: int = _LONGEST_SIDE
+) -> tuple[int, ...]:
     """A list of integers, as many as one of `counts`."""
     value = values[name]
     if not isinstance(value, list) or len(cast("list[Any]", value)) not in counts:
         raise TypeError(f"{name} is {str(value)[:60]!r}, expected {' or '.join(map(str, counts))} integers")
     numbers = cast("list[Any]", value)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= _LONGEST_SIDE for n in numbers):
-        raise ValueError(f"{name} is {str(numbers)[:60]}, expected integers from {lowest} to {_LONGEST_SIDE}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and lowest <= n <= highest for n in numbers):
+        raise ValueError(f"{name} is {str(numbers)[:60]}, expected integers from {lowest} to {highest}")
     return tuple(numbers)
 
 
@@ -86,31 +85,34 @@ def prompt_config(value: Any) -> PromptConfig:
     unknown = sorted(settings.keys() - {item.name for item in fields(PromptConfig)})
     if unknown:
         raise ValueError(f"prompts has unknown keys {str(unknown)[:200]}; pip install --upgrade promptreid")
-    for name, limit in _LIMITS.items():
-        number = settings.get(name)
-        if isinstance(number, int) and number > limit:
-            raise ValueError(f"{name} is {str(number)[:60]}, more than {limit}")
-    if not isinstance(settings.get("position_embedding", False), bool):
-        raise TypeError("position_embedding is not true or false")
-    groups = settings.get("groups", [])
-    if not isinstance(groups, list) or len(cast("list[Any]", groups)) > _MOST_GROUPS:
-        raise TypeError(f"groups is {str(groups)[:60]!r}, expected a list of at most {_MOST_GROUPS} names")
-    for name in cast("list[Any]", groups):
-        text({"groups": name}, "groups")
     return PromptConfig(**settings)
 
 
-def shapes(value: Any, *, most: int = _MOST_ELEMENTS) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of prompts, `most` numbers at most."""
+def check_elements(shapes: Iterable[tuple[int, ...]], kind: str) -> None:
+    """Refuse tensors of more numbers than a file of prompts of this kind may have.
+
+    Raises:
+        ValueError: There are more.
+    """
+    elements, most = sum(map(math.prod, shapes)), _MOST_ELEMENTS_OF.get(kind, _MOST_ELEMENTS)
+    if elements > most:
+        raise ValueError(
+            f"the prompts have {elements:,} numbers, expected at most {most:,}; give fewer groups, or a smaller length "
+            "or depth"
+        )
+
+
+def shapes(value: Any, kind: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of prompts of a kind."""
     if not isinstance(value, dict) or not 0 < len(cast("dict[str, Any]", value)) <= _MOST_TENSORS:
         raise TypeError(f"shapes is {str(value)[:60]!r}, expected the shapes of 1 to {_MOST_TENSORS} tensors")
-    found = {name: integers(value, name, counts=(0, 1, 2, 3, 4), lowest=0) for name in cast("dict[str, Any]", value)}
+    counts, names = (0, 1, 2, 3, 4), cast("dict[str, Any]", value)
+    # A border may have as many rows as an image has pixels.
+    found = {name: integers(names, name, counts=counts, lowest=0, highest=_MOST_PIXELS) for name in names}
     strange = [name for name in found if not _TENSOR_NAME.fullmatch(name)]
     if strange:
         raise ValueError(f"shapes names {str(strange)[:200]}, which are not prompt tensors")
-    elements = sum(math.prod(shape) for shape in found.values())
-    if elements > most:
-        raise ValueError(f"shapes has {elements} numbers, expected at most {most}")
+    check_elements(found.values(), kind)
     return found
 
 
@@ -350,7 +352,7 @@ def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
             image_size=image_size(values),
             quick_gelu=truth(values, "quick_gelu"),
             prompts=config,
-            shapes=shapes(values["shapes"], most=_MOST_ELEMENTS_OF.get(config.kind, _MOST_ELEMENTS)),
+            shapes=shapes(values["shapes"], config.kind),
             base_fingerprint=base,
             encoders_fingerprint=encoders,
             sha256=digests(values["sha256"]),

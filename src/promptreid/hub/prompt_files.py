@@ -22,7 +22,6 @@ from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
     MAX_MANIFEST_BYTES,
-    MOST_LAYERS,
     PROMPTS,
     PromptManifest,
     check_preprocessing,
@@ -30,6 +29,7 @@ from promptreid.hub.manifest import (
     parse_object,
 )
 from promptreid.hub.repository import Repository
+from promptreid.prompts.config import MOST_LAYERS
 from promptreid.towers.weights import check_architecture
 
 MANIFEST = "prompt_config.json"

@@ -4,6 +4,7 @@ from typing import TypedDict, cast
 
 from torch import nn
 
+from promptreid.hub.manifest import check_elements
 from promptreid.model.encoder import Factories, PromptFactory, refuse_options
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import PromptedVisionEncoder
@@ -40,8 +41,22 @@ def wrap(
     Raises:
         UnsupportedTowerError, AttachmentError, ValueError: As `PromptedCLIP`; the model is bare then.
     """
-    if config.kind == "coupled":
-        return _wrap_coupled(clip, config, factories, setup, initialize=initialize)
+    make = _wrap_coupled if config.kind == "coupled" else _wrap_each
+    vision, text = make(clip, config, factories, setup, initialize=initialize)
+    try:
+        if not any(factories.values()):  # a kind of the user's own may be one that is never saved
+            tensors = [*vision.state_dict().values(), *text.state_dict().values()]
+            check_elements([tensor.shape for tensor in tensors], config.kind)
+    except ValueError:
+        vision.detach()
+        text.detach()
+        raise
+    return vision, text
+
+
+def _wrap_each(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> tuple[PromptedVisionEncoder, PromptedTextEncoder]:
     vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
     try:
         text = _text_encoder(clip, config, factories, setup, depth=config.text_depth, initialize=initialize)

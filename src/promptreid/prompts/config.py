@@ -1,5 +1,8 @@
 """How prompts are set up, and the checks of such options."""
 
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
@@ -13,6 +16,10 @@ TEXT_SLOTS: tuple[str, ...] = ("after_start", "before_end")
 VisionPlace = Literal["auto", "attention_pool"]
 VISION_PLACES: tuple[str, ...] = ("auto", "attention_pool")
 NORMAL_STD = 0.02
+MOST_LAYERS = 1024
+# Far more than anybody needs: what is refused here is refused in a file of prompts, which may come from a stranger.
+_MOST = {"text_length": 4096, "vision_length": 65536}
+_MOST_GROUPS, _LONGEST_GROUP, _MOST_GROUP_BYTES = 4096, 512, 2**15
 # Equal prompts would be given equal gradients and stay equal; this share of noise makes them differ.
 NOISE_SHARE = 0.2
 
@@ -44,8 +51,9 @@ class PromptConfig:
 
     Raises:
         ValueError: A length is negative, a depth is below 1, or a name is unknown; prompts are coupled, and lengths or
-            depths differ; an option is set that the kind does not have; or grouped prompts have no groups.
-        TypeError: A length or depth is not an integer, or a group is not named by text.
+            depths differ; an option is set that the kind does not have; or grouped prompts have no groups, or some
+            whose names a file of prompts cannot hold, such as one with a no-break space.
+        TypeError: A length or depth is not an integer, `position_embedding` not a bool, or a group not named by text.
 
     Example:
         >>> PromptConfig(text_length=4, vision_length=4).text_length
@@ -71,10 +79,12 @@ class PromptConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", check_groups(self.groups))  # JSON gives a list
         for name in ("text_length", "vision_length"):
-            check_integer(name, getattr(self, name), minimum=0)
+            check_integer(name, getattr(self, name), minimum=0, maximum=_MOST[name])
         for name in ("text_depth", "vision_depth"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), minimum=1)
+                check_integer(name, getattr(self, name), minimum=1, maximum=MOST_LAYERS)
+        if not isinstance(self.position_embedding, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"position_embedding is {str(self.position_embedding)[:60]}, expected True or False")
         for name in ("text_initialization", "vision_initialization"):
             check_choice(name, getattr(self, name), INITIALIZATIONS)
         check_choice("text_slot", self.text_slot, TEXT_SLOTS)
@@ -131,24 +141,53 @@ _NOT_OF_KIND: dict[str, dict[str, str]] = {
 _DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(PromptConfig)}
 
 
-def check_integer(name: str, value: object, *, minimum: int) -> None:
-    """Refuse a `value` that is not an integer of at least `minimum`, naming the argument."""
+def check_integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
+    """Refuse a `value` that is not an integer of at least `minimum` and at most `maximum`, naming the argument."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected an integer of at least {minimum}")
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected at least {minimum}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} is {value}, expected at most {maximum}")
 
 
 def check_groups(groups: object) -> tuple[str, ...]:
-    """Names of groups as a tuple; refuses anything but a list of texts, an empty list, and duplicates."""
+    """Names of groups as a tuple: a list of different short texts of printable letters, as a file of prompts has them.
+
+    Raises:
+        ValueError: A name is empty, too long, there twice or holds another character, or there are too many.
+        TypeError: It is not a list of texts.
+    """
     if not isinstance(groups, tuple | list):
-        raise TypeError(f"groups is {groups!r}, expected a list of names")
+        raise TypeError(f"groups is {repr(groups)[:60]}, expected a list of names")
     names = tuple(cast("Sequence[Any]", groups))
-    if odd := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"groups holds {odd[0]!r}, expected names, such as 'cam_a'")
-    if len(set(names)) < len(names) or "" in names:
-        raise ValueError(f"groups is {names}, expected names that are all different, and none empty")
+    for name in names:
+        _check_group(name)
+    if len(set(names)) < len(names):
+        twice, _ = Counter(names).most_common(1)[0]
+        raise ValueError(f"groups has {twice!r} more than once, expected names that are all different")
+    size = len(json.dumps(names))
+    if len(names) > _MOST_GROUPS or size > _MOST_GROUP_BYTES:
+        raise ValueError(
+            f"groups has {len(names):,} names of {size:,} bytes in all, expected at most {_MOST_GROUPS:,} of "
+            f"{_MOST_GROUP_BYTES:,}; give fewer groups, or shorter names"
+        )
     return names
+
+
+def _check_group(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"groups holds {repr(name)[:60]}, expected names, such as 'cam_a'")
+    if not 1 <= len(name) <= _LONGEST_GROUP:
+        raise ValueError(f"groups holds {name[:60]!r} of {len(name)} letters, expected 1 to {_LONGEST_GROUP}")
+    odd = next((letter for letter in name if not letter.isprintable()), None)
+    if odd is not None:
+        better = "".join(letter if letter.isprintable() else "_" for letter in name)
+        raise ValueError(
+            f"the group {name!r} holds U+{ord(odd):04X} ({unicodedata.name(odd, 'a control character')}), expected "
+            "printable letters and plain spaces, as a file of prompts has them; rename it, in the annotations where it "
+            f"is a camera, such as {better!r}"
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
