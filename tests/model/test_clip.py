@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from promptreid import PromptConfig, PromptedCLIP, load_clip, save_prompts
-from promptreid.errors import CheckpointError
+from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
+from promptreid.errors import AttachmentError, CheckpointError
 
 _BASES: list[torch.nn.Module] = []
 
@@ -138,9 +138,79 @@ def test_prompts_of_other_encoders_are_refused(model, other, tmp_path):
 def test_set_that_does_not_fit_leaves_the_one_before_in_use(model):
     before = scores(model)
     model.add_prompts("deep", PromptConfig(text_depth=50))
+    parameters = list(map(id, model.parameters()))
     with pytest.raises(ValueError, match="depth is 50"):
         model.use("deep")
     assert model.prompts_in_use == "default"
+    assert list(map(id, model.parameters())) == parameters  # an optimiser still has them
+    assert torch.equal(scores(model), before)
+
+
+def traces(clip):
+    """Hooks and other attributes of every module."""
+    kept = {}
+    for name, part in clip.named_modules():
+        kept[name] = {key: len(value) if hasattr(value, "__len__") else key for key, value in vars(part).items()}
+    return kept
+
+
+@pytest.mark.parametrize("failing", [{"vision_length": 1000}, {"text_depth": 50}, {"kind": "coupled", "text_depth": 9}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PromptConfig(2, 2),
+        PromptConfig(2, 2, text_slot="before_end"),
+        PromptConfig(2, 2, kind="coupled"),
+        PromptConfig(2, 2, kind="prefix"),
+        PromptConfig(2, 2, kind="grouped", groups=("a", "b")),
+    ],
+    ids=lambda config: f"{config.kind} {config.text_slot}",
+)
+def test_attach_that_fails_leaves_the_prompts_before_in_place(base, config, failing, tmp_path):
+    model = PromptedCLIP(base, config).eval()
+    parameters = {name: parameter.requires_grad_(False) for name, parameter in model.named_parameters()}
+    before, kept = scores(model), traces(model.clip)
+    if "kind" in failing:
+        failing = failing | {"vision_depth": 9}
+    with pytest.raises(ValueError, match=r"length is 1000|depth is"):
+        model.attach(PromptConfig(**failing))
+    assert model.config == config
+    assert torch.equal(scores(model), before)
+    assert traces(model.clip) == kept
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name]
+        assert not parameter.requires_grad
+    assert torch.equal(scores(load_prompts(save_prompts(model, tmp_path / "m"))), before)
+    model.attach(PromptConfig(1, 1))
+    assert model.config == PromptConfig(1, 1)
+
+
+def test_attach_that_fails_leaves_a_bare_model_bare(model):
+    model.detach()
+    with pytest.raises(ValueError, match="depth is 50"):
+        model.attach(PromptConfig(text_depth=50))
+    assert model.config == PromptConfig(text_length=2, vision_length=2)
+    assert not model.vision.prompts.attached
+    assert not model.text.prompts.attached
+
+
+def test_prompts_that_were_detached_are_not_saved_and_can_be_put_back(model, tmp_path):
+    before = scores(model)
+    model.detach()
+    bare = scores(model)
+    assert not torch.equal(bare, before)
+    words = r"image prompts and text prompts are not in .* model\.vision\.attach\(\) and model\.text\.attach\(\)"
+    with pytest.raises(ValueError, match=words):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    model.text.attach()
+    with pytest.raises(ValueError, match="the image prompts are not in"):
+        save_prompts(model, tmp_path / "m")
+    model.vision.attach()
+    assert torch.equal(scores(model), before)
+    assert torch.equal(scores(load_prompts(save_prompts(model, tmp_path / "m"))), before)
+    with pytest.raises(AttachmentError, match="already carries prompts"):
+        model.text.attach()
     assert torch.equal(scores(model), before)
 
 

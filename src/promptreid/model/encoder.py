@@ -85,8 +85,17 @@ class PromptCarrier(nn.Module):
         with self.prompts.disabled():
             yield
 
+    def attach(self) -> None:
+        """Put the prompts back that `detach` took out.
+
+        Raises:
+            AttachmentError: The tower carries prompts, these or others.
+        """
+        self.prompts.attach()
+        self.last_block = LastBlock(self.tower, self.prompts.position)
+
     def detach(self) -> nn.Module:
-        """Take the prompts out of the model for good and return it as it was."""
+        """Take the prompts out of the model, until `attach`, and return it as it was."""
         self.last_block.remove()
         self.prompts.detach()
         return self.clip

@@ -128,17 +128,23 @@ class PromptedCLIP(nn.Module):
             initialize: Start them; `False` leaves them zero.
 
         Raises:
-            ValueError: The configuration does not fit the towers; the open_clip model is bare then.
+            ValueError: The configuration does not fit the towers; the prompts before stay as they are.
         """
+        before = [encoder for encoder in (self.vision, self.text) if encoder.prompts.attached]
         self.detach()
-        self._wrap(self.clip, config, initialize=initialize)
+        try:
+            self._wrap(self.clip, config, initialize=initialize)
+        except Exception:
+            for encoder in before:
+                encoder.attach()
+            raise
         self.train(self.training)
 
     def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
+        vision, text = wrap(clip, config, self._factories, self._setup, initialize=initialize)
         self.config: PromptConfig = config
-        self.vision: PromptedVisionEncoder
-        self.text: PromptedTextEncoder
-        self.vision, self.text = wrap(clip, config, self._factories, self._setup, initialize=initialize)
+        self.vision: PromptedVisionEncoder = vision
+        self.text: PromptedTextEncoder = text
 
     @classmethod
     def from_pretrained(
@@ -362,7 +368,10 @@ class PromptedCLIP(nn.Module):
             yield
 
     def detach(self) -> nn.Module:
-        """Take the prompts out of the open_clip model for good and return it as it was."""
+        """Take the prompts out of the open_clip model and return it as it was.
+
+        `attach` makes others; `model.vision.attach()` and `model.text.attach()` put the same back.
+        """
         self.vision.detach()
         self.text.detach()
         return self.clip
@@ -432,11 +441,13 @@ class PromptedCLIP(nn.Module):
         if name == self._prompts_in_use:
             return
         kept = (self.config, {key: value.clone() for key, value in self.prompt_state_dict().items()})
+        before = self.vision
         trained = {key: parameter.requires_grad for key, parameter in self.named_parameters()}
         try:
             self._switch(*self._prompt_sets[name])
         except Exception:
-            self._switch(*kept)
+            if self.vision is not before:
+                self._switch(*kept)
             raise
         finally:
             for key, parameter in self.named_parameters():

@@ -60,7 +60,7 @@ def save_prompts(
         OSError: The disk is full, or the folder cannot be written.
         TypeError: `model` is not a `PromptedCLIP`.
         ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
-            `encoders` is unknown; or PEFT's layers cannot be merged, or others were added.
+            `encoders` is unknown; or PEFT's layers cannot be merged, or others were added; or prompts were detached.
 
     Example:
         >>> import tempfile
@@ -98,6 +98,12 @@ def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
     check_prompted(model)
     if encoders not in ("auto", "always"):
         raise ValueError(f'encoders is {encoders!r}, expected "auto" or "always"')
+    towers = {"image prompts": model.vision, "text prompts": model.text}
+    if away := [name for name, encoder in towers.items() if not encoder.prompts.attached]:
+        raise ValueError(
+            f"the {' and '.join(away)} are not in the open_clip model, since detach() took them out; save before, or "
+            "put them back: model.vision.attach() and model.text.attach()"
+        )
     if model.source is None:
         raise ValueError(
             "it is not known which open_clip model this is; make it with promptreid.load_clip(name, ...), or pass "

@@ -114,8 +114,13 @@ class PromptedTextEncoder(PromptCarrier):
             features = join_skipped_blocks(self.tower, features)
         return unit_length(features, dim=-1) if normalize else features
 
+    def attach(self) -> None:
+        """Put the prompts back that `detach` took out; see `PromptedVisionEncoder.attach`."""
+        super().attach()
+        self.caption_trim = CaptionTrim(self.tower)
+
     def detach(self) -> nn.Module:
-        """Take the prompts out of the model for good and return it as it was."""
+        """Take the prompts out of the model, until `attach`, and return it as it was."""
         self.caption_trim.remove()
         return super().detach()
 
