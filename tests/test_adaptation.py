@@ -337,3 +337,15 @@ def test_load_and_verify_takes_what_makes_prompts_of_ones_own_kind(data: ReIDDat
     result = adapt(model, data, RECIPE.with_stages(epochs=(1, 0)), output_dir=tmp_path, **short)
     loaded = load_and_verify(result, data.test, vision_prompts=Shift)
     assert isinstance(loaded.vision.prompts, Shift)
+
+
+def test_adapt_of_unknown_states_to_score_names_the_choices(data: ReIDDataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="evaluate_test is 'none', expected one of always, last, never"):
+        adapt(make_model(), data, output_dir=tmp_path, evaluate_test="none")  # pyright: ignore[reportArgumentType]
+
+
+def test_adapt_takes_a_single_stage(data: ReIDDataset, tmp_path: Path) -> None:
+    def one(model: PromptedCLIP, recipe: Recipe) -> Any:
+        return recipe.with_stages(epochs=(1, 1)).domain_adaptation(model)
+
+    assert list(adapt(make_model(), data, output_dir=tmp_path, make_stages=one, **SHORT).histories) == ["stage_one"]

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,6 +20,7 @@ from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
+from promptreid.prompts.config import check_choice
 from promptreid.scores import ZERO_SHOT
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -27,7 +28,7 @@ from promptreid.training.callbacks import Evaluate
 from promptreid.training.checkpoint import FORMER_NAMES
 from promptreid.training.display import bars_can_move
 from promptreid.training.processes import failing_together, make_accelerator
-from promptreid.training.recipe import Recipe, TwoStageSchedule
+from promptreid.training.recipe import Recipe, TwoStageSchedule, as_stages
 from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage
@@ -37,7 +38,7 @@ _NOTE = "identity.json"
 
 EvaluateTest = Literal["always", "last", "never"]
 
-MakeStages = Callable[[PromptedCLIP, Recipe], Sequence[Stage]]
+MakeStages = Callable[[PromptedCLIP, Recipe], Stage | Sequence[Stage]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def adapt(
         ValueError: Two stages have the same name, or a setting is out of range.
         CheckpointError: `output_dir` holds another run.
         TimeoutError: Another process has a run in `output_dir`.
-        TypeError: `model` or `data` is something else.
+        TypeError: `model` or `data`, or what `make_stages` returned, is something else, or a number is none.
         MissingExtraError: accelerate is not installed.
 
     Example:
@@ -182,9 +183,10 @@ def adapt(
     check_prompted(model)
     if not isinstance(data, ReIDDataset):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"data is {type(data).__name__}, expected a ReIDDataset, as load_dataset(folder) gives")
+    check_choice("evaluate_test", evaluate_test, get_args(EvaluateTest))
     recipe = recipe or Recipe()
     recipe = replace(recipe, num_identities=recipe.num_identities or data.train.num_identities)
-    stages = make_stages(model, recipe)  # before anything is encoded: both draw random numbers
+    stages = as_stages(make_stages(model, recipe))  # before anything is encoded: both draw random numbers
     states = [ZERO_SHOT, *(stage.name for stage in stages)]
     _check_different(states)
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
@@ -298,7 +300,8 @@ def load_and_verify(
     """
     if result.model_dir is None or not result.scores:
         raise ValueError("adapt did not save the model or did not score it, so there is nothing to compare")
-    model = load_prompts(result.model_dir, device=device, **{"trust_base": True, **loading})
+    loading = {"trust_base": True, **loading}
+    model = load_prompts(result.model_dir, device=device, **loading)
     before, after = list(result.scores.values())[-1], evaluate(model, test)
     for old, new in ((before.text_to_image, after.text_to_image), (before.image_to_text, after.image_to_text)):
         for name, value in old.as_dict().items():

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,6 +49,48 @@ def test_epoch_sampler_set_position_resumes_exactly_there_once() -> None:
     assert batches(sampler, epoch=2, batch=3) == whole[3:]
     assert list(sampler) == whole  # the next epoch begins at its beginning
     assert batches(sampler, epoch=2, batch=5) == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "order"),
+    [
+        (7, [[2, 6, 9, 5, 4], [3, 1, 0, 8, 7]]),
+        (2**44 - 1, [[9, 0, 1, 3, 7], [8, 4, 2, 5, 6]]),
+        (-3, [[7, 1, 8, 2, 6], [0, 4, 5, 9, 3]]),
+    ],
+)
+def test_epoch_sampler_order_of_a_seed_is_that_of_all_versions(seed: int, order: list[list[int]]) -> None:
+    assert batches(EpochSampler(10, batch_size=5, seed=seed), epoch=3) == order
+
+
+@pytest.mark.parametrize("seed", [2**44, 2**45, 1764311334000000000, 2**64 - 1, 2**80])
+def test_epoch_sampler_takes_a_seed_of_any_size(seed: int) -> None:
+    drawn = [batches(EpochSampler(50, batch_size=50, seed=seed + more), epoch=3) for more in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_samplers_take_numbers_of_numpy() -> None:
+    numbers: dict[str, Any] = {"seed": np.int64(3), "num_replicas": np.int64(1), "rank": np.int64(0)}
+    for sampler in (
+        EpochSampler(np.int64(8), batch_size=np.int64(4), **numbers),
+        make(people=np.int64(4), pairs=np.int64(2), **numbers),
+    ):
+        plain = [sampler.seed, sampler.batch_size, sampler.length, sampler.num_replicas, sampler.rank]
+        assert [type(number) for number in plain] == [int] * 5
+        assert len(batches(sampler)) == len(sampler)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "seed", "num_replicas", "rank"])
+def test_epoch_sampler_number_that_is_not_whole_is_refused_by_name(name: str) -> None:
+    given: dict[str, Any] = {"batch_size": 4, name: 1.0}
+    with pytest.raises(TypeError, match=f"{name} is 1.0, expected a whole number"):
+        EpochSampler(8, **given)
+
+
+@pytest.mark.parametrize(("name", "said"), [("people", "identities_per_batch"), ("pairs", "pairs_per_identity")])
+def test_identity_sampler_number_that_is_not_whole_is_refused_by_name(name: str, said: str) -> None:
+    with pytest.raises(TypeError, match=f"{said} is 2.0, expected a whole number"):
+        make(**{name: 2.0})
 
 
 def test_epoch_sampler_processes_share_every_batch() -> None:

@@ -179,6 +179,12 @@ def test_cross_modal_id_loss_fewer_than_two_identities_are_refused(num_identitie
         CrossModalIDLoss(num_identities, 8)
 
 
+def test_cross_modal_id_loss_number_of_identities_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"num_identities is 4\.0, expected a whole number"):
+        CrossModalIDLoss(4.0, 8)  # pyright: ignore[reportArgumentType]
+    assert type(CrossModalIDLoss(torch.tensor(4), 8).num_identities) is int  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_cross_modal_id_loss_smoothing_out_of_range_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match="label_smoothing"):

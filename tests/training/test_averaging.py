@@ -61,6 +61,12 @@ def test_shares_out_of_range_are_refused(setting: dict[str, float]) -> None:
         GaussianAverage(**setting)
 
 
+@pytest.mark.parametrize("setting", ["mean", "std"])
+def test_share_that_is_no_number_is_refused(setting: str) -> None:
+    with pytest.raises(TypeError, match=f"{setting} is '0.5', expected a number"):
+        GaussianAverage(**{setting: "0.5"})  # pyright: ignore[reportArgumentType]
+
+
 def test_average_of_other_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no average of prompts"):
         GaussianAverage().load_into([("prompts", torch.zeros(2))])

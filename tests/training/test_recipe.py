@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,6 +94,14 @@ def test_two_stage_schedule_wrong_setting_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         TwoStageSchedule(model, **({"num_identities": 3} | settings))
+
+
+@pytest.mark.parametrize("name", ["num_identities", "stage_one_epochs", "stage_two_epochs"])
+def test_recipe_number_that_is_not_whole_is_refused_by_name(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is 2.0, expected a whole number"):
+        Recipe(**{name: 2.0})
+    given: dict[str, Any] = {name: np.int64(2)}
+    assert type(getattr(Recipe(**given), name)) is int
 
 
 def test_recipe_regularises_stage_one_as_promptsrc_and_leaves_stage_two(model: PromptedCLIP) -> None:

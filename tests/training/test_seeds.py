@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from promptreid.errors import CheckpointError
@@ -54,6 +55,14 @@ def test_seed_scores_of_one_seed_show_no_spread(tmp_path: Path) -> None:
 def test_run_seeds_wrong_seeds_are_refused(tmp_path: Path, seeds: list[int]) -> None:
     with pytest.raises(ValueError, match="expected at least one, each once and at least 0"):
         run_seeds(score, seeds, output_dir=tmp_path)
+
+
+def test_run_seeds_takes_numbers_of_numpy_and_refuses_others(tmp_path: Path) -> None:
+    found = run_seeds(score, np.arange(2), output_dir=tmp_path)  # pyright: ignore[reportArgumentType]
+    assert [type(seed) for seed in found.scores] == [int, int]
+    assert found == run_seeds(score, [0, 1], output_dir=tmp_path)
+    with pytest.raises(TypeError, match=r"seeds is 1.0, expected a whole number"):
+        run_seeds(score, [0, 1.0], output_dir=tmp_path / "other")  # pyright: ignore[reportArgumentType]
 
 
 def test_run_seeds_unusable_scores_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """A stage in a plain loop: only what should train changes, at the rates it says."""
 
 import copy
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +14,9 @@ from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
+from promptreid.training.averaging import GaussianAverage
 from promptreid.training.recipe import TwoStageSchedule
-from promptreid.training.stage import Stage, rate_factor
+from promptreid.training.stage import Losses, Stage, rate_factor
 
 PROMPTS = {"vision.prompts.tokens", "text.prompts.tokens"}
 
@@ -205,19 +208,18 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
         ({"losses": {}}, "expected at least one"),
         ({"losses": {"total": ContrastiveLoss()}}, "the name of their sum"),
         ({"weights": {"contrastve": 1.0}}, "weights for"),
-        ({"weights": {"contrastive": -1.0}}, "contrastive of stage 'test' is -1.0, expected a number of at least 0"),
+        ({"weights": {"contrastive": -1.0}}, "weight of contrastive of stage 'test' is -1.0, expected a number of at"),
         ({"weights": {"contrastive": 0.0}}, r"stage 'test' has the weights \{'contrastive': 0\.0\}, .* one above 0"),
         (
             {"losses": {"a": ContrastiveLoss(), "b": SDMLoss()}, "weights": {"a": 0, "b": -0.0}},
-            r"stage 'test' has the weights \{'a': 0, 'b': -0\.0\}, expected at least one above 0",
+            r"stage 'test' has the weights \{'a': 0\.0, 'b': -0\.0\}, expected at least one above 0",
         ),
         ({"epochs": 0}, "expected at least 1"),
         ({"learning_rate": 0.0}, "learning_rate of stage 'test' is 0.0, expected a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"max_norm": 0.0}, "max_norm"),
         ({"warmup_epochs": 1}, "less than its 1 epochs"),
-        ({"warmup_epochs": -1}, "warmup_epochs of stage 'test' is -1, expected a number of at least 0"),
-        ({"epochs": 1.5}, "epochs of stage 'test' is 1.5"),
+        ({"warmup_epochs": -1}, "warmup_epochs of stage 'test' is -1.0, expected a number of at least 0"),
         ({"algorithm": "lion"}, "algorithm of stage 'test' is 'lion', expected one of adamw, adam, sgd"),
         ({"layer_decay": 1.5}, "layer_decay of at most 1"),
         ({"layer_decay": 0.0}, "layer_decay of stage 'test' is 0.0, expected a number above 0"),
@@ -235,6 +237,55 @@ def test_stage_scheduler_sets_the_rate_of_each_group_by_step(model: PromptedCLIP
 def test_stage_wrong_setting_is_refused(model: PromptedCLIP, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_stage(model, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 1.5}, "epochs of stage 'test' is 1.5, expected a whole number of at least 1"),
+        ({"epochs": 2.0}, "epochs of stage 'test' is 2.0, expected a whole number of at least 1"),
+        ({"learning_rate": "1e-4"}, "learning_rate of stage 'test' is '1e-4', expected a number"),
+        ({"weights": {"contrastive": None}}, "weight of contrastive of stage 'test' is None, expected a number"),
+        ({"max_norm": "1"}, "max_norm of stage 'test' is '1', expected a number"),
+        ({"betas": 0.9}, "betas of stage 'test' is 0.9, expected two numbers, such as"),
+        ({"betas": (0.9,)}, r"betas of stage 'test' is \(0.9,\), expected two numbers"),
+        ({"betas": (0.9, "0.99")}, "betas of stage 'test' is '0.99', expected a number"),
+    ],
+)
+def test_stage_setting_that_is_no_number_is_refused(
+    model: PromptedCLIP, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_stage(model, **settings)
+
+
+def test_stage_makes_numbers_of_numpy_and_tensors_plain(model: PromptedCLIP) -> None:
+    given: dict[str, Any] = {
+        "epochs": np.int64(3), "learning_rate": np.float32(0.5), "weight_decay": torch.tensor(0.25), "max_norm": 2,
+        "warmup_epochs": np.int32(1), "weights": {"contrastive": np.float64(0.5)}, "betas": np.array([0.5, 0.25]),
+        "average": GaussianAverage(np.float32(0.5), torch.tensor(0.25)),
+    }  # fmt: skip
+    stage = make_stage(model, **given)
+    stage.losses.weights["contrastive"] = np.float32(0.5)  # pyright: ignore[reportArgumentType]
+    settings = json.loads(json.dumps(stage.settings()))
+    plain = {
+        "epochs": 3, "learning_rate": 0.5, "prompt_learning_rate": 0.5, "weight_decay": 0.25, "max_norm": 2.0,
+        "warmup_epochs": 1.0, "weights": {"contrastive": 0.5}, "betas": [0.5, 0.25],
+        "average": {"kind": "GaussianAverage", "mean": 0.5, "std": 0.25},
+    }  # fmt: skip
+    assert {name: settings[name] for name in plain} == plain
+    assert type(stage.epochs) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.5, "float"), (None, "NoneType"), (torch.ones(3), r"a tensor \(3,\)"), (torch.ones(1), r"a tensor \(1,\)")],
+)
+def test_loss_that_returns_no_single_number_is_named(value: Any, said: str) -> None:
+    losses = Losses({"own": lambda images, texts, person_ids: value})
+    words = rf"the loss 'own' returned {said}, expected a tensor \(\), such as a mean over the batch"
+    with pytest.raises(TypeError, match=words):
+        losses(torch.eye(2), torch.eye(2), torch.arange(2))
 
 
 def test_stage_gives_frozen_features_to_losses_that_need_them_and_to_no_other(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -553,6 +554,50 @@ def test_trainer_that_would_fill_the_disk_is_refused_before_it_begins(
 def test_trainer_wrong_setting_is_refused(make: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed", "batch_size", "num_workers", "steps_per_epoch", "chunk_size", "checkpoint_every_steps",
+        "keep_checkpoints",
+    ],
+)  # fmt: skip
+def test_trainer_number_that_is_not_whole_is_refused_by_name(make: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is 4.0, expected a whole number of at least"):
+        make(**{name: 4.0})
+
+
+def test_trainer_takes_numbers_of_numpy_and_tensors(make: Any, model: PromptedCLIP, tmp_path: Path) -> None:
+    def run(kind: Any, rate: Any, folder: str) -> list[dict[str, Any]]:
+        stages = TwoStageSchedule(
+            model, num_identities=kind(5), stage_one_epochs=kind(1), stage_two_epochs=kind(1),
+            stage_one_learning_rate=rate(0.5), stage_two_learning_rate=rate(0.25),
+        )  # fmt: skip
+        numbers = {"seed": 1, "batch_size": 4, "num_workers": 0, "steps_per_epoch": 1, "keep_checkpoints": 1}
+        given = {name: kind(number) for name, number in numbers.items()}
+        return make(stages=stages, output_dir=tmp_path / folder, **given).fit()
+
+    assert len(run(np.int64, np.float32, "numpy")) == len(run(torch.tensor, torch.tensor, "tensors")) == 2
+    run(int, float, "numpy")  # it is the same run
+
+
+@pytest.mark.parametrize("seed", [2**45, 1764311334000000000, 2**64 - 1, 2**70])
+def test_trainer_takes_a_seed_of_any_size(make: Any, seed: int) -> None:
+    assert make(seed=seed, steps_per_epoch=1).fit()
+
+
+def test_trainer_takes_a_single_stage(make: Any, model: PromptedCLIP, schedule: TwoStageSchedule) -> None:
+    assert make(stages=schedule.stage_one).stages == [schedule.stage_one]
+    assert make(stages=iter(schedule)).stages == list(schedule)
+
+
+@pytest.mark.parametrize("stages", [None, 3, ["stage_one"], Recipe()])
+def test_trainer_stages_of_another_kind_are_refused(make: Any, stages: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"stages is or holds \w+, expected a Stage or several, such as a TwoStageSchedule"
+    ):
+        make(stages=stages)
 
 
 def test_trainer_stage_of_another_model_is_refused(make: Any, model: PromptedCLIP) -> None:

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from promptreid.quantities import whole_number
+
 
 class _ResumableSampler(Sampler[list[int]]):
     """Batches of an epoch that depend only on the seed and the epoch's number, from any batch on."""
 
     def __init__(self, batches: int, share: slice, *, batch_size: int, seed: int, num_replicas: int, rank: int) -> None:
+        num_replicas = whole_number("num_replicas", num_replicas, minimum=1)
+        rank = whole_number("rank", rank)
         if batch_size % num_replicas:
             below = batch_size - batch_size % num_replicas
             near = " or ".join(str(size) for size in (below, below + num_replicas) if size)
@@ -21,7 +25,7 @@ class _ResumableSampler(Sampler[list[int]]):
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1}")
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed: int = whole_number("seed", seed)
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch: int = 0
@@ -38,7 +42,9 @@ class _ResumableSampler(Sampler[list[int]]):
         self.epoch, self.start = epoch, batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._draw(torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        # A generator takes 64 bits, in which seeds below 0 are counted as here.
+        mixed = (self.seed * 1_000_003 + self.epoch) % 2**64
+        batches = self._draw(torch.Generator().manual_seed(mixed))
         start, self.start = self.start, 0
         for batch in range(start, len(self)):
             yield batches[batch][self._share].tolist()
@@ -62,6 +68,7 @@ class EpochSampler(_ResumableSampler):
 
     Raises:
         ValueError: The batch is larger than the dataset, or the processes do not divide it or the last one.
+        TypeError: A number is not a whole one.
 
     Example:
         >>> sampler = EpochSampler(5, batch_size=2, seed=0)
@@ -81,6 +88,7 @@ class EpochSampler(_ResumableSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
+        length, batch_size = whole_number("length", length), whole_number("batch_size", batch_size)
         if batch_size < 1 or batch_size > length:
             raise ValueError(f"batch_size is {batch_size}, but the dataset has {length} items; give 1 to {length}")
         full, last = divmod(length, batch_size)
@@ -124,6 +132,7 @@ class IdentitySampler(_ResumableSampler):
 
     Raises:
         ValueError: There are fewer identities than P, a number is not positive, or processes do not divide the batch.
+        TypeError: A number is not a whole one.
 
     Example:
         >>> sampler = IdentitySampler([0, 0, 0, 1, 1, 2, 2, 2], identities_per_batch=2, pairs_per_identity=2)
@@ -144,6 +153,8 @@ class IdentitySampler(_ResumableSampler):
         ids = torch.as_tensor(person_ids)
         if ids.ndim != 1 or ids.is_floating_point() or len(ids) == 0:
             raise ValueError(f"person_ids are {ids.dtype} {tuple(ids.shape)}, expected integers (pairs,), not empty")
+        identities_per_batch = whole_number("identities_per_batch", identities_per_batch)
+        pairs_per_identity = whole_number("pairs_per_identity", pairs_per_identity)
         if identities_per_batch < 1 or pairs_per_identity < 1:
             raise ValueError(
                 f"identities_per_batch is {identities_per_batch} and pairs_per_identity {pairs_per_identity}, "

@@ -16,6 +16,7 @@ from promptreid.losses.functional import (
     project_on_partner,
     unit_length,
 )
+from promptreid.quantities import whole_number
 
 Classifier = Literal["linear", "norm_softmax", "cosine"]
 
@@ -44,6 +45,7 @@ class CrossModalIDLoss(nn.Module):
     Raises:
         ValueError: Fewer than two identities, smoothing outside [0, 1), an unknown classifier, shapes differ, labels
             out of range.
+        TypeError: `num_identities` is not a whole number.
 
     Example:
         >>> import torch
@@ -69,6 +71,7 @@ class CrossModalIDLoss(nn.Module):
         cross_modal_projection: bool = False,
     ) -> None:
         super().__init__()
+        num_identities = whole_number("num_identities", num_identities)
         if num_identities < 2:
             raise ValueError(f"num_identities is {num_identities}; telling persons apart needs at least 2")
         if not 0 <= label_smoothing < 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from promptreid.losses.functional import at_least_float32
+from promptreid.quantities import real_number
 
 
 class GaussianAverage:
@@ -23,6 +24,7 @@ class GaussianAverage:
 
     Raises:
         ValueError: One of them is out of range.
+        TypeError: One of them is no number.
 
     Example:
         >>> import torch
@@ -42,6 +44,7 @@ class GaussianAverage:
     """
 
     def __init__(self, mean: float = 0.75, std: float = 0.05) -> None:
+        mean, std = real_number("mean", mean), real_number("std", std)
         if not 0 < mean <= 1 or not 0 < std < math.inf:
             raise ValueError(
                 f"mean is {mean} and std {std}, expected shares of the epochs: a mean above 0 and at most 1, such as "

@@ -42,8 +42,8 @@ def set_random_state(tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed torch's, numpy's and Python's generators."""
-    torch.manual_seed(seed)
+    """Seed torch's, numpy's and Python's generators, of which torch's take 64 bits and numpy's 32."""
+    torch.manual_seed(seed % 2**64)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -1,7 +1,7 @@
 """The numbers of Prompt Decoupling, and the stages they make."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, overload
 
@@ -13,6 +13,7 @@ from promptreid.losses.functional import SamePerson, Similarity
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import Algorithm, Stage
@@ -56,6 +57,7 @@ class Recipe:
 
     Raises:
         ValueError: A setting is out of range.
+        TypeError: A count is not a whole number.
 
     Example:
         >>> from promptreid import PromptedCLIP, load_clip
@@ -94,6 +96,9 @@ class Recipe:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        for name in ("num_identities", "stage_one_epochs", "stage_two_epochs"):
+            if getattr(self, name) is not None or name != "num_identities":
+                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:
@@ -297,3 +302,15 @@ class TwoStageSchedule(Sequence[Stage]):
 
     def __len__(self) -> int:
         return len(self._stages)
+
+
+def as_stages(stages: Any) -> list[Stage]:
+    """One stage or several as a list.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    found: list[Any] = [stages] if isinstance(stages, Stage) or not isinstance(stages, Iterable) else [*stages]
+    if odd := [type(stage).__name__ for stage in found if not isinstance(stage, Stage)]:
+        raise TypeError(f"stages is or holds {odd[0]}, expected a Stage or several, such as a TwoStageSchedule")
+    return found

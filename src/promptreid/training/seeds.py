@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
 from promptreid.files import as_json, read_sealed_json, write_sealed_json
+from promptreid.quantities import whole_number
 from promptreid.scores import shown_score
 
 
@@ -115,8 +116,10 @@ def run_seeds(
 
     Raises:
         ValueError: No seeds, one twice or below 0, or runs that return different or non-finite scores.
+        TypeError: A seed is not a whole number.
         CheckpointError: A file of scores is damaged.
     """
+    seeds = [whole_number("seeds", seed) for seed in seeds]
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds are {list(seeds)}, expected at least one, each once and at least 0")
     folder = Path(output_dir)

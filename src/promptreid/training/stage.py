@@ -14,6 +14,7 @@ from promptreid.losses.functional import check_labels
 from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import real_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import (
     LayerDepths,
@@ -126,6 +127,7 @@ class Losses(nn.ModuleDict):
 
         Raises:
             ValueError: A loss needs something that was not given.
+            TypeError: A loss returned something else than a tensor ().
         """
         given: dict[str, Any] = {"frozen": frozen, "batch": batch}
         if missing := [need for need in sorted(self.needs) if given[need] is None]:
@@ -135,8 +137,16 @@ class Losses(nn.ModuleDict):
             name: module(image_features, text_features, person_ids, **{need: given[need] for need in _needs_of(module)})
             for name, module in self.items()
         }
+        for name, value in values.items():
+            _check_value(name, value)
         total = sum((self.weights[name] * value for name, value in values.items()), start=image_features.new_zeros(()))
         return {**values, "total": total}
+
+
+def _check_value(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim:
+        found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss {name!r} returned {found}, expected a tensor (), such as a mean over the batch")
 
 
 def _needs_of(loss: Any) -> tuple[Need, ...]:
@@ -168,7 +178,7 @@ Algorithm = Literal["adamw", "adam", "sgd"]
 
 _ABOVE_ZERO = ("learning_rate", "prompt_learning_rate", "layer_decay", "epsilon")
 
-_NUMBERS = (*_ABOVE_ZERO, "weight_decay", "new_module_factor", "warmup_epochs", "epochs")
+_NUMBERS = (*_ABOVE_ZERO, "weight_decay", "new_module_factor", "warmup_epochs")
 
 
 class Stage:
@@ -208,7 +218,7 @@ class Stage:
     Raises:
         ValueError: A setting is out of range, a name is unknown, no feature is computed from a parameter that is to
             train, nothing would train, or a loss needs frozen features where the encoders train.
-        TypeError: `model` is not a `PromptedCLIP`.
+        TypeError: `model` is not a `PromptedCLIP`, or a number is something else.
 
     Example:
         >>> import torch
@@ -265,6 +275,7 @@ class Stage:
         self.warmup_epochs = warmup_epochs
         self.max_norm = max_norm
         self.average = average
+        self._make_plain()
         self._check_names()
         self._check_numbers()
         try:
@@ -375,12 +386,12 @@ class Stage:
             "name": self.name,
             "trains": list(self.trains),
             "losses": {name: repr(module) for name, module in self.losses.items()},
-            "weights": self.weights,
+            "weights": {name: float(weight) for name, weight in self.weights.items()},
             "algorithm": self.algorithm,
             "betas": list(self.betas),
             "max_norm": self.max_norm,
             "average": None if self.average is None else self.average.settings(),
-            **{name: getattr(self, name) for name in _NUMBERS},
+            **{name: getattr(self, name) for name in (*_NUMBERS, "epochs")},
         }
 
     def _rates(self) -> Iterator[tuple[nn.Parameter, float]]:
@@ -415,8 +426,25 @@ class Stage:
                 'stage; use it in one with trains=["prompts"], or keep a frozen copy of the model in the loss'
             )
 
+    def _make_plain(self) -> None:
+        stage = f"of stage {self.name!r}"
+        self.epochs = whole_number(f"epochs {stage}", self.epochs, minimum=1)
+        for name in _NUMBERS:
+            setattr(self, name, real_number(f"{name} {stage}", getattr(self, name)))
+        for name, weight in self.weights.items():
+            self.weights[name] = real_number(f"weight of {name} {stage}", weight)
+        if self.max_norm is not None:
+            self.max_norm = real_number(f"max_norm {stage}", self.max_norm)
+        try:
+            first, second = self.betas
+        except (TypeError, ValueError):
+            raise TypeError(f"betas {stage} is {self.betas!r}, expected two numbers, such as (0.9, 0.999)") from None
+        self.betas = real_number(f"betas {stage}", first), real_number(f"betas {stage}", second)
+
     def _check_numbers(self) -> None:
-        for name, value in ({name: getattr(self, name) for name in _NUMBERS} | self.weights).items():
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        weights = {f"weight of {name}": weight for name, weight in self.weights.items()}
+        for name, value in (numbers | weights).items():
             if not 0 <= value < math.inf or (value == 0 and name in _ABOVE_ZERO):
                 wanted = "above 0" if name in _ABOVE_ZERO else "of at least 0"
                 raise ValueError(f"{name} of stage {self.name!r} is {value}, expected a number {wanted}")
@@ -427,8 +455,6 @@ class Stage:
                 f"layer_decay of stage {self.name!r} is {self.layer_decay} and betas {self.betas}; expected a "
                 "layer_decay of at most 1 and betas below 1"
             )
-        if self.epochs != int(self.epochs) or self.epochs < 1:
-            raise ValueError(f"epochs of stage {self.name!r} is {self.epochs}, expected at least 1; or leave it out")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs of stage {self.name!r} is {self.warmup_epochs}, expected at least 0 and less than its "

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from promptreid.errors import spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import whole_number
 from promptreid.towers.modes import recomputed_activations
 from promptreid.training.batches import (
     Batches,
@@ -38,6 +39,7 @@ from promptreid.training.display import RunDisplay
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunLog
 from promptreid.training.processes import failing_together, first_rank, make_accelerator
+from promptreid.training.recipe import as_stages
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import evaluate_identity, run_identity
@@ -61,7 +63,7 @@ class Trainer:
 
     Args:
         model: The model to train.
-        stages: What to run, in order: a `TwoStageSchedule` or any sequence of `Stage`.
+        stages: What to run, in order: a `TwoStageSchedule`, any sequence of `Stage`, or one `Stage`.
         train_data: Items with `"images"` (3, H, W), `"tokens"` (L,) and `"person_ids"` (), such as `CaptionedImages`.
         batch_size: Pairs per step, over all processes.
         output_dir: Gets `steps.jsonl` (a line per step), `log.jsonl` (a line per epoch), `checkpoints/`,
@@ -105,6 +107,7 @@ class Trainer:
         ValueError: Settings do not fit together or the device; the batch is larger than the dataset or does not
             divide by the processes; fewer than two persons, or one in every batch where a loss tells those of a batch
             apart; labels for which a loss has no output.
+        TypeError: A count is not a whole number, or `model` or `stages` is something else.
         CheckpointError: `output_dir` holds another run.
 
     Example:
@@ -118,7 +121,7 @@ class Trainer:
     def __init__(
         self,
         model: PromptedCLIP,
-        stages: Sequence[Stage],
+        stages: Stage | Iterable[Stage],
         *,
         train_data: Dataset[dict[str, Tensor]],
         batch_size: int,
@@ -143,27 +146,22 @@ class Trainer:
         progress: bool = True,
         resume: bool = True,
     ) -> None:
+        check_prompted(model)
+        stages = as_stages(stages)
         _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate, chunk_size=chunk_size)
-        _check_counts(0, seed=seed, num_workers=num_workers)
-        _check_counts(
-            1,
-            steps_per_epoch=steps_per_epoch,
-            chunk_size=chunk_size,
-            checkpoint_every_steps=checkpoint_every_steps,
-            keep_checkpoints=keep_checkpoints,
-        )
         self.model = model
-        self.stages: list[Stage] = list(stages)
-        self.folder: RunFolder = RunFolder(output_dir, keep=keep_checkpoints)
-        self.seed = seed
-        self.chunk_size = chunk_size
+        self.stages: list[Stage] = stages
+        kept = whole_number("keep_checkpoints", keep_checkpoints, minimum=1)
+        self.folder: RunFolder = RunFolder(output_dir, keep=kept)
+        self.seed: int = whole_number("seed", seed, minimum=0)
+        self.chunk_size: int | None = _count("chunk_size", chunk_size)
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.evaluate = evaluate
         self.evaluate_every_epoch = evaluate_every_epoch
         self.best_metric = best_metric
         self.on_epoch_end = on_epoch_end
-        self.checkpoint_every_steps = checkpoint_every_steps
+        self.checkpoint_every_steps: int | None = _count("checkpoint_every_steps", checkpoint_every_steps)
         self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
         self.project = project
         self.progress = progress
@@ -171,14 +169,15 @@ class Trainer:
         self.on_validation: bool = False
         self.epochs_after: int = 0
         self.position: Position = Position()
+        batch_size = whole_number("batch_size", batch_size, minimum=1)
         with failing_together():
             check_training_data(train_data, stages, batch_size=batch_size)
             self._batches = self._make_batches(
                 train_data,
                 batch_size=batch_size,
                 make_sampler=make_sampler,
-                num_workers=num_workers,
-                steps_per_epoch=steps_per_epoch,
+                num_workers=whole_number("num_workers", num_workers, minimum=0),
+                steps_per_epoch=_count("steps_per_epoch", steps_per_epoch),
             )
             check_persons_per_batch(self._batches.sampler, stages)
             settings, identity = self._describe(train_data, make_sampler)
@@ -432,7 +431,6 @@ def _check_choices(
     evaluate: Evaluate | None,
     chunk_size: int | None,
 ) -> None:
-    check_prompted(model)
     if not stages or any(stage.model is not model for stage in stages):
         raise ValueError("stages must be at least one Stage, each made for the model given here")
     if best_metric is not None and evaluate is None:
@@ -444,7 +442,5 @@ def _check_choices(
         )
 
 
-def _check_counts(minimum: int, **counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < minimum:
-            raise ValueError(f"{name} is {count}, expected at least {minimum}")
+def _count(name: str, number: int | None) -> int | None:
+    return None if number is None else whole_number(name, number, minimum=1)

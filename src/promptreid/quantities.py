@@ -1,0 +1,55 @@
+"""Numbers that are given as settings, checked and made plain: JSON and checkpoints take no others."""
+
+from numbers import Integral, Real
+from typing import Any
+
+
+def whole_number(name: str, value: Any, *, minimum: int | None = None) -> int:
+    """A whole number as a plain `int`; it may be one of numpy's, or a tensor without axes.
+
+    Args:
+        name: Names the setting in errors.
+        value: The number; `2.0` and `True` are none.
+        minimum: The smallest that is allowed.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is below the minimum.
+
+    Example:
+        >>> import numpy as np
+        >>> whole_number("epochs", np.int64(3), minimum=1)
+        3
+    """
+    plain, wanted = _plain(value), "" if minimum is None else f" of at least {minimum}"
+    if isinstance(plain, bool) or not isinstance(plain, Integral):
+        raise TypeError(f"{name} is {value!r}, expected a whole number{wanted}")
+    if minimum is not None and plain < minimum:
+        raise ValueError(f"{name} is {plain}, expected at least {minimum}")
+    return int(plain)
+
+
+def real_number(name: str, value: Any) -> float:
+    """A number as a plain `float`; it may be one of numpy's, or a tensor without axes.
+
+    Args:
+        name: Names the setting in errors.
+        value: The number; `True` is none.
+
+    Raises:
+        TypeError: It is no number.
+
+    Example:
+        >>> import torch
+        >>> real_number("learning_rate", torch.tensor(0.5))
+        0.5
+    """
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    return float(plain)
+
+
+def _plain(value: Any) -> Any:
+    """The content of a numpy scalar, or of an array or tensor without axes."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value

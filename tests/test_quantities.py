@@ -1,0 +1,42 @@
+"""Numbers as they are given: numpy's and tensors' become plain, and what is none is refused by name."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from promptreid.quantities import real_number, whole_number
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_whole_number_is_a_plain_int(value: Any) -> None:
+    found = whole_number("batch_size", value, minimum=3)
+    assert (found, type(found)) == (3, int)
+
+
+@pytest.mark.parametrize("value", [2, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.5), Fraction(1, 2)])
+def test_real_number_is_a_plain_float(value: Any) -> None:
+    found = real_number("rate", value)
+    assert (found, type(found)) == (float(value), float)
+
+
+@pytest.mark.parametrize(
+    "value", [2.0, np.float64(2.0), torch.tensor(2.0), True, np.True_, "2", None, [2], np.array([2]), torch.ones(1)]
+)
+def test_whole_number_refuses_anything_else_by_name(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"steps is .*, expected a whole number of at least 1"):
+        whole_number("steps", value, minimum=1)
+
+
+@pytest.mark.parametrize("value", ["2", None, [2.0], True, 1j, torch.ones(1), torch.tensor(True)])
+def test_real_number_refuses_anything_else_by_name(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"rate is .*, expected a number"):
+        real_number("rate", value)
+
+
+def test_whole_number_below_its_minimum_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
+        whole_number("steps", np.int64(0), minimum=1)
+    assert whole_number("seed", -5) == -5
