@@ -24,6 +24,7 @@ from promptreid.prompts.kind import PromptKind
 from promptreid.synthetic import write_generated
 from promptreid.towers.tiny import TINY_FOLDER, TINY_TAG
 from promptreid.training import ablations
+from promptreid.training.checkpoint import list_checkpoints, read_state
 
 RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
 QUIET: dict[str, Any] = {"batch_size": 8, "trackers": (), "progress": False}
@@ -337,6 +338,42 @@ def test_load_and_verify_takes_what_makes_prompts_of_ones_own_kind(data: ReIDDat
     result = adapt(model, data, RECIPE.with_stages(epochs=(1, 0)), output_dir=tmp_path, **short)
     loaded = load_and_verify(result, data.test, vision_prompts=Shift)
     assert isinstance(loaded.vision.prompts, Shift)
+
+
+def test_adapt_trains_stages_in_different_precisions(data: ReIDDataset, tmp_path: Path) -> None:
+    def precision(stage: Stage) -> dict[str, Any]:
+        return {"mixed_precision": "bf16" if stage.name == "stage_two" else "no"}
+
+    adapt(make_model(), data, RECIPE, output_dir=tmp_path, stage_settings=precision, **SHORT)
+    kept = {
+        name: read_state(list_checkpoints(tmp_path / name / "checkpoints")[-1])["settings"]["mixed_precision"]
+        for name in ("stage_one", "stage_two")
+    }
+    assert kept == {"stage_one": "no", "stage_two": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"batch_size": 1000}, "batch_size is 1000, but"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'"),
+        ({"best_metric": "mAP", "evaluate": None}, "best_metric='mAP' needs evaluate"),
+    ],
+)
+def test_adapt_refuses_the_settings_of_a_later_stage_before_it_scores_or_trains(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(module, "encode_split", lambda *given, **options: pytest.fail("it began to score"))
+    monkeypatch.setattr(module.Trainer, "fit", lambda *given: pytest.fail("it began to train"))
+    with pytest.raises(ValueError, match=message):
+        adapt(
+            make_model(),
+            data,
+            RECIPE,
+            output_dir=tmp_path,
+            stage_settings=lambda stage: bad if stage.name == "stage_two" else {},
+            **QUIET,
+        )
 
 
 def test_adapt_of_unknown_states_to_score_names_the_choices(data: ReIDDataset, tmp_path: Path) -> None:

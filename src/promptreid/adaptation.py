@@ -154,7 +154,8 @@ def adapt(
         recipe: The numbers of the stages; those of `Recipe()` if None. `num_identities` is filled in from the data.
         output_dir: Gets a folder per stage with its log and checkpoints, `model/`, `results.json` and what went in.
         make_stages: From model and recipe to the stages, such as one of `promptreid.training.ablations`.
-        stage_settings: From a stage to settings of only its `Trainer`, such as its own `make_sampler`.
+        stage_settings: From a stage to settings of only its `Trainer`, such as its own `make_sampler`; called for every
+            stage before anything is trained.
         evaluate_test: Score the test split in every state, only in the last one, or never.
         save: Save the model as `save_prompts` does.
         cache_dir: Folder to keep the decoded training images and token ids in (see `build_image_cache`).
@@ -200,10 +201,9 @@ def adapt(
         bars = settings["progress"] and bars_can_move()
         encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=bars)
 
-        make_trainer = partial(_make_trainer, model, folder, settings, stage_settings)
-        # What the first trainer refuses does not wait for the zero-shot scores.
-        first = [make_trainer(stage) for stage in stages[:1]]
-        model.to(first[0].device if first else settings["device"])
+        # What one of the trainers refuses waits neither for the zero-shot scores nor for the stages before.
+        trainers = [_make_trainer(model, folder, settings, stage_settings, stage) for stage in stages]
+        model.to(trainers[0].device if trainers else settings["device"])
         encoded: dict[str, EncodedSplit] = {}
         histories: dict[str, list[dict[str, Any]]] = {}
         validation: dict[str, dict[str, float]] = {}
@@ -213,8 +213,7 @@ def adapt(
                 encoded[ZERO_SHOT] = encode()
                 if evaluate_test == "always" and stages and settings.get("evaluate") is not None:
                     validation[ZERO_SHOT] = _bare_scores(settings["evaluate"], model)
-        for index, stage in enumerate(stages):
-            trainer = first.pop() if first else make_trainer(stage)
+        for index, (stage, trainer) in enumerate(zip(stages, trainers, strict=True)):
             trainer.baseline = next(reversed(validation.values()), None)
             trainer.on_validation = _is_on_validation(trainer.evaluate)
             trainer.epochs_after = sum(later.epochs for later in stages[index + 1 :])

@@ -9,7 +9,6 @@ import socket
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from promptreid import ContrastiveLoss, CrossModalIDLoss, Gallery, PromptConfig, PromptedCLIP, Trainer, TwoStageSchedule
@@ -28,13 +27,6 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 class Pairs(torch.utils.data.Dataset):

@@ -2,13 +2,13 @@
 
 import copy
 import json
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
 
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import trainer as module
@@ -16,13 +16,6 @@ from promptreid.training.processes import make_accelerator
 from promptreid.training.recipe import TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Generator[None, None, None]:
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.fixture
@@ -37,8 +30,7 @@ def make_fp16(make: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             return made
 
         monkeypatch.setattr(module, "make_accelerator", accelerator)
-        AcceleratorState._reset_state()
-        return make(**settings)
+        return make(mixed_precision="fp16", **settings)
 
     return build
 
@@ -51,6 +43,53 @@ def test_trainer_bf16_trains_with_float32_losses(make: Any, model: PromptedCLIP)
     history = make(mixed_precision="bf16").fit()
     assert history[-1]["losses"]["total"] > 0
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_trainers_of_different_precisions_take_turns_in_one_process(
+    make: Any, model: PromptedCLIP, tmp_path: Path, chunk_size: int | None
+) -> None:
+    own = Accelerator(cpu=True)
+    before = own.mixed_precision
+    settings = {"chunk_size": chunk_size, "steps_per_epoch": 1}
+    precisions = ("no", "bf16", "no", "bf16")
+    trainers = [
+        make(output_dir=tmp_path / f"{index}", mixed_precision=precision, **settings)
+        for index, precision in enumerate(precisions)
+    ]
+    assert own.mixed_precision == before
+    seen: list[torch.dtype] = []
+    hook = model.clip.transformer.resblocks[0].mlp.c_fc.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    for trainer, precision in reversed([*zip(trainers, precisions, strict=True)]):
+        seen.clear()
+        trainer.fit()
+        assert set(seen) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        assert own.mixed_precision == before
+    hook.remove()
+
+
+def test_trainer_inside_a_callback_of_another_leaves_that_one_its_precision(make: Any, tmp_path: Path) -> None:
+    inner = make(output_dir=tmp_path / "inner", mixed_precision="bf16", steps_per_epoch=1)
+    seen: list[str] = []
+
+    def train_another(entry: dict[str, Any], model: PromptedCLIP) -> None:
+        make(output_dir=tmp_path / "made", mixed_precision="bf16")
+        seen.append(outer._accelerator.mixed_precision)
+
+    outer = make(output_dir=tmp_path / "outer", steps_per_epoch=1, on_epoch_end=train_another)
+    outer.fit()
+    assert seen == ["no"] * 4
+    inner.fit()
+
+
+def test_trainer_of_another_precision_than_sharded_weights_is_refused(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make()._accelerator.mixed_precision
+    monkeypatch.setitem(PartialState().__dict__, "distributed_type", DistributedType.FSDP)
+    other = "bf16" if before == "no" else "no"
+    with pytest.raises(ValueError, match=rf"mixed_precision is '{other}', but .*FSDP.* '{before}'.* new process"):
+        make(mixed_precision=other)
 
 
 @pytest.mark.parametrize("chunk_size", [None, pytest.param(3, marks=pytest.mark.slow)])

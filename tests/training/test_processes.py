@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from promptreid.training.processes import gather_batch, make_accelerator
@@ -107,6 +109,14 @@ def test_trainer_two_processes_interrupted_and_resumed_end_with_the_same_bits(ru
         whole = load_file(runs / "whole" / f"rank{rank}.safetensors")
         broken = load_file(runs / "broken" / f"rank{rank}.safetensors")
         assert all(torch.equal(broken[name], value) for name, value in whole.items())
+
+
+def test_another_device_than_that_of_the_process_is_refused_in_our_words(monkeypatch):
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        monkeypatch.setitem(state().__dict__, "device", torch.device("cuda", 0))
+    with pytest.raises(ValueError, match="device is 'cpu', but accelerate is set to cuda in this process already"):
+        make_accelerator("cpu", "no")
 
 
 @pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1])])

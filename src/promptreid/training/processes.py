@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # ways of accelerate that take the precision into their own setup, once
+
 
 def make_accelerator(
     device: str | torch.device | None, mixed_precision: str, *, trackers: Sequence[Any] = (), folder: Path | None = None
 ) -> "Accelerator":
     """An accelerator on a device, or on the best one available, with trackers that write into a folder.
 
+    accelerate computes in its precision from then on, but for blocks `in_precision` of another.
+
     Raises:
         MissingExtraError: accelerate is not installed.
         ValueError: The device or the precision is not available.
     """
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise missing_extra("Trainer", "accelerate", "train") from error
+    accelerate = _accelerate()
     wanted = None if device is None else torch.device(device)
     if wanted is not None and wanted.type == "cuda":
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
@@ -40,19 +41,72 @@ def make_accelerator(
     cpu = wanted is not None and wanted.type == "cpu"
     _check_precision(mixed_precision, wanted)
     check_trackers(trackers)
-    accelerator = Accelerator(
+    if cpu and accelerate.state.is_initialized():
+        _check_device(wanted, accelerate.state.AcceleratorState().device)
+    _set_precision(mixed_precision)
+    accelerator = accelerate.Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=None if folder is None else folder / "trackers",
     )
-    if wanted is not None and accelerator.device.type != wanted.type:
-        raise ValueError(
-            f"device is {str(wanted)!r}, but accelerate is set to {accelerator.device.type} in this process already; "
-            "start a new process for another device"
-        )
+    _check_device(wanted, accelerator.device)
     _check_precision(mixed_precision, accelerator.device)
     return accelerator
+
+
+@contextmanager
+def in_precision(mixed_precision: str) -> Generator[None, None, None]:
+    """Let accelerate, which knows one precision a process, compute in this one inside the block.
+
+    So trainers of different precisions take turns in a process, also with an `Accelerator` of the user's own.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+        ValueError: accelerate shards the model, and was set up for that in another precision.
+    """
+    before = _set_precision(mixed_precision)
+    try:
+        yield
+    finally:
+        if before is not None:
+            _set_precision(before)
+
+
+def _set_precision(mixed_precision: str) -> str | None:
+    """Set the precision of this process and return the one before; before the first `Accelerator` there is none."""
+    state = _accelerate().state
+    if not state.is_initialized():
+        return None
+    shared: Any = state.AcceleratorState()
+    before: str = shared.mixed_precision
+    if before == mixed_precision:
+        return before
+    kind = shared.distributed_type.value
+    if kind not in _SHARDED:
+        shared._mixed_precision = mixed_precision  # which has no public setter; the next line notices another name
+    if shared.mixed_precision != mixed_precision:
+        raise ValueError(
+            f"mixed_precision is {mixed_precision!r}, but accelerate ({kind}) was set up for {before!r} in this "
+            "process already; start a new process for another precision"
+        )
+    return before
+
+
+def _accelerate() -> Any:
+    try:
+        import accelerate
+    except ImportError as error:
+        raise missing_extra("Trainer", "accelerate", "train") from error
+    return accelerate
+
+
+def _check_device(wanted: torch.device | None, device: torch.device) -> None:
+    if wanted is not None and device.type != wanted.type:
+        raise ValueError(
+            f"device is {str(wanted)!r}, but accelerate is set to {device.type} in this process already; start a new "
+            "process for another device"
+        )
 
 
 def _check_precision(mixed_precision: str, device: torch.device | None) -> None:

@@ -38,7 +38,7 @@ from promptreid.training.checkpoint import (
 from promptreid.training.display import RunDisplay
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunLog
-from promptreid.training.processes import failing_together, first_rank, make_accelerator
+from promptreid.training.processes import failing_together, first_rank, in_precision, make_accelerator
 from promptreid.training.recipe import as_stages
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
@@ -162,7 +162,9 @@ class Trainer:
         self.best_metric = best_metric
         self.on_epoch_end = on_epoch_end
         self.checkpoint_every_steps: int | None = _count("checkpoint_every_steps", checkpoint_every_steps)
-        self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
+        self.mixed_precision = mixed_precision
+        with in_precision(mixed_precision):
+            self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
         self.project = project
         self.progress = progress
         self.baseline: Mapping[str, float] | None = None
@@ -228,6 +230,7 @@ class Trainer:
             shown=self.progress and self._accelerator.is_main_process,
         )
         with ExitStack() as stack:
+            stack.enter_context(in_precision(self.mixed_precision))
             with failing_together():
                 if self._accelerator.is_main_process:
                     stack.enter_context(self.folder.held(self.last_checkpoint))
@@ -406,7 +409,7 @@ class Trainer:
             **self._batches.settings(),
             "seed": self.seed,
             "processes": self._accelerator.num_processes,
-            "mixed_precision": self._accelerator.mixed_precision,
+            "mixed_precision": self.mixed_precision,
             "stages": [stage.settings() for stage in self.stages],
         }
         identity = run_identity(
