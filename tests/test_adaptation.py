@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip
@@ -25,6 +26,7 @@ from promptreid.synthetic import write_generated
 from promptreid.towers.tiny import TINY_FOLDER, TINY_TAG
 from promptreid.training import ablations
 from promptreid.training.checkpoint import list_checkpoints, read_state
+from promptreid.training.processes import in_precision
 
 RECIPE = Recipe().with_stages(epochs=(1, 2), learning_rates=(5e-3, 3e-4))
 QUIET: dict[str, Any] = {"batch_size": 8, "trackers": (), "progress": False}
@@ -244,7 +246,10 @@ def test_adapt_default_precision_is_that_of_the_device_it_trains_on(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is the best device")
 def test_adapt_without_a_device_takes_the_best_one_and_its_precision(data: ReIDDataset) -> None:
-    settings = module._with_defaults({"train_data": [], "device": None}, on("cuda"), data, None, progress=False)
+    own = Accelerator()
+    with in_precision("bf16"):
+        settings = module._with_defaults({"train_data": [], "device": None}, on("cuda"), data, None, progress=False)
+        assert own.mixed_precision == "bf16"  # asking changed nothing
     assert (str(settings["device"]), settings["mixed_precision"]) == ("cpu", "no")
 
 

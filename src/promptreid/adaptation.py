@@ -27,7 +27,7 @@ from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
 from promptreid.training.callbacks import Evaluate
 from promptreid.training.checkpoint import FORMER_NAMES
 from promptreid.training.display import bars_can_move
-from promptreid.training.processes import failing_together, make_accelerator
+from promptreid.training.processes import best_device, failing_together
 from promptreid.training.recipe import Recipe, TwoStageSchedule, as_stages
 from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
@@ -317,7 +317,7 @@ def _with_defaults(
     settings: Mapping[str, Any], model: PromptedCLIP, data: ReIDDataset, cache_dir: str | Path | None, *, progress: bool
 ) -> dict[str, Any]:
     device = settings.get("device", next(model.parameters()).device)
-    device = make_accelerator(None, "no").device if device is None else torch.device(device)
+    device = best_device() if device is None else torch.device(device)
     defaults: dict[str, Any] = {
         "batch_size": BATCH_SIZE,
         "mixed_precision": "bf16" if device.type == "cuda" else "no",

@@ -55,6 +55,16 @@ def make_accelerator(
     return accelerator
 
 
+def best_device() -> torch.device:
+    """The device that accelerate takes where none is given; its precision is not settled by asking.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+    """
+    accelerate = _accelerate()
+    return accelerate.PartialState(accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
 @contextmanager
 def in_precision(mixed_precision: str) -> Generator[None, None, None]:
     """Let accelerate, which knows one precision a process, compute in this one inside the block.
