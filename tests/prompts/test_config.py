@@ -21,6 +21,27 @@ def test_prompt_config_bad_value_is_refused(arguments, error, words):
         PromptConfig(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"text_length": "x" * 9000},
+        {"vision_length": 10**4000},
+        {"position_embedding": "x" * 9000},
+        {"text_slot": "x" * 9000},
+        {"groups": "x" * 9000},
+        {"groups": [["x" * 9000]]},
+        {"groups": ["x" * 9000]},
+        {"groups": ["\U000e0001" * 500]},
+        {"groups": [f"{number:0400}" for number in range(40)]},
+        {"groups": ["x" * 500] * 2},
+    ],
+)
+def test_refusal_of_what_may_come_from_a_file_is_short(arguments):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        PromptConfig(**arguments)
+    assert len(str(caught.value)) < 500
+
+
 def test_prompts_longer_than_the_sequence_are_refused(clip):
     # A 4 x 2 grid and the class token: nine tokens, eight of them after the class token.
     PromptedVisionEncoder(clip, 8).detach()

@@ -74,7 +74,7 @@ def draw_scores(
     before = [(0, baseline)] if baseline else []
     percent = [name for name in _names(history, "scores") if name not in METRICS or METRICS[name].is_fraction]
     for number, name in enumerate(percent):
-        points = [(epoch, 100 * scores[name]) for epoch, scores in [*before, *scored] if name in scores]
+        points = [(epoch, 100 * scores[name]) for epoch, scores in [*before, *scored] if scores.get(name) is not None]
         _draw_line(axis, number, name, points)
     kept = [(epoch, 100 * history[epoch - 1]["scores"][_CHOOSING]) for epoch in _kept(history)]
     if kept:
