@@ -263,14 +263,14 @@ class Stage:
         self.losses: Losses = Losses(losses)
         self.weights: dict[str, float] = self.losses.weights
         self.weights.update(weights or {})
-        self.epochs = epochs
+        self.epochs: int = epochs
         self.learning_rate = learning_rate
         self.prompt_learning_rate: float = learning_rate if prompt_learning_rate is None else prompt_learning_rate
         self.weight_decay = weight_decay
         self.new_module_factor = new_module_factor
         self.layer_decay = layer_decay
         self.algorithm: Algorithm = algorithm
-        self.betas = betas
+        self.betas: tuple[float, float] = betas
         self.epsilon = epsilon
         self.warmup_epochs = warmup_epochs
         self.max_norm = max_norm
