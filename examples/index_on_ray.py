@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from promptreid import load_prompts
-from promptreid.data.images import walk_images
+from promptreid.data.image_files import walk_images
 from promptreid.retrieval.filling import COMMIT_ROWS
 from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.quantities import real_number, whole_number
+from promptreid.quantities import optional_whole_number, real_number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
@@ -36,7 +36,22 @@ def test_real_number_refuses_anything_else_by_name(value: Any) -> None:
         real_number("rate", value)
 
 
-def test_whole_number_below_its_minimum_is_refused() -> None:
+def test_whole_number_outside_its_limits_is_refused() -> None:
     with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
         whole_number("steps", np.int64(0), minimum=1)
+    with pytest.raises(ValueError, match="layers is 1025, expected at most 1024"):
+        whole_number("layers", 1025, maximum=1024)
     assert whole_number("seed", -5) == -5
+
+
+def test_optional_whole_number_leaves_none() -> None:
+    assert optional_whole_number("depth", None, minimum=1) is None
+    assert type(optional_whole_number("depth", np.int64(2), minimum=1)) is int
+    with pytest.raises(ValueError, match="depth is 0, expected at least 1"):
+        optional_whole_number("depth", 0, minimum=1)
+
+
+@pytest.mark.parametrize("value", ["9" * 10_000, 10**10_000], ids=["text", "number"])
+def test_long_value_is_not_shown_whole(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^length is .{,80}, expected"):
+        whole_number("length", value, maximum=10)

@@ -4,17 +4,18 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def whole_number(name: str, value: Any, *, minimum: int | None = None) -> int:
+def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """A whole number as a plain `int`; it may be one of numpy's, or a tensor without axes.
 
     Args:
         name: Names the setting in errors.
         value: The number; `2.0` and `True` are none.
         minimum: The smallest that is allowed.
+        maximum: The largest that is allowed.
 
     Raises:
         TypeError: It is no whole number.
-        ValueError: It is below the minimum.
+        ValueError: It is below the minimum or above the maximum.
 
     Example:
         >>> import numpy as np
@@ -23,10 +24,20 @@ def whole_number(name: str, value: Any, *, minimum: int | None = None) -> int:
     """
     plain, wanted = _plain(value), "" if minimum is None else f" of at least {minimum}"
     if isinstance(plain, bool) or not isinstance(plain, Integral):
-        raise TypeError(f"{name} is {value!r}, expected a whole number{wanted}")
-    if minimum is not None and plain < minimum:
-        raise ValueError(f"{name} is {plain}, expected at least {minimum}")
-    return int(plain)
+        raise TypeError(f"{name} is {_shown(value)}, expected a whole number{wanted}")
+    number = int(plain)
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} is {_shown(number)}, expected at least {minimum}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} is {_shown(number)}, expected at most {maximum}")
+    return number
+
+
+def optional_whole_number(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> int | None:
+    """`whole_number`, where `None` is allowed and stays."""
+    return None if value is None else whole_number(name, value, minimum=minimum, maximum=maximum)
 
 
 def real_number(name: str, value: Any) -> float:
@@ -46,10 +57,18 @@ def real_number(name: str, value: Any) -> float:
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+        raise TypeError(f"{name} is {_shown(value)}, expected a number")
     return float(plain)
 
 
 def _plain(value: Any) -> Any:
     """The content of a numpy scalar, or of an array or tensor without axes."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, which may come from a stranger's file and be long."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number of thousands of digits"

@@ -55,3 +55,6 @@ def test_check_divides_the_persons_as_train_does(call, own, tmp_path, monkeypatc
     assert code == 2
     assert notes.strip().endswith(f"promptreid check {root} --split 25/0/75 says what is in it")
     assert call("check", root, "--split", "25/0/75")[0] == 1
+    for words in (("check", root), ("train", root, "--output", tmp_path / "other")):
+        code, _, notes = call(*words, "--split-seed", "1")
+        assert (code, "--split-seed would do nothing here" in notes) == (2, True)

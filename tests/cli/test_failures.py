@@ -130,6 +130,7 @@ def test_odd_names_are_escaped_for_people_and_whole_for_scripts(monkeypatch, enc
     stream.truncate(0)
     stream.seek(0)
     output = Output(as_json=True)
+    output.record(scores={"mAP": float("nan")})
     output.record(path=ODD)
     output.finish(0)
     found = json.loads(stream.getvalue().decode(encoding))["path"]

@@ -50,6 +50,13 @@ def test_try_leaves_a_folder_that_it_did_not_write_as_it_is(call, few):
     assert [path.name for path in (few / "crops").iterdir()] == ["mine.jpg"]
 
 
+@pytest.mark.parametrize(("sentence", "words"), [(" ", "the sentence is empty"), ("a.jpg", "is the name of an image")])
+def test_try_looks_at_the_sentence_before_it_draws(call, few, sentence, words):
+    code, text, notes = call("try", sentence)
+    assert (code, text, words in notes) == (2, "", True)
+    assert not (few / "crops").exists()
+
+
 def test_try_without_matplotlib_still_finds_and_says_what_draws(call, few, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     code, text, _ = call("try", "a man")

@@ -12,13 +12,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from promptreid.data.captions import TokenDeletion
 from promptreid.data.dataset import CaptionedImages, CaptionsOnly, ImagesOnly
 from promptreid.data.image_cache import build_image_cache
-from promptreid.data.images import open_image
+from promptreid.data.images import open_image, to_rgb
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.data.transforms import EvalTransform, eval_transform, train_transform
@@ -259,6 +259,20 @@ def test_open_image_palette_alpha_grey_and_cmyk_become_rgb(tmp_path: Path) -> No
         image = open_image(path)
         assert (image.mode, image.size) == ("RGB", (8, 16))
         assert image.getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_image_is_turned_as_pillow_does(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8))
+    image.save(tmp_path / f"turned.{ending}", exif=exif)
+    with Image.open(tmp_path / f"turned.{ending}") as opened:
+        expected = ImageOps.exif_transpose(opened)
+        assert to_rgb(opened).tobytes() == expected.tobytes()
+    turned = open_image(tmp_path / f"turned.{ending}")
+    assert (turned.size, turned.tobytes()) == (expected.size, expected.tobytes())
 
 
 def test_open_image_exif_rotation_is_applied(tmp_path: Path) -> None:

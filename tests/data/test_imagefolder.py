@@ -143,6 +143,14 @@ def test_write_imagefolder_separators_in_captions_are_no_ends_of_lines(tmp_path:
     assert load_dataset(folder).test.captions == [f"a boy in red{separator}in red"]
 
 
+def test_write_imagefolder_half_of_a_character_is_named_when_it_is_read(tmp_path: Path) -> None:
+    people = [{**row, "text": f"{row['text']} \ud800"} for row in rows()]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert write_imagefolder(people, folder, progress=False) == folder
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl, line 1: .*half of a character"):
+        load_dataset(folder)
+
+
 def test_write_imagefolder_tuple_of_captions_is_the_same_as_a_list(tmp_path: Path) -> None:
     people = [{**row, "text": (row["text"], "he walks")} for row in rows()]
     folder = write_imagefolder(people, tmp_path / "own", progress=False)

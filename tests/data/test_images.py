@@ -15,16 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from promptreid.data import images
-from promptreid.data.images import (
-    ImageLookup,
-    inspect_image,
-    inspect_images,
-    keep_readable,
-    leaves_folder,
-    list_images,
-    open_image,
-)
+from promptreid.data import image_files, images
+from promptreid.data.image_files import ImageLookup, leaves_folder, list_images
+from promptreid.data.images import inspect_image, inspect_images, keep_readable, open_image
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError
 
@@ -364,7 +357,7 @@ def test_list_images_goes_by_content_where_the_ending_says_nothing(tmp_path: Pat
     content = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.upload": "PNG", "d": "GIF", "e.x": "WEBP", "f.x": "BMP"}
     for name, kind in content.items():
         (tmp_path / name).write_bytes(encoded(NOISE, kind))
-    if images.features.check("avif"):
+    if image_files.features.check("avif"):
         content["g.avif"] = "AVIF"
         (tmp_path / "g.avif").write_bytes(encoded(NOISE, "AVIF"))
     (tmp_path / "notes.txt").write_text("BMW, GIF8, not an image", encoding="utf-8")

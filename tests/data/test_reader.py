@@ -95,7 +95,7 @@ def test_load_cuhk_pedes_missing_image_and_shared_person_counts_both(write_cuhk:
     entries[8]["id"] = 3
     root = write_cuhk(entries)
     (root / "imgs" / "cam_b" / "0003.png").unlink()
-    with pytest.raises(DatasetError, match=r"person 3 is in the train and the test split.*\(and 1 more errors;"):
+    with pytest.raises(DatasetError, match=r"person 3 is in the train and the test split.*\(and 1 more error;"):
         load_cuhk_pedes(root)
 
 

@@ -212,7 +212,7 @@ def test_identity_sampler_processes_share_every_batch_by_whole_identities() -> N
     ("settings", "words"),
     [
         ({"people": 7}, "identities_per_batch is 7, but there are 6 identities; give at most 6"),
-        ({"people": 0}, "identities_per_batch is 0 and pairs_per_identity 2, expected at least 1"),
+        ({"people": 0}, "identities_per_batch is 0, expected at least 1"),
         ({"pairs": 0}, "expected at least 1"),
         ({"num_replicas": 4}, "batch_size 6 is not divisible by the 4 processes"),
         ({"num_replicas": 2, "rank": 2}, "rank is 2, expected 0 to 1"),

@@ -381,22 +381,18 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 PALETTE = struct.pack(">IIBBBBB", 4, 8, 8, 3, 0, 0, 0)  # the header of an image of 4 x 8
 
 
-@pytest.mark.parametrize(
-    ("content", "raised"),
-    [
-        (with_exif(0x011A, 2, b"ab"), TypeError),  # a resolution in letters
-        (with_exif(0x0100, 2, b"ab"), struct.error),  # a width in letters
-        (png((b"IHDR", PALETTE), (b"PLTE", bytes(771)), (b"IDAT", zlib.compress(bytes(40)))), ValueError),
-    ],
-    ids=["TypeError", "struct.error", "ValueError of Pillow"],
-)
-def test_read_upload_of_a_damaged_image_speaks_in_our_words(
-    tmp_path: Path, content: bytes, raised: type[Exception]
-) -> None:
+def test_read_upload_of_a_damaged_image_speaks_in_our_words(tmp_path: Path) -> None:
+    content = png((b"IHDR", PALETTE), (b"PLTE", bytes(771)), (b"IDAT", zlib.compress(bytes(40))))
     (tmp_path / "crop").write_bytes(content)
     with pytest.raises(ValueError, match=r"^this file is not a readable image; upload a JPEG") as caught:
         read_upload(tmp_path / "crop")
-    assert type(caught.value.__cause__) is raised
+    assert type(caught.value.__cause__) is ValueError  # Pillow's
+
+
+@pytest.mark.parametrize("tag", [0x011A, 0x0100], ids=["resolution", "width"])
+def test_read_upload_with_damaged_exif_is_turned_all_the_same(tmp_path: Path, tag: int) -> None:
+    (tmp_path / "crop").write_bytes(with_exif(tag, 2, b"ab"))  # letters where a number belongs
+    assert read_upload(tmp_path / "crop").size == random_image().size[::-1]
 
 
 def test_read_upload_of_a_large_file_is_refused_before_it_is_opened(

@@ -302,12 +302,12 @@ FEATURES, IDS = torch.eye(3), torch.tensor([0, 1, 2])
             ValueError,
             "gallery ids from 7 to 9; pass person ids of the same annotation",
         ),
-        ({"ranks": (0, 1)}, ValueError, r"ranks is \[0, 1\], expected positive integers"),
-        ({"ranks": ()}, ValueError, "ranks is .*expected positive integers"),
-        ({"ranks": (1.5,)}, TypeError, "ranks is 1.5, expected positive integers"),
-        ({"ranks": (True,)}, TypeError, "ranks is True, expected positive integers"),
-        ({"chunk_size": 0}, ValueError, r"chunk_size is \[0\], expected positive integers"),
-        ({"chunk_size": 2.0}, TypeError, r"chunk_size is 2.0, expected positive integers"),
+        ({"ranks": (0, 1)}, ValueError, "ranks is 0, expected at least 1"),
+        ({"ranks": ()}, ValueError, "ranks is empty, expected at least one"),
+        ({"ranks": (1.5,)}, TypeError, "ranks is 1.5, expected a whole number of at least 1"),
+        ({"ranks": (True,)}, TypeError, "ranks is True, expected a whole number of at least 1"),
+        ({"chunk_size": 0}, ValueError, "chunk_size is 0, expected at least 1"),
+        ({"chunk_size": 2.0}, TypeError, "chunk_size is 2.0, expected a whole number of at least 1"),
     ],
 )
 def test_metrics_of_bad_input_are_refused(changes, error, words):

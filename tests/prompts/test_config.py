@@ -9,7 +9,7 @@ from promptreid import PromptConfig, PromptedTextEncoder, PromptedVisionEncoder
     [
         ({"text_length": -1}, ValueError, "text_length is -1, expected at least 0"),
         ({"vision_length": -3}, ValueError, "vision_length is -3"),
-        ({"text_length": 2.0}, TypeError, "text_length is 2.0, expected an integer"),
+        ({"text_length": 2.0}, TypeError, "text_length is 2.0, expected a whole number of at least 0"),
         ({"vision_length": True}, TypeError, "vision_length is True"),
         ({"text_depth": 0}, ValueError, "text_depth is 0, expected at least 1"),
         ({"vision_depth": "deep"}, TypeError, "vision_depth is 'deep'"),

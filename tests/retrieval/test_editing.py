@@ -128,7 +128,7 @@ def test_update_encodes_only_what_is_new_or_changed(model, index, folder, monkey
 
 
 def test_update_with_an_invalid_or_unknown_option_is_refused(index, folder):
-    with pytest.raises(ValueError, match="batch_size is 0 and num_threads 4, expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
         index.update(folder, batch_size=0, progress=False)
     with pytest.raises(TypeError, match="batchsize"):
         index.update(folder, batchsize=3)

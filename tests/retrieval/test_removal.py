@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from promptreid import Gallery
-from promptreid.data.images import list_images
+from promptreid.data.image_files import list_images
 from promptreid.errors import CheckpointError, DatasetError
 from promptreid.retrieval import editing
 

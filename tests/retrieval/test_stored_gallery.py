@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
-from promptreid.data.images import walk_images
+from promptreid.data.image_files import walk_images
 from promptreid.errors import CheckpointError, DatasetError, StoreError
 from promptreid.retrieval import filling, stored_gallery
 from promptreid.retrieval.filling import shard_of_environment

@@ -16,7 +16,8 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.recipe import TwoStageSchedule
-from promptreid.training.stage import Losses, Stage, rate_factor
+from promptreid.training.stage import Stage, rate_factor
+from promptreid.training.stage_losses import Losses
 
 PROMPTS = {"vision.prompts.tokens", "text.prompts.tokens"}
 

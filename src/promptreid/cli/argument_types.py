@@ -118,7 +118,7 @@ def check_own_folder(option: str, place: Path, images: Path) -> None:
     Raises:
         ValueError: `place` holds `images`, other images or a dataset.
     """
-    from promptreid.data.images import IMAGE_ENDINGS
+    from promptreid.data.image_files import IMAGE_ENDINGS
     from promptreid.data.reader import holds_dataset
 
     found = ""

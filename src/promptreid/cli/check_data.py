@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptreid.cli.argument_types import folder_to_read, whole
-from promptreid.cli.options import DividedDataArguments, add_data_arguments, add_division_arguments, refuse_unused
+from promptreid.cli.options import (
+    DividedDataArguments,
+    add_data_arguments,
+    add_division_arguments,
+    check_division,
+    refuse_unused,
+)
 from promptreid.cli.output import Output
 
 if TYPE_CHECKING:
@@ -60,6 +66,7 @@ def run(
         given = {**reading, "no_images": no_images, "on_bad": reading["on_bad"] == "skip"}
         refuse_unused(given, f"{root} is an index, and not a dataset")
         return _check_gallery(console, root)
+    check_division(reading["split"], reading["split_seed"])
     report = check_dataset(
         root, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress, **reading
     )

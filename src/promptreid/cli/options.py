@@ -168,6 +168,12 @@ def add_division_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-seed", type=whole(0), default=0, help="seed of that division; default %(default)s")
 
 
+def check_division(split: str | None, split_seed: int) -> None:
+    """Refuse the seed of a division that is not made."""
+    if split is None:
+        refuse_unused({"split_seed": split_seed}, "it draws the division of --split, such as --split 80/10/10")
+
+
 def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataArguments]") -> tuple[str, "ReIDSplit"]:
     """The name of the dataset in a folder, and one of its splits.
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from promptreid.errors import printable
+from promptreid.files import as_json
 
 
 class Output:
@@ -59,10 +60,10 @@ class Output:
 
     def finish(self, code: int) -> int:
         """Print the JSON object, if that is wanted, and return the exit code."""
-        if (
-            self.as_json and not self.is_silent
-        ):  # in ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it
-            print_line(json.dumps({**self._entries, "exit_code": code}, default=str))
+        # In ASCII: what a name holds beyond it is escaped, nothing is lost, any terminal takes it.
+        if self.as_json and not self.is_silent:
+            entries = as_json({**self._entries, "exit_code": code})
+            print_line(json.dumps(entries, default=str, allow_nan=False))
         return code
 
 

@@ -18,6 +18,7 @@ from promptreid.cli.options import (
     add_revision_argument,
     at_revision,
     check_device,
+    check_division,
     joined_processes,
     refuse_unused,
 )
@@ -252,6 +253,7 @@ def run(
     _check_output(output, several=seeds is not None or compare is not None)
     if seeds is not None and given["seed"]:
         refuse_unused({"seed": given["seed"]}, "--seeds already lists every seed")
+    check_division(split, split_seed)
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():

@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(console: Output, /, *, sentence: str, output: Path, picture: Path) -> int:
     """Draw, search, and say what can be typed next."""
+    from promptreid.model.encoding import check_words
+
+    check_words(sentence, name="the sentence")  # before anything is drawn
     if output.is_dir() and any(output.iterdir()) and not (output / SYNTHETIC_STAMP).is_file():
         raise DatasetError(
             f"{output} holds files that promptreid try did not write, and is left as it is; name another folder: "

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.images import ImageLookup, leaves_folder
+from promptreid.data.image_files import ImageLookup, leaves_folder
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import (
     SPLITS,
@@ -298,7 +298,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
         return problems
     return ImageRecord(
         images / fields[image_key],
-        whole_number(fields["id"]),
+        as_integer(fields["id"]),
         tuple(fields["captions"]),
         fields["split"],
         camera_name(fields.get("camera")),
@@ -357,13 +357,13 @@ def shown_value(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def whole_number(value: Any) -> Any:
+def as_integer(value: Any) -> Any:
     """A whole number that is written as text or with a decimal point, as an integer: 7 for `"007"`, `7.0` and `"7.0"`.
 
     Anything else is returned as it is.
 
     Example:
-        >>> whole_number("007"), whole_number(7.0), whole_number("seven")
+        >>> as_integer("007"), as_integer(7.0), as_integer("seven")
         (7, 7, 'seven')
     """
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -375,7 +375,7 @@ def whole_number(value: Any) -> Any:
 def id_remark(entries: Iterable[Any], place: Callable[[int], str]) -> Iterator[Problem]:
     """One remark that counts ids that are not integers in the file but are read as such."""
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
-    odd = [index for index, value in enumerate(ids) if type(whole_number(value)) is int and type(value) is not int]
+    odd = [index for index, value in enumerate(ids) if type(as_integer(value)) is int and type(value) is not int]
     if odd:
         kinds = Counter("text" if isinstance(ids[index], str) else "decimals" for index in odd)
         written = " and ".join(f"{count:,} are written as {kind}" for kind, count in kinds.items())
@@ -384,7 +384,7 @@ def id_remark(entries: Iterable[Any], place: Callable[[int], str]) -> Iterator[P
 
 
 def _id_problem(person_id: Any) -> Problem | None:
-    number = whole_number(person_id)
+    number = as_integer(person_id)
     if not isinstance(number, int) or isinstance(number, bool):
         return Problem("record", f"id is {shown_value(person_id)}, expected an integer")
     if not -(2**63) <= number < 2**63:

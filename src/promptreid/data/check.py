@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from promptreid.data.annotation import Annotation, in_two_splits, structural_problems
 from promptreid.data.captions import Tokenizer, caption_lengths
-from promptreid.data.images import ImageLookup, Inspection, check_on_bad, inspect_images
+from promptreid.data.image_files import ImageLookup
+from promptreid.data.images import Inspection, check_on_bad, inspect_images
 from promptreid.data.layouts import Layout
 from promptreid.data.problems import LEFT_OUT, CheckReport, Problem, in_order
 from promptreid.data.reader import chosen_records, read_dataset, split_shares

@@ -80,7 +80,9 @@ def write_imagefolder(
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomically(place / name, content)
         lines.append(json.dumps({"file_name": name, **described[index]}, ensure_ascii=False))
-    write_bytes_atomically(table, ("\n".join(lines) + "\n").encode())  # last: it says that all images are there
+    # UTF-8 has no half characters; JSON has an escape for them, and who reads the table says which row holds one.
+    content = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
+    write_bytes_atomically(table, content)  # last: it says that all images are there
     return place
 
 

@@ -33,7 +33,7 @@ from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, found_in, printable
+from promptreid.errors import DatasetError, counted, found_in, printable
 
 FOLDER = "folder"
 
@@ -286,7 +286,7 @@ def _errors(problems: Iterable[Problem]) -> list[Problem]:
 def _raise_first(errors: Sequence[Problem]) -> None:
     if errors:
         more = len(errors) - 1
-        count = f" (and {more:,} more errors; promptreid.data.check_dataset lists all of them)" if more else ""
+        count = f" (and {counted(more, 'more error')}; promptreid.data.check_dataset lists all of them)" if more else ""
         # Who leaves out records for a name of the split that was meant well loses the whole split.
         own = all(error.kind in LEFT_OUT for error in errors) and MEANT not in errors[0].message
         raise DatasetError(f"{errors[0].message}{count}{'; ' + _SKIP if own else ''}")

@@ -153,13 +153,8 @@ class IdentitySampler(_ResumableSampler):
         ids = torch.as_tensor(person_ids)
         if ids.ndim != 1 or ids.is_floating_point() or len(ids) == 0:
             raise ValueError(f"person_ids are {ids.dtype} {tuple(ids.shape)}, expected integers (pairs,), not empty")
-        identities_per_batch = whole_number("identities_per_batch", identities_per_batch)
-        pairs_per_identity = whole_number("pairs_per_identity", pairs_per_identity)
-        if identities_per_batch < 1 or pairs_per_identity < 1:
-            raise ValueError(
-                f"identities_per_batch is {identities_per_batch} and pairs_per_identity {pairs_per_identity}, "
-                "expected at least 1"
-            )
+        identities_per_batch = whole_number("identities_per_batch", identities_per_batch, minimum=1)
+        pairs_per_identity = whole_number("pairs_per_identity", pairs_per_identity, minimum=1)
         _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
         if identities_per_batch > len(counts):
             raise ValueError(

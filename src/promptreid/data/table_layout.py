@@ -12,13 +12,13 @@ from typing import Any, cast
 from promptreid.data.annotation import (
     SPLIT_NAMES,
     Annotation,
+    as_integer,
     camera_name,
     camera_problems,
     caption_problem,
     path_problem,
     shown_value,
     split_problem,
-    whole_number,
 )
 from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
@@ -244,7 +244,7 @@ def _parse(line: int, values: Any, path: Path) -> Row | list[Problem]:
 
 def _identity(person: Any) -> str:
     """The identity in one form: `7` for `007` and for the `7.0` of spreadsheets, `é` for `e` and its accent."""
-    return str(whole_number(unicodedata.normalize("NFC", str(person)).strip()))
+    return str(as_integer(unicodedata.normalize("NFC", str(person)).strip()))
 
 
 def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:

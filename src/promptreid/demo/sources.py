@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from promptreid.data.images import list_images, no_images_in
+from promptreid.data.image_files import list_images, no_images_in
 from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.evaluation.calibration import Calibration
 from promptreid.model.prompted_clip import PromptedCLIP

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from promptreid.evaluation.ranks import CACHED_BYTES, UNUSED, Positives, rank_positives
+from promptreid.quantities import optional_whole_number, whole_number
 from promptreid.scores import METRICS, RANKS
 
 # What is taken where a tensor is meant; lists of numbers too.
@@ -205,8 +206,10 @@ def _score(
     element_size: int,
     per_query: bool,
 ) -> RetrievalMetrics:
-    _check_positive("ranks", list(ranks) or [0])
-    _check_positive("chunk_size", [1 if chunk_size is None else chunk_size])
+    ranks = [whole_number("ranks", rank, minimum=1) for rank in ranks]
+    if not ranks:
+        raise ValueError("ranks is empty, expected at least one, such as (1, 5, 10)")
+    chunk_size = optional_whole_number("chunk_size", chunk_size, minimum=1)
     queries = positives.ordered_queries()
     total, scored = len(positives.counts), len(queries)
     if scored == 0:
@@ -330,11 +333,3 @@ def _check_ids(name: str, ids: Tensor, count: int) -> None:
         raise ValueError(
             f"{name}_ids have shape {tuple(ids.shape)} and dtype {ids.dtype}, expected integers ({count},)"
         )
-
-
-def _check_positive(name: str, values: list[Any]) -> None:
-    for value in values:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}, expected positive integers")
-        if value < 1:
-            raise ValueError(f"{name} is {values}, expected positive integers")

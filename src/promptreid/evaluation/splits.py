@@ -15,6 +15,7 @@ from promptreid.data.records import ReIDSplit, check_split
 from promptreid.defaults import BATCH_SIZE
 from promptreid.model.encoding import check_prompted, on_cpu
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import whole_number
 from promptreid.towers.modes import evaluating
 
 # Of each image its camera; `None` where it does not matter.
@@ -62,13 +63,13 @@ def encode_split(
 
     Raises:
         DatasetError: An image cannot be read.
-        TypeError: `model` or `split` is something else, as when a whole dataset is given.
+        TypeError: `model` or `split` is something else, as when a whole dataset is given; `batch_size` is no whole
+            number.
         ValueError: `batch_size` is not positive.
     """
     check_prompted(model)
     check_split(split)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    batch_size = whole_number("batch_size", batch_size, minimum=1)
     images = ImagesOnly(split, transform=model.eval_transform)
     captions = CaptionsOnly(split, tokenizer=model.tokenizer)
     shown = progress and is_main_process()

@@ -16,9 +16,11 @@ from torch.nn.functional import normalize as unit_length
 from tqdm import tqdm
 
 from promptreid.data.annotation import caption_problem
-from promptreid.data.images import IMAGE_ENDINGS, open_image, to_rgb
+from promptreid.data.image_files import IMAGE_ENDINGS
+from promptreid.data.images import open_image, to_rgb
 from promptreid.defaults import BATCH_SIZE, NUM_THREADS
 from promptreid.errors import DatasetError
+from promptreid.quantities import whole_number
 from promptreid.towers.modes import evaluating
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def encode(
     """
     items, single = _listed(inputs)
     texts = _are_sentences(items)
-    _check_options(batch_size, num_threads)
+    batch_size, num_threads = _checked_options(batch_size, num_threads)
     if groups is not None and (texts or len(groups) != len(items)):
         what = "sentences, which have none" if texts else f"{len(items)} images"
         raise ValueError(f"groups are given for {len(groups)} images, but inputs are {what}")
@@ -133,9 +135,8 @@ def check_prompted(model: object) -> None:
         raise TypeError(f"model is {type(model).__name__}, expected a PromptedCLIP{advice}")
 
 
-def _check_options(batch_size: int, num_threads: int) -> None:
-    if batch_size < 1 or num_threads < 1:
-        raise ValueError(f"batch_size is {batch_size} and num_threads {num_threads}, expected at least 1 of each")
+def _checked_options(batch_size: int, num_threads: int) -> tuple[int, int]:
+    return whole_number("batch_size", batch_size, minimum=1), whole_number("num_threads", num_threads, minimum=1)
 
 
 def encode_images(
@@ -153,7 +154,7 @@ def encode_images(
     Files are read by `num_threads` threads, since decoding does not hold Python's lock. Here a `str` is a path. Between
     batches the model is in its own mode: nobody knows when, or whether, the next one is asked for.
     """
-    _check_options(batch_size, num_threads)
+    batch_size, num_threads = _checked_options(batch_size, num_threads)
     transform = model.eval_transform
 
     def read(image: Any) -> Tensor | DatasetError:

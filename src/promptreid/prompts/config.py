@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
+from promptreid.quantities import optional_whole_number, whole_number
+
 PromptForm = Literal["independent", "coupled", "prefix", "grouped"]
 PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled", "prefix", "grouped")
 Initialization = Literal["start_state", "mean_state", "normal"]
@@ -53,7 +55,7 @@ class PromptConfig:
         ValueError: A length is negative, a depth is below 1, or a name is unknown; prompts are coupled, and lengths or
             depths differ; an option is set that the kind does not have; or grouped prompts have no groups, or some
             whose names a file of prompts cannot hold, such as one with a no-break space.
-        TypeError: A length or depth is not an integer, `position_embedding` not a bool, or a group not named by text.
+        TypeError: A length or depth is not a whole number, `position_embedding` not a bool, or a group's name not text.
 
     Example:
         >>> PromptConfig(text_length=4, vision_length=4).text_length
@@ -79,10 +81,10 @@ class PromptConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", check_groups(self.groups))  # JSON gives a list
         for name in ("text_length", "vision_length"):
-            check_integer(name, getattr(self, name), minimum=0, maximum=_MOST[name])
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum=0, maximum=_MOST[name]))
         for name in ("text_depth", "vision_depth"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), minimum=1, maximum=MOST_LAYERS)
+            depth = optional_whole_number(name, getattr(self, name), minimum=1, maximum=MOST_LAYERS)
+            object.__setattr__(self, name, depth)
         if not isinstance(self.position_embedding, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"position_embedding is {_shown(self.position_embedding)}, expected True or False")
         for name in ("text_initialization", "vision_initialization"):
@@ -146,16 +148,6 @@ _DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(PromptCo
 def _shown(value: object) -> str:
     """The beginning of a value, which may come from a stranger's file and be long."""
     return repr(value)[:60]
-
-
-def check_integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> None:
-    """Refuse a `value` that is not an integer of at least `minimum` and at most `maximum`, naming the argument."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {_shown(value)}, expected an integer of at least {minimum}")
-    if value < minimum:
-        raise ValueError(f"{name} is {_shown(value)}, expected at least {minimum}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name} is {_shown(value)}, expected at most {maximum}")
 
 
 def check_groups(groups: object) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
-from promptreid.prompts.config import Initialization, check_integer
+from promptreid.prompts.config import Initialization
+from promptreid.quantities import whole_number
 from promptreid.towers.trimming import ThreadValue
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
@@ -49,9 +50,8 @@ class PromptKind(nn.Module):
 
     def __init__(self, tower: Any, length: int, *, width: int) -> None:
         super().__init__()
-        check_integer("length", length, minimum=0)
         self.tower = tower
-        self.length = length
+        self.length: int = whole_number("length", length, minimum=0)
         self.width = width
         self._bare: ThreadValue = ThreadValue()
         self._handles: list[RemovableHandle] = []
@@ -156,7 +156,7 @@ def checked_depth(tower: Any, depth: int | None) -> int:
     blocks = len(tower.blocks)
     if depth is None:
         return blocks
-    check_integer("depth", depth, minimum=1)
+    depth = whole_number("depth", depth, minimum=1)
     if depth > blocks:
         raise ValueError(f"depth is {depth}, but this {tower.kind} has {blocks} blocks; give 1 to {blocks}")
     return depth

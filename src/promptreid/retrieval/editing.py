@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.data.images import list_images, no_images_in
+from promptreid.data.image_files import list_images, no_images_in
 from promptreid.data.records import ImageRecord, ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptreid.data.images import no_images_in, walk_images
+from promptreid.data.image_files import no_images_in, walk_images
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import DatasetError, printable
 from promptreid.model.encoding import EncodingOptions, encode_images

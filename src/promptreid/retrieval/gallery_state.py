@@ -2,7 +2,6 @@
 
 import json
 import math
-import operator
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.files import locked, make_private_folder
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import whole_number
 from promptreid.retrieval.audit import log_action, search_details
 from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
@@ -233,7 +233,7 @@ def search_store(
     where: Where | None,
 ) -> list[Hit] | list[list[Hit]]:
     """The hits of the query, or of each of several, the best first, none below `lowest`; logged if asked for."""
-    k = checked_count(k)
+    k = whole_number("k", k, minimum=1)
     query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
     exact, index = store.snapshot()
     if len(exact) == 0:
@@ -340,17 +340,6 @@ def lowest_score(calibration: Calibration | None, threshold: float | str | None,
     if isinstance(threshold, str) or not -1 <= threshold <= 1:
         raise ValueError(f'threshold is {threshold!r}, expected a cosine similarity in [-1, 1] or "calibrated"')
     return threshold
-
-
-def checked_count(k: Any) -> int:
-    """The `k` of a search, at least 1."""
-    try:
-        number = operator.index(k)
-    except TypeError:
-        raise TypeError(f"k is {k!r}, expected a whole number, such as 10") from None
-    if number < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
-    return number
 
 
 def _hits(exact: ExactIndex, found: Sequence[Sequence[tuple[int, float]]], lowest: float) -> list[list[Hit]]:

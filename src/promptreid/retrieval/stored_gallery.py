@@ -15,6 +15,7 @@ from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import whole_number
 from promptreid.retrieval.audit import search_details
 from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys, known_metadata
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
@@ -23,7 +24,6 @@ from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import Storage
 from promptreid.retrieval.gallery_state import (
     GalleryState,
-    checked_count,
     choose_threshold,
     kept_calibration,
     lowest_score,
@@ -224,7 +224,7 @@ class StoredGallery:
             ValueError: The store is empty, no image passes `where` or it has a function; and as `Gallery.search`.
             StoreError: The store cannot be read, or its audit log not be written; then nothing is returned.
         """
-        lowest, k = lowest_score(self.calibration, threshold, query), checked_count(k)
+        lowest, k = lowest_score(self.calibration, threshold, query), whole_number("k", k, minimum=1)
         query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
         queries = encode_queries(self.model, query, dimensions=self.store.dimensions)
         found = self.store.nearest(queries, k, where=where, exact=exact)

@@ -13,7 +13,7 @@ from promptreid.losses.functional import SamePerson, Similarity
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import whole_number
+from promptreid.quantities import optional_whole_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import Algorithm, Stage
@@ -96,9 +96,9 @@ class Recipe:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("num_identities", "stage_one_epochs", "stage_two_epochs"):
-            if getattr(self, name) is not None or name != "num_identities":
-                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        object.__setattr__(self, "num_identities", optional_whole_number("num_identities", self.num_identities))
+        for name in ("stage_one_epochs", "stage_two_epochs"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:

@@ -14,7 +14,8 @@ from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
 from promptreid.training.processes import gather_batch
-from promptreid.training.stage import Losses, Stage
+from promptreid.training.stage import Stage
+from promptreid.training.stage_losses import Losses
 
 _LOWEST_SCALE = 2.0**-14  # 30 overflows in a row, from where the scaler begins
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from promptreid.errors import spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import whole_number
+from promptreid.quantities import optional_whole_number, whole_number
 from promptreid.towers.modes import recomputed_activations
 from promptreid.training.batches import (
     Batches,
@@ -154,14 +154,16 @@ class Trainer:
         kept = whole_number("keep_checkpoints", keep_checkpoints, minimum=1)
         self.folder: RunFolder = RunFolder(output_dir, keep=kept)
         self.seed: int = whole_number("seed", seed, minimum=0)
-        self.chunk_size: int | None = _count("chunk_size", chunk_size)
+        self.chunk_size: int | None = optional_whole_number("chunk_size", chunk_size, minimum=1)
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.evaluate = evaluate
         self.evaluate_every_epoch = evaluate_every_epoch
         self.best_metric = best_metric
         self.on_epoch_end = on_epoch_end
-        self.checkpoint_every_steps: int | None = _count("checkpoint_every_steps", checkpoint_every_steps)
+        self.checkpoint_every_steps: int | None = optional_whole_number(
+            "checkpoint_every_steps", checkpoint_every_steps, minimum=1
+        )
         self.mixed_precision = mixed_precision
         with in_precision(mixed_precision):
             self._accelerator = make_accelerator(device, mixed_precision, trackers=trackers, folder=self.folder.path)
@@ -179,7 +181,7 @@ class Trainer:
                 batch_size=batch_size,
                 make_sampler=make_sampler,
                 num_workers=whole_number("num_workers", num_workers, minimum=0),
-                steps_per_epoch=_count("steps_per_epoch", steps_per_epoch),
+                steps_per_epoch=optional_whole_number("steps_per_epoch", steps_per_epoch, minimum=1),
             )
             check_persons_per_batch(self._batches.sampler, stages)
             settings, identity = self._describe(train_data, make_sampler)
@@ -443,7 +445,3 @@ def _check_choices(
             f"a loss of stage {names[0]!r} needs the batch, which it would hold in memory as a whole; leave out "
             "chunk_size, or that loss"
         )
-
-
-def _count(name: str, number: int | None) -> int | None:
-    return None if number is None else whole_number(name, number, minimum=1)
