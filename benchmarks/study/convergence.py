@@ -29,12 +29,11 @@ from tqdm import tqdm
 from convergence_plan import (
     CENTRES,
     COURSES,
-    FIRST_TUNED,
     PART_NAMES,
     RATES,
     RESULTS,
     SEED,
-    THEN_TUNED,
+    TUNED_TOGETHER,
     TUNING_RESULTS,
     Limits,
     LongRun,
@@ -277,12 +276,11 @@ def announce_hours(device: str, limits: Limits) -> None:
     from speed import measure_speed
 
     seconds = measure_speed(device, steps=5).step
-    trial = [LongRun(arm, SEED, CENTRES, limits=limits) for arm in (*FIRST_TUNED, *THEN_TUNED)]
     print("hours at most, one run at a time, if no stage stops early; two side by side take about half")
     print(f"(seconds a step: {', '.join(f'{kind} {taken:.2f}' for kind, taken in seconds.items())})")
-    for name, arms in (("first", FIRST_TUNED), ("then", THEN_TUNED)):
-        runs = [run for run in trial if run.arm in arms] * 5
-        print(f"tuning, {name}: {', '.join(arms)}: {most_hours(runs, seconds):.1f}")
+    for arms in TUNED_TOGETHER:
+        runs = [LongRun(arm, SEED, CENTRES, limits=limits) for arm in arms] * 5
+        print(f"tuning {', '.join(arms)}: {most_hours(runs, seconds):.1f}")
     every = {"rates": dict.fromkeys(COURSES, CENTRES)}
     for name, runs in parts(every, base="other", limits=limits).items():
         print(f"{name}: {len(runs)} runs, {most_hours(runs, seconds):.1f}")
@@ -328,9 +326,10 @@ def main() -> None:
         announce_hours(arguments.device, arguments.limits)
         return
     if arguments.task in ("tune", "all"):
-        tune_arms(FIRST_TUNED, arguments)
+        tune_arms(TUNED_TOGETHER[0], arguments)
     if arguments.task == "tune":
-        tune_arms(THEN_TUNED, arguments)
+        for arms in TUNED_TOGETHER[1:]:
+            tune_arms(arms, arguments)
         return
     base = weights_hash(arguments.base)[:8]
     chosen = [name for name in PART_NAMES if name in arguments.parts]
@@ -338,7 +337,8 @@ def main() -> None:
     # Arms of later parts are tuned after the primary comparison, which needs none of them.
     for names in ([name for name in chosen if name not in later], later):
         if arguments.task == "all" and any(name.startswith("parts") for name in names):
-            tune_arms(THEN_TUNED, arguments)
+            for arms in TUNED_TOGETHER[1:]:
+                tune_arms(arms, arguments)
         planned = parts(read_rates(arguments.rates), base=base, limits=arguments.limits)
         for name in names:
             print(f"{name}: {len(planned[name])} runs", flush=True)

@@ -59,8 +59,8 @@ COURSES: dict[str, Course] = {
 }
 PRIMARY = ("zero_shot", "direct", "direct_more", "pd")
 PARTS = ("pd_no_id", "joint", "prompts_4")
-# The longest runs first, so that no process waits long for the last one.
-FIRST_TUNED, THEN_TUNED = PRIMARY[1:], ("prompts_64", "prompts_16", *PARTS)
+# Arms that are tuned together; the longest runs first, so that no process waits long for the last one.
+TUNED_TOGETHER = (PRIMARY[1:], ("pd_no_id", "joint"), ("prompts_64", "prompts_16", "prompts_4"))
 
 
 @dataclass(frozen=True)

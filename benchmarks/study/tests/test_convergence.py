@@ -14,7 +14,7 @@ import convergence
 import convergence_page
 import curves
 from comparison import Difference
-from convergence_plan import COURSES, FIRST_TUNED, THEN_TUNED, Limits, LongRun, parts
+from convergence_plan import COURSES, TUNED_TOGETHER, Limits, LongRun, parts
 from promptreid import PromptedCLIP, Stage, load_clip
 from promptreid.losses.contrastive import ContrastiveLoss
 
@@ -140,7 +140,7 @@ def test_parts_are_the_protocols():
     assert {run.condition for run in every["better_base"]} == {
         "identities100-base-abcd1234", "identities400-base-abcd1234",
     }  # fmt: skip
-    assert {*FIRST_TUNED, *THEN_TUNED, "zero_shot"} == set(COURSES)
+    assert sorted(["zero_shot", *sum(TUNED_TOGETHER, ())]) == sorted(COURSES)
     assert [run.arm for run in parts({"rates": {"pd": (1.0, 1.0)}})["primary_100"]][:2] == ["zero_shot", "pd"]
     assert LongRun("pd", 0, (0.0, 0.0), identities=400).most_steps == (3000, 3000)
 
@@ -185,15 +185,15 @@ def test_tuning_gives_every_arm_the_same_number_of_runs_and_is_not_done_twice(
 
     monkeypatch.setattr(convergence, "perform", perform)
     arguments = convergence.parse(["tune", *folders(tmp_path, scratch), "--persons", "8", "3", "4"])
-    convergence.tune_arms(FIRST_TUNED, arguments)
+    convergence.tune_arms(TUNED_TOGETHER[0], arguments)
     rates = json.loads((tmp_path / "rates.json").read_text())
-    assert rates["rates"] == {arm: [5e-3, 1e-3] for arm in FIRST_TUNED}
-    assert rates["runs"] == dict.fromkeys(FIRST_TUNED, 5)
+    assert rates["rates"] == {arm: [5e-3, 1e-3] for arm in TUNED_TOGETHER[0]}
+    assert rates["runs"] == dict.fromkeys(TUNED_TOGETHER[0], 5)
     assert {(run.seed, run.identities) for run in done} == {(100, 100)}
     done.clear()
-    convergence.tune_arms(FIRST_TUNED, arguments)
+    convergence.tune_arms(TUNED_TOGETHER[0], arguments)
     assert not done
-    convergence.tune_arms(THEN_TUNED, arguments)
+    convergence.tune_arms(TUNED_TOGETHER[2], arguments)
     assert set(json.loads((tmp_path / "rates.json").read_text())["runs"].values()) == {5}
 
 
