@@ -66,5 +66,5 @@ def test_curve_of_a_metric_that_is_not_a_fraction_is_not_in_percent(monkeypatch,
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure) or path)
     curves.draw_compared_curves(tmp_path / "c.png", {"a": [[{"scores": {"MedR": 7.0}}]]}, metric="MedR")
     (axis,) = drawn[0].axes
-    assert axis.get_ylabel() == "validation MedR"
+    assert axis.get_ylabel() == "MedR"
     assert [list(line.get_ydata()) for line in axis.lines] == [[7.0], [7.0]]

@@ -17,6 +17,7 @@ def test_epoch_line_says_score_change_best_loss_and_time_left() -> None:
     assert line() == "stage one 2/3  val mAP 16.02 (+0.71)       loss 3.920  02:20 left"
     assert line(is_best=True) == "stage one 2/3  val mAP 16.02 (+0.71) best  loss 3.920  02:20 left"
     assert line(before={}) == "stage one 2/3  val mAP 16.02 (first)       loss 3.920  02:20 left"
+    assert line(before={"mAP": None}) == line(before={})
     other = {"before": {"mAP": 0.2}, "on_validation": False}
     assert line(**other) == "stage one 2/3  mAP 16.02 (-3.98)       loss 3.920  02:20 left"
     assert line(name="energy", scores={"energy": -1234.5}).startswith("stage one 2/3  val energy -1234 (first)")

@@ -168,7 +168,8 @@ def epoch_line(
     """
     score = ""
     if name is not None and name in scores:
-        change = shown_score(name, scores[name] - before[name], signed=True) if name in before else "first"
+        earlier = before.get(name)  # None too where it was no number and a checkpoint kept it
+        change = "first" if earlier is None else shown_score(name, scores[name] - earlier, signed=True)
         whose = "val " if on_validation else ""
         score = f"  {whose}{name} {shown_score(name, scores[name])} ({change}) {'best' if is_best else '    '}"
     rest = f"{score}  loss {loss:.3f}  {left} left"

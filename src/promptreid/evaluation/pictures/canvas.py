@@ -1,7 +1,8 @@
 """The basis of all figures: matplotlib without a screen, and files written atomically."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +46,35 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
     stream = io.StringIO()
     with rc_context({**dict.fromkeys(inked, _INK), "svg.hashsalt": "promptreid"}):
         draw(figure)
-        _take_literally(figure)
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        with _taken_literally(figure):
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
 def save_figure(figure: Any, path: str | Path, *, mode: int = 0o644) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, whole or not at all; dollar signs in its texts enclose no formula, but in tick labels."""
     stream = io.BytesIO()
-    _take_literally(figure)
-    figure.savefig(stream, format="png")
+    with _taken_literally(figure):
+        figure.savefig(stream, format="png")
     write_bytes_atomically(Path(path), stream.getvalue(), mode=mode)
     return Path(path)
 
 
-def _take_literally(figure: Any) -> None:
-    """Escape dollar signs in all texts, once: in a sentence or a name they do not enclose a formula."""
+@contextmanager
+def _taken_literally(figure: Any) -> Generator[None, None, None]:
+    """Escape dollar signs in all texts inside the block: in a sentence or a name they do not enclose a formula.
+
+    Tick labels are made while the figure is drawn and stay as they are: a logarithmic axis writes formulas of its own.
+    """
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        # Not `parse_math=False`, which matplotlib 3.11 does not heed where it wraps a text.
-        text.set_text(text.get_text().replace("$", r"\$"))
+    before = {text: text.get_text() for text in figure.findobj(Text)}
+    try:
+        for text, content in before.items():
+            # Not `parse_math=False`, which matplotlib 3.11 does not heed where it wraps a text.
+            text.set_text(content.replace("$", r"\$"))
+        yield
+    finally:
+        for text, content in before.items():
+            text.set_text(content)

@@ -1,7 +1,8 @@
 """Training curves: of one run, and of several over one another."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -35,7 +36,7 @@ def draw_training_curves(
 ) -> Path:
     """Draw losses, and scores in percent, over the epochs, stages one after another under their names.
 
-    The epochs whose weights were kept are ringed.
+    The epochs whose weights were kept are ringed. A score that is no number, null in a log, has no point.
 
     Args:
         path: PNG file to write.
@@ -60,8 +61,7 @@ def draw_losses(axis: Any, history: Sequence[Mapping[str, Any]]) -> None:
     """Draw the mean losses of each epoch into matplotlib's axes; arguments as for `draw_training_curves`."""
     _check(history)
     for number, name in enumerate(_names(history, "losses")):
-        points = [(epoch, entry["losses"][name]) for epoch, entry in enumerate(history, 1) if name in entry["losses"]]
-        _draw_line(axis, number, name, points)
+        _draw_line(axis, number, name, _points(_by_epoch(history, "losses"), name))
     _finish(axis, history, "loss")
 
 
@@ -70,22 +70,24 @@ def draw_scores(
 ) -> None:
     """Draw the scores of each epoch in percent into matplotlib's axes; arguments as for `draw_training_curves`."""
     _check(history)
-    scored = [(epoch, entry["scores"]) for epoch, entry in enumerate(history, 1) if entry.get("scores")]
     before = [(0, baseline)] if baseline else []
+    scored = [*before, *_by_epoch(history, "scores")]
     percent = [name for name in _names(history, "scores") if name not in METRICS or METRICS[name].is_fraction]
     for number, name in enumerate(percent):
-        points = [(epoch, 100 * scores[name]) for epoch, scores in [*before, *scored] if scores.get(name) is not None]
-        _draw_line(axis, number, name, points)
-    kept = [(epoch, 100 * history[epoch - 1]["scores"][_CHOOSING]) for epoch in _kept(history)]
+        _draw_line(axis, number, name, _points(scored, name, factor=100))
+    ringed = _kept(history)
+    kept = [point for point in _points(_by_epoch(history, "scores"), _CHOOSING, factor=100) if point[0] in ringed]
     if kept:
         axis.plot(*zip(*kept, strict=True), "o", markersize=11, fillstyle="none", color=_ink(axis), label="kept")
-    _finish(axis, history, "validation, %", first="bare" if baseline else None)
+    _finish(axis, history, "score, %", first="bare" if baseline else None)
 
 
 def draw_compared_curves(
     path: str | Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], *, metric: str = _CHOOSING
 ) -> Path:
-    """Draw a validation score over the epochs for several ways of training: thin each seed, thick their mean.
+    """Draw a score over the epochs for several ways of training: thin each seed, thick their mean.
+
+    The mean is over the runs that have this score, in the epochs in which all of them do.
 
     Args:
         path: PNG file to write.
@@ -96,34 +98,42 @@ def draw_compared_curves(
         The file.
 
     Raises:
-        ValueError: No run has this score.
+        ValueError: No epoch of any run has this score.
         MissingExtraError: matplotlib is not installed.
     """
-    figure = new_figure(5.2, 3.3)
-    axis = figure.subplots()
     shown = metric_of(metric)
     is_fraction = shown is not None and shown.is_fraction
-    factor, longest = 100 if is_fraction else 1, 0
-    for number, (name, histories) in enumerate(runs.items()):
-        colour, line, marker = _STYLES[number % len(_STYLES)]
-        curves = [
-            {epoch: factor * entry["scores"][metric] for epoch, entry in enumerate(history, 1) if entry.get("scores")}
-            for history in histories
-        ]
-        for curve in curves:
-            axis.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.5)
-        common = [epoch for epoch in (curves[0] if curves else {}) if all(epoch in curve for curve in curves)]
-        means = [fmean(curve[epoch] for curve in curves) for epoch in common]
-        if common:
-            axis.plot(common, means, color=colour, linestyle=line, marker=marker, markersize=3, label=spoken(name))
-        longest = max([longest, *common])
-    if not longest:
-        raise ValueError(f"no run has the score {metric} of a validation split, so there is no curve to draw")
+    factor = 100 if is_fraction else 1
+    ways = {
+        name: [dict(_points(_by_epoch(history, "scores"), metric, factor=factor)) for history in histories]
+        for name, histories in runs.items()
+    }
+    if not any(curve for curves in ways.values() for curve in curves):
+        raise ValueError(
+            f"no epoch of any run has the score {metric}, so there is no curve to draw; train with a validation split "
+            "or with evaluate, or name another metric"
+        )
+    figure = new_figure(5.2, 3.3)
+    axis = figure.subplots()
+    for number, (name, curves) in enumerate(ways.items()):
+        _draw_way(axis, number, name, [curve for curve in curves if curve])
     axis.set_xlabel("epoch", fontsize=9)
-    axis.set_ylabel(f"validation {metric}{', %' if is_fraction else ''}", fontsize=9)
+    axis.set_ylabel(f"{metric}{', %' if is_fraction else ''}", fontsize=9)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8, frameon=False)
     return save_figure(figure, path)
+
+
+def _draw_way(axis: Any, number: int, name: str, curves: Sequence[Mapping[int, float]]) -> None:
+    """Draw the curves of a way of training thin and their mean thick; each has a score by epoch."""
+    if not curves:
+        return
+    colour, line, marker = _STYLES[number % len(_STYLES)]
+    for curve in curves:
+        axis.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.5)
+    common = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+    means = [fmean(curve[epoch] for curve in curves) for epoch in common]
+    axis.plot(common, means, color=colour, linestyle=line, marker=marker, markersize=3, label=spoken(name))
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -155,6 +165,19 @@ def _names(history: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return list(dict.fromkeys(name for entry in history for name in entry.get(key, {})))
 
 
+def _by_epoch(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """The losses or the scores of each epoch that has some, counted from 1 over all stages."""
+    return [(epoch, entry[key]) for epoch, entry in enumerate(history, 1) if entry.get(key)]
+
+
+def _points(
+    entries: Iterable[tuple[int, Mapping[str, Any]]], name: str, *, factor: float = 1
+) -> list[tuple[int, float]]:
+    """What is drawn of a loss or score: where it is missing, null or no finite number, nothing."""
+    found = [(epoch, values.get(name)) for epoch, values in entries]
+    return [(epoch, factor * value) for epoch, value in found if value is not None and math.isfinite(value)]
+
+
 def _draw_line(axis: Any, number: int, name: str, points: Sequence[tuple[int, float]]) -> None:
     colour, line, marker = _STYLES[number % len(_STYLES)]
     axis.plot(*zip(*points, strict=True), color=colour, linestyle=line, marker=marker, markersize=3, label=name)
@@ -172,14 +195,13 @@ def _stage_starts(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _kept(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The epochs whose weights were kept, counted from 1 over all stages, where they have a score."""
-    starts, found = _stage_starts(history), []
-    for position, entry in enumerate(history):
-        start = max(start for start in starts if start <= position)
-        epoch = start + entry["chosen"]["epoch"] if "chosen" in entry else 0
-        if epoch and _CHOOSING in history[epoch - 1].get("scores", {}):
-            found.append(epoch)
-    return found
+    """The epochs whose weights were kept, counted from 1 over all stages."""
+    starts = _stage_starts(history)
+    return [
+        max(start for start in starts if start <= position) + entry["chosen"]["epoch"]
+        for position, entry in enumerate(history)
+        if "chosen" in entry
+    ]
 
 
 def _finish(axis: Any, history: Sequence[Mapping[str, Any]], label: str, *, first: str | None = None) -> None:
