@@ -51,6 +51,26 @@ def test_optional_whole_number_leaves_none() -> None:
         optional_whole_number("depth", 0, minimum=1)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**5000), Fraction(10**400)], ids=["number", "negative", "fraction"])
+def test_real_number_beyond_floats_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^rate is .{,80}, expected a number that a float can hold"):
+        real_number("rate", value)
+
+
+class Scalar:
+    """What has no axes, as a number in an array, and no number in it."""
+
+    ndim = 0
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3, device="meta"), Scalar()], ids=["meta", "empty"])
+def test_number_that_is_not_known_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^steps is .*, expected a whole number"):
+        whole_number("steps", value)
+    with pytest.raises(TypeError, match=r"^rate is .*, expected a number"):
+        real_number("rate", value)
+
+
 @pytest.mark.parametrize("value", ["9" * 10_000, 10**10_000], ids=["text", "number"])
 def test_long_value_is_not_shown_whole(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^length is .{,80}, expected"):

@@ -14,7 +14,7 @@ def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: 
         maximum: The largest that is allowed.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is no whole number, or not known, as of a tensor on the meta device.
         ValueError: It is below the minimum or above the maximum.
 
     Example:
@@ -48,7 +48,8 @@ def real_number(name: str, value: Any) -> float:
         value: The number; `True` is none.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is no number, or not known, as of a tensor on the meta device.
+        ValueError: It is beyond what a `float` holds.
 
     Example:
         >>> import torch
@@ -58,12 +59,20 @@ def real_number(name: str, value: Any) -> float:
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} is {_shown(value)}, expected a number")
-    return float(plain)
+    try:
+        return float(plain)
+    except OverflowError as error:
+        raise ValueError(f"{name} is {_shown(value)}, expected a number that a float can hold") from error
 
 
 def _plain(value: Any) -> Any:
-    """The content of a numpy scalar, or of an array or tensor without axes."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    """The content of a numpy scalar, or of an array or tensor without axes; itself where it has none."""
+    if getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return value.item()
+    except (RuntimeError, AttributeError):  # a tensor on the meta device, and what only looks like an array
+        return value
 
 
 def _shown(value: object) -> str:
