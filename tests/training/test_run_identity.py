@@ -148,6 +148,17 @@ class Slotted:
         return f"Slotted({self.scale})"
 
 
+def jagged(*parts: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(parts), layout=torch.jagged)
+
+
+class Unreadable(torch.Tensor):
+    """A kind of tensor that does not give its numbers, and shows them."""
+
+    def contiguous(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("there are none")
+
+
 def keyword_default(scale: float) -> Any:
     def double(x: float, *, factor: float = scale) -> float:
         return x * factor
@@ -204,12 +215,34 @@ def test_describe_of_a_large_object_is_short(tmp_path: Path) -> None:
         lambda scale: (scale * torch.eye(9)).to_sparse(),
         lambda scale: torch.full((99,), complex(0, scale)).conj(),
         lambda scale: torch.empty(int(scale), device="meta"),
+        lambda scale: jagged(torch.full((2,), scale), torch.ones(3)),
+        lambda scale: jagged(*[torch.full((2,), scale)] * 20),
+        lambda scale: torch.full((2, 2), scale).to_mkldnn(),
+        lambda scale: torch.tensor([0, int(scale)], dtype=torch.uint8).view(torch.uint4),
+        lambda scale: Unreadable(torch.full((3,), scale)),
+        lambda scale: np.ma.array([5.0, 6.0], mask=[scale == 1.0, True]),
+        lambda scale: np.ma.array(["a", "b"], mask=[False, True], fill_value=str(int(scale))),
+        lambda scale: np.ma.array([("a", scale)], mask=[(True, False)], dtype=[("name", "U9"), ("share", ">f4")]),
+        lambda scale: np.ma.masked if scale == 1.0 else np.ma.array(0.0),
     ],
 )
 def test_describe_differs_where_a_setting_does_and_nowhere_else(make_value: Any) -> None:
     one, same, other = (json.loads(json.dumps(describe(make_value(scale)))) for scale in (1.0, 1.0, 2.0))
     assert one == same
     assert differences(one, other)
+
+
+@pytest.mark.skipif(not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="numpy before 2.0")
+def test_describe_of_an_array_of_strings_of_any_length_is_that_of_its_words() -> None:
+    kind = np.dtypes.StringDType()
+    assert describe(np.array(["a", "long"], dtype=kind)) == ["a", "long"]
+    assert describe(np.array("a", dtype=kind)) == "a"
+
+
+def test_describe_of_a_masked_array_is_that_of_what_is_seen() -> None:
+    assert describe(np.ma.array([1.0, 2.0])) == describe(np.ma.array([1.0, 2.0], mask=[False, False])) == [1.0, 2.0]
+    hidden = [describe(np.ma.array([1.0, under], mask=[False, True])) for under in (2.0, 3.0)]
+    assert hidden[0] == hidden[1] == {"filled": [1.0, 1e20], "mask": [False, True]}
 
 
 def test_describe_of_an_array_that_holds_itself_ends() -> None:

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
@@ -88,8 +89,9 @@ def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> A
     """A JSON description of a value: different settings differ, and equal ones are the same in every process.
 
     Modules and other objects are their class and attributes, functions their code and what they were made with, tensors
-    their numbers or a digest, data what its method `identity` says; parameters, which train, do not count, nor do the
-    model, loggers and files. An attribute `settings` that can be called, of a module, object or function, is preferred.
+    and arrays their numbers or a digest, and their mask, data what its method `identity` says; parameters, which train,
+    do not count, nor do the model, loggers and files. An attribute `settings` that can be called, of a module, object
+    or function, is preferred.
 
     Example:
         >>> import torch
@@ -117,8 +119,7 @@ def _described(value: Any, within: Any, depth: int) -> Any:
     if any(each.__module__ == _TRAINER for each in type(value).__mro__):
         return None  # as while the first one was made: what it trains, and how, is described elsewhere
     if depth == 0:
-        shown = repr(value)
-        return _name(value) if " at 0x" in shown else f"{_name(value)} {_digest(shown.encode())}"
+        return _by_repr(value)
     if isinstance(value, Mapping):
         return {str(key): within(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, AbstractSet):
@@ -239,11 +240,16 @@ def _name(value: Any) -> str:
 
 def _without_numpy(value: Any) -> Any:
     """An array as a tensor, or in Python's own objects where tensors hold none of its kind, as of text and dates."""
+    if isinstance(value, np.ma.MaskedArray) and np.any(np.ma.flatten_mask(mask := np.ma.getmaskarray(value))):
+        # What lies under the mask says nothing. A copy, as the constant `masked` cannot be filled itself.
+        return {"filled": np.ma.array(value, subok=False).filled(), "mask": mask}
     # A copy, as tensors refuse what is read backwards or in another byte order, and warn of what is read-only.
-    copy = np.array(value, dtype=value.dtype.newbyteorder("="))
+    copy = np.array(value)
+    if not copy.dtype.isnative:
+        copy = copy.astype(copy.dtype.newbyteorder("="))
     try:
         return torch.as_tensor(copy)
-    except TypeError:
+    except Exception:  # numpy's kinds grow in number, and so do the ways in which torch refuses them
         items: Any = copy.tolist()
     if isinstance(items, np.generic):
         return str(items)
@@ -253,13 +259,32 @@ def _without_numpy(value: Any) -> Any:
 def _tensor(value: Tensor) -> Any:
     if value.is_meta:
         return f"{tuple(value.shape)} {value.dtype}"
+    value = value.detach()
+    try:
+        return _numbers(value)
+    except Exception:  # of a kind that does not give its numbers, such as a tensor with a mask
+        return _by_repr(value)
+
+
+def _numbers(value: Tensor) -> Any:
+    """The numbers of a tensor of any layout, or a digest of them."""
+    if value.is_nested:
+        return _short([_tensor(part) for part in value.unbind()])
+    if value.is_mkldnn:
+        value = value.to_dense()
     if value.layout != torch.strided:
         value = value.to_sparse_coo().coalesce()
         return [list(value.shape), _tensor(value.indices()), _tensor(value.values())]
-    value = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    value = value.resolve_conj().resolve_neg().cpu().contiguous()
     if value.numel() <= _SHOWN:
-        return describe(value.tolist())
+        with suppress(RuntimeError):  # of numbers of fewer than eight bits
+            return describe(value.tolist())
     return f"{tuple(value.shape)} {value.dtype} {_digest(value.reshape(-1).view(torch.uint8).numpy().tobytes())}"
+
+
+def _by_repr(value: Any) -> str:
+    shown = repr(value)
+    return _name(value) if " at 0x" in shown else f"{_name(value)} {_digest(shown.encode())}"
 
 
 def _short(items: list[Any]) -> Any:
