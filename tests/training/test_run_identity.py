@@ -28,7 +28,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig, PromptForm
 from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.run_folder import RunFolder
-from promptreid.training.run_identity import describe, differences, evaluate_identity
+from promptreid.training.run_identity import describe, differences, evaluate_identity, settings_held
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 
@@ -110,6 +110,127 @@ def test_trainer_made_again_in_one_process_does_not_mind_what_training_changed(m
     for _ in range(2):  # the first loads the weights of the run that ended into the loss
         make(stages=again).fit()
     assert again[0].losses["m"].weight[0] > 1
+
+
+@pytest.mark.parametrize("make_loss", [lambda: Margin(1.0), Remembering], ids=["plain", "remembering"])
+def test_trainer_takes_a_loss_that_is_edited_after_training_as_it_is_then(
+    make: Any, model: PromptedCLIP, tmp_path: Path, make_loss: Any
+) -> None:
+    first = {"stages": prompts_only(model, make_loss()), "output_dir": tmp_path / "first"}
+    make(**first).fit()
+    loss: Any = first["stages"][0].losses["m"]
+    loss.margin = 5.0
+    with pytest.raises(CheckpointError, match=r"run: losses\.0\.m\.margin was 1\.0, is 5\.0\. Use"):
+        make(**first)
+    second = make(stages=first["stages"])
+    second.fit()
+    make(stages=first["stages"]).fit()
+    state = json.loads((second.last_checkpoint / "state.json").read_text())
+    again: Any = make_loss()  # as another process makes it
+    with pytest.raises(CheckpointError, match=r"margin was 5\.0, is 1\.0"):
+        make(stages=prompts_only(model, again))
+    again.margin = 5.0
+    assert state["identity"]["losses"] == [{"m": describe(again)}]
+    make(stages=prompts_only(model, again)).fit()
+    loss.margin = 1.0  # put back
+    make(**first).fit()
+
+
+def test_trainer_takes_a_built_in_loss_that_counts_steps_and_is_edited_after_training(
+    make: Any, model: PromptedCLIP, tmp_path: Path
+) -> None:
+    loss = NITCLoss(rising_steps=10)
+    stages = prompts_only(model, loss)
+    make(stages=stages, output_dir=tmp_path / "first").fit()
+    assert loss.steps > 0
+    loss.soft_labels = 0.25
+    make(stages=stages).fit()
+    make(stages=prompts_only(model, NITCLoss(rising_steps=10, soft_labels=0.25))).fit()
+
+
+class Cached(Margin):
+    """A loss of parts, which keeps something while it trains and no longer holds something else."""
+
+    def __init__(self, *margins: float) -> None:
+        super().__init__(1.0)
+        self.parts = [SimpleNamespace(margin=margin, calls=0) for margin in margins]
+        self.first = True
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        self.kept = float(images.detach().mean())
+        vars(self).pop("first", None)
+        for part in self.parts:
+            part.calls += 1
+        return super().forward(images, texts, person_ids)
+
+
+def test_settings_held_are_those_before_with_what_was_set_since() -> None:
+    loss, features = Cached(1.0, 2.0), torch.ones(2, 3)
+    before = describe(loss)
+    with settings_held([loss]):
+        loss(features, features, None)
+        assert describe(loss) == before
+    assert describe(loss) == describe([loss])[0] == before
+    loss.parts[1].margin = 9.0
+    assert describe(loss) == describe(Cached(1.0, 9.0))
+    with settings_held([loss]):
+        loss(features, features, None)
+    assert describe(loss) == describe(Cached(1.0, 9.0))
+    loss.parts.append(SimpleNamespace(margin=3.0, calls=0))
+    loss.more = "set"
+    del loss.margin
+    now = describe(loss)
+    assert [part["margin"] for part in now["parts"]] == [1.0, 9.0, 3.0]
+    assert now["more"] == "set"
+    assert "margin" not in now
+    assert "kept" not in now
+    assert now["first"]
+
+
+def test_settings_held_where_the_block_fails() -> None:
+    loss = Remembering()
+    with pytest.raises(ZeroDivisionError), settings_held([loss]):
+        loss.calls = 1 // 0
+    loss.calls += 1
+    assert describe(loss)["calls"] == 1
+
+
+@pytest.mark.parametrize("make_loss", [ContrastiveLoss, Remembering, lambda: NITCLoss(rising_steps=10)])
+@pytest.mark.parametrize("hold", [lambda stage: stage.losses, lambda stage: stage.losses["m"], lambda stage: stage])
+def test_trainer_made_again_takes_a_function_that_holds_the_losses(
+    make: Any, model: PromptedCLIP, make_loss: Any, hold: Any
+) -> None:
+    def run(stages: list[Stage], weight: float = 1.0) -> None:
+        held = hold(stages[0])
+        stages[0].weights["m"] = weight
+        make(stages=stages, evaluate=lambda _: {"x": float(bool(held))}).fit()
+
+    stages = prompts_only(model, make_loss())
+    run(stages)
+    run(stages)
+    run(prompts_only(model, make_loss()))  # as in another process
+    with pytest.raises(CheckpointError, match=r"weights\.m was 1\.0, is 2\.0"):
+        run(stages, weight=2.0)
+
+
+def test_trainer_made_again_takes_a_loss_that_two_stages_share(make: Any, model: PromptedCLIP) -> None:
+    def shared() -> list[Stage]:
+        loss = Remembering()
+        return [Stage(name, model, trains=["prompts"], losses={"m": loss}) for name in ("first", "second")]
+
+    stages = shared()
+    make(stages=stages).fit()
+    make(stages=stages).fit()
+    make(stages=shared()).fit()
+
+
+def test_description_passes_over_a_trainer_wherever_its_class_is(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Trainer):
+        pass
+
+    monkeypatch.setattr(Trainer, "__module__", "somewhere.else")
+    for kind in (Trainer, Own):
+        assert describe({"trainer": object.__new__(kind)}) == {"trainer": None}
 
 
 def stop(entry: Any, _: Any) -> None:

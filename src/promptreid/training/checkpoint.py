@@ -389,7 +389,6 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
             "another output_dir"
         ) from error
     for index, stage in enumerate(stages):
-        stage.losses.hold()
         stage.losses.load_state_dict(checkpoint.take(f"losses.{index}"))
         if stage.average is not None:
             stage.average.load_state_dict(checkpoint.take(f"average.{index}"))

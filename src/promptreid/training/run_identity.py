@@ -5,9 +5,9 @@ import math
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
@@ -18,6 +18,7 @@ from logging import Handler, Logger
 from pathlib import PurePath
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -32,8 +33,11 @@ _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is 
 _LONGEST = 4096  # letters of what an object holds
 # Nobody knows whether what these hold was set or only happened.
 _HAPPENED = (Logger, Handler, IOBase)
-_TRAINER = f"{__name__.rpartition('.')[0]}.trainer"
 _NOT_SETTINGS = {*vars(nn.Module()), "training"}
+
+
+class Undescribed:
+    """Base of what `describe` passes over wherever it is held, since a run describes its parts itself: the trainer."""
 
 
 def run_identity(model: PromptedCLIP, train_data: Any, **settings: Any) -> dict[str, Any]:
@@ -82,6 +86,50 @@ def _is_run(description: Any) -> bool:
     return isinstance(description, dict) and "prompts" in description
 
 
+_NOTHING = object()
+# What modules that have trained were before it, and after it; the latter is not known yet of those that are training.
+_TRAINED: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+
+
+@contextmanager
+def settings_held(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """Let `describe` take modules, inside the block and after it, as they were set before it.
+
+    Training, or a checkpoint that is loaded, changes what a loss holds, such as the steps that it counts, and that is
+    no setting. What is set after the block is one: it counts as it is, and the rest as it was before.
+    """
+    before = {module: describe(module) for module in modules}
+    for module, settings in before.items():
+        _TRAINED[module] = settings, _NOTHING
+    try:
+        yield
+    finally:
+        for module in before:
+            del _TRAINED[module]
+        for module, left in {module: describe(module) for module in before}.items():
+            _TRAINED[module] = before[module], left
+
+
+def _as_set(module: nn.Module, now: Any) -> Any:
+    """The description of a module without what training changed in it."""
+    before, left = _TRAINED.get(module, (now, now))
+    return before if left is _NOTHING else _edited(before, left, now)
+
+
+def _edited(before: Any, left: Any, now: Any) -> Any:
+    """What was before, with the changes that lead from what training left to what is now."""
+    if now == left:
+        return before
+    three = before, left, now
+    if all(isinstance(each, dict) for each in three):
+        names = dict.fromkeys([*before, *now])
+        found = {name: _edited(*(each.get(name, _NOTHING) for each in three)) for name in names}
+        return {name: item for name, item in found.items() if item is not _NOTHING}
+    if all(isinstance(each, list) for each in three) and len(before) == len(left) == len(now):
+        return [_edited(*items) for items in zip(*three, strict=True)]
+    return now
+
+
 _Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the object, which it keeps there, and what it is
 
 
@@ -116,8 +164,8 @@ def describe(value: Any, *, depth: int = _DEPTH, seen: _Seen | None = None) -> A
 
 
 def _described(value: Any, within: Any, depth: int) -> Any:
-    if any(each.__module__ == _TRAINER for each in type(value).__mro__):
-        return None  # as while the first one was made: what it trains, and how, is described elsewhere
+    if isinstance(value, Undescribed):
+        return None  # as while the first one was made
     if depth == 0:
         return _by_repr(value)
     if isinstance(value, Mapping):
@@ -126,7 +174,8 @@ def _described(value: Any, within: Any, depth: int) -> Any:
         return sorted(json.dumps(within(item)) for item in cast(AbstractSet[Any], value))
     if isinstance(value, Sequence):
         return _short([within(item) for item in cast(Sequence[Any], value)])
-    return _describe_object(value, within)
+    described = _describe_object(value, within)
+    return _as_set(value, described) if isinstance(value, nn.Module) else described
 
 
 def _describe_object(value: Any, within: Any) -> Any:

@@ -25,6 +25,7 @@ from promptreid.training.parameters import (
     trained_names,
     trained_parameters,
 )
+from promptreid.training.run_identity import describe
 from promptreid.training.stage_losses import Losses, LossFunction, needs_of
 
 Algorithm = Literal["adamw", "adam", "sgd"]
@@ -230,8 +231,8 @@ class Stage:
 
     @property
     def loss_settings(self) -> dict[str, Any]:
-        """The losses' own settings: as they are, or of losses that have trained as they were before."""
-        return self.losses.described()
+        """The losses' own settings by name, without what training changed in them."""
+        return {name: describe(loss) for name, loss in self.losses.items()}
 
     def settings(self) -> dict[str, Any]:
         """The settings that must match a checkpoint's to resume from it, for JSON."""

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from promptreid.losses.self_consistency import FrozenFeatures
-from promptreid.training.run_identity import describe
 
 LossFunction = Callable[..., Tensor]
 
@@ -18,6 +17,9 @@ class Losses(nn.ModuleDict):
 
     Add your own loss as to a dictionary, before the `Trainer` or the optimiser is made: a module, or a
     function of image features, text features and person ids. Its weight is 1 unless `weights` says another.
+
+    What a loss holds when a trainer is made is a setting of its run, but for what an earlier trainer changed in it,
+    such as the steps that it counts: that is taken as if nothing had trained yet.
 
     Args:
         losses: Modules or functions by name.
@@ -41,7 +43,6 @@ class Losses(nn.ModuleDict):
     def __init__(self, losses: Mapping[str, nn.Module | LossFunction]) -> None:
         super().__init__()
         self.weights: dict[str, float] = {}
-        self._held: dict[nn.Module, Any] = {}
         for name, loss in losses.items():
             self[name] = loss
 
@@ -70,18 +71,6 @@ class Losses(nn.ModuleDict):
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         del self.weights[name]
-
-    def described(self) -> dict[str, Any]:
-        """Each loss's own settings for a run's identity: as they are, or as they were when they were held."""
-        return {name: self._held[loss] if loss in self._held else describe(loss) for name, loss in self.items()}
-
-    def hold(self) -> None:
-        """Keep the settings as they are, before training or a checkpoint changes what the losses hold.
-
-        A loss that is set later counts as it is. One that has trained is changed by setting another in its place.
-        """
-        described = self.described()
-        self._held = {loss: described[name] for name, loss in self.items()}
 
     @property
     def needs(self) -> frozenset[Need]:

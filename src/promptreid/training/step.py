@@ -151,7 +151,6 @@ class RunningStage:
         chunk_size: int | None = None,
         compile: bool = False,
     ) -> None:
-        stage.losses.hold()
         stage.prepare()
         optimizer = stage.optimizer(fused=accelerator.scaler is None)
         self.stage = stage

@@ -42,14 +42,14 @@ from promptreid.training.processes import failing_together, first_rank, in_preci
 from promptreid.training.recipe import as_stages
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
-from promptreid.training.run_identity import evaluate_identity, run_identity
+from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
 _log = logging.getLogger("promptreid.training")
 
 
-class Trainer:
+class Trainer(Undescribed):
     """Runs stages one after another, on one device or, under `accelerate launch` or `torchrun`, on many.
 
     A killed run resumes from its last checkpoint when the same command is run again, and ends as it would have ended
@@ -233,6 +233,7 @@ class Trainer:
         )
         with ExitStack() as stack:
             stack.enter_context(in_precision(self.mixed_precision))
+            stack.enter_context(settings_held(loss for stage in self.stages for loss in stage.losses.values()))
             with failing_together():
                 if self._accelerator.is_main_process:
                     stack.enter_context(self.folder.held(self.last_checkpoint))
