@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +9,7 @@ from promptreid import PromptConfig, PromptedCLIP
 from promptreid.errors import CheckpointError
 from promptreid.hub import manifest as manifest_module
 from promptreid.hub.manifest import FORMAT_VERSION, parse_manifest
+from promptreid.prompts import config as config_module
 
 
 def edited(manifest, **changes) -> bytes:
@@ -221,6 +223,44 @@ def test_prompts_too_large_to_be_saved_are_refused_when_they_are_made(clip, monk
         PromptedCLIP(clip, config)
     monkeypatch.undo()
     PromptedCLIP(clip, config)  # it was left bare
+
+
+@pytest.mark.parametrize("kind", ["independent", "prefix", "grouped", "coupled"])
+def test_prompts_too_large_to_be_saved_are_refused_before_they_take_memory(clip, monkeypatch, kind):
+    config = PromptConfig(kind=kind, groups=("a", "b") if kind == "grouped" else ())
+    made = []
+    for name in ("zeros", "ones", "randn"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *size, make=make, **how: made.append(make(*size, **how)) or made[-1])
+    monkeypatch.setattr(manifest_module, "_MOST_ELEMENTS_OF", dict.fromkeys([kind], 600))
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"prompts have [\d,]+ numbers, expected at most 600; give fewer"):
+        PromptedCLIP(clip, config)
+    assert made
+    assert all(tensor.is_meta for tensor in made)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_prefix_of_more_numbers_than_a_file_holds_is_refused(clip):
+    config = PromptConfig(kind="prefix", vision_length=65536)
+    with pytest.raises(ValueError, match=r"prompts have [\d,]+ numbers, expected at most 8,388,608"):
+        PromptedCLIP(clip, config)
+    model = PromptedCLIP(clip, PromptConfig(kind="prefix", vision_length=1))
+    before = model.prompt_state_dict()
+    with pytest.raises(ValueError, match="expected at most 8,388,608"):
+        model.attach(config)
+    assert model.config.vision_length == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.prompt_state_dict().items())
+
+
+def test_limits_are_stated_where_they_are_met():
+    stated = " ".join(PromptConfig.__doc__.split())
+    for most in (*config_module._MOST.values(), config_module.MOST_LAYERS, config_module._MOST_GROUPS):
+        assert f"{most:,}" in stated
+    assert f"{config_module._LONGEST_GROUP} letters" in stated
+    assert f"{config_module._MOST_GROUP_BYTES:,} bytes" in stated
+    for most in {manifest_module._MOST_ELEMENTS, *manifest_module._MOST_ELEMENTS_OF.values()}:
+        assert f"{most:,}" in PromptedCLIP.__doc__
 
 
 def test_border_of_many_pixels_is_read_from_a_file(make_manifest):

@@ -76,7 +76,8 @@ class PromptedCLIP(nn.Module):
     Raises:
         UnsupportedTowerError: A tower is of a kind that prompts cannot be put into.
         AttachmentError: The model already carries prompts, or was compiled.
-        ValueError: The configuration does not fit the towers.
+        ValueError: The configuration does not fit the towers, or its prompts have more numbers than a file of them may
+            have: 2**23 = 8,388,608, or 2**27 = 134,217,728 of coupled and grouped ones. Your own kinds have no limit.
 
     Example:
         >>> import torch
@@ -128,7 +129,7 @@ class PromptedCLIP(nn.Module):
             initialize: Start them; `False` leaves them zero.
 
         Raises:
-            ValueError: The configuration does not fit the towers; the prompts before stay as they are.
+            ValueError: As of `PromptedCLIP`; the prompts before stay as they are.
         """
         before = [encoder for encoder in (self.vision, self.text) if encoder.prompts.attached]
         self.detach()
@@ -434,7 +435,7 @@ class PromptedCLIP(nn.Module):
 
         Raises:
             KeyError: There is no set of that name.
-            ValueError: The set's configuration does not fit the towers; the one before stays in use.
+            ValueError: The set's configuration is refused, as by `PromptedCLIP`; the one before stays in use.
         """
         if name not in self._prompt_sets:
             raise KeyError(f"there are no prompts {name!r}; the model holds {', '.join(self._prompt_sets)}")

@@ -85,7 +85,6 @@ class PromptedVisionEncoder(PromptCarrier):
     ) -> None:
         check_choice("place", place, VISION_PLACES)
         tower = find_vision_tower(clip)
-        own: PromptKind
         if prompts is not None:
             own = make_own(
                 prompts,
@@ -94,22 +93,16 @@ class PromptedVisionEncoder(PromptCarrier):
                 position_embedding=position_embedding or None,
                 place=None if place == "auto" else place,
             )
-        elif isinstance(tower, TokenTower) and place == "auto":
-            own = BlockTokens(
-                tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
-            )
         else:
-            refuse_options(
-                f"prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on the image's border, or "
-                "tokens in the attention pool of a ModifiedResNet",
-                depth=None if depth == 1 else depth,
-                position_embedding=position_embedding or None,
-                initialization=None if initialization == "normal" else initialization,
+            own = fitting_prompts(
+                tower,
+                length,
+                depth=depth,
+                position_embedding=position_embedding,
+                initialization=initialization,
+                place=place,
+                sequence_first=sequence_first,
             )
-            if isinstance(tower, PixelTower) and place == "auto":
-                own = BorderPixels(tower, length)
-            else:
-                own = AttentionPoolTokens(tower, length)
         encode: Any = clip.encode_image
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_images(clip)), trim=trim)
 
@@ -150,3 +143,34 @@ class PromptedVisionEncoder(PromptCarrier):
                     f"images hold values up to {largest:.0f}, expected about -3 to 3, as model.eval_transform makes "
                     "them; are these pixels of 0 to 255?"
                 )
+
+
+def fitting_prompts(
+    tower: TokenTower | PixelTower,
+    length: int,
+    *,
+    depth: int | None,
+    position_embedding: bool,
+    initialization: Initialization | None,
+    place: VisionPlace,
+    sequence_first: bool,
+) -> PromptKind:
+    """The built-in kind of separate prompts that fits an image tower; arguments as of `PromptedVisionEncoder`.
+
+    Raises:
+        ValueError: An option does not fit the tower.
+    """
+    if isinstance(tower, TokenTower) and place == "auto":
+        return BlockTokens(
+            tower, length, depth=depth, position_embedding=position_embedding, sequence_first=sequence_first
+        )
+    refuse_options(
+        f"prompts of this {tower.kind} are not in blocks of tokens: it takes pixels on the image's border, or tokens "
+        "in the attention pool of a ModifiedResNet",
+        depth=None if depth == 1 else depth,
+        position_embedding=position_embedding or None,
+        initialization=None if initialization == "normal" else initialization,
+    )
+    if isinstance(tower, PixelTower) and place == "auto":
+        return BorderPixels(tower, length)
+    return AttentionPoolTokens(tower, length)

@@ -2,12 +2,13 @@
 
 from typing import TypedDict, cast
 
+import torch
 from torch import nn
 
 from promptreid.hub.manifest import check_elements
 from promptreid.model.encoder import Factories, PromptFactory, refuse_options
 from promptreid.model.text import PromptedTextEncoder
-from promptreid.model.vision import PromptedVisionEncoder
+from promptreid.model.vision import PromptedVisionEncoder, fitting_prompts
 from promptreid.prompts.attention_prefix import AttentionPrefix
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.border_pixels import BorderPixels
@@ -41,66 +42,158 @@ def wrap(
     Raises:
         UnsupportedTowerError, AttachmentError, ValueError: As `PromptedCLIP`; the model is bare then.
     """
-    make = _wrap_coupled if config.kind == "coupled" else _wrap_each
-    vision, text = make(clip, config, factories, setup, initialize=initialize)
+    if config.kind == "coupled":
+        refuse_options(
+            'kind is "coupled", which makes the prompts of both towers',
+            **{f"{tower}_prompts": factory for tower, factory in factories.items()},
+        )
+    if not any(factories.values()):  # a kind of the user's own may be one that is never saved
+        _check_size(clip, config, setup, initialize=initialize)
+    if config.kind != "coupled":
+        vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
+        try:
+            return vision, _text_encoder(clip, config, factories, setup, initialize=initialize)
+        except Exception:
+            vision.detach()
+            raise
+    text = _text_encoder(clip, config, factories, setup, initialize=initialize)
     try:
-        if not any(factories.values()):  # a kind of the user's own may be one that is never saved
-            tensors = [*vision.state_dict().values(), *text.state_dict().values()]
-            check_elements([tensor.shape for tensor in tensors], config.kind)
-    except ValueError:
-        vision.detach()
+        return _vision_encoder(clip, config, factories, setup, initialize=initialize, text=text.prompts), text
+    except Exception:
         text.detach()
         raise
-    return vision, text
 
 
-def _wrap_each(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
-) -> tuple[PromptedVisionEncoder, PromptedTextEncoder]:
-    vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
-    try:
-        text = _text_encoder(clip, config, factories, setup, depth=config.text_depth, initialize=initialize)
-    except Exception:
-        vision.detach()
-        raise
-    return vision, text
+def _check_size(clip: nn.Module, config: PromptConfig, setup: Setup, *, initialize: bool) -> None:
+    """Refuse prompts of more numbers than a file of them may have, before any memory is taken for them."""
+    towers = find_vision_tower(clip), find_text_tower(clip)
+    make_text = _text_prompts(clip, config, setup)
+    with torch.device("meta"):  # where tensors have a shape and no content
+        if config.kind == "coupled":
+            text = make_text(towers[1])
+            vision = _vision_prompts(config, setup, initialize=initialize, text=text)(towers[0])
+        else:
+            vision = _vision_prompts(config, setup, initialize=initialize)(towers[0])
+            text = make_text(towers[1])
+    check_elements([tensor.shape for kind in (vision, text) for tensor in kind.state_dict().values()], config.kind)
 
 
-def _wrap_coupled(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
-) -> tuple[PromptedVisionEncoder, PromptedTextEncoder]:
-    refuse_options(
-        'kind is "coupled", which makes the prompts of both towers',
-        **{f"{tower}_prompts": factory for tower, factory in factories.items()},
+def _vision_encoder(
+    clip: nn.Module,
+    config: PromptConfig,
+    factories: Factories,
+    setup: Setup,
+    *,
+    initialize: bool,
+    text: PromptKind | None = None,
+) -> PromptedVisionEncoder:
+    """The image encoder; `text` are the prompts that coupled ones are made of."""
+    initialization = config.vision_initialization if initialize else None
+    if factories["vision"] is None:
+        built_in = _vision_prompts(config, setup, initialize=initialize, text=text)
+        return PromptedVisionEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
+    return PromptedVisionEncoder(
+        clip,
+        config.vision_length,
+        depth=config.vision_depth,
+        position_embedding=config.position_embedding,
+        initialization=initialization,
+        place=config.vision_place,
+        prompts=factories["vision"],
+        **setup,
     )
-    tower = find_vision_tower(clip)
+
+
+def _text_encoder(
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+) -> PromptedTextEncoder:
+    initialization = config.text_initialization if initialize else None
+    if factories["text"] is None:
+        built_in = _text_prompts(clip, config, setup)
+        return PromptedTextEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
+    return PromptedTextEncoder(
+        clip,
+        config.text_length,
+        depth=config.text_depth,
+        position_embedding=config.position_embedding,
+        initialization=initialization,
+        slot=config.text_slot,
+        prompts=factories["text"],
+        **setup,
+    )
+
+
+def _vision_prompts(
+    config: PromptConfig, setup: Setup, *, initialize: bool, text: PromptKind | None = None
+) -> PromptFactory:
+    """Makes the image prompts of a built-in kind."""
+    if config.kind == "coupled":
+        return _coupled(config, setup, cast("BlockTokens", text))  # whose factory made no others
+    if config.kind == "prefix":
+        return _prefix(setup, config.vision_length, config.vision_depth)
+    if config.kind == "grouped":
+        return _grouped(config, setup)
+
+    def make(tower: TokenTower | PixelTower) -> PromptKind:
+        return fitting_prompts(
+            tower,
+            config.vision_length,
+            depth=config.vision_depth,
+            position_embedding=config.position_embedding,
+            initialization=config.vision_initialization if initialize else None,
+            place=config.vision_place,
+            sequence_first=setup["sequence_first"],
+        )
+
+    return make
+
+
+def _text_prompts(clip: nn.Module, config: PromptConfig, setup: Setup) -> PromptFactory:
+    """Makes the text prompts of a built-in kind.
+
+    Raises:
+        ValueError: They are to be coupled, and the image tower has no blocks.
+    """
+    if config.kind == "prefix":
+        return _prefix(setup, config.text_length, config.text_depth)
+    depth = config.text_depth
+    if config.kind == "coupled":
+        both = min(_number_of_blocks(find_vision_tower(clip)), len(find_text_tower(clip).blocks))
+        depth = depth or both
+
+    def make(tower: TokenTower) -> PromptKind:
+        return BlockTokens(
+            tower,
+            config.text_length,
+            depth=depth,
+            position_embedding=config.position_embedding,
+            slot=config.text_slot,
+            sequence_first=setup["sequence_first"],
+        )
+
+    return make
+
+
+def _number_of_blocks(tower: TokenTower | PixelTower) -> int:
+    """How many blocks an image tower has for coupled prompts."""
     if isinstance(tower, PixelTower):
         raise ValueError(
             f'kind is "coupled", but this {tower.kind} has no blocks that tokens pass through, which image prompts '
             'could be projected into; choose kind="independent"'
         )
-    both = min(len(tower.blocks), len(find_text_tower(clip).blocks))
-    text = _text_encoder(clip, config, factories, setup, depth=config.text_depth or both, initialize=initialize)
+    return len(tower.blocks)
 
-    def project(tower: TokenTower) -> PromptKind:
+
+def _coupled(config: PromptConfig, setup: Setup, text: BlockTokens) -> PromptFactory:
+    def make(tower: TokenTower) -> PromptKind:
         return CoupledTokens(
             tower,
-            cast("BlockTokens", text.prompts),  # no factory of the user's made others
+            text,
             position_embedding=config.position_embedding,
             sequence_first=setup["sequence_first"],
         )
 
-    try:
-        vision = PromptedVisionEncoder(
-            clip,
-            initialization=config.vision_initialization if initialize else None,
-            trim=setup["trim"],
-            prompts=project,
-        )
-    except Exception:
-        text.detach()
-        raise
-    return vision, text
+    return make
 
 
 def _grouped(config: PromptConfig, setup: Setup) -> PromptFactory:
@@ -134,42 +227,3 @@ def _prefix(setup: Setup, length: int, depth: int | None) -> PromptFactory:
         return BorderPixels(tower, 0)
 
     return make
-
-
-def _vision_encoder(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
-) -> PromptedVisionEncoder:
-    initialization = config.vision_initialization if initialize else None
-    if factories["vision"] is None and config.kind in ("prefix", "grouped"):
-        prefix = _prefix(setup, config.vision_length, config.vision_depth)
-        own = prefix if config.kind == "prefix" else _grouped(config, setup)
-        return PromptedVisionEncoder(clip, initialization=initialization, prompts=own, trim=setup["trim"])
-    return PromptedVisionEncoder(
-        clip,
-        config.vision_length,
-        depth=config.vision_depth,
-        position_embedding=config.position_embedding,
-        initialization=initialization,
-        place=config.vision_place,
-        prompts=factories["vision"],
-        **setup,
-    )
-
-
-def _text_encoder(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, depth: int | None, initialize: bool
-) -> PromptedTextEncoder:
-    initialization = config.text_initialization if initialize else None
-    if factories["text"] is None and config.kind == "prefix":
-        prefix = _prefix(setup, config.text_length, depth)
-        return PromptedTextEncoder(clip, initialization=initialization, prompts=prefix, **setup)
-    return PromptedTextEncoder(
-        clip,
-        config.text_length,
-        depth=depth,
-        position_embedding=config.position_embedding,
-        initialization=initialization,
-        slot=config.text_slot,
-        prompts=factories["text"],
-        **setup,
-    )

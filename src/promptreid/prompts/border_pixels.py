@@ -41,7 +41,7 @@ class BorderPixels(PromptKind):
                 f"give at most {min(tower.image_size) // 2}, 4 to 16 are usual"
             )
         height, width = tower.image_size
-        border = torch.ones(height, width, dtype=torch.bool)
+        border = torch.ones(height, width, dtype=torch.bool, device="cpu")  # their number depends on the values
         border[length : height - length, length : width - length] = False
         # Their indices in the flattened image, row by row.
         self.register_buffer("pixels", border.flatten().nonzero().flatten(), persistent=False)

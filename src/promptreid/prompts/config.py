@@ -52,9 +52,11 @@ class PromptConfig:
         groups: Names of the groups of grouped prompts, such as the cameras of the training images.
 
     Raises:
-        ValueError: A length is negative, a depth is below 1, or a name is unknown; prompts are coupled, and lengths or
-            depths differ; an option is set that the kind does not have; or grouped prompts have no groups, or some
-            whose names a file of prompts cannot hold, such as one with a no-break space.
+        ValueError: A length is negative, above 4,096 for text or above 65,536 for images; a depth is below 1 or above
+            1,024; a name is unknown; prompts are coupled, and lengths or depths differ; an option is set that the kind
+            does not have; or grouped prompts have no groups, more than 4,096, a name of more than 512 letters, names
+            of more than 32,768 bytes in all, as JSON writes them, or some that a file of prompts cannot hold, such as
+            one with a no-break space.
         TypeError: A length or depth is not a whole number, `position_embedding` not a bool, or a group's name not text.
 
     Example:
