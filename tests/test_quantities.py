@@ -1,4 +1,4 @@
-"""Numbers as they are given: numpy's and tensors' become plain, and what is none is refused by name."""
+"""Settings as they are given: numbers become plain, and what is no number or no choice is refused by name."""
 
 from fractions import Fraction
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.quantities import optional_whole_number, real_number, whole_number
+from promptreid.quantities import check_choice, optional_whole_number, real_number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
@@ -75,3 +75,11 @@ def test_number_that_is_not_known_is_refused_by_name(value: Any) -> None:
 def test_long_value_is_not_shown_whole(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^length is .{,80}, expected"):
         whole_number("length", value, maximum=10)
+
+
+@pytest.mark.parametrize("value", ["FAST", "", None, 1, ["fast"], pytest.param(10**5000, id="long")])
+@pytest.mark.parametrize("choices", [("fast", "slow"), {"fast": 1, "slow": 2}])
+def test_check_choice_refuses_anything_else_by_name(value: Any, choices: Any) -> None:
+    check_choice("mode", "fast", choices)
+    with pytest.raises(ValueError, match=r"^mode is .{,80}, expected one of fast, slow$"):
+        check_choice("mode", value, choices)

@@ -20,7 +20,7 @@ from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
-from promptreid.prompts.config import check_choice
+from promptreid.quantities import check_choice
 from promptreid.scores import ZERO_SHOT
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -28,10 +28,10 @@ from promptreid.training.callbacks import Evaluate
 from promptreid.training.checkpoint import FORMER_NAMES
 from promptreid.training.display import bars_can_move
 from promptreid.training.processes import best_device, failing_together
-from promptreid.training.recipe import Recipe, TwoStageSchedule, as_stages
+from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
-from promptreid.training.stage import Stage
+from promptreid.training.stage import Stage, as_stages
 from promptreid.training.trainer import Trainer
 
 _NOTE = "identity.json"

@@ -1,5 +1,6 @@
-"""Numbers that are given as settings, checked and made plain: JSON and checkpoints take no others."""
+"""Numbers and choices that are given as settings, checked and made plain: JSON and checkpoints take no others."""
 
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,12 +25,12 @@ def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: 
     """
     plain, wanted = _plain(value), "" if minimum is None else f" of at least {minimum}"
     if isinstance(plain, bool) or not isinstance(plain, Integral):
-        raise TypeError(f"{name} is {_shown(value)}, expected a whole number{wanted}")
+        raise TypeError(f"{name} is {shown(value)}, expected a whole number{wanted}")
     number = int(plain)
     if minimum is not None and number < minimum:
-        raise ValueError(f"{name} is {_shown(number)}, expected at least {minimum}")
+        raise ValueError(f"{name} is {shown(number)}, expected at least {minimum}")
     if maximum is not None and number > maximum:
-        raise ValueError(f"{name} is {_shown(number)}, expected at most {maximum}")
+        raise ValueError(f"{name} is {shown(number)}, expected at most {maximum}")
     return number
 
 
@@ -58,11 +59,31 @@ def real_number(name: str, value: Any) -> float:
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise TypeError(f"{name} is {_shown(value)}, expected a number")
+        raise TypeError(f"{name} is {shown(value)}, expected a number")
     try:
         return float(plain)
     except OverflowError as error:
-        raise ValueError(f"{name} is {_shown(value)}, expected a number that a float can hold") from error
+        raise ValueError(f"{name} is {shown(value)}, expected a number that a float can hold") from error
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a setting that is none of the names that it may have.
+
+    Args:
+        name: Names the setting in errors.
+        value: What was given.
+        choices: The names.
+
+    Raises:
+        ValueError: It is something else.
+
+    Example:
+        >>> check_choice("mode", "fast", ("exact", "approximate"))
+        Traceback (most recent call last):
+        ValueError: mode is 'fast', expected one of exact, approximate
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
 
 
 def _plain(value: Any) -> Any:
@@ -75,7 +96,7 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The beginning of a value, which may come from a stranger's file and be long."""
     try:
         return repr(value)[:60]

@@ -42,6 +42,12 @@ def test_refusal_of_what_may_come_from_a_file_is_short(arguments):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("name", ["text_slot", "position_embedding", "groups"])
+def test_number_too_long_to_be_written_out_is_refused_by_name(name):
+    with pytest.raises((ValueError, TypeError), match=f"^{name} is a number of thousands of digits, expected"):
+        PromptConfig(**{name: 10**5000})
+
+
 def test_prompts_longer_than_the_sequence_are_refused(clip):
     # A 4 x 2 grid and the class token: nine tokens, eight of them after the class token.
     PromptedVisionEncoder(clip, 8).detach()

@@ -1,12 +1,10 @@
-"""What an argument may be, checked before any work: numbers, files and folders to read or to write."""
+"""The types of arguments, which argparse applies: numbers, files and folders to read or to write."""
 
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
-
-from promptreid.errors import shell_word
 
 
 def whole(lowest: int, highest: int | None = None, *, why: str = "") -> Callable[[str], int]:
@@ -94,46 +92,6 @@ def file_to_write(*endings: str) -> Callable[[str], Path]:
 def _check_writable(text: str, folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"is {text}, but you may not write into {folder.absolute()}; give another")
-
-
-def check_file(option: str, path: Path | None) -> None:
-    """Refuse an argument that is not a file, before any work.
-
-    Raises:
-        ValueError: The argument is not a file.
-    """
-    if path is not None and not path.is_file():
-        reason = "that is a folder or a device" if path.exists() else "there is no such file"
-        raise ValueError(f"{option} is {path}, but {reason}; check the path")
-
-
-def check_own_folder(option: str, place: Path, images: Path) -> None:
-    """Refuse a new gallery or store among images or in a dataset, whose folder would then be taken for one.
-
-    Args:
-        option: `--output` or `--store`.
-        place: The folder that it names.
-        images: The folder of images that is to be indexed.
-
-    Raises:
-        ValueError: `place` holds `images`, other images or a dataset.
-    """
-    from promptreid.data.image_files import IMAGE_ENDINGS
-    from promptreid.data.reader import holds_dataset
-
-    found = ""
-    if images.resolve().is_relative_to(place.resolve()):
-        found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
-    elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.glob("[!.]*")):
-        found = "a folder of images"
-    elif place.is_dir() and holds_dataset(place):
-        found = "a dataset's folder"
-    if found:
-        noun = "gallery" if option == "--output" else "store"
-        raise ValueError(
-            f"{option} is {place}, which is {found}; a {noun} needs a folder of its own: promptreid index "
-            f"{shell_word(images)} {option} {noun}"
-        )
 
 
 def saved_model(text: str) -> str:

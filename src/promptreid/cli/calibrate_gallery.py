@@ -5,8 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.argument_types import check_file, folder_to_read, gallery_place, some_path
-from promptreid.cli.options import ModelArguments, add_data_arguments, add_model_arguments, load_split, refuse_unused
+from promptreid.cli.argument_types import folder_to_read, gallery_place, some_path
+from promptreid.cli.options import (
+    ModelArguments,
+    add_data_arguments,
+    add_model_arguments,
+    check_file,
+    load_split,
+    refuse_unused,
+)
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import check_gallery_folder, open_gallery
 from promptreid.cli.typed_sentences import read_sentences

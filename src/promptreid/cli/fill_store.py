@@ -1,4 +1,4 @@
-"""How `promptreid index` fills a store: this process's share of a folder."""
+"""How `promptreid index` fills a store: this process's share of a folder; and where new features may be kept."""
 
 import argparse
 import os
@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.argument_types import check_own_folder
 from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
@@ -94,6 +93,35 @@ def _open_or_make(console: Output, work: StoreWork, model: ModelArguments) -> "S
         return StoredGallery.create(work.store, encoder, storage=storage, notes=notes)
     except FileExistsError:
         return _opened(work, model)
+
+
+def check_own_folder(option: str, place: Path, images: Path) -> None:
+    """Refuse a new gallery or store among images or in a dataset, whose folder would then be taken for one.
+
+    Args:
+        option: `--output` or `--store`.
+        place: The folder that it names.
+        images: The folder of images that is to be indexed.
+
+    Raises:
+        ValueError: `place` holds `images`, other images or a dataset.
+    """
+    from promptreid.data.image_files import IMAGE_ENDINGS
+    from promptreid.data.reader import holds_dataset
+
+    found = ""
+    if images.resolve().is_relative_to(place.resolve()):
+        found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
+    elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.glob("[!.]*")):
+        found = "a folder of images"
+    elif place.is_dir() and holds_dataset(place):
+        found = "a dataset's folder"
+    if found:
+        noun = "gallery" if option == "--output" else "store"
+        raise ValueError(
+            f"{option} is {place}, which is {found}; a {noun} needs a folder of its own: promptreid index "
+            f"{shell_word(images)} {option} {noun}"
+        )
 
 
 def _opened(work: StoreWork, model: ModelArguments) -> "StoredGallery":

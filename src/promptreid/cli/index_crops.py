@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from promptreid.cli.argument_types import (
-    check_own_folder,
     file_to_write,
     folder_to_read,
     folder_to_write,
     gallery_place,
     whole,
 )
-from promptreid.cli.fill_store import StoreWork, index_into_store, shard_of_text
+from promptreid.cli.fill_store import StoreWork, check_own_folder, index_into_store, shard_of_text
 from promptreid.cli.options import (
     ModelArguments,
     add_model_arguments,

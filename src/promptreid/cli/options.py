@@ -245,6 +245,17 @@ def refuse_unused(given: Mapping[str, Any], reason: str) -> None:
         raise ValueError(f"{' and '.join(used)} would do nothing here: {reason}")
 
 
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse an argument that is not a file, before any work.
+
+    Raises:
+        ValueError: The argument is not a file.
+    """
+    if path is not None and not path.is_file():
+        reason = "that is a folder or a device" if path.exists() else "there is no such file"
+        raise ValueError(f"{option} is {path}, but {reason}; check the path")
+
+
 def check_device(device: str | None) -> str:
     """Return a device that works here; the GPU or the processor for `None`.
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptreid.cli.argument_types import check_file, folder_to_read, saved_model, some_path
+from promptreid.cli.argument_types import folder_to_read, saved_model, some_path
+from promptreid.cli.options import check_file
 from promptreid.cli.output import Output
 from promptreid.errors import shell_word
 

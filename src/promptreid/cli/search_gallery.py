@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptreid.cli.argument_types import check_file, file_to_write, gallery_place, some_path, whole
+from promptreid.cli.argument_types import file_to_write, gallery_place, some_path, whole
 from promptreid.cli.conditions import add_where_argument, as_where
 from promptreid.cli.options import (
     ModelArguments,
     ModelChoice,
     add_model_arguments,
+    check_file,
     chosen_model,
     load_model,
     refuse_unused,

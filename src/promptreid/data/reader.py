@@ -34,6 +34,7 @@ from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, counted, found_in, printable
+from promptreid.quantities import check_choice
 
 FOLDER = "folder"
 
@@ -170,8 +171,7 @@ def read_dataset(
     if layout is None:
         layout = _find_layout(Path(root), read)
     if isinstance(layout, str):
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+        check_choice("layout", layout, LAYOUTS)
         layout = LAYOUTS[layout]
     if isinstance(layout, JsonLayout):
         chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))

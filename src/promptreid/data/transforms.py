@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from promptreid.quantities import check_choice
+
 INTERPOLATIONS = ("bicubic", "bilinear")
 _REFERENCE_HEIGHT = 384
 _ERASE_PROBABILITY, _ERASE_AREA, _ERASE_RATIO, _ERASE_ATTEMPTS = 0.5, (0.02, 0.4), (0.3, 3.3), 10
@@ -210,8 +212,7 @@ def check_interpolation(interpolation: str) -> str:
     Raises:
         ValueError: It is neither `"bicubic"` nor `"bilinear"`.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     return interpolation
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from promptreid.data.dataset import CaptionsOnly, ImagesOnly
 from promptreid.data.records import ReIDSplit, check_split
 from promptreid.defaults import BATCH_SIZE
-from promptreid.model.encoding import check_prompted, on_cpu
+from promptreid.model.encoding import check_prompted, finished_features
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.quantities import whole_number
 from promptreid.towers.modes import evaluating
@@ -93,7 +93,7 @@ def encode_split(
         with torch.inference_mode():
             for start, batch in zip(count(share.start, batch_size), bar, strict=False):
                 own = {} if cameras is None else {"groups": cameras[start : start + len(batch)]}
-                features.append(on_cpu(function(batch.to(device, non_blocking=True), **own), normalize=True))
+                features.append(finished_features(function(batch.to(device, non_blocking=True), **own), normalize=True))
         # A clone made outside of inference mode may take part in autograd later.
         return join_shards(torch.cat(features).clone(), total)
 

@@ -16,7 +16,7 @@ from promptreid.losses.functional import (
     project_on_partner,
     unit_length,
 )
-from promptreid.quantities import whole_number
+from promptreid.quantities import check_choice, whole_number
 
 Classifier = Literal["linear", "norm_softmax", "cosine"]
 
@@ -76,8 +76,7 @@ class CrossModalIDLoss(nn.Module):
             raise ValueError(f"num_identities is {num_identities}; telling persons apart needs at least 2")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 <= label_smoothing < 1")
-        if classifier not in get_args(Classifier):
-            raise ValueError(f"classifier is {classifier!r}, expected one of {', '.join(get_args(Classifier))}")
+        check_choice("classifier", classifier, get_args(Classifier))
         if not 0 < scale < math.inf:
             raise ValueError(f"scale is {scale}, expected a positive number such as 30")
         self.num_identities = num_identities

@@ -11,8 +11,9 @@ from promptreid.model.encoder import PromptCarrier, PromptFactory, check_tensor,
 from promptreid.prompts.attention_pool_tokens import AttentionPoolTokens
 from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.border_pixels import BorderPixels
-from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace, check_choice
+from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace
 from promptreid.prompts.kind import PromptKind
+from promptreid.quantities import check_choice
 from promptreid.towers.families import find_vision_tower
 from promptreid.towers.initial_states import probe_images
 from promptreid.towers.modes import constants_when_traced, is_traced

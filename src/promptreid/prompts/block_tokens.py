@@ -23,9 +23,9 @@ from promptreid.prompts.config import (
     TEXT_SLOTS,
     Initialization,
     TextSlot,
-    check_choice,
 )
 from promptreid.prompts.kind import PromptKind, checked_depth
+from promptreid.quantities import check_choice
 from promptreid.towers.growth import (
     grow_bias,
     grow_mask,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
-from promptreid.quantities import optional_whole_number, whole_number
+from promptreid.quantities import check_choice, optional_whole_number, shown, whole_number
 
 PromptForm = Literal["independent", "coupled", "prefix", "grouped"]
 PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled", "prefix", "grouped")
@@ -88,7 +88,7 @@ class PromptConfig:
             depth = optional_whole_number(name, getattr(self, name), minimum=1, maximum=MOST_LAYERS)
             object.__setattr__(self, name, depth)
         if not isinstance(self.position_embedding, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"position_embedding is {_shown(self.position_embedding)}, expected True or False")
+            raise TypeError(f"position_embedding is {shown(self.position_embedding)}, expected True or False")
         for name in ("text_initialization", "vision_initialization"):
             check_choice(name, getattr(self, name), INITIALIZATIONS)
         check_choice("text_slot", self.text_slot, TEXT_SLOTS)
@@ -103,9 +103,7 @@ class PromptConfig:
             )
         for name, reason in _NOT_OF_KIND.get(self.kind, {}).items():
             if (value := getattr(self, name)) != _DEFAULTS[name]:
-                raise ValueError(
-                    f'{name} is {_shown(value)}, but kind is "{self.kind}", and {reason}. Leave {name} out'
-                )
+                raise ValueError(f'{name} is {shown(value)}, but kind is "{self.kind}", and {reason}. Leave {name} out')
 
     def _check_coupled(self) -> None:
         for name in ("length", "depth"):
@@ -147,11 +145,6 @@ _NOT_OF_KIND: dict[str, dict[str, str]] = {
 _DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(PromptConfig)}
 
 
-def _shown(value: object) -> str:
-    """The beginning of a value, which may come from a stranger's file and be long."""
-    return repr(value)[:60]
-
-
 def check_groups(groups: object) -> tuple[str, ...]:
     """Names of groups as a tuple: a list of different short texts of printable letters, as a file of prompts has them.
 
@@ -160,13 +153,13 @@ def check_groups(groups: object) -> tuple[str, ...]:
         TypeError: It is not a list of texts.
     """
     if not isinstance(groups, tuple | list):
-        raise TypeError(f"groups is {_shown(groups)}, expected a list of names")
+        raise TypeError(f"groups is {shown(groups)}, expected a list of names")
     names = tuple(cast("Sequence[Any]", groups))
     for name in names:
         _check_group(name)
     if len(set(names)) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
-        raise ValueError(f"groups has {_shown(twice)} more than once, expected names that are all different")
+        raise ValueError(f"groups has {shown(twice)} more than once, expected names that are all different")
     size = len(json.dumps(names))
     if len(names) > _MOST_GROUPS or size > _MOST_GROUP_BYTES:
         raise ValueError(
@@ -178,20 +171,14 @@ def check_groups(groups: object) -> tuple[str, ...]:
 
 def _check_group(name: object) -> None:
     if not isinstance(name, str):
-        raise TypeError(f"groups holds {_shown(name)}, expected names, such as 'cam_a'")
+        raise TypeError(f"groups holds {shown(name)}, expected names, such as 'cam_a'")
     if not 1 <= len(name) <= _LONGEST_GROUP:
-        raise ValueError(f"groups holds {_shown(name)} of {len(name)} letters, expected 1 to {_LONGEST_GROUP}")
+        raise ValueError(f"groups holds {shown(name)} of {len(name)} letters, expected 1 to {_LONGEST_GROUP}")
     odd = next((letter for letter in name if not letter.isprintable()), None)
     if odd is not None:
         better = "".join(letter if letter.isprintable() else "_" for letter in name)
         raise ValueError(
-            f"the group {_shown(name)} holds U+{ord(odd):04X} ({unicodedata.name(odd, 'a control character')}), "
+            f"the group {shown(name)} holds U+{ord(odd):04X} ({unicodedata.name(odd, 'a control character')}), "
             "expected printable letters and plain spaces, as a file of prompts has them; rename it, in the annotations "
-            f"where it is a camera, such as {_shown(better)}"
+            f"where it is a camera, such as {shown(better)}"
         )
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a `value` that is not among `choices`, naming the argument."""
-    if value not in choices:
-        raise ValueError(f"{name} is {_shown(value)}, expected one of {', '.join(choices)}")

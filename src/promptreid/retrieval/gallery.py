@@ -15,6 +15,7 @@ from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.model.encoding import EncodingOptions, check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
+from promptreid.quantities import check_choice
 from promptreid.retrieval.editing import (
     Changes,
     ImageSource,
@@ -126,8 +127,7 @@ class Gallery:
             TypeError: Metadata or notes are of a kind that JSON does not take, or arguments are swapped.
         """
         check_prompted(model)
-        if storage not in DTYPES:
-            raise ValueError(f"storage is {storage!r}, expected one of {', '.join(DTYPES)}")
+        check_choice("storage", storage, DTYPES)
         files = find_images(images, metadata=metadata)
         gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=DTYPES[storage]), index=index)
         gallery.notes.update(plain_metadata(notes or {}, "notes"))

@@ -16,6 +16,7 @@ from promptreid.data.layouts import IMAGES, PUBLISHED, JsonLayout
 from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
 from promptreid.files import rename_over
+from promptreid.quantities import check_choice
 from promptreid.synthetic.camera import CAMERAS, photograph
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick
 from promptreid.synthetic.scenes import SCENES, Caption, DescribedImage, draw_scene, write_scenes
@@ -102,8 +103,7 @@ def write_generated(
         synthetic people (CUHK-PEDES layout): train 4 persons, 8 images, 16 captions; val 2 persons, 4 images, 8 captions; test 2 persons, 4 images, 8 captions
     """  # noqa: E501
     root = Path(root)
-    if layout not in PUBLISHED:
-        raise ValueError(f"layout is {layout!r}, expected one of {', '.join(PUBLISHED)}")
+    check_choice("layout", layout, PUBLISHED)
     if num_identities is None:
         num_identities = (300, 60 if PUBLISHED[layout].has_validation else 0, 200)
     plan = _Plan(layout, num_identities, images_per_identity, float(gap), float(near_twins), seed)

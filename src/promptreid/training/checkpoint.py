@@ -21,9 +21,8 @@ from promptreid.errors import CheckpointError
 from promptreid.files import file_digest, flush, rename_over, write_bytes_atomically, write_tensors_atomically
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint
-from promptreid.training.recipe import STAGE_ONE, STAGE_TWO
 from promptreid.training.run_identity import describe, differences
-from promptreid.training.stage import Stage
+from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Stage
 from promptreid.training.step import RunningStage
 
 FORMAT = "promptreid-training"

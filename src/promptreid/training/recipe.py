@@ -1,7 +1,7 @@
 """The numbers of Prompt Decoupling, and the stages they make."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, overload
 
@@ -13,12 +13,10 @@ from promptreid.losses.functional import SamePerson, Similarity
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import optional_whole_number, whole_number
+from promptreid.quantities import check_choice, optional_whole_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
-from promptreid.training.stage import Algorithm, Stage
-
-STAGE_ONE, STAGE_TWO = "stage_one", "stage_two"  # domain adaptation, task adaptation
+from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Algorithm, Stage
 
 Matching = Literal["contrastive", "sdm", "nitc"]
 
@@ -106,8 +104,7 @@ class Recipe:
         for name in ("identity_weight", "self_consistency"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
-        if self.matching not in get_args(Matching):
-            raise ValueError(f"matching is {self.matching!r}, expected one of {', '.join(get_args(Matching))}")
+        check_choice("matching", self.matching, get_args(Matching))
 
     def with_stages(
         self, *, epochs: Sequence[int] | None = None, learning_rates: Sequence[float] | None = None
@@ -302,15 +299,3 @@ class TwoStageSchedule(Sequence[Stage]):
 
     def __len__(self) -> int:
         return len(self._stages)
-
-
-def as_stages(stages: Any) -> list[Stage]:
-    """One stage or several as a list.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    found: list[Any] = [stages] if isinstance(stages, Stage) or not isinstance(stages, Iterable) else [*stages]
-    if odd := [type(stage).__name__ for stage in found if not isinstance(stage, Stage)]:
-        raise TypeError(f"stages is or holds {odd[0]}, expected a Stage or several, such as a TwoStageSchedule")
-    return found

@@ -1,7 +1,7 @@
 """One stage of training: what trains, on which losses, at which rates."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from promptreid.losses.functional import check_labels
 from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import real_number, whole_number
+from promptreid.quantities import check_choice, real_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import (
     LayerDepths,
@@ -27,6 +27,8 @@ from promptreid.training.parameters import (
 )
 from promptreid.training.run_identity import describe
 from promptreid.training.stage_losses import Losses, LossFunction, needs_of
+
+STAGE_ONE, STAGE_TWO = "stage_one", "stage_two"  # what domain and task adaptation are called in folders and results
 
 Algorithm = Literal["adamw", "adam", "sgd"]
 
@@ -268,9 +270,7 @@ class Stage:
             )
         if not any(self.weights.values()):
             raise ValueError(f"stage {self.name!r} has the weights {self.weights}, expected at least one above 0")
-        if self.algorithm not in get_args(Algorithm):
-            expected = ", ".join(get_args(Algorithm))
-            raise ValueError(f"algorithm of stage {self.name!r} is {self.algorithm!r}, expected one of {expected}")
+        check_choice(f"algorithm of stage {self.name!r}", self.algorithm, get_args(Algorithm))
 
     def _check_needs(self) -> None:
         names = [name for name, loss in self.losses.items() if "frozen" in needs_of(loss)]
@@ -314,6 +314,18 @@ class Stage:
                 f"warmup_epochs of stage {self.name!r} is {self.warmup_epochs}, expected at least 0 and less than its "
                 f"{self.epochs} epochs"
             )
+
+
+def as_stages(stages: Any) -> list[Stage]:
+    """One stage or several as a list.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    found: list[Any] = [stages] if isinstance(stages, Stage) or not isinstance(stages, Iterable) else [*stages]
+    if odd := [type(stage).__name__ for stage in found if not isinstance(stage, Stage)]:
+        raise TypeError(f"stages is or holds {odd[0]}, expected a Stage or several, such as a TwoStageSchedule")
+    return found
 
 
 def rate_factor(step: int, *, total: int, warmup: int) -> float:

@@ -39,11 +39,10 @@ from promptreid.training.display import RunDisplay
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunLog
 from promptreid.training.processes import failing_together, first_rank, in_precision, make_accelerator
-from promptreid.training.recipe import as_stages
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
-from promptreid.training.stage import Stage
+from promptreid.training.stage import Stage, as_stages
 from promptreid.training.step import RunningStage
 
 _log = logging.getLogger("promptreid.training")
