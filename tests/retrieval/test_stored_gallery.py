@@ -194,6 +194,31 @@ def test_images_that_another_erases_meanwhile_stay_out(gallery, folder, monkeypa
     assert keys_of(gallery) == paths[3:]
 
 
+def test_image_whose_late_removal_was_interrupted_goes_with_the_next_update(gallery, folder, monkeypatch):
+    paths = sorted(map(str, folder.rglob("*.jpg")))
+    gallery.update(paths[:4], progress=False)
+    os.utime(paths[1], (1, 1))
+    other, real = StoredGallery.load(gallery.url, gallery.model), LanceStore.replace
+
+    def erased_before(*given):
+        other.erase(paths[1])
+        return real(*given)
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceStore, "replace", erased_before)
+        patch.setattr(filling, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gallery.update(paths[:4], progress=False)
+    assert keys_of(gallery) == paths[:4]
+    changes = gallery.update(paths[:4], progress=False)
+    assert (changes.unchanged, changes.excluded) == (3, (paths[1],))
+    assert keys_of(gallery) == [paths[0], *paths[2:4]]
+    assert gallery.info().deleted == 0  # no byte of it is left
+
+
 def test_image_with_an_address_for_a_key_is_found_and_erased_by_it(gallery, model):
     key = "s3://bucket/a.jpg"
     gallery.add_features(model.encode(["a man", "a woman"], progress=False), [key, "b"])

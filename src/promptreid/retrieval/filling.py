@@ -122,6 +122,9 @@ class _Filling:
         given = list({os.path.abspath(file.path): file for file in files}.items())
         known = self._store.stamps([path for path, _ in given])
         out = erased_among([path for path, _ in given], removed_digests(self._store))
+        # Erased by another process while one put them in that was then interrupted.
+        if back := sorted(out & known.keys()):
+            remove(self._store, back)
         kept = [(path, file) for path, file in given if path not in out]
         self._excluded += [path for path, _ in given if path in out]
         wanted = [(path, file) for path, file in kept if known.get(path) != file_stamp(path)]
