@@ -127,11 +127,25 @@ def test_image_that_another_removes_while_it_is_encoded_stays_out(model, index, 
     monkeypatch.setattr(editing, "encode_images", encode)
     monkeypatch.chdir(crops.parent)
     changes = index.update(crops.name, progress=False)
-    assert (changes.changed, changes.added, changes.excluded) == (1, 0, (os.path.relpath(changed),))
+    assert (changes.changed, changes.added, changes.removed, changes.excluded) == (1, 0, 0, (os.path.relpath(changed),))
     assert changed not in index.paths
     assert len(Gallery.load(index.directory)) == 7
     monkeypatch.undo()
     assert index.update(crops, progress=False).excluded == (str(changed),)
+
+
+def test_image_that_two_prune_at_once_is_counted_by_one(model, index, crops, monkeypatch):
+    index.paths[1].unlink()
+    other, real = Gallery.load(index.directory, model), editing.encode_images
+
+    def encode(*given, **options):
+        assert other.update(crops, prune=True, progress=False).removed == 1
+        return real(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing, "encode_images", lambda *given, **options: patch.undo() or encode(*given, **options))
+        assert index.update(crops, prune=True, progress=False).removed == 0
+    assert len(index) == len(other) == 7
 
 
 def gallery_of(*names):

@@ -89,7 +89,7 @@ def test_changed_new_and_unreadable_files(gallery, folder):
     (folder / "new.jpg").write_bytes(second.read_bytes())
     with pytest.warns(UserWarning, match="1 of 25 images cannot be read"):
         changes = gallery.update(folder, progress=False)
-    assert (changes.added, changes.changed, changes.unchanged) == (1, 1, 22)
+    assert (changes.added, changes.changed, changes.unchanged, changes.removed) == (1, 1, 22, 1)
     assert changes.unreadable == (str(third),)
     assert len(gallery) == 24
     assert str(third) not in names(gallery.search("a man", 24))

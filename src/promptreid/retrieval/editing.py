@@ -147,7 +147,8 @@ class Changes:
         added: New in the gallery.
         changed: Encoded again because their file had changed.
         unchanged: Left as they were.
-        removed: No longer in the gallery, because of `prune`, or because what their file is now cannot be read.
+        removed: Taken out of the gallery by this update, because of `prune`, or because what their file is now cannot
+            be read.
         unreadable: Left out because they cannot be read.
         excluded: Left out because they were removed from the gallery earlier.
         gone: Still in the gallery, and no longer on the disk; `prune` removes them.
@@ -268,15 +269,14 @@ def update_images(
     lost = {*excluded, *since, *unreadable}
     # Features of what a file was before must not be found; where the file cannot even be asked, nothing is known.
     stale = [os.path.abspath(file.path) for file in changed if file.path in lost and file_stamp(file.path)[0] >= 0]
-    removed = [*absent, *stale] if prune else stale
-    if removed:
-        store.change(removed=[int(table.ids[known[path]]) for path in removed])
+    going = [*absent, *stale] if prune else stale
+    removed = store.change(removed=[int(table.ids[known[path]]) for path in going]) if going else 0
     _warn_unreadable(unreadable, len(files))
     return Changes(
         added=sum(file.path not in lost for file in new),
         changed=sum(file.path not in lost for file in changed),
         unchanged=len(given) - len(new) - len(changed),
-        removed=len(removed),
+        removed=removed,
         unreadable=unreadable,
         excluded=(*excluded, *since),
         gone=() if prune else tuple(path for path in absent if is_gone(path)),

@@ -103,7 +103,7 @@ def fill(
             raise DatasetError("there are no images to add; give their folder, or a list of files")
         raise no_images_in(root)
     filling.warn_unreadable()
-    return filling.changes(removed=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
+    return filling.changes(pruned=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
 
 
 class _Filling:
@@ -113,7 +113,7 @@ class _Filling:
         self.seen: int = 0
         self.commits: _Commits = _Commits(store)
         self._store, self._model, self._options = store, model, options
-        self._unchanged = 0
+        self._unchanged = self._removed = 0
         self._unreadable: list[str] = []
         self._excluded: list[str] = []
 
@@ -138,10 +138,16 @@ class _Filling:
                 self.commits.put(table.select(batch.positions), batch.features, old=old)
             lost = [paths[position] for position in batch.unreadable]
             self._unreadable += lost
-            # Features of what a file was before must not be found.
-            if stale := [path for path in lost if path in known and file_stamp(path)[0] >= 0]:
-                self._store.log_action("remove", images=len(stale))
-                self._store.delete_keys(stale)
+            self._remove_stale([path for path in lost if path in known])
+
+    def _remove_stale(self, lost: Sequence[str]) -> None:
+        """Remove images whose file cannot be read any more: features of what it was before must not be found."""
+        stale = [path for path in lost if file_stamp(path)[0] >= 0]
+        there = list(self._store.stamps(stale)) if stale else []  # others may have removed some already
+        if there:
+            self._store.log_action("remove", images=len(there))
+            self._store.delete_keys(there)
+            self._removed += len(there)
 
     def warn_unreadable(self) -> None:
         """Name what was left out."""
@@ -150,13 +156,13 @@ class _Filling:
             count = f"{len(self._unreadable)} of {self.seen} images"
             warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=4)
 
-    def changes(self, *, removed: int) -> Changes:
+    def changes(self, *, pruned: int) -> Changes:
         """The counts of what was done."""
         return Changes(
             added=self.commits.added,
             changed=self.commits.changed,
             unchanged=self._unchanged,
-            removed=removed,
+            removed=self._removed + pruned,
             unreadable=tuple(self._unreadable),
             excluded=(*self._excluded, *self.commits.excluded),
         )

@@ -154,8 +154,12 @@ class GalleryState:
         added: tuple[ImageTable, Tensor] | None = None,
         header: Mapping[str, Any] | None = None,
         compact: bool = False,
-    ) -> None:
-        """Remove images by number, append others, keep more in the header: first in the folder, if any, then here."""
+    ) -> int:
+        """Remove images by number, append others, keep more in the header: first in the folder, if any, then here.
+
+        Returns:
+            How many were removed: others may have removed some already.
+        """
         with self.turn():
             exact = copy(self.exact)
             new_header = {**self.header, **(header or {})}
@@ -171,6 +175,7 @@ class GalleryState:
             self.exact, self.header = exact, new_header
             if self._other is not None:
                 _apply(self._other, removed, added)
+            return len(removed)
 
     def _log_removal(self, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:
         """Log what is removed, and not only replaced."""
