@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import threading
 
@@ -359,7 +360,18 @@ def test_notes_that_json_does_not_take_are_refused_before_anything_is_written(tm
     assert {path.name: path.read_bytes() for path in gallery.directory.iterdir()} == before
     with pytest.raises(TypeError, match="notes hold what JSON does not take"):
         gallery.save(tmp_path / "other")
+    gallery.notes["when"] = gallery.notes
+    with pytest.raises(TypeError, match="notes hold what JSON does not take"):
+        gallery.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_notes_that_json_has_no_number_for_are_null(tmp_path):
+    gallery = grown(tmp_path / "index")
+    gallery.notes.update(spread=math.nan, limits=(0.5, math.inf))
+    gallery.save()
+    json.loads((gallery.directory / "gallery.json").read_bytes(), parse_constant=pytest.fail)
+    assert Gallery.load(gallery.directory).notes == {"spread": None, "limits": [0.5, None]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -283,9 +283,9 @@ def test_float16_takes_half_and_scores_change_little(tmp_path):
 
 def test_header_is_kept_and_changed_without_a_copy_of_the_images(store):
     store.add(images(["a"]), features(1))
-    store.change_header(calibration={"threshold": 0.5})
+    store.change_header(calibration={"threshold": 0.5}, notes={"spread": float("nan")})
     again = LanceStore.open(store.place.folder)
-    assert again.header["calibration"] == {"threshold": 0.5}
+    assert (again.header["calibration"], again.header["notes"]) == ({"threshold": 0.5}, {"spread": None})
     assert (again.header["format"], again.dimensions, len(again)) == (1, DIMENSIONS, 1)
 
 

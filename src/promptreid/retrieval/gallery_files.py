@@ -20,7 +20,15 @@ from safetensors import SafetensorError
 
 from promptreid.defaults import GALLERY_FILE
 from promptreid.errors import CheckpointError
-from promptreid.files import file_digest, locked, make_private_folder, open_file, read_tensors, write_bytes_atomically
+from promptreid.files import (
+    as_json,
+    file_digest,
+    locked,
+    make_private_folder,
+    open_file,
+    read_tensors,
+    write_bytes_atomically,
+)
 from promptreid.retrieval.encode import rows_of_other_length
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
@@ -90,7 +98,7 @@ def write_gallery(
     Raises:
         FileExistsError: There is a gallery, and this one `is_new`.
     """
-    as_json(description)
+    json_bytes(description["header"].get("notes"))
     make_private_folder(folder)
     with locked(folder / LOCK, action=f"writing the gallery {folder}"):
         if is_new and not holds_nothing(folder):
@@ -128,7 +136,7 @@ def write_while_locked(
             "removed_file": removed,
             "segments": [segment.files for segment in segments],
         }
-        body = as_json(new)
+        body = json_bytes(new)
         write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -150,7 +158,7 @@ def _kept(written: list[Segment], segment: Segment) -> Segment:
 
 def _write_removed(folder: Path, marks: Any) -> dict[str, str]:
     """Write the marks of removed images to a separate file, which most changes do not touch."""
-    content = as_json(marks)
+    content = json_bytes(marks)
     name = f"removed-{secrets.token_hex(8)}.json"
     write_bytes_atomically(folder / name, content, mode=0o600)
     return {"file": name, "sha256": sha256(content).hexdigest()}
@@ -165,15 +173,15 @@ def _warn_of_leftovers(folder: Path, left: Sequence[Path]) -> None:
         )
 
 
-def as_json(description: Any) -> bytes:
-    """A description as it is written.
+def json_bytes(content: Any) -> bytes:
+    """A description, or a part of it, as it is written: with null for NaN and infinity.
 
     Raises:
-        TypeError: Notes in it are of a kind that JSON does not take.
+        TypeError: Notes in it are of a kind that JSON does not take, or hold themselves.
     """
     try:
-        return json.dumps(description).encode()
-    except (TypeError, ValueError) as error:
+        return json.dumps(as_json(content), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"the gallery's notes hold what JSON does not take ({error}); keep numbers and texts"
         ) from error

@@ -26,10 +26,10 @@ from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_files import (
     LOCK,
-    as_json,
     checked_header,
     clean,
     entry_on_disk,
+    json_bytes,
     names_of,
     read_gallery,
     write_gallery,
@@ -164,7 +164,7 @@ class GalleryState:
             exact = copy(self.exact)
             new_header = {**self.header, **(header or {})}
             if self.directory is not None:
-                as_json(new_header)  # notes that cannot be written are refused before anything is
+                json_bytes(new_header.get("notes"))  # what cannot be written is refused first
             removed = exact.chosen(removed).ids.tolist() if removed else []
             self._log_removal(removed, added)
             _apply(exact, removed, added)

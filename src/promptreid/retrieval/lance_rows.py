@@ -1,6 +1,5 @@
 """A store's tables: their columns, and images as rows of them and back."""
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from promptreid.retrieval.gallery_files import json_bytes
 from promptreid.retrieval.lance_filters import cell, column_name, from_cell, from_stored, key_of, kind_of, to_stored
 from promptreid.retrieval.table import Hit, ImageTable
 
@@ -39,7 +39,7 @@ def images_schema(header: Mapping[str, Any]) -> Any:
         *(arrow.field(name, arrow.int64(), nullable=False) for name in STAMPS),
         arrow.field(VECTOR, vector, nullable=False),
     ]
-    return arrow.schema(fields, metadata={HEADER: json.dumps(header)})
+    return arrow.schema(fields, metadata={HEADER: json_bytes(header)})
 
 
 def removed_schema() -> Any:

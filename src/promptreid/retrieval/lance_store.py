@@ -16,7 +16,7 @@ from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.retrieval.audit import audit_line, not_logged
 from promptreid.retrieval.encode import check_features, check_unit_length
 from promptreid.retrieval.filters import Where
-from promptreid.retrieval.gallery_files import Storage
+from promptreid.retrieval.gallery_files import Storage, json_bytes
 from promptreid.retrieval.lance_connection import (
     Place,
     committed,
@@ -173,8 +173,17 @@ class LanceStore:
             ) from None
 
     def change_header(self, **changes: Any) -> None:
-        """Keep something else beside the images; takes no copy of them."""
-        self._commit_dataset(lambda data: data.update_schema_metadata({HEADER: json.dumps({**self.header, **changes})}))
+        """Keep something else beside the images; takes no copy of them.
+
+        Raises:
+            TypeError: Notes are of a kind that JSON does not take.
+            StoreError: It cannot be written.
+        """
+
+        def change(data: Any) -> None:  # to what others have written by now
+            data.update_schema_metadata({HEADER: json_bytes({**self.header, **changes}).decode()})
+
+        self._commit_dataset(change)
 
     def keep_audit_log(self, keep: bool = True) -> None:
         """Log searches and removals from now on, by anybody who opens this store."""
