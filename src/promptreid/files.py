@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -12,7 +11,7 @@ import stat
 import time
 import warnings
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,6 +19,8 @@ from typing import Any, BinaryIO, cast
 from filelock import FileLock, Timeout
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
+
+from promptreid.quantities import as_json
 
 _BLOCK_BYTES = 2**20
 
@@ -240,20 +241,6 @@ def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> 
     """
     with replaced(path, mode=mode) as scratch:
         scratch.write_bytes(content)
-
-
-def as_json(content: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON has no numbers for, and lists for tuples.
-
-    Example:
-        >>> as_json({"mAP": 0.5, "spread": float("nan"), "interval": (0.25, float("inf"))})
-        {'mAP': 0.5, 'spread': None, 'interval': [0.25, None]}
-    """
-    if isinstance(content, Mapping):
-        return {key: as_json(value) for key, value in cast("Mapping[Any, Any]", content).items()}
-    if isinstance(content, list | tuple):
-        return [as_json(value) for value in cast("Sequence[Any]", content)]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def json_line(content: Any) -> str:

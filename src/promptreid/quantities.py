@@ -1,8 +1,9 @@
 """Numbers and choices that are given as settings, checked and made plain: JSON and checkpoints take no others."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 
 def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -84,6 +85,20 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
+
+
+def as_json(content: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON has no numbers for, and lists for tuples.
+
+    Example:
+        >>> as_json({"mAP": 0.5, "spread": float("nan"), "interval": (0.25, float("inf"))})
+        {'mAP': 0.5, 'spread': None, 'interval': [0.25, None]}
+    """
+    if isinstance(content, Mapping):
+        return {key: as_json(value) for key, value in cast("Mapping[Any, Any]", content).items()}
+    if isinstance(content, list | tuple):
+        return [as_json(value) for value in cast("Sequence[Any]", content)]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from promptreid.errors import printable
-from promptreid.files import as_json
+from promptreid.quantities import as_json
 
 
 class Output:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from promptreid.files import as_json, json_line, write_bytes_atomically
+from promptreid.files import json_line, write_bytes_atomically
+from promptreid.quantities import as_json
 from promptreid.training.trackers import start_trackers
 
 

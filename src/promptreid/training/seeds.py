@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
-from promptreid.files import as_json, read_sealed_json, write_sealed_json
-from promptreid.quantities import whole_number
+from promptreid.files import read_sealed_json, write_sealed_json
+from promptreid.quantities import as_json, whole_number
 from promptreid.scores import shown_score
 
 
