@@ -220,6 +220,15 @@ def locked(path: Path, *, action: str, timeout_seconds: float = -1) -> Generator
         lock.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock of a file that is there, or may hold it since the file is another user's."""
+    try:
+        with locked(path, action="holding it", timeout_seconds=0):
+            return False
+    except OSError:
+        return True
+
+
 def _number_in(lock: Path) -> str:
     """The number of the process that holds a lock, as it wrote it; empty if there is none."""
     with suppress(OSError, UnicodeDecodeError):

@@ -14,6 +14,7 @@ from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.cli import train_model as train_command
 from promptreid.cli.main import COMMANDS, main
 from promptreid.data.reader import LAYOUTS
+from promptreid.towers.tiny import TINY_ADAPTED
 
 NAMES = [
     "try",
@@ -285,6 +286,29 @@ def test_two_who_make_one_gallery_at_the_same_time_both_add_to_it(call, drawn, t
 
     monkeypatch.setattr(index_crops, "load_model", slow)
     code, answer, _ = call("index", tmp_path / "one", "--output", tmp_path / "own", "--json")
+    assert (code, answer["added"], answer["images"]) == (0, 3, 5)
+
+
+def test_gallery_that_is_being_built_is_added_to_but_not_replaced(call, drawn, tmp_path, monkeypatch):
+    from promptreid.retrieval import editing
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    for number, image in enumerate(sorted((drawn / "imgs").rglob("*.jpg"))[:5]):
+        shutil.copyfile(image, tmp_path / ("one" if number < 3 else "two") / f"{number}.jpg")
+    real, answers = editing.encode_images, []
+
+    def encode(*given, **options):
+        monkeypatch.setattr(editing, "encode_images", real)
+        for words in (["--model", "promptreid-tiny"], ["--storage", "float16"], ["--model", TINY_ADAPTED]):
+            answers.append(call("index", tmp_path / "two", "--output", tmp_path / "own", *words))
+        return real(*given, **options)
+
+    monkeypatch.setattr(editing, "encode_images", encode)
+    code, answer, _ = call("index", tmp_path / "one", "--output", tmp_path / "own", "--json")
+    assert [code for code, *_ in answers] == [2, 2, 0]
+    assert "leave --model out to use promptreid-tiny-adapted, or make another gallery" in answers[0][2]
+    assert "exists already and keeps its storage" in answers[1][2]
     assert (code, answer["added"], answer["images"]) == (0, 3, 5)
 
 

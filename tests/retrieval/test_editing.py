@@ -54,6 +54,69 @@ def test_build_where_one_was_killed_before_its_first_image(model, folder, tmp_pa
         Gallery.build(model, folder, directory=tmp_path / "index", progress=False)
 
 
+def test_build_where_another_is_being_built_is_refused(model, folder, tmp_path, monkeypatch):
+    target, real = tmp_path / "index", editing.encode_images
+    other = Gallery.build(model, sorted(folder.rglob("*.jpg"))[:1], progress=False)
+
+    def encode(*given, **options):
+        monkeypatch.setattr(editing, "encode_images", real)
+        with pytest.raises(FileExistsError, match=r"holds a gallery already, which is being built; update it"):
+            Gallery.build(model, list(other.paths), directory=target, progress=False)
+        with pytest.raises(FileExistsError, match="which is being built"):
+            other.save(target, exist_ok=False)
+        return real(*given, **options)
+
+    monkeypatch.setattr(editing, "encode_images", encode)
+    assert len(Gallery.build(model, folder, directory=target, progress=False)) == len(Gallery.load(target)) == 24
+    assert sorted(path.suffix for path in target.iterdir()) == [".json", ".lock", ".safetensors", ".safetensors"]
+
+
+@pytest.mark.parametrize("resumed", ["update", "add"])
+def test_killed_build_that_is_resumed_is_not_replaced(model, folder, tmp_path, monkeypatch, resumed):
+    target, real = tmp_path / "index", editing.encode_images
+    Gallery(model, [], torch.empty(0, model.embed_dim)).save(target)
+    gallery = Gallery.load(target, model)
+
+    def encode(*given, **options):
+        monkeypatch.setattr(editing, "encode_images", real)
+        with pytest.raises(FileExistsError, match="which is being built"):
+            Gallery.build(model, folder, directory=target, progress=False)
+        return real(*given, **options)
+
+    monkeypatch.setattr(editing, "encode_images", encode)
+    assert getattr(gallery, resumed)(folder, progress=False).added == 24
+
+
+BUILDS = """
+import sys, time, torch
+from promptreid import Gallery, load_prompts
+from promptreid.retrieval import editing
+from promptreid.towers.tiny import tiny_prompts
+
+def encode(*given, **options):
+    print("building", flush=True)
+    time.sleep(600)
+
+editing.encode_images = encode
+Gallery.build(load_prompts(tiny_prompts()), sys.argv[1], directory=sys.argv[2], progress=False)
+"""
+
+
+@pytest.mark.posix
+def test_build_where_a_process_was_killed_that_built_replaces_what_it_left(model, folder, tmp_path, fork):
+    target = tmp_path / "index"
+    with fork(BUILDS, folder, target) as other:
+        try:
+            assert other.stdout.readline() == "building\n"
+            with pytest.raises(FileExistsError, match="which is being built"):
+                Gallery.build(model, folder, directory=target, progress=False)
+            assert len(Gallery.load(target)) == 0  # a reader disturbs nobody
+        finally:
+            other.kill()
+    assert len(Gallery.build(model, folder, directory=target, progress=False)) == 24
+    assert sorted(path.name for path in target.glob("*.lock")) == ["gallery.lock"]
+
+
 def test_build_that_finds_nothing_readable_is_refused(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match="none of the 1 images can be read"):

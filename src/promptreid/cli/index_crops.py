@@ -218,7 +218,8 @@ def _open_or_make(
 ) -> tuple["Gallery", bool]:
     """The gallery in `output`, an empty one if there is none, and whether it is new.
 
-    An empty one, as a run leaves it that found no image it could read, binds nobody to its model or storage.
+    An empty one, as a run leaves it that found no image it could read, binds nobody to its model or storage, unless
+    another process is filling it just now.
     """
     if not (output / GALLERY_FILE).is_file():
         if not any(names for _, _, names in os.walk(folder)):  # at once, before torch is imported
@@ -230,10 +231,10 @@ def _open_or_make(
 
     from promptreid.retrieval.editing import find_images
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_files import exists, holds_nothing
+    from promptreid.retrieval.gallery_files import exists, is_free
 
     chosen = storage is not None or model["model"] is not None
-    if exists(output) and not (chosen and holds_nothing(output)):
+    if exists(output) and not (chosen and is_free(output)):
         if storage is not None:
             raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
         return cast("Gallery", open_gallery(output, model)), False

@@ -1,6 +1,7 @@
 """Search a folder of pedestrian crops by a sentence or an image."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -122,7 +123,8 @@ class Gallery:
 
         Raises:
             DatasetError: There is no image, or none that can be read.
-            FileExistsError: `directory` holds a gallery already.
+            FileExistsError: `directory` holds a gallery already, or somebody is building one there; an empty one that
+                was abandoned is replaced.
             ValueError: A setting is out of range, or the model gives NaN or infinity.
             TypeError: Metadata or notes are of a kind that JSON does not take, or arguments are swapped.
         """
@@ -131,9 +133,10 @@ class Gallery:
         files = find_images(images, metadata=metadata)
         gallery = cls(model, [], torch.empty(0, model.embed_dim, dtype=DTYPES[storage]), index=index)
         gallery.notes.update(plain_metadata(notes or {}, "notes"))
-        if directory is not None:
-            gallery._store.save(Path(directory), is_new=True)
-        add_images(gallery._store, model, files, **options)
+        with ExitStack() as build:
+            if directory is not None:
+                gallery._store.save(Path(directory), is_new=True, build=build)
+            add_images(gallery._store, model, files, **options)
         return gallery
 
     @classmethod
@@ -226,7 +229,10 @@ class Gallery:
             DatasetError: There is no image.
         """
         files = find_images(images, metadata=metadata) if keys is None else keyed_images(images, keys, metadata)
-        return add_images(self._store, needed(self.model), files, named=not isinstance(images, str | Path), **options)
+        with self._store.building():
+            return add_images(
+                self._store, needed(self.model), files, named=not isinstance(images, str | Path), **options
+            )
 
     def add_features(
         self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None
@@ -265,8 +271,9 @@ class Gallery:
             DatasetError: There is no image, or `prune` needs to be `"anyway"`; then nothing was changed.
         """
         closed: list[str] = []
-        files = find_images(images, closed=closed)
-        return update_images(self._store, needed(self.model), files, prune=prune, closed=closed, **options)
+        with self._store.building():
+            files = find_images(images, closed=closed)
+            return update_images(self._store, needed(self.model), files, prune=prune, closed=closed, **options)
 
     def remove(
         self,
@@ -423,14 +430,14 @@ class Gallery:
 
         Args:
             directory: The folder; `None` for the one it is bound to.
-            exist_ok: Replace another gallery in that folder; `False` replaces only one that is empty.
+            exist_ok: Replace another gallery in that folder; `False` replaces only an abandoned, empty one.
 
         Returns:
             The folder.
 
         Raises:
             ValueError: No folder is given and the gallery is not bound to one.
-            FileExistsError: The folder holds another gallery, and `exist_ok` is `False`.
+            FileExistsError: The folder holds another gallery, or one that is being built, and `exist_ok` is `False`.
             CheckpointError: Another process has changed the gallery since it was loaded.
             OSError: The files cannot be written; what was there is untouched.
         """

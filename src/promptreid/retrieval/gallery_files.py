@@ -9,8 +9,8 @@ import json
 import re
 import secrets
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,14 +21,15 @@ from safetensors import SafetensorError
 from promptreid.defaults import GALLERY_FILE
 from promptreid.errors import CheckpointError
 from promptreid.files import (
-    as_json,
     file_digest,
+    is_locked,
     locked,
     make_private_folder,
     open_file,
     read_tensors,
     write_bytes_atomically,
 )
+from promptreid.quantities import as_json
 from promptreid.retrieval.encode import rows_of_other_length
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
@@ -56,7 +57,10 @@ _SEAL = b'{"sha256": "%s", '
 
 # The files of a gallery, what killed writers of ours leave of them, and what safetensors leaves when it is killed.
 _WRITTEN = rf"{FILE_NAME}|removed-[0-9a-f]{{16}}\.json"
-_OURS = re.compile(rf"{_WRITTEN}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}")
+_BUILDING = r"building-[0-9a-f]{16}\.lock"
+_OURS = re.compile(
+    rf"{_WRITTEN}|{_BUILDING}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}"
+)
 
 # How often a reader looks again when a writer has just replaced the files under it.
 _ATTEMPTS = 10
@@ -70,17 +74,43 @@ def exists(folder: Path) -> bool:
     return (folder / _DESCRIPTION).is_file()
 
 
-def holds_nothing(folder: Path) -> bool:
-    """Whether the folder holds no gallery, or one without images and without anything to remember."""
+def is_free(folder: Path) -> bool:
+    """Whether the folder holds no gallery, or one that nobody is building, without images and anything to remember."""
     if not exists(folder):
         return True
     header = entry_on_disk(folder, "header")
     kept = entry_on_disk(folder, "removed_file"), isinstance(header, dict) and header.get("audit")
-    return entry_on_disk(folder, "segments") == [] and not any(kept)
+    return entry_on_disk(folder, "segments") == [] and not any(kept) and not _is_being_built(folder)
+
+
+@contextmanager
+def building(folder: Path) -> Generator[None, None, None]:
+    """Mark the gallery in a folder as being built in the block, however long it has no image.
+
+    The mark is the lock of a file of its own, so that several may build at a time, and it goes with the process. The
+    block begins while the folder's lock is held, or what looks for marks could take this one for that of a killed one.
+    """
+    mark = folder / f"building-{secrets.token_hex(8)}.lock"
+    try:
+        with locked(mark, action=f"building the gallery {folder}"):
+            yield
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+
+
+def _is_being_built(folder: Path) -> bool:
+    return any(re.fullmatch(_BUILDING, path.name) and is_locked(path) for path in folder.glob("*.lock"))
 
 
 def write_gallery(
-    folder: Path, exact: ExactIndex, description: dict[str, Any], *, replaces: str | None, is_new: bool = False
+    folder: Path,
+    exact: ExactIndex,
+    description: dict[str, Any],
+    *,
+    replaces: str | None,
+    is_new: bool = False,
+    build: ExitStack | None = None,
 ) -> tuple[ExactIndex, dict[str, Any]]:
     """Write a gallery, only for its owner; what the folder held is valid until the last step and gone after it.
 
@@ -90,7 +120,8 @@ def write_gallery(
         description: `header`, what else to keep; `next_id`; and the `removed_file` of an earlier description, if the
             removed images in the header are the same.
         replaces: Generation that the folder must hold; `None` replaces anything.
-        is_new: Replace nothing but an empty gallery.
+        is_new: Replace nothing but an empty gallery that nobody is building.
+        build: Gets the mark that this one is being built, until it is closed.
 
     Returns:
         The same with its files, and the new description; its `generation` names this state, as no other is named.
@@ -101,11 +132,16 @@ def write_gallery(
     json_bytes(description["header"].get("notes"))
     make_private_folder(folder)
     with locked(folder / LOCK, action=f"writing the gallery {folder}"):
-        if is_new and not holds_nothing(folder):
+        if is_new and not is_free(folder):
+            being_built = ", which is being built" if _is_being_built(folder) else ""
             raise FileExistsError(
-                f"{folder} holds a gallery already; update it (Gallery.load, then update), or choose another folder"
+                f"{folder} holds a gallery already{being_built}; update it (Gallery.load, then update), or choose "
+                "another folder"
             )
-        return write_while_locked(folder, exact, description, replaces=replaces)
+        written = write_while_locked(folder, exact, description, replaces=replaces)
+        if build is not None:
+            build.enter_context(building(folder))
+        return written
 
 
 def write_while_locked(
@@ -335,8 +371,8 @@ def names_of(exact: ExactIndex, description: Mapping[str, Any]) -> set[str]:
 
 def _leftovers(folder: Path, kept: set[str]) -> list[Path]:
     """Files that the description does not name any more, and what writers that were killed left behind."""
-    found = (path for path in folder.glob("*") if _OURS.fullmatch(path.name))
-    return sorted(path for path in found if path.name not in kept)
+    found = [path for path in folder.glob("*") if _OURS.fullmatch(path.name) and path.name not in kept]
+    return sorted(path for path in found if path.suffix != ".lock" or not is_locked(path))
 
 
 def _remove(paths: Sequence[Path]) -> list[Path]:

@@ -4,7 +4,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_files import (
     LOCK,
+    building,
     checked_header,
     clean,
     entry_on_disk,
@@ -183,11 +184,22 @@ class GalleryState:
         if gone and self.header.get("audit") and self.directory is not None:
             log_action(self.directory, "remove", images=len(gone))
 
-    def save(self, directory: Path, *, is_new: bool = False) -> None:
+    @contextmanager
+    def building(self) -> Generator[None, None, None]:
+        """Let nobody take the gallery for abandoned in the block, which encodes images for it and may be its first."""
+        with ExitStack() as build:
+            if self.directory is not None and len(self) == 0:
+                with self.turn():
+                    build.enter_context(building(self.directory))
+            yield
+
+    def save(self, directory: Path, *, is_new: bool = False, build: ExitStack | None = None) -> None:
         """Write to a folder and stay bound to it; one that `is_new` replaces no other gallery.
 
+        Until `build` is closed, nobody takes this one for abandoned, though it is empty.
+
         Raises:
-            FileExistsError: There is another gallery, with images or removals, and this one `is_new`.
+            FileExistsError: There is another gallery, with images or removals or being built, and this one `is_new`.
         """
         if self.directory is not None and directory.resolve() == self.directory.resolve():
             self.change()
@@ -197,7 +209,7 @@ class GalleryState:
             pieces = [Segment(one.images.with_full_paths(), one.features) for one in pieces]
         fresh = self.exact.with_segments(pieces)
         description = {"header": self.header, "next_id": self._next_id}
-        self.exact, written = write_gallery(directory, fresh, description, replaces=None, is_new=is_new)
+        self.exact, written = write_gallery(directory, fresh, description, replaces=None, is_new=is_new, build=build)
         self._now(written)
         self.directory = directory
 
