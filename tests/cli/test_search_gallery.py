@@ -224,6 +224,15 @@ def test_files_that_are_gone_are_said_to_be_in_every_output(call, drawn, tmp_pat
     assert [row["path"] for row in csv.DictReader(io.StringIO(text)) if row["missing"] == "true"] == [str(gone)]
 
 
+def test_an_address_is_whole_in_every_output(call, index, tmp_path):
+    gallery, key = Gallery.load(shutil.copytree(index, tmp_path / "index")), "s3://bucket/b.jpg"
+    gallery.add_features(gallery.features[:1], [key], metadata=[{"folder": "far"}])
+    words = ["search", gallery.directory, "a man", "--where", "folder=far"]
+    assert call(*words, "--json")[1]["hits"][0]["path"] == key
+    assert call(*words)[1].split()[2] == key
+    assert [row["path"] for row in csv.DictReader(io.StringIO(call(*words, "--csv")[1]))] == [key]
+
+
 def test_a_sentence_without_a_gallery_is_told_where_the_gallery_goes(call):
     code, _, notes = call("search", "a man in a green jacket")
     assert (code, notes) == (2, 'error: name the gallery first: promptreid search gallery "a man in a green jacket"\n')

@@ -89,6 +89,20 @@ def answer(called):
     return read
 
 
+def test_what_a_search_of_a_store_prints_is_erased_by_it(call, tmp_path):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    from promptreid import load_prompts
+    from promptreid.retrieval.stored_gallery import StoredGallery
+    from promptreid.towers.tiny import TINY_ADAPTED, tiny_prompts
+
+    model = load_prompts(tiny_prompts())
+    gallery = StoredGallery.create(tmp_path / "store", model, notes={"model": {"model": TINY_ADAPTED}})
+    gallery.add_features(model.encode(["a man", "a woman"], progress=False), ["s3://bucket/a.jpg", "b"])
+    printed = call("search", gallery.url, "a man", "-k", "1")[1].split()[2]
+    assert answer(call("store", "erase", gallery.url, printed, "--json"))["images"] == 1
+
+
 def test_store_is_pruned_and_its_log_written_out(call, drawn, tmp_path):
     pytest.importorskip("lancedb")
     pytest.importorskip("lance")

@@ -205,6 +205,15 @@ def test_detail_tells_a_stranger_no_path_of_this_computer(opened: Opened, tmp_pa
     assert answers.detail(hit).path == f"{hit.metadata['camera']}/{hit.path.name}"
 
 
+@pytest.mark.parametrize(("is_trusted", "path"), [(True, "s3://bucket/1.jpg"), (False, "1.jpg")])
+def test_detail_of_an_image_with_an_address_names_it_whole_or_by_its_file(
+    opened: Opened, tmp_path: Path, is_trusted: bool, path: str
+) -> None:
+    answers = Answers(opened, ShownImages(tmp_path, opened.root), is_trusted=is_trusted)
+    key = "s3://bucket/1.jpg"
+    assert answers.detail(Hit(Path(key), 0.5, 0, id=99, key=key)).path == path
+
+
 def test_heat_maps_are_one_a_version_asked_for(answers: Answers) -> None:
     hit = shot(answers)[0]
     ((image, words),) = answers.heat_maps(hit, "red coat")

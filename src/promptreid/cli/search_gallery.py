@@ -208,7 +208,8 @@ class _Search:
         if self._keys is not None:
             for rank, hit in enumerate(hits, start=1):
                 known = [hit.metadata.get(key, "") for key in self._keys]
-                print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, hit.path, str(_gone(hit)).lower(), *known]))
+                path, missing = hit.address or hit.path, str(_gone(hit)).lower()
+                print_line(_row([title, rank, f"{hit.score:.6f}", hit.id, path, missing, *known]))
         else:
             self.say(*as_lines(hits))
         self.say(*self._verdict(answer, is_image=is_image))
@@ -251,7 +252,7 @@ def _keys(gallery: "Gallery | StoredGallery") -> list[str]:
 def as_lines(hits: "Sequence[Hit]") -> list[str]:
     """Rank, score and path of each hit, for people: a path below the working folder begins there."""
     gone = "  (no file there)"
-    shown = [f"{_short(hit.path)}{gone if _gone(hit) else ''}" for hit in hits]
+    shown = [f"{hit.address or _short(hit.path)}{gone if _gone(hit) else ''}" for hit in hits]
     return [f"{rank:>3}  {hit.score:6.3f}  {path}" for rank, (hit, path) in enumerate(zip(hits, shown, strict=True), 1)]
 
 

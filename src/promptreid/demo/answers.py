@@ -288,10 +288,11 @@ class Answers:
 
     def _path(self, hit: Hit) -> str:
         """The part of an image's path that a visitor may see."""
-        path = hit.key if "://" in hit.key else os.path.abspath(hit.path)
         if self.is_trusted:
-            return path
-        return os.path.relpath(path, self.opened.root) if self.opened.root is not None else hit.path.name
+            return hit.address or os.path.abspath(hit.path)
+        if hit.address or self.opened.root is None:
+            return hit.path.name
+        return os.path.relpath(hit.path, self.opened.root)
 
     def _column(self, gallery: Any, query: Any, filters: Filters, right: Collection[int], *, title: str) -> Column:
         ranked = self._ranked(gallery, query, filters)

@@ -45,6 +45,16 @@ class Hit:
         if not self.key:
             object.__setattr__(self, "key", str(self.path))
 
+    @property
+    def address(self) -> str | None:
+        """The key where it is an address, which people are shown in place of the path; `None` for a file.
+
+        Example:
+            >>> Hit(Path("s3://bucket/1.jpg"), 0.5, 0, key="s3://bucket/1.jpg").address
+            's3://bucket/1.jpg'
+        """
+        return self.key if "://" in self.key else None
+
     def as_dict(self) -> dict[str, Any]:
         """Path or key, score, number and metadata, as JSON holds them; without the position, which changes.
 
