@@ -179,6 +179,19 @@ def test_patterns_do_not_take_the_working_folder_for_one(tmp_path, monkeypatch, 
         gallery.restore("**")
 
 
+@pytest.mark.posix
+def test_full_paths_and_patterns_work_in_a_working_folder_that_was_deleted(index, crops, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    one, *_ = index.paths
+    assert index.remove(f"{crops}/cam_a/*") == 4
+    assert index.remove(one if one in index.paths else index.paths[0]) == 1
+    assert index.restore(f"{crops}/cam_?/*.jpg") == 5
+    with pytest.raises(KeyError, match="was not removed"):
+        index.restore(one)
+
+
 def test_remove_takes_one_image_and_numbers_of_any_kind():
     gallery = gallery_of("a.jpg", "b.jpg", "c.jpg", "d.jpg")
     assert gallery.remove("a.jpg") == 1

@@ -234,18 +234,20 @@ def image_number(image: Any) -> int:
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
     """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not."""
-    path, pattern = os.path.abspath(image), absolute_pattern(image)
+    path = os.path.abspath(image)
     if path in paths:
         return [path]
     if not is_pattern(os.fsdecode(image)):
         return []
+    pattern = absolute_pattern(image)
     depth = pattern.count(os.sep)
     return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
 
 
 def absolute_pattern(image: str | os.PathLike[str]) -> str:
     """A pattern from the root on; what looks like one in the name of the working folder is taken literally."""
-    return os.path.normpath(os.path.join(glob.escape(os.getcwd()), image))
+    folder = "" if Path(image).is_absolute() else glob.escape(os.getcwd())  # which may have been deleted
+    return os.path.normpath(os.path.join(folder, image))
 
 
 def is_pattern(path: str) -> bool:
