@@ -270,6 +270,21 @@ def test_index_of_nothing_that_can_be_read_is_refused(call, drawn, tmp_path):
     assert call("index", tmp_path / "crops", "--output", tmp_path / "own", *other)[0] == 2
 
 
+def test_index_of_what_was_removed_on_purpose_says_how_to_restore_it(call, drawn, tmp_path):
+    crops, own = tmp_path / "crops", tmp_path / "own"
+    crops.mkdir()
+    for number, image in enumerate(sorted((drawn / "imgs").rglob("*.jpg"))[:4]):
+        shutil.copyfile(image, crops / f"{number}.jpg")
+    (crops / "broken.jpg").write_bytes(b"no image")
+    assert call("index", crops, "--output", own)[0] == 0
+    assert call("index", "--output", own, "--remove", f"{crops}/[0-9].jpg")[0] == 0
+    code, text, notes = call("index", crops, "--output", own)
+    assert (code, "1 of 5 images cannot be read" in notes) == (0, True)
+    assert f"4 images are left out, as removed earlier; promptreid index --output {own} --restore IMAGE" in text
+    assert call("index", "--output", own, "--restore", f"{crops}/*")[0] == 0
+    assert "4 new, 0 changed, 0 unchanged, 0 removed; 4 images" in call("index", crops, "--output", own)[1]
+
+
 def test_two_who_make_one_gallery_at_the_same_time_both_add_to_it(call, drawn, tmp_path, monkeypatch):
     from promptreid.cli import index_crops
 

@@ -152,7 +152,7 @@ def run(
             progress=console.progress,
         )
         console.record(**asdict(changes))
-        if len(gallery) == 0 and changes.unreadable:
+        if len(gallery) == 0 and changes.unreadable and not (changes.excluded or changes.unchanged or changes.removed):
             raise DatasetError(
                 f"none of the images in {folder.resolve()} can be read; the warning above names the first ten: copy "
                 "them again, or give another folder"
