@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.quantities import check_choice, optional_whole_number, real_number, whole_number
+from promptreid.quantities import check_choice, digits_as_integer, optional_whole_number, real_number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
@@ -69,6 +69,21 @@ def test_number_that_is_not_known_is_refused_by_name(value: Any) -> None:
         whole_number("steps", value)
     with pytest.raises(TypeError, match=r"^rate is .*, expected a number"):
         real_number("rate", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("-0012", -12), ("٣", 3), pytest.param("9" * 400, int("9" * 400), id="400 digits")],
+)
+def test_digits_are_an_integer_of_any_size(text: str, number: int) -> None:
+    assert digits_as_integer(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "--1", "+1", "1.0", "1e3", "1_0", " 1", "²", "a", pytest.param("9" * 5000, id="5000 digits")]
+)
+def test_other_texts_are_no_integer(text: str) -> None:
+    assert digits_as_integer(text) is None
 
 
 @pytest.mark.parametrize("value", ["9" * 10_000, 10**10_000], ids=["text", "number"])

@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, cast
 
+INT64 = range(-(2**63), 2**63)  # the integers that 64 bits hold
+
 
 def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """A whole number as a plain `int`; it may be one of numpy's, or a tensor without axes.
@@ -85,6 +87,19 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
+
+
+def digits_as_integer(text: str) -> int | None:
+    """The integer that a text writes in decimal digits; `None` for any other text, and for more than Python reads.
+
+    Example:
+        >>> digits_as_integer("-7"), digits_as_integer("7.0"), digits_as_integer("9" * 5000)
+        (-7, None, None)
+    """
+    try:
+        return int(text) if text.removeprefix("-").isdecimal() else None
+    except ValueError:  # more than 4,300
+        return None
 
 
 def as_json(content: Any) -> Any:

@@ -1,5 +1,6 @@
 """Conditions on metadata, as they are written in a shell."""
 
+import pytest
 import torch
 
 from promptreid import Gallery
@@ -17,3 +18,17 @@ def test_patterns_stand_for_the_values_that_images_have():
     assert as_where([("folder", "x*y")], gallery) == {"folder": ["x*y"]}
     assert as_where([("folder", "door"), ("day", "3")], gallery) == {"folder": ["door"], "day": ["3", 3]}
     assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 20, pytest.param("9" * 400, id="no float")])
+def test_numbers_of_any_size_are_compared_as_numbers(number):
+    metadata = [{"day": 3}, {"day": 2, "id": int(number)}, {"id": 4}]
+    gallery = Gallery(None, ["a", "b", "c"], torch.eye(3), metadata=metadata)
+
+    def found(key, value):
+        return [str(hit.path) for hit in gallery.search(torch.eye(3)[0], 3, where=as_where([(key, value)], gallery))]
+
+    assert found("id", number) == found("id", f"5..{number}") == ["b"]
+    assert sorted(found("day", f"..{number}")) == ["a", "b"]
+    with pytest.raises(ValueError, match="no image of the gallery has day"):
+        found("day", f"{number}..")

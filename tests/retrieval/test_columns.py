@@ -64,6 +64,16 @@ def test_mask_of_a_range_is_what_it_says_of_each_row(metadata, limits):
     assert Columns.of(metadata).mask({"a": limits}).tolist() == Columns.of(metadata).mask(where).tolist()
 
 
+@pytest.mark.parametrize("values", [[2**63 - 1, 0, -(2**63)], [1.5, -(2.0**53), 2.0**53, 1e308]])
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 10**20, pytest.param(10**400, id="no float")])
+def test_number_that_no_column_holds_is_a_limit_like_any_other(values, number):
+    metadata = [{"a": value} for value in values]
+    for one in (number, -number):
+        for condition in (one, Between(one, None), Between(None, one)):
+            passing = [matcher({"a": condition})(entry) for entry in metadata]
+            assert Columns.of(metadata).mask({"a": condition}).tolist() == passing
+
+
 def test_selected_columns_keep_no_text_of_other_rows():
     columns = Columns.of([{"name": "Ada"}, {"name": "Bob"}, {"other": "Eve"}])
     kept = columns.select(np.array([1]))

@@ -7,6 +7,8 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from promptreid.quantities import digits_as_integer
+
 if TYPE_CHECKING:
     from promptreid.retrieval.gallery import Gallery
 
@@ -63,10 +65,11 @@ def _ranges(start: str | None, end: str | None, between: Any) -> list[Any]:
 
 
 def _number(text: str) -> int | float | None:
+    whole = digits_as_integer(text)
+    if whole is not None:
+        return whole
     try:
-        if text.removeprefix("-").isdecimal():
-            return int(text)
         number = float(text)
-    except ValueError:  # or more digits than Python reads
+    except ValueError:
         return None
     return number if math.isfinite(number) else None

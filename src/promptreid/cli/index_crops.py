@@ -28,6 +28,7 @@ from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_THREADS
 from promptreid.errors import DatasetError, counted, printable, shell_word
+from promptreid.quantities import digits_as_integer
 from promptreid.towers.tiny import TINY_ADAPTED
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ NEEDS: list[tuple[str, ...]] = [("export", "pyarrow", "parquet", ".parquet"), ("
 _SHOWN = 10
 _GROWN = 0.1  # by this share a gallery may differ from the one that its threshold was measured in
 _OUTPUT = Path("gallery")
-_MOST_DIGITS = 19  # of an image's number, which has 64 bits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +210,8 @@ def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[
 
 def _number_or_path(text: str) -> int | str:
     """An image as it is named on the command line: its number, or a path or pattern."""
-    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else text
+    number = digits_as_integer(text)
+    return text if number is None or text.startswith("-") else number
 
 
 def _open_or_make(

@@ -22,6 +22,7 @@ from promptreid.data.records import (
     split_counts,
 )
 from promptreid.errors import counted, printable
+from promptreid.quantities import INT64
 
 # The splits by the names that other tools and Hugging Face's folders give them.
 SPLIT_NAMES = {
@@ -387,7 +388,7 @@ def _id_problem(person_id: Any) -> Problem | None:
     number = as_integer(person_id)
     if not isinstance(number, int) or isinstance(number, bool):
         return Problem("record", f"id is {shown_value(person_id)}, expected an integer")
-    if not -(2**63) <= number < 2**63:
+    if number not in INT64:
         return Problem("record", f"id is {shown_value(person_id)}, which does not fit into 64 bits")
     return None
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from promptreid.quantities import INT64
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Metadata, Prefix, Where, conditions
 
 Ints = NDArray[np.int64]
@@ -19,7 +20,6 @@ Mask = NDArray[np.bool_]
 Arrays = dict[str, NDArray[Any]]
 
 _MISSING: Any = object()
-_INT64 = range(-(2**63), 2**63)
 
 
 class Texts(Sequence[str]):
@@ -233,7 +233,7 @@ class NumberColumn:
 
     def _passes(self, condition: Condition) -> Mask:
         if isinstance(condition, Between) and condition.kind is float:
-            low, high = self._limit(condition.start, math.ceil), self._limit(condition.end, math.floor)
+            low, high = self._limit(condition.start, math.inf), self._limit(condition.end, -math.inf)
             above = np.ones(len(self), np.bool_) if low is None else self.values >= low
             return above if high is None else above & (self.values <= high)
         if isinstance(condition, AnyOf):
@@ -246,18 +246,33 @@ class NumberColumn:
         """Whether this column can hold exactly this number."""
         if not isinstance(value, int | float):
             return False
-        return (value == int(value) and int(value) in _INT64) if self.kind == "integer" else float(value) == value
+        return (value == int(value) and int(value) in INT64) if self.kind == "integer" else _float(value) == value
 
-    def _limit(self, limit: Any, to_integer: Any) -> Any:
-        """A limit as a number of this column's kind that lets the same numbers pass."""
-        if limit is None or self.values.dtype != np.int64:
-            return limit
-        whole = to_integer(limit)
-        return whole if whole in _INT64 else float(whole)
+    def _limit(self, limit: Any, inwards: float) -> Any:
+        """A limit as a number of this column's kind, or infinity, that lets the same numbers pass.
+
+        Where the column cannot hold it, that is the next number `inwards`: up from a start, down from an end.
+        """
+        if limit is None:
+            return None
+        if self.kind == "integer":
+            whole = math.ceil(limit) if inwards > 0 else math.floor(limit)
+            return whole if whole in INT64 else math.copysign(math.inf, _float(whole))
+        near = _float(limit)
+        is_outside = near < limit if inwards > 0 else near > limit
+        return np.nextafter(near, inwards) if is_outside else near
 
     def arrays(self) -> Arrays:
         """The arguments for `_column`."""
         return {"values": self.values} | ({} if self.present is None else {"present": self.present})
+
+
+def _float(number: float) -> float:
+    """The float nearest to a number; infinity for an integer beyond all floats."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 Column = CodedColumn | NumberColumn
@@ -268,7 +283,7 @@ def _column_of(values: Sequence[Any]) -> Column:
     kinds = {type(value) for value in values if value is not _MISSING}
     if kinds == {str}:
         return CodedColumn.of(values, is_json=False)
-    if kinds == {int} and all(value is _MISSING or value in _INT64 for value in values):
+    if kinds == {int} and all(value is _MISSING or value in INT64 for value in values):
         return NumberColumn.of(values, np.int64)
     if kinds == {float}:
         return NumberColumn.of(values, np.float64)

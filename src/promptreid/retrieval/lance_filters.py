@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
+from promptreid.quantities import INT64
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, conditions
 
 # "large": integers beyond 64 bits, as text in their order.
@@ -15,7 +16,6 @@ Kind = Literal["text", "integer", "large", "float", "json"]
 # in hexadecimal.
 _PLAIN_KEY = re.compile(r"[a-z][a-z0-9_]*")
 _KINDS: tuple[Kind, ...] = ("text", "integer", "large", "float", "json")
-_INT64 = range(-(2**63), 2**63)
 # Where the digits of a large integer begin, and what the digits of a negative one are written as.
 _DIGITS = 7
 _COMPLEMENT = str.maketrans("0123456789", "9876543210")
@@ -49,7 +49,7 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, bool):
         return "json"
     if isinstance(value, int):
-        return "integer" if value in _INT64 else "large"
+        return "integer" if value in INT64 else "large"
     return "float" if isinstance(value, float) else "json"
 
 
@@ -190,7 +190,7 @@ def _raised(text: str) -> str | None:
 
 def _integer_term(name: str, condition: Condition) -> str:
     if isinstance(condition, AnyOf):
-        return _one_of(name, [_whole(value) for value in _integers(condition) if value in _INT64])
+        return _one_of(name, [_whole(value) for value in _integers(condition) if value in INT64])
     if not isinstance(condition, Between) or condition.kind is not float:
         return _NOTHING
     return _all(
@@ -207,21 +207,21 @@ def _integers(condition: AnyOf) -> list[int]:
 
 def _whole(value: int) -> str:
     """An integer as an SQL literal; the sign of the least one would be taken off before it is read."""
-    return str(value) if value > _INT64[0] else f"CAST('{value}' AS BIGINT)"
+    return str(value) if value > INT64[0] else f"CAST('{value}' AS BIGINT)"
 
 
 def _limit(name: str, sign: str, limit: Any, to_integer: Any) -> str:
     if limit is None:
         return f"{name} IS NOT NULL"
     whole = to_integer(limit)
-    if whole in _INT64:
+    if whole in INT64:
         return f"{name} {sign} {_whole(whole)}"
     return f"{name} IS NOT NULL" if (whole < 0) == (sign == ">=") else _NOTHING
 
 
 def _large_term(name: str, condition: Condition) -> str:
     if isinstance(condition, AnyOf):
-        return _one_of(name, [_literal(_ordered(value)) for value in _integers(condition) if value not in _INT64])
+        return _one_of(name, [_literal(_ordered(value)) for value in _integers(condition) if value not in INT64])
     if not isinstance(condition, Between) or condition.kind is not float:
         return _NOTHING
     limits = [(">=", condition.start, math.ceil), ("<=", condition.end, math.floor)]

@@ -15,6 +15,7 @@ import torch
 
 from promptreid.errors import listed
 from promptreid.files import file_digest
+from promptreid.quantities import INT64
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
@@ -229,7 +230,7 @@ def image_number(image: Any) -> int:
         number = operator.index(image)
     except TypeError:
         raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
-    return number if 0 <= number < 2**63 else -1
+    return number if number >= 0 and number in INT64 else -1
 
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
