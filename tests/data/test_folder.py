@@ -13,6 +13,7 @@ from PIL import Image
 
 from promptreid.data.check import check_dataset
 from promptreid.data.reader import load_dataset, load_folder
+from promptreid.data.table_layout import TableLayout
 from promptreid.errors import DatasetError
 
 HEADER = "image,caption,person_id,split\n"
@@ -261,7 +262,7 @@ def test_load_dataset_and_check_dataset_take_the_table_that_is_named(
     write_csv("a.jpg,a man,1,train\nb.jpg,a man,2,train\ndeep/c.jpg,a man,3,test\n")
     (folder / "deep" / "other.csv").write_text(f"{HEADER}c.jpg,a man,1,test\n", encoding="utf-8")
     (folder / "other.csv").touch()
-    for layout in (None, "folder"):
+    for layout in (None, "folder", TableLayout()):
         assert len(load_dataset(folder, layout=layout, table="people.csv").train) == 2
     assert check_dataset(folder, table=folder / "people.csv", progress=False).ok
     assert load_dataset(folder, table="deep/other.csv").test.paths == [folder / "deep" / "c.jpg"]
@@ -271,6 +272,10 @@ def test_load_dataset_and_check_dataset_take_the_table_that_is_named(
         load_dataset(folder, table="gone.csv")
     with pytest.raises(ValueError, match=r"table is 'people\.csv', but only the layout folder has a table; leave out"):
         load_dataset(folder, layout="RSTPReid", table="people.csv")
+    with pytest.raises(ValueError, match=r"layout is 'foo', expected one of CUHK-PEDES"):
+        check_dataset(folder, layout="foo", table="people.csv", progress=False)
+    with pytest.raises(ValueError, match=r"table is 'people\.csv', but the layout has the table 'other\.csv'"):
+        load_dataset(folder, layout=TableLayout("other.csv"), table="people.csv")
     with pytest.raises(ValueError, match="image_dir is 'x', but only the paths of a JSON annotation"):
         load_dataset(folder, table="people.csv", image_dir="x")
 

@@ -159,26 +159,33 @@ def read_dataset(
     Raises:
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
         ValueError: The layout is unknown, `image_dir` is given for a table or a layout that is no `JsonLayout`, or
-            `table` for another layout than `"folder"`.
+            `table` for another layout than `"folder"`, or for one that has a table.
     """
-    if table is not None:
-        if layout not in (None, FOLDER):
-            raise ValueError(
-                f"table is {str(table)!r}, but only the layout {FOLDER} has a table; leave out one of them"
-            )
-        layout = TableLayout(table)
-    read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
-    if layout is None:
-        layout = _find_layout(Path(root), read)
     if isinstance(layout, str):
         check_choice("layout", layout, LAYOUTS)
         layout = LAYOUTS[layout]
+    if table is not None:
+        layout = _with_table(layout, table)
+    read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
+    if layout is None:
+        layout = LAYOUTS[_find_layout(Path(root), read)]
     if isinstance(layout, JsonLayout):
         chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))
         return chosen.read(Path(root), read=read)
     if image_dir is not None:
         raise ValueError(f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder")
     return layout.read(Path(root))
+
+
+def _with_table(layout: Layout | None, table: str | Path) -> TableLayout:
+    """The layout of one's own folder with a table of it that is named; no other layout has one."""
+    if layout in (None, TableLayout()):
+        return TableLayout(table)
+    if isinstance(layout, TableLayout):
+        other = f"the layout has the table {str(layout.table)!r}"
+    else:
+        other = f"only the layout {FOLDER} has a table"
+    raise ValueError(f"table is {str(table)!r}, but {other}; leave out one of them")
 
 
 def holds_dataset(root: Path) -> bool:
