@@ -20,7 +20,6 @@ from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.model.saving import save_prompts
-from promptreid.quantities import check_choice
 from promptreid.scores import ZERO_SHOT
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -33,6 +32,7 @@ from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage, as_stages
 from promptreid.training.trainer import Trainer
+from promptreid.values import check_choice
 
 _NOTE = "identity.json"
 

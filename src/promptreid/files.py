@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from promptreid.quantities import as_json
+from promptreid.values import as_json
 
 _BLOCK_BYTES = 2**20
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from promptreid.quantities import digits_as_integer
+from promptreid.values import digits_as_integer
 
 if TYPE_CHECKING:
     from promptreid.retrieval.gallery import Gallery

@@ -28,8 +28,8 @@ from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_THREADS
 from promptreid.errors import DatasetError, counted, printable, shell_word
-from promptreid.quantities import digits_as_integer
 from promptreid.towers.tiny import TINY_ADAPTED
+from promptreid.values import digits_as_integer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from promptreid.errors import printable
-from promptreid.quantities import as_json
+from promptreid.values import as_json
 
 
 class Output:

@@ -22,7 +22,7 @@ from promptreid.data.records import (
     split_counts,
 )
 from promptreid.errors import counted, printable
-from promptreid.quantities import INT64
+from promptreid.values import INT64
 
 # The splits by the names that other tools and Hugging Face's folders give them.
 SPLIT_NAMES = {

@@ -34,7 +34,7 @@ from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError, counted, found_in, printable
-from promptreid.quantities import check_choice
+from promptreid.values import check_choice
 
 FOLDER = "folder"
 

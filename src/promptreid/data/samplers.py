@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from promptreid.quantities import whole_number
+from promptreid.values import whole_number
 
 
 class _ResumableSampler(Sampler[list[int]]):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from promptreid.quantities import check_choice
+from promptreid.values import check_choice
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 _REFERENCE_HEIGHT = 384

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from promptreid.evaluation.ranks import CACHED_BYTES, UNUSED, Positives, rank_positives
-from promptreid.quantities import optional_whole_number, whole_number
 from promptreid.scores import METRICS, RANKS
+from promptreid.values import optional_whole_number, whole_number
 
 # What is taken where a tensor is meant; lists of numbers too.
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]

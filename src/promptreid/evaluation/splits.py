@@ -15,8 +15,8 @@ from promptreid.data.records import ReIDSplit, check_split
 from promptreid.defaults import BATCH_SIZE
 from promptreid.model.encoding import check_prompted, finished_features
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import whole_number
 from promptreid.towers.modes import evaluating
+from promptreid.values import whole_number
 
 # Of each image its camera; `None` where it does not matter.
 Cameras = Sequence[str | None] | None

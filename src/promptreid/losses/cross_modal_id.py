@@ -16,7 +16,7 @@ from promptreid.losses.functional import (
     project_on_partner,
     unit_length,
 )
-from promptreid.quantities import check_choice, whole_number
+from promptreid.values import check_choice, whole_number
 
 Classifier = Literal["linear", "norm_softmax", "cosine"]
 

@@ -20,8 +20,8 @@ from promptreid.data.image_files import IMAGE_ENDINGS
 from promptreid.data.images import open_image, to_rgb
 from promptreid.defaults import BATCH_SIZE, NUM_THREADS
 from promptreid.errors import DatasetError
-from promptreid.quantities import whole_number
 from promptreid.towers.modes import evaluating
+from promptreid.values import whole_number
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP

@@ -13,11 +13,11 @@ from promptreid.prompts.block_tokens import BlockTokens
 from promptreid.prompts.border_pixels import BorderPixels
 from promptreid.prompts.config import VISION_PLACES, Initialization, VisionPlace
 from promptreid.prompts.kind import PromptKind
-from promptreid.quantities import check_choice
 from promptreid.towers.families import find_vision_tower
 from promptreid.towers.initial_states import probe_images
 from promptreid.towers.modes import constants_when_traced, is_traced
 from promptreid.towers.tower import PixelTower, TokenTower, image_dtype_of, image_size_of
+from promptreid.values import check_choice
 
 # Of each image its group by name or position; `None` where they are not given.
 ImageGroups = Sequence[str | None] | Tensor | None

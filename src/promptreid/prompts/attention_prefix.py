@@ -16,9 +16,9 @@ from promptreid.prompts.config import (
     Initialization,
 )
 from promptreid.prompts.kind import PromptKind, checked_depth
-from promptreid.quantities import check_choice
 from promptreid.towers.attention import SelfAttention, attentions_of, block_states
 from promptreid.towers.tower import TokenTower, runs_slow_when_frozen, set_sequence_first
+from promptreid.values import check_choice
 
 
 class AttentionPrefix(PromptKind):

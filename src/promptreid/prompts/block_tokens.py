@@ -25,7 +25,6 @@ from promptreid.prompts.config import (
     TextSlot,
 )
 from promptreid.prompts.kind import PromptKind, checked_depth
-from promptreid.quantities import check_choice
 from promptreid.towers.growth import (
     grow_bias,
     grow_mask,
@@ -42,6 +41,7 @@ from promptreid.towers.initial_states import mean_states, start_states
 from promptreid.towers.modes import is_traced
 from promptreid.towers.tower import TextTower, TokenTower, runs_slow_when_frozen, set_sequence_first
 from promptreid.towers.trimming import ThreadValue
+from promptreid.values import check_choice
 
 
 class BlockTokens(PromptKind):

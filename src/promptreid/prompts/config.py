@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
-from promptreid.quantities import check_choice, optional_whole_number, shown, whole_number
+from promptreid.values import check_choice, optional_whole_number, shown, whole_number
 
 PromptForm = Literal["independent", "coupled", "prefix", "grouped"]
 PROMPT_FORMS: tuple[str, ...] = ("independent", "coupled", "prefix", "grouped")

@@ -9,8 +9,8 @@ from torch.utils.hooks import RemovableHandle
 
 from promptreid.errors import AttachmentError
 from promptreid.prompts.config import Initialization
-from promptreid.quantities import whole_number
 from promptreid.towers.trimming import ThreadValue
+from promptreid.values import whole_number
 
 _OCCUPANT = "promptreid_prompts"  # attribute of a tower's module: the prompts in it
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from promptreid.quantities import INT64
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Metadata, Prefix, Where, conditions
+from promptreid.values import INT64
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

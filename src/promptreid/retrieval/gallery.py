@@ -16,7 +16,6 @@ from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.model.encoding import EncodingOptions, check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import check_choice
 from promptreid.retrieval.editing import (
     Changes,
     ImageSource,
@@ -42,6 +41,7 @@ from promptreid.retrieval.gallery_state import (
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.removal import Images, remove_images, restore_images
 from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_values
+from promptreid.values import check_choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

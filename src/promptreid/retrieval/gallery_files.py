@@ -29,7 +29,6 @@ from promptreid.files import (
     read_tensors,
     write_bytes_atomically,
 )
-from promptreid.quantities import as_json
 from promptreid.retrieval.encode import rows_of_other_length
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
@@ -43,6 +42,7 @@ from promptreid.retrieval.segment_files import (
     write_segment,
 )
 from promptreid.retrieval.table import ImageTable
+from promptreid.values import as_json
 
 FORMAT_VERSION = 2
 

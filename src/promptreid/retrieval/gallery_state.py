@@ -20,7 +20,6 @@ from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.files import locked, make_private_folder
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import whole_number
 from promptreid.retrieval.audit import log_action, search_details
 from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where
@@ -39,6 +38,7 @@ from promptreid.retrieval.gallery_files import (
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.segment_files import Segment
 from promptreid.retrieval.table import Hit, ImageTable, check_passes
+from promptreid.values import whole_number
 
 STRANGERS = 400  # sentences used as searches in vain: a share of 5 % has a standard error of 1.1 points
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from promptreid.quantities import INT64
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, conditions
+from promptreid.values import INT64
 
 # "large": integers beyond 64 bits, as text in their order.
 Kind = Literal["text", "integer", "large", "float", "json"]

@@ -15,10 +15,10 @@ import torch
 
 from promptreid.errors import listed
 from promptreid.files import file_digest
-from promptreid.quantities import INT64
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
+from promptreid.values import INT64
 
 Images = int | str | Path | Sequence[int | str | Path]
 

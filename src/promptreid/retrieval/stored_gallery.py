@@ -15,7 +15,6 @@ from promptreid.evaluation.calibration import Calibration
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.model.encoding import EncodingOptions
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import whole_number
 from promptreid.retrieval.audit import search_details
 from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys, known_metadata
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
@@ -34,6 +33,7 @@ from promptreid.retrieval.lance_store import LanceStore, renumbered
 from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
 from promptreid.retrieval.removal import Images, check_named
 from promptreid.retrieval.table import ImageTable
+from promptreid.values import whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,11 +16,11 @@ from promptreid.data.layouts import IMAGES, PUBLISHED, JsonLayout
 from promptreid.defaults import SYNTHETIC_STAMP
 from promptreid.errors import DatasetError
 from promptreid.files import rename_over
-from promptreid.quantities import check_choice
 from promptreid.synthetic.camera import CAMERAS, photograph
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick
 from promptreid.synthetic.scenes import SCENES, Caption, DescribedImage, draw_scene, write_scenes
 from promptreid.synthetic.sentences import describe, web_description
+from promptreid.values import check_choice
 
 GENERATOR_VERSION = 3
 

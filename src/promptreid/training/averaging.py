@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from promptreid.losses.functional import at_least_float32
-from promptreid.quantities import real_number
+from promptreid.values import real_number
 
 
 class GaussianAverage:

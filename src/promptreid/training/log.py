@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.files import json_line, write_bytes_atomically
-from promptreid.quantities import as_json
 from promptreid.training.trackers import start_trackers
+from promptreid.values import as_json
 
 
 class RunLog:

@@ -13,10 +13,10 @@ from promptreid.losses.functional import SamePerson, Similarity
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import check_choice, optional_whole_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Algorithm, Stage
+from promptreid.values import check_choice, optional_whole_number, whole_number
 
 Matching = Literal["contrastive", "sdm", "nitc"]
 

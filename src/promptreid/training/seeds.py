@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from promptreid.errors import CheckpointError
 from promptreid.files import read_sealed_json, write_sealed_json
-from promptreid.quantities import as_json, whole_number
 from promptreid.scores import shown_score
+from promptreid.values import as_json, whole_number
 
 
 @dataclass(frozen=True)

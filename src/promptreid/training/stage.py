@@ -14,7 +14,6 @@ from promptreid.losses.functional import check_labels
 from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import check_choice, real_number, whole_number
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import (
     LayerDepths,
@@ -27,6 +26,7 @@ from promptreid.training.parameters import (
 )
 from promptreid.training.run_identity import describe
 from promptreid.training.stage_losses import Losses, LossFunction, needs_of
+from promptreid.values import check_choice, real_number, whole_number
 
 STAGE_ONE, STAGE_TWO = "stage_one", "stage_two"  # what domain and task adaptation are called in folders and results
 

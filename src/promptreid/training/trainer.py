@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from promptreid.errors import spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.quantities import optional_whole_number, whole_number
 from promptreid.towers.modes import recomputed_activations
 from promptreid.training.batches import (
     Batches,
@@ -44,6 +43,7 @@ from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
 from promptreid.training.stage import Stage, as_stages
 from promptreid.training.step import RunningStage
+from promptreid.values import optional_whole_number, whole_number
 
 _log = logging.getLogger("promptreid.training")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.quantities import check_choice, digits_as_integer, optional_whole_number, real_number, whole_number
+from promptreid.values import check_choice, digits_as_integer, optional_whole_number, real_number, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])

@@ -1,4 +1,4 @@
-"""Numbers and choices that are given as settings, checked and made plain: JSON and checkpoints take no others."""
+"""Values as they are given in settings, commands and files: checked, and made plain for JSON and checkpoints."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
