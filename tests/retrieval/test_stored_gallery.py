@@ -15,7 +15,7 @@ import torch
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.image_files import walk_images
 from promptreid.errors import CheckpointError, DatasetError, StoreError
-from promptreid.retrieval import filling, stored_gallery
+from promptreid.retrieval import filling
 from promptreid.retrieval.filling import shard_of_environment
 from promptreid.retrieval.filters import Prefix
 from promptreid.retrieval.lance_store import LanceStore
@@ -226,6 +226,13 @@ def test_image_with_an_address_for_a_key_is_found_and_erased_by_it(gallery, mode
     assert (hit.key, hit.as_dict()["path"]) == (key, key)
     assert gallery.erase([hit.key]).images == 1
     assert keys_of(gallery) == ["b"]
+    features = model.encode(["a man", "a boy"], progress=False)
+    with pytest.warns(UserWarning, match=r"1 erased image left out: s3://bucket/a\.jpg; restore"):
+        gallery.add_features(features, [key, "c"])
+    assert keys_of(gallery) == ["b", "c"]
+    gallery.restore([key])
+    gallery.add_features(features, [key, "c"])
+    assert sorted(keys_of(gallery)) == ["b", "c", key]
 
 
 def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):
@@ -270,7 +277,7 @@ def test_gallery_is_copied_into_a_store_and_an_interrupted_copy_completed(model,
     source = Gallery.build(model, folder, notes={"place": "roof"}, progress=False)
     source.calibrate(split, progress=False)
     source.remove(sorted(folder.rglob("*.jpg"))[0])
-    monkeypatch.setattr(stored_gallery, "COMMIT_ROWS", 10)
+    monkeypatch.setattr(filling, "COMMIT_ROWS", 10)
     monkeypatch.setattr(LanceStore, "add", interrupted(LanceStore.add))
     with pytest.raises(KeyboardInterrupt):
         source.to_store(tmp_path / "copy")
@@ -280,6 +287,9 @@ def test_gallery_is_copied_into_a_store_and_an_interrupted_copy_completed(model,
     assert copied.calibration == source.calibration
     assert names(copied.search("a man", 23)) == names(source.search("a man", 23))
     assert copied.update(folder, progress=False).unchanged == 23  # the removed one stays out
+    erased = copied.erase([source.paths[0]])
+    with pytest.warns(UserWarning, match=r"1 erased image left out: .*; restore"):
+        assert (erased.images, len(source.to_store(tmp_path / "copy"))) == (1, 22)
     other = Gallery(None, ["a"], torch.eye(1, model.embed_dim))
     with pytest.raises(FileExistsError, match="holds a store already"):
         other.to_store(tmp_path / "copy")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from promptreid.data.image_files import no_images_in, walk_images
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError, counted, printable
 from promptreid.model.encoding import EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import (
@@ -104,6 +104,18 @@ def fill(
         raise no_images_in(root)
     filling.warn_unreadable()
     return filling.changes(pruned=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
+
+
+def put_in(store: LanceStore, images: ImageTable, features: Tensor) -> None:
+    """Put features that were made elsewhere into a store; what was erased from it stays out, with a warning."""
+    commits = _Commits(store)
+    for rows in torch.arange(len(images)).split(COMMIT_ROWS):
+        part = features[rows.to(features.device)]
+        commits.put(renumbered(images.select(rows.tolist())), part, old=[False] * len(rows))
+    commits.flush()
+    if out := commits.excluded:
+        count, first = counted(len(out), "erased image"), ", ".join(printable(path) for path in out[:10])
+        warnings.warn(f"{count} left out: {first}; restore what belongs into the store first", stacklevel=3)
 
 
 class _Filling:

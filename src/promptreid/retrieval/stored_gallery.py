@@ -18,7 +18,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.audit import search_details
 from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys, known_metadata
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
-from promptreid.retrieval.filling import COMMIT_ROWS, Shard, fill
+from promptreid.retrieval.filling import Shard, fill, put_in
 from promptreid.retrieval.filters import Metadata, Where, plain_metadata
 from promptreid.retrieval.gallery_files import Storage
 from promptreid.retrieval.gallery_state import (
@@ -29,7 +29,7 @@ from promptreid.retrieval.gallery_state import (
 )
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
 from promptreid.retrieval.lance_removal import Erasure, erase, forget_removed, named_keys, remember_removed, remove
-from promptreid.retrieval.lance_store import LanceStore, renumbered
+from promptreid.retrieval.lance_store import LanceStore
 from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
 from promptreid.retrieval.removal import Images, check_named
 from promptreid.retrieval.table import ImageTable
@@ -182,6 +182,8 @@ class StoredGallery:
     def add_features(self, features: Array, keys: Sequence[str], *, metadata: Sequence[Metadata] | None = None) -> None:
         """Add features that were made elsewhere by the model of this store; those of known keys are left as they are.
 
+        What was removed or erased stays out, with a warning, until it is restored.
+
         Args:
             features: The features, of unit length.
             keys: What to call each image: a path, or any name.
@@ -195,9 +197,7 @@ class StoredGallery:
         """
         features = as_tensor(features, "features")
         keys = check_keys(keys, len(features), "features")
-        table = renumbered(ImageTable.of_keys(keys, metadata=known_metadata(keys, metadata)))
-        for rows in torch.arange(len(keys)).split(COMMIT_ROWS):
-            self.store.add(table.select(rows.tolist()), features[rows])
+        put_in(self.store, ImageTable.of_keys(keys, metadata=known_metadata(keys, metadata)), features)
 
     def search(
         self,
@@ -375,9 +375,7 @@ def copy_to_store(
         if store.header.get("model") != header.get("model") or store.dimensions != exact.dimensions:
             raise
     for segment in exact.segments:
-        for rows in torch.arange(len(segment)).split(COMMIT_ROWS):
-            images = renumbered(segment.images.select(rows.tolist()).with_full_paths())
-            store.add(images, segment.features[rows.to(segment.features.device)])
+        put_in(store, segment.images.with_full_paths(), segment.features)
     if removed := [mark["path"] for mark in header.get("removed", [])]:
         remember_removed(store, removed)
     return StoredGallery(store, model)
