@@ -1,6 +1,6 @@
 """Makes both encoders of an open_clip model as a configuration of prompts says."""
 
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
@@ -47,35 +47,43 @@ def wrap(
             'kind is "coupled", which makes the prompts of both towers',
             **{f"{tower}_prompts": factory for tower, factory in factories.items()},
         )
-    if not any(factories.values()):  # a kind of the user's own may be one that is never saved
-        _check_size(clip, config, setup, initialize=initialize)
+    counted = _Counted(config.kind)
     if config.kind != "coupled":
-        vision = _vision_encoder(clip, config, factories, setup, initialize=initialize)
+        vision = _vision_encoder(clip, config, factories, setup, counted, initialize=initialize)
         try:
-            return vision, _text_encoder(clip, config, factories, setup, initialize=initialize)
+            return vision, _text_encoder(clip, config, factories, setup, counted, initialize=initialize)
         except Exception:
             vision.detach()
             raise
-    text = _text_encoder(clip, config, factories, setup, initialize=initialize)
+    text = _text_encoder(clip, config, factories, setup, counted, initialize=initialize)
     try:
-        return _vision_encoder(clip, config, factories, setup, initialize=initialize, text=text.prompts), text
+        return _vision_encoder(clip, config, factories, setup, counted, initialize=initialize, text=text.prompts), text
     except Exception:
         text.detach()
         raise
 
 
-def _check_size(clip: nn.Module, config: PromptConfig, setup: Setup, *, initialize: bool) -> None:
-    """Refuse prompts of more numbers than a file of them may have, before any memory is taken for them."""
-    towers = find_vision_tower(clip), find_text_tower(clip)
-    make_text = _text_prompts(clip, config, setup)
-    with torch.device("meta"):  # where tensors have a shape and no content
-        if config.kind == "coupled":
-            text = make_text(towers[1])
-            vision = _vision_prompts(config, setup, initialize=initialize, text=text)(towers[0])
-        else:
-            vision = _vision_prompts(config, setup, initialize=initialize)(towers[0])
-            text = make_text(towers[1])
-    check_elements([tensor.shape for kind in (vision, text) for tensor in kind.state_dict().values()], config.kind)
+class _Counted:
+    """Counts the numbers of both towers' prompts, and refuses more than a file of them may have.
+
+    Args:
+        kind: That of the configuration.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._shapes: list[torch.Size] = []
+
+    def first(self, make: PromptFactory) -> PromptFactory:
+        """The same factory, which takes memory for prompts only once they are counted."""
+
+        def counted(tower: Any) -> PromptKind:
+            with torch.device("meta"):  # where tensors have a shape and no content
+                self._shapes += [tensor.shape for tensor in make(tower).state_dict().values()]
+            check_elements(self._shapes, self._kind)
+            return make(tower)
+
+        return counted
 
 
 def _vision_encoder(
@@ -83,6 +91,7 @@ def _vision_encoder(
     config: PromptConfig,
     factories: Factories,
     setup: Setup,
+    counted: _Counted,
     *,
     initialize: bool,
     text: PromptKind | None = None,
@@ -91,6 +100,8 @@ def _vision_encoder(
     initialization = config.vision_initialization if initialize else None
     if factories["vision"] is None:
         built_in = _vision_prompts(config, setup, initialize=initialize, text=text)
+        if factories["text"] is None:  # a kind of the user's own may be one that is never saved
+            built_in = counted.first(built_in)
         return PromptedVisionEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
     return PromptedVisionEncoder(
         clip,
@@ -105,11 +116,13 @@ def _vision_encoder(
 
 
 def _text_encoder(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, *, initialize: bool
+    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, counted: _Counted, *, initialize: bool
 ) -> PromptedTextEncoder:
     initialization = config.text_initialization if initialize else None
     if factories["text"] is None:
         built_in = _text_prompts(clip, config, setup)
+        if factories["vision"] is None:
+            built_in = counted.first(built_in)
         return PromptedTextEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
     return PromptedTextEncoder(
         clip,
