@@ -251,3 +251,9 @@ def reader_folder(tmp_path_factory) -> Path:
     (folder / "data/people/people.tsv").write_text("".join(lines), encoding="utf-8")
     write_generated(folder / "crops", num_identities=(6, 1, 1), progress=False)
     return folder
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forgets what was compiled: a graph break in one model is remembered for all models of the same code."""
+    torch.compiler.reset()

@@ -297,6 +297,7 @@ def test_bf16_encoders_of_other_families_take_float32_images(zoo, name):
     assert torch.nn.functional.cosine_similarity(exact, rough.float()).min() > 0.98
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compile_after_attaching_gives_equal_features_without_graph_breaks(clip, images):
     model = PromptedCLIP(clip)
     compiled = torch.compile(model.vision, fullgraph=ONE_GRAPH, backend="aot_eager")

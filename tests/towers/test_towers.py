@@ -314,6 +314,7 @@ def test_patch_dropout_while_training_leaves_room_for_prompts(model_cfg, images)
         ),
     ],
 )
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_image_encoder_of_other_families_gives_equal_features(zoo, name):
     model = PromptedCLIP(make(zoo, name), PromptConfig(vision_length=2))
     images = torch.randn(2, 3, 64, 32)
@@ -321,6 +322,7 @@ def test_compiled_image_encoder_of_other_families_gives_equal_features(zoo, name
     torch.testing.assert_close(compiled(images), model.encode_image(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_text_encoder_is_one_graph(clip, tokens):
     encoder = PromptedTextEncoder(clip)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=ONE_GRAPH)
