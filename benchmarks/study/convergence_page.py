@@ -52,7 +52,8 @@ QUESTIONS = (
     ),
     (
         "Which part does the work",
-        "`pd_no_id` is `pd` without the identity loss; `joint` trains prompts and encoders at once. Exploratory.",
+        "`pd_no_id` is `pd` without the identity loss; `joint` trains prompts and encoders at once. Exploratory; the "
+        "two were tuned over more runs than `pd` and `direct` ([rates](convergence_tables.md#rates)).",
         (("pd", "pd_no_id"), ("pd", "joint"), ("joint", "direct")),
     ),
     (
