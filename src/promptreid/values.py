@@ -116,6 +116,15 @@ def as_json(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def shown(value: object, *, longest: int = 60) -> str:
+    """A value as an error shows it; cut if it has more letters, as what comes from a stranger's file may have."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def _plain(value: Any) -> Any:
     """The content of a numpy scalar, or of an array or tensor without axes; itself where it has none."""
     if getattr(value, "ndim", None) != 0:
@@ -124,11 +133,3 @@ def _plain(value: Any) -> Any:
         return value.item()
     except (RuntimeError, AttributeError):  # a tensor on the meta device, and what only looks like an array
         return value
-
-
-def shown(value: object) -> str:
-    """The beginning of a value, which may come from a stranger's file and be long."""
-    try:
-        return repr(value)[:60]
-    except ValueError:  # Python writes out no integer of more than 4,300 digits
-        return "a number of thousands of digits"

@@ -49,7 +49,7 @@ def apart(model):
         ({"kind": "coupled", "groups": ("a",)}, "same for all images"),
         ({"kind": "grouped", "groups": ("a", "a")}, "expected names that are all different"),
         ({"kind": "grouped", "groups": ("a", "")}, "groups holds '' of 0 letters, expected 1 to 512"),
-        ({"kind": "grouped", "groups": ("a" * 600,)}, "groups holds 'a{59} of 600 letters, expected 1 to 512"),
+        ({"kind": "grouped", "groups": ("a" * 600,)}, "groups holds 'a{59}… of 600 letters, expected 1 to 512"),
         (
             {"kind": "grouped", "groups": ("b", "a\u00a0b")},
             r"the group 'a\\xa0b' holds U\+00A0 \(NO-BREAK SPACE\), .* rename it, in the annotations .* such as 'a_b'",

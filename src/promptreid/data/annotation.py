@@ -22,7 +22,7 @@ from promptreid.data.records import (
     split_counts,
 )
 from promptreid.errors import counted, printable
-from promptreid.values import INT64
+from promptreid.values import INT64, shown
 
 # The splits by the names that other tools and Hugging Face's folders give them.
 SPLIT_NAMES = {
@@ -353,9 +353,8 @@ def caption_problem(caption: Any, *, name: str = "caption") -> Problem | None:
 
 
 def shown_value(value: Any) -> str:
-    """A value as an error message shows it, cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    """A value of a record as an error shows it: paths and sentences are longer than settings."""
+    return shown(value, longest=200)
 
 
 def as_integer(value: Any) -> Any:

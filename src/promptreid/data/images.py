@@ -215,7 +215,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF data says. ImageOps.exif_transpose also writes them anew, if it can."""
+    """The image, turned as its EXIF data says."""
+    # Not ImageOps.exif_transpose, which also writes these data anew, and fails where they are damaged.
     image.load()  # by which a TIFF is turned
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)

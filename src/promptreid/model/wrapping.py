@@ -47,7 +47,8 @@ def wrap(
             'kind is "coupled", which makes the prompts of both towers',
             **{f"{tower}_prompts": factory for tower, factory in factories.items()},
         )
-    counted = _Counted(config.kind)
+    # A kind of the user's own may be one that is never saved.
+    counted = None if any(factories.values()) else _Counted(config.kind)
     if config.kind != "coupled":
         vision = _vision_encoder(clip, config, factories, setup, counted, initialize=initialize)
         try:
@@ -91,7 +92,7 @@ def _vision_encoder(
     config: PromptConfig,
     factories: Factories,
     setup: Setup,
-    counted: _Counted,
+    counted: _Counted | None,
     *,
     initialize: bool,
     text: PromptKind | None = None,
@@ -100,7 +101,7 @@ def _vision_encoder(
     initialization = config.vision_initialization if initialize else None
     if factories["vision"] is None:
         built_in = _vision_prompts(config, setup, initialize=initialize, text=text)
-        if factories["text"] is None:  # a kind of the user's own may be one that is never saved
+        if counted is not None:
             built_in = counted.first(built_in)
         return PromptedVisionEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
     return PromptedVisionEncoder(
@@ -116,12 +117,18 @@ def _vision_encoder(
 
 
 def _text_encoder(
-    clip: nn.Module, config: PromptConfig, factories: Factories, setup: Setup, counted: _Counted, *, initialize: bool
+    clip: nn.Module,
+    config: PromptConfig,
+    factories: Factories,
+    setup: Setup,
+    counted: _Counted | None,
+    *,
+    initialize: bool,
 ) -> PromptedTextEncoder:
     initialization = config.text_initialization if initialize else None
     if factories["text"] is None:
         built_in = _text_prompts(clip, config, setup)
-        if factories["vision"] is None:
+        if counted is not None:
             built_in = counted.first(built_in)
         return PromptedTextEncoder(clip, initialization=initialization, prompts=built_in, trim=setup["trim"])
     return PromptedTextEncoder(
