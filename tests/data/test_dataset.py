@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
 from promptreid.data.captions import TokenDeletion
@@ -273,6 +274,20 @@ def test_image_is_turned_as_pillow_does(tmp_path: Path, orientation: int, ending
         assert to_rgb(opened).tobytes() == expected.tobytes()
     turned = open_image(tmp_path / f"turned.{ending}")
     assert (turned.size, turned.tobytes()) == (expected.size, expected.tobytes())
+    assert to_rgb(turned).tobytes() == expected.tobytes()  # as what a gallery encodes: turned once, not twice
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_image_with_its_orientation_in_xmp_is_turned_once(tmp_path: Path, ending: str) -> None:
+    metadata = PngInfo()
+    metadata.add_itxt("XML:com.adobe.xmp", XMP)
+    more = {"pnginfo": metadata} if ending == "png" else {"xmp": XMP.encode()}
+    Image.new("RGB", (6, 4)).save(tmp_path / f"turned.{ending}", **more)
+    turned = open_image(tmp_path / f"turned.{ending}")
+    assert turned.size == to_rgb(turned).size == (4, 6)
 
 
 def test_open_image_exif_rotation_is_applied(tmp_path: Path) -> None:

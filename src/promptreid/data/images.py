@@ -28,6 +28,7 @@ _TURNS: dict[Any, Image.Transpose] = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow reads that tag
 
 
 class _UnknownRangeError(ValueError):
@@ -219,7 +220,12 @@ def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose, which also writes these data anew, and fails where they are damaged.
     image.load()  # by which a TIFF is turned
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _ORIENTED:  # or what is turned would say that it still has to be
+        turned.info.pop(name, None)
+    return turned
 
 
 def _convert(image: Image.Image) -> Image.Image:
