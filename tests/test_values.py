@@ -23,14 +23,20 @@ def test_real_number_is_a_plain_float(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [2.0, np.float64(2.0), torch.tensor(2.0), True, np.True_, "2", None, [2], np.array([2]), torch.ones(1)]
+    "value",
+    [
+        *(2.0, np.float64(2.0), torch.tensor(2.0), True, np.True_, "2", None, [2], np.array([2]), torch.ones(1)),
+        *(np.timedelta64(2, "ns"), np.ma.masked),
+    ],
 )
 def test_whole_number_refuses_anything_else_by_name(value: Any) -> None:
     with pytest.raises(TypeError, match=r"steps is .*, expected a whole number of at least 1"):
         whole_number("steps", value, minimum=1)
 
 
-@pytest.mark.parametrize("value", ["2", None, [2.0], True, 1j, torch.ones(1), torch.tensor(True)])
+@pytest.mark.parametrize(
+    "value", ["2", None, [2.0], True, 1j, torch.ones(1), torch.tensor(True), np.ma.masked, np.timedelta64(2, "D")]
+)
 def test_real_number_refuses_anything_else_by_name(value: Any) -> None:
     with pytest.raises(TypeError, match=r"rate is .*, expected a number"):
         real_number("rate", value)
@@ -51,7 +57,16 @@ def test_optional_whole_number_leaves_none() -> None:
         optional_whole_number("depth", 0, minimum=1)
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**5000), Fraction(10**400)], ids=["number", "negative", "fraction"])
+def test_real_number_infinity_is_one() -> None:
+    assert real_number("max_norm", np.longdouble("inf")) == float("inf")
+    assert real_number("max_norm", np.ma.array(2.0)) == 2.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**5000), Fraction(10**400), np.longdouble("1e4000")],
+    ids=["number", "negative", "fraction", "long double"],
+)
 def test_real_number_beyond_floats_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^rate is .{,80}, expected a number that a float can hold"):
         real_number("rate", value)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any, cast
 
@@ -63,10 +64,11 @@ def real_number(name: str, value: Any) -> float:
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} is {shown(value)}, expected a number")
-    try:
-        return float(plain)
-    except OverflowError as error:
-        raise ValueError(f"{name} is {shown(value)}, expected a number that a float can hold") from error
+    with suppress(OverflowError):
+        number = float(plain)
+        if not math.isinf(number) or plain in (math.inf, -math.inf):  # one of numpy's longer kinds comes to infinity
+            return number
+    raise ValueError(f"{name} is {shown(value)}, expected a number that a float can hold")
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
@@ -126,9 +128,14 @@ def shown(value: object, *, longest: int = 60) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The content of a numpy scalar, or of an array or tensor without axes; itself where it has none."""
+    """The content of a numpy scalar, or of an array or tensor without axes; itself where it has none.
+
+    A time of numpy's, which counts as a whole number elsewhere, and what is masked are no values: `None`.
+    """
     if getattr(value, "ndim", None) != 0:
         return value
+    if getattr(value, "mask", False) or getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
+        return None
     try:
         return value.item()
     except (RuntimeError, AttributeError):  # a tensor on the meta device, and what only looks like an array

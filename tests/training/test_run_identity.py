@@ -28,7 +28,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig, PromptForm
 from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.run_folder import RunFolder
-from promptreid.training.run_identity import describe, differences, evaluate_identity, settings_held
+from promptreid.training.run_identity import describe, differences, evaluate_identity
 from promptreid.training.stage import Stage
 from promptreid.training.trainer import Trainer
 
@@ -146,53 +146,6 @@ def test_trainer_takes_a_built_in_loss_that_counts_steps_and_is_edited_after_tra
     loss.soft_labels = 0.25
     make(stages=stages).fit()
     make(stages=prompts_only(model, NITCLoss(rising_steps=10, soft_labels=0.25))).fit()
-
-
-class Cached(Margin):
-    """A loss of parts, which keeps something while it trains and no longer holds something else."""
-
-    def __init__(self, *margins: float) -> None:
-        super().__init__(1.0)
-        self.parts = [SimpleNamespace(margin=margin, calls=0) for margin in margins]
-        self.first = True
-
-    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
-        self.kept = float(images.detach().mean())
-        vars(self).pop("first", None)
-        for part in self.parts:
-            part.calls += 1
-        return super().forward(images, texts, person_ids)
-
-
-def test_settings_held_are_those_before_with_what_was_set_since() -> None:
-    loss, features = Cached(1.0, 2.0), torch.ones(2, 3)
-    before = describe(loss)
-    with settings_held([loss]):
-        loss(features, features, None)
-        assert describe(loss) == before
-    assert describe(loss) == describe([loss])[0] == before
-    loss.parts[1].margin = 9.0
-    assert describe(loss) == describe(Cached(1.0, 9.0))
-    with settings_held([loss]):
-        loss(features, features, None)
-    assert describe(loss) == describe(Cached(1.0, 9.0))
-    loss.parts.append(SimpleNamespace(margin=3.0, calls=0))
-    loss.more = "set"
-    del loss.margin
-    now = describe(loss)
-    assert [part["margin"] for part in now["parts"]] == [1.0, 9.0, 3.0]
-    assert now["more"] == "set"
-    assert "margin" not in now
-    assert "kept" not in now
-    assert now["first"]
-
-
-def test_settings_held_where_the_block_fails() -> None:
-    loss = Remembering()
-    with pytest.raises(ZeroDivisionError), settings_held([loss]):
-        loss.calls = 1 // 0
-    loss.calls += 1
-    assert describe(loss)["calls"] == 1
 
 
 @pytest.mark.parametrize("make_loss", [ContrastiveLoss, Remembering, lambda: NITCLoss(rising_steps=10)])

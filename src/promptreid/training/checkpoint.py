@@ -388,7 +388,14 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
             "another output_dir"
         ) from error
     for index, stage in enumerate(stages):
-        stage.losses.load_state_dict(checkpoint.take(f"losses.{index}"))
+        try:
+            stage.losses.load_state_dict(checkpoint.take(f"losses.{index}"))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"cannot resume from the checkpoint {path}: the losses of stage {stage.name!r} hold other tensors than "
+                f"those that it was written with ({' '.join(str(error).split())}); give the stage losses with parts of "
+                "the same names and sizes, or give another output_dir"
+            ) from error
         if stage.average is not None:
             stage.average.load_state_dict(checkpoint.take(f"average.{index}"))
     return position

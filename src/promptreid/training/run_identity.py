@@ -5,20 +5,19 @@ import math
 import re
 import sys
 import sysconfig
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
 from hashlib import sha256
-from inspect import isclass, isroutine
+from inspect import getattr_static, isclass, isroutine
 from io import IOBase
 from logging import Handler, Logger
 from pathlib import PurePath
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,13 +26,15 @@ from torch import Tensor, nn
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_settings
 from promptreid.towers.fingerprint import pack_fingerprint
+from promptreid.training import held_settings
+from promptreid.training.held_settings import HELD, as_set
 
 _DEPTH = 8  # objects in objects; of what lies deeper, what its `repr` says
 _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is kept
 _LONGEST = 4096  # letters of what an object holds
 # Nobody knows whether what these hold was set or only happened.
 _HAPPENED = (Logger, Handler, IOBase)
-_NOT_SETTINGS = {*vars(nn.Module()), "training"}
+_NOT_SETTINGS = {*vars(nn.Module()), "training", HELD}
 
 
 class Undescribed:
@@ -86,48 +87,17 @@ def _is_run(description: Any) -> bool:
     return isinstance(description, dict) and "prompts" in description
 
 
-_NOTHING = object()
-# What modules that have trained were before it, and after it; the latter is not known yet of those that are training.
-_TRAINED: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+_DESCRIBED, _SHOWN_AS = "described", "shown"  # the views of a module that count
 
 
-@contextmanager
-def settings_held(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
-    """Let `describe` take modules, inside the block and after it, as they were set before it.
-
-    Training, or a checkpoint that is loaded, changes what a loss holds, such as the steps that it counts, and that is
-    no setting. What is set after the block is one: it counts as it is, and the rest as it was before.
-    """
-    before = {module: describe(module) for module in modules}
-    for module, settings in before.items():
-        _TRAINED[module] = settings, _NOTHING
-    try:
-        yield
-    finally:
-        for module in before:
-            del _TRAINED[module]
-        for module, left in {module: describe(module) for module in before}.items():
-            _TRAINED[module] = before[module], left
+def settings_held(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """Let `describe` and `shown` take modules, inside the block and after it, without what it changed in them."""
+    return held_settings.settings_held(modules, **{_DESCRIBED: describe, _SHOWN_AS: shown})
 
 
-def _as_set(module: nn.Module, now: Any) -> Any:
-    """The description of a module without what training changed in it."""
-    before, left = _TRAINED.get(module, (now, now))
-    return before if left is _NOTHING else _edited(before, left, now)
-
-
-def _edited(before: Any, left: Any, now: Any) -> Any:
-    """What was before, with the changes that lead from what training left to what is now."""
-    if now == left:
-        return before
-    three = before, left, now
-    if all(isinstance(each, dict) for each in three):
-        names = dict.fromkeys([*before, *now])
-        found = {name: _edited(*(each.get(name, _NOTHING) for each in three)) for name in names}
-        return {name: item for name, item in found.items() if item is not _NOTHING}
-    if all(isinstance(each, list) for each in three) and len(before) == len(left) == len(now):
-        return [_edited(*items) for items in zip(*three, strict=True)]
-    return now
+def shown(module: nn.Module) -> str:
+    """A module's `repr`, as it was before training."""
+    return str(as_set(module, _SHOWN_AS, repr(module)))
 
 
 _Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the object, which it keeps there, and what it is
@@ -175,7 +145,7 @@ def _described(value: Any, within: Any, depth: int) -> Any:
     if isinstance(value, Sequence):
         return _short([within(item) for item in cast(Sequence[Any], value)])
     described = _describe_object(value, within)
-    return _as_set(value, described) if isinstance(value, nn.Module) else described
+    return as_set(value, _DESCRIBED, described) if isinstance(value, nn.Module) else described
 
 
 def _describe_object(value: Any, within: Any) -> Any:
@@ -192,7 +162,8 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isinstance(value, nn.Module):
         kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
         inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
-        return named | _code(type(value).forward) | _each(inside, within)
+        # Static, as compiled by TorchScript it is not there to be read.
+        return named | _code(getattr_static(type(value), "forward", None)) | _each(inside, within)
     if isinstance(value, _HAPPENED):
         return named
     if (callable(value) or is_dataclass(value)) and hasattr(value, "__dict__"):
