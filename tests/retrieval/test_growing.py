@@ -5,6 +5,7 @@ import json
 import math
 import os
 import threading
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -372,6 +373,42 @@ def test_notes_that_json_has_no_number_for_are_null(tmp_path):
     gallery.save()
     json.loads((gallery.directory / "gallery.json").read_bytes(), parse_constant=pytest.fail)
     assert Gallery.load(gallery.directory).notes == {"spread": None, "limits": [0.5, None]}
+
+
+def test_notes_with_a_mapping_are_kept_and_so_are_the_images(tmp_path):
+    gallery = grown(tmp_path / "index", parts=1)
+    gallery.notes["run"] = MappingProxyType({"epochs": 3})
+    gallery.add_features(unit(3, seed=1), ["a", "b", "c"])
+    assert Gallery.load(gallery.directory).notes == {"run": {"epochs": 3}}
+    gallery.save(tmp_path / "other")
+    assert gallery.directory == tmp_path / "other"
+    del gallery.notes["run"]
+    gallery.add_features(unit(1, seed=2), ["d"])
+    again = Gallery.load(gallery.directory)
+    assert (len(again), again.notes) == (10, {})
+
+
+@pytest.mark.parametrize("value", [math.nan, (0.5, 1), {1: 2}, MappingProxyType({"x": 1})], ids=repr)
+def test_note_that_json_writes_in_another_way_does_not_replace_what_another_wrote(tmp_path, value):
+    gallery = grown(tmp_path / "index", parts=1)
+    gallery.notes["loss"] = value
+    gallery.save()
+    other = Gallery.load(gallery.directory)
+    other.notes["loss"] = "of another"
+    other.save()
+    gallery.add_features(unit(1, seed=9), ["new"])
+    assert gallery.notes == Gallery.load(gallery.directory).notes == {"loss": "of another"}
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_note_of_nothing_is_kept_beside_what_another_wrote(tmp_path, value):
+    gallery = grown(tmp_path / "index", parts=1)
+    other = Gallery.load(gallery.directory)
+    other.notes["place"] = "yard"
+    other.save()
+    gallery.notes["spread"] = value
+    gallery.save()
+    assert gallery.notes == Gallery.load(gallery.directory).notes == {"place": "yard", "spread": None}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -122,8 +122,9 @@ class GalleryState:
             raise CheckpointError(
                 f"{folder} was replaced by a gallery of another model or storage since it was loaded; load it again"
             )
-        changed = {key: value for key, value in self.header["notes"].items() if self._notes.get(key) != value}
-        gone = self._notes.keys() - self.header["notes"].keys()
+        own = _as_written(self.header["notes"])
+        changed = {key: value for key, value in own.items() if key not in self._notes or self._notes[key] != value}
+        gone = self._notes.keys() - own.keys()
         notes = {key: value for key, value in header.get("notes", {}).items() if key not in gone} | changed
         self._follow(exact)
         self.exact = exact if self.exact.device.type == "cpu" else exact.to(self.exact.device)
@@ -144,8 +145,9 @@ class GalleryState:
 
     def _now(self, description: Mapping[str, Any]) -> None:
         """Remember what the folder holds."""
+        self._notes = _as_written(description["header"].get("notes", {}))
+        # After what can fail: while this is the generation before, the next turn reads the folder again.
         self._written = dict(description)
-        self._notes = json.loads(json.dumps(description["header"].get("notes", {})))
         self._next_id = max(self._next_id, description["next_id"])
 
     def change(
@@ -231,6 +233,11 @@ class GalleryState:
         exact, written = write_while_locked(folder, exact, description, replaces=replaces)
         self._now(written)
         return exact
+
+
+def _as_written(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes as a file gives them back: what JSON writes in another way must not look changed."""
+    return json.loads(json_bytes(notes))
 
 
 def _apply(index: Index, removed: Sequence[int], added: tuple[ImageTable, Tensor] | None) -> None:
