@@ -295,6 +295,20 @@ def test_gallery_is_copied_into_a_store_and_an_interrupted_copy_completed(model,
         other.to_store(tmp_path / "copy")
 
 
+def test_copy_again_takes_out_what_was_removed_from_the_gallery_since(model, folder, tmp_path):
+    source = Gallery.build(model, folder, progress=False)
+    keys = ["gate/17", "s3://bucket/a.jpg", "kept"]
+    source.add_features(unit(3, model.embed_dim), keys)
+    copied = source.to_store(tmp_path / "copy")
+    gone = [str(source.paths[4]), *keys[:2]]
+    source.remove(gone)
+    source.to_store(tmp_path / "copy")
+    assert keys_of(copied) == sorted(map(str, source.paths))
+    assert copied.info().deleted == 0  # no byte of them is left
+    with pytest.warns(UserWarning, match="3 erased images left out"):
+        copied.add_features(unit(3, model.embed_dim), gone)
+
+
 def interrupted(add):
     calls = []
 

@@ -459,7 +459,7 @@ class Gallery:
     def to_store(self, url: str | Path, *, storage_options: Mapping[str, str] | None = None) -> "StoredGallery":
         """Copy the gallery into a store, which any number of processes and machines fill and search.
 
-        Called again after an interruption, it completes the copy.
+        Called again, it completes the copy, and erases from it what was removed from the gallery.
 
         Args:
             url: A folder, or `s3://bucket/name` or `gs://bucket/name`.

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
@@ -83,6 +83,12 @@ def _beginning(pattern: str) -> str:
 
 def _keys_where(store: LanceStore, condition: str) -> list[str]:
     return [from_stored(key) for batch in store.scan(["key"], condition) for key in batch["key"].to_pylist()]
+
+
+def keys_of_paths(store: LanceStore, paths: Collection[str]) -> list[str]:
+    """The keys of the images that a gallery calls by these absolute paths; those that are no files may be relative."""
+    named = [key for key in _keys_where(store, "size < 0") if os.path.abspath(key) in paths]
+    return list(dict.fromkeys([*store.stamps(list(paths)), *named]))
 
 
 def chosen_keys(store: LanceStore, keys: Sequence[str]) -> list[str]:

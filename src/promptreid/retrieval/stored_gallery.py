@@ -28,7 +28,15 @@ from promptreid.retrieval.gallery_state import (
     lowest_score,
 )
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
-from promptreid.retrieval.lance_removal import Erasure, erase, forget_removed, named_keys, remember_removed, remove
+from promptreid.retrieval.lance_removal import (
+    Erasure,
+    erase,
+    forget_removed,
+    keys_of_paths,
+    named_keys,
+    remember_removed,
+    remove,
+)
 from promptreid.retrieval.lance_store import LanceStore
 from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
 from promptreid.retrieval.removal import Images, check_named
@@ -362,7 +370,7 @@ def copy_to_store(
     url: str | Path,
     storage_options: Mapping[str, str] | None = None,
 ) -> StoredGallery:
-    """Copy a gallery into a new store, or complete a copy that was interrupted."""
+    """Copy a gallery into a new store, or complete a copy, in which what was removed since is erased."""
     exact, header = gallery.exact, gallery.header
     kept = {key: header[key] for key in ("model", "calibration", "notes") if header.get(key) is not None}
     storage: Storage = "float16" if exact.dtype == torch.float16 else "float32"
@@ -376,6 +384,8 @@ def copy_to_store(
             raise
     for segment in exact.segments:
         put_in(store, segment.images.with_full_paths(), segment.features)
-    if removed := [mark["path"] for mark in header.get("removed", [])]:
-        remember_removed(store, removed)
+    if removed := {mark["path"] for mark in header.get("removed", [])}:
+        remember_removed(store, sorted(removed))
+        if there := keys_of_paths(store, removed):
+            remove(store, there)
     return StoredGallery(store, model)
