@@ -1,6 +1,7 @@
 """A gallery in a store: filled by parts, resumed, searched as a folder's gallery is."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -233,6 +234,34 @@ def test_image_with_an_address_for_a_key_is_found_and_erased_by_it(gallery, mode
     gallery.restore([key])
     gallery.add_features(features, [key, "c"])
     assert sorted(keys_of(gallery)) == ["b", "c", key]
+
+
+def test_erased_file_does_not_come_back_under_its_relative_name(gallery, folder, monkeypatch):
+    gallery.update(folder, progress=False)
+    path = sorted(folder.rglob("*.jpg"))[0]
+    gallery.erase(path)
+    monkeypatch.chdir(folder)
+    name = os.path.relpath(path)
+    features = unit(2, gallery.store.dimensions)
+    with pytest.warns(UserWarning, match=rf"1 erased image left out: {re.escape(name)}; restore"):
+        gallery.add_features(features, [name, "other"])
+    assert len(gallery) == 24
+    gallery.restore(name)
+    gallery.add_features(features, [name, "other"])
+    assert name in keys_of(gallery)
+
+
+@pytest.mark.posix
+def test_keys_are_taken_in_a_working_folder_that_was_deleted(gallery, tmp_path, monkeypatch):
+    gallery.add_features(unit(2, gallery.store.dimensions), ["a", "b"])
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert gallery.erase("a").images == 1
+    with pytest.warns(UserWarning, match="1 erased image left out: a; restore"):
+        gallery.add_features(unit(2, gallery.store.dimensions), ["a", "c"])
+    assert keys_of(gallery) == ["b", "c"]
+    assert gallery.restore("a") == 1
 
 
 def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):

@@ -31,7 +31,7 @@ from promptreid.retrieval.editing import (
 )
 from promptreid.retrieval.filters import Metadata
 from promptreid.retrieval.lance_filters import from_stored, quoted
-from promptreid.retrieval.lance_removal import key_digest, remove, removed_digests
+from promptreid.retrieval.lance_removal import key_digest, key_forms, remove, removed_digests
 from promptreid.retrieval.lance_store import LanceStore, key_id, renumbered
 from promptreid.retrieval.table import ImageTable, file_stamp
 
@@ -226,8 +226,8 @@ class _Commits:
 
 
 def erased_among(keys: Iterable[str], digests: Collection[str]) -> set[str]:
-    """Those of the keys that were erased, by the digests that are kept of them."""
-    return {key for key in keys if key_digest(key) in digests} if digests else set()
+    """Those of the keys that were erased, in either of their forms, by the digests that are kept."""
+    return {key for key in keys if any(key_digest(form) in digests for form in key_forms(key))} if digests else set()
 
 
 class _Pruning:

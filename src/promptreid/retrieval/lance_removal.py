@@ -48,13 +48,13 @@ def named_keys(store: LanceStore, images: Images | None) -> list[str]:
     """
     given = [] if images is None else listed_images(images)
     names = [os.fsdecode(image) for image in given if isinstance(image, str | bytes | os.PathLike)]
-    known = set(store.stamps([form for name in names for form in (name, os.path.abspath(name))]))
+    known = set(store.stamps([form for name in names for form in key_forms(name)]))
     removed = removed_digests(store) if not known.issuperset(names) else frozenset[str]()
     keys: list[str] = []
     for image in given:
         if isinstance(image, str | bytes | os.PathLike):
             name = os.fsdecode(image)
-            forms = (name, os.path.abspath(name))
+            forms = key_forms(name)
             there = [form for form in forms if form in known or key_digest(form) in removed]
             found = there[:1] or (_matching_keys(store, name) if is_pattern(name) else [forms[-1]])
         else:
@@ -87,7 +87,7 @@ def _keys_where(store: LanceStore, condition: str) -> list[str]:
 
 def keys_of_paths(store: LanceStore, paths: Collection[str]) -> list[str]:
     """The keys of the images that a gallery calls by these absolute paths; those that are no files may be relative."""
-    named = [key for key in _keys_where(store, "size < 0") if os.path.abspath(key) in paths]
+    named = [key for key in _keys_where(store, "size < 0") if key_forms(key)[-1] in paths]
     return list(dict.fromkeys([*store.stamps(list(paths)), *named]))
 
 
@@ -134,6 +134,14 @@ def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:
     return image_times(known, batch["modified_ns"].to_numpy())
 
 
+def key_forms(name: str) -> tuple[str, ...]:
+    """The keys that an image of this name may have: the name, and the full path where that is relative."""
+    try:
+        return name, os.path.abspath(name)
+    except OSError:  # the working folder was deleted
+        return (name,)
+
+
 def key_digest(key: str) -> str:
     """The digest that is kept of the key of an erased image."""
     return blake2b(to_stored(key).encode(), digest_size=16).hexdigest()
@@ -164,7 +172,7 @@ def forget_removed(store: LanceStore, images: Images) -> int:
         if not isinstance(image, str | bytes | os.PathLike):
             raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's key or path")
         name = os.fsdecode(image)
-        known = removed & {key_digest(name), key_digest(os.path.abspath(name))}
+        known = removed & set(map(key_digest, key_forms(name)))
         if not known:
             raise KeyError(f"{name!r} was not removed from the store; nothing was restored")
         found |= known
