@@ -229,6 +229,18 @@ def test_gallery_of_an_earlier_version_is_converted_by_its_first_write(tmp_path,
         again.restore("nothing.jpg")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_gallery_of_an_earlier_version_in_another_precision_is_float32(tmp_path, dtype):
+    shutil.copytree(KEPT / "gallery", tmp_path / "index")
+    (path,) = (tmp_path / "index").glob("*.safetensors")
+    tensors = load_file(path)
+    save_file({**tensors, "features": tensors["features"].to(dtype)}, path)
+    gallery = Gallery.load(tmp_path / "index")
+    assert (gallery.features.dtype, check_gallery(gallery.directory)[0]) == (torch.float32, [])
+    gallery.save()
+    torch.testing.assert_close(Gallery.load(gallery.directory).features, tensors["features"], rtol=0, atol=4e-3)
+
+
 @pytest.mark.posix
 def test_load_of_features_that_are_a_pipe_is_refused_at_once(gallery):
     (features,) = gallery.directory.glob("features-*")

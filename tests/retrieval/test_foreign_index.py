@@ -19,6 +19,7 @@ class ListIndex:
         self.searches = 0
 
     def add(self, images, features):
+        assert features.dtype in (torch.float32, torch.float16)
         for number, known, feature in zip(images.ids.tolist(), images.metadata, features.tolist(), strict=True):
             assert number not in self.rows
             self.rows[number] = (known, feature)
@@ -52,6 +53,13 @@ def pair(model, folder, tmp_path):
     """The same gallery with the exact index and with the foreign one."""
     exact = Gallery.build(model, folder, directory=tmp_path / "exact", progress=False)
     return exact, Gallery.build(model, folder, directory=tmp_path / "own", index=ListIndex(), progress=False)
+
+
+def test_index_gets_features_of_another_precision_as_float32():
+    own = ListIndex()
+    gallery = Gallery(None, ["a"], torch.eye(1, 4, dtype=torch.float64), index=own)
+    gallery.add_features(torch.eye(4, dtype=torch.bfloat16)[1:], ["b", "c", "d"])
+    assert len(own.rows) == 4
 
 
 def assert_same(exact, own):

@@ -199,6 +199,7 @@ def test_keys_with_files_or_without_images_are_refused(model):
         (torch.ones(2, 16, dtype=torch.int64), "dtype torch.int64, expected floating point"),
         (torch.ones(2, 16), "2 of 2 features are not of unit length"),
         (torch.zeros(2, 16), "2 of 2 features are not of unit length"),
+        (torch.ones(2, 16, dtype=torch.float64), "2 of 2 features are not of unit length"),
         (torch.full((2, 16), torch.nan), "2 features hold NaN or infinity"),
     ],
 )
@@ -217,6 +218,19 @@ def test_add_features_keeps_a_copy_in_the_gallerys_storage():
     given.zero_()
     assert torch.equal(gallery.features, expected)
     assert gallery.add_features(unit(1, seed=3).numpy(), "c").added == 1
+
+
+@pytest.mark.parametrize(
+    "given", [unit(4).double(), unit(4).double().numpy(), unit(4).bfloat16()], ids=["float64", "numpy", "bfloat16"]
+)
+def test_features_of_another_precision_are_kept_as_float32(tmp_path, given):
+    gallery = Gallery(None, ["a", "b"], given[:2])
+    gallery.add_features(given[2:], ["c", "d"])
+    gallery.save(tmp_path / "index")
+    again = Gallery.load(gallery.directory)
+    assert again.features.dtype == torch.float32
+    assert torch.equal(again.features, torch.as_tensor(given).float())
+    assert again.search(torch.as_tensor(given)[3], 1)[0].key == "d"
 
 
 def test_remove_by_filter(tmp_path):

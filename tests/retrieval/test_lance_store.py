@@ -100,6 +100,15 @@ def test_features_and_queries_that_are_no_directions_are_refused(store, wrong, w
         store.search(wrong, 3, where={"camera": "a"})
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_features_of_another_precision_are_taken(store, dtype):
+    given = features(3).to(dtype)
+    store.add(images(["a", "b", "c"]), given)
+    hits = store.nearest(given, 1)
+    assert [hit.key for (hit,) in hits] == ["a", "b", "c"]
+    assert [hit.score for (hit,) in hits] == pytest.approx([1.0] * 3, abs=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 8), (3, DIMENSIONS), (DIMENSIONS,)])
 def test_features_of_another_shape_are_refused(store, shape):
     with pytest.raises(ValueError, match=r"features have shape .*expected floating point \(2, 16\)"):

@@ -218,7 +218,7 @@ def add_features(
 ) -> Changes:
     """Append features that were made elsewhere; refuses keys that the gallery has, or that are given twice."""
     keys = check_keys(keys, len(features), "features")
-    check_features(features, len(keys), store.exact.dimensions)
+    features = check_features(features, len(keys), store.exact.dimensions)
     table = ImageTable.of_keys(keys, metadata=known_metadata(keys, metadata))
     with store.turn():
         _check_new(store, keys)

@@ -89,7 +89,10 @@ def rows_of_other_length(features: Tensor) -> list[int]:
 
 
 def check_features(features: Tensor, rows: int, dimensions: int | None = None) -> Tensor:
-    """Return features that images can be found by, floating point (rows, dimensions) of unit length; refuse others."""
+    """Return features that images can be found by: (rows, dimensions), of unit length, float32 or float16.
+
+    Other floating point is returned as float32; anything else is refused.
+    """
     fits = features.ndim == 2 and len(features) == rows and features.shape[1] == (dimensions or features.shape[1])
     if not fits or not features.is_floating_point():
         found = f"shape {tuple(features.shape)} and dtype {features.dtype}"
@@ -98,9 +101,15 @@ def check_features(features: Tensor, rows: int, dimensions: int | None = None) -
     return check_unit_length(features)
 
 
+def in_kept_precision(features: Tensor) -> Tensor:
+    """Features in a precision that galleries and stores keep: float16 as it is, any other as float32."""
+    return features if features.dtype == torch.float16 else features.float()
+
+
 def check_unit_length(features: Tensor) -> Tensor:
-    """Return features (N, E) of unit length; refuse others, or NaN."""
-    if wrong := rows_of_other_length(check_finite(features)):
+    """Return features (N, E) of unit length, in a precision that is kept; refuse others, or NaN."""
+    features = check_finite(in_kept_precision(features))
+    if wrong := rows_of_other_length(features):
         length = float(torch.linalg.vector_norm(features[wrong[0]], dtype=torch.float32))
         raise ValueError(
             f"{len(wrong)} of {len(features)} features are not of unit length, such as number {wrong[0]} of "

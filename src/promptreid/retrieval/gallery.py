@@ -64,7 +64,7 @@ class Gallery:
         index: What searches, empty (see `promptreid.retrieval.index.Index`); `None` compares every feature.
 
     Shape:
-        - features: (G, E) float32 or float16
+        - features: (G, E) floating point; float16 stays so, any other is kept as float32
 
     Raises:
         ValueError: Features are not finite, not of unit length or not one per image, or the metadata are too few.

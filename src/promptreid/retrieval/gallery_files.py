@@ -29,7 +29,7 @@ from promptreid.files import (
     read_tensors,
     write_bytes_atomically,
 )
-from promptreid.retrieval.encode import rows_of_other_length
+from promptreid.retrieval.encode import in_kept_precision, rows_of_other_length
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
     FILE_NAME,
@@ -300,7 +300,7 @@ def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex
     if not fits or len(tensors["ids"].unique()) != len(paths) or tensors["ids"].dtype != torch.int64:
         raise CheckpointError(f"{folder}: {path.name} does not fit {_DESCRIPTION}; build it again")
     table = ImageTable(paths, tensors["ids"], tensors["sizes"], tensors["modified_ns"], metadata)
-    return ExactIndex(table, tensors["features"])
+    return ExactIndex(table, in_kept_precision(tensors["features"]))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

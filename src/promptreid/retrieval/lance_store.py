@@ -272,8 +272,7 @@ class LanceStore:
         self._merge(images, features, replaces=True)
 
     def _merge(self, images: ImageTable, features: Array, *, replaces: bool) -> None:
-        features = as_tensor(features, "features")
-        check_features(features, len(images), self.dimensions)
+        features = check_features(as_tensor(features, "features"), len(images), self.dimensions)
         if len(set(images.paths)) < len(images):
             raise ValueError("a key is given twice; give each image once")
         if len(images):
