@@ -1,5 +1,6 @@
 """Settings as they are given: numbers become plain, and what is no number or no choice is refused by name."""
 
+from enum import IntEnum
 from fractions import Fraction
 from typing import Any
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from promptreid.values import check_choice, digits_as_integer, optional_whole_number, real_number, whole_number
+from promptreid.values import (
+    check_choice,
+    digits_as_integer,
+    fits_int64,
+    optional_whole_number,
+    real_number,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
@@ -99,6 +107,23 @@ def test_digits_are_an_integer_of_any_size(text: str, number: int) -> None:
 )
 def test_other_texts_are_no_integer(text: str) -> None:
     assert digits_as_integer(text) is None
+
+
+class Size(IntEnum):
+    SMALL = 3
+    HUGE = 2**70
+
+
+@pytest.mark.parametrize("number", [0, True, -(2**63), 2**63 - 1, Size.SMALL, np.int64(-3), np.uint8(3)])
+def test_integer_of_64_bits_of_any_kind_fits(number: Any) -> None:
+    assert fits_int64(number)
+
+
+@pytest.mark.parametrize(
+    "number", [2**63, -(2**63) - 1, Size.HUGE, np.uint64(2**64 - 1), pytest.param(10**400, id="huge")]
+)
+def test_larger_integer_of_any_kind_does_not_fit(number: Any) -> None:
+    assert not fits_int64(number)
 
 
 @pytest.mark.parametrize("value", ["9" * 10_000, 10**10_000], ids=["text", "number"])

@@ -6,8 +6,6 @@ from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any, cast
 
-INT64 = range(-(2**63), 2**63)  # the integers that 64 bits hold
-
 
 def whole_number(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
     """A whole number as a plain `int`; it may be one of numpy's, or a tensor without axes.
@@ -102,6 +100,18 @@ def digits_as_integer(text: str) -> int | None:
         return int(text) if text.removeprefix("-").isdecimal() else None
     except ValueError:  # more than 4,300
         return None
+
+
+def fits_int64(number: int) -> bool:
+    """Whether 64 bits hold an integer.
+
+    A `range` is no substitute: `in` walks through it for what is not exactly an `int`, such as an `IntEnum`'s integer.
+
+    Example:
+        >>> fits_int64(2**63 - 1), fits_int64(2**63)
+        (True, False)
+    """
+    return -(2**63) <= number < 2**63
 
 
 def as_json(content: Any) -> Any:

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -328,6 +330,26 @@ def test_load_dataset_layout_from_outside_is_read_and_checked(tmp_path: Path, dr
         load_dataset(tmp_path, layout=PeopleLayout())
     report = check_dataset(tmp_path, layout=PeopleLayout(), progress=False)
     assert [(problem.kind, problem.position) for problem in report.problems] == [("path", 3), ("split", None)]
+
+
+class Person(IntEnum):
+    ADA = 7
+    NOBODY = 2**70
+
+
+@pytest.mark.parametrize("number", [7, Person.ADA, np.int64(7), np.uint8(7)], ids=["int", "enum", "int64", "uint8"])
+def test_parse_entry_takes_integers_of_any_kind_for_id_and_camera(tmp_path: Path, number: Any) -> None:
+    entry = {"split": "train", "captions": ["a man"], "file_path": "a.jpg", "id": number, "camera": number}
+    record = parse_entry(entry, tmp_path)
+    assert not isinstance(record, list)
+    assert (record.person_id, type(record.person_id), record.camera) == (7, int, "7")
+
+
+@pytest.mark.parametrize("number", [2**63, Person.NOBODY, np.uint64(2**63)], ids=["int", "enum", "uint64"])
+def test_parse_entry_id_beyond_64_bits_is_a_problem(tmp_path: Path, number: Any) -> None:
+    entry = {"split": "train", "captions": ["a man"], "file_path": "a.jpg", "id": number}
+    (problem,) = parse_entry(entry, tmp_path)
+    assert "which does not fit into 64 bits" in problem.message
 
 
 def test_load_dataset_json_layout_with_other_names_needs_no_code(tmp_path: Path, draw_picture: Callable) -> None:

@@ -1,10 +1,13 @@
 """Filters as SQL: what passes is what the gallery's own filters let pass, whatever the letters."""
 
+from enum import IntEnum
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptreid.retrieval.filters import Between, Prefix
+from promptreid.retrieval.filters import AnyOf, Between, Prefix
 from promptreid.retrieval.lance_filters import (
     cell,
     column_name,
@@ -84,6 +87,21 @@ def test_filter_of_several_keys_is_translated_by_hand():
 def test_limits_of_what_a_column_holds(where, sql):
     found = sql_filter(where, COLUMNS)
     assert found in (sql, f"({sql})")
+
+
+class Hour(IntEnum):
+    NOON = 12
+    NEVER = 2**70
+
+
+def test_integers_of_any_kind_are_what_they_count():
+    assert [kind_of(value) for value in (Hour.NOON, Hour.NEVER)] == ["integer", "large"]
+    for given_as in (Hour.NOON, np.int64(12), np.uint8(12)):
+        assert sql_filter({"hour": given_as}, COLUMNS) == "(integer_hour IN (12))"
+        assert sql_filter({"hour": (given_as, Hour.NEVER)}, COLUMNS) == (
+            "(integer_hour >= 12 AND integer_hour IS NOT NULL)"
+        )
+    assert sql_filter({"id": AnyOf((Hour.NEVER,))}, COLUMNS) == sql_filter({"id": 2**70}, COLUMNS)
 
 
 @pytest.mark.parametrize("where", [lambda known: True, {"camera": lambda value: True}, {"camera": str.isupper}])

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,24 @@ def test_metadata_are_made_plain_before_anything_is_encoded():
     assert json.loads(json.dumps(plain(given, "metadata"))) == expected
     gallery = Gallery(None, ["a.jpg"], torch.eye(1), metadata=[given])
     assert len(gallery.search(torch.ones(1), where={"when": when, "n": np.int64(3)})) == 1
+
+
+class Camera(IntEnum):
+    GATE = 3
+    YARD = 5
+
+
+def test_integers_of_any_kind_are_kept_as_plain_ones_and_found():
+    known = [{"camera": Camera.GATE}, {"camera": np.uint8(5)}, {"camera": 8, "seen": [Camera.YARD, True]}]
+    gallery = Gallery(None, ["a", "b", "c"], torch.eye(3), metadata=known)
+    assert gallery.metadata[2] == {"camera": 8, "seen": [5, True]}
+    values = [*gallery.values_of("camera"), *gallery.metadata[2]["seen"]]
+    assert [type(value) for value in values] == [int, int, int, int, bool]
+    assert type(plain(Camera.GATE, "camera")) is int
+    for where in (Camera.GATE, np.int64(3), [Camera.GATE], (Camera.GATE, np.int64(4))):
+        (hit,) = gallery.search(torch.ones(3), where={"camera": where})
+        assert hit.key == "a"
+    assert gallery.search(torch.eye(3)[1], 1, where={"camera": (Camera.GATE, Camera.YARD)})[0].key == "b"
 
 
 @pytest.mark.parametrize(

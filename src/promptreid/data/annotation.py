@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from numbers import Integral
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from promptreid.data.records import (
     split_counts,
 )
 from promptreid.errors import counted, printable
-from promptreid.values import INT64, shown
+from promptreid.values import fits_int64, shown
 
 # The splits by the names that other tools and Hugging Face's folders give them.
 SPLIT_NAMES = {
@@ -299,7 +300,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
         return problems
     return ImageRecord(
         images / fields[image_key],
-        as_integer(fields["id"]),
+        int(as_integer(fields["id"])),
         tuple(fields["captions"]),
         fields["split"],
         camera_name(fields.get("camera")),
@@ -308,13 +309,15 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
 
 def camera_problems(camera: Any) -> list[Problem]:
     """The error in the name of a camera, or `None`; text, an integer or nothing are valid."""
-    right = camera is None or isinstance(camera, str) or (isinstance(camera, int) and not isinstance(camera, bool))
+    right = camera is None or (not isinstance(camera, bool) and isinstance(camera, str | Integral))
     return [] if right else [Problem("record", f"camera is {shown_value(camera)}, expected a name or a number")]
 
 
 def camera_name(camera: str | int | None) -> str | None:
     """The name of a camera as text; `None` where it is not known, as in an empty cell of a table."""
-    return str(camera).strip() or None if camera is not None else None
+    if camera is None:
+        return None
+    return camera.strip() or None if isinstance(camera, str) else str(int(camera))
 
 
 def split_problem(split: Any) -> Problem | None:
@@ -385,9 +388,9 @@ def id_remark(entries: Iterable[Any], place: Callable[[int], str]) -> Iterator[P
 
 def _id_problem(person_id: Any) -> Problem | None:
     number = as_integer(person_id)
-    if not isinstance(number, int) or isinstance(number, bool):
+    if isinstance(number, bool) or not isinstance(number, Integral):
         return Problem("record", f"id is {shown_value(person_id)}, expected an integer")
-    if number not in INT64:
+    if not fits_int64(int(number)):
         return Problem("record", f"id is {shown_value(person_id)}, which does not fit into 64 bits")
     return None
 

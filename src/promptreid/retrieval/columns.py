@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Metadata, Prefix, Where, conditions
-from promptreid.values import INT64
+from promptreid.values import fits_int64
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -246,7 +246,7 @@ class NumberColumn:
         """Whether this column can hold exactly this number."""
         if not isinstance(value, int | float):
             return False
-        return (value == int(value) and int(value) in INT64) if self.kind == "integer" else _float(value) == value
+        return (value == int(value) and fits_int64(int(value))) if self.kind == "integer" else _float(value) == value
 
     def _limit(self, limit: Any, inwards: float) -> Any:
         """A limit as a number of this column's kind, or infinity, that lets the same numbers pass.
@@ -257,7 +257,7 @@ class NumberColumn:
             return None
         if self.kind == "integer":
             whole = math.ceil(limit) if inwards > 0 else math.floor(limit)
-            return whole if whole in INT64 else math.copysign(math.inf, _float(whole))
+            return whole if fits_int64(whole) else math.copysign(math.inf, _float(whole))
         near = _float(limit)
         is_outside = near < limit if inwards > 0 else near > limit
         return np.nextafter(near, inwards) if is_outside else near
@@ -283,7 +283,7 @@ def _column_of(values: Sequence[Any]) -> Column:
     kinds = {type(value) for value in values if value is not _MISSING}
     if kinds == {str}:
         return CodedColumn.of(values, is_json=False)
-    if kinds == {int} and all(value is _MISSING or value in INT64 for value in values):
+    if kinds == {int} and all(value is _MISSING or fits_int64(value) for value in values):
         return NumberColumn.of(values, np.int64)
     if kinds == {float}:
         return NumberColumn.of(values, np.float64)

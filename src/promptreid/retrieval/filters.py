@@ -183,7 +183,9 @@ def plain(value: Any, what: str) -> Any:
         return [plain(entry, what) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{what} is {value}, which JSON does not have; leave it out, or give None")
-    if value is None or isinstance(value, str | int | float):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # of an enumeration, too
+    if value is None or isinstance(value, str | bool | float):
         return value
     raise TypeError(
         f"{what} is {type(value).__name__}, expected text, numbers, lists or dictionaries, as JSON has them"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, conditions
-from promptreid.values import INT64
+from promptreid.values import fits_int64
 
 # "large": integers beyond 64 bits, as text in their order.
 Kind = Literal["text", "integer", "large", "float", "json"]
@@ -49,7 +49,7 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, bool):
         return "json"
     if isinstance(value, int):
-        return "integer" if value in INT64 else "large"
+        return "integer" if fits_int64(value) else "large"
     return "float" if isinstance(value, float) else "json"
 
 
@@ -190,7 +190,7 @@ def _raised(text: str) -> str | None:
 
 def _integer_term(name: str, condition: Condition) -> str:
     if isinstance(condition, AnyOf):
-        return _one_of(name, [_whole(value) for value in _integers(condition) if value in INT64])
+        return _one_of(name, [_whole(value) for value in _integers(condition) if fits_int64(value)])
     if not isinstance(condition, Between) or condition.kind is not float:
         return _NOTHING
     return _all(
@@ -207,21 +207,21 @@ def _integers(condition: AnyOf) -> list[int]:
 
 def _whole(value: int) -> str:
     """An integer as an SQL literal; the sign of the least one would be taken off before it is read."""
-    return str(value) if value > INT64[0] else f"CAST('{value}' AS BIGINT)"
+    return str(value) if fits_int64(-value) else f"CAST('{value}' AS BIGINT)"
 
 
 def _limit(name: str, sign: str, limit: Any, to_integer: Any) -> str:
     if limit is None:
         return f"{name} IS NOT NULL"
     whole = to_integer(limit)
-    if whole in INT64:
+    if fits_int64(whole):
         return f"{name} {sign} {_whole(whole)}"
     return f"{name} IS NOT NULL" if (whole < 0) == (sign == ">=") else _NOTHING
 
 
 def _large_term(name: str, condition: Condition) -> str:
     if isinstance(condition, AnyOf):
-        return _one_of(name, [_literal(_ordered(value)) for value in _integers(condition) if value not in INT64])
+        return _one_of(name, [_literal(_ordered(value)) for value in _integers(condition) if not fits_int64(value)])
     if not isinstance(condition, Between) or condition.kind is not float:
         return _NOTHING
     limits = [(">=", condition.start, math.ceil), ("<=", condition.end, math.floor)]

@@ -18,7 +18,7 @@ from promptreid.files import file_digest
 from promptreid.retrieval.filters import Where
 from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
-from promptreid.values import INT64
+from promptreid.values import fits_int64
 
 Images = int | str | Path | Sequence[int | str | Path]
 
@@ -230,7 +230,7 @@ def image_number(image: Any) -> int:
         number = operator.index(image)
     except TypeError:
         raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path or number") from None
-    return number if number >= 0 and number in INT64 else -1
+    return number if number >= 0 and fits_int64(number) else -1
 
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
