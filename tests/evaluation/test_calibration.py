@@ -81,3 +81,20 @@ def test_threshold_without_labels_is_reached_at_most_as_often_as_allowed(seed, r
     best = torch.rand(50, generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = calibrate_without_labels(best, gallery_size=9, false_alarm_rate=rate)
     assert sum(score >= chosen.threshold for score in best) <= rate * len(best)
+
+
+def test_threshold_is_the_lowest_that_the_rate_allows():
+    # 0.29 * 100 is 28.999999999999996 in floating point, and 29 of 100 are no more than 0.29.
+    assert (
+        calibrate_without_labels([i / 100 for i in range(100)], gallery_size=9, false_alarm_rate=0.29).false_alarm_rate
+        == 0.29
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e20])
+def test_threshold_does_not_depend_on_the_length_of_features(scale):
+    ids, near = torch.arange(3), torch.eye(3) + 0.1
+    expected = calibrate_threshold(near, near, ids, ids)
+    assert expected.hit_rate == 1.0
+    found = calibrate_threshold(near * scale, near * scale, ids, ids)
+    assert (found.threshold, found.hit_rate) == (pytest.approx(expected.threshold, abs=1e-4), 1.0)

@@ -31,6 +31,14 @@ def test_difference_is_that_of_the_seeds_in_pairs():
     assert json.loads(json.dumps(found.as_dict()))["differences"]["pd"]["mean"]["rank1"] == pytest.approx(0.03)
 
 
+def test_ways_without_a_common_seed_have_no_difference():
+    found = Comparison({"direct": DIRECT, "pd": SeedScores({7: {"rank1": 0.5}})}, LABELS)
+    assert found.sentences() == []
+    assert found.as_dict()["differences"]["pd"] == {"seeds": {}, "mean": {}, "std": {}, "interval": {}}
+    assert len(found.table().splitlines()) == 3
+    assert SeedScores({}).table() == "no seeds"
+
+
 def test_tables_for_a_screen_a_readme_and_a_paper(tmp_path):
     found = Comparison({"direct": DIRECT, "pd": PD}, LABELS)
     assert found.table().splitlines()[1] == "direct      3  54.00 ± 4.00  30.00 ± 0.00  44.06 to 63.94"

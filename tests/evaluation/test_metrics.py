@@ -151,6 +151,13 @@ def test_metrics_of_features_of_extreme_length_do_not_overflow(scale):
     assert compute_metrics(features * scale, features.flip(0) / scale, ids, ids) == expected
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-44])
+def test_metrics_of_features_below_the_normal_numbers_of_float32(scale):
+    ids = torch.arange(3)
+    assert compute_metrics(torch.eye(3) * scale, torch.eye(3), ids, ids).rank1 == 1.0
+    assert compute_metrics(torch.eye(3), torch.eye(3) * scale, ids, ids).rank1 == 1.0
+
+
 def test_metrics_with_any_chunk_size_are_the_same_on_integers():
     generator = torch.Generator().manual_seed(3)
     queries, gallery = (torch.randint(-3, 4, (n, 16), generator=generator, dtype=torch.float64) for n in (90, 150))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from promptreid.evaluation.metrics import Array, check_retrieval_input
+from promptreid.evaluation.metrics import Array, check_retrieval_input, scaled
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -139,7 +139,9 @@ def _check_rate(false_alarm_rate: float) -> None:
 
 def _lowest_reached_by(wrong: Tensor, rate: float) -> Tensor:
     """The lowest threshold that at most this share of wrong scores reaches: just above the first that must not."""
-    blocked = wrong.sort(descending=True).values[math.floor(rate * len(wrong))]
+    allowed = math.floor(rate * len(wrong))
+    allowed += (allowed + 1) / len(wrong) <= rate  # 0.29 * 100 is a little less than 29
+    blocked = wrong.sort(descending=True).values[allowed]
     return torch.nextafter(blocked, torch.tensor(torch.inf))
 
 
@@ -147,7 +149,12 @@ def _best_scores(
     query_features: Tensor, gallery_features: Tensor, query_ids: Tensor, gallery_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarity of each query's best right and best wrong item, (Q,) float32 each; -inf where there is none."""
-    queries, gallery = normalize(query_features.float(), dim=-1), normalize(gallery_features.float(), dim=-1)
+    device = query_features.device
+    queries, gallery = (
+        normalize(scaled(features.to(device, torch.float32))[0], dim=-1)
+        for features in (query_features, gallery_features)
+    )
+    query_ids, gallery_ids = query_ids.to(device), gallery_ids.to(device)
     right, wrong = torch.empty(len(queries)), torch.empty(len(queries))
     for rows in torch.arange(len(queries)).split(max(1, _CHUNK_BYTES // (8 * len(gallery)))):
         scores = queries[rows] @ gallery.T

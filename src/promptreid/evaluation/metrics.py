@@ -126,8 +126,8 @@ def compute_metrics(
     used = query_features.device if device is None else torch.device(device)
     both_double = query_features.dtype == gallery_features.dtype == torch.float64
     dtype = torch.float64 if both_double else torch.float32
-    queries, _ = _scaled(query_features.to(used, dtype))
-    gallery, lengths = _scaled(gallery_features.to(used, dtype))
+    queries, _ = scaled(query_features.to(used, dtype))
+    gallery, lengths = scaled(gallery_features.to(used, dtype))
 
     def similarities(chosen: Tensor) -> Tensor:
         # A query's own length changes nothing in its ranking. Dividing by the gallery's after the product keeps
@@ -267,12 +267,13 @@ def _query_scores(ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor
     return ranks[:, 0], precision.sum(dim=1) / counts, counts / last.double()
 
 
-def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
+def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features times a power of two each, which loses nothing and keeps products finite, and their lengths."""
     exponents = torch.frexp(features.abs().amax(dim=1, keepdim=True)).exponent
-    scaled = torch.ldexp(features, -exponents)
-    lengths = scaled.square().sum(dim=1).sqrt_()
-    return scaled, lengths.masked_fill_(lengths == 0, 1.0)
+    half = exponents // 2  # in two steps, as the power of two that takes the smallest numbers to 1 is beyond float32
+    near_one = torch.ldexp(torch.ldexp(features, -half), half - exponents)
+    lengths = near_one.square().sum(dim=1).sqrt_()
+    return near_one, lengths.masked_fill_(lengths == 0, 1.0)
 
 
 def as_tensor(values: Array, name: str) -> Tensor:

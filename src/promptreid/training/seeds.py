@@ -52,7 +52,9 @@ class SeedScores:
 
     def table(self) -> str:
         """One line per score, in percent."""
-        mean, std, width = self.mean, self.std, max(map(len, self.mean))
+        if not self.scores:
+            return "no seeds"
+        mean, std, width = self.mean, self.std, max(map(len, self.mean), default=0)
         seeds = "1 seed" if len(self.scores) == 1 else f"{len(self.scores)} seeds"
         return "\n".join(
             f"{name:<{width}}{shown_score(name, mean[name]):>10} ± {shown_score(name, std[name])}  ({seeds})"
@@ -69,9 +71,9 @@ class SeedScores:
         }
 
     def _columns(self) -> dict[str, list[float]]:
-        first, *others = self.scores.values()
-        names = [name for name in first if all(name in scores for scores in others)]
-        return {name: [scores[name] for scores in self.scores.values()] for name in names}
+        every = list(self.scores.values())
+        names = [name for name in every[0] if all(name in scores for scores in every)] if every else []
+        return {name: [scores[name] for scores in every] for name in names}
 
 
 # The 0.975 quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal one's expansion is exact enough.

@@ -60,3 +60,9 @@ def test_draw_occlusion_maps_makes_a_panel_a_phrase(model, split, tmp_path):
     assert draw_occlusion_maps(tmp_path / "dollars.png", model, path, ["$5% or $6"]).is_file()
     with pytest.raises(ValueError, match="phrases is empty"):
         draw_occlusion_maps(tmp_path / "map.png", model, path, [])
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="the phrase is empty"):
+            draw_occlusion_maps(tmp_path / "map.png", model, path, ["red coat", empty])
+    with pytest.raises(TypeError, match=r"phrases is 'red coat', expected a list, such as \['red coat'\]"):
+        draw_occlusion_maps(tmp_path / "map.png", model, path, "red coat")
+    assert not (tmp_path / "map.png").exists()

@@ -162,6 +162,13 @@ def test_draw_scores_has_no_point_and_no_ring_where_a_score_is_no_number(unknown
     assert lines(axis)["kept"] == ([3], [50])
 
 
+def test_draw_scores_leaves_out_what_is_no_share():
+    history = logged({"rank20": 0.5, "val_loss": 2.3, "q": 0.25}, {"rank20": 0.75, "val_loss": 0.5, "q": 0.5})
+    axis = new_figure(3, 3).subplots()
+    draw_scores(axis, history, baseline={"val_loss": 0.5})
+    assert lines(axis) == {"q": ([1, 2], [25, 50]), "rank20": ([1, 2], [50, 75])}
+
+
 def test_draw_training_curves_of_scores_and_losses_that_are_null(tmp_path):
     history = logged({"mAP": None, "q": 1.0})
     history[0]["losses"]["own"] = None

@@ -18,7 +18,7 @@ from promptreid.evaluation.pictures.canvas import (
     new_figure,
     save_figure,
 )
-from promptreid.scores import METRICS, metric_of
+from promptreid.scores import metric_of
 
 _STYLES: tuple[tuple[str, Any, str], ...] = (
     (BLUE, "-", "o"),
@@ -72,7 +72,7 @@ def draw_scores(
     _check(history)
     before = [(0, baseline)] if baseline else []
     scored = [*before, *_by_epoch(history, "scores")]
-    percent = [name for name in _names(history, "scores") if name not in METRICS or METRICS[name].is_fraction]
+    percent = [name for name in _names(history, "scores") if _is_fraction(name, _points(scored, name))]
     for number, name in enumerate(percent):
         _draw_line(axis, number, name, _points(scored, name, factor=100))
     ringed = _kept(history)
@@ -80,6 +80,12 @@ def draw_scores(
     if kept:
         axis.plot(*zip(*kept, strict=True), "o", markersize=11, fillstyle="none", color=_ink(axis), label="kept")
     _finish(axis, history, "score, %", first="bare" if baseline else None)
+
+
+def _is_fraction(name: str, points: Sequence[tuple[float, float]]) -> bool:
+    """Whether percent are the unit of a score: a person's own, of which nothing is known, by its values."""
+    metric = metric_of(name)
+    return metric.is_fraction if metric else all(0 <= value <= 1 for _, value in points)
 
 
 def draw_compared_curves(

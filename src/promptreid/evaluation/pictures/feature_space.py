@@ -82,7 +82,7 @@ def draw_feature_map(path: str | Path, splits: Mapping[str, EncodedSplit], *, pe
     Args:
         path: PNG file to write.
         splits: The same split encoded by each state, by its title.
-        persons: How many, the first in the split; 8 at most can be told apart.
+        persons: How many, those of the lowest ids; 8 at most can be told apart.
 
     Returns:
         The file.

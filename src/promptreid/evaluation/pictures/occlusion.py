@@ -42,8 +42,7 @@ def occlusion_map(
     Source:
         Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2 (occlusion sensitivity).
     """
-    if not phrase.strip():
-        raise ValueError("the phrase is empty; give a few words, such as 'red coat'")
+    _check_phrase(phrase)
     covers = _covers(*grid)
     with evaluating(model), torch.inference_mode():
         device = next(model.parameters()).device
@@ -57,6 +56,11 @@ def occlusion_map(
     losses = (whole - scores).float().cpu()
     heat = (torch.einsum("n,nrc->rc", losses, covers) / covers.sum(0)).clamp(min=0)
     return heat / heat.max().clamp(min=1e-12)
+
+
+def _check_phrase(phrase: str) -> None:
+    if not phrase.strip():
+        raise ValueError("the phrase is empty; give a few words, such as 'red coat'")
 
 
 def draw_occlusion_maps(path: str | Path, model: PromptedCLIP, crop: str | Path, phrases: Sequence[str]) -> Path:
@@ -73,11 +77,16 @@ def draw_occlusion_maps(path: str | Path, model: PromptedCLIP, crop: str | Path,
 
     Raises:
         ValueError: There is no phrase, or one is empty.
+        TypeError: `phrases` is one text.
         DatasetError: The crop cannot be read.
         MissingExtraError: matplotlib is not installed.
     """
+    if isinstance(phrases, str):
+        raise TypeError(f"phrases is {phrases!r}, expected a list, such as {[phrases]!r}")
     if not phrases:
         raise ValueError("phrases is empty, give at least one")
+    for phrase in phrases:
+        _check_phrase(phrase)
     image = open_image(Path(crop))
     transformed = model.eval_transform(image)
     figure = new_figure(1.5 * (len(phrases) + 1), 3.4)
