@@ -75,6 +75,22 @@ def test_imagefolder_problem_names_the_table_and_the_line(tmp_path: Path) -> Non
     assert any("test/metadata.jsonl, line 1: there is no image" in problem.message for problem in report.errors)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_imagefolder_bad_line_far_down_in_one_table_costs_no_record_of_the_next(tmp_path: Path, ending: str) -> None:
+    """Tables are read in the order of their folders: test, then train."""
+    entries = [{"file_name": f"{shot}.jpg", "text": f"a man {shot}", "person_id": shot} for shot in range(4)]
+    write_table(tmp_path / "test" / f"metadata.{ending}", entries[:3])
+    bad = {"jsonl": json.dumps({**entries[3], "text": ""}), "csv": '3.jpg,"' + "\n" * 12 + '",3'}[ending]
+    with (tmp_path / "test" / f"metadata.{ending}").open("a", encoding="utf-8") as stream:
+        stream.write("\n" * 20 + bad + "\n")
+    people = [{"file_name": f"{shot}.jpg", "text": "a man", "person_id": 100 + shot} for shot in range(60)]
+    write_table(tmp_path / "train" / f"metadata.{ending}", people)
+    with pytest.warns(UserWarning, match=rf"^1 of 64 lines .*test/metadata\.{ending}, line \d\d: caption is"):
+        data = load_dataset(tmp_path, on_bad="skip")
+    assert [record.person_id for record in data.train.records] == list(range(100, 160))
+    assert len(data.test) == 3
+
+
 def test_imagefolder_with_a_split_column_and_lists_of_captions_is_read(tmp_path: Path) -> None:
     entries = [
         {"file_name": f"{split}/{person}.jpg", "text": [text, f"{text} again"], "label": person, "split": split}

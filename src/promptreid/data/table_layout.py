@@ -81,7 +81,9 @@ class TableLayout:
             starts.append((start, path))
             rows += [replace(row, line=start + row.line, image=below / row.image) for row in found]
             problems += [replace(each, position=start + (each.position or 0)) for each in wrong]
-            count, start = count + number, start + max((row.line for row in found), default=0) + number
+            count += number
+            # One line more, or the last position of this table would be that before the first one of the next.
+            start += 1 + max([*(row.line for row in found), *(each.position or 0 for each in wrong)])
         records, positions = _merge(rows, folder, starts, problems)
         return Annotation(
             name=folder.resolve().name,
