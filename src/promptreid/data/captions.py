@@ -78,32 +78,63 @@ _OTHER = {"left": "right", "right": "left"}
 # As separate words or before "-": "left", "left-hand", "rightmost"; not "bright", "leftover" or "upright".
 _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNORECASE)
 
-# "right" that is not a side: "right behind him", "right now"; and "left" as a verb: "left the shop".
-_NO_SIDE = re.compile(
-    r"\bright (?:now|away|after|before|behind|next|above|below|at the)\b|\bleft (?:the|a|an|behind|open|over)\b",
+# What decides is what stands before and after, never which of the two words it is: so the mirrored caption is decided
+# alike, and mirrored again it is the first one.
+_PART = r"hand|arm|leg|foot|shoulder|side|wrist|ear|eye|hip|knee|elbow|thigh|ankle|pocket|sleeve|shoe"
+_SURELY_SIDE = re.compile(rf"\s+(?:{_PART})s?\b|-(?!over|behind)|\w", re.IGNORECASE)  # "left arm", "left-handed"
+
+# "the left", "in her right", "on the far left", "the man's left"; but "he's left" is a verb.
+_OWNED = re.compile(
+    r"(?:\b(?:the|his|her|their|its|my|your|our)|(?<!\bhe)(?<!\bshe)(?<!\bwho)(?<!\bit)['’]s)"
+    r"(?:\s+(?:far|very|own|upper|lower|top|bottom|front|back|rear|outer))?\s+$",
     re.IGNORECASE,
 )
+
+# "on left a bag": these stand before a side, unless what follows is an adverb, as in "with a bag on right behind him".
+_TOWARDS = re.compile(r"\b(?:on|in|at|to|from|of|by|with|towards?)\s+$", re.IGNORECASE)
+_OBJECT = re.compile(r"\s+(?:the|an?|his|her|their|its)\b", re.IGNORECASE)  # "left the shop"
+
+# "right behind him", "right now", "left open".
+_ADVERB = re.compile(
+    r"\s+(?:now|away|here|there|after|before|behind|beside|next|above|below|under|underneath|open|at the"
+    r"|in front|in the (?:middle|cent(?:er|re)))\b|[\s-]over\b",
+    re.IGNORECASE,
+)
+
+# "he left", "who just left"; "all right"; "has just left", where the sentence ends or says for what.
+_VERB = re.compile(r"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:\s+(?:just|already|recently))?)\s+$", re.IGNORECASE)
+_PERFECT = re.compile(r"\b(?:has|have|had|having)(?:\s+(?:just|already|recently))?\s+$", re.IGNORECASE)
+_END = re.compile(r"\s*(?:[.,;:!?)]|$|for\b)", re.IGNORECASE)
 
 
 def mirror_caption(caption: str) -> str:
     """The caption of the mirrored image: left and right exchanged, in the same case.
 
-    Phrases that name no side, such as "right behind him" and "left the shop", stay as they are.
+    Phrases that name no side, such as "right behind him" and "he left the shop", stay as they are. After an article or
+    a possessive, as in "on the left" and "in her right", it is always a side.
 
     Example:
         >>> mirror_caption("Left hand in pocket, a bag over the right shoulder, right behind a car")
         'Right hand in pocket, a bag over the left shoulder, right behind a car'
     """
-    spared = [match.span() for match in _NO_SIDE.finditer(caption)]
 
     def exchange(match: re.Match[str]) -> str:
         word = match.group()
-        if any(start <= match.start() < end for start, end in spared):
+        if not _is_side(caption[: match.start()], caption[match.end() :]):
             return word
         other = _OTHER[word.lower()]
         return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
     return _SIDE.sub(exchange, caption)
+
+
+def _is_side(before: str, after: str) -> bool:
+    """Whether left or right is a side, by what stands before and after it."""
+    if _SURELY_SIDE.match(after) or _OWNED.search(before):
+        return True
+    if _ADVERB.match(after) or _VERB.search(before) or (_PERFECT.search(before) and _END.match(after)):
+        return False
+    return _OBJECT.match(after) is None or _TOWARDS.search(before) is not None
 
 
 _FORMAT_VERSION = 2  # since 2 with a digest
