@@ -216,6 +216,31 @@ def test_build_image_cache_bad_images_skip_leaves_them_out(paths: list[Path], tm
         cache.rows(paths[:2])
 
 
+def test_build_image_cache_image_that_could_not_be_decoded_is_tried_again(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The content stays the same: the disk failed for a moment, or a decoder was missing."""
+    paths[1].write_bytes(b"rubbish")
+    decode = image_cache._decode
+
+    def flaky(path: Path, wanted: Any) -> Any:
+        return "Input/output error" if path in paths[3:5] else decode(path, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_decode", flaky)
+        with pytest.raises(DatasetError, match=r"3 of 7 images cannot be used.* Input/output error"):
+            build(paths, tmp_path / "cache")
+    with pytest.warns(UserWarning, match=r"1 of 7 images cannot be used and are left out: .*1\.png"):
+        cache = build(paths, tmp_path / "cache", on_bad="skip")
+    assert set(cache.bad) == {paths[1]}
+    for path in (*paths[:1], *paths[2:]):
+        assert torch.equal(cache[path], fit_image(open_image(path), SIZE))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    with pytest.warns(UserWarning, match="1 of 7 images"):  # and nothing is written where nothing is new
+        build(paths, tmp_path / "cache", on_bad="skip")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
+
+
 def test_build_image_cache_disk_too_small_raises_before_it_writes(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from promptreid.defaults import OnBad
 from promptreid.errors import DatasetError
 from promptreid.files import (
     content_digest,
+    flush,
     locked,
     open_file,
     remove_abandoned,
@@ -124,7 +125,8 @@ def build_image_cache(
     cache. Contents are known by each file's size and time of change, so unchanged files are not read again; and where
     only some images changed, the pixels of the others are copied from an earlier cache in the folder. The file is
     renamed into place when it is complete, so a build that was killed leaves nothing in use; of several builders one
-    builds, and the others wait and use what it built. The disk space that it needs is stated and checked first. Old
+    builds, and the others wait and use what it built. Images that could not be decoded are tried again by each call.
+    The disk space that it needs is stated and checked first. Old
     caches are never deleted: delete the folder when you want the space back.
 
     Args:
@@ -164,6 +166,8 @@ def build_image_cache(
     if manifest is None:
         with locked(target.with_suffix(".lock"), action=f"building the image cache {target}"):
             manifest = _read_manifest(target) or _build(pixels, contents, num_threads, progress)
+    elif manifest["bad"]:
+        manifest = _decode_bad_again(pixels, contents, manifest, num_threads, progress)
     reasons = {**manifest["bad"], "": "cannot be read"}
     bad = {path: reasons[digest] for path, digest in digests.items() if digest in reasons}
     report_bad(bad, len(paths), on_bad=on_bad, what="images")
@@ -316,10 +320,54 @@ def _build(wanted: PixelRows, contents: Mapping[str, Path], num_threads: int | N
                 result = np.zeros((3, *image_size), dtype=np.uint8)
             state.update(result.tobytes())
             stream.write(result.tobytes())
-    manifest = {"format_version": FORMAT_VERSION, "bytes": need, "bad": bad, "digests": list(contents)}
-    manifest |= {"digest": state.hexdigest(), "modified_ns": target.stat().st_mtime_ns}
+    return _write_manifest(target, contents, bad, state.hexdigest())
+
+
+def _write_manifest(target: Path, contents: Iterable[str], bad: Mapping[str, str], digest: str) -> dict[str, Any]:
+    """Write and return the manifest that says that the pixels are complete."""
+    status = target.stat()
+    manifest = {"format_version": FORMAT_VERSION, "bytes": status.st_size, "bad": bad, "digests": list(contents)}
+    manifest |= {"digest": digest, "modified_ns": status.st_mtime_ns}
     _write_object(target.with_suffix(".json"), manifest)
     return manifest
+
+
+def _decode_bad_again(
+    wanted: PixelRows, contents: Mapping[str, Path], manifest: dict[str, Any], num_threads: int | None, progress: bool
+) -> dict[str, Any]:
+    """Put images into a complete cache that could not be decoded when it was built; return its manifest.
+
+    The disk may have failed for a moment, or a decoder may have been installed since. Nobody reads the rows of bad
+    images, so they are written in place. Whoever meets the new pixels with the old manifest finds that their digest
+    differs, and waits for the lock.
+    """
+
+    def decode(manifest: dict[str, Any]) -> Iterator[tuple[str, np.ndarray | str]]:
+        digests = [digest for digest in contents if digest in manifest["bad"]]
+        results = map_in_threads(
+            lambda path: _decode(path, wanted),
+            [contents[digest] for digest in digests],
+            num_threads=num_threads,
+            progress=progress,
+            label="decoding images",
+            pending=256,
+        )
+        return zip(digests, results, strict=True)
+
+    if all(isinstance(result, str) for _, result in decode(manifest)):
+        return manifest
+    target, row_of = wanted.path, {digest: row for row, digest in enumerate(contents)}
+    with locked(target.with_suffix(".lock"), action=f"adding to the image cache {target}"):
+        manifest = _read_manifest(target) or _build(wanted, contents, num_threads, progress)
+        bad = dict(manifest["bad"])
+        with target.open("r+b") as stream:
+            for digest, result in decode(manifest):
+                if not isinstance(result, str):
+                    stream.seek(row_of[digest] * result.nbytes)
+                    stream.write(result.tobytes())
+                    del bad[digest]
+        flush(target)
+        return _write_manifest(target, contents, bad, _digest(target))
 
 
 def _reserve(folder: Path, num_images: int, image_size: tuple[int, int]) -> int:
