@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,50 @@ def test_imagefolder_bad_line_far_down_in_one_table_costs_no_record_of_the_next(
         data = load_dataset(tmp_path, on_bad="skip")
     assert [record.person_id for record in data.train.records] == list(range(100, 160))
     assert len(data.test) == 3
+
+
+@pytest.mark.parametrize(
+    ("others", "names"),
+    [
+        (["people.csv"], "metadata.csv, people.csv"),
+        (["people.jsonl"], "metadata.csv, people.jsonl"),
+        (["metadata.jsonl"], "metadata.csv, metadata.jsonl"),
+        (["metadata.parquet"], "metadata.csv, metadata.parquet"),
+        (["train/metadata.csv"], "metadata.csv, train/metadata.csv"),
+        (["test/metadata.jsonl", "people.csv"], "metadata.csv, test/metadata.jsonl, people.csv"),
+    ],
+)
+def test_imagefolder_with_other_tables_of_images_wants_one_named(tmp_path: Path, others: list[str], names: str) -> None:
+    tables = ["metadata.csv", *others]
+    for person, table in enumerate(tables):
+        entry = {"file_name": f"{person}.jpg", "text": "a man", "person_id": person, "split": "test"}
+        write_table(tmp_path / table, [entry])
+    words = re.escape(
+        f"has {len(tables)} tables ({names}); name one of them: table= (on the command line --table), or move"
+    )
+    for call in (load_dataset, check_dataset):
+        with pytest.raises(DatasetError, match=words):
+            call(tmp_path)
+    for person, table in enumerate(tables):
+        assert load_dataset(tmp_path, table=table).test.records[0].person_id == person
+
+
+def test_imagefolder_with_two_tables_for_a_split_wants_one_named(tmp_path: Path) -> None:
+    for table in ("train/metadata.csv", "train/metadata.jsonl", "test/metadata.csv"):
+        write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": len(table)}])
+    with pytest.raises(
+        DatasetError, match=r"3 tables \(test/metadata\.csv, train/metadata\.csv, train/metadata\.jsonl\)"
+    ):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "name,licence\na.jpg,CC0\n", "{", "image;caption;person_id\n", "\xff"])
+@pytest.mark.parametrize("name", ["README.csv", "notes.jsonl"])
+def test_imagefolder_ignores_tables_of_anything_else(tmp_path: Path, name: str, content: str) -> None:
+    for table, person in (("train/metadata.csv", 1), ("test/metadata.csv", 2)):
+        write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": person}])
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    assert len(load_dataset(tmp_path).test) == 1
 
 
 def test_imagefolder_with_a_split_column_and_lists_of_captions_is_read(tmp_path: Path) -> None:

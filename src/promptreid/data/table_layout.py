@@ -68,8 +68,11 @@ class TableLayout:
         Raises:
             DatasetError: There is no table, or more than one and none is named, or it cannot be read.
         """
-        tables = [(_find_table(root, self.table), "")] if self.table is not None else find_split_tables(root)
-        tables = tables or [(_find_table(root, None), "")]
+        tables = [] if self.table is not None else find_split_tables(root)
+        if tables:
+            _check_no_others(root, tables)
+        else:
+            tables = [(_find_table(root, self.table), "")]
         folder = tables[0][0].parent if len(tables) == 1 and not tables[0][1] else root
         starts: list[tuple[int, Path]] = []
         rows: list[Row] = []
@@ -108,12 +111,19 @@ def find_tables(root: Path) -> list[Path]:
 
 def find_split_tables(root: Path) -> list[tuple[Path, str]]:
     """The tables of an imagefolder, each with the split that its folder is for; an empty one in the folder itself."""
-    whole = [root / name for name in METADATA if (root / name).is_file()]
+    whole = _metadata_in(root)
     if whole or not root.is_dir():
         return [(path, "") for path in whole[:1]]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)
-    found = [(folder / name, folder) for folder in folders for name in METADATA if (folder / name).is_file()]
-    return [(path, SPLIT_NAMES[folder.name.lower()]) for path, folder in found]
+    folders = _split_folders(root)
+    return [(path, SPLIT_NAMES[folder.name.lower()]) for folder in folders for path in _metadata_in(folder)]
+
+
+def _metadata_in(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if (folder / name).is_file()]
+
+
+def _split_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)
 
 
 def read_table(path: Path, *, split: str = "") -> tuple[list[Row], list[Problem], int]:
@@ -267,7 +277,7 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
         raise DatasetError(f"there is no folder {root}; give the folder of images that holds the table")
     if table is not None:
         path = Path(table) if Path(table).is_absolute() else root / table
-        if not path.is_file() or path.suffix.lower() not in TABLE_ENDINGS:
+        if not path.is_file() or path.suffix.lower() not in (*TABLE_ENDINGS, ".parquet"):
             raise DatasetError(
                 f"there is no table {path}; give a .csv or .jsonl file with {', '.join(COLUMNS)}, by its path below "
                 f"{root}"
@@ -277,14 +287,43 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
     if len(tables) == 1:
         return tables[0]
     if tables:
-        names = ", ".join(path.name for path in tables)
-        raise DatasetError(
-            f"{root} has {len(tables)} tables ({names}); name one of them: table= (on the command line --table)"
-        )
+        raise _several(root, tables)
     raise DatasetError(
         f"{root} has no .csv or .jsonl file (found: {found_in(root)}); write a table with the columns "
         f"{', '.join(COLUMNS)}, one row for each image and caption"
     )
+
+
+def _several(root: Path, tables: list[Path]) -> DatasetError:
+    names = ", ".join(path.relative_to(root).as_posix() for path in tables)
+    return DatasetError(
+        f"{root} has {len(tables)} tables ({names}); name one of them: table= (on the command line --table), or move "
+        "the others away"
+    )
+
+
+def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
+    """Refuse an imagefolder with further tables of images: nobody knows which are meant.
+
+    One table for each split belongs to the layout, and tables of other columns may lie beside.
+
+    Raises:
+        DatasetError: There are some.
+    """
+    tables = [path for path, _ in chosen]
+    found = [*_metadata_in(root), *(path for folder in _split_folders(root) for path in _metadata_in(folder))]
+    found += [path for path in find_tables(root) if path not in found and _describes_images(path)]
+    if len(found) > len(tables) or len({path.parent for path in tables}) < len(tables):
+        raise _several(root, found)
+
+
+def _describes_images(path: Path) -> bool:
+    """Whether a table has our columns, or Hugging Face's."""
+    try:
+        _, first = next(lines_of(path), (0, None))
+    except (DatasetError, OSError, UnicodeDecodeError):
+        return False
+    return isinstance(first, dict) and set(COLUMNS[:-1]) <= _with_our_names(first).keys()
 
 
 def _merge(
