@@ -174,6 +174,23 @@ def test_load_folder_bad_row_names_line_and_value(write_csv: Callable[..., Path]
         load_folder(write_csv(row + "\n"))
 
 
+@pytest.mark.parametrize("names", [("gallery", "query", "query"), ("train", "test", "valid"), (1, None, ["x"])])
+def test_split_shares_replace_splits_of_any_name(folder: Path, names: tuple[Any, ...]) -> None:
+    rows = [
+        {"image": image, "caption": "a man", "person_id": person, "split": split}
+        for person, (image, split) in enumerate(zip(("a.jpg", "b.jpg", "deep/c.jpg"), names, strict=True))
+    ]
+    # One image under two splits is one image.
+    rows.append({**rows[0], "caption": "he walks", "split": "holdout"})
+    (folder / "people.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = load_dataset(folder, split="34/33/33")
+    assert [len(split) for split in data.splits] == [1, 1, 1]
+    assert ("a man", "he walks") in [record.captions for split in data.splits for record in split.records]
+    assert check_dataset(folder, split="34/33/33", progress=False).num_captions == 4
+    with pytest.raises(DatasetError, match="split is"):
+        load_dataset(folder)
+
+
 @pytest.mark.parametrize("split", ["valid", "Validation", "dev"])
 def test_split_by_another_name_is_not_advised_to_be_left_out(write_csv: Callable[..., Path], split: str) -> None:
     with pytest.raises(DatasetError, match=r'; did you mean "val"\? Write that instead$'):

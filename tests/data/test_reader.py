@@ -457,6 +457,29 @@ def test_load_dataset_split_files_say_file_and_record_of_that_file(write_cuhk: W
     assert any("test_reid.json, record 0: split is 'train', in a file of the test split" in each for each in messages)
 
 
+@pytest.mark.parametrize("change", ["unknown", "missing", "another file's"])
+def test_split_shares_replace_splits_of_a_json_annotation(write_cuhk: Write, entries: list[dict], change: str) -> None:
+    root = write_cuhk(entries)
+    if change == "another file's":
+        files = split_up(root, root, keep_split=True)
+        files["test_reid.json"][0]["split"] = "train"
+        for name, content in files.items():
+            (root / name).write_text(json.dumps(content), encoding="utf-8")
+        (root / "reid_raw.json").unlink(missing_ok=True)
+    else:
+        for entry in entries:
+            entry.pop("split")
+            entry |= {"split": "gallery"} if change == "unknown" else {}
+        (root / "reid_raw.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"split is '(gallery|train)'|has no split"):
+        load_dataset(root)
+    data = load_dataset(root, split="50/17/33")
+    # Six persons: 3, 1 and 2.
+    assert [split.num_identities for split in data.splits] == [3, 1, 2]
+    assert sum(len(split) for split in data.splits) == 10
+    assert not check_dataset(root, split="50/17/33", progress=False).errors
+
+
 def test_load_dataset_image_in_two_split_files_names_both(write_cuhk: Write, entries: list[dict]) -> None:
     entries[8] |= {"file_path": entries[1]["file_path"]}
     root = write_cuhk(entries)

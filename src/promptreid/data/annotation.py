@@ -272,15 +272,18 @@ def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
         yield annotation.problem(kind, what, position, path)
 
 
-def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> ImageRecord | list[Problem]:
+def parse_entry(
+    entry: Any, images: Path, *, image_key: str = "file_path", read_split: bool = True
+) -> ImageRecord | list[Problem]:
     """One entry of a JSON annotation as a record, or everything that is wrong with it.
 
     Args:
         entry: An object with the keys `split`, `captions`, `id` and `image_key`, and perhaps `camera`.
         images: The folder that its path begins at.
         image_key: The key of the path.
+        read_split: Whether its split is read; else the record has none.
     """
-    keys = ("split", "captions", image_key, "id")
+    keys = (*(("split",) if read_split else ()), "captions", image_key, "id")
     if not isinstance(entry, dict):
         return [Problem("record", f"is {type(entry).__name__}, expected an object with {', '.join(keys)}")]
     fields = cast("dict[str, Any]", entry)
@@ -293,7 +296,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
         "captions": _captions_problem,
     }
     for key, check in checks.items():
-        if key in fields and (problem := check(fields[key])) is not None:
+        if key in keys and key in fields and (problem := check(fields[key])) is not None:
             problems.append(problem)
     problems += camera_problems(fields.get("camera"))
     if problems:
@@ -302,7 +305,7 @@ def parse_entry(entry: Any, images: Path, *, image_key: str = "file_path") -> Im
         images / fields[image_key],
         int(as_integer(fields["id"])),
         tuple(fields["captions"]),
-        fields["split"],
+        fields["split"] if read_split else "",
         camera_name(fields.get("camera")),
     )
 

@@ -69,7 +69,7 @@ def check_dataset(
     """
     check_on_bad(on_bad)
     shares = None if split is None else split_shares(split)
-    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table, read_splits=shares is None)
     annotation, left_out = chosen_records(annotation, on_bad=on_bad, shares=shares, split_seed=split_seed)
     opened = _open_images(annotation, num_threads=num_threads, progress=progress) if images else []
     num_opened = len(opened)

@@ -76,6 +76,7 @@ class JsonLayout:
         useless_annotation: Name of another file that users hold and that cannot be used.
         useless_reason: Why not, and what to do.
         folders: Other names of the folder.
+        read_splits: Whether the splits that records or files name are read; without, no record has one.
     """
 
     name: str
@@ -92,6 +93,7 @@ class JsonLayout:
     image_dir: Path | None = None
     top_folders: tuple[str, ...] = ()
     camera_pattern: str = ""
+    read_splits: bool = True
 
     @property
     def has_validation(self) -> bool:
@@ -167,13 +169,13 @@ class JsonLayout:
 
         def parse(entry: Any, split: str | None) -> ImageRecord | list[Problem]:
             if split is None or not isinstance(entry, dict):
-                return parse_entry(entry, images, image_key=self.image_key)
+                return parse_entry(entry, images, image_key=self.image_key, read_split=self.read_splits)
             fields = cast("dict[str, Any]", entry)
             key = self.image_key if self.image_key in fields else SPLIT_FILES_KEY
             stated = fields.get("split", split)
-            if stated != split:
+            if stated != split and self.read_splits:
                 return [Problem("record", f"split is {shown_value(stated)}, in a file of the {split} split")]
-            return parse_entry({**fields, "split": split}, images, image_key=key)
+            return parse_entry({**fields, "split": split}, images, image_key=key, read_split=self.read_splits)
 
         return parse_with_camera
 

@@ -66,7 +66,7 @@ def load_dataset(
             whose image is missing: `"strict"` refuses the dataset, `"skip"` leaves the record out, with one warning
             that counts and names them. Images are not opened; see `keep_readable`.
         split: Percent of the persons for training, validation and test, such as `"80/10/10"` or `"90/0/10"`: divides
-            the persons, by chance, instead of taking the splits that the annotation names.
+            the persons, by chance, instead of reading the splits that the annotation names.
         split_seed: Of that drawing; the same seed and persons give the same splits everywhere.
 
     Returns:
@@ -84,7 +84,7 @@ def load_dataset(
     """
     check_on_bad(on_bad)
     shares = None if split is None else split_shares(split)
-    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table)
+    annotation = read_dataset(root, layout=layout, image_dir=image_dir, table=table, read_splits=shares is None)
     return build_dataset(annotation, check_counts=check_counts, on_bad=on_bad, shares=shares, split_seed=split_seed)
 
 
@@ -153,8 +153,12 @@ def read_dataset(
     layout: str | Layout | None = None,
     image_dir: str | Path | None = None,
     table: str | Path | None = None,
+    read_splits: bool = True,
 ) -> Annotation:
     """Read the annotation of the dataset in a folder, well-formed or not; arguments as for `load_dataset`.
+
+    `read_splits=False` is for persons who are divided anew: the splits that the annotation names may be anything then.
+    A layout of your own reads its own.
 
     Raises:
         DatasetError: No known dataset is there, several are, or its annotation cannot be read at all.
@@ -169,6 +173,8 @@ def read_dataset(
     read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
     if layout is None:
         layout = LAYOUTS[_find_layout(Path(root), read)]
+    if isinstance(layout, JsonLayout | TableLayout) and not read_splits:
+        layout = replace(layout, read_splits=False)
     if isinstance(layout, JsonLayout):
         chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))
         return chosen.read(Path(root), read=read)

@@ -58,9 +58,11 @@ class TableLayout:
 
     Attributes:
         table: The table, by its path below the folder, if there are several in it.
+        read_splits: Whether the splits that it names are read; without, no record has one.
     """
 
     table: str | Path | None = None
+    read_splits: bool = True
 
     def read(self, root: Path) -> Annotation:
         """Read the table of a folder.
@@ -79,7 +81,7 @@ class TableLayout:
         problems: list[Problem] = []
         count = start = 0
         for path, split in tables:
-            found, wrong, number = read_table(path, split=split)
+            found, wrong, number = read_table(path, split=split, read_splits=self.read_splits)
             below = path.parent.relative_to(folder)
             starts.append((start, path))
             rows += [replace(row, line=start + row.line, image=below / row.image) for row in found]
@@ -126,12 +128,13 @@ def _split_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)
 
 
-def read_table(path: Path, *, split: str = "") -> tuple[list[Row], list[Problem], int]:
+def read_table(path: Path, *, split: str = "", read_splits: bool = True) -> tuple[list[Row], list[Problem], int]:
     """Read a `.csv`, `.jsonl` or `.parquet` file.
 
     Args:
         path: The file.
         split: That of all rows, where the table has no such column.
+        read_splits: Whether to read either; else rows have none.
 
     Returns:
         The well-formed rows, what is wrong with the others, and the number of rows.
@@ -145,7 +148,8 @@ def read_table(path: Path, *, split: str = "") -> tuple[list[Row], list[Problem]
     count = 0
     try:
         lines = list(lines_of(path))
-        unsplit = not any(isinstance(values, dict) and "split" in values for _, values in lines)
+        split = split if read_splits else ""
+        unsplit = not read_splits or not any(isinstance(values, dict) and "split" in values for _, values in lines)
         for line, values in lines:
             count += 1
             for each in _one_caption_each(_with_our_names(values)):
