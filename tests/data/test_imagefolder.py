@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from promptreid.data.check import check_dataset
@@ -194,6 +196,68 @@ def test_write_imagefolder_is_read_as_it_was_and_not_written_twice(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with pytest.raises(FileExistsError, match="holds another dataset; give a new folder"):
         write_imagefolder(list(rows())[:2], folder, progress=False)
+
+
+@pytest.mark.parametrize("split", ["query", "gallery", "holdout", 3])
+def test_write_imagefolder_split_of_another_name_is_refused_before_anything_is_written(
+    tmp_path: Path, split: Any
+) -> None:
+    people = [*rows(), {**next(rows()), "split": split}]
+    words = rf"row 3: the split '{split}' is unknown, expected some of train, .*; or leave out the column"
+    with pytest.raises(ValueError, match=words):
+        write_imagefolder(people, tmp_path / "own", progress=False)
+    assert not (tmp_path / "own").exists()
+
+
+def test_write_imagefolder_rows_without_split_have_none(tmp_path: Path) -> None:
+    people = [{**row, "split": split} for row, split in zip(rows(), (None, "", "Test"), strict=True)]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("split") for line in lines] == [None, None, "test"]
+
+
+@pytest.mark.parametrize("by_split", [False, True])
+def test_write_imagefolder_takes_what_can_be_read_once(tmp_path: Path, by_split: bool) -> None:
+    people: Any = rows()
+    if by_split:
+        people = {"train": (row for row in list(rows())[:2]), "test": iter(list(rows())[2:])}
+    data = load_dataset(write_imagefolder(people, tmp_path / "own", progress=False))
+    assert [len(split) for split in data.splits] == [2, 1]
+
+
+def test_write_imagefolder_other_images_for_the_same_rows_are_another_dataset(tmp_path: Path) -> None:
+    folder = write_imagefolder(rows(), tmp_path / "own", progress=False)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for changed in (image_file("blue"), image_file("red", "PNG")):
+        people = [*rows()]
+        people[1]["image"] = {"bytes": changed}
+        with pytest.raises(FileExistsError, match="holds another dataset; give a new folder"):
+            write_imagefolder(people, folder, progress=False)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_write_imagefolder_deleted_image_is_written_again(tmp_path: Path) -> None:
+    folder = write_imagefolder(rows(), tmp_path / "own", progress=False)
+    (path,) = (folder / "test").iterdir()
+    path.unlink()
+    write_imagefolder(rows(), folder, progress=False)
+    assert path.read_bytes() == image_file()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, torch.tensor])
+def test_write_imagefolder_takes_numbers_of_numpy_and_tensors(tmp_path: Path, kind: Any) -> None:
+    people = [{**row, "person_id": kind(row["person_id"])} for row in rows()]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert [record.person_id for record in load_dataset(folder).train.records] == [7, 9]
+    assert write_imagefolder(rows(), folder, progress=False) == folder
+
+
+@pytest.mark.parametrize("value", [object(), np.arange(3), 1j])
+def test_write_imagefolder_value_that_json_cannot_hold_is_named(tmp_path: Path, value: Any) -> None:
+    people = [*rows()]
+    people[1]["person_id"] = value
+    with pytest.raises(DatasetError, match=r"row 1 cannot be written: person_id is .*, expected a number"):
+        write_imagefolder(people, tmp_path / "own", progress=False)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\x0c", "\r", "\n"])

@@ -3,6 +3,8 @@
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from promptreid.data.annotation import SPLIT_NAMES
 from promptreid.data.table_layout import METADATA, lines_of
 from promptreid.errors import DatasetError
 from promptreid.files import write_bytes_atomically
+from promptreid.values import real_number, whole_number
 
 _TABLE = METADATA[1]  # metadata.jsonl
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
@@ -29,12 +32,13 @@ def write_imagefolder(
 ) -> Path:
     """Write a `Dataset` or `DatasetDict` of Hugging Face's `datasets` as images with a `metadata.jsonl`.
 
-    Image files are copied unchanged, byte for byte; images that exist only in memory become PNG. Images that are in
-    the folder already are not written again.
+    Image files are copied unchanged, byte for byte; images that exist only in memory become PNG. A folder that holds
+    these rows already is used again: its images are compared, and those that have been deleted are written.
 
     Args:
         dataset: Rows with an image, a caption or a list of them, a person, and perhaps a column `split`; or such rows
-            by the split's name (`train`, `validation`, `test` and their usual variants). They are read twice.
+            by the split's name (`train`, `validation`, `test` and their usual variants). They are read twice, and
+            made a list if they can be read only once.
         folder: Where to write; made if it does not exist.
         image: Column of the image: an `Image` feature, a PIL image, or a path.
         caption: Column of the caption or captions.
@@ -45,8 +49,9 @@ def write_imagefolder(
         The folder, for `load_dataset`.
 
     Raises:
-        DatasetError: A row lacks a column, or its image cannot be read; the message names the row.
-        FileExistsError: The folder holds another dataset.
+        DatasetError: A row lacks a column, cannot be written as JSON, or its image cannot be read; the message names
+            the row.
+        FileExistsError: The folder holds another dataset, or other images for these rows.
         ValueError: A split has an unknown name.
 
     Example:
@@ -60,45 +65,88 @@ def write_imagefolder(
     place = Path(folder)
     columns = {"image": image, "text": caption, "person_id": person_id}
     table = place / _TABLE
+    dataset = _readable_twice(dataset)
     # Without the images, which may be more than memory holds: they are read again below, one by one.
-    described = [_as_read({name: row[name] for name in row if name != "image"}) for row in _rows(dataset, columns)]
-    if table.is_file():
-        if _described_in(table) == described:
-            return place
-        raise FileExistsError(f"{place} holds another dataset; give a new folder, or load it with load_dataset")
-    lines: list[str] = []
+    described = [_as_read(row, index) for index, row in enumerate(_rows(dataset, columns))]
+    written = _table_rows(table) if table.is_file() else None
+    if written is not None and [_without_file(row) for row in written] != described:
+        raise _another(place)
+    names: list[str] = []
     bar = tqdm(
         _rows(dataset, columns),
         total=len(described),
-        desc="writing images",
+        desc="writing images" if written is None else "comparing images",
         unit="image",
         disable=None if progress else True,
     )
     for index, row in enumerate(bar):
         content, ending = _content(row["image"], f"row {index}")
-        name = f"{row.get('split', 'images')}/{index:07d}{ending}"
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(place / name, content)
-        lines.append(json.dumps({"file_name": name, **described[index]}, ensure_ascii=False))
-    # UTF-8 has no half characters; JSON has an escape for them, and who reads the table says which row holds one.
-    content = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
-    write_bytes_atomically(table, content)  # last: it says that all images are there
+        names.append(f"{row.get('split', 'images')}/{index:07d}{ending}")
+        path = place / names[index]
+        if _holds(path, content):
+            continue
+        if written is not None and (written[index] != {"file_name": names[index], **described[index]} or path.exists()):
+            raise _another(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(path, content)
+    if written is None:
+        _write_table(table, names, described)  # last: it says that all images are there
     return place
 
 
-def _as_read(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON gives it back: a tuple of captions is a list then."""
-    return json.loads(json.dumps(row))
+def _write_table(table: Path, names: list[str], described: list[dict[str, Any]]) -> None:
+    rows = [{"file_name": name, **row} for name, row in zip(names, described, strict=True)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # UTF-8 has no half characters; JSON has an escape for them, and who reads the table says which row holds one.
+    write_bytes_atomically(table, lines.encode(errors="backslashreplace"))
 
 
-def _described_in(table: Path) -> list[Any]:
-    """What a table says of its images, other than their files; `None` for what is no row of ours."""
+def _readable_twice(dataset: Any) -> Any:
+    """The same with a list for what can be read once only, such as a generator."""
+    if isinstance(dataset, Mapping):
+        return {name: _readable_twice(part) for name, part in cast("Mapping[Any, Any]", dataset).items()}
+    return list(cast("Iterator[Any]", dataset)) if isinstance(dataset, Iterator) else dataset
+
+
+def _another(place: Path) -> FileExistsError:
+    return FileExistsError(f"{place} holds another dataset; give a new folder, or load it with load_dataset")
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether an image is there already, byte for byte."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _as_read(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """A row without its image, as JSON gives it back: plain numbers, and a list for a tuple of captions."""
+    plain: dict[str, Any] = {}
+    for name in (name for name in row if name != "image"):
+        try:
+            plain[name] = json.loads(json.dumps(row[name], default=partial(_number, name)))
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"row {index} cannot be written: {error}") from error
+    return plain
+
+
+def _number(name: str, value: Any) -> int | float:
+    """A number of numpy's, or a tensor without axes, as a plain one."""
+    with suppress(TypeError):
+        return whole_number(name, value)
+    return real_number(name, value)
+
+
+def _table_rows(table: Path) -> list[dict[str, Any] | None]:
+    """The rows of a table; `None` for what is no row of ours."""
     try:
         found = [row for _, row in lines_of(table)]
     except UnicodeDecodeError:
         return [None]
-    rows = [cast("dict[str, Any]", row) if isinstance(row, dict) else None for row in found]
-    return [row and {name: value for name, value in row.items() if name != "file_name"} for row in rows]
+    return [cast("dict[str, Any]", row) if isinstance(row, dict) else None for row in found]
+
+
+def _without_file(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a row says of its image, other than the file."""
+    return row and {name: value for name, value in row.items() if name != "file_name"}
 
 
 def _rows(dataset: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -108,7 +156,7 @@ def _rows(dataset: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         return
     for name, part in cast("Mapping[str, Any]", dataset).items():
         if name.lower() not in SPLIT_NAMES:
-            raise ValueError(f"the split {name!r} is unknown, expected some of {', '.join(SPLIT_NAMES)}")
+            raise ValueError(_unknown(name))
         yield from _rows_of(part, columns, SPLIT_NAMES[name.lower()])
 
 
@@ -126,8 +174,15 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
                 "the columns: image=, caption=, person_id="
             )
         made = {name: row[column] for name, column in columns.items()}
-        named = split or SPLIT_NAMES.get(str(row.get("split", "")).lower())
-        yield made | ({} if named is None else {"split": named})
+        stated = "" if row.get("split") is None else str(row["split"])
+        named = split or SPLIT_NAMES.get(stated.lower(), "")
+        if stated and not named:
+            raise ValueError(f"row {index}: {_unknown(stated)}; or leave out the column, and divide persons by chance")
+        yield made | ({"split": named} if named else {})
+
+
+def _unknown(split: str) -> str:
+    return f"the split {split!r} is unknown, expected some of {', '.join(SPLIT_NAMES)}"
 
 
 def _content(image: Any, where: str) -> tuple[bytes, str]:
