@@ -22,8 +22,10 @@ from promptreid.data.image_cache import build_image_cache
 from promptreid.data.images import open_image, to_rgb
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.data.records import ImageRecord, ReIDSplit
+from promptreid.data.samplers import IdentitySampler
 from promptreid.data.transforms import EvalTransform, eval_transform, train_transform
 from promptreid.errors import DatasetError
+from promptreid.losses.cross_modal_id import CrossModalIDLoss
 
 PLAIN = eval_transform((16, 8), mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -141,6 +143,23 @@ def test_captioned_images_leaves_out_what_the_cache_found_bad(train: ReIDSplit, 
     assert len(pairs) == 10  # without the three captions of image 1
     # Person 3 still has image 2, so labels stay: 3, 7, 20 are 0, 1, 2.
     assert pairs.pair_person_ids.tolist() == [1, 1, 0, 0, 2, 2, 1, 1, 2, 2]
+
+
+def test_captioned_images_labels_are_those_of_the_split_if_the_cache_lacks_a_person(
+    train: ReIDSplit, tokenizer: Any, tmp_path: Path
+) -> None:
+    for number in (0, 4):  # all images of person 7
+        train.records[number].path.write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match="2 of 6 images cannot be used"):
+        cache = build_image_cache(train.paths, tmp_path / "cache", image_size=(16, 8), on_bad="skip", progress=False)
+    pairs = CaptionedImages(train, transform=PLAIN, tokenizer=tokenizer, cache=cache)
+    assert train.labels == {3: 0, 7: 1, 20: 2}
+    assert pairs.person_ids.tolist() == [0, 0, 2, 2]
+    # The loss has a row for every person of the split, and the sampler draws those there are.
+    loss = CrossModalIDLoss(train.num_identities, 4)
+    assert loss(torch.randn(4, 4), torch.randn(4, 4), pairs.person_ids).isfinite()
+    for batch in IdentitySampler(pairs.pair_person_ids, identities_per_batch=2, pairs_per_identity=2):
+        assert sorted(pairs.pair_person_ids[batch].tolist()) == [0, 0, 2, 2]
 
 
 def test_captioned_images_cache_of_another_size_raises(train: ReIDSplit, tokenizer: Any, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         groups: Cameras that a model has prompts for (`model.groups`); items then say whose image they are.
 
     Shape:
-        - images: (3, H, W) float32; tokens: (L,) int64; person_ids: () int64, label in [0, num_identities)
+        - images: (3, H, W) float32; tokens: (L,) int64; person_ids: () int64, label of `split.labels`, in
+          [0, split.num_identities)
         - groups: () int64, position of the camera in `groups`, -1 for another one
 
     Raises:
@@ -96,6 +97,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         check_split(split)
         if sides not in ("swap", "keep", "ignore"):
             raise ValueError(f"sides is {sides!r}, expected 'swap', 'keep' or 'ignore'")
+        labels = split.labels  # of all persons, also one whose only image is left out: what else knows them stays valid
         if cache is not None and cache.bad:
             split = split.without(cache.bad)
         self.files: _ImageFiles = _ImageFiles(split, transform, cache)
@@ -110,7 +112,7 @@ class CaptionedImages(Dataset[dict[str, Tensor]]):
         self._mirrored_row[rows] = -1 if never else torch.arange(len(rows), dtype=torch.int32) + len(captions)
         counts = torch.tensor([len(record.captions) for record in split.records])
         self.images: Tensor = torch.arange(len(split)).repeat_interleave(counts)
-        self.person_ids: Tensor = torch.tensor([split.labels[record.person_id] for record in split.records])
+        self.person_ids: Tensor = torch.tensor([labels[record.person_id] for record in split.records])
         self.groups: Tensor | None = _groups_of(split, groups) if groups else None
 
     def __len__(self) -> int:
