@@ -1,5 +1,6 @@
 """Captions: token ids kept in a file, sides exchanged, tokens left out and replaced."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,37 @@ def test_tokenize_captions_other_captions_or_tokenizer_do_not_share(tokenizer: T
     changed = ["caption", *CAPTIONS[1:]]
     assert torch.equal(tokenize_captions(changed, tokenizer, cache_dir=tmp_path).long(), tokenizer(changed))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("where", [0, 500, 999, "longest"])
+def test_tokenize_captions_tokenizer_that_differs_in_one_word_does_not_share(
+    tokenizer: Tokenizer, tmp_path: Path, where: int | str
+) -> None:
+    def other(captions: list[str]) -> torch.Tensor:
+        return tokenizer([caption.replace("hi-vis", "yellow") for caption in captions])
+
+    described = [f"a hi-vis vest, number {number}" if where != "longest" else "a vest" for number in range(1000)]
+    if where == "longest":
+        described[333] = "a man in a hi-vis vest"
+    else:  # alone, or with all captions behind it
+        described[:where] = ["a vest"] * where
+    tokenize_captions(described, tokenizer, cache_dir=tmp_path)
+    assert torch.equal(tokenize_captions(described, other, cache_dir=tmp_path).long(), other(described))
+
+
+def test_tokenize_captions_probes_few_captions_and_warns_of_none(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    described, calls = ["a man " * (1 + number % 9) for number in range(1000)], []
+
+    def warning(captions: list[str]) -> torch.Tensor:
+        calls.append(len(captions))
+        warnings.warn("a caption is cut", stacklevel=1)
+        return tokenizer(captions)
+
+    with pytest.warns(UserWarning, match="a caption is cut"):
+        tokenize_captions(described, warning, cache_dir=tmp_path)
+    calls.clear()
+    tokenize_captions(described, warning, cache_dir=tmp_path)
+    assert calls == [66]
 
 
 def test_tokenize_captions_boundaries_of_captions_count(tokenizer: Tokenizer, tmp_path: Path) -> None:

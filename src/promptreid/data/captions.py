@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ _FORMAT_VERSION = 2  # since 2 with a digest
 # context, of which the rows' length tells.
 _PROBES = ("A man in a RED coat, size 42; isn't he tall?", "zweireihiger Übermantel — naïve façade 行人")
 
+_SAMPLED = 32  # captions from all over the list, and as many of the longest, that tell tokenizers apart as well
+
 
 def tokenize_captions(
     captions: Sequence[str],
@@ -153,8 +156,9 @@ def tokenize_captions(
 ) -> Tensor:
     """Turn captions into token ids, or read them from a file written earlier.
 
-    The file's name holds a digest of the captions and of what the tokenizer does, so other captions or another
-    tokenizer never meet the wrong one. A damaged file is written again.
+    The file's name holds a digest of the captions and of what the tokenizer makes of some sentences and of 64 of the
+    captions, the longest among them. So other captions never meet the wrong file, nor does another tokenizer, unless it
+    differs in none of these. A damaged file is written again.
 
     Args:
         captions: The sentences.
@@ -204,12 +208,22 @@ def _call(tokenizer: Tokenizer, captions: list[str]) -> Tensor:
 
 
 def _key(captions: Sequence[str], tokenizer: Tokenizer) -> str:
-    behaviour = _call(tokenizer, list(_PROBES)).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of captions that are cut: who tokenises them all is warned
+        behaviour = _call(tokenizer, [*_PROBES, *_sample(captions)]).tolist()
     digest = blake2b(json.dumps([_FORMAT_VERSION, behaviour]).encode(), digest_size=12)
     for caption in captions:
         digest.update(caption.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _sample(captions: Sequence[str]) -> list[str]:
+    """Captions at even distances, and the longest ones; always the same of the same list."""
+    if len(captions) <= 2 * _SAMPLED:
+        return list(captions)
+    spread = [captions[number * len(captions) // _SAMPLED] for number in range(_SAMPLED)]
+    return [*spread, *nlargest(_SAMPLED, captions, key=len)]
 
 
 def _digest(tokens: Tensor) -> Tensor:
