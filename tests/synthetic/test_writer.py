@@ -158,7 +158,7 @@ def test_write_generated_interrupted_leaves_nothing(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("num_identities", [(0, 1, 1), (1, 0, 1), (1, -1, 1), (1, 1)])
+@pytest.mark.parametrize("num_identities", [(0, 1, 1), (1, 0, 1), (1, -1, 1), (1, 1), 3])
 def test_write_generated_bad_counts_raise(tmp_path: Path, num_identities: tuple) -> None:
     with pytest.raises(ValueError, match="expected three counts"):
         write(tmp_path / "set", num_identities=num_identities)
@@ -184,6 +184,34 @@ def test_write_generated_negative_seed_raises(tmp_path: Path) -> None:
 )
 def test_write_generated_bad_arguments_raise_and_write_nothing(tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
+        write_generated(tmp_path / "set", progress=False, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_generated_numbers_of_numpy_are_the_same_set(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", seed=3, num_identities=(2, 1, 1))
+    plain = {"images_per_identity": np.uint8(3), "gap": np.float32(1), "seed": np.int64(3), "progress": False}
+    for counts in ([2, 1, 1], np.array([2, 1, 1]), (np.int64(2), 1, 1)):
+        assert write_generated(root, num_identities=counts, **plain) == root  # type: ignore[arg-type]
+    again = write_generated(tmp_path / "again", num_identities=np.array([2, 1, 1]), **plain)  # type: ignore[arg-type]
+    assert contents(again) == contents(root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 3.0}, "seed is 3.0, expected a whole number"),
+        ({"seed": True}, "seed is True, expected a whole number"),
+        ({"num_identities": (2.0, 1, 1)}, "num_identities is 2.0, expected a whole number"),
+        ({"images_per_identity": 2.0}, "images_per_identity is 2.0, expected a whole number"),
+        ({"gap": "much"}, "gap is 'much', expected a number"),
+        ({"near_twins": None}, "near_twins is None, expected a number"),
+    ],
+)
+def test_write_generated_arguments_of_other_types_raise_and_write_nothing(
+    tmp_path: Path, changes: dict, words: str
+) -> None:
+    with pytest.raises(TypeError, match=words):
         write_generated(tmp_path / "set", progress=False, **changes)
     assert list(tmp_path.iterdir()) == []
 

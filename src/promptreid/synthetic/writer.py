@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from promptreid.synthetic.camera import CAMERAS, photograph
 from promptreid.synthetic.person import Person, draw_person, near_twin, pick
 from promptreid.synthetic.scenes import SCENES, Caption, DescribedImage, draw_scene, write_scenes
 from promptreid.synthetic.sentences import describe, web_description
-from promptreid.values import check_choice
+from promptreid.values import check_choice, real_number, shown, whole_number
 
 GENERATOR_VERSION = 3
 
@@ -92,6 +93,7 @@ def write_generated(
 
     Raises:
         DatasetError: `root` holds something else, or a synthetic set that has lost files.
+        TypeError: A count or the seed is not a whole number, or a share is not a number.
         ValueError: The layout is unknown, a count or share is out of range, or the seed is negative.
 
     Example:
@@ -106,7 +108,14 @@ def write_generated(
     check_choice("layout", layout, PUBLISHED)
     if num_identities is None:
         num_identities = (300, 60 if PUBLISHED[layout].has_validation else 0, 200)
-    plan = _Plan(layout, num_identities, images_per_identity, float(gap), float(near_twins), seed)
+    plan = _Plan(
+        layout,
+        _three_counts(num_identities),
+        whole_number("images_per_identity", images_per_identity),
+        real_number("gap", gap),
+        real_number("near_twins", near_twins),
+        whole_number("seed", seed),
+    )
     _check_plan(plan)
     if _holds(root, plan):
         return root
@@ -135,9 +144,17 @@ def _take_place(scratch: Path, root: Path, plan: _Plan) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _three_counts(num_identities: Any) -> tuple[int, int, int]:
+    """The persons of each split as plain integers."""
+    if isinstance(num_identities, Sequence | np.ndarray) and len(num_identities) == 3:
+        train, val, test = (whole_number("num_identities", count) for count in num_identities)
+        return train, val, test
+    raise ValueError(f"num_identities is {shown(num_identities)}, expected three counts (train, val, test)")
+
+
 def _check_plan(plan: _Plan) -> None:
     counts, val_wanted = plan.num_identities, int(plan.format.has_validation)
-    if len(counts) != 3 or counts[0] < 1 or counts[1] < val_wanted or counts[2] < 1 or plan.images_per_identity < 1:
+    if counts[0] < 1 or counts[1] < val_wanted or counts[2] < 1 or plan.images_per_identity < 1:
         raise ValueError(
             f"num_identities is {counts} and images_per_identity {plan.images_per_identity}; expected three counts "
             "(train, val, test) and one, each at least 1"
