@@ -209,8 +209,9 @@ def test_write_imagefolder_split_of_another_name_is_refused_before_anything_is_w
     assert not (tmp_path / "own").exists()
 
 
-def test_write_imagefolder_rows_without_split_have_none(tmp_path: Path) -> None:
-    people = [{**row, "split": split} for row, split in zip(rows(), (None, "", "Test"), strict=True)]
+@pytest.mark.parametrize("empty", [None, "", float("nan")])
+def test_write_imagefolder_rows_without_split_have_none(tmp_path: Path, empty: Any) -> None:
+    people = [{**row, "split": split} for row, split in zip(rows(), (None, empty, "Test"), strict=True)]
     folder = write_imagefolder(people, tmp_path / "own", progress=False)
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line).get("split") for line in lines] == [None, None, "test"]

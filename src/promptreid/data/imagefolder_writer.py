@@ -160,6 +160,9 @@ def _rows(dataset: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         yield from _rows_of(part, columns, SPLIT_NAMES[name.lower()])
 
 
+_EMPTY = ("None", "nan", "<NA>")  # cells without a value, of which pandas has two kinds
+
+
 def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterator[dict[str, Any]]:
     if hasattr(part, "cast_column"):  # a Dataset: its images as they are stored, not decoded
         from datasets import Image as ImageFeature  # pyright: ignore[reportMissingImports]
@@ -174,7 +177,8 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
                 "the columns: image=, caption=, person_id="
             )
         made = {name: row[column] for name, column in columns.items()}
-        stated = "" if row.get("split") is None else str(row["split"])
+        stated = str(row.get("split"))
+        stated = "" if stated in _EMPTY else stated
         named = split or SPLIT_NAMES.get(stated.lower(), "")
         if stated and not named:
             raise ValueError(f"row {index}: {_unknown(stated)}; or leave out the column, and divide persons by chance")
