@@ -1,6 +1,7 @@
 """Gradient caching against the plain step; equality in two processes is in `test_processes.py`."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -121,3 +122,40 @@ def test_loss_that_needs_the_batch_gets_it_as_it_was_loaded(model: PromptedCLIP,
     torch.testing.assert_close(found["teacher"], wanted)
     assert found["vision.prompts.tokens"].abs().sum() > 0
     assert not list(stage.loss_modules.parameters())
+
+
+def left(stage: Stage) -> list[str]:
+    named = (*stage.model.named_parameters(), *stage.losses.named_parameters())
+    return [name for name, parameter in named if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("stale", [10.0, math.nan])
+def test_running_stage_begins_without_the_gradients_that_others_left(model: PromptedCLIP, stale: float) -> None:
+    losses = {"contrastive": ContrastiveLoss(), "identity": CrossModalIDLoss(3, 32)}
+    stage = Stage("test", model, trains=["prompts"], losses=losses)
+    for parameter in (*model.parameters(), *stage.losses.parameters()):
+        parameter.requires_grad_(True).grad = torch.full_like(parameter, stale)
+    RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1)
+    assert not left(stage)
+
+
+@pytest.mark.parametrize("fails", ["backward", "gradient", "optimizer"])
+def test_running_stage_step_that_fails_leaves_no_gradients(
+    model: PromptedCLIP, batch: Any, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite_slope(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return (images - images.detach()).abs().sum().sqrt()  # 0, with a gradient that is NaN
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    losses = {"contrastive": ContrastiveLoss()} | ({"own": infinite_slope} if fails == "gradient" else {})
+    stage = Stage("test", model, trains=["prompts"], losses=losses)
+    running = RunningStage(stage, make_accelerator("cpu", "no"), steps_per_epoch=1)
+    if fails == "backward":
+        next(iter(stage.parameters())).register_post_accumulate_grad_hook(interrupt)
+    if fails == "optimizer":
+        monkeypatch.setattr(running.optimizer, "step", interrupt)
+    with pytest.raises(FloatingPointError if fails == "gradient" else KeyboardInterrupt):
+        running.step(batch, where="step 0", last_checkpoint=None)
+    assert not left(stage)

@@ -127,6 +127,8 @@ def _last(checkpoint: object | None) -> str:
 class RunningStage:
     """A stage in training, with its optimiser, scheduler and gradient scaler.
 
+    It begins without gradients, and a step leaves none, whether it succeeds or fails.
+
     With a `chunk_size` smaller than the batch, gradients are cached (GradCache). First every chunk is encoded and
     nothing but its features is kept; then the loss of the whole batch gives the gradient of each feature; last every
     chunk is encoded again and passes its features' gradients on. Each chunk draws the same dropout both times.
@@ -152,6 +154,8 @@ class RunningStage:
         compile: bool = False,
     ) -> None:
         stage.prepare()
+        for parameter in (*stage.model.parameters(), *stage.losses.parameters()):
+            parameter.grad = None  # else the first step would add what another run or loop left there
         optimizer = stage.optimizer(fused=accelerator.scaler is None)
         self.stage = stage
         self.scaler: Any = accelerator.scaler
@@ -188,6 +192,14 @@ class RunningStage:
             FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
         self.stage.check_labels(batch["person_ids"])
+        try:
+            return self._step_on(batch, where=where, last_checkpoint=last_checkpoint)
+        finally:
+            self.optimizer.zero_grad()  # after an error too
+
+    def _step_on(
+        self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
+    ) -> tuple[dict[str, float], float, bool]:
         losses = self.backward(batch)
         longest = math.inf if self.stage.max_norm is None else self.stage.max_norm
         norm: Tensor = self._accelerator.clip_grad_norm_(self.stage.parameters(), longest)
@@ -202,7 +214,6 @@ class RunningStage:
             check_scale(self.scaler.get_scale(), where=where, last_checkpoint=last_checkpoint)
         else:
             self.scheduler.step()
-        self.optimizer.zero_grad()
         return named, length, bool(one_person)
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
