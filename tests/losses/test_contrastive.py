@@ -1,12 +1,14 @@
 """InfoNCE, SDM and N-ITC against hand-worked values and a loop in plain Python; the temperature."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from promptreid.losses.contrastive import ContrastiveLoss, NITCLoss, SDMLoss, Temperature
 from promptreid.losses.functional import nitc_loss
+from promptreid.losses.self_consistency import SelfConsistencyLoss
 
 
 def slow_loss(
@@ -142,6 +144,22 @@ def test_contrastive_loss_wrong_ids_are_refused() -> None:
 def test_contrastive_loss_temperature_not_positive_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="expected a positive number"):
         ContrastiveLoss(temperature)
+
+
+@pytest.mark.parametrize("make", [ContrastiveLoss, SDMLoss, lambda value: SelfConsistencyLoss(temperature=value)])
+@pytest.mark.parametrize("temperature", [1e-45, 3e-39, 1.17e-38])
+def test_losses_temperature_by_which_similarities_overflow_is_refused(make: Any, temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"overflow in float32; expected a number of at least 1\.2e-38"):
+        make(temperature)
+
+
+@pytest.mark.parametrize("make", [ContrastiveLoss, SDMLoss])
+def test_losses_smallest_temperature_gives_finite_numbers(make: Any) -> None:
+    features = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]], requires_grad=True)
+    loss = make(1.18e-38)(features, -features.detach(), torch.arange(2))
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad.isfinite().all()
 
 
 def test_contrastive_loss_unknown_same_person_is_refused() -> None:

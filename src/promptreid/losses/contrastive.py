@@ -6,7 +6,14 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from promptreid.losses.functional import SamePerson, Similarity, contrastive_loss, nitc_loss, sdm_loss
+from promptreid.losses.functional import (
+    SamePerson,
+    Similarity,
+    check_temperature,
+    contrastive_loss,
+    nitc_loss,
+    sdm_loss,
+)
 
 _HIGHEST_SCALE = 100.0
 
@@ -21,7 +28,8 @@ class Temperature(nn.Module):
         learnable: Whether it trains.
 
     Raises:
-        ValueError: It is not positive and finite, or is to be learnt from outside 0.01 to 1.
+        ValueError: It is not positive and finite, its inverse overflows in float32, or it is to be learnt from outside
+            0.01 to 1.
 
     Example:
         >>> Temperature(0.5)()
@@ -33,8 +41,7 @@ class Temperature(nn.Module):
 
     def __init__(self, value: float = 0.02, *, learnable: bool = False) -> None:
         super().__init__()
-        if not 0 < value < math.inf:
-            raise ValueError(f"temperature is {value}, expected a positive number such as 0.02")
+        check_temperature(value)
         if learnable and not 1 / _HIGHEST_SCALE <= value <= 1:
             raise ValueError(
                 f"temperature is {value}, but a learnt one is held within {1 / _HIGHEST_SCALE} and 1; start inside, "
@@ -75,7 +82,8 @@ class ContrastiveLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: The temperature is not positive, `same_person` or `similarity` is unknown, or shapes differ.
+        ValueError: The temperature is not positive or too small, `same_person` or `similarity` is unknown, or shapes
+            differ.
 
     Example:
         >>> import torch
@@ -140,7 +148,7 @@ class SDMLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: The temperature or epsilon is not positive, or shapes differ.
+        ValueError: The temperature or epsilon is not positive or too small, or shapes differ.
 
     Example:
         >>> import torch

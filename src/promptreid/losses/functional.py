@@ -1,5 +1,6 @@
 """The arithmetic of the losses, as pure functions."""
 
+import math
 from typing import Literal
 
 import torch
@@ -50,6 +51,24 @@ def check_labels(labels: Tensor, num_identities: int) -> None:
         raise ValueError(
             f"person_ids run from {lowest} to {highest}, expected labels from 0 to {num_identities - 1}; "
             "ReIDSplit.labels maps an annotation's identities to labels"
+        )
+
+
+_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # whose inverse is finite, and twice that too
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what similarities cannot be divided by.
+
+    Raises:
+        ValueError: It is not positive and finite, or so small that its inverse overflows in float32.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, expected a positive number such as 0.02")
+    if temperature < _SMALLEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {temperature}, by which similarities overflow in float32; expected a number of at least "
+            f"{_SMALLEST_TEMPERATURE:.2g}, such as 0.02"
         )
 
 

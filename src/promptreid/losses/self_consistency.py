@@ -6,7 +6,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from promptreid.losses.functional import check_pairs, feature_distance, similarities, similarity_divergence
+from promptreid.losses.functional import (
+    check_pairs,
+    check_temperature,
+    feature_distance,
+    similarities,
+    similarity_divergence,
+)
 
 
 class FrozenFeatures(NamedTuple):
@@ -44,7 +50,7 @@ class SelfConsistencyLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: A weight is negative or all are 0, the temperature is not positive, or shapes differ.
+        ValueError: A weight is negative or all are 0, the temperature is not positive or too small, or shapes differ.
 
     Example:
         >>> import torch
@@ -76,8 +82,7 @@ class SelfConsistencyLoss(nn.Module):
                 f"image_weight, text_weight and similarity_weight are {weights}, expected numbers of at least 0, and "
                 "one above it"
             )
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, expected a positive number such as 0.02")
+        check_temperature(temperature)
         self.image_weight: float = image_weight
         self.text_weight: float = text_weight
         self.similarity_weight: float = similarity_weight
