@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
@@ -159,3 +160,20 @@ def test_running_stage_step_that_fails_leaves_no_gradients(
     with pytest.raises(FloatingPointError if fails == "gradient" else KeyboardInterrupt):
         running.step(batch, where="step 0", last_checkpoint=None)
     assert not left(stage)
+
+
+@pytest.mark.parametrize("asked", ["environment", "accelerator"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_running_stage_takes_one_step_a_batch_whatever_accelerate_is_asked_for(
+    model: PromptedCLIP, batch: Any, asked: str, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage("test", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()})
+    expected = gradients(stage, batch, chunk_size=chunk_size)
+    accelerator = make_accelerator("cpu", "no")
+    if asked == "environment":
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # as `accelerate launch` sets it
+    else:
+        Accelerator(cpu=True, gradient_accumulation_steps=4)  # which shares this number with all others
+        monkeypatch.setitem(globals(), "make_accelerator", lambda *_: accelerator)
+    found = gradients(stage, batch, chunk_size=chunk_size)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

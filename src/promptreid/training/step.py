@@ -156,6 +156,7 @@ class RunningStage:
         stage.prepare()
         for parameter in (*stage.model.parameters(), *stage.losses.parameters()):
             parameter.grad = None  # else the first step would add what another run or loop left there
+        accelerator.gradient_accumulation_steps = 1  # by which it divides losses; a variable or config can raise it
         optimizer = stage.optimizer(fused=accelerator.scaler is None)
         self.stage = stage
         self.scaler: Any = accelerator.scaler
