@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from promptreid.errors import CheckpointError, MissingExtraError
+from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import run_checkpoints
 from promptreid.training.recipe import Recipe, TwoStageSchedule
@@ -655,6 +656,40 @@ def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(mak
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"step-000000006: .*truncated.*delete it to resume from step-000000004"):
         make().fit()
+
+
+def with_batch_norm(model: PromptedCLIP) -> torch.nn.BatchNorm2d:
+    norm = torch.nn.BatchNorm2d(32)
+    model.clip.visual.conv1 = torch.nn.Sequential(model.clip.visual.conv1, norm)
+    return norm
+
+
+def test_trainer_chunks_where_batch_norm_trains_are_refused(make: Any, model: PromptedCLIP) -> None:
+    with_batch_norm(model).eval()
+    modes = [part.training for part in model.modules()]
+    message = r"chunk_size is 3, and stage 'stage_two' has BatchNorm in train mode \(clip\.visual\.conv1\.1\), which"
+    with pytest.raises(ValueError, match=message):
+        make(chunk_size=3)
+    assert [part.training for part in model.modules()] == modes
+    assert make(chunk_size=4)  # the whole batch
+
+
+@pytest.mark.parametrize(
+    "trains", [["prompts"], ["projections"], lambda name, _: "conv1" not in name and name.startswith("clip.visual")]
+)
+def test_trainer_chunks_with_frozen_batch_norm_give_the_step_of_the_whole_batch(
+    make: Any, model: PromptedCLIP, tmp_path: Path, trains: Any
+) -> None:
+    norm = with_batch_norm(model)
+    start, before = copy.deepcopy(model.state_dict()), copy.deepcopy(norm.state_dict())
+    norms = []
+    for chunk_size in (None, 3):
+        model.load_state_dict(start)
+        stage = Stage("one", model, trains=trains, losses={"contrastive": ContrastiveLoss()})
+        make(stages=stage, chunk_size=chunk_size, output_dir=tmp_path / str(chunk_size)).fit()
+        norms.append([line["gradient_norm"] for line in read_lines(tmp_path / str(chunk_size) / "steps.jsonl")])
+        assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_trainer_without_accelerate_says_what_to_install(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

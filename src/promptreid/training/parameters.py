@@ -163,6 +163,15 @@ def set_modes(model: PromptedCLIP, names: Iterable[str]) -> None:
             train_adapter(layer)
 
 
+def trained_batch_norms(model: PromptedCLIP, names: Iterable[str]) -> list[str]:
+    """Names of the BatchNorm layers that use the statistics of each batch while parts and named parameters train."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    with evaluating(model):
+        set_modes(model, names)
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+        return [name for name, layer in layers if layer.training or layer.running_mean is None]
+
+
 def _check_reached(model: PromptedCLIP, named: dict[str, nn.Parameter]) -> None:
     """Refuse parameters that would never get a gradient, such as those of adapters in layers that are not called.
 

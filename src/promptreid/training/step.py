@@ -13,6 +13,7 @@ from promptreid.losses.functional import at_least_float32
 from promptreid.losses.self_consistency import FrozenFeatures
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
+from promptreid.training.parameters import trained_batch_norms
 from promptreid.training.processes import gather_batch
 from promptreid.training.stage import Stage
 from promptreid.training.stage_losses import Losses
@@ -93,6 +94,33 @@ class TrainingStep(nn.Module):
         return self.losses(*features, person_ids, frozen=frozen, batch=batch)
 
 
+def check_chunk_size(stages: Sequence[Stage], chunk_size: int | None, *, share: int) -> None:
+    """Refuse chunks with which a stage would not give the gradients of the whole batch, or could not be trained.
+
+    Args:
+        stages: The stages.
+        chunk_size: Pairs that a process encodes at a time.
+        share: Pairs of a batch in each process.
+
+    Raises:
+        ValueError: A loss needs the batch, or BatchNorm layers take the statistics of each chunk.
+    """
+    for stage in stages if chunk_size is not None else ():
+        if "batch" in stage.losses.needs:
+            raise ValueError(
+                f"a loss of stage {stage.name!r} needs the batch, which it would hold in memory as a whole; leave out "
+                "chunk_size, or that loss"
+            )
+        if chunk_size < share and (norms := trained_batch_norms(stage.model, stage.trains)):
+            more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
+            raise ValueError(
+                f"chunk_size is {chunk_size}, and stage {stage.name!r} has BatchNorm in train mode ({norms[0]}{more}), "
+                "which would take the statistics of each chunk, not of the whole batch. Leave out chunk_size and give "
+                "a smaller batch_size; or keep BatchNorm frozen by training other parts or parameters (trains); or "
+                "use a backbone without it, such as ViT-B-16"
+            )
+
+
 def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
     """Stop a run whose losses or gradient are no longer finite, before they reach the weights.
 
@@ -132,6 +160,7 @@ class RunningStage:
     With a `chunk_size` smaller than the batch, gradients are cached (GradCache). First every chunk is encoded and
     nothing but its features is kept; then the loss of the whole batch gives the gradient of each feature; last every
     chunk is encoded again and passes its features' gradients on. Each chunk draws the same dropout both times.
+    BatchNorm in train mode would take the statistics of each chunk: `check_chunk_size` refuses it.
 
     Args:
         stage: The stage; it is prepared.

@@ -42,7 +42,7 @@ from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
 from promptreid.training.stage import Stage, as_stages
-from promptreid.training.step import RunningStage
+from promptreid.training.step import RunningStage, check_chunk_size
 from promptreid.values import optional_whole_number, whole_number
 
 _log = logging.getLogger("promptreid.training")
@@ -75,7 +75,8 @@ class Trainer(Undescribed):
             of a sampler with its other settings; all pairs in random order if None.
         steps_per_epoch: Steps after which an epoch ends, to try out a long run; all batches if None.
         chunk_size: Pairs that each process encodes at a time. In a larger batch each pair is encoded twice and
-            gradients are cached, so that memory stays near that of a chunk. The whole batch if None.
+            gradients are cached, so that memory stays near that of a chunk; not where BatchNorm trains, as in RN50's
+            stage 2. The whole batch if None.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
         compile: Compile the encoders with torch.compile.
         evaluate: From the model, in eval mode, to scores by name; called after each stage. A run is resumed with the
@@ -147,7 +148,7 @@ class Trainer(Undescribed):
     ) -> None:
         check_prompted(model)
         stages = as_stages(stages)
-        _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate, chunk_size=chunk_size)
+        _check_choices(model, stages, best_metric=best_metric, evaluate=evaluate)
         self.model = model
         self.stages: list[Stage] = stages
         kept = whole_number("keep_checkpoints", keep_checkpoints, minimum=1)
@@ -173,6 +174,7 @@ class Trainer(Undescribed):
         self.epochs_after: int = 0
         self.position: Position = Position()
         batch_size = whole_number("batch_size", batch_size, minimum=1)
+        check_chunk_size(stages, self.chunk_size, share=batch_size // self._accelerator.num_processes)
         with failing_together():
             check_training_data(train_data, stages, batch_size=batch_size)
             self._batches = self._make_batches(
@@ -434,14 +436,8 @@ def _check_choices(
     *,
     best_metric: str | None,
     evaluate: Evaluate | None,
-    chunk_size: int | None,
 ) -> None:
     if not stages or any(stage.model is not model for stage in stages):
         raise ValueError("stages must be at least one Stage, each made for the model given here")
     if best_metric is not None and evaluate is None:
         raise ValueError(f"best_metric={best_metric!r} needs evaluate, which returns scores by name")
-    if chunk_size is not None and (names := [stage.name for stage in stages if "batch" in stage.losses.needs]):
-        raise ValueError(
-            f"a loss of stage {names[0]!r} needs the batch, which it would hold in memory as a whole; leave out "
-            "chunk_size, or that loss"
-        )
