@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import (
@@ -37,6 +38,70 @@ def test_training_data_with_labels_out_of_range_is_refused(model: PromptedCLIP, 
 
 def test_training_data_that_does_not_say_its_persons_is_let_through(model: PromptedCLIP) -> None:
     check_training_data(SimpleNamespace(), TwoStageSchedule(model, num_identities=3), batch_size=4)
+
+
+def nested(dataset: Any) -> Any:
+    return Subset(Subset(dataset, range(1, len(dataset))), torch.arange(len(dataset) - 2).flip(0))
+
+
+@pytest.mark.parametrize("choose", [lambda data: Subset(data, [0, 7, 9]), nested])
+def test_training_data_of_a_subset_with_labels_out_of_range_is_refused(
+    model: PromptedCLIP, pairs: Any, choose: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"num_identities=3: person_ids run from 0 to 4"):
+        check_training_data(choose(pairs), TwoStageSchedule(model, num_identities=3), batch_size=2)
+    check_training_data(choose(pairs), TwoStageSchedule(model, num_identities=5), batch_size=2)
+
+
+def test_training_data_of_a_subset_is_judged_by_its_own_items(model: PromptedCLIP, pairs: Any) -> None:
+    schedule = TwoStageSchedule(model, num_identities=3)
+    check_training_data(Subset(pairs, [0, 1, 2, 5]), schedule, batch_size=2)
+    with pytest.raises(ValueError, match="train_data holds 1 identity"):
+        check_training_data(Subset(pairs, [0, 5]), schedule, batch_size=2)
+
+
+def test_training_data_of_a_subset_of_captions_is_judged_by_the_captions(model: PromptedCLIP, pairs: Any) -> None:
+    pairs.pair_person_ids, pairs.person_ids = pairs.person_ids, torch.tensor([0, 1, 4])  # of images, as others are
+    schedule = TwoStageSchedule(model, num_identities=3)
+    check_training_data(Subset(pairs, [5, 6]), schedule, batch_size=2)
+    with pytest.raises(ValueError, match="person_ids run from 0 to 3"):
+        check_training_data(Subset(pairs, [5, 8]), schedule, batch_size=2)
+    del pairs.pair_person_ids
+    check_training_data(Subset(pairs, [5, 8]), schedule, batch_size=2)  # nobody knows whose they are
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int64, np.int32, int])
+def test_batches_whole_labels_of_any_kind_become_int64(pairs: Any, kind: Any) -> None:
+    labels = pairs.person_ids
+    pairs.person_ids = labels.to(kind) if isinstance(kind, torch.dtype) else [kind(label) for label in labels]
+    batches = Batches(pairs, batch_size=5, seed=0)
+    (one, _) = batches.epoch(0)
+    assert one["person_ids"].dtype == torch.int64
+    assert torch.equal(one["person_ids"], labels[next(iter(batches.sampler))])
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (torch.tensor(1.0), r"torch\.float32 of shape \(\)"),
+        (torch.tensor(True), r"torch\.bool of shape \(\)"),
+        (torch.tensor([1]), r"torch\.int64 of shape \(1,\)"),
+        (0.5, r"torch\.float"),
+        ("7", "'7'"),
+        (None, "None"),
+    ],
+)
+def test_batches_labels_that_are_not_whole_numbers_are_refused(pairs: Any, label: Any, found: str) -> None:
+    pairs.person_ids = [label] * 10
+    message = rf"items of train_data have person_ids {found}.*, expected a whole number each, \(\) int64; .*labels maps"
+    with pytest.raises(ValueError, match=message):
+        Batches(pairs, batch_size=2, seed=0)
+
+
+def test_batches_a_later_label_that_is_not_a_whole_number_is_refused(pairs: Any) -> None:
+    pairs.person_ids = [torch.tensor(0)] * 5 + [torch.tensor(1.5)] * 5
+    with pytest.raises(ValueError, match=r"person_ids torch\.float32 of shape \(\), expected a whole number"):
+        list(Batches(pairs, batch_size=10, seed=0).epoch(0))
 
 
 def test_batches_item_without_tokens_is_refused() -> None:

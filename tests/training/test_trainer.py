@@ -658,6 +658,16 @@ def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(mak
         make().fit()
 
 
+def test_trainer_label_that_a_later_stage_has_no_output_for_stops_the_first(
+    make: Any, model: PromptedCLIP, pairs: Any
+) -> None:
+    items = [pairs[index] for index in range(len(pairs))]  # which do not say their persons beforehand
+    trainer = make(train_data=items, stages=TwoStageSchedule(model, num_identities=4))
+    with pytest.raises(ValueError, match=r"loss 'identity' of stage 'stage_two', made for num_identities=4"):
+        trainer.fit()
+    assert trainer.position.stage == trainer.position.epoch == 0
+
+
 def with_batch_norm(model: PromptedCLIP) -> torch.nn.BatchNorm2d:
     norm = torch.nn.BatchNorm2d(32)
     model.clip.visual.conv1 = torch.nn.Sequential(model.clip.visual.conv1, norm)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from promptreid.data.samplers import EpochSampler
 from promptreid.model.prompted_clip import PromptedCLIP
@@ -143,7 +143,8 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
     """Refuse batches too small for the stages' losses, and persons that these cannot tell apart.
 
     Args:
-        dataset: Its attribute `person_ids`, if it has one, holds the labels of its images or items.
+        dataset: Its attribute `pair_person_ids` or `person_ids`, if it has one, holds the labels of its images or
+            items; of a `Subset`, that of the dataset it is drawn from.
         stages: The stages.
         batch_size: Pairs per batch; a loss that needs several says so in its attribute `smallest_batch`.
 
@@ -157,8 +158,8 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
                     f"batch_size is {batch_size}, but the loss {name!r} of stage {stage.name!r} compares the pairs of "
                     f"a batch and learns nothing from so few; give at least {loss.smallest_batch}"
                 )
-    person_ids = getattr(dataset, "person_ids", None)
-    if not isinstance(person_ids, Tensor) or person_ids.numel() == 0:
+    person_ids = _known_labels(dataset)
+    if person_ids is None or person_ids.numel() == 0:
         return
     if len(torch.unique(person_ids)) < 2:
         raise ValueError(
@@ -166,6 +167,19 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
         )
     for stage in stages:
         stage.check_labels(person_ids)
+
+
+def _known_labels(dataset: Any) -> Tensor | None:
+    """The labels that a dataset says it has, or those of a subset's items."""
+    indices: list[int] | None = None
+    while isinstance(dataset, Subset):
+        subset: Any = cast(Any, dataset)
+        indices = [int(subset.indices[index]) for index in (range(len(subset)) if indices is None else indices)]
+        dataset = subset.dataset
+    labels = getattr(dataset, "pair_person_ids", getattr(dataset, "person_ids", None))
+    if not isinstance(labels, Tensor) or indices is None:
+        return labels if isinstance(labels, Tensor) else None
+    return labels[indices] if len(labels) == len(dataset) else None  # those of images do not say whose an item is
 
 
 BATCH_KEYS = ("images", "tokens", "person_ids")  # what a step takes, in this order
@@ -213,8 +227,8 @@ class Batches:
         keys: What items must have.
 
     Raises:
-        ValueError: There are no items or they cannot be counted, an item lacks something, or the sampler cannot make
-            such batches.
+        ValueError: There are no items or they cannot be counted, an item lacks something, its label is not a whole
+            number, or the sampler cannot make such batches.
     """
 
     def __init__(
@@ -258,10 +272,14 @@ class Batches:
         return self._length
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch from batch `start` on."""
+        """The batches of one epoch from batch `start` on.
+
+        Raises:
+            ValueError: A label is not a whole number.
+        """
         self.items.epoch = number
         self.sampler.set_position(epoch=number, batch=start)
-        yield from islice(self._loader, len(self) - start)
+        yield from map(_with_labels, islice(self._loader, len(self) - start))
 
     def settings(self) -> dict[str, Any]:
         """The settings that must match a checkpoint's to resume from it."""
@@ -293,6 +311,28 @@ def _check_item(item: Mapping[str, Any], keys: Sequence[str]) -> None:
             f"items of train_data lack {', '.join(missing)}; expected dictionaries of tensors with images (3, H, W), "
             "tokens (L,) and person_ids (), such as those of CaptionedImages"
         )
+    _check_label(item["person_ids"])
+
+
+def _check_label(label: Any) -> None:
+    """Refuse what is not the whole number of one person; of any kind, as batches have int64."""
+    try:
+        known = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        found = repr(label)
+    else:
+        if known.ndim == 0 and not (known.is_floating_point() or known.is_complex() or known.dtype == torch.bool):
+            return
+        found = f"{known.dtype} of shape {tuple(known.shape)}"
+    raise ValueError(
+        f"items of train_data have person_ids {found}, expected a whole number each, () int64; ReIDSplit.labels maps "
+        "an annotation's identities to labels"
+    )
+
+
+def _with_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    _check_label(batch["person_ids"][0])
+    return {**batch, "person_ids": batch["person_ids"].long()}
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -105,7 +105,9 @@ def check_chunk_size(stages: Sequence[Stage], chunk_size: int | None, *, share: 
     Raises:
         ValueError: A loss needs the batch, or BatchNorm layers take the statistics of each chunk.
     """
-    for stage in stages if chunk_size is not None else ():
+    if chunk_size is None:
+        return
+    for stage in stages:
         if "batch" in stage.losses.needs:
             raise ValueError(
                 f"a loss of stage {stage.name!r} needs the batch, which it would hold in memory as a whole; leave out "

@@ -333,6 +333,8 @@ class Trainer(Undescribed):
         position, name = self.position, running.stage.name
         rate = running.learning_rate
         where = f"step {position.step} (stage {name}, epoch {position.epoch + 1}, batch {position.batch + 1})"
+        for later in self.stages[position.stage + 1 :]:
+            later.check_labels(batch["person_ids"])
         losses, norm, one_person = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
         now = time.perf_counter()
         position.end_step(losses, seconds=now - before, one_person=one_person)
