@@ -668,6 +668,49 @@ def test_trainer_label_that_a_later_stage_has_no_output_for_stops_the_first(
     assert trainer.position.stage == trainer.position.epoch == 0
 
 
+def test_trainer_that_failed_before_its_first_checkpoint_does_not_train_on(make: Any, model: PromptedCLIP) -> None:
+    trainer = make()
+    with stopped_at(trainer, 1), pytest.raises(Killed):
+        trainer.fit()
+    partly = copy.deepcopy(model.state_dict())
+    message = r"an earlier fit of this trainer failed after 1 step, .* make the model, its stages and the trainer again"
+    with pytest.raises(CheckpointError, match=message):
+        trainer.fit()
+    assert all(torch.equal(value, partly[name]) for name, value in model.state_dict().items())
+    assert make().fit()  # as any trained model may be trained
+
+
+def test_trainer_whose_first_step_failed_does_not_train_on(make: Any, broken_pairs: Any) -> None:
+    trainer = make(train_data=broken_pairs, batch_size=10)
+    with pytest.raises(ValueError, match="images hold values that are not numbers"):
+        trainer.fit()
+    with pytest.raises(CheckpointError, match="failed after 0 steps"):  # losses may have counted it
+        trainer.fit()
+
+
+class Unreadable:
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        raise Killed
+
+
+def test_trainer_that_failed_before_its_first_step_trains_as_if_it_had_not(
+    make: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path
+) -> None:
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    expected = without_seconds(make(output_dir=tmp_path / "whole").fit())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+    trainer = make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer._batches.items, "dataset", Unreadable())
+        with pytest.raises(Killed):
+            trainer.fit()
+    assert without_seconds(trainer.fit()) == expected
+
+
 def with_batch_norm(model: PromptedCLIP) -> torch.nn.BatchNorm2d:
     norm = torch.nn.BatchNorm2d(32)
     model.clip.visual.conv1 = torch.nn.Sequential(model.clip.visual.conv1, norm)

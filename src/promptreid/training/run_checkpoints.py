@@ -44,12 +44,14 @@ class RunCheckpoints:
 
     Attributes:
         newest: The newest checkpoint, or None.
+        begun: Whether the run has trained in this process.
     """
 
     def __init__(
         self, folder: RunFolder, accelerator: "Accelerator", *, settings: dict[str, Any], identity: dict[str, Any]
     ) -> None:
         self.newest: Path | None = None
+        self.begun: bool = False
         self._folder = folder
         self._accelerator = accelerator
         self._settings = settings
@@ -85,9 +87,24 @@ class RunCheckpoints:
                     "that all processes share"
                 )
 
-    def load(self, model: PromptedCLIP, stages: Sequence[Stage]) -> tuple[Checkpoint | None, Position]:
-        """Load the newest checkpoint, if there is one, into the model; returns it and the run's progress."""
+    def load(self, model: PromptedCLIP, stages: Sequence[Stage], *, step: int) -> tuple[Checkpoint | None, Position]:
+        """Load the newest checkpoint, if there is one, into the model; returns it and the run's progress.
+
+        Args:
+            model: The model.
+            stages: The stages.
+            step: Steps that the run has taken in this process.
+
+        Raises:
+            CheckpointError: The run has trained the model already, and there is no checkpoint to take it back to.
+        """
         if self.newest is None:
+            if self.begun:
+                raise CheckpointError(
+                    f"an earlier fit of this trainer failed after {step} step{'s' * (step != 1)}, before its first "
+                    "checkpoint, so the model no longer has the weights that the run starts from; make the model, its "
+                    "stages and the trainer again"
+                )
             return None, Position()
         checkpoint = load_checkpoint(self.newest)
         with readable(self.newest):

@@ -217,7 +217,8 @@ class Trainer(Undescribed):
         """Run what is left of the stages and return the history.
 
         Raises:
-            CheckpointError: The checkpoint to resume from is damaged or belongs to another model.
+            CheckpointError: The checkpoint to resume from is damaged or belongs to another model; or an earlier call
+                failed before the first checkpoint.
             ValueError: Every batch of an epoch held only one person, and a loss tells those of a batch apart.
             FloatingPointError: A loss or gradient is no longer finite.
             TimeoutError: Another process trains in `output_dir`.
@@ -282,7 +283,7 @@ class Trainer(Undescribed):
 
     def _begin(self) -> Checkpoint | None:
         """Load the last checkpoint if there is one, else seed the generators."""
-        checkpoint, self.position = self._checkpoints.load(self.model, self.stages)
+        checkpoint, self.position = self._checkpoints.load(self.model, self.stages, step=self.position.step)
         if self._accelerator.is_main_process:
             self.folder.repair(self.position)
         self.model.to(self._accelerator.device)
@@ -335,6 +336,7 @@ class Trainer(Undescribed):
         where = f"step {position.step} (stage {name}, epoch {position.epoch + 1}, batch {position.batch + 1})"
         for later in self.stages[position.stage + 1 :]:
             later.check_labels(batch["person_ids"])
+        self._checkpoints.begun = True
         losses, norm, one_person = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
         now = time.perf_counter()
         position.end_step(losses, seconds=now - before, one_person=one_person)
