@@ -130,9 +130,8 @@ def test_resumed_run_ends_with_the_average_of_the_uninterrupted_one(
         model.load_state_dict(start)
         average = GaussianAverage(0.6, 0.5)
         losses = {"contrastive": ContrastiveLoss()}
-        return [
-            Stage("s", model, trains=["prompts"], losses=losses, epochs=4, learning_rate=1e-2, average=average),
-        ]
+        settings = {"losses": losses, "epochs": 4, "learning_rate": 1e-2, "average": average}  # which both share
+        return [Stage(name, model, trains=["prompts"], **settings) for name in ("first", "second")]
 
     make(stages=stages(), output_dir=tmp_path / "whole").fit()
     wanted = model.vision.prompts.tokens.detach().clone()

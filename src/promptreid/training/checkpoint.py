@@ -396,7 +396,7 @@ def restore(checkpoint: Checkpoint, path: Path, model: PromptedCLIP, stages: Seq
                 f"those that it was written with ({' '.join(str(error).split())}); give the stage losses with parts of "
                 "the same names and sizes, or give another output_dir"
             ) from error
-        if stage.average is not None:
+        if stage.average is not None and index == position.stage:
             stage.average.load_state_dict(checkpoint.take(f"average.{index}"))
     return position
 
