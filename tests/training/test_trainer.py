@@ -20,6 +20,8 @@ from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import run_checkpoints
+from promptreid.training.averaging import GaussianAverage
+from promptreid.training.callbacks import scores_of
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -656,6 +658,121 @@ def test_trainer_truncated_checkpoint_is_refused_and_the_one_before_is_named(mak
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"step-000000006: .*truncated.*delete it to resume from step-000000004"):
         make().fit()
+
+
+class FailsOnce:
+    """An evaluation that fails at one of its calls, counted from 1 over all runs."""
+
+    def __init__(self, call: int | None = None) -> None:
+        self.call, self.calls = call, 0
+
+    def settings(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def __call__(self, model: PromptedCLIP) -> dict[str, float]:
+        self.calls += 1
+        if self.calls == self.call:
+            raise Killed
+        return {"mAP": float(model.clip.visual.proj.sum() + model.state_dict()[PROMPTS[0]].sum())}
+
+
+@pytest.mark.parametrize("again", ["the same trainer", "a new one"])
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize(
+    "call", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_trainer_whose_evaluation_fails_keeps_the_epoch(
+    make: Any,
+    model: PromptedCLIP,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    call: int,
+    averaged: bool,
+    again: str,
+) -> None:
+    model.clip.visual.patch_dropout = torch.nn.Dropout(0.2)  # so that the generators' states matter
+    start = copy.deepcopy(model.state_dict())
+
+    def build(folder: str, evaluate: FailsOnce) -> Trainer:
+        average = GaussianAverage(mean=0.9, std=0.5) if averaged else None
+        settings = {
+            "losses": {"contrastive": ContrastiveLoss()},
+            "epochs": 2,
+            "learning_rate": 1e-2,
+            "average": average,
+        }
+        stages = [Stage(f"train {part}", model, trains=[part], **settings) for part in ("prompts", "encoders")]
+        return make(
+            stages=stages, output_dir=tmp_path / folder, evaluate=evaluate, evaluate_every_epoch=True, best_metric="mAP"
+        )
+
+    whole = build("whole", FailsOnce())
+    whole.fit()
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start)
+    evaluate = FailsOnce(call)
+    trainer = build("failed", evaluate)
+    with pytest.raises(Killed):
+        trainer.fit()
+    assert trainer.last_checkpoint.name == f"step-{2 * call:09d}"
+    assert f"the epoch is kept in {trainer.last_checkpoint}" in caplog.text
+    if again == "a new one":
+        trainer = build("failed", evaluate)
+    trainer.fit()
+    assert evaluate.calls == 5  # four epochs, and the one that failed
+    assert without_seconds(trainer.history) == without_seconds(whole.history)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    lines = [read_lines(tmp_path / folder / "steps.jsonl") for folder in ("whole", "failed")]
+    assert without_seconds(lines[0]) == without_seconds(lines[1])
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            None,
+            r"evaluate returned None, expected a dictionary of numbers by name, such as .*text_to_image\.as_dict\(\)",
+        ),
+        ([0.5], "evaluate returned a list, expected a dictionary of numbers by name"),
+        (
+            {"mAP": 0.5, "image_to_text": {"mAP": 0.4}},
+            r"evaluate returned a dict under 'image_to_text', expected a dict.*",
+        ),
+        ({"mAP": None}, r"evaluate returned None under 'mAP', expected a dictionary"),
+        ({"mAP": torch.zeros(2)}, r"evaluate returned a Tensor under 'mAP', expected a dictionary"),
+    ],
+)
+def test_trainer_scores_that_are_not_numbers_by_name_are_refused(make: Any, found: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(evaluate=lambda _: found, best_metric="mAP").fit()
+
+
+@pytest.mark.parametrize(("processes", "kept"), [(1, ["once"]), (2, [])])
+def test_scores_that_fail_in_one_of_several_processes_wait_for_none(
+    model: PromptedCLIP, processes: int, kept: list[str]
+) -> None:
+    found: list[str] = []
+    settings = {"best_metric": None, "keep_epoch": lambda: found.append("once"), "processes": processes}
+    with pytest.raises(StopIteration):
+        scores_of(lambda _: next(iter(())), model, **settings)
+    assert found == kept
+    with pytest.raises(TypeError, match="evaluate returned None"):  # which every process returned
+        scores_of(lambda _: None, model, **settings)
+    assert found == [*kept, "once"]
+
+
+@pytest.mark.parametrize(
+    ("found", "metric"), [(None, "mAP"), ({"map": 0.5}, "mAP"), ({"mAP": math.nan}, "mAP"), ({"rank1": 0.5}, "mAP")]
+)
+def test_trainer_whose_first_scores_were_refused_resumes_with_mended_ones(make: Any, found: Any, metric: str) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        make(evaluate=lambda _: found, evaluate_every_epoch=True, best_metric=metric).fit()
+    mended = make(evaluate=lambda _: {"rank1": 0.5}, evaluate_every_epoch=True, best_metric="rank1")
+    with stopped_at(mended, 3), pytest.raises(Killed):
+        mended.fit()
+    assert [entry["scores"] for entry in mended.history] == [{"rank1": 0.5}]
+    with pytest.raises(CheckpointError, match=r"belongs to another run: .*evaluate_function"):
+        make(evaluate=lambda _: {"rank1": 0.25}, evaluate_every_epoch=True, best_metric="rank1")
 
 
 def test_trainer_label_that_a_later_stage_has_no_output_for_stops_the_first(

@@ -78,10 +78,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     state = {"format": FORMAT, "version": VERSION, "sha256": file_digest(unfinished / TENSORS), **checkpoint.state}
     state = json.loads(json.dumps(state))  # as it will be read
     write_bytes_atomically(unfinished / STATE, json.dumps({**state, "digest": _digest(state)}).encode())
-    if target.exists():
-        remove_checkpoint(target)
+    replaced = _set_aside(target) if target.exists() else None
     rename_over(unfinished, target)
     flush(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     for old in list_checkpoints(folder)[:-keep]:
         remove_checkpoint(old)
     return target
@@ -195,9 +196,13 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, whole or not at all."""
     # Renamed first: a kill in the middle of removing must not leave half a checkpoint under its name.
-    doomed = path.with_name(f"unfinished-{path.name}-old")
-    rename_over(path, doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"unfinished-{path.name}-old")
+    rename_over(path, aside)
+    return aside
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """The checkpoints of one run, on which all its processes agree: found, read and written."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from promptreid.errors import CheckpointError
@@ -29,6 +31,8 @@ from promptreid.training.step import RunningStage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_log = logging.getLogger("promptreid.training")
 
 _READ_BY_FIRST = {"data": None, "evaluate_function": None}
 
@@ -134,6 +138,35 @@ class RunCheckpoints:
                     checkpoint.add(f"random.{rank}", states)
                 path = self._folder.save(checkpoint, position.history, step=position.step)
         self.newest = first_rank(path)  # every process names it in errors, and waits here until it is written
+
+    def epoch_keeper(
+        self, model: PromptedCLIP, stages: Sequence[Stage], position: Position, running: RunningStage, *, last: bool
+    ) -> Callable[[], None]:
+        """A function that writes a checkpoint from which the epoch that has just been trained is scored again.
+
+        Call this before the epoch's weights are averaged, and what it returns where scoring fails.
+
+        Args:
+            model: The model.
+            stages: The stages.
+            position: The run's progress, behind the epoch's last batch.
+            running: The stage.
+            last: Whether it is the stage's last epoch, whose weights an average replaces.
+        """
+        stage, average = running.stage, running.stage.average
+        sums = {} if average is None else average.state_dict()
+        trained = [] if average is None or not last else [(each, each.detach().clone()) for each in stage.parameters()]
+
+        def keep() -> None:
+            if average is not None:
+                average.load_state_dict(sums)
+            with torch.no_grad():
+                for parameter, value in trained:
+                    parameter.copy_(value)
+            self.save(model, stages, position, running)
+            _log.warning("evaluate failed; the epoch is kept in %s, and a resumed run scores it again", self.newest)
+
+        return keep
 
     def load_best(self, model: PromptedCLIP, stages: Sequence[Stage], *, digest: str | None) -> None:
         """Load the weights with the best score of the last stage; `digest` is the SHA-256 of their file.

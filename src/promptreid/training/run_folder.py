@@ -139,6 +139,8 @@ class RunFolder:
         with readable(found[-1]):
             state = read_state(found[-1])
             kept = state.get("identity", {})
+            if _first_scores_failed(state):
+                kept = {name: value for name, value in kept.items() if name not in ("evaluate_function", "best_metric")}
             now = {**settings, **{name: value for name, value in identity.items() if name in kept}}
             different = differences({**state["settings"], **kept}, now)
         if different:
@@ -211,6 +213,13 @@ class RunFolder:
                 f"cannot load the weights {self.best}: {error}; put this run's file back, or train again in another "
                 "output_dir"
             ) from error
+
+
+def _first_scores_failed(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written because the run's first evaluation failed, which may be mended then."""
+    position = state["position"]
+    scored = any("scores" in entry for entry in position["history"])
+    return position["batch"] == state["settings"].get("batches") and not scored
 
 
 def megabytes(number: int) -> str:

@@ -27,11 +27,10 @@ from promptreid.training.batches import (
     report_one_person,
     seed_generators,
 )
-from promptreid.training.callbacks import Evaluate, OnEpochEnd, undisturbed
+from promptreid.training.callbacks import Evaluate, OnEpochEnd, scores_of, undisturbed
 from promptreid.training.checkpoint import (
     Checkpoint,
     Position,
-    check_metric,
     kept_weights,
 )
 from promptreid.training.display import RunDisplay
@@ -81,7 +80,8 @@ class Trainer(Undescribed):
         compile: Compile the encoders with torch.compile.
         evaluate: From the model, in eval mode, to scores by name; called after each stage. A run is resumed with the
             same one only: of its code and what it was made with. Where that says too much, give it what counts:
-            `evaluate.settings = lambda: {"k": 10}`.
+            `evaluate.settings = lambda: {"k": 10}`. If it fails, the epoch is kept in a checkpoint and scored when the
+            run is resumed; before the first scores with another `evaluate` and `best_metric` too.
         evaluate_every_epoch: Call it after every epoch.
         best_metric: The score whose highest value chooses each stage's weights, such as `"mAP"` of the validation
             split; never one of the test split. None where there is no validation split.
@@ -221,6 +221,7 @@ class Trainer(Undescribed):
                 failed before the first checkpoint.
             ValueError: Every batch of an epoch held only one person, and a loss tells those of a batch apart.
             FloatingPointError: A loss or gradient is no longer finite.
+            TypeError: `evaluate` did not return numbers by name.
             TimeoutError: Another process trains in `output_dir`.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
         """
@@ -365,12 +366,19 @@ class Trainer(Undescribed):
             entry["one_person_batches"] = position.one_person
             report_one_person(names, entry, batches=position.batch, warn=self._accelerator.is_main_process)
         last = position.epoch + 1 == stage.epochs
+        keep_epoch = self._checkpoints.epoch_keeper(self.model, self.stages, position, running, last=last)
         if stage.average is not None:
             stage.average.add(stage.named_parameters(), epoch=position.epoch + 1, epochs=stage.epochs)
             if last:
                 stage.average.load_into(stage.named_parameters())
         if self.evaluate is not None and (last or self.evaluate_every_epoch):
-            entry["scores"] = self._scores(self.evaluate)
+            entry["scores"] = scores_of(
+                self.evaluate,
+                self.model,
+                best_metric=self.best_metric,
+                keep_epoch=keep_epoch,
+                processes=self._accelerator.num_processes,
+            )
             if (last or stage.average is None) and position.improves(entry, self.best_metric):
                 self._keep(entry)
         if last:
@@ -383,14 +391,6 @@ class Trainer(Undescribed):
         self._checkpoints.save(self.model, self.stages, position, None if last else running)
         log.write_epoch(entry)
         self._display.end_epoch(index, entry, is_best=is_best)
-
-    def _scores(self, evaluate: Evaluate) -> dict[str, float]:
-        with undisturbed(self.model):
-            found = {name: float(value) for name, value in evaluate(self.model).items()}
-        # Every process evaluates, as evaluation may be shared among them, but one decides: GPUs differ in last bits.
-        found = first_rank(found)
-        check_metric(self.best_metric, found)
-        return found
 
     def _keep(self, entry: dict[str, Any]) -> None:
         """Keep the weights as the best so far."""
