@@ -194,6 +194,19 @@ def test_attach_that_fails_leaves_a_bare_model_bare(model):
     assert not model.text.prompts.attached
 
 
+def test_other_prompts_leave_the_encoders_in_their_modes(base):
+    model = PromptedCLIP(base, PromptConfig(2, 2))
+    model.add_prompts("new", PromptConfig(1, 1))
+    model.text.eval()
+    base.visual.transformer.train()
+    modes = {name: part.training for name, part in base.named_modules()}
+    for change in (lambda: model.use("new"), lambda: model.attach(PromptConfig(1, 3))):
+        change()
+        assert {name: part.training for name, part in base.named_modules()} == modes
+        assert (model.training, model.vision.training, model.text.training) == (True, True, False)
+        assert (model.vision.prompts.training, model.text.prompts.training) == (True, False)
+
+
 def test_prompts_that_were_detached_are_not_saved_and_can_be_put_back(model, tmp_path):
     before = scores(model)
     model.detach()

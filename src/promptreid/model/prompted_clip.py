@@ -131,15 +131,18 @@ class PromptedCLIP(nn.Module):
         Raises:
             ValueError: As of `PromptedCLIP`; the prompts before stay as they are.
         """
-        before = [encoder for encoder in (self.vision, self.text) if encoder.prompts.attached]
+        replaced = self.vision, self.text
+        attached = [encoder for encoder in replaced if encoder.prompts.attached]
         self.detach()
         try:
             self._wrap(self.clip, config, initialize=initialize)
         except Exception:
-            for encoder in before:
+            for encoder in attached:
                 encoder.attach()
             raise
-        self.train(self.training)
+        # Only these: the open_clip model may be in another mode, in which its statistics and its dropout rest.
+        for encoder, before in zip((self.vision, self.text), replaced, strict=True):
+            encoder.train(before.training)
 
     def _wrap(self, clip: nn.Module, config: PromptConfig, *, initialize: bool) -> None:
         vision, text = wrap(clip, config, self._factories, self._setup, initialize=initialize)
@@ -393,12 +396,7 @@ class PromptedCLIP(nn.Module):
         """Name of the set that `encode_image` and `encode_text` use, and that is saved and trained."""
         return self._prompts_in_use
 
-    def add_prompts(
-        self,
-        name: str,
-        prompts: str | Path | PromptConfig,
-        **access: "Unpack[Access]",
-    ) -> None:
+    def add_prompts(self, name: str, prompts: str | Path | PromptConfig, **access: "Unpack[Access]") -> None:
         """Hold another set of prompts for the same encoders, which are not copied; `use` switches to it.
 
         Args:
