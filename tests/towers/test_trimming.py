@@ -5,12 +5,14 @@ import itertools
 import warnings
 from contextlib import nullcontext
 from functools import partial
+from types import MethodType
 from unittest.mock import patch
 
 import open_clip
 import pytest
 import torch
-from open_clip.transformer import LayerScale
+from open_clip.model import CLIP
+from open_clip.transformer import LayerScale, VisionTransformer
 from torch.utils.checkpoint import checkpoint
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
@@ -197,6 +199,54 @@ def test_last_block_computes_every_token_where_a_change_could_depend_on_them(cli
             handle.remove()
     model.vision.trim = False
     torch.testing.assert_close(model.encode_image(images.double()), features, rtol=0, atol=0)
+
+
+def mean_of_patches(visual, images):
+    sequence = visual.ln_post(visual.transformer(visual._embeds(images)))
+    return sequence[:, 1:].mean(dim=1) @ visual.proj
+
+
+class MeanPooled(VisionTransformer):
+    def _global_pool(self, x):
+        return x.mean(dim=1), x
+
+
+class OwnCLIP(CLIP):
+    def encode_image(self, image, normalize=False):
+        return mean_of_patches(self.visual, image)
+
+    def encode_text(self, text, normalize=False):
+        sequence = self.transformer(self.token_embedding(text) + self.positional_embedding, attn_mask=self.attn_mask)
+        return sequence.mean(dim=1) @ self.text_projection
+
+
+REPLACEMENTS = {
+    "pooling": lambda clip: setattr(clip.visual, "_global_pool", lambda tokens: (tokens.mean(dim=1), tokens)),
+    "forward": lambda clip: setattr(clip.visual, "forward", MethodType(mean_of_patches, clip.visual)),
+    "encode_image": lambda clip: setattr(clip, "encode_image", lambda x, **_: mean_of_patches(clip.visual, x)),
+    "encode_text": lambda clip: setattr(clip, "encode_text", MethodType(OwnCLIP.encode_text, clip)),
+    "container": lambda clip: setattr(clip.visual.transformer, "forward", partial(reversed_blocks, clip.visual)),
+    "norm": lambda clip: setattr(clip.visual, "ln_post", Across(9)),
+    "class of the tower": lambda clip: setattr(clip.visual, "__class__", MeanPooled),
+    "class of the model": lambda clip: setattr(clip, "__class__", OwnCLIP),
+}
+
+
+def reversed_blocks(visual, sequence):
+    return type(visual.transformer).forward(visual.transformer, sequence).flip(1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+def test_nothing_is_left_out_of_towers_with_something_of_ones_own(clip, images, tokens, replacement, late):
+    if late:
+        model = PromptedCLIP(clip.double(), PromptConfig(2, 2)).eval()
+    REPLACEMENTS[replacement](clip)
+    if not late:
+        model = PromptedCLIP(clip.double(), PromptConfig(2, 2)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(images.double()), clip.encode_image(images.double()))
+        torch.testing.assert_close(model.encode_text(tokens), clip.encode_text(tokens))
 
 
 class Across(torch.nn.Module):

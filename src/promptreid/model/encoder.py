@@ -62,7 +62,7 @@ class PromptCarrier(nn.Module):
             prompts.detach()
             raise
         self.trim = trim
-        self.last_block: LastBlock = LastBlock(prompts.tower, prompts.position)
+        self.last_block: LastBlock = LastBlock(prompts.tower, prompts.position, clip)
 
     @property
     def clip(self) -> nn.Module:
@@ -92,7 +92,7 @@ class PromptCarrier(nn.Module):
             AttachmentError: The tower carries prompts, these or others.
         """
         self.prompts.attach()
-        self.last_block = LastBlock(self.tower, self.prompts.position)
+        self.last_block = LastBlock(self.tower, self.prompts.position, self.clip)
 
     def detach(self) -> nn.Module:
         """Take the prompts out of the model, until `attach`, and return it as it was."""

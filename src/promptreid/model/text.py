@@ -94,7 +94,7 @@ class PromptedTextEncoder(PromptCarrier):
             )
         encode: Any = clip.encode_text
         super().__init__(clip, own, initialization=initialization, probe=lambda: encode(probe_tokens(tower)), trim=trim)
-        self.caption_trim: CaptionTrim = CaptionTrim(tower)
+        self.caption_trim: CaptionTrim = CaptionTrim(tower, clip)
 
     @property
     def context_length(self) -> int:
@@ -117,7 +117,7 @@ class PromptedTextEncoder(PromptCarrier):
     def attach(self) -> None:
         """Put the prompts back that `detach` took out; see `PromptedVisionEncoder.attach`."""
         super().attach()
-        self.caption_trim = CaptionTrim(self.tower)
+        self.caption_trim = CaptionTrim(self.tower, self.clip)
 
     def detach(self) -> nn.Module:
         """Take the prompts out of the model, until `attach`, and return it as it was."""

@@ -8,7 +8,15 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import (
+    CustomTransformer,
+    ResidualAttentionBlock,
+    TextTransformer,
+    Transformer,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from promptreid.towers.growth import keep_positions
@@ -19,6 +27,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _GLOBAL_HOOKS = [getattr(nn.modules.module, f"_global{name}") for name in _HOOKS]
 # Attributes of a text or image tower that say what its feature is made of.
 _POOLING = ("pool_type", "text_pool_type", "attn_pool")
+# Models and towers whose methods make a feature of the token that the tower's description names.
+_USUAL = {CLIP, CustomTextCLIP, CoCa, VisionTransformer, TextTransformer, Transformer, CustomTransformer}
+# Layers behind the blocks.
+_BEHIND = ("ln_post", "ln_final", "text_projection")
 # Layers of a block that treat every token by itself, and attention, besides open_clip's own and PEFT's.
 _BY_TOKEN = {
     nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm, nn.GELU, nn.SiLU, nn.ReLU, nn.Dropout,
@@ -75,10 +87,12 @@ class CaptionTrim:
 
     Args:
         tower: The tower.
+        clip: The model that it is in; captions of one with methods of your own are not cut.
     """
 
-    def __init__(self, tower: TextTower) -> None:
+    def __init__(self, tower: TextTower, clip: nn.Module) -> None:
         self.tower = tower
+        self._clip = clip
         self._length = ThreadValue()
         self._handle: Any = None
         if tower.trim in ("end", "class_at_end"):
@@ -92,11 +106,12 @@ class CaptionTrim:
         Shape:
             - tokens: (B, L) int64
         """
-        if not enable:
+        tower = self.tower
+        if not enable or not (tower.trim == "slice" or _are_usual(tower.module, tower.container, self._clip)):
             yield tokens
             return
-        longest = self.tower.longest_caption(tokens)
-        if self.tower.trim == "slice":
+        longest = tower.longest_caption(tokens)
+        if tower.trim == "slice":
             yield tokens[:, :longest]
         else:
             with self._length.held(longest):
@@ -139,10 +154,12 @@ class LastBlock:
         tower: The tower; one that pools more than a token, or has other blocks than open_clip's usual ones, stays as
             it is.
         position: From a position in the bare sequence the one in the blocks; `None` if it is not known.
+        clip: The model that the tower is in.
     """
 
-    def __init__(self, tower: Tower, position: Callable[[Any], Any]) -> None:
+    def __init__(self, tower: Tower, position: Callable[[Any], Any], clip: nn.Module) -> None:
         self.tower: Any = tower
+        self._clip = clip
         self._position = position
         self._read = ThreadValue()
         self._block: Any = tower.blocks[-1] if isinstance(tower, TokenTower) else None
@@ -188,7 +205,10 @@ class LastBlock:
         container = tower.container
         if getattr(container, "grad_checkpointing", False) or container.resblocks[-1] is not block:
             return True
-        parts = list(block.modules())
+        if not _are_usual(tower.module, container, self._clip):
+            return True
+        behind = [layer for name in _BEHIND if isinstance(layer := getattr(tower.module, name, None), nn.Module)]
+        parts = [part for module in (block, *behind) for part in module.modules()]
         if not all(type(part) in _BY_TOKEN or _package_of(type(part)) in ("open_clip", "peft") for part in parts):
             return True
         modules = [tower.module, container, *tower.module.children(), *parts]
@@ -220,6 +240,15 @@ class LastBlock:
 
 def _package_of(kind: type) -> str:
     return kind.__module__.partition(".")[0]
+
+
+def _are_usual(*modules: nn.Module) -> bool:
+    """Whether all are open_clip's own, without a method of anybody else's in place of one of theirs."""
+    return all(type(module) in _USUAL for module in modules) and not any(
+        callable(value) and callable(getattr(type(module), name, None)) and not _is_own(value)
+        for module in modules
+        for name, value in vars(module).items()
+    )
 
 
 def _is_own(call: Any) -> bool:
