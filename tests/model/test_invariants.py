@@ -151,6 +151,28 @@ def test_disabled_in_one_thread_leaves_another_prompted(clip, images):
     assert not torch.allclose(bare, prompted)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_models_disabled_in_blocks_that_overlap_are_prompted_again_afterwards(clip, images, same):
+    model = PromptedCLIP(clip)
+    other = model if same else copy.deepcopy(model)
+
+    def features(model):
+        with model.disabled(), torch.no_grad():
+            yield model.encode_image(images)
+            yield model.encode_image(images)
+
+    with torch.no_grad():
+        prompted = model.encode_image(images), other.encode_image(images)
+        first, second = features(model), features(other)
+        bare = next(first)
+        next(second)
+        first.close()
+        torch.testing.assert_close(model.encode_image(images), bare if same else prompted[0])
+        torch.testing.assert_close(other.encode_image(images), bare)
+        second.close()
+        torch.testing.assert_close((model.encode_image(images), other.encode_image(images)), prompted)
+
+
 def test_disabling_one_model_leaves_its_deep_copy_prompted(clip, images):
     model = PromptedCLIP(clip)
     twin = copy.deepcopy(model)

@@ -37,8 +37,8 @@ _BY_TOKEN = {
     nn.Identity, nn.Sequential, nn.MultiheadAttention, nn.ModuleDict, nn.ModuleList, nn.ParameterDict,
 }  # fmt: skip
 
-# Of every object in the calling thread, by its key.
-_VALUES: ContextVar[tuple[tuple[int, Any], ...]] = ContextVar("promptreid_values", default=())
+# What holds in the calling thread, each with the key of its object and a number; of a key, the last one counts.
+_VALUES: ContextVar[tuple[tuple[int, int, Any], ...]] = ContextVar("promptreid_values", default=())
 
 
 class ThreadValue:
@@ -59,24 +59,25 @@ class ThreadValue:
 
     def get(self) -> Any:
         """The value, or `None` if this thread has set none."""
-        for key, value in _VALUES.get():
+        for key, _, value in reversed(_VALUES.get()):
             if key == self.key:
                 return value
         return None
 
-    def set(self, value: Any) -> Any:
-        """Set the value; returns the token that resets it."""
+    def set(self, value: Any) -> None:
+        """Set the value in place of every one before."""
         others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
-        return _VALUES.set((*others, (self.key, value)))
+        _VALUES.set((*others, (self.key, next(self._keys), value)))
 
     @contextmanager
     def held(self, value: Any) -> Generator[None, None, None]:
-        """Set the value inside the block."""
-        token = self.set(value)
+        """Set the value inside the block, which may end after others that began in it, as in generators."""
+        number = next(self._keys)
+        _VALUES.set((*_VALUES.get(), (self.key, number, value)))
         try:
             yield
         finally:
-            _VALUES.reset(token)
+            _VALUES.set(tuple(entry for entry in _VALUES.get() if entry[1] != number))
 
 
 class CaptionTrim:
