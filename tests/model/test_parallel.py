@@ -1,12 +1,16 @@
 """Invariant 6 where several workers share a model: DistributedDataParallel, threads, train and eval switching."""
 
+import copy
 import os
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.distributed as dist
+from open_clip.model import CLIP
 from torch.nn.parallel import DistributedDataParallel
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
@@ -116,6 +120,69 @@ def test_threads_that_infer_side_by_side_get_what_one_gets(clip, images, tokens)
         torch.testing.assert_close(text_features, wanted[1][number % 5 :], rtol=1e-4, atol=1e-5)
 
 
+class Paused:
+    """A hook that holds a thread by the name of A until B is here, and B until A has ended."""
+
+    def __init__(self):
+        self.here, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, *_):
+        name = threading.current_thread().name
+        if name == "A":
+            assert self.here.wait(10)
+        elif name == "B" and not self.here.is_set():
+            self.here.set()
+            assert self.ended.wait(10)
+
+    def run(self, first, second):
+        def end():
+            first()
+            self.ended.set()
+
+        threads = [threading.Thread(target=end, name="A"), threading.Thread(target=second, name="B")]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.2)
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("tower", ["ViT", "ResNet"])
+def test_model_that_trains_is_in_eval_mode_until_the_last_thread_has_encoded(clip, model_cfg, tower):
+    where = clip.visual.transformer.resblocks[1].ls_1
+    if tower == "ResNet":
+        model_cfg["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+        clip = CLIP(**model_cfg)
+        where = clip.visual.conv1
+    model = PromptedCLIP(clip.train())
+    model.text.eval()
+    images = torch.randn(4, 3, *model.image_size)
+    expected = model.encode(images, progress=False)
+    before = copy.deepcopy(clip.state_dict())
+    pause, found = Paused(), []
+    where.register_forward_hook(pause)
+    pause.run(*[lambda: found.append(model.encode(images, progress=False))] * 2)
+    for features in found:
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(clip.state_dict(), before, rtol=0, atol=0)
+    assert all(part.training for part in clip.modules())
+    assert (model.vision.training, model.text.training) == (True, False)
+
+
+def test_switch_to_train_mode_within_a_block_leaves_prompts_where_they_are(clip, images):
+    model = PromptedCLIP(clip).eval()
+    block = clip.visual.transformer.resblocks[-1]
+    with torch.no_grad():
+        expected = model.encode_image(images)
+        handle = block.ln_1.register_forward_hook(lambda *_: clip.train() and None)
+        torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)
+        handle.remove()
+        model.eval()
+        middle = clip.visual.transformer.resblocks[1]
+        middle.ln_1.register_forward_hook(lambda *_: clip.train() and None)
+        torch.testing.assert_close(model.encode_image(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_train_and_eval_switching_gives_the_features_of_before(clip, images, tokens):
     model = PromptedCLIP(clip).eval()
     before = model.encode_image(images), model.encode_text(tokens)
@@ -127,8 +194,6 @@ def test_train_and_eval_switching_gives_the_features_of_before(clip, images, tok
 
 
 def test_two_prompted_models_run_in_turn_keep_their_own_prompts(model_cfg, images, tokens):
-    from open_clip.model import CLIP
-
     models = [PromptedCLIP(CLIP(**model_cfg).eval()) for _ in range(2)]
     alone = [(model.encode_image(images), model.encode_text(tokens)) for model in models]
     assert not torch.allclose(alone[0][0], alone[1][0])

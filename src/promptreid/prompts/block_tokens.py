@@ -84,6 +84,7 @@ class BlockTokens(PromptKind):
         self._check_options()
         self._sequence_first: bool = sequence_first and runs_slow_when_frozen(tower)
         self._caption_ends: ThreadValue = ThreadValue()
+        self._inserted_in_front: ThreadValue = ThreadValue()
         self._make_parameters()
 
     def _make_parameters(self) -> None:
@@ -174,12 +175,24 @@ class BlockTokens(PromptKind):
 
         They do in eval mode without gradients, where the blocks treat all positions alike and every block has prompts
         of its own, so that a single block decides; features differ by rounding. Otherwise prompts are at the tower's
-        slot: in training a pass without gradients must draw the same dropout as the pass with them.
+        slot: in training a pass without gradients must draw the same dropout as the pass with them. In a block they
+        are where they were put, even if another thread switches the mode meanwhile.
         """
+        if is_traced():
+            return False
+        inserted: bool | None = self._inserted_in_front.get()
+        return self._may_be_in_front() if inserted is None else inserted
+
+    def _may_be_in_front(self) -> bool:
         tower = self.tower
         alone = self.depth >= len(tower.blocks)
-        encoding = not (torch.is_grad_enabled() or tower.container.training or is_traced())
+        encoding = not (torch.is_grad_enabled() or tower.container.training)
         return encoding and alone and tower.unordered and tower.sequence_axis == 0
+
+    def choose_slot(self) -> None:
+        """Choose where the prompts of a block are that begins to run in this thread."""
+        if self.tower.unordered and not is_traced():
+            self._inserted_in_front.set(self._may_be_in_front())
 
     def position(self, bare: Any) -> Any:
         """Positions in the blocks of tokens of the bare sequence, after the prompts or not."""
@@ -231,7 +244,10 @@ class BlockTokens(PromptKind):
 
     def _without_prompts(self, sequence: Tensor) -> Tensor:
         tower, count = self.tower, self.length
-        if self.in_front:
+        in_front = self.in_front
+        if tower.unordered and not is_traced():
+            self._inserted_in_front.set(None)
+        if in_front:
             return take_from_front(sequence, count=count)
         if tower.sequence_axis == 0 and not torch.is_grad_enabled() and not is_traced():
             # The few tokens before the slot are moved up to the rest, which spares a copy of all of them.
@@ -320,6 +336,7 @@ class InsertTokens:
     def _insert(self, sequence: Tensor) -> Tensor:
         prompts, tower = self.prompts, self.prompts.tower
         axis, positions = tower.sequence_axis, tower.positions
+        prompts.choose_slot()
         tokens = prompts.layer_for(self.index, sequence)
         if self.index == 0 and prompts.position_embedding and isinstance(tower, TextTower) and positions is not None:
             # The caption makes room for the prompts in the position table too.

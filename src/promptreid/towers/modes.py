@@ -13,11 +13,16 @@ from open_clip import hf_model
 from torch import nn
 
 _replacing = RLock()
+_evaluated_lock = RLock()
+# Modules that are in eval mode for a while: in how many blocks, and their own mode.
+_evaluated: dict[nn.Module, tuple[int, bool]] = {}
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None, None, None]:
     """Put a module and everything in it into eval mode inside the block, and each back into its own mode afterwards.
+
+    Threads that are in such blocks side by side share the mode: the last one puts it back.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
@@ -27,13 +32,22 @@ def evaluating(module: nn.Module) -> Generator[None, None, None]:
         >>> [part.training for part in model]
         [True, False]
     """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    parts = list(module.modules())
+    with _evaluated_lock:
+        for part in parts:
+            users, training = _evaluated.get(part, (0, False))
+            _evaluated[part] = (users + 1, training or part.training)
+        module.eval()
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        with _evaluated_lock:
+            for part in parts:
+                users, training = _evaluated.pop(part)
+                if users == 1:
+                    part.training = training
+                else:
+                    _evaluated[part] = (users - 1, training)
 
 
 @contextmanager

@@ -65,9 +65,9 @@ class ThreadValue:
         return None
 
     def set(self, value: Any) -> None:
-        """Set the value in place of every one before."""
+        """Set the value in place of every one before; `None` for no value."""
         others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
-        _VALUES.set((*others, (self.key, next(self._keys), value)))
+        _VALUES.set(others if value is None else (*others, (self.key, next(self._keys), value)))
 
     @contextmanager
     def held(self, value: Any) -> Generator[None, None, None]:
