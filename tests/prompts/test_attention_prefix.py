@@ -62,6 +62,18 @@ def test_options_of_places_are_refused(arguments, words):
         PromptConfig(kind="prefix", **arguments)
 
 
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_mean_states_of_more_prompts_than_positions_are_refused(clip, tower):
+    positions = {"vision": 8, "text": 23}[tower]
+    options = {f"{tower}_initialization": "mean_state", "kind": "prefix"}
+    model = PromptedCLIP(clip, PromptConfig(**{f"{tower}_length": positions}, **options))
+    assert all(parameter.isfinite().all() for parameter in model.prompt_parameters())
+    model.detach()
+    words = rf'length is {positions + 1}, but "mean_state" .* has {positions} positions'
+    with pytest.raises(ValueError, match=words):
+        PromptedCLIP(clip, PromptConfig(**{f"{tower}_length": positions + 1}, **options))
+
+
 def test_each_block_has_keys_and_values(clip):
     model = PromptedCLIP(clip, PREFIX)
     shapes = {name: tuple(value.shape) for name, value in model.prompt_state_dict().items()}

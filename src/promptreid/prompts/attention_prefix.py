@@ -69,7 +69,7 @@ class AttentionPrefix(PromptKind):
             run: Sends a few inputs through the tower.
 
         Raises:
-            ValueError: The initialisation is unknown.
+            ValueError: The initialisation is unknown, or `"mean_state"` of more prompts than the sequence has positions.
         """
         if initialization is not None:
             check_choice("initialization", initialization, INITIALIZATIONS)
@@ -87,6 +87,13 @@ class AttentionPrefix(PromptKind):
         """Keys and values of a block from those that it makes of a few inputs: (2, B, L, D) to (2, P, D)."""
         slot = self.tower.slot
         if initialization == "mean_state":
+            positions = states.shape[2] - slot
+            if self.length > positions:
+                raise ValueError(
+                    f'length is {self.length}, but "mean_state" makes each prompt of a stretch of its own, and the '
+                    f"sequence of this {self.tower.kind} has {positions} positions for them; give at most {positions}, "
+                    'or choose "start_state" or "normal"'
+                )
             stretches = states[:, :, slot:].tensor_split(self.length, dim=2)
             return torch.stack([part.mean(dim=(1, 2)) for part in stretches], dim=1)
         own = states[:, :, max(slot - 1, 0)].mean(dim=1, keepdim=True).expand(-1, self.length, -1)
