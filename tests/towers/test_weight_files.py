@@ -7,6 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -98,6 +99,22 @@ def test_archive_cut_anywhere_is_refused_and_one_with_more_behind_it_is_read(tmp
         assert "is not a weight file, or is damaged" in refusal(path)
     path.write_bytes(content + b"x" * 500)
     assert same(open_weights(path))
+
+
+def test_tensors_that_share_a_storage_take_no_more_memory_than_their_own(tmp_path):
+    flat = torch.arange(1000.0)
+    content = {f"row{index}": flat[20 * index : 20 * index + 20].view(4, 5) for index in range(40)}
+    content |= {"turned": flat[:20].view(4, 5).T, "every third": flat[::3], "whole": flat, "spread": flat[:1].expand(9)}
+    torch.save(content | {"alone": torch.ones(100)[:2]}, tmp_path / "flat.pt")
+    found = open_weights(tmp_path / "flat.pt")
+    with patch.object(zipfile.ZipFile, "read", autospec=True, side_effect=zipfile.ZipFile.read) as read:
+        tensors = {name: found.read(name) for name in content}
+        assert read.call_count == 1
+    assert all(torch.equal(tensors[name], content[name]) for name in content)
+    for name, tensor in {**tensors, "alone": found.read("alone")}.items():
+        assert name == "spread" or tensor.untyped_storage().nbytes() == 4 * tensor.numel(), name
+    tensors["whole"].zero_()
+    assert torch.equal(tensors["row0"], content["row0"])
 
 
 def test_byte_flipped_in_an_archive_is_found_when_its_tensor_is_read(tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +250,15 @@ def _open_archive(path: Path) -> WeightFile:
             stored = _tensors_in(reader.load())
     root = found[0].removesuffix("data.pkl")
 
+    uses = collections.Counter(value.record[0] for value in stored.values())
+    read_record = partial(_read_record, path)
+    kept_record = cache(read_record)
+
     def read(name: str) -> Tensor:
-        return _read_stored(path, root, name, stored[name])
+        value = stored[name]
+        key = value.record[0]
+        shared = uses[key] > 1
+        return _tensor_of(value, partial(kept_record if shared else read_record, f"{root}data/{key}"), shared=shared)
 
     for name, value in stored.items():
         _check_stored(path, name, value, entries.get(f"{root}data/{value.record[0]}"))
@@ -267,16 +275,23 @@ def _check_stored(path: Path, name: str, value: _Stored, entry: zipfile.ZipInfo 
         raise WeightsError(f"{path} is damaged: {name} is not whole in it. Copy or download it again")
 
 
-def _read_stored(path: Path, root: str, name: str, value: _Stored) -> Tensor:
-    key, dtype, count = value.record
-    if not math.prod(value.size):
-        return torch.empty(value.size, dtype=dtype)
+def _read_record(path: Path, name: str) -> bytearray:
     try:
         with zipfile.ZipFile(path) as archive:
-            content = bytearray(archive.read(f"{root}data/{key}"))
+            return bytearray(archive.read(name))
     except zipfile.BadZipFile as error:
         raise damaged(path, error) from error
-    return torch.frombuffer(content, dtype=dtype, count=count).as_strided(value.size, value.stride, value.offset)
+
+
+def _tensor_of(value: _Stored, content: Callable[[], bytearray], *, shared: bool) -> Tensor:
+    """A tensor with memory of its own, and for no more than itself: a record may hold every tensor of the file."""
+    _, dtype, count = value.record
+    numbers = math.prod(value.size)
+    if not numbers:
+        return torch.empty(value.size, dtype=dtype)
+    tensor = torch.frombuffer(content(), dtype=dtype, count=count).as_strided(value.size, value.stride, value.offset)
+    # One that repeats its numbers would grow instead.
+    return tensor.clone() if numbers < count or (shared and numbers == count) else tensor
 
 
 def _tensors_in(content: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
