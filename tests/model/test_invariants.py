@@ -5,6 +5,9 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.errors import AttachmentError
@@ -149,6 +152,36 @@ def test_disabled_in_one_thread_leaves_another_prompted(clip, images):
     thread.join()
     torch.testing.assert_close(seen[0], prompted, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(bare, prompted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's, of its own formulas
+@pytest.mark.parametrize("gradients", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_forward_derivatives_and_batches_of_transforms_are_those_of_single_passes(clip, images, gradients):
+    model = PromptedCLIP(clip.double()).eval()
+    images, change = images.double(), torch.randn(5, 3, 32, 16, dtype=torch.float64)
+    prompts = torch.randn(3, *model.vision.prompts.tokens.shape, dtype=torch.float64)
+
+    def encode(prompts, images):
+        return functional_call(model.vision, {"prompts.tokens": prompts}, (images,))
+
+    def slope(function, at, along, step=1e-6):
+        return (function(at + step * along) - function(at - step * along)) / (2 * step)
+
+    cases = [
+        (lambda prompts: encode(prompts, images), prompts[0], prompts[1]),
+        (lambda images: encode(prompts[0], images), images, change),
+    ]
+    with sdpa_kernel(SDPBackend.MATH), gradients():
+        for function, at, along in cases:
+            expected = slope(function, at, along)
+            torch.testing.assert_close(jvp(function, (at,), (along,))[1], expected, rtol=1e-5, atol=1e-7)
+            if gradients is torch.inference_mode:
+                continue  # torch keeps no tangents in it outside of jvp
+            with forward_ad.dual_level():
+                found = forward_ad.unpack_dual(function(forward_ad.make_dual(at, along))).tangent
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        each = torch.stack([encode(own, images) for own in prompts])
+        torch.testing.assert_close(vmap(encode, in_dims=(0, None))(prompts, images), each)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -1,9 +1,12 @@
 """Inserting and removing tokens, masks and positions, as pure functions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _ROOM = "promptreid_room"  # attribute of a view: the sequence that it is the rest of
 
@@ -44,7 +47,7 @@ def remove_tokens(sequence: Tensor, *, slot: int, count: int, axis: int) -> Tens
 def put_in_front(sequence: Tensor, tokens: Tensor) -> Tensor:
     """Put P tokens in front of every sequence of a batch; where `take_from_front` left room for them, right there.
 
-    Room is used again where no gradient is wanted: what `take_from_front` returned stays as it is, and nothing is
+    Room is used again where no derivative is wanted: what `take_from_front` returned stays as it is, and nothing is
     copied but the tokens. Blocks would otherwise take and give back memory for a whole sequence each.
 
     Shape:
@@ -54,10 +57,19 @@ def put_in_front(sequence: Tensor, tokens: Tensor) -> Tensor:
     inserted = tokens.to(sequence.dtype).expand(sequence.shape[1], -1, -1).transpose(0, 1)
     room: Tensor | None = getattr(sequence, _ROOM, None)
     fits = room is not None and len(room) == len(inserted) + len(sequence)
-    if room is None or not fits or sequence.requires_grad or room.is_inference() != torch.is_inference_mode_enabled():
+    kept = sequence.requires_grad or _is_transformed(sequence, inserted)
+    if room is None or not fits or kept or room.is_inference() != torch.is_inference_mode_enabled():
         return torch.cat([inserted, sequence])
     room.data[: len(inserted)] = inserted  # nothing that was kept for a gradient has changed, so none may complain
     return room
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Whether derivatives are taken forwards, or `torch.func` runs this, whose tensors have more than their data."""
+    transforms: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    return transforms._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 def take_from_front(sequence: Tensor, *, count: int) -> Tensor:
