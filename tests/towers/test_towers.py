@@ -2,10 +2,12 @@
 
 import copy
 import warnings
+from unittest.mock import patch
 
 import open_clip
 import pytest
 import torch
+from open_clip.model import CustomTextCLIP
 from torch import nn
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
@@ -284,6 +286,47 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_family(zoo, na
             break  # open_clip has no checkpointing for it
     for plain, recomputed in zip(gradients[0], gradients[-1], strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-6)
+
+
+def checkpointed(clip):
+    """What says that activations are computed again, and the hooks that go with it."""
+    names = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hooks")
+    flags = {
+        f"{path}.{name}": value
+        for path, part in clip.named_modules()
+        for name, value in vars(part).items()
+        if name in names
+    }
+    return flags, [list(part._forward_hooks.values()) for part in clip.modules()]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-SigLIP", "roberta-ViT-B-32", "mt5-base-ViT-B-32"])
+def test_gradient_checkpointing_ends_as_it_was_before(zoo, name):
+    clip = make(zoo, name)
+    if not can_reach_prompts(clip):
+        pytest.skip("transformers before 5 skips prompts")
+    for _ in range(2):
+        before = checkpointed(clip)
+        with recomputed_activations(clip, enable=True):
+            assert checkpointed(clip) != before
+        assert checkpointed(clip) == before
+        # What the user switched on stays on.
+        if hasattr(clip, "text") and hasattr(clip.text.transformer, "activation_checkpointing_enable"):
+            clip.text.transformer.activation_checkpointing_enable({"use_reentrant": True})
+        else:
+            clip.visual.set_grad_checkpointing(True)
+
+
+def test_gradient_checkpointing_that_one_tower_refuses_leaves_the_other_without(clip):
+    clip.text = nn.Module()
+    with (
+        patch.object(type(clip), "set_grad_checkpointing", CustomTextCLIP.set_grad_checkpointing),
+        pytest.raises(ValueError, match="has a tower without gradient checkpointing"),
+        recomputed_activations(clip, enable=True),
+    ):
+        pass
+    assert not clip.visual.transformer.grad_checkpointing
 
 
 def test_gradient_checkpointing_that_goes_past_prompts_is_refused(clip):

@@ -12,6 +12,13 @@ import torch
 from open_clip import hf_model
 from torch import nn
 
+# Attributes of modules that compute activations again, and transformers' handles of its hooks for that.
+_EMBEDDING_HOOKS = "_require_grads_hooks"
+_CHECKPOINTING = (
+    *("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func"),
+    *("_require_grads_hook", _EMBEDDING_HOOKS),
+)
+
 _replacing = RLock()
 _evaluated_lock = RLock()
 # Modules that are in eval mode for a while: in how many blocks, and their own mode.
@@ -66,17 +73,41 @@ def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, 
             "gradient checkpointing of a Hugging Face text tower skips its prompts before transformers 5; install "
             "transformers>=5, or leave gradient_checkpointing off"
         )
-    try:
-        model.set_grad_checkpointing(True)
-    except (AttributeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(
-            f"{type(clip).__name__} has a tower without gradient checkpointing ({error}); leave gradient_checkpointing "
-            "off, or give chunk_size to train in smaller pieces"
-        ) from error
+    with _checkpointing_restored(clip):
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, NotImplementedError, AssertionError) as error:
+            raise ValueError(
+                f"{type(clip).__name__} has a tower without gradient checkpointing ({error}); leave "
+                "gradient_checkpointing off, or give chunk_size to train in smaller pieces"
+            ) from error
+        try:
+            yield
+        finally:
+            # A tower of transformers would take even this for True.
+            transformers = isinstance(getattr(clip, "text", None), hf_model.HFTextEncoder)
+            (model.visual if transformers else model).set_grad_checkpointing(False)
+
+
+@contextmanager
+def _checkpointing_restored(clip: nn.Module) -> Generator[None, None, None]:
+    """Restore what says that activations are computed again, in open_clip's, timm's and transformers' modules.
+
+    open_clip cannot switch it off in a tower of transformers, nor can transformers take out its hooks at the embeddings.
+    """
+    before = [
+        (part, {name: value for name, value in vars(part).items() if name in _CHECKPOINTING}) for part in clip.modules()
+    ]
     try:
         yield
     finally:
-        model.set_grad_checkpointing(False)
+        for part, state in before:
+            hooks = vars(part).get(_EMBEDDING_HOOKS, [])
+            for hook in hooks if hooks is not state.get(_EMBEDDING_HOOKS) else []:
+                hook.remove()
+            for name in _CHECKPOINTING:
+                vars(part).pop(name, None)
+            vars(part).update(state)
 
 
 def is_traced() -> bool:
