@@ -365,11 +365,14 @@ def test_compiled_image_encoder_of_other_families_gives_equal_features(zoo, name
     torch.testing.assert_close(compiled(images), model.encode_image(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("slot", ["after_start", "before_end"])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_text_encoder_is_one_graph(clip, tokens):
-    encoder = PromptedTextEncoder(clip)
+def test_compiled_text_encoder_is_one_graph(clip, tokens, slot):
+    encoder = PromptedTextEncoder(clip, slot=slot)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=ONE_GRAPH)
-    torch.testing.assert_close(compiled(tokens), encoder(tokens), rtol=1e-5, atol=1e-5)
+    for captions in (tokens, tokens.flip(0)):
+        torch.testing.assert_close(compiled(captions), encoder(captions), rtol=1e-5, atol=1e-5)
+        assert encoder.prompts._caption_ends.get() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -69,7 +69,7 @@ class AttentionPrefix(PromptKind):
             run: Sends a few inputs through the tower.
 
         Raises:
-            ValueError: The initialisation is unknown, or `"mean_state"` of more prompts than the sequence has positions.
+            ValueError: The initialisation is unknown, or `"mean_state"` is of more prompts than there are positions.
         """
         if initialization is not None:
             check_choice("initialization", initialization, INITIALIZATIONS)

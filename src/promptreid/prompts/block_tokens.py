@@ -291,6 +291,7 @@ class BlockTokens(PromptKind):
         what follows it.
         """
         ends: Tensor | None = self._caption_ends.get()
+        self._caption_ends.set(None)
         if ends is None or not self.active:
             return None
         tower: Any = self.tower

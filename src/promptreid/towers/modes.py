@@ -93,7 +93,7 @@ def recomputed_activations(clip: nn.Module, *, enable: bool) -> Generator[None, 
 def _checkpointing_restored(clip: nn.Module) -> Generator[None, None, None]:
     """Restore what says that activations are computed again, in open_clip's, timm's and transformers' modules.
 
-    open_clip cannot switch it off in a tower of transformers, nor can transformers take out its hooks at the embeddings.
+    open_clip cannot switch it off in a tower of transformers, and transformers leaves its hooks at the embeddings.
     """
     before = [
         (part, {name: value for name, value in vars(part).items() if name in _CHECKPOINTING}) for part in clip.modules()

@@ -51,6 +51,7 @@ class ThreadValue:
 
     def __init__(self) -> None:
         self.key = next(self._keys)
+        self._traced: Any = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a deep copy its own key, so that setting one does not set the other."""
@@ -59,13 +60,22 @@ class ThreadValue:
 
     def get(self) -> Any:
         """The value, or `None` if this thread has set none."""
+        if self._traced is not None:
+            return self._traced
         for key, _, value in reversed(_VALUES.get()):
             if key == self.key:
                 return value
         return None
 
     def set(self, value: Any) -> None:
-        """Set the value in place of every one before; `None` for no value."""
+        """Set the value in place of every one before; `None` for no value.
+
+        Compiled code cannot set what belongs to a thread. In it the value is kept here, until it is set to `None`.
+        """
+        compiling = torch.compiler.is_compiling()
+        self._traced = value if compiling else None
+        if compiling:
+            return
         others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
         _VALUES.set(others if value is None else (*others, (self.key, next(self._keys), value)))
 
