@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip
+from promptreid import PromptConfig, PromptedCLIP, Recipe, Stage, adapt, load_clip, save_prompts
 from promptreid import adaptation as module
 from promptreid.adaptation import load_and_verify, preset_for
 from promptreid.data.reader import load_cuhk_pedes
@@ -379,6 +379,16 @@ def test_adapt_refuses_the_settings_of_a_later_stage_before_it_scores_or_trains(
             stage_settings=lambda stage: bad if stage.name == "stage_two" else {},
             **QUIET,
         )
+
+
+def test_adapt_refuses_before_it_scores_to_save_over_its_own_base(
+    data: ReIDDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "encode_split", lambda *_, **__: pytest.fail("something was scored"))
+    save_prompts(make_model(), tmp_path / "run" / "model", encoders="always")
+    model = PromptedCLIP(load_clip(f"local-dir:{tmp_path / 'run' / 'model'}", image_size=(96, 48)))
+    with pytest.raises(FileExistsError, match="holds the weights that these prompts are for"):
+        adapt(model, data, output_dir=tmp_path / "run", progress=False)
 
 
 def test_adapt_of_unknown_states_to_score_names_the_choices(data: ReIDDataset, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_pro
 from promptreid.files import write_sealed_json
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
-from promptreid.model.saving import save_prompts
+from promptreid.model.saving import check_destination, save_prompts
 from promptreid.scores import ZERO_SHOT
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tiny import TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG
@@ -170,6 +170,7 @@ def adapt(
     Raises:
         ValueError: Two stages have the same name, or a setting is out of range.
         CheckpointError: `output_dir` holds another run.
+        FileExistsError: Its folder `model/` holds another model, or the weights that are to be trained.
         TimeoutError: Another process has a run in `output_dir`.
         TypeError: `model` or `data`, or what `make_stages` returned, is something else, or a number is none.
         MissingExtraError: accelerate is not installed.
@@ -197,6 +198,8 @@ def adapt(
         with failing_together():
             if is_main_process():
                 held.enter_context(whole_run(folder))
+                if save:
+                    check_destination(folder / "model", model.source, overwrite=True)
                 _claim(folder, run_identity(model, data))
         bars = settings["progress"] and bars_can_move()
         encode = partial(encode_split, model, data.test, num_workers=settings["num_workers"], progress=bars)

@@ -66,6 +66,31 @@ def test_saving_over_encoders_takes_them_away_and_leaves_other_files(tuned, make
     assert (tuned / "README.md").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", sorted(WITH_ENCODERS - {"prompt_config.json"}))
+def test_file_of_another_model_is_neither_overwritten_nor_deleted(tmp_path, make_manifest, tensors, encoders, name):
+    (tmp_path / name).write_text("another model")
+    for more in ({}, {"encoders": encoders, "open_clip_config": CONFIG}):
+        with pytest.raises(
+            FileExistsError, match=rf"holds {name}, which is not part of prompts.*choose another folder"
+        ):
+            write_prompt_files(tmp_path, make_manifest(), tensors, **more)
+    assert visible(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == "another model"
+
+
+def test_weights_put_beside_saved_prompts_are_neither_overwritten_nor_deleted(folder, make_manifest, tensors):
+    (folder / "open_clip_model.safetensors").write_text("another model")
+    with pytest.raises(FileExistsError, match=r"holds open_clip_model\.safetensors, which is not part of prompts"):
+        write_prompt_files(folder, make_manifest(), tensors)
+    assert (folder / "open_clip_model.safetensors").read_text() == "another model"
+
+
+def test_damaged_prompts_with_their_encoders_can_be_saved_over(tuned, make_manifest, tensors):
+    (tuned / "prompt_config.json").write_text("{")
+    write_prompt_files(tuned, make_manifest(), tensors)
+    assert visible(tuned) == NAMES
+
+
 def test_files_take_at_most_2_kb_more_than_their_tensors(tmp_path, make_manifest):
     vit_b_16 = {"vision.prompts.tokens": torch.zeros(12, 4, 768), "text.prompts.tokens": torch.zeros(12, 4, 512)}
     samples = tuple(torch.randn(256).tolist())

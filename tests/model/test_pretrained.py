@@ -20,6 +20,7 @@ from promptreid.errors import AttachmentError, CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_lookup
+from promptreid.towers.converting import convert_weights
 from promptreid.towers.loading import ClipSource
 from promptreid.towers.tiny import tiny_prompts
 
@@ -265,6 +266,27 @@ def test_existing_prompts_are_not_overwritten_unasked(model, folder):
     with pytest.raises(FileExistsError, match="holds prompts already; choose another folder, or pass overwrite=True"):
         save_prompts(model, folder)
     save_prompts(model, folder, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_another_model_is_left_as_it_is(model, tmp_path, overwrite):
+    convert_weights("generated", tmp_path, name="promptreid-tiny")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    own = PromptedCLIP(load_clip(f"local-dir:{tmp_path}", image_size=SIZE))
+    for each in (model, own):
+        with pytest.raises(FileExistsError, match=r"choose another folder"):
+            save_prompts(each, tmp_path, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_prompts_are_not_saved_over_the_base_that_they_need(tuned, tmp_path):
+    folder = save_prompts(tuned, tmp_path / "base")
+    named = load_clip(f"local-dir:{folder}", image_size=SIZE)
+    file = load_clip("promptreid-tiny", pretrained=f"{folder}/open_clip_model.safetensors", image_size=SIZE)
+    for clip in (named, file):
+        with pytest.raises(FileExistsError, match="holds the weights that these prompts are for; choose another"):
+            save_prompts(PromptedCLIP(clip), folder / ".." / "base", overwrite=True)
+    assert names(folder) == ALL_FILES
 
 
 def test_arguments_that_do_not_fit_are_refused(model, base, tmp_path):

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,12 +229,14 @@ def write_prompt_files(
         open_clip_config: open_clip's configuration of the fine-tuned model.
 
     Raises:
+        FileExistsError: The folder holds files of these names that are not part of prompts saved there.
         OSError: The disk is full, or the folder cannot be written.
         ValueError: What would be written could not be read again.
     """
     _check_readable(manifest, open_clip_config)
     directory.mkdir(parents=True, exist_ok=True)
     with _kept_still(directory):
+        replaceable = check_replaceable(directory)
         digests = {PROMPTS: _stage(directory, PROMPTS, tensors)}
         if encoders is not None:
             config = (json.dumps(open_clip_config or {}, indent=2) + "\n").encode()
@@ -242,7 +244,36 @@ def write_prompt_files(
             digests |= {ENCODERS_CONFIG: _stage(directory, ENCODERS_CONFIG, config)}
         complete = replace(manifest, sha256=digests)
         write_bytes_atomically(directory / MANIFEST, complete.to_json().encode())
-        _settle(directory, digests)
+        _settle(directory, digests, superseded=replaceable - digests.keys() - {MANIFEST})
+
+
+def check_replaceable(directory: Path) -> Set[str]:
+    """Names of the files that prompts saved in a folder consist of, and that a save may replace.
+
+    Raises:
+        FileExistsError: A file that a save would write is there and not part of them, such as another model's.
+    """
+    replaceable = _saved_files(directory)
+    foreign = [name for name in FILES if name not in replaceable and os.path.lexists(directory / name)]
+    if foreign:
+        raise FileExistsError(
+            f"{directory} holds {', '.join(foreign)}, which {'is' if len(foreign) == 1 else 'are'} not part of prompts "
+            "saved there and would be lost; choose another folder, or move them away first"
+        )
+    return replaceable
+
+
+def _saved_files(directory: Path) -> Set[str]:
+    if not (directory / MANIFEST).is_file():
+        return frozenset()
+    try:
+        manifest, _ = _look(directory)
+    except CheckpointError:
+        return frozenset(FILES)  # what is damaged is to be saved again
+    # A save that was killed before it had cleared up left files of the one before, which its manifest does not list.
+    if any(_staged(directory, name, digest).is_file() for name, digest in manifest.sha256.items()):
+        return frozenset(FILES)
+    return frozenset({MANIFEST, *manifest.sha256})
 
 
 def read_prompt_files(directory: Path, *, with_encoders: bool = True) -> PromptFiles:
@@ -320,13 +351,13 @@ def _stage(directory: Path, name: str, content: bytes | Mapping[str, Tensor]) ->
     return digest
 
 
-def _settle(directory: Path, digests: Mapping[str, str]) -> None:
+def _settle(directory: Path, digests: Mapping[str, str], *, superseded: Set[str]) -> None:
     """Give the files that count their own names, and clear what older and killed saves left."""
+    for name in superseded:  # first, so that a staged file tells the next save that this one was killed
+        (directory / name).unlink(missing_ok=True)
     for name, digest in digests.items():
         rename_over(_staged(directory, name, digest), directory / name)
     for name in FILES:
-        if name not in digests and name != MANIFEST:
-            (directory / name).unlink(missing_ok=True)
         for left in directory.glob(f".{name}-*"):
             if _LEFT.fullmatch(left.name.removeprefix(f".{name}-")):  # a copy that a user keeps there is not ours
                 left.unlink(missing_ok=True)

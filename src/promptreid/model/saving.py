@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from promptreid.errors import listed
 from promptreid.hub.manifest import PromptManifest
-from promptreid.hub.prompt_files import MANIFEST, is_finite, write_prompt_files
+from promptreid.hub.prompt_files import FILES, MANIFEST, check_replaceable, is_finite, write_prompt_files
 from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.fingerprint import (
@@ -20,6 +20,7 @@ from promptreid.towers.fingerprint import (
     without_tensors,
 )
 from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
+from promptreid.towers.names import is_listed_tag
 from promptreid.towers.tower import uses_quick_gelu
 from promptreid.version import __version__
 
@@ -55,7 +56,8 @@ def save_prompts(
         The folder.
 
     Raises:
-        FileExistsError: The folder holds prompts already.
+        FileExistsError: The folder holds prompts already; or another model, or the weights that the prompts are for,
+            which are not overwritten in any case.
         NotADirectoryError: `directory` is a file.
         OSError: The disk is full, or the folder cannot be written.
         TypeError: `model` is not a `PromptedCLIP`.
@@ -74,10 +76,7 @@ def save_prompts(
     """
     source = _check_saveable(model, encoders)
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
-    if (directory / MANIFEST).exists() and not overwrite:
-        raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
+    check_destination(directory, source, overwrite=overwrite)
     clip = _plain_clip(model, source)
     digests = weight_digests(clip)
     changed = _has_changed(model, clip, source, digests)
@@ -92,6 +91,27 @@ def save_prompts(
         raise ValueError("the model holds NaN or infinity; training diverged, so nothing was saved")
     write_prompt_files(directory, manifest, tensors, encoders=weights, open_clip_config=config)
     return directory
+
+
+def check_destination(directory: Path, source: ClipSource | None, *, overwrite: bool) -> None:
+    """Refuse a folder in which a save would destroy something; see `save_prompts`."""
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; give a folder to save prompts in")
+    own = {(directory / name).resolve() for name in ("", *FILES)}
+    if source is not None and any(base.resolve() in own for base in _local_bases(source)):
+        raise FileExistsError(f"{directory} holds the weights that these prompts are for; choose another folder")
+    if (directory / MANIFEST).exists() and not overwrite:
+        raise FileExistsError(f"{directory} holds prompts already; choose another folder, or pass overwrite=True")
+    check_replaceable(directory)
+
+
+def _local_bases(source: ClipSource) -> list[Path]:
+    """The folder or the file of this machine that a model came from."""
+    if source.name.startswith("local-dir:"):
+        return [Path(source.name.removeprefix("local-dir:"))]
+    if source.pretrained is None or is_listed_tag(source.name, source.pretrained):
+        return []
+    return [Path(source.pretrained)]
 
 
 def _check_saveable(model: "PromptedCLIP", encoders: str) -> ClipSource:
