@@ -230,6 +230,40 @@ def test_damaged_cache_is_mended(hub, pushed, model, score, cache):
     assert torch.equal(score(load_prompts("alice/m", local_files_only=True)), score(model))
 
 
+def cut(content: bytes) -> bytes:
+    return content[:100]
+
+
+def change_a_digit(content: bytes) -> bytes:
+    return content.replace(b"2", b"3", 1)
+
+
+def lengthen(content: bytes) -> bytes:
+    return content + b" " * 10**5
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("harm", [cut, change_a_digit, lengthen, lambda _: b"", lambda _: b"null"])
+@pytest.mark.parametrize("name", ["prompt_config.json", "prompts.safetensors"])
+def test_any_damage_to_the_cache_is_mended(hub, pushed, model, score, cache, name, harm, pinned):
+    commit = load_prompts("alice/m").commit
+    (path,) = cache.glob(f"models--alice--m/snapshots/*/{name}")
+    blob, content = path.resolve(), path.read_bytes()
+    blob.write_bytes(harm(content))
+    with pytest.raises(CheckpointError):
+        load_prompts("alice/m", local_files_only=True)
+    assert blob.read_bytes() == harm(content)
+    assert torch.equal(score(load_prompts("alice/m", revision=commit if pinned else None)), score(model))
+    assert path.read_bytes() == content
+
+
+def test_manifest_that_is_damaged_on_the_hub_is_fetched_twice_and_then_refused(hub, pushed):
+    put(pushed, "prompt_config.json", b"{")
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        load_prompts("alice/m")
+    assert len([path for path in requests(hub, "GET") if path.endswith("prompt_config.json")]) == 2
+
+
 def is_weights(hub, method: str, path: str) -> bool:
     """Whether a request is for the content of the large file."""
     return method == "GET" and "/_lfs/" in path and len(hub.large.get(path[6:70], b"")) > 10**7

@@ -252,7 +252,8 @@ def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
         source: Its name, for errors.
 
     Raises:
-        CheckpointError: It is not JSON, of a newer format, damaged, or a key is missing, unknown or out of bounds.
+        CheckpointError: It is of a newer format, or a key is missing, unknown or out of bounds; `CorruptFileError` if
+            it is damaged or not JSON.
     """
     values = _parse_values(content, source=source)
     version = _check_version(values.get("format_version"), source)
@@ -280,17 +281,17 @@ def parse_object(content: bytes, *, source: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: It is not JSON, or not an object.
+        CheckpointError: It is nested too deeply; `CorruptFileError` if it is not JSON, or not an object.
     """
     try:
         entries = json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = str(error)[:200]
-        raise CheckpointError(f"{source} is not valid JSON ({reason}); copy or download the folder again") from error
+        raise CorruptFileError(f"{source} is not valid JSON ({reason}); copy or download the folder again") from error
     if _is_deeper(entries, _DEEPEST):
         raise CheckpointError(f"{source} is nested more than {_DEEPEST} levels deep; save the prompts again")
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{source} holds {type(entries).__name__}, expected an object; save the prompts again")
+        raise CorruptFileError(f"{source} holds {type(entries).__name__}, expected an object; save the prompts again")
     return cast("dict[str, Any]", entries)
 
 

@@ -61,7 +61,7 @@ def read_small_tensors(path: Path, *, digest: str, shapes: Shapes) -> dict[str, 
         shapes: The name and shape of every tensor.
 
     Raises:
-        CheckpointError: The file is missing, too long, or holds anything else; `CorruptFileError` if damaged.
+        CheckpointError: The file is missing, or holds anything else; `CorruptFileError` if it is damaged or too long.
     """
     content = read_bytes(path, limit=most_bytes(shapes), digest=digest)
     _check_header_length(path, len(content), content[:_LENGTH_BYTES], limit=_header_bytes(shapes))
@@ -136,7 +136,7 @@ def read_bytes(path: Path, *, limit: int, digest: str | None = None) -> bytes:
     """Read a file of at most `limit` bytes, whose SHA-256 is `digest` if that is known.
 
     Raises:
-        CheckpointError: It is missing, or longer; `CorruptFileError` if its digest is another.
+        CheckpointError: It is missing; `CorruptFileError` if it is longer, or its digest is another.
     """
     _check_size(path, limit=limit)
     with path.open("rb") as stream:
@@ -154,7 +154,7 @@ def _check_size(path: Path, *, limit: int) -> None:
         raise CheckpointError(f"{path} is missing; copy or download the whole folder again")
     size = path.stat().st_size
     if size > limit:
-        raise CheckpointError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
+        raise CorruptFileError(f"{path} has {size} bytes, expected at most {limit}; copy or download the folder again")
 
 
 def _corrupt(path: Path) -> CorruptFileError:
@@ -416,12 +416,13 @@ def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
         )
     from promptreid.hub.transfer import download_prompts  # which a folder does not need
 
-    folder = download_prompts(repository, with_encoders=with_encoders)
+    def read(*, again: bool) -> PromptFiles:
+        folder = download_prompts(repository, with_encoders=with_encoders, again=again)
+        return replace(read_prompt_files(folder, with_encoders=with_encoders), commit=folder.name)
+
     try:
-        files = read_prompt_files(folder, with_encoders=with_encoders)
+        return read(again=False)
     except CorruptFileError:
         if repository.local_files_only:
             raise
-        folder = download_prompts(repository, with_encoders=with_encoders, again=True)
-        files = read_prompt_files(folder, with_encoders=with_encoders)
-    return replace(files, commit=folder.name)
+        return read(again=True)
