@@ -218,6 +218,24 @@ def test_size_of_a_file_is_refused_where_there_is_none(pretrained):
         load_clip("promptreid-tiny", pretrained=pretrained, weights_size=(96, 48))
 
 
+@pytest.mark.parametrize("kind", [Path, str])
+def test_weight_file_may_be_named_by_a_path(tiny, tmp_path, kind):
+    torch.save(tiny.state_dict(), tmp_path / "w.pt")
+    file = {"weights_size": (96, 48), "quick_gelu": False}
+    again = load_clip("promptreid-tiny", pretrained=kind(tmp_path / "w.pt"), image_size=(96, 48), **file)
+    assert source_of(again).pretrained == str(tmp_path / "w.pt")
+    assert torch.equal(again.text_projection, tiny.text_projection)
+    with pytest.raises(ValueError, match="there is no file of that name"):
+        load_clip("promptreid-tiny", pretrained=kind(tmp_path / "gone.pt"))
+
+
+@pytest.mark.parametrize("pretrained", [b"w.pt", 3, True, ["w.pt"], {}])
+@pytest.mark.parametrize("name", ["promptreid-tiny", "local-dir:somewhere"])
+def test_weights_named_by_neither_text_nor_a_path_are_refused(name, pretrained):
+    with pytest.raises(TypeError, match=f"pretrained is {type(pretrained).__name__}, expected .* path"):
+        load_clip(name, pretrained=pretrained)
+
+
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:-x/y", "hf-hub:a/b/c", "hf-hub:a b/c"])
 def test_name_that_no_repository_can_have_is_refused(name):
     with pytest.raises(ValueError, match=r"names no repository of the Hub .*; expected USER/NAME"):

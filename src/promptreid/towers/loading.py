@@ -38,6 +38,7 @@ from promptreid.towers.names import (
     is_listed_tag,
     is_repository,
     needs_quick_gelu,
+    pretrained_name,
 )
 from promptreid.towers.tiny import tiny_weights
 from promptreid.towers.tower import fill_unset_parameters, image_size_of
@@ -143,7 +144,7 @@ def preprocess_config(clip: nn.Module) -> dict[str, Any]:
 def load_clip(
     name: str,
     *,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     image_size: tuple[int, int] | None = IMAGE_SIZE,
     weights_size: tuple[int, int] | None = None,
     quick_gelu: bool | None = None,
@@ -182,6 +183,7 @@ def load_clip(
             take, or weights whose activation the named architecture does not have.
         HubError: The weights cannot be downloaded; names the file and the cause.
         CheckpointError: The weights are damaged, and a second download gave the same result.
+        TypeError: `name` is not text, or `pretrained` neither text nor a path.
         MissingExtraError: The text tower is Hugging Face's, and transformers is not installed.
         WeightsError: The weights do not fit, are damaged or not finite, or were saved in another layout; missing and
             unexpected keys are listed.
@@ -192,6 +194,7 @@ def load_clip(
         (96, 48)
     """
     check_name(name)
+    pretrained = pretrained_name(pretrained)
     size = None if image_size is None else check_image_size(image_size)
     saved = None if weights_size is None else check_image_size(weights_size, what="weights_size")
     cache = None if cache_dir is None else str(cache_dir)

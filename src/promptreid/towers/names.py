@@ -1,6 +1,7 @@
 """The names that open_clip knows: architectures and tags of weights; and valid arguments of `load_clip`."""
 
 import difflib
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -46,6 +47,20 @@ def check_name(name: str) -> None:
     near = [known[each] for each in difflib.get_close_matches(_loosely(name), known, n=3, cutoff=0.5)]
     hint = f"Did you mean {', '.join(near)}?" if near else "open_clip.list_models() lists all of them."
     raise ValueError(f"open_clip has no model named {name!r}. {hint}")
+
+
+def pretrained_name(pretrained: str | os.PathLike[str] | None) -> str | None:
+    """A tag, a repository or a file of weights as text.
+
+    Raises:
+        TypeError: It is neither text nor a path.
+    """
+    name = os.fspath(pretrained) if isinstance(pretrained, os.PathLike) else pretrained
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"pretrained is {type(pretrained).__name__}, expected a tag, a Hub repository or the path of a weight file"
+        )
+    return name
 
 
 def _loosely(name: str) -> str:
