@@ -282,6 +282,27 @@ def test_trimming_is_never_done_where_it_is_not_exact(clip):
     assert PromptedTextEncoder(clip).tower.trim == "never"
 
 
+INTEGERS = [torch.int32, torch.int16, torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_tokens_of_any_integer_type_give_the_same_features(clip, tokens, dtype):
+    model = PromptedCLIP(clip)
+    assert torch.equal(model.encode_text(tokens.to(dtype)), model.encode_text(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=str)
+def test_tokens_of_a_short_integer_type_give_the_same_features(clip, tokens, dtype):
+    model, short = PromptedCLIP(clip), tokens.clamp(max=100)
+    assert torch.equal(model.encode_text(short.to(dtype)), model.encode_text(short))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64], ids=str)
+def test_tokens_that_are_no_integers_are_refused(clip, tokens, dtype):
+    with pytest.raises(TypeError, match=f"tokens have dtype {dtype}, expected integers"):
+        PromptedCLIP(clip).encode_text(tokens.to(dtype))
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_gradient_checkpointing_with_trimming_gives_the_same_gradients(clip, images, tokens):
     model, images = PromptedCLIP(clip.double()).train(), images.double()

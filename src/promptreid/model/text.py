@@ -15,6 +15,10 @@ from promptreid.towers.modes import constants_when_traced, is_traced
 from promptreid.towers.tower import TextTower, join_skipped_blocks
 from promptreid.towers.trimming import CaptionTrim
 
+_INTEGERS = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+
 
 class PromptedTextEncoder(PromptCarrier):
     """The text encoder of an open_clip model with learnable prompts in its blocks.
@@ -36,7 +40,7 @@ class PromptedTextEncoder(PromptCarrier):
             options of prompts in blocks are then not used. `None` for prompts in blocks.
 
     Shape:
-        - tokens: (B, L) int64, L the model's context length, as `model.tokenizer` makes them; Hugging Face towers
+        - tokens: (B, L) integers, L the model's context length, as `model.tokenizer` makes them; Hugging Face towers
           take fewer as well
         - returns: (B, E) text features, of unit length if `normalize`
 
@@ -103,7 +107,7 @@ class PromptedTextEncoder(PromptCarrier):
 
     def forward(self, tokens: Tensor, *, normalize: bool = False) -> Tensor:
         """Encode a batch of captions."""
-        self._check(tokens)
+        tokens = self._checked(tokens)
         encode: Any = self.clip.encode_text
         # How long captions are is known only by looking at them, which a traced graph cannot.
         cut = self.caption_trim.cut(tokens, enable=self.trim and not is_traced())
@@ -124,12 +128,14 @@ class PromptedTextEncoder(PromptCarrier):
         self.caption_trim.remove()
         return super().detach()
 
-    def _check(self, tokens: Tensor) -> None:
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """The tokens as int64, the one type that every tower takes."""
         check_tensor(tokens, "tokens", "model.tokenizer(captions)")
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        if tokens.dtype not in _INTEGERS:
             raise TypeError(
                 f"tokens have dtype {tokens.dtype}, expected integers as model.tokenizer(captions) makes them"
             )
+        tokens = tokens.long()
         longest, shorter = self.tower.context_length, self.tower.shortest_too
         fits = tokens.ndim == 2 and tokens.shape[1] >= 1
         fits = fits and (tokens.shape[1] == longest or (shorter and not 0 < longest < tokens.shape[1]))
@@ -143,6 +149,7 @@ class PromptedTextEncoder(PromptCarrier):
         # refuses them.
         if tokens.device.type == "cpu" and tokens.numel() and not is_traced():
             self._check_vocabulary(int(tokens.min()), int(tokens.max()))
+        return tokens
 
     def _check_vocabulary(self, smallest: int, largest: int) -> None:
         vocabulary = self.tower.vocabulary
