@@ -185,6 +185,21 @@ def test_attach_that_fails_leaves_the_prompts_before_in_place(base, config, fail
     assert model.config == PromptConfig(1, 1)
 
 
+def test_model_without_weights_is_refused_and_left_bare(base):
+    clip = base.to("meta")
+    before = traces(clip)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"on the meta device, so its weights were not loaded; make it with"):
+            PromptedCLIP(clip)
+    assert traces(clip) == before
+
+
+@pytest.mark.parametrize("clip", [None, "ViT-B-16", {}])
+def test_clip_that_is_no_module_is_refused(clip):
+    with pytest.raises(TypeError, match=f"clip is {type(clip).__name__}, expected an open_clip model"):
+        PromptedCLIP(clip)
+
+
 def test_attach_that_fails_leaves_a_bare_model_bare(model):
     model.detach()
     with pytest.raises(ValueError, match="depth is 50"):

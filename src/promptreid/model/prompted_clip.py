@@ -22,10 +22,9 @@ from promptreid.model.publishing import push_prompts
 from promptreid.model.saving import save_prompts
 from promptreid.model.text import PromptedTextEncoder
 from promptreid.model.vision import ImageGroups, PromptedVisionEncoder
-from promptreid.model.wrapping import Setup, wrap
+from promptreid.model.wrapping import Setup, sample_base, wrap
 from promptreid.prompts.config import PromptConfig
-from promptreid.towers.adapters import merge_adapters
-from promptreid.towers.fingerprint import WeightDigests, fingerprint
+from promptreid.towers.fingerprint import WeightDigests
 from promptreid.towers.loading import ClipSource, digests_of, source_of, stated_context_length
 from promptreid.towers.tokenizer import tokenizer_of
 from promptreid.towers.tower import feature_size_of, image_preprocessing_of, image_size_of
@@ -76,8 +75,9 @@ class PromptedCLIP(nn.Module):
     Raises:
         UnsupportedTowerError: A tower is of a kind that prompts cannot be put into.
         AttachmentError: The model already carries prompts, or was compiled.
-        ValueError: The configuration does not fit the towers, or its prompts have more numbers than a file of them may
-            have: 2**23 = 8,388,608, or 2**27 = 134,217,728 of coupled and grouped ones. Your own kinds have no limit.
+        ValueError: The model is on the meta device, the configuration does not fit the towers, or its prompts have more
+            numbers than a file of them may have: 2**23 = 8,388,608, or 2**27 = 134,217,728 of coupled and grouped ones.
+            Your own kinds have no limit.
 
     Example:
         >>> import torch
@@ -111,11 +111,9 @@ class PromptedCLIP(nn.Module):
         self.source: ClipSource | None = source_of(clip) if source is None else source
         self._setup: Setup = {"sequence_first": sequence_first, "trim": trim}
         self._factories: Factories = {"vision": vision_prompts, "text": text_prompts}
+        self.base_fingerprint: tuple[float, ...] = sample_base(clip) if base_fingerprint is None else base_fingerprint
         self._wrap(clip, config, initialize=initialize)
         self.clip = clip
-        self.base_fingerprint: tuple[float, ...] = (
-            fingerprint(merge_adapters(clip)) if base_fingerprint is None else base_fingerprint
-        )
         self.commit: str | None = self.source and self.source.commit
         self.base_digests: WeightDigests | None = digests_of(clip, self.source)
         self._prompts_in_use = FIRST_SET

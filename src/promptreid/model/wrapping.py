@@ -16,8 +16,10 @@ from promptreid.prompts.config import PromptConfig
 from promptreid.prompts.coupled_tokens import CoupledTokens
 from promptreid.prompts.grouped_tokens import GroupedTokens
 from promptreid.prompts.kind import PromptKind
+from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.families import find_text_tower, find_vision_tower
-from promptreid.towers.tower import PixelTower, TokenTower
+from promptreid.towers.fingerprint import fingerprint
+from promptreid.towers.tower import PixelTower, TokenTower, refuse_compiled
 
 
 class Setup(TypedDict):
@@ -62,6 +64,16 @@ def wrap(
     except Exception:
         text.detach()
         raise
+
+
+def sample_base(clip: nn.Module) -> tuple[float, ...]:
+    """Samples of the weights that prompts are put on, PEFT's layers merged; to be taken before anything is attached.
+
+    Raises:
+        AttachmentError, TypeError, ValueError: As `PromptedCLIP`.
+    """
+    refuse_compiled(clip)
+    return fingerprint(merge_adapters(clip))
 
 
 class _Counted:

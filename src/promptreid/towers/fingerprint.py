@@ -46,6 +46,9 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
 
     Returns:
         The values as float32; fewer if the model has few weights or tensors.
+
+    Raises:
+        ValueError: The model is on the meta device, and has no weights.
     """
     resized = resized_keys()
     state = {
@@ -53,6 +56,11 @@ def fingerprint(module: nn.Module) -> tuple[float, ...]:
         for name, value in sorted(module.state_dict().items())
         if value.is_floating_point() and value.numel() and not name.endswith(resized)
     }
+    if any(value.is_meta for value in state.values()):
+        raise ValueError(
+            "the model is on the meta device, so its weights were not loaded; make it with promptreid.load_clip, or "
+            "load them first: clip.to_empty(device='cpu'), then clip.load_state_dict(weights)"
+        )
     sizes = [value.numel() for value in state.values()]
     starts = list(accumulate(sizes, initial=0))
     positions = _spread(sum(sizes)) + [starts[index] + sizes[index] // 2 for index in _spread(len(sizes))]
