@@ -200,6 +200,16 @@ def test_clip_that_is_no_module_is_refused(clip):
         PromptedCLIP(clip)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_prompts_that_are_not_finite_are_refused_and_those_before_stay(model, value):
+    before = {name: tensor.clone() for name, tensor in model.prompt_state_dict().items()}
+    harmed = {name: tensor.clone() for name, tensor in before.items()}
+    harmed["text.prompts.tokens"][0, 0, 0] = value
+    with pytest.raises(CheckpointError, match=r"text\.prompts\.tokens hold NaN or infinity"):
+        model.load_prompt_state_dict(harmed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.prompt_state_dict().items())
+
+
 def test_attach_that_fails_leaves_a_bare_model_bare(model):
     model.detach()
     with pytest.raises(ValueError, match="depth is 50"):

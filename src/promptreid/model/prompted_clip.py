@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from promptreid.data.transforms import TrainTransform, eval_transform, train_transform
 from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
-from promptreid.hub.prompt_files import PromptFiles, read_prompts
+from promptreid.hub.prompt_files import PromptFiles, is_finite, read_prompts
 from promptreid.hub.repository import Access, Repository
 from promptreid.model.base_lookup import check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
@@ -343,7 +343,7 @@ class PromptedCLIP(nn.Module):
         """Set the prompts.
 
         Raises:
-            CheckpointError: Names are missing or unexpected, or shapes differ; all of them are listed.
+            CheckpointError: Names are missing or unexpected, shapes differ, or values are not finite; all are listed.
         """
         own = self.prompt_state_dict()
         faults = [f"missing {name}" for name in own.keys() - state_dict.keys()]
@@ -358,6 +358,8 @@ class PromptedCLIP(nn.Module):
                 f"these prompts do not fit this model: {'; '.join(sorted(faults))}. Wrap the "
                 "architecture that they were trained for with the PromptConfig that they were trained with"
             )
+        if harmed := sorted(name for name, value in state_dict.items() if not is_finite({name: value})):
+            raise CheckpointError(f"{', '.join(harmed)} hold NaN or infinity; the training that they are from diverged")
         self.load_state_dict(dict(state_dict), strict=False)
 
     @contextmanager
