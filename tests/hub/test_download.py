@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from promptreid import load_clip, load_prompts
+from promptreid import PromptedCLIP, load_clip, load_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.prompt_files import write_prompt_files
 from promptreid.model.publishing import push_prompts
@@ -542,6 +542,14 @@ def test_bare_base_on_the_hub_is_a_model_of_the_command_line(hub, base, tmp_path
     put(hub.repos["bob/base"], "open_clip_config.json", b"{}")
     choice = ModelChoice("hf-hub:bob/base", image_size=(32, 16), revision=commit)
     assert torch.equal(load_model(choice, device="cpu").clip.text_projection, base.text_projection)
+
+
+def test_tokenizer_of_a_base_in_a_cache_of_its_own_asks_the_hub_for_nothing(hub, base, cache, tmp_path):
+    clip = load_clip("hf-hub:bob/base", image_size=(32, 16), cache_dir=tmp_path / "mine")
+    asked = len(hub.log)
+    assert PromptedCLIP(clip).tokenizer(["a man"]).shape == (1, 77)
+    assert len(hub.log) == asked
+    assert not (cache / "models--bob--base").exists()
 
 
 def test_cache_that_cannot_be_written_is_not_called_the_network(hub, pushed, base, tmp_path):

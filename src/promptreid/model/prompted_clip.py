@@ -25,8 +25,8 @@ from promptreid.model.vision import ImageGroups, PromptedVisionEncoder
 from promptreid.model.wrapping import Setup, sample_base, wrap
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.fingerprint import WeightDigests
-from promptreid.towers.loading import ClipSource, digests_of, source_of, stated_context_length
-from promptreid.towers.tokenizer import tokenizer_of
+from promptreid.towers.loading import ClipSource, digests_of, source_of
+from promptreid.towers.tokenizer import tokenizer_for
 from promptreid.towers.tower import feature_size_of, image_preprocessing_of, image_size_of
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class PromptedCLIP(nn.Module):
                 "this open_clip model was not made by promptreid.load_clip, so its tokenizer is not known; use "
                 "open_clip.get_tokenizer(name), or pass source=ClipSource(name, pretrained, image_size) to PromptedCLIP"
             )
-        return tokenizer_of(self.source.name, context_length=stated_context_length(self.clip))
+        return tokenizer_for(self.clip, self.source.name)
 
     @property
     def train_transform(self) -> TrainTransform:

@@ -118,7 +118,7 @@ def model_config(clip: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: The model was not made by `load_clip`, so its configuration is not known.
     """
-    config: dict[str, Any] | None = getattr(clip, "promptreid_model_cfg", None)
+    config = stated_config(clip)
     if config is None:
         raise ValueError(
             "this open_clip model does not know its own configuration; make it with promptreid.load_clip(name, ...) "
@@ -129,9 +129,14 @@ def model_config(clip: nn.Module) -> dict[str, Any]:
     return config
 
 
+def stated_config(clip: nn.Module) -> dict[str, Any] | None:
+    """open_clip's configuration that `clip` was made from; `None` if `load_clip` did not make it."""
+    return getattr(clip, "promptreid_model_cfg", None)
+
+
 def stated_context_length(clip: nn.Module) -> int | None:
     """L, tokens of a caption, by the configuration that `clip` was made from; `None` if nothing says it."""
-    config: dict[str, Any] = getattr(clip, "promptreid_model_cfg", None) or {}
+    config = stated_config(clip) or {}
     return config.get("text_cfg", {}).get("context_length")
 
 

@@ -2,15 +2,16 @@
 
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.tokenizer import HFTokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptreid.errors import HubError, explain_missing_transformers
-from promptreid.towers.loading import repository_folder
+from promptreid.towers.loading import repository_folder, stated_config, stated_context_length
 from promptreid.towers.names import check_name, is_repository
 from promptreid.towers.weights import read_config
 
@@ -96,12 +97,25 @@ def _is_of_another_script(letter: str) -> bool:
     return letter.isalpha() and not unicodedata.name(letter, "LATIN").startswith("LATIN")
 
 
-def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionTokenizer:
+def tokenizer_for(clip: nn.Module, name: str) -> CaptionTokenizer:
+    """The tokenizer of a model, by the configuration that it was made from.
+
+    Args:
+        clip: The open_clip model.
+        name: What it was made from, as for `tokenizer_of`.
+    """
+    return tokenizer_of(name, context_length=stated_context_length(clip), model_cfg=stated_config(clip))
+
+
+def tokenizer_of(
+    name: str, *, context_length: int | None = None, model_cfg: Mapping[str, Any] | None = None
+) -> CaptionTokenizer:
     """The tokenizer of an open_clip model of that name, without the model; some are downloaded on first use.
 
     Args:
         name: open_clip's name of the architecture, a repository or a folder.
         context_length: L, tokens of a caption; `None` for the architecture's.
+        model_cfg: The configuration of a repository or a folder; `None` reads it, from the default cache.
 
     Raises:
         ValueError: There is no such model.
@@ -109,19 +123,20 @@ def tokenizer_of(name: str, *, context_length: int | None = None) -> CaptionToke
     """
     check_name(name)
     with explain_missing_transformers(f"the tokenizer of {name}"):
-        tokenize = _of_repository(name) if is_repository(name) else open_clip.get_tokenizer(name)
+        tokenize = _of_repository(name, model_cfg) if is_repository(name) else open_clip.get_tokenizer(name)
     return CaptionTokenizer(tokenize, context_length=context_length)
 
 
-def _of_repository(name: str) -> Any:
+def _of_repository(name: str, model_cfg: Mapping[str, Any] | None) -> Any:
     """As `open_clip.get_tokenizer`, which would pass on every setting of the repository."""
-    folder = repository_folder(name)
-    text: dict[str, Any] = read_config(folder)["model_cfg"]["text_cfg"]
+    config = model_cfg or read_config(repository_folder(name))["model_cfg"]
+    text: dict[str, Any] = config["text_cfg"]
     options: dict[str, Any] = {"context_length": text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})}
     if not text.get("hf_tokenizer_name"):
         return open_clip.SimpleTokenizer(**options)
-    own = name.startswith("local-dir:") and (folder / "tokenizer_config.json").is_file()
-    where = str(folder) if own else text["hf_tokenizer_name"]
+    folder = name.removeprefix("local-dir:")
+    own = folder != name and (Path(folder) / "tokenizer_config.json").is_file()
+    where: str = folder if own else text["hf_tokenizer_name"]
     try:
         return HFTokenizer(where, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)
     except OSError as error:
