@@ -336,6 +336,15 @@ def test_load_and_verify_loads_what_adapt_made_of_a_base_in_a_file(data: ReIDDat
     assert load_and_verify(result, data.test).config == model.config
 
 
+def test_load_and_verify_loads_a_base_in_a_file_that_needed_settings(data: ReIDDataset, tmp_path: Path) -> None:
+    torch.save(make_model().detach().state_dict(), tmp_path / "base.pt")
+    settings: dict[str, Any] = {"weights_size": (96, 48), "quick_gelu": True}
+    model = PromptedCLIP(load_clip("promptreid-tiny", pretrained=tmp_path / "base.pt", image_size=(96, 48), **settings))
+    short = {**SHORT, "evaluate_test": "last", "save": True}
+    result = adapt(model, data, RECIPE.with_stages(epochs=(1, 0)), output_dir=tmp_path / "run", **short)
+    assert load_and_verify(result, data.test).source == model.source
+
+
 def test_load_and_verify_takes_what_makes_prompts_of_ones_own_kind(data: ReIDDataset, tmp_path: Path) -> None:
     clip = load_clip("promptreid-tiny", pretrained=TINY_TAG, image_size=(96, 48))
     model = PromptedCLIP(clip, vision_prompts=Shift)

@@ -10,6 +10,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub import manifest as manifest_module
 from promptreid.hub.manifest import FORMAT_VERSION, parse_manifest
 from promptreid.prompts import config as config_module
+from promptreid.towers.loading import ClipSource
 
 
 def edited(manifest, **changes) -> bytes:
@@ -39,6 +40,17 @@ def test_manifest_round_trips(make_manifest):
     assert read.pretrained is None
     assert read.encoders_fingerprint == pytest.approx(manifest.encoders_fingerprint, abs=1e-6)
     assert read.encoders_fingerprint != read.base_fingerprint
+
+
+def test_size_of_a_file_of_weights_round_trips_and_is_left_out_where_it_is_not_stated(make_manifest):
+    manifest = make_manifest(pretrained="own.pt", weights_size=(384, 128))
+    read = parse_manifest(manifest.to_json().encode(), source="f")
+    assert read.weights_size == (384, 128)
+    assert read.source == ClipSource("ViT-B-16", "own.pt", (384, 128), weights_size=(384, 128), quick_gelu=True)
+    assert "weights_size" not in make_manifest().to_json()
+    assert make_manifest().source == ClipSource("ViT-B-16", "openai", (384, 128))
+    with pytest.raises(CheckpointError, match="weights_size is"):
+        parse_manifest(make_manifest(weights_size=(0, 2)).to_json().encode(), source="f")
 
 
 def test_projections_may_be_larger_than_prompts(make_manifest):

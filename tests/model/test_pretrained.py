@@ -20,6 +20,7 @@ from promptreid.errors import AttachmentError, CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_lookup
+from promptreid.model.publishing import files_to_push
 from promptreid.towers.converting import convert_weights
 from promptreid.towers.loading import ClipSource
 from promptreid.towers.tiny import tiny_prompts
@@ -415,6 +416,55 @@ def test_weights_that_open_clip_does_not_list_need_trust(model, tmp_path, batch)
         load_prompts(folder)
     loaded = load_prompts(folder, trust_base=True)
     assert torch.equal(loaded.clip.text_projection, square.text_projection)
+
+
+FILE_SETTINGS = [
+    {"quick_gelu": True},
+    {"quick_gelu": False},
+    {"weights_size": SIZE},
+    {"weights_size": SIZE, "quick_gelu": True},
+]
+
+
+@pytest.mark.parametrize("settings", FILE_SETTINGS, ids=str)
+def test_prompts_on_a_file_that_needed_settings_load_with_them(tmp_path, batch, settings):
+    weights = tmp_path / "own.pt"
+    torch.save(make_base(settings.get("weights_size", (64, 64))).state_dict(), weights)
+    clip = load_clip("promptreid-tiny", pretrained=weights, image_size=SIZE, **settings)
+    model = PromptedCLIP(clip, PromptConfig(text_length=3, vision_length=2)).eval()
+    folder = save_prompts(model, tmp_path / "m")
+    assert names(folder) == PROMPT_FILES
+    loaded = load_prompts(folder, trust_base=True)
+    assert torch.equal(scores(loaded, batch), scores(model, batch))
+    assert loaded.source == model.source
+    again = save_prompts(loaded, tmp_path / "again")
+    assert names(again) == PROMPT_FILES
+    assert (again / "prompt_config.json").read_bytes() == (folder / "prompt_config.json").read_bytes()
+
+
+def test_prompts_published_with_the_weights_of_a_file_do_not_state_its_path_or_size(tmp_path):
+    weights = tmp_path / "own.pt"
+    torch.save(make_base().state_dict(), weights)
+    clip = load_clip("promptreid-tiny", pretrained=weights, image_size=SIZE, weights_size=SIZE)
+    folder = save_prompts(PromptedCLIP(clip), tmp_path / "m", encoders="always")
+    published = parse_manifest(files_to_push(folder, "alice/m")["prompt_config.json"], source="")
+    assert published.source == ClipSource("promptreid-tiny", None, SIZE)
+
+
+def test_base_file_that_changed_is_explained_without_the_advice_to_leave_out_a_model(tmp_path):
+    weights = tmp_path / "own.pt"
+    state = make_base((64, 64)).state_dict()
+    torch.save(state, weights)
+    folder = save_prompts(
+        PromptedCLIP(load_clip("promptreid-tiny", pretrained=weights, image_size=SIZE)), tmp_path / "m"
+    )
+    torch.save({name: value + 0.1 for name, value in state.items()}, weights)
+    with pytest.raises(CheckpointError, match=r"its weights differ\. The base has changed since") as caught:
+        load_prompts(folder, trust_base=True)
+    assert "Leave model out" not in str(caught.value)
+    holder = PromptedCLIP(make_base((48, 32)))
+    with pytest.raises(CheckpointError, match=r"\(48, 32\)\. Load them by themselves, with load_prompts"):
+        holder.add_prompts("other", folder)
 
 
 class Harm:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.demo.sources import ListedGallery, SearchedGallery
+from promptreid.model.base_lookup import make_base
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.prompts.config import PromptConfig
 from promptreid.retrieval.gallery import Gallery
 from promptreid.retrieval.table import Hit
 from promptreid.towers.fingerprint import fingerprint, same_fingerprint
-from promptreid.towers.loading import load_clip
 
 ADAPTED, BARE = "Adapted model", "Bare model"
 _MOST_IMAGES = 2000  # that a click may encode
@@ -85,8 +85,7 @@ class BareModel:
             source = self._model.source
             if self._base is None and source is not None:
                 device = next(self._model.parameters()).device
-                size = self._model.image_size
-                base = load_clip(source.name, pretrained=source.pretrained, image_size=size, device=device)
+                base = make_base(source, image_size=self._model.image_size, device=device)
                 self._base = PromptedCLIP(base, PromptConfig(text_length=0, vision_length=0)).eval()
             return self._base or self._model
 

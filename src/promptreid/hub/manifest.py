@@ -13,6 +13,7 @@ from promptreid.prompts.config import PromptConfig
 from promptreid.towers.downloading import CONFIG_NAME, SAFE_WEIGHTS
 from promptreid.towers.fingerprint import check_weight_checks, pack_fingerprint, unpack_fingerprint
 from promptreid.towers.loading import ClipSource
+from promptreid.towers.names import is_listed_tag, is_repository
 
 # The files that a digest can be of; only the first is always there.
 PROMPTS = "prompts.safetensors"
@@ -37,7 +38,7 @@ _PREPROCESSING_CHOICES = {
 
 _TENSOR_NAME = re.compile(r"(vision|text)\.prompts\.[A-Za-z0-9_.]{1,128}")
 _TOWERS = ("vision", "text")
-_OPTIONAL = {"kinds", "weights"}  # left out where there are none, as in older files
+_OPTIONAL = {"kinds", "weights", "weights_size"}  # left out where there are none, as in older files
 
 
 def text(values: Mapping[str, Any], name: str, *, longest: int = 512) -> str:
@@ -69,11 +70,11 @@ def integers(
     return tuple(numbers)
 
 
-def image_size(values: Mapping[str, Any]) -> tuple[int, int]:
+def image_size(values: Mapping[str, Any], name: str = "image_size") -> tuple[int, int]:
     """(height, width) in pixels."""
-    height, width = integers(values, "image_size", counts=(2,), lowest=1)
+    height, width = integers(values, name, counts=(2,), lowest=1)
     if height * width > _MOST_PIXELS:
-        raise ValueError(f"image_size is {[height, width]}, expected at most {_MOST_PIXELS} pixels, as 2048 x 2048")
+        raise ValueError(f"{name} is {[height, width]}, expected at most {_MOST_PIXELS} pixels, as 2048 x 2048")
     return height, width
 
 
@@ -197,6 +198,7 @@ class PromptManifest:
         library_version: promptreid's version that wrote it.
         kinds: Qualified name of the kind of prompts, for each tower whose prompts are not built in.
         weights: Checksums of all weights that the prompts were saved with; none in older files.
+        weights_size: (height, width) in pixels of the base's weights, where they are a file that does not state it.
     """
 
     model_name: str
@@ -211,6 +213,7 @@ class PromptManifest:
     library_version: str
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    weights_size: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         """The text of `prompt_config.json`, in the newest format."""
@@ -241,7 +244,10 @@ class PromptManifest:
     @property
     def source(self) -> ClipSource:
         """Where the model of the prompts came from."""
-        return ClipSource(self.model_name, self.pretrained, self.image_size)
+        named = is_repository(self.model_name) or self.pretrained is None
+        is_file = not named and not is_listed_tag(self.model_name, str(self.pretrained))
+        quick_gelu = self.quick_gelu if is_file else None
+        return ClipSource(self.model_name, self.pretrained, self.image_size, self.weights_size, quick_gelu)
 
 
 def parse_manifest(content: bytes, *, source: str) -> PromptManifest:
@@ -360,6 +366,7 @@ def _build(values: dict[str, Any], *, source: str) -> PromptManifest:
             library_version=text(values, "library_version"),
             kinds=kinds(values["kinds"]) if "kinds" in values else {},
             weights=weights(values.get("weights", {})),
+            weights_size=image_size(values, "weights_size") if "weights_size" in values else None,
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}; save the prompts again") from error

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,6 +31,13 @@ from promptreid.towers.loading import (
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
 from promptreid.towers.tower import PixelTower, image_size_of, uses_quick_gelu
 
+Origin = Literal["made", "given", "held"]
+_ADVICE: dict[Origin, str] = {
+    "made": "The base has changed since they were saved; make it as it was, and pass it as model=",
+    "given": "Leave model out to load the right one",
+    "held": "Load them by themselves, with load_prompts",
+}
+
 
 def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | Path | None = None) -> nn.Module:
     """Make the open_clip model that prompts belong to: from the weights beside them, else from the base's tag.
@@ -49,7 +57,7 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
     try:
         if files.encoders is not None:
             return _make_saved(files.encoders, source)
-        return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size, cache_dir=cache_dir)
+        return make_base(source, cache_dir=cache_dir)
     except UnpicklingError as error:
         # torch's own words recommend switching the protection off.
         raise CheckpointError(
@@ -58,6 +66,17 @@ def make_clip(files: PromptFiles, *, trust_base: bool = False, cache_dir: str | 
         ) from error
     except (*TRANSPORT_ERRORS, RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise _not_made(manifest, error) from error
+
+
+def make_base(source: ClipSource, **options: Any) -> nn.Module:
+    """Make the open_clip model of a source again, as `load_clip` made it; `options` are further ones, or others."""
+    settings: dict[str, Any] = {
+        "pretrained": source.pretrained,
+        "image_size": source.image_size,
+        "weights_size": source.weights_size,
+        "quick_gelu": source.quick_gelu,
+    }
+    return load_clip(source.name, **{**settings, **options})
 
 
 def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError | HubError:
@@ -76,7 +95,7 @@ def _not_made(manifest: PromptManifest, error: BaseException) -> CheckpointError
     )
 
 
-def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
+def check_clip(files: PromptFiles, clip: nn.Module, origin: Origin) -> tuple[float, ...]:
     """Refuse an open_clip model that prompts do not belong to, naming every difference.
 
     Weights are read whole, which takes 0.4 s for a ViT-B/16, unless nothing was written to them since they were read.
@@ -84,6 +103,7 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
     Args:
         files: The prompts; weights beside them are what `clip` was made from.
         clip: The model.
+        origin: Whether it was made for these prompts, given to be loaded into, or holds others already.
 
     Returns:
         The fingerprint of its weights, which takes time to compute.
@@ -107,7 +127,7 @@ def check_clip(files: PromptFiles, clip: nn.Module) -> tuple[float, ...]:
         differences += [*_tower_differences(manifest, clip), *weights]
         raise CheckpointError(
             f"these prompts belong to {_base_words(manifest)}, and not to this model: {'; '.join(differences)}. "
-            "Leave model out to load the right one"
+            f"{_ADVICE[origin]}"
         )
     return whole
 

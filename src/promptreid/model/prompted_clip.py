@@ -15,7 +15,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub.manifest import ENCODERS
 from promptreid.hub.prompt_files import PromptFiles, is_finite, read_prompts
 from promptreid.hub.repository import Access, Repository
-from promptreid.model.base_lookup import check_clip, make_clip
+from promptreid.model.base_lookup import Origin, check_clip, make_clip
 from promptreid.model.encoder import Factories, PromptFactory, check_factories, check_kinds
 from promptreid.model.encoding import encode
 from promptreid.model.publishing import push_prompts
@@ -211,16 +211,16 @@ class PromptedCLIP(nn.Module):
         factories: Factories = {"vision": vision_prompts, "text": text_prompts}
         check_factories(files.manifest, factories)
         clip = make_clip(files, trust_base=trust_base, cache_dir=cache_dir) if model is None else model
-        prompted = cls._restore(clip, files, factories)
+        prompted = cls._restore(clip, files, factories, "made" if model is None else "given")
         if dtype is not None:
             prompted.clip.to(dtype)
         prompted = prompted if device is None else prompted.to(device)
         return prompted.eval()
 
     @classmethod
-    def _restore(cls, clip: nn.Module, files: PromptFiles, factories: Factories) -> "Self":
+    def _restore(cls, clip: nn.Module, files: PromptFiles, factories: Factories, origin: Origin) -> "Self":
         """Put saved prompts into the open_clip model that they belong to."""
-        manifest, base = files.manifest, check_clip(files, clip)
+        manifest, base = files.manifest, check_clip(files, clip, origin)
         tuned = ENCODERS in manifest.sha256
         try:
             prompted = cls(
@@ -418,7 +418,7 @@ class PromptedCLIP(nn.Module):
             self._prompt_sets[name] = (prompts, {})
             return
         files = read_prompts(Repository(prompts, **access), with_encoders=False)
-        check_clip(files, self.clip)
+        check_clip(files, self.clip, "held")
         check_kinds(files.manifest, self.prompt_kinds)
         self._prompt_sets[name] = (files.manifest.prompts, dict(files.tensors))
 

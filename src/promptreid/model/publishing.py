@@ -196,8 +196,8 @@ def _publishable(files: PromptFiles, repo_id: str) -> PromptManifest:
         # The path of a file on this machine is nobody else's business, and the weights are published too.
         if manifest.model_name.startswith("local-dir:"):
             name = listed_as(encoders.open_clip_config["model_cfg"]) or f"hf-hub:{repo_id}"
-            return replace(manifest, model_name=name, pretrained=None)
-        return manifest if listed else replace(manifest, pretrained=None)
+            return replace(manifest, model_name=name, pretrained=None, weights_size=None)
+        return manifest if listed else replace(manifest, pretrained=None, weights_size=None)
     if not listed:
         raise ValueError(
             f"open_clip lists no weights of {manifest.model_name} tagged {manifest.pretrained!r}, so nobody else could "

@@ -1,6 +1,7 @@
 """Saves a prompted model to a folder."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from promptreid.errors import listed
 from promptreid.hub.manifest import PromptManifest
 from promptreid.hub.prompt_files import FILES, MANIFEST, check_replaceable, is_finite, write_prompt_files
+from promptreid.model.base_lookup import make_base
 from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
 from promptreid.towers.fingerprint import (
@@ -19,7 +21,7 @@ from promptreid.towers.fingerprint import (
     weights_changed,
     without_tensors,
 )
-from promptreid.towers.loading import ClipSource, load_clip, model_config, preprocess_config, source_of, unlike_source
+from promptreid.towers.loading import ClipSource, model_config, preprocess_config, source_of, unlike_source
 from promptreid.towers.names import is_listed_tag
 from promptreid.towers.tower import uses_quick_gelu
 from promptreid.version import __version__
@@ -155,12 +157,8 @@ def _has_changed(model: "PromptedCLIP", clip: nn.Module, source: ClipSource, dig
     """Whether the encoders differ from those that anybody can make from the source."""
     if model.base_digests is None:
         return True
-
-    def remake() -> nn.Module:
-        return load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
-
     try:
-        return weights_changed(model.base_digests, clip, remake, now=digests)
+        return weights_changed(model.base_digests, clip, partial(make_base, source), now=digests)
     except Exception:  # of any kind: the base is not available for comparison, and saving the encoders is safe
         return True
 
@@ -189,4 +187,5 @@ def _describe(
         library_version=__version__,
         kinds=model.prompt_kinds,
         weights=weight_checks(clip, digests),
+        weights_size=source.weights_size,
     )

@@ -62,11 +62,15 @@ class ClipSource:
             `"local-dir:…"`.
         pretrained: open_clip's tag or a file's path; `None` for random weights.
         image_size: (height, width) in pixels.
+        weights_size: The same of a file's weights, where `load_clip` was told.
+        quick_gelu: Whether a file's weights were trained with QuickGELU; `None` where the rest says it.
     """
 
     name: str
     pretrained: str | None
     image_size: tuple[int, int]
+    weights_size: tuple[int, int] | None = None
+    quick_gelu: bool | None = None
 
     @property
     def commit(self) -> str | None:
@@ -219,6 +223,7 @@ def load_clip(
         if saved is not None:
             raise ValueError(f"weights_size is {saved}, that of a file, but pretrained is {pretrained!r}; leave it out")
         config = _config_to_make(name, choose_quick_gelu(name, pretrained, given=quick_gelu, saved=None))
+        quick_gelu = None  # the name and the tag say it
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
         load = partial(_load_file, name, saved=saved, given=quick_gelu, cache=cache)
@@ -227,12 +232,13 @@ def load_clip(
             pretrained = f"{pretrained.partition('@')[0]}@{commit}"
         else:
             clip, config = load(Path(pretrained))
+        quick_gelu = bool(config.get("quick_gelu"))
     if size is not None:
         if not patch and not is_repository(name):
             check_patch(name, size, patch_grid_of(clip).patch)
         resize_images(clip, size)
     digests = None if pretrained is None and not is_repository(name) else weight_digests(clip)
-    source = ClipSource(name, pretrained, image_size_of(clip))
+    source = ClipSource(name, pretrained, image_size_of(clip), saved, quick_gelu)
     return stamp(clip.to(device).eval(), source, config, digests=digests)
 
 
