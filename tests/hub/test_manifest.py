@@ -46,9 +46,11 @@ def test_size_of_a_file_of_weights_round_trips_and_is_left_out_where_it_is_not_s
     manifest = make_manifest(pretrained="own.pt", weights_size=(384, 128))
     read = parse_manifest(manifest.to_json().encode(), source="f")
     assert read.weights_size == (384, 128)
-    assert read.source == ClipSource("ViT-B-16", "own.pt", (384, 128), weights_size=(384, 128), quick_gelu=True)
+    assert read.source == ClipSource("ViT-B-16", "own.pt", (384, 128), weights_size=(384, 128))
+    assert read.source.quick_gelu is True
     assert "weights_size" not in make_manifest().to_json()
     assert make_manifest().source == ClipSource("ViT-B-16", "openai", (384, 128))
+    assert make_manifest().source.quick_gelu is None
     with pytest.raises(CheckpointError, match="weights_size is"):
         parse_manifest(make_manifest(weights_size=(0, 2)).to_json().encode(), source="f")
 

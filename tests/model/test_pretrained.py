@@ -436,7 +436,7 @@ def test_prompts_on_a_file_that_needed_settings_load_with_them(tmp_path, batch, 
     assert names(folder) == PROMPT_FILES
     loaded = load_prompts(folder, trust_base=True)
     assert torch.equal(scores(loaded, batch), scores(model, batch))
-    assert loaded.source == model.source
+    assert (loaded.source, loaded.source.quick_gelu) == (model.source, model.source.quick_gelu)
     again = save_prompts(loaded, tmp_path / "again")
     assert names(again) == PROMPT_FILES
     assert (again / "prompt_config.json").read_bytes() == (folder / "prompt_config.json").read_bytes()
@@ -690,6 +690,19 @@ def test_source_that_was_told_is_named_where_it_gives_the_model_again(tmp_path, 
     again = load_prompts(tmp_path / "m", trust_base=True)
     images = torch.randn(2, 3, *size)
     assert torch.equal(again.encode_image(images), model.encode_image(images))
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_source_of_a_file_may_be_told_without_its_activation(tmp_path, batch, quick_gelu):
+    weights, length = tmp_path / "own.pt", 32
+    state = make_base((64, 64)).state_dict()
+    torch.save(state | {"positional_embedding": state["positional_embedding"][:length]}, weights)
+    clip = load_clip("promptreid-tiny", pretrained=weights, image_size=SIZE, quick_gelu=quick_gelu)
+    model = PromptedCLIP(clip, source=ClipSource("promptreid-tiny", str(weights), SIZE)).eval()
+    folder = save_prompts(model, tmp_path / "m")
+    assert names(folder) == PROMPT_FILES
+    images = torch.randn(2, 3, *SIZE)
+    assert torch.equal(load_prompts(folder, trust_base=True).encode_image(images), model.encode_image(images))
 
 
 @pytest.mark.parametrize("told", [None, ClipSource("promptreid-tiny", "generated", (96, 48))])

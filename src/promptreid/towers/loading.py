@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,15 @@ class ClipSource:
         pretrained: open_clip's tag or a file's path; `None` for random weights.
         image_size: (height, width) in pixels.
         weights_size: The same of a file's weights, where `load_clip` was told.
-        quick_gelu: Whether a file's weights were trained with QuickGELU; `None` where the rest says it.
+        quick_gelu: Whether a file's weights were trained with QuickGELU; `None` where the rest says it. Sources that
+            differ only in this are equal, since the model itself tells.
     """
 
     name: str
     pretrained: str | None
     image_size: tuple[int, int]
     weights_size: tuple[int, int] | None = None
-    quick_gelu: bool | None = None
+    quick_gelu: bool | None = field(default=None, compare=False)
 
     @property
     def commit(self) -> str | None:
