@@ -71,7 +71,7 @@ def test_file_of_another_model_is_neither_overwritten_nor_deleted(tmp_path, make
     (tmp_path / name).write_text("another model")
     for more in ({}, {"encoders": encoders, "open_clip_config": CONFIG}):
         with pytest.raises(
-            FileExistsError, match=rf"holds {name}, which is not part of prompts.*choose another folder"
+            FileExistsError, match=rf"holds {name}, which no prompt_config.json there lists.*choose another folder"
         ):
             write_prompt_files(tmp_path, make_manifest(), tensors, **more)
     assert visible(tmp_path) == {name}
@@ -80,7 +80,9 @@ def test_file_of_another_model_is_neither_overwritten_nor_deleted(tmp_path, make
 
 def test_weights_put_beside_saved_prompts_are_neither_overwritten_nor_deleted(folder, make_manifest, tensors):
     (folder / "open_clip_model.safetensors").write_text("another model")
-    with pytest.raises(FileExistsError, match=r"holds open_clip_model\.safetensors, which is not part of prompts"):
+    with pytest.raises(
+        FileExistsError, match=r"holds open_clip_model\.safetensors, which no prompt_config\.json there"
+    ):
         write_prompt_files(folder, make_manifest(), tensors)
     assert (folder / "open_clip_model.safetensors").read_text() == "another model"
 

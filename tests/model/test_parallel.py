@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from open_clip.model import CLIP
+from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from promptreid import PromptConfig, PromptedCLIP, TwoStageSchedule, load_clip
+from promptreid.towers.modes import evaluating
 
 
 @pytest.fixture
@@ -167,6 +169,36 @@ def test_model_that_trains_is_in_eval_mode_until_the_last_thread_has_encoded(cli
     torch.testing.assert_close(clip.state_dict(), before, rtol=0, atol=0)
     assert all(part.training for part in clip.modules())
     assert (model.vision.training, model.text.training) == (True, False)
+
+
+def test_mode_that_is_set_inside_a_block_of_evaluating_is_found_again(clip):
+    model = PromptedCLIP(clip).train()
+    with evaluating(model):
+        model.train()
+        with evaluating(model):
+            assert not model.training
+        assert model.training
+        model.eval()
+        with evaluating(model):
+            model.train()
+        assert not any(part.training for part in model.modules())
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("config", [PromptConfig(), PromptConfig(kind="grouped", groups=("a", "b"), text_length=0)])
+def test_blocks_that_are_compiled_one_by_one_are_compiled_once(clip, images, config):
+    model = PromptedCLIP(clip, config).eval()
+    groups = {"groups": ["a", "b", "a", "b", "a"][: len(images)]} if config.kind == "grouped" else {}
+    counter, counts = CompileCounter(), []
+    with torch.no_grad():
+        expected = model.encode_image(images, **groups)
+        for block in clip.visual.transformer.resblocks:
+            block.compile(backend=counter)
+        for _ in range(12):
+            torch.testing.assert_close(model.encode_image(images, **groups), expected, rtol=1e-4, atol=1e-5)
+            counts.append(counter.frame_count)
+    assert counts[1] == counts[-1] > 0
 
 
 def test_switch_to_train_mode_within_a_block_leaves_prompts_where_they_are(clip, images):

@@ -236,6 +236,15 @@ def reversed_blocks(visual, sequence):
     return type(visual.transformer).forward(visual.transformer, sequence).flip(1)
 
 
+class Named(VisionTransformer):
+    """A class of one's own without a method of its own, as FSDP makes them."""
+
+
+def test_last_block_computes_one_token_in_a_subclass_without_methods(clip, images):
+    clip.visual.__class__ = Named
+    assert PromptedCLIP(clip, PromptConfig(2, 2)).vision.last_block.alone(0) == 0
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("replacement", REPLACEMENTS)
 def test_nothing_is_left_out_of_towers_with_something_of_ones_own(clip, images, tokens, replacement, late):

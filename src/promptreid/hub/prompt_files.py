@@ -257,8 +257,8 @@ def check_replaceable(directory: Path) -> Set[str]:
     foreign = [name for name in FILES if name not in replaceable and os.path.lexists(directory / name)]
     if foreign:
         raise FileExistsError(
-            f"{directory} holds {', '.join(foreign)}, which {'is' if len(foreign) == 1 else 'are'} not part of prompts "
-            "saved there and would be lost; choose another folder, or move them away first"
+            f"{directory} holds {', '.join(foreign)}, which no {MANIFEST} there lists and saving would lose; choose "
+            "another folder, or move them away first"
         )
     return replaceable
 

@@ -40,10 +40,13 @@ def evaluating(module: nn.Module) -> Generator[None, None, None]:
         [True, False]
     """
     parts = list(module.modules())
+    found: dict[nn.Module, bool] = {}  # inside other blocks, where somebody may have called train()
     with _evaluated_lock:
         for part in parts:
-            users, training = _evaluated.get(part, (0, False))
-            _evaluated[part] = (users + 1, training or part.training)
+            if part in _evaluated:
+                found[part] = part.training
+            users, training = _evaluated.get(part, (0, part.training))
+            _evaluated[part] = (users + 1, training)
         module.eval()
     try:
         yield
@@ -51,10 +54,11 @@ def evaluating(module: nn.Module) -> Generator[None, None, None]:
         with _evaluated_lock:
             for part in parts:
                 users, training = _evaluated.pop(part)
-                if users == 1:
-                    part.training = training
-                else:
+                if users > 1:
                     _evaluated[part] = (users - 1, training)
+                    part.training = found.get(part, part.training)
+                else:
+                    part.training = training
 
 
 @contextmanager

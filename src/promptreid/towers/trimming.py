@@ -77,17 +77,18 @@ class ThreadValue:
         if compiling:
             return
         others = tuple(entry for entry in _VALUES.get() if entry[0] != self.key)
-        _VALUES.set(others if value is None else (*others, (self.key, next(self._keys), value)))
+        _VALUES.set(others if value is None else (*others, (self.key, 0, value)))
 
     @contextmanager
     def held(self, value: Any) -> Generator[None, None, None]:
         """Set the value inside the block, which may end after others that began in it, as in generators."""
-        number = next(self._keys)
+        # The same numbers in every call: compiled code depends on them, and would be compiled again for others.
+        number = 1 + max((number for key, number, _ in _VALUES.get() if key == self.key), default=0)
         _VALUES.set((*_VALUES.get(), (self.key, number, value)))
         try:
             yield
         finally:
-            _VALUES.set(tuple(entry for entry in _VALUES.get() if entry[1] != number))
+            _VALUES.set(tuple(entry for entry in _VALUES.get() if entry[:2] != (self.key, number)))
 
 
 class CaptionTrim:
@@ -255,11 +256,22 @@ def _package_of(kind: type) -> str:
 
 def _are_usual(*modules: nn.Module) -> bool:
     """Whether all are open_clip's own, without a method of anybody else's in place of one of theirs."""
-    return all(type(module) in _USUAL for module in modules) and not any(
+    return all(_is_usual_kind(type(module)) for module in modules) and not any(
         callable(value) and callable(getattr(type(module), name, None)) and not _is_own(value)
         for module in modules
         for name, value in vars(module).items()
     )
+
+
+def _is_usual_kind(kind: type) -> bool:
+    """Whether a class is one of open_clip's, or a subclass with no methods but `__init__`, as FSDP's are."""
+    for each in kind.__mro__:
+        if each in _USUAL:
+            return True
+        own = [name for name, value in vars(each).items() if callable(value) or isinstance(value, property)]
+        if own not in ([], ["__init__"]) and not each.__module__.startswith("torch.distributed."):
+            return False
+    return False
 
 
 def _is_own(call: Any) -> bool:
