@@ -173,6 +173,18 @@ def test_packed_paths_none_is_empty() -> None:
         ("stands left of the car", "stands right of the car"),
         ("in its left the handle", "in its right the handle"),
         ("on the\nleft the man", "on the\nright the man"),
+        ("Strap crosses from left to right over his chest", "Strap crosses from right to left over his chest"),
+        ("strapped right over left", "strapped left over right"),
+        ("from right to left over his shirt", "from left to right over his shirt"),
+        ("slung left over his chest", "slung right over his chest"),
+        ("facing left in front of a store", "facing right in front of a store"),
+        ("looking left in the middle of the street", "looking right in the middle of the street"),
+        ("turning right in front of a car", "turning left in front of a car"),
+        ("bag on left under her arm", "bag on right under her arm"),
+        ("With left in front of his body", "With right in front of his body"),
+        ("open on right in front", "open on left in front"),
+        ("to right there is a sign", "to left there is a sign"),
+        ("walking left her hair loose", "walking right her hair loose"),
     ],
 )
 def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) -> None:
@@ -199,6 +211,9 @@ def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) ->
         "right behind him",
         "right next to the door, right there",
         "with a bag on right behind him",
+        "just left",
+        "right over there",
+        "walking right behind him",
         "he is all right",
         "a left-over bag",
         "",
@@ -209,7 +224,7 @@ def test_mirror_caption_leaves_what_names_no_side(caption: str) -> None:
     assert mirror_caption(caption) == caption
 
 
-WORDS = "left right Left RIGHT bag the a her man's he has just all in on to over behind now bright , . hand -handed -"
+WORDS = "left right Left RIGHT bag the a her man's he has just all in on to over behind now there under facing bright , . hand -handed -"
 
 
 @given(st.lists(st.sampled_from(WORDS.split())))

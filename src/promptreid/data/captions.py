@@ -91,20 +91,32 @@ _OWNED = re.compile(
     re.IGNORECASE,
 )
 
-# "on left a bag": these stand before a side, unless what follows is an adverb, as in "with a bag on right behind him".
-_TOWARDS = re.compile(r"\b(?:on|in|at|to|from|of|by|with|towards?)\s+$", re.IGNORECASE)
+# "from left to right", "left over right": beside one another both are sides.
+_PAIR_BEFORE = re.compile(r"\b(?:left|right)\s+(?:to|and|or|over)\s+$", re.IGNORECASE)
+_PAIR_AFTER = re.compile(r"\s+(?:to|and|or|over)\s+(?:left|right)\b", re.IGNORECASE)
+
+# "on left a bag", "facing left in front of a shop": these stand before a side, whatever follows, except for a strict
+# adverb, as in "with a bag on right behind him".
+_TOWARDS = re.compile(
+    r"\b(?:on|in|at|to|from|of|by|with|towards?|facing|faces|look(?:ing|s)|turn(?:ed|ing|s)|walk(?:ing|s)|heading|heads"
+    r"|leaning|moving|pointing)\s+$",
+    re.IGNORECASE,
+)
 _OBJECT = re.compile(r"\s+(?:the|an?|his|her|their|its)\b", re.IGNORECASE)  # "left the shop"
 
-# "right behind him", "right now", "left open".
+# "right behind him", "right now".
+_STRICT = r"now|away|after|behind|next|before|at the"
+_STRICT_ADVERB = re.compile(rf"\s+(?:{_STRICT})\b|-over\b", re.IGNORECASE)
+# And "right there", "left open", "right over there".
 _ADVERB = re.compile(
-    r"\s+(?:now|away|here|there|after|before|behind|beside|next|above|below|under|underneath|open|at the"
-    r"|in front|in the (?:middle|cent(?:er|re)))\b|[\s-]over\b",
+    rf"\s+(?:{_STRICT}|here|there|over (?:here|there)|beside|above|below|under|underneath|open|in front"
+    r"|in the (?:middle|cent(?:er|re)))\b|-over\b",
     re.IGNORECASE,
 )
 
-# "he left", "who just left"; "all right"; "has just left", where the sentence ends or says for what.
+# "he left", "who just left"; "all right"; "just left", where the sentence ends or says for what.
 _VERB = re.compile(r"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:\s+(?:just|already|recently))?)\s+$", re.IGNORECASE)
-_PERFECT = re.compile(r"\b(?:has|have|had|having)(?:\s+(?:just|already|recently))?\s+$", re.IGNORECASE)
+_PERFECT = re.compile(r"\b(?:just|(?:has|have|had|having)(?:\s+(?:just|already|recently))?)\s+$", re.IGNORECASE)
 _END = re.compile(r"\s*(?:[.,;:!?)]|$|for\b)", re.IGNORECASE)
 
 
@@ -131,11 +143,13 @@ def mirror_caption(caption: str) -> str:
 
 def _is_side(before: str, after: str) -> bool:
     """Whether left or right is a side, by what stands before and after it."""
-    if _SURELY_SIDE.match(after) or _OWNED.search(before):
+    if _SURELY_SIDE.match(after) or _OWNED.search(before) or _PAIR_BEFORE.search(before) or _PAIR_AFTER.match(after):
         return True
+    if _TOWARDS.search(before):
+        return _STRICT_ADVERB.match(after) is None
     if _ADVERB.match(after) or _VERB.search(before) or (_PERFECT.search(before) and _END.match(after)):
         return False
-    return _OBJECT.match(after) is None or _TOWARDS.search(before) is not None
+    return _OBJECT.match(after) is None
 
 
 _FORMAT_VERSION = 2  # since 2 with a digest
