@@ -224,7 +224,10 @@ def test_mirror_caption_leaves_what_names_no_side(caption: str) -> None:
     assert mirror_caption(caption) == caption
 
 
-WORDS = "left right Left RIGHT bag the a her man's he has just all in on to over behind now there under facing bright , . hand -handed -"
+WORDS = (
+    "left right Left RIGHT bag the a her man's he has just all in on to over behind now there under facing bright , . "
+    "hand -handed -"
+)
 
 
 @given(st.lists(st.sampled_from(WORDS.split())))
