@@ -338,6 +338,35 @@ def test_copy_again_takes_out_what_was_removed_from_the_gallery_since(model, fol
         copied.add_features(unit(3, model.embed_dim), gone)
 
 
+def test_copy_again_keeps_what_the_gallery_holds_under_the_name_of_another_folders_mark(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    source = Gallery(None, ["gate/17", "gate/18"], unit(2, 8))
+    source.remove("gate/17")
+    monkeypatch.chdir(tmp_path)
+    source.add_features(unit(1, 8), ["gate/17"])
+    assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/17", "gate/18"]
+    monkeypatch.chdir(tmp_path / "work")  # where the mark and the key are one path
+    with pytest.warns(UserWarning, match="1 erased image left out: gate/17"):
+        again = source.to_store(tmp_path / "copy")
+    assert keys_of(again) == ["gate/17", "gate/18"]
+
+
+def test_copy_again_leaves_what_was_restored_in_the_store_until_it_is_removed_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = Gallery(None, ["gate/17", "gate/18"], unit(2, 8))
+    source.remove("gate/17")
+    copied = source.to_store(tmp_path / "copy")
+    copied.restore("gate/17")
+    copied.add_features(unit(1, 8), ["gate/17"])
+    for _ in range(2):
+        assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/17", "gate/18"]
+    source.add_features(unit(1, 8), ["gate/17"])
+    source.to_store(tmp_path / "copy")
+    source.remove("gate/17")
+    assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/18"]
+
+
 def interrupted(add):
     calls = []
 

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
@@ -87,6 +87,7 @@ def _keys_where(store: LanceStore, condition: str) -> list[str]:
 
 def keys_of_paths(store: LanceStore, paths: Collection[str]) -> list[str]:
     """The keys of the images that a gallery calls by these absolute paths; those that are no files may be relative."""
+    paths = frozenset(paths)
     named = [key for key in _keys_where(store, "size < 0") if key_forms(key)[-1] in paths]
     return list(dict.fromkeys([*store.stamps(list(paths)), *named]))
 
@@ -158,6 +159,36 @@ def remember_removed(store: LanceStore, keys: Sequence[str]) -> None:
     store.place.make_private(REMOVED)
 
 
+# Before a path of which a gallery's removal was passed on; no path holds it.
+_PASSED_ON = "passed on\0"
+
+
+def pass_on_removals(store: LanceStore, paths: Iterable[str], *, held: Collection[str]) -> None:
+    """Erase and remember what a gallery removed, once for each removal, so that what is restored afterwards stays.
+
+    Args:
+        store: The store.
+        paths: The absolute paths that the gallery removed.
+        held: The keys of what it holds now, which stays.
+    """
+    known = removed_digests(store)
+    # An image that came back may be removed again.
+    if back := known & {key_digest(_PASSED_ON + form) for key in held for form in key_forms(key)} if known else None:
+        _forget(store, back)
+    fresh = sorted({path for path in paths if path not in held and key_digest(_PASSED_ON + path) not in known})
+    if not fresh:
+        return
+    remember_removed(store, fresh)
+    if there := [key for key in keys_of_paths(store, fresh) if key not in held]:
+        remove(store, there)
+    remember_removed(store, [_PASSED_ON + path for path in fresh])  # last: an interrupted copy begins again
+
+
+def _forget(store: LanceStore, digests: Collection[str]) -> None:
+    condition = f"digest IN ({', '.join(map(quoted, sorted(digests)))})"
+    committed(store.place.url, lambda: store.place.dataset(REMOVED).delete(condition))
+
+
 def forget_removed(store: LanceStore, images: Images) -> int:
     """Forget that images were removed, by key or path, so that indexing takes them in again.
 
@@ -176,8 +207,7 @@ def forget_removed(store: LanceStore, images: Images) -> int:
         if not known:
             raise KeyError(f"{name!r} was not removed from the store; nothing was restored")
         found |= known
-    condition = f"digest IN ({', '.join(map(quoted, sorted(found)))})"
-    committed(store.place.url, lambda: store.place.dataset(REMOVED).delete(condition))
+    _forget(store, found)
     return len(found)
 
 

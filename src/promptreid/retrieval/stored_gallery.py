@@ -32,9 +32,8 @@ from promptreid.retrieval.lance_removal import (
     Erasure,
     erase,
     forget_removed,
-    keys_of_paths,
     named_keys,
-    remember_removed,
+    pass_on_removals,
     remove,
 )
 from promptreid.retrieval.lance_store import LanceStore
@@ -384,8 +383,11 @@ def copy_to_store(
             raise
     for segment in exact.segments:
         put_in(store, segment.images.with_full_paths(), segment.features)
-    if removed := {mark["path"] for mark in header.get("removed", [])}:
-        remember_removed(store, sorted(removed))
-        if there := keys_of_paths(store, removed):
-            remove(store, there)
+    pass_on_removals(store, (mark["path"] for mark in header.get("removed", [])), held=_held(gallery))
     return StoredGallery(store, model)
+
+
+def _held(gallery: GalleryState) -> set[str]:
+    """What the gallery holds, by every name that it may have in a store."""
+    tables = [segment.images for segment in gallery.exact.segments]
+    return {str(path) for table in tables for form in (table, table.with_full_paths()) for path in form.paths}
