@@ -241,6 +241,25 @@ def test_build_image_cache_image_that_could_not_be_decoded_is_tried_again(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
 
 
+@pytest.mark.parametrize(("name", "error"), [("locked", PermissionError), ("flush", OSError)])
+def test_build_image_cache_that_cannot_be_written_is_used_as_it_is(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[OSError]
+) -> None:
+    decode = image_cache._decode
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_decode", lambda path, wanted: "bad" if path == paths[3] else decode(path, wanted))
+        with pytest.warns(UserWarning, match="1 of 7 images"):
+            build(paths, tmp_path / "cache", on_bad="skip")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error("no")
+
+    monkeypatch.setattr(image_cache, name, refuse)
+    with pytest.warns(UserWarning, match=r"1 of 7 images .*3\.png"):
+        cache = build(paths, tmp_path / "cache", on_bad="skip")
+    assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE))
+
+
 def test_build_image_cache_disk_too_small_raises_before_it_writes(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

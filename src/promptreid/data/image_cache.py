@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ def build_image_cache(
         with locked(target.with_suffix(".lock"), action=f"building the image cache {target}"):
             manifest = _read_manifest(target) or _build(pixels, contents, num_threads, progress)
     elif manifest["bad"]:
-        manifest = _decode_bad_again(pixels, contents, manifest, num_threads, progress)
+        with suppress(OSError):  # a folder that is read-only or full is used as it is
+            manifest = _decode_bad_again(pixels, contents, manifest, num_threads, progress)
     reasons = {**manifest["bad"], "": "cannot be read"}
     bad = {path: reasons[digest] for path, digest in digests.items() if digest in reasons}
     report_bad(bad, len(paths), on_bad=on_bad, what="images")
