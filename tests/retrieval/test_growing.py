@@ -422,7 +422,22 @@ def test_note_of_nothing_is_kept_beside_what_another_wrote(tmp_path, value):
     other.save()
     gallery.notes["spread"] = value
     gallery.save()
-    assert gallery.notes == Gallery.load(gallery.directory).notes == {"place": "yard", "spread": None}
+    assert Gallery.load(gallery.directory).notes == {"place": "yard", "spread": None}
+    assert gallery.notes == {"place": "yard", "spread": value}
+
+
+def test_notes_keep_their_form_in_memory_when_another_wrote(tmp_path):
+    gallery = grown(tmp_path / "index", parts=1)
+    gallery.notes.update({3: "three", "size": (1, 2)})
+    gallery.save()
+    gallery.notes["late"] = {1: (2,)}
+    other = Gallery.load(gallery.directory)
+    other.notes["place"] = "yard"
+    other.save()
+    gallery.add_features(unit(1, seed=9), ["new"])
+    assert gallery.notes == {3: "three", "size": (1, 2), "late": {1: (2,)}, "place": "yard"}
+    written = {"3": "three", "size": [1, 2], "late": {"1": [2]}, "place": "yard"}
+    assert Gallery.load(gallery.directory).notes == written
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

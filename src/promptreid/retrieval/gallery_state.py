@@ -122,16 +122,28 @@ class GalleryState:
             raise CheckpointError(
                 f"{folder} was replaced by a gallery of another model or storage since it was loaded; load it again"
             )
-        own = _as_written(self.header["notes"])
-        changed = {key: value for key, value in own.items() if key not in self._notes or self._notes[key] != value}
-        gone = self._notes.keys() - own.keys()
-        notes = {key: value for key, value in header.get("notes", {}).items() if key not in gone} | changed
+        notes = self._joined_notes(header.get("notes", {}))
         self._follow(exact)
         self.exact = exact if self.exact.device.type == "cpu" else exact.to(self.exact.device)
         self._now(description)
         self.header["notes"].clear()
         self.header = {**header, "notes": self.header["notes"]}
         self.header["notes"].update(notes)
+
+    def _joined_notes(self, written: Mapping[str, Any]) -> dict[Any, Any]:
+        """The notes that others wrote, with those that were changed here since; own ones keep their form."""
+        own: dict[str, tuple[Any, Any, Any]] = {}  # by the key in the file: key and value here, value in the file
+        for key, value in self.header["notes"].items():
+            ((name, as_written),) = _as_written({key: value}).items()
+            own[name] = key, value, as_written
+        gone = self._notes.keys() - own.keys()
+        notes = {name: value for name, value in written.items() if name not in gone}
+        for name, (key, value, as_written) in own.items():
+            changed = name not in self._notes or self._notes[name] != as_written
+            if changed or (name in notes and notes[name] == as_written):
+                notes.pop(name, None)
+                notes[key] = value
+        return notes
 
     def _follow(self, exact: ExactIndex) -> None:
         """Tell a foreign index how `exact` differs."""
