@@ -169,6 +169,14 @@ def test_draw_scores_leaves_out_what_is_no_share():
     assert lines(axis) == {"q": ([1, 2], [25, 50]), "rank20": ([1, 2], [50, 75])}
 
 
+def test_draw_scores_of_which_none_is_a_share_are_drawn_as_they_are():
+    history = logged({"own": 45.0, "gap": -2.0, "q": None}, {"own": 55.0, "gap": -1.0, "q": None})
+    axis = new_figure(3, 3).subplots()
+    draw_scores(axis, history, baseline={"own": 30.0})
+    assert lines(axis) == {"own": ([0, 1, 2], [30, 45, 55]), "gap": ([1, 2], [-2, -1])}
+    assert axis.get_ylabel() == "score"
+
+
 def test_draw_training_curves_of_scores_and_losses_that_are_null(tmp_path):
     history = logged({"mAP": None, "q": 1.0})
     history[0]["losses"]["own"] = None

@@ -68,18 +68,24 @@ def draw_losses(axis: Any, history: Sequence[Mapping[str, Any]]) -> None:
 def draw_scores(
     axis: Any, history: Sequence[Mapping[str, Any]], *, baseline: Mapping[str, float] | None = None
 ) -> None:
-    """Draw the scores of each epoch in percent into matplotlib's axes; arguments as for `draw_training_curves`."""
+    """Draw the scores of each epoch in percent into matplotlib's axes; arguments as for `draw_training_curves`.
+
+    Scores that are no fractions are left out; if there are no others, they are drawn as they are.
+    """
     _check(history)
     before = [(0, baseline)] if baseline else []
     scored = [*before, *_by_epoch(history, "scores")]
-    percent = [name for name in _names(history, "scores") if _is_fraction(name, _points(scored, name))]
-    for number, name in enumerate(percent):
-        _draw_line(axis, number, name, _points(scored, name, factor=100))
+    names = _names(history, "scores")
+    shown = [name for name in names if _is_fraction(name, _points(scored, name))]
+    others = [name for name in names if name not in shown]
+    as_they_are = bool(others) and not any(_points(scored, name) for name in shown)
+    for number, name in enumerate(others if as_they_are else shown):
+        _draw_line(axis, number, name, _points(scored, name, factor=1 if as_they_are else 100))
     ringed = _kept(history)
     kept = [point for point in _points(_by_epoch(history, "scores"), _CHOOSING, factor=100) if point[0] in ringed]
     if kept:
         axis.plot(*zip(*kept, strict=True), "o", markersize=11, fillstyle="none", color=_ink(axis), label="kept")
-    _finish(axis, history, "score, %", first="bare" if baseline else None)
+    _finish(axis, history, "score" if as_they_are else "score, %", first="bare" if baseline else None)
 
 
 def _is_fraction(name: str, points: Sequence[tuple[float, float]]) -> bool:
