@@ -129,6 +129,18 @@ def test_imagefolder_with_two_tables_for_a_split_wants_one_named(tmp_path: Path)
         load_dataset(tmp_path)
 
 
+def test_imagefolder_table_beside_those_of_the_splits_is_ignored_with_a_warning(tmp_path: Path) -> None:
+    for table, person in (("train/metadata.csv", 1), ("test/metadata.csv", 2), ("captions.csv", 3)):
+        write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": person}])
+    with pytest.warns(UserWarning, match=r"captions\.csv in .* is ignored") as caught:
+        data = load_dataset(tmp_path)
+    assert len(caught) == 1
+    assert [split.records[0].person_id for split in data.splits] == [1, 2]
+    with pytest.warns(UserWarning, match=r"captions\.csv in .* is ignored") as caught:
+        check_dataset(tmp_path, progress=False)
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("content", ["", "name,licence\na.jpg,CC0\n", "{", "image;caption;person_id\n", "\xff"])
 @pytest.mark.parametrize("name", ["README.csv", "notes.jsonl"])
 def test_imagefolder_ignores_tables_of_anything_else(tmp_path: Path, name: str, content: str) -> None:
@@ -232,7 +244,7 @@ def test_write_imagefolder_other_images_for_the_same_rows_are_another_dataset(tm
     for changed in (image_file("blue"), image_file("red", "PNG")):
         people = [*rows()]
         people[1]["image"] = {"bytes": changed}
-        with pytest.raises(FileExistsError, match="holds another dataset; give a new folder"):
+        with pytest.raises(FileExistsError, match="holds other images for these rows; give a new folder"):
             write_imagefolder(people, folder, progress=False)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -243,6 +255,56 @@ def test_write_imagefolder_deleted_image_is_written_again(tmp_path: Path) -> Non
     path.unlink()
     write_imagefolder(rows(), folder, progress=False)
     assert path.read_bytes() == image_file()
+
+
+def test_write_imagefolder_keeps_the_file_of_a_source_that_is_gone(tmp_path: Path) -> None:
+    source = tmp_path / "a.jpg"
+    source.write_bytes(image_file())
+    people = [{"image": str(source), "text": "a man", "person_id": 1, "split": "test"}]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    source.unlink()
+    write_imagefolder(people, folder, progress=False)
+    (path,) = (folder / "test").iterdir()
+    assert path.read_bytes() == image_file()
+    path.unlink()
+    with pytest.raises(DatasetError, match="the image of row 0 cannot be read"):
+        write_imagefolder(people, folder, progress=False)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+def test_write_imagefolder_images_in_memory_are_compared_by_their_pixels(tmp_path: Path, mode: str) -> None:
+    people = [{"image": Image.new(mode, (32, 64), 3), "text": "a man", "person_id": 1, "split": "test"}]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    (path,) = (folder / "test").iterdir()
+    people[0]["image"].save(path, compress_level=0)  # as another version of Pillow may write it
+    before = path.read_bytes()
+    write_imagefolder(people, folder, progress=False)
+    assert path.read_bytes() == before
+    people[0]["image"] = Image.new(mode, (32, 64), 4)
+    with pytest.raises(FileExistsError, match="holds other images for these rows"):
+        write_imagefolder(people, folder, progress=False)
+
+
+def test_write_imagefolder_blanks_around_a_split_are_no_part_of_it(tmp_path: Path) -> None:
+    people = [{**row, "split": split} for row, split in zip(rows(), (" Train", "  ", "test "), strict=True)]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("split") for line in lines] == ["train", None, "test"]
+
+
+def test_write_imagefolder_takes_splits_that_are_class_labels(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "person_id": datasets.Value("int64"),
+            "split": datasets.ClassLabel(names=["test", "train"]),
+        }
+    )
+    part = datasets.Dataset.from_list(list(rows()), features=features)
+    data = load_dataset(write_imagefolder(part, tmp_path / "own", progress=False))
+    assert [len(split) for split in data.splits] == [2, 1]
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, torch.tensor])

@@ -80,13 +80,19 @@ def write_imagefolder(
         disable=None if progress else True,
     )
     for index, row in enumerate(bar):
-        content, ending = _content(row["image"], f"row {index}")
+        try:
+            content, ending = _content(row["image"], f"row {index}")
+        except DatasetError:
+            if written is None or not _has_file(place, written[index]):
+                raise
+            names.append("")  # the source is gone, and its file stays
+            continue
         names.append(f"{row.get('split', 'images')}/{index:07d}{ending}")
         path = place / names[index]
-        if _holds(path, content):
+        if _holds(path, content, pixels=isinstance(row["image"], Image.Image)):
             continue
         if written is not None and (written[index] != {"file_name": names[index], **described[index]} or path.exists()):
-            raise _another(place)
+            raise _another(place, "other images for these rows")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomically(path, content)
     if written is None:
@@ -108,13 +114,29 @@ def _readable_twice(dataset: Any) -> Any:
     return list(cast("Iterator[Any]", dataset)) if isinstance(dataset, Iterator) else dataset
 
 
-def _another(place: Path) -> FileExistsError:
-    return FileExistsError(f"{place} holds another dataset; give a new folder, or load it with load_dataset")
+def _another(place: Path, what: str = "another dataset") -> FileExistsError:
+    return FileExistsError(f"{place} holds {what}; give a new folder, or load it with load_dataset")
 
 
-def _holds(path: Path, content: bytes) -> bool:
-    """Whether an image is there already, byte for byte."""
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+def _has_file(place: Path, row: dict[str, Any] | None) -> bool:
+    name = (row or {}).get("file_name")
+    return isinstance(name, str) and (place / name).is_file()
+
+
+def _holds(path: Path, content: bytes, *, pixels: bool) -> bool:
+    """Whether an image is there already, byte for byte; or only by its pixels, which another Pillow packs otherwise."""
+    if not path.is_file():
+        return False
+    there = path.read_bytes()
+    return there == content or (pixels and _pixels(there) == _pixels(content))
+
+
+def _pixels(content: bytes) -> Any:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.mode, image.size, image.getpalette(), image.info.get("transparency"), image.tobytes()
+    except (OSError, UnidentifiedImageError):
+        return None
 
 
 def _as_read(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -169,6 +191,8 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
 
         if isinstance(part.features[columns["image"]], ImageFeature):
             part = part.cast_column(columns["image"], ImageFeature(decode=False))
+    # What names the number of a class, where the split is one.
+    class_name = getattr(getattr(part, "features", {}).get("split"), "int2str", None)
     for index, row in enumerate(part):
         missing = [column for column in columns.values() if row.get(column) is None]
         if missing:
@@ -177,7 +201,8 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
                 "the columns: image=, caption=, person_id="
             )
         made = {name: row[column] for name, column in columns.items()}
-        stated = str(row.get("split"))
+        stated = row.get("split")
+        stated = str(class_name(stated) if class_name and stated is not None else stated).strip()
         stated = "" if stated in _EMPTY else stated
         named = split or SPLIT_NAMES.get(stated.lower(), "")
         if stated and not named:
