@@ -186,13 +186,13 @@ _EMPTY = ("None", "nan", "<NA>")  # cells without a value, of which pandas has t
 
 
 def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterator[dict[str, Any]]:
+    class_name = None
     if hasattr(part, "cast_column"):  # a Dataset: its images as they are stored, not decoded
         from datasets import Image as ImageFeature  # pyright: ignore[reportMissingImports]
 
         if isinstance(part.features[columns["image"]], ImageFeature):
             part = part.cast_column(columns["image"], ImageFeature(decode=False))
-    # What names the number of a class, where the split is one.
-    class_name = getattr(getattr(part, "features", {}).get("split"), "int2str", None)
+        class_name = getattr(part.features.get("split"), "int2str", None)  # where the split is a ClassLabel
     for index, row in enumerate(part):
         missing = [column for column in columns.values() if row.get(column) is None]
         if missing:
