@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from promptreid.errors import CheckpointError
+from promptreid.files import locked
 from promptreid.training import checkpoint as module
 from promptreid.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from promptreid.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -135,3 +138,39 @@ def test_load_checkpoint_damaged_names_the_one_before(checkpoint: Checkpoint, tm
     damage(path, "one bit")
     with pytest.raises(CheckpointError, match="delete it to resume from step-000000006"):
         load_checkpoint(path)
+
+
+def test_save_checkpoint_killed_while_replacing_keeps_the_one_replaced(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.state["position"] = asdict(module.Position())
+    folder = RunFolder(tmp_path, keep=1)
+    folder.save(checkpoint, [], step=1)
+    rename = module.rename_over
+
+    def killed(scratch: Path, path: Path) -> None:
+        if path.name == "step-000000001":
+            raise KeyboardInterrupt
+        rename(scratch, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "rename_over", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(checkpoint, [], step=1)
+    with locked(tmp_path / ".training.lock", action="training"):  # by the run itself, which has not been killed yet
+        assert RunFolder(tmp_path, keep=1).find({}, {}, resume=True) is None
+    found = RunFolder(tmp_path, keep=1).find({}, {}, resume=True)
+    assert found is not None
+    assert load_checkpoint(found).state["rate"] == 0.1
+    folder.save(checkpoint, [], step=1)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000000001"]
+
+
+def test_clear_unfinished_restores_what_was_replaced_and_nothing_half_removed(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for step, end in ((1, "replaced"), (2, "old")):
+        path = save_checkpoint(checkpoint, tmp_path, step=step)
+        path.rename(tmp_path / f"unfinished-{path.name}-{end}")
+    module.clear_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]

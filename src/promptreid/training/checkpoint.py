@@ -26,19 +26,17 @@ from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Stage
 from promptreid.training.step import RunningStage
 
 FORMAT = "promptreid-training"
-
 VERSION = 2  # 2 has a digest of the state, and may hold prompts without the encoders; 1 is read too
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
 NEEDED = ("settings", "position", "random")
-
 _ENCODERS = "clip."
 
 # What the stages were called in runs of version 0.1.0.
 FORMER_NAMES = {STAGE_ONE: "domain_adaptation", STAGE_TWO: "task_adaptation"}
 
-_WRITTEN, _UNFINISHED = re.compile(r"step-\d{9,}"), re.compile(r"unfinished-step-\d{9,}(-old)?")
+_WRITTEN, _UNFINISHED = re.compile(r"step-\d{9,}"), re.compile(r"unfinished-step-\d{9,}(-old|-replaced)?")
 
 
 @dataclass
@@ -78,10 +76,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, step: int, keep: in
     state = {"format": FORMAT, "version": VERSION, "sha256": file_digest(unfinished / TENSORS), **checkpoint.state}
     state = json.loads(json.dumps(state))  # as it will be read
     write_bytes_atomically(unfinished / STATE, json.dumps({**state, "digest": _digest(state)}).encode())
-    replaced = _set_aside(target) if target.exists() else None
+    replaced = folder / f"{unfinished.name}-replaced"
+    if target.exists():
+        rename_over(target, replaced)
     rename_over(unfinished, target)
     flush(folder)
-    if replaced is not None:
+    if replaced.exists():
         shutil.rmtree(replaced)
     for old in list_checkpoints(folder)[:-keep]:
         remove_checkpoint(old)
@@ -180,8 +180,16 @@ def readable(path: Path) -> Generator[None, None, None]:
         raise _refusal(path, f"its content cannot be used ({type(error).__name__}: {error})") from error
 
 
+def replaced_alone(folder: Path) -> dict[Path, Path]:
+    """Whole checkpoints that a kill left under another name before what was to replace them had theirs; and theirs."""
+    found = {path: folder / path.name[len("unfinished-") : -len("-replaced")] for path in folder.glob("*-replaced")}
+    return {path: target for path, target in found.items() if _WRITTEN.fullmatch(target.name) and not target.exists()}
+
+
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed run had not finished writing."""
+    """Remove what a killed run had not finished writing or removing; what it was replacing is restored."""
+    for path, target in replaced_alone(folder).items():
+        rename_over(path, target)
     for path in folder.glob("unfinished-*"):
         if _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path)
@@ -195,14 +203,9 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, whole or not at all."""
-    # Renamed first: a kill in the middle of removing must not leave half a checkpoint under its name.
-    shutil.rmtree(_set_aside(path))
-
-
-def _set_aside(path: Path) -> Path:
     aside = path.with_name(f"unfinished-{path.name}-old")
-    rename_over(path, aside)
-    return aside
+    rename_over(path, aside)  # a kill in the middle of removing must not leave half a checkpoint under its name
+    shutil.rmtree(aside)
 
 
 @dataclass

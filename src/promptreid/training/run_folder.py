@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from promptreid.training.checkpoint import (
     read_state,
     readable,
     remove_checkpoint,
+    replaced_alone,
     save_checkpoint,
 )
 from promptreid.training.run_identity import differences
@@ -75,6 +76,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self._lock, action=f"training in {self.path}", timeout_seconds=0):
+            clear_unfinished(self.checkpoints)
             if [newest] != (list_checkpoints(self.checkpoints)[-1:] or [None]):
                 raise CheckpointError(
                     f"another process has trained in {self.path} since this trainer was made; run the same command "
@@ -129,6 +131,9 @@ class RunFolder:
         Raises:
             CheckpointError: The folder holds another run; every difference is listed. Or any, where `resume` is False.
         """
+        if replaced_alone(self.checkpoints):
+            with suppress(TimeoutError), locked(self._lock, action="repairing", timeout_seconds=0):
+                clear_unfinished(self.checkpoints)  # unless a run that is alive is replacing it
         found = list_checkpoints(self.checkpoints)
         if not found:
             return None
