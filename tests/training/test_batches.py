@@ -205,3 +205,34 @@ def test_seeded_items_leave_the_generators_where_they_were(pairs: Any) -> None:
     set_random_state(*state)
     SeededItems(pairs, seed=3)[0]
     assert draw() == expected
+
+
+class Relabelled(Subset):
+    """Gives the persons of its part new numbers."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = self.dataset[self.indices[index]]
+        return {**item, "person_ids": item["person_ids"] // 10}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        return [self[index] for index in indices]
+
+
+class SaysSo(Relabelled):
+    @property
+    def person_ids(self) -> torch.Tensor:
+        return self.dataset.person_ids[torch.tensor(self.indices)] // 10
+
+
+def test_training_data_of_another_kind_of_subset_is_judged_by_what_it_says_itself(
+    model: PromptedCLIP, pairs: Any
+) -> None:
+    pairs.person_ids = pairs.person_ids * 10
+    indices, stages = [0, 1, 4, 9], TwoStageSchedule(model, num_identities=5)
+    check_training_data(Relabelled(pairs, indices), stages, batch_size=2)
+    check_training_data(Subset(Relabelled(pairs, indices), [0, 1]), stages, batch_size=2)
+    check_training_data(SaysSo(pairs, indices), stages, batch_size=2)
+    with pytest.raises(ValueError, match=r"num_identities=3: person_ids run from 0 to 4"):
+        check_training_data(
+            Subset(SaysSo(pairs, indices), [0, 2]), TwoStageSchedule(model, num_identities=3), batch_size=2
+        )

@@ -172,11 +172,12 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
 def _known_labels(dataset: Any) -> Tensor | None:
     """The labels that a dataset says it has, or those of a subset's items."""
     indices: list[int] | None = None
-    while isinstance(dataset, Subset):
+    while (labels := getattr(dataset, "pair_person_ids", getattr(dataset, "person_ids", None))) is None:
+        if type(dataset) is not Subset:  # one of another class may give its items other labels
+            return None
         subset: Any = cast(Any, dataset)
         indices = [int(subset.indices[index]) for index in (range(len(subset)) if indices is None else indices)]
         dataset = subset.dataset
-    labels = getattr(dataset, "pair_person_ids", getattr(dataset, "person_ids", None))
     if not isinstance(labels, Tensor) or indices is None:
         return labels if isinstance(labels, Tensor) else None
     return labels[indices] if len(labels) == len(dataset) else None  # those of images do not say whose an item is
