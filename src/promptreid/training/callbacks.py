@@ -70,9 +70,9 @@ def read_scores(found: Any) -> dict[str, float]:
     """What `evaluate` returned, as plain numbers by name.
 
     Raises:
-        TypeError: It is not a dictionary of numbers.
+        TypeError: It has no numbers by name, as a dictionary has.
     """
-    if not isinstance(found, Mapping):
+    if not callable(getattr(found, "items", None)):  # a pandas Series has them too
         kind = "None" if found is None else f"a {type(found).__name__}"
         raise TypeError(f"evaluate returned {kind}, expected {_SCORES}")
     scores: dict[str, float] = {}
