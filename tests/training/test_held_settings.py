@@ -266,3 +266,34 @@ def test_trainer_loss_with_parts_of_other_sizes_says_so(make: Any, model: Prompt
     ) as refused:
         make(stages=stages).fit()
     assert "delete" not in str(refused.value)
+
+
+def of_its_own(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in {*vars(nn.Module()), "calls"}}
+
+
+class Told(Counting):
+    """A loss whose settings and `repr` are all that it holds."""
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def settings(self) -> dict[str, Any]:
+        return of_its_own(self)
+
+    def extra_repr(self) -> str:
+        return str(of_its_own(self))
+
+
+def test_settings_held_are_not_among_what_a_loss_says_of_itself() -> None:
+    loss = Told()
+    for _ in range(2):
+        train(loss)
+        assert describe(loss) == describe(Told())
+        assert shown(loss) == repr(Told())
+        assert shown(nn.Sequential(loss)) == repr(nn.Sequential(Told()))
+    assert describe(copy.deepcopy(loss)) == describe(Told())
+    loss.margin = 2.0
+    assert describe(loss) == describe(Told(2.0))
+    assert shown(loss) == repr(Told(2.0))

@@ -36,6 +36,17 @@ def settings_held(modules: Iterable[nn.Module], **views: Callable[[nn.Module], A
                 vars(module)[HELD] = before, {name: view(module) for name, view in views.items()}
 
 
+@contextmanager
+def unseen(*modules: nn.Module) -> Generator[None, None, None]:
+    """Let modules, inside the block, say what they hold without what `settings_held` keeps in them."""
+    kept = [(module, vars(module).pop(HELD)) for module in modules if HELD in vars(module)]
+    try:
+        yield
+    finally:
+        for module, held in kept:
+            vars(module)[HELD] = held
+
+
 def as_set(module: nn.Module, view: str, now: Any) -> Any:
     """What a view says of a module that says `now`, without what training changed."""
     if id(module) in _TRAINING:

@@ -27,7 +27,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.adapters import adapter_settings
 from promptreid.towers.fingerprint import pack_fingerprint
 from promptreid.training import held_settings
-from promptreid.training.held_settings import HELD, as_set
+from promptreid.training.held_settings import HELD, as_set, unseen
 
 _DEPTH = 8  # objects in objects; of what lies deeper, what its `repr` says
 _SHOWN = 16  # numbers of a tensor, items of a list; of longer ones a digest is kept
@@ -97,7 +97,9 @@ def settings_held(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
 
 def shown(module: nn.Module) -> str:
     """A module's `repr`, as it was before training."""
-    return str(as_set(module, _SHOWN_AS, repr(module)))
+    with unseen(*module.modules()):
+        now = repr(module)
+    return str(as_set(module, _SHOWN_AS, now))
 
 
 _Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the object, which it keeps there, and what it is
@@ -144,8 +146,11 @@ def _described(value: Any, within: Any, depth: int) -> Any:
         return sorted(json.dumps(within(item)) for item in cast(AbstractSet[Any], value))
     if isinstance(value, Sequence):
         return _short([within(item) for item in cast(Sequence[Any], value)])
-    described = _describe_object(value, within)
-    return as_set(value, _DESCRIBED, described) if isinstance(value, nn.Module) else described
+    if not isinstance(value, nn.Module):
+        return _describe_object(value, within)
+    with unseen(value):
+        described = _describe_object(value, within)
+    return as_set(value, _DESCRIBED, described)
 
 
 def _describe_object(value: Any, within: Any) -> Any:
