@@ -12,7 +12,7 @@ from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.losses.self_consistency import SelfConsistencyLoss
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.processes import make_accelerator
+from promptreid.training.processes import every_batch_a_step, make_accelerator
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
 
@@ -164,7 +164,7 @@ def test_running_stage_step_that_fails_leaves_no_gradients(
 
 @pytest.mark.parametrize("asked", ["environment", "accelerator"])
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_running_stage_takes_one_step_a_batch_whatever_accelerate_is_asked_for(
+def test_every_batch_is_a_step_whatever_accelerate_is_asked_for(
     model: PromptedCLIP, batch: Any, asked: str, chunk_size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage("test", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()})
@@ -175,5 +175,21 @@ def test_running_stage_takes_one_step_a_batch_whatever_accelerate_is_asked_for(
     else:
         Accelerator(cpu=True, gradient_accumulation_steps=4)  # which shares this number with all others
         monkeypatch.setitem(globals(), "make_accelerator", lambda *_: accelerator)
-    found = gradients(stage, batch, chunk_size=chunk_size)
+    try:
+        with every_batch_a_step(accelerator):
+            found = gradients(stage, batch, chunk_size=chunk_size)
+    finally:
+        accelerator.gradient_accumulation_steps = 1
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_running_stage_in_a_loop_of_ones_own_leaves_the_accelerator_as_it_was_asked(
+    model: PromptedCLIP,
+) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    try:
+        stage = Stage("test", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()})
+        RunningStage(stage, accelerator, steps_per_epoch=4)
+        assert accelerator.gradient_accumulation_steps == 2
+    finally:
+        accelerator.gradient_accumulation_steps = 1

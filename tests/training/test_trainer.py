@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import run_checkpoints
 from promptreid.training.averaging import GaussianAverage
-from promptreid.training.callbacks import scores_of
+from promptreid.training.callbacks import read_scores, scores_of
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.step import RunningStage
@@ -775,14 +776,26 @@ def test_trainer_whose_first_scores_were_refused_resumes_with_mended_ones(make: 
         make(evaluate=lambda _: {"rank1": 0.25}, evaluate_every_epoch=True, best_metric="rank1")
 
 
-def test_trainer_label_that_a_later_stage_has_no_output_for_stops_the_first(
-    make: Any, model: PromptedCLIP, pairs: Any
-) -> None:
+class Items:
+    """Has `items` as a pandas Series has, and is no mapping."""
+
+    def items(self) -> list[tuple[str, float]]:
+        return [("mAP", 0.5)]
+
+
+def test_scores_of_anything_with_items_are_taken() -> None:
+    assert read_scores(Items()) == {"mAP": 0.5}
+
+
+def test_trainer_labels_made_after_the_first_stage_are_taken(make: Any, model: PromptedCLIP, pairs: Any) -> None:
     items = [pairs[index] for index in range(len(pairs))]  # which do not say their persons beforehand
-    trainer = make(train_data=items, stages=TwoStageSchedule(model, num_identities=4))
-    with pytest.raises(ValueError, match=r"loss 'identity' of stage 'stage_two', made for num_identities=4"):
-        trainer.fit()
-    assert trainer.position.stage == trainer.position.epoch == 0
+
+    def cluster(entry: Any, _: Any) -> None:
+        if entry["stage"] == "stage_one":
+            items[:] = [{**item, "person_ids": item["person_ids"] % 3} for item in items]
+
+    stages = TwoStageSchedule(model, num_identities=3, stage_one_epochs=1, stage_two_epochs=1)
+    assert len(make(train_data=items, stages=stages, on_epoch_end=cluster).fit()) == 2
 
 
 def test_trainer_that_failed_before_its_first_checkpoint_does_not_train_on(make: Any, model: PromptedCLIP) -> None:
@@ -797,11 +810,49 @@ def test_trainer_that_failed_before_its_first_checkpoint_does_not_train_on(make:
     assert make().fit()  # as any trained model may be trained
 
 
-def test_trainer_whose_first_step_failed_does_not_train_on(make: Any, broken_pairs: Any) -> None:
-    trainer = make(train_data=broken_pairs, batch_size=10)
-    with pytest.raises(ValueError, match="images hold values that are not numbers"):
+class OutOfMemory(torch.nn.Module):
+    """Fails in its first forward pass; it counts passes in a buffer, if it has one."""
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        self.fails = True
+        if counts:
+            self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            self.fails = False
+            for count in self.buffers():
+                count += 1
+            raise torch.OutOfMemoryError
+        return (images - texts).square().mean()
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_trainer_whose_first_step_failed_trains_on_where_nothing_can_have_moved(
+    make: Any, model: PromptedCLIP, counts: bool
+) -> None:
+    trainer = make(stages=Stage("x", model, trains=["prompts"], losses={"m": OutOfMemory(counts=counts)}, epochs=1))
+    with pytest.raises(torch.OutOfMemoryError):
         trainer.fit()
-    with pytest.raises(CheckpointError, match="failed after 0 steps"):  # losses may have counted it
+    if counts:
+        with pytest.raises(CheckpointError, match="failed after 0 steps"):
+            trainer.fit()
+    else:
+        assert len(trainer.fit()) == 1
+
+
+def test_trainer_whose_first_update_failed_does_not_train_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Killed
+
+    trainer = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", fail)
+        patch.setattr(torch.optim.Adam, "step", fail)
+        with pytest.raises(Killed):
+            trainer.fit()
+    with pytest.raises(CheckpointError, match="failed after 0 steps"):
         trainer.fit()
 
 
@@ -866,3 +917,23 @@ def test_trainer_without_accelerate_says_what_to_install(make: Any, monkeypatch:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r'pip install "promptreid\[train\]"'):
         make()
+
+
+def test_trainer_steps_on_each_batch_and_leaves_another_accelerator_alone(make: Any, model: PromptedCLIP) -> None:
+    own = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    own.gradient_state._set_sync_gradients(False)  # as in the middle of its accumulation
+    try:
+        before = copy.deepcopy(model.state_dict())
+        trainer = make()
+        assert own.gradient_accumulation_steps == 4
+        seen: list[int] = []
+        trainer.on_epoch_end = lambda *_: seen.append(own.gradient_accumulation_steps)
+        trainer.fit()
+        assert set(seen) == {4}
+        assert own.gradient_accumulation_steps == 4
+        assert not own.sync_gradients
+        now = model.state_dict()
+        assert any(not torch.equal(value, now[name]) for name, value in before.items())
+    finally:
+        own.gradient_accumulation_steps = 1
+        own.gradient_state._set_sync_gradients(True)

@@ -44,15 +44,35 @@ def make_accelerator(
     if cpu and accelerate.state.is_initialized():
         _check_device(wanted, accelerate.state.AcceleratorState().device)
     _set_precision(mixed_precision)
+    shared: Any = accelerate.state.GradientState()
+    asked: dict[str, Any] = dict(shared.plugin_kwargs)
     accelerator = accelerate.Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=None if folder is None else folder / "trackers",
     )
+    shared.plugin_kwargs = asked  # the batches to a step that another `Accelerator` of this process was asked for
     _check_device(wanted, accelerator.device)
     _check_precision(mixed_precision, accelerator.device)
     return accelerator
+
+
+@contextmanager
+def every_batch_a_step(accelerator: "Accelerator") -> Generator[None, None, None]:
+    """Let accelerate, which knows one number of batches to a step in a process, take one to each inside the block.
+
+    A variable, a configuration or an `Accelerator` of the user's own may ask for more; that is put back.
+    """
+    shared: Any = accelerator.gradient_state
+    asked, synchronised = dict(shared.plugin_kwargs), shared.sync_gradients
+    accelerator.gradient_accumulation_steps = 1
+    shared._set_sync_gradients(True)  # which may be left from the middle of an accumulation
+    try:
+        yield
+    finally:
+        shared.plugin_kwargs = asked
+        shared._set_sync_gradients(synchronised)
 
 
 def best_device() -> torch.device:

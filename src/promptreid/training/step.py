@@ -171,6 +171,9 @@ class RunningStage:
         chunk_size: Pairs that a process encodes at a time; its whole share if None.
         compile: Compile the encoders with torch.compile.
 
+    Attributes:
+        moved: Whether a step has changed weights or buffers, as far as it got.
+
     Source:
         Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983.
     """
@@ -187,9 +190,9 @@ class RunningStage:
         stage.prepare()
         for parameter in (*stage.model.parameters(), *stage.losses.parameters()):
             parameter.grad = None  # else the first step would add what another run or loop left there
-        accelerator.gradient_accumulation_steps = 1  # by which it divides losses; a variable or config can raise it
         optimizer = stage.optimizer(fused=accelerator.scaler is None)
         self.stage = stage
+        self.moved: bool = False
         self.scaler: Any = accelerator.scaler
         self._step = TrainingStep(stage, compile=compile)
         self.module: nn.Module = accelerator.prepare_model(self._step)
@@ -224,10 +227,17 @@ class RunningStage:
             FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
         self.stage.check_labels(batch["person_ids"])
+        before = [] if self.moved else [buffer.clone() for buffer in self._buffers()]
         try:
             return self._step_on(batch, where=where, last_checkpoint=last_checkpoint)
         finally:
             self.optimizer.zero_grad()  # after an error too
+            if not self.moved:  # but BatchNorm, say, or a loss that counts
+                now = self._buffers()
+                self.moved = len(before) != len(now) or not all(map(torch.equal, before, now))
+
+    def _buffers(self) -> list[Tensor]:
+        return [*self.stage.model.buffers(), *self.stage.losses.buffers()]
 
     def _step_on(
         self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
@@ -241,6 +251,7 @@ class RunningStage:
         # fp16 gradients overflow occasionally; the scaler then skips the step by itself.
         judged = named if self.scaler is not None else named | {"gradient norm": length}
         check_finite(judged, where=where, last_checkpoint=last_checkpoint)
+        self.moved = True
         self.optimizer.step()
         if self.scaler is not None and self._accelerator.optimizer_step_was_skipped:
             check_scale(self.scaler.get_scale(), where=where, last_checkpoint=last_checkpoint)

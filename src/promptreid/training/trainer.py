@@ -28,15 +28,17 @@ from promptreid.training.batches import (
     seed_generators,
 )
 from promptreid.training.callbacks import Evaluate, OnEpochEnd, scores_of, undisturbed
-from promptreid.training.checkpoint import (
-    Checkpoint,
-    Position,
-    kept_weights,
-)
+from promptreid.training.checkpoint import Checkpoint, Position, kept_weights
 from promptreid.training.display import RunDisplay
 from promptreid.training.interruption import Interruption
 from promptreid.training.log import RunLog
-from promptreid.training.processes import failing_together, first_rank, in_precision, make_accelerator
+from promptreid.training.processes import (
+    every_batch_a_step,
+    failing_together,
+    first_rank,
+    in_precision,
+    make_accelerator,
+)
 from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
@@ -335,10 +337,11 @@ class Trainer(Undescribed):
         position, name = self.position, running.stage.name
         rate = running.learning_rate
         where = f"step {position.step} (stage {name}, epoch {position.epoch + 1}, batch {position.batch + 1})"
-        for later in self.stages[position.stage + 1 :]:
-            later.check_labels(batch["person_ids"])
-        self._checkpoints.begun = True
-        losses, norm, one_person = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
+        try:
+            with every_batch_a_step(self._accelerator):
+                losses, norm, one_person = running.step(batch, where=where, last_checkpoint=self.last_checkpoint)
+        finally:
+            self._checkpoints.begun |= running.moved
         now = time.perf_counter()
         position.end_step(losses, seconds=now - before, one_person=one_person)
         log.write_step(
