@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from promptreid.errors import CheckpointError
 from promptreid.model.prompted_clip import PromptedCLIP
-from promptreid.training.run_identity import describe, settings_held, shown
+from promptreid.training.run_identity import describe, repr_as_set, settings_held
 from promptreid.training.stage import Stage
 
 FEATURES = torch.ones(2, 3)
@@ -218,9 +218,9 @@ def test_settings_held_tensor_is_one_setting() -> None:
 def test_settings_held_repr() -> None:
     loss = Annealed()
     train(loss)
-    assert shown(loss) == repr(Annealed())
+    assert repr_as_set(loss) == repr(Annealed())
     loss.drop.p = 0.25
-    assert "p=0.25" in shown(loss)
+    assert "p=0.25" in repr_as_set(loss)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -291,9 +291,9 @@ def test_settings_held_are_not_among_what_a_loss_says_of_itself() -> None:
     for _ in range(2):
         train(loss)
         assert describe(loss) == describe(Told())
-        assert shown(loss) == repr(Told())
-        assert shown(nn.Sequential(loss)) == repr(nn.Sequential(Told()))
+        assert repr_as_set(loss) == repr(Told())
+        assert repr_as_set(nn.Sequential(loss)) == repr(nn.Sequential(Told()))
     assert describe(copy.deepcopy(loss)) == describe(Told())
     loss.margin = 2.0
     assert describe(loss) == describe(Told(2.0))
-    assert shown(loss) == repr(Told(2.0))
+    assert repr_as_set(loss) == repr(Told(2.0))

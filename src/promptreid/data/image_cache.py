@@ -127,8 +127,8 @@ def build_image_cache(
     only some images changed, the pixels of the others are copied from an earlier cache in the folder. The file is
     renamed into place when it is complete, so a build that was killed leaves nothing in use; of several builders one
     builds, and the others wait and use what it built. Images that could not be decoded are tried again by each call.
-    The disk space that it needs is stated and checked first. Old
-    caches are never deleted: delete the folder when you want the space back.
+    The disk space that it needs is stated and checked first. Old caches are never deleted: delete the folder when you
+    want the space back.
 
     Args:
         paths: The images; of those named twice, or of equal content, one is stored.

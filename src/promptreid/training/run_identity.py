@@ -87,19 +87,19 @@ def _is_run(description: Any) -> bool:
     return isinstance(description, dict) and "prompts" in description
 
 
-_DESCRIBED, _SHOWN_AS = "described", "shown"  # the views of a module that count
+_DESCRIBED, _REPR = "described", "repr"  # the views of a module that count
 
 
 def settings_held(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
-    """Let `describe` and `shown` take modules, inside the block and after it, without what it changed in them."""
-    return held_settings.settings_held(modules, **{_DESCRIBED: describe, _SHOWN_AS: shown})
+    """Let `describe` and `repr_as_set` take modules, inside the block and after it, without what it changed in them."""
+    return held_settings.settings_held(modules, **{_DESCRIBED: describe, _REPR: repr_as_set})
 
 
-def shown(module: nn.Module) -> str:
+def repr_as_set(module: nn.Module) -> str:
     """A module's `repr`, as it was before training."""
     with unseen(*module.modules()):
         now = repr(module)
-    return str(as_set(module, _SHOWN_AS, now))
+    return str(as_set(module, _REPR, now))
 
 
 _Seen = dict[tuple[int, int], tuple[Any, Any]]  # by address and depth: the object, which it keeps there, and what it is

@@ -24,7 +24,7 @@ from promptreid.training.parameters import (
     trained_names,
     trained_parameters,
 )
-from promptreid.training.run_identity import describe, shown
+from promptreid.training.run_identity import describe, repr_as_set
 from promptreid.training.stage_losses import Losses, LossFunction, needs_of
 from promptreid.values import check_choice, real_number, whole_number
 
@@ -241,7 +241,7 @@ class Stage:
         return {
             "name": self.name,
             "trains": list(self.trains),
-            "losses": {name: shown(module) for name, module in self.losses.items()},
+            "losses": {name: repr_as_set(module) for name, module in self.losses.items()},
             "weights": {name: float(weight) for name, weight in self.weights.items()},
             "algorithm": self.algorithm,
             "betas": list(self.betas),
