@@ -185,6 +185,8 @@ def test_packed_paths_none_is_empty() -> None:
         ("open on right in front", "open on left in front"),
         ("to right there is a sign", "to left there is a sign"),
         ("walking left her hair loose", "walking right her hair loose"),
+        ("a woman just left of the door", "a woman just right of the door"),
+        ("The bag hangs just left, under his arm", "The bag hangs just right, under his arm"),
     ],
 )
 def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) -> None:
@@ -211,8 +213,12 @@ def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) ->
         "right behind him",
         "right next to the door, right there",
         "with a bag on right behind him",
-        "just left",
+        "a woman just left",
         "right over there",
+        "a bag on right over there",
+        "looking right there, pointing right under it",
+        "walking right in front of a bus",
+        "he walks right beside a woman",
         "walking right behind him",
         "he is all right",
         "a left-over bag",

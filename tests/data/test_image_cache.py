@@ -241,7 +241,9 @@ def test_build_image_cache_image_that_could_not_be_decoded_is_tried_again(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == before
 
 
-@pytest.mark.parametrize(("name", "error"), [("locked", PermissionError), ("flush", OSError)])
+@pytest.mark.parametrize(
+    ("name", "error"), [("locked", PermissionError), ("flush", OSError), ("_write_object", OSError)]
+)
 def test_build_image_cache_that_cannot_be_written_is_used_as_it_is(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[OSError]
 ) -> None:
@@ -254,10 +256,14 @@ def test_build_image_cache_that_cannot_be_written_is_used_as_it_is(
     def refuse(*_: Any, **__: Any) -> Any:
         raise error("no")
 
-    monkeypatch.setattr(image_cache, name, refuse)
-    with pytest.warns(UserWarning, match=r"1 of 7 images .*3\.png"):
-        cache = build(paths, tmp_path / "cache", on_bad="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, name, refuse)
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=r"1 of 7 images .*3\.png"):
+                cache = build(paths, tmp_path / "cache", on_bad="skip")
     assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE))
+    monkeypatch.setattr(image_cache, "_build", refuse)  # the cache is still whole
+    assert torch.equal(build(paths, tmp_path / "cache")[paths[3]], fit_image(open_image(paths[3]), SIZE))
 
 
 def test_build_image_cache_disk_too_small_raises_before_it_writes(

@@ -3,9 +3,11 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from promptreid.data.check import check_dataset
 from promptreid.data.imagefolder_writer import write_imagefolder
-from promptreid.data.reader import load_dataset
+from promptreid.data.reader import load_dataset, load_folder
 from promptreid.errors import DatasetError
 
 ROWS = [("train", 7, "a man"), ("train", 9, "a woman"), ("test", 12, "a boy in red")]
@@ -132,13 +134,23 @@ def test_imagefolder_with_two_tables_for_a_split_wants_one_named(tmp_path: Path)
 def test_imagefolder_table_beside_those_of_the_splits_is_ignored_with_a_warning(tmp_path: Path) -> None:
     for table, person in (("train/metadata.csv", 1), ("test/metadata.csv", 2), ("captions.csv", 3)):
         write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": person}])
-    with pytest.warns(UserWarning, match=r"captions\.csv in .* is ignored") as caught:
-        data = load_dataset(tmp_path)
-    assert len(caught) == 1
+    for call in (load_dataset, load_folder):
+        with pytest.warns(
+            UserWarning, match=r"captions\.csv in .* is ignored: .*; to read another one, name it"
+        ) as caught:
+            data = call(tmp_path)
+        assert [warning.filename for warning in caught] == [__file__]
     assert [split.records[0].person_id for split in data.splits] == [1, 2]
     with pytest.warns(UserWarning, match=r"captions\.csv in .* is ignored") as caught:
         check_dataset(tmp_path, progress=False)
     assert len(caught) == 1
+
+
+def test_imagefolder_table_beside_that_of_training_alone_wants_one_named(tmp_path: Path) -> None:
+    for table in ("train/metadata.csv", "people.csv"):
+        write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": 1}])
+    with pytest.raises(DatasetError, match=r"has 2 tables \(train/metadata\.csv, people\.csv\); name one of them"):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "name,licence\na.jpg,CC0\n", "{", "image;caption;person_id\n", "\xff"])
@@ -266,6 +278,10 @@ def test_write_imagefolder_keeps_the_file_of_a_source_that_is_gone(tmp_path: Pat
     write_imagefolder(people, folder, progress=False)
     (path,) = (folder / "test").iterdir()
     assert path.read_bytes() == image_file()
+    source.write_bytes(b"not an image")  # there, but damaged
+    with pytest.raises(DatasetError, match="the image of row 0 cannot be read"):
+        write_imagefolder(people, folder, progress=False)
+    source.unlink()
     path.unlink()
     with pytest.raises(DatasetError, match="the image of row 0 cannot be read"):
         write_imagefolder(people, folder, progress=False)
@@ -292,19 +308,33 @@ def test_write_imagefolder_blanks_around_a_split_are_no_part_of_it(tmp_path: Pat
     assert [json.loads(line).get("split") for line in lines] == ["train", None, "test"]
 
 
-def test_write_imagefolder_takes_splits_that_are_class_labels(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "text": datasets.Value("string"),
-            "person_id": datasets.Value("int64"),
-            "split": datasets.ClassLabel(names=["test", "train"]),
-        }
-    )
-    part = datasets.Dataset.from_list(list(rows()), features=features)
-    data = load_dataset(write_imagefolder(part, tmp_path / "own", progress=False))
-    assert [len(split) for split in data.splits] == [2, 1]
+class ClassLabels:
+    """A `Dataset` of Hugging Face's `datasets` whose column `split` is a `ClassLabel`, as far as it is looked at."""
+
+    names = ("test", "train")
+
+    def __init__(self, people: list[dict[str, Any]]) -> None:
+        self.people = people
+        self.features = {"image": None, "split": self}
+
+    def cast_column(self, name: str, feature: Any) -> "ClassLabels":
+        raise AssertionError("the images are no `Image` features")
+
+    def int2str(self, number: int) -> str:
+        if not 0 <= number < 2:
+            raise ValueError(f"Invalid integer class label {number:d}")
+        return self.names[number]
+
+    def __iter__(self) -> Any:
+        return iter(self.people)
+
+
+def test_write_imagefolder_takes_splits_that_are_class_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Image=type("Image", (), {})))
+    people = [{**row, "split": split} for row, split in zip(rows(), (1, -1, 0), strict=True)]
+    folder = write_imagefolder(cast(Any, ClassLabels(people)), tmp_path / "own", progress=False)
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("split") for line in lines] == ["train", None, "test"]
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, torch.tensor])

@@ -82,7 +82,7 @@ _SIDE = re.compile(r"\b(left|right)(?=(?:hand|most|wards?|side)?\b)", re.IGNOREC
 # What decides is what stands before and after, never which of the two words it is: so the mirrored caption is decided
 # alike, and mirrored again it is the first one.
 _PART = r"hand|arm|leg|foot|shoulder|side|wrist|ear|eye|hip|knee|elbow|thigh|ankle|pocket|sleeve|shoe"
-_SURELY_SIDE = re.compile(rf"\s+(?:{_PART})s?\b|-(?!over|behind)|\w", re.IGNORECASE)  # "left arm", "left-handed"
+_SURELY_SIDE = re.compile(rf"\s+(?:(?:{_PART})s?|of)\b|-(?!over|behind)|\w", re.IGNORECASE)  # "left arm", "left-handed"
 
 # "the left", "in her right", "on the far left", "the man's left"; but "he's left" is a verb.
 _OWNED = re.compile(
@@ -95,28 +95,27 @@ _OWNED = re.compile(
 _PAIR_BEFORE = re.compile(r"\b(?:left|right)\s+(?:to|and|or|over)\s+$", re.IGNORECASE)
 _PAIR_AFTER = re.compile(r"\s+(?:to|and|or|over)\s+(?:left|right)\b", re.IGNORECASE)
 
-# "on left a bag", "facing left in front of a shop": these stand before a side, whatever follows, except for a strict
-# adverb, as in "with a bag on right behind him".
-_TOWARDS = re.compile(
-    r"\b(?:on|in|at|to|from|of|by|with|towards?|facing|faces|look(?:ing|s)|turn(?:ed|ing|s)|walk(?:ing|s)|heading|heads"
-    r"|leaning|moving|pointing)\s+$",
-    re.IGNORECASE,
-)
+# "on left a bag", "facing left in front of a shop", "walking left her hair loose": these stand before a side.
+_AT = r"on|in|at|to|from|of|by|with|towards?|facing|faces|look(?:ing|s)|turn(?:ed|ing|s)|heading|heads|leaning|moving"
+_TOWARDS = re.compile(rf"\b(?:{_AT})\s+$", re.IGNORECASE)
+_WALKING = re.compile(rf"\b(?:{_AT}|walk(?:ing|s)|pointing)\s+$", re.IGNORECASE)
 _OBJECT = re.compile(r"\s+(?:the|an?|his|her|their|its)\b", re.IGNORECASE)  # "left the shop"
 
-# "right behind him", "right now".
-_STRICT = r"now|away|after|behind|next|before|at the"
+# "right behind him", "right now", "right over there", whatever stands before; but "to right there is a sign".
+_STRICT = r"now|away|after|behind|next|before|at the|(?:over )?(?:here|there)(?!\s+(?:is|are|was|were)\b)"
 _STRICT_ADVERB = re.compile(rf"\s+(?:{_STRICT})\b|-over\b", re.IGNORECASE)
-# And "right there", "left open", "right over there".
+# And "walking right in front of a bus", "right under his arm", "left open".
 _ADVERB = re.compile(
-    rf"\s+(?:{_STRICT}|here|there|over (?:here|there)|beside|above|below|under|underneath|open|in front"
-    r"|in the (?:middle|cent(?:er|re)))\b|-over\b",
+    rf"\s+(?:{_STRICT}|beside|above|below|under|underneath|open|in front|in the (?:middle|cent(?:er|re)))\b|-over\b",
     re.IGNORECASE,
 )
 
-# "he left", "who just left"; "all right"; "just left", where the sentence ends or says for what.
-_VERB = re.compile(r"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:\s+(?:just|already|recently))?)\s+$", re.IGNORECASE)
-_PERFECT = re.compile(r"\b(?:just|(?:has|have|had|having)(?:\s+(?:just|already|recently))?)\s+$", re.IGNORECASE)
+# "he left", "who just left", "a man just left"; "all right"; "has left", where the sentence ends or says for what.
+_LATELY = r"\s+(?:just|already|recently)"
+_VERB = re.compile(
+    rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:wo)?m[ae]n{_LATELY}|person{_LATELY})\s+$", re.IGNORECASE
+)
+_PERFECT = re.compile(rf"\b(?:has|have|had|having)(?:{_LATELY})?\s+$", re.IGNORECASE)
 _END = re.compile(r"\s*(?:[.,;:!?)]|$|for\b)", re.IGNORECASE)
 
 
@@ -149,7 +148,7 @@ def _is_side(before: str, after: str) -> bool:
         return _STRICT_ADVERB.match(after) is None
     if _ADVERB.match(after) or _VERB.search(before) or (_PERFECT.search(before) and _END.match(after)):
         return False
-    return _OBJECT.match(after) is None
+    return _OBJECT.match(after) is None or _WALKING.search(before) is not None
 
 
 _FORMAT_VERSION = 2  # since 2 with a digest

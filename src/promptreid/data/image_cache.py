@@ -362,14 +362,22 @@ def _decode_bad_again(
     with locked(target.with_suffix(".lock"), action=f"adding to the image cache {target}"):
         manifest = _read_manifest(target) or _build(wanted, contents, num_threads, progress)
         bad = dict(manifest["bad"])
-        with target.open("r+b") as stream:
-            for digest, result in decode(manifest):
-                if not isinstance(result, str):
-                    stream.seek(row_of[digest] * result.nbytes)
-                    stream.write(result.tobytes())
-                    del bad[digest]
-        flush(target)
-        return _write_manifest(target, contents, bad, _digest(target))
+
+        def put(rows: Iterable[tuple[str, np.ndarray]]) -> None:
+            with target.open("r+b") as stream:
+                for digest, row in rows:
+                    stream.seek(row_of[digest] * row.nbytes)
+                    stream.write(row.tobytes())
+                    bad.pop(digest, None)
+            flush(target)
+
+        try:
+            put((digest, result) for digest, result in decode(manifest) if not isinstance(result, str))
+            return _write_manifest(target, contents, bad, _digest(target))
+        except OSError:  # such as a full disk; with zeros the old manifest fits again
+            black = np.zeros((3, *wanted.image_size), dtype=np.uint8)
+            put((digest, black) for digest in manifest["bad"] if digest in row_of)
+            raise
 
 
 def _reserve(folder: Path, num_images: int, image_size: tuple[int, int]) -> int:

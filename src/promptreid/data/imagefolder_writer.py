@@ -33,7 +33,8 @@ def write_imagefolder(
     """Write a `Dataset` or `DatasetDict` of Hugging Face's `datasets` as images with a `metadata.jsonl`.
 
     Image files are copied unchanged, byte for byte; images that exist only in memory become PNG. A folder that holds
-    these rows already is used again: its images are compared, and those that have been deleted are written.
+    these rows already is used again: its images are compared, and those that have been deleted are written. If an
+    image's own file is gone by then, what was written of it stays.
 
     Args:
         dataset: Rows with an image, a caption or a list of them, a person, and perhaps a column `split`; or such rows
@@ -82,10 +83,11 @@ def write_imagefolder(
     for index, row in enumerate(bar):
         try:
             content, ending = _content(row["image"], f"row {index}")
-        except DatasetError:
-            if written is None or not _has_file(place, written[index]):
+        except DatasetError as error:
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            if not gone or written is None or not _has_file(place, written[index]):
                 raise
-            names.append("")  # the source is gone, and its file stays
+            names.append("")  # its file stays
             continue
         names.append(f"{row.get('split', 'images')}/{index:07d}{ending}")
         path = place / names[index]
@@ -135,7 +137,7 @@ def _pixels(content: bytes) -> Any:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.mode, image.size, image.getpalette(), image.info.get("transparency"), image.tobytes()
-    except (OSError, UnidentifiedImageError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow raises for damaged files
         return None
 
 
@@ -202,7 +204,9 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
             )
         made = {name: row[column] for name, column in columns.items()}
         stated = row.get("split")
-        stated = str(class_name(stated) if class_name and stated is not None else stated).strip()
+        if class_name and stated is not None:
+            stated = class_name(stated) if stated >= 0 else None  # -1 where a row has no class
+        stated = str(stated).strip()
         stated = "" if stated in _EMPTY else stated
         named = split or SPLIT_NAMES.get(stated.lower(), "")
         if stated and not named:

@@ -144,7 +144,7 @@ def load_folder(root: str | Path, *, table: str | Path | None = None) -> ReIDDat
         >>> print(dataset.summary())  # doctest: +SKIP
         my-crops: train 40 persons, 120 images, 120 captions; test 10 persons, 30 images, 30 captions
     """
-    return build_dataset(TableLayout(table).read(Path(root)))
+    return build_dataset(read_dataset(root, layout=TableLayout(table)))
 
 
 def read_dataset(

@@ -310,8 +310,8 @@ def _several(root: Path, tables: list[Path]) -> DatasetError:
 def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     """Refuse an imagefolder with further tables of images: nobody knows which are meant.
 
-    One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of the
-    splits, which `table=` cannot name, another one in the root is ignored with a warning.
+    One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of training
+    and test, which `table=` cannot name, another one in the root is ignored with a warning.
 
     Raises:
         DatasetError: There are some.
@@ -319,7 +319,7 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     tables = [path for path, _ in chosen]
     found = [*_metadata_in(root), *(path for folder in _split_folders(root) for path in _metadata_in(folder))]
     others = [path for path in find_tables(root) if path not in found and _describes_images(path)]
-    by_split = all(split for _, split in chosen)
+    by_split = {"train", "test"} <= {split for _, split in chosen}
     if not by_split:
         found += others
     if len(found) > len(tables) or len({path.parent for path in tables}) < len(tables):
@@ -327,7 +327,11 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     if by_split and others:
         names, are = ", ".join(path.name for path in others), "is" if len(others) == 1 else "are"
         read = ", ".join(path.relative_to(root).as_posix() for path in tables)
-        warnings.warn(f"{names} in {root} {are} ignored: the tables of the splits are read ({read})", stacklevel=4)
+        warnings.warn(
+            f"{names} in {root} {are} ignored: the tables of the splits are read ({read}); to read another one, name "
+            "it: table= (on the command line --table)",
+            stacklevel=5,
+        )
 
 
 def _describes_images(path: Path) -> bool:
