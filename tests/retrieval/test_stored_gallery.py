@@ -352,7 +352,10 @@ def test_copy_again_keeps_what_the_gallery_holds_under_the_name_of_another_folde
     assert keys_of(again) == ["gate/17", "gate/18"]
 
 
-def test_copy_again_leaves_what_was_restored_in_the_store_until_it_is_removed_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("copied_between", [True, False])
+def test_copy_again_leaves_what_was_restored_in_the_store_until_it_is_removed_again(
+    tmp_path, monkeypatch, copied_between
+):
     monkeypatch.chdir(tmp_path)
     source = Gallery(None, ["gate/17", "gate/18"], unit(2, 8))
     source.remove("gate/17")
@@ -362,9 +365,22 @@ def test_copy_again_leaves_what_was_restored_in_the_store_until_it_is_removed_ag
     for _ in range(2):
         assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/17", "gate/18"]
     source.add_features(unit(1, 8), ["gate/17"])
-    source.to_store(tmp_path / "copy")
+    if copied_between:
+        source.to_store(tmp_path / "copy")
     source.remove("gate/17")
     assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/18"]
+
+
+def test_copy_again_takes_out_what_an_earlier_version_removed(tmp_path):
+    source = Gallery(None, ["gate/17", "gate/18"], unit(2, 8))
+    copied = source.to_store(tmp_path / "copy")
+    source.remove("gate/17")
+    del source._store.header["removed"][0]["id"]
+    source.save(tmp_path / "source")
+    assert keys_of(Gallery.load(tmp_path / "source").to_store(tmp_path / "copy")) == ["gate/18"]
+    copied.restore("gate/17")
+    copied.add_features(unit(1, 8), ["gate/17"])
+    assert keys_of(source.to_store(tmp_path / "copy")) == ["gate/17", "gate/18"]
 
 
 def interrupted(add):

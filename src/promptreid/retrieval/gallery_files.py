@@ -442,7 +442,8 @@ def _is_header(header: dict[str, Any]) -> bool:
         and isinstance(removed, list)
         and all(
             isinstance(entry, dict)
-            and {"path": str, "size": int, "digest": str} == {k: type(v) for k, v in entry.items()}
+            and {"path": str, "size": int, "digest": str} == {k: type(v) for k, v in entry.items() if k != "id"}
+            and isinstance(entry.get("id", ""), str)  # which earlier versions did not write
             for entry in cast("list[Any]", removed)
         )
     )

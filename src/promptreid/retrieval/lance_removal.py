@@ -159,34 +159,28 @@ def remember_removed(store: LanceStore, keys: Sequence[str]) -> None:
     store.place.make_private(REMOVED)
 
 
-# Before a path of which a gallery's removal was passed on; no path holds it.
+# Before the `id` of a removal that was passed on, and its path; no path begins so.
 _PASSED_ON = "passed on\0"
 
 
-def pass_on_removals(store: LanceStore, paths: Iterable[str], *, held: Collection[str]) -> None:
+def pass_on_removals(store: LanceStore, marks: Iterable[Mapping[str, Any]], *, held: Collection[str]) -> None:
     """Erase and remember what a gallery removed, once for each removal, so that what is restored afterwards stays.
 
     Args:
         store: The store.
-        paths: The absolute paths that the gallery removed.
+        marks: What the gallery says of each image that it removed: its `path`, and the `id` of the removal.
         held: The keys of what it holds now, which stays.
     """
-    known = removed_digests(store)
-    # An image that came back may be removed again.
-    if back := known & {key_digest(_PASSED_ON + form) for key in held for form in key_forms(key)} if known else None:
-        _forget(store, back)
-    fresh = sorted({path for path in paths if path not in held and key_digest(_PASSED_ON + path) not in known})
+    # Removals by earlier versions have no `id`: of an image, one of them is passed on.
+    removals = {mark["path"]: f"{_PASSED_ON}{mark.get('id', '')}\0{mark['path']}" for mark in marks}
+    known = removed_digests(store) if removals else frozenset[str]()
+    fresh = {path: it for path, it in removals.items() if path not in held and key_digest(it) not in known}
     if not fresh:
         return
-    remember_removed(store, fresh)
+    remember_removed(store, list(fresh))
     if there := [key for key in keys_of_paths(store, fresh) if key not in held]:
         remove(store, there)
-    remember_removed(store, [_PASSED_ON + path for path in fresh])  # last: an interrupted copy begins again
-
-
-def _forget(store: LanceStore, digests: Collection[str]) -> None:
-    condition = f"digest IN ({', '.join(map(quoted, sorted(digests)))})"
-    committed(store.place.url, lambda: store.place.dataset(REMOVED).delete(condition))
+    remember_removed(store, list(fresh.values()))  # last: an interrupted copy begins again
 
 
 def forget_removed(store: LanceStore, images: Images) -> int:
@@ -207,7 +201,8 @@ def forget_removed(store: LanceStore, images: Images) -> int:
         if not known:
             raise KeyError(f"{name!r} was not removed from the store; nothing was restored")
         found |= known
-    _forget(store, found)
+    condition = f"digest IN ({', '.join(map(quoted, sorted(found)))})"
+    committed(store.place.url, lambda: store.place.dataset(REMOVED).delete(condition))
     return len(found)
 
 

@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -188,14 +189,15 @@ def forget(store: GalleryState, paths: Collection[str]) -> None:
 
 
 def _mark(table: ImageTable, row: int) -> dict[str, Any]:
-    """The mark of a removed image: its path, and the file's size and digest if it is still the one encoded."""
+    """The mark of a removed image: its path, the file's size and digest if it is still the one encoded, and an id."""
     path, size = os.path.abspath(table.paths[row]), int(table.sizes[row])
+    mark = {"path": path, "size": -1, "digest": "", "id": uuid4().hex}  # of this removal, to pass it on to a store once
     try:
         if file_stamp(path) == (size, int(table.modified_ns[row])) and size >= 0:
-            return {"path": path, "size": size, "digest": file_digest(Path(path))}
+            return mark | {"size": size, "digest": file_digest(Path(path))}
     except OSError:
         pass
-    return {"path": path, "size": -1, "digest": ""}
+    return mark
 
 
 def removed_before(store: GalleryState, files: Sequence[str]) -> dict[str, str]:

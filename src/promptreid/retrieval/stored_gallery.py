@@ -383,7 +383,7 @@ def copy_to_store(
             raise
     for segment in exact.segments:
         put_in(store, segment.images.with_full_paths(), segment.features)
-    pass_on_removals(store, (mark["path"] for mark in header.get("removed", [])), held=_held(gallery))
+    pass_on_removals(store, header.get("removed", []), held=_held(gallery))
     return StoredGallery(store, model)
 
 
