@@ -185,6 +185,22 @@ def test_mode_that_is_set_inside_a_block_of_evaluating_is_found_again(clip):
     assert all(part.training for part in model.modules())
 
 
+def test_block_of_evaluating_that_ends_before_a_newer_one_leaves_the_mode_to_it(clip):
+    model = PromptedCLIP(clip).train()
+    first, second, third = (evaluating(model) for _ in range(3))
+    first.__enter__()
+    model.train()
+    second.__enter__()
+    third.__enter__()
+    second.__exit__(None, None, None)
+    assert not model.training
+    third.__exit__(None, None, None)
+    assert model.training  # as it was when the second one began
+    model.eval()
+    first.__exit__(None, None, None)
+    assert model.training  # as it was when the first one began
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("config", [PromptConfig(), PromptConfig(kind="grouped", groups=("a", "b"), text_length=0)])
 def test_blocks_that_are_compiled_one_by_one_are_compiled_once(clip, images, config):

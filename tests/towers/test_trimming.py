@@ -1,5 +1,6 @@
 """Features do not depend on what is left out: captions cut to the longest, last blocks cut to the pooled token."""
 
+import contextvars
 import copy
 import itertools
 import warnings
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from promptreid import PromptConfig, PromptedCLIP, PromptedTextEncoder, PromptedVisionEncoder, load_clip
 from promptreid.prompts.block_tokens import BlockTokens
+from promptreid.towers.trimming import ThreadValue
 
 TEXT_TOWERS = [
     "ViT-B-16",  # causal, pooled at the end
@@ -234,6 +236,15 @@ REPLACEMENTS = {
 
 def reversed_blocks(visual, sequence):
     return type(visual.transformer).forward(visual.transformer, sequence).flip(1)
+
+
+def test_value_of_a_generator_that_ends_in_another_thread_leaves_that_threads_own():
+    value = ThreadValue()
+    elsewhere = contextvars.Context().run(lambda: (held := value.held("theirs"), held.__enter__())[0])
+    with value.held("ours"):
+        elsewhere.__exit__(None, None, None)
+        assert value.get() == "ours"
+    assert value.get() is None
 
 
 class Named(VisionTransformer):

@@ -21,15 +21,16 @@ _CHECKPOINTING = (
 
 _replacing = RLock()
 _evaluated_lock = RLock()
-# Modules that are in eval mode for a while: in how many blocks, and their own mode.
-_evaluated: dict[nn.Module, tuple[int, bool]] = {}
+# Of modules that are in eval mode for a while, what each block that they are in puts back: the newest block last.
+_evaluated: dict[nn.Module, list[dict[nn.Module, bool]]] = {}
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None, None, None]:
     """Put a module and everything in it into eval mode inside the block, and each back into its own mode afterwards.
 
-    Threads that are in such blocks side by side share the mode: the last one puts it back.
+    Threads that are in such blocks side by side share the mode, and the last one puts it back: a block that ends before
+    a newer one leaves that to it.
 
     Example:
         >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
@@ -39,26 +40,26 @@ def evaluating(module: nn.Module) -> Generator[None, None, None]:
         >>> [part.training for part in model]
         [True, False]
     """
-    parts = list(module.modules())
-    found: dict[nn.Module, bool] = {}  # inside other blocks, where somebody may have called train()
+    modes: dict[nn.Module, bool] = {}
     with _evaluated_lock:
-        for part in parts:
-            if part in _evaluated:
-                found[part] = part.training
-            users, training = _evaluated.get(part, (0, part.training))
-            _evaluated[part] = (users + 1, training)
+        for part in module.modules():
+            modes[part] = part.training
+            _evaluated.setdefault(part, []).append(modes)
         module.eval()
     try:
         yield
     finally:
         with _evaluated_lock:
-            for part in parts:
-                users, training = _evaluated.pop(part)
-                if users > 1:
-                    _evaluated[part] = (users - 1, training)
-                    part.training = found.get(part, part.training)
+            for part, training in modes.items():
+                blocks = _evaluated[part]
+                position = next(index for index, block in enumerate(blocks) if block is modes)
+                if newer := blocks[position + 1 :]:
+                    newer[0][part] = training
                 else:
                     part.training = training
+                del blocks[position]
+                if not blocks:
+                    del _evaluated[part]
 
 
 @contextmanager

@@ -84,11 +84,13 @@ class ThreadValue:
         """Set the value inside the block, which may end after others that began in it, as in generators."""
         # The same numbers in every call: compiled code depends on them, and would be compiled again for others.
         number = 1 + max((number for key, number, _ in _VALUES.get() if key == self.key), default=0)
-        _VALUES.set((*_VALUES.get(), (self.key, number, value)))
+        held = self.key, number, value
+        _VALUES.set((*_VALUES.get(), held))
         try:
             yield
         finally:
-            _VALUES.set(tuple(entry for entry in _VALUES.get() if entry[:2] != (self.key, number)))
+            # By identity: a generator may end in another thread, whose own entry has the same key and number.
+            _VALUES.set(tuple(entry for entry in _VALUES.get() if entry is not held))
 
 
 class CaptionTrim:
