@@ -60,6 +60,19 @@ def test_training_data_of_a_subset_is_judged_by_its_own_items(model: PromptedCLI
         check_training_data(Subset(pairs, [0, 5]), schedule, batch_size=2)
 
 
+class PassesOn(Subset):
+    """A subset that has the attributes of its dataset."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+
+def test_training_data_of_a_subset_with_the_attributes_of_the_whole_is_not_judged_by_those(
+    model: PromptedCLIP, pairs: Any
+) -> None:
+    check_training_data(PassesOn(pairs, [0, 1, 2, 5]), TwoStageSchedule(model, num_identities=3), batch_size=2)
+
+
 def test_training_data_of_a_subset_of_captions_is_judged_by_the_captions(model: PromptedCLIP, pairs: Any) -> None:
     pairs.pair_person_ids, pairs.person_ids = pairs.person_ids, torch.tensor([0, 1, 4])  # of images, as others are
     schedule = TwoStageSchedule(model, num_identities=3)

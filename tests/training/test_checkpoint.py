@@ -172,5 +172,6 @@ def test_clear_unfinished_restores_what_was_replaced_and_nothing_half_removed(
     for step, end in ((1, "replaced"), (2, "old")):
         path = save_checkpoint(checkpoint, tmp_path, step=step)
         path.rename(tmp_path / f"unfinished-{path.name}-{end}")
+    (tmp_path / "my-best-of-step-000000003-replaced").mkdir()  # not ours
     module.clear_unfinished(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-best-of-step-000000003-replaced", "step-000000001"]

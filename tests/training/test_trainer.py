@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -735,6 +736,7 @@ def test_trainer_whose_evaluation_fails_keeps_the_epoch(
             r"evaluate returned None, expected a dictionary of numbers by name, such as .*text_to_image\.as_dict\(\)",
         ),
         ([0.5], "evaluate returned a list, expected a dictionary of numbers by name"),
+        (dict, "evaluate returned a type, expected a dictionary of numbers by name"),
         (
             {"mAP": 0.5, "image_to_text": {"mAP": 0.4}},
             r"evaluate returned a dict under 'image_to_text', expected a dict.*",
@@ -810,31 +812,33 @@ def test_trainer_that_failed_before_its_first_checkpoint_does_not_train_on(make:
     assert make().fit()  # as any trained model may be trained
 
 
-class OutOfMemory(torch.nn.Module):
-    """Fails in its first forward pass; it counts passes in a buffer, if it has one."""
+class Counting(torch.nn.Module):
+    """Counts its forward passes in one of three ways, or not at all."""
 
-    def __init__(self, *, counts: bool) -> None:
+    def __init__(self, counts: str) -> None:
         super().__init__()
-        self.fails = True
-        if counts:
-            self.register_buffer("count", torch.zeros(()))
+        self.counts = counts
+        self.register_buffer("buffer", torch.zeros(()))
+        self.parameter = torch.nn.Parameter(torch.zeros(()), requires_grad=False)  # as of a teacher
+        self.attribute = 0
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
-        if self.fails:
-            self.fails = False
-            for count in self.buffers():
-                count += 1
-            raise torch.OutOfMemoryError
+        if self.counts == "attribute":
+            self.attribute += 1
+        elif self.counts:
+            getattr(self, self.counts).data.add_(1)
         return (images - texts).square().mean()
 
 
-@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("counts", ["", "buffer", "parameter", "attribute"])
 def test_trainer_whose_first_step_failed_trains_on_where_nothing_can_have_moved(
-    make: Any, model: PromptedCLIP, counts: bool
+    make: Any, model: PromptedCLIP, counts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(stages=Stage("x", model, trains=["prompts"], losses={"m": OutOfMemory(counts=counts)}, epochs=1))
-    with pytest.raises(torch.OutOfMemoryError):
-        trainer.fit()
+    trainer = make(stages=Stage("x", model, trains=["prompts"], losses={"m": Counting(counts)}, epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", Mock(side_effect=torch.OutOfMemoryError))
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.fit()
     if counts:
         with pytest.raises(CheckpointError, match="failed after 0 steps"):
             trainer.fit()

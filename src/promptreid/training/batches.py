@@ -172,7 +172,7 @@ def check_training_data(dataset: Any, stages: Sequence[Stage], *, batch_size: in
 def _known_labels(dataset: Any) -> Tensor | None:
     """The labels that a dataset says it has, or those of a subset's items."""
     indices: list[int] | None = None
-    while (labels := getattr(dataset, "pair_person_ids", getattr(dataset, "person_ids", None))) is None:
+    while (labels := _own_labels(dataset)) is None:
         if type(dataset) is not Subset:  # one of another class may give its items other labels
             return None
         subset: Any = cast(Any, dataset)
@@ -181,6 +181,13 @@ def _known_labels(dataset: Any) -> Tensor | None:
     if not isinstance(labels, Tensor) or indices is None:
         return labels if isinstance(labels, Tensor) else None
     return labels[indices] if len(labels) == len(dataset) else None  # those of images do not say whose an item is
+
+
+def _own_labels(dataset: Any) -> Any:
+    labels = getattr(dataset, "pair_person_ids", getattr(dataset, "person_ids", None))
+    if isinstance(dataset, Subset) and isinstance(labels, Tensor) and len(labels) != len(cast(Any, dataset)):
+        return None  # those of the whole dataset, as of a subset that passes attributes on
+    return labels
 
 
 BATCH_KEYS = ("images", "tokens", "person_ids")  # what a step takes, in this order

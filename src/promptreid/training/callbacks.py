@@ -72,7 +72,8 @@ def read_scores(found: Any) -> dict[str, float]:
     Raises:
         TypeError: It has no numbers by name, as a dictionary has.
     """
-    if not callable(getattr(found, "items", None)):  # a pandas Series has them too
+    # A pandas Series has items too; a class has them, but of nothing.
+    if isinstance(found, type) or not callable(getattr(found, "items", None)):
         kind = "None" if found is None else f"a {type(found).__name__}"
         raise TypeError(f"evaluate returned {kind}, expected {_SCORES}")
     scores: dict[str, float] = {}

@@ -182,7 +182,8 @@ def readable(path: Path) -> Generator[None, None, None]:
 
 def replaced_alone(folder: Path) -> dict[Path, Path]:
     """Whole checkpoints that a kill left under another name before what was to replace them had theirs; and theirs."""
-    found = {path: folder / path.name[len("unfinished-") : -len("-replaced")] for path in folder.glob("*-replaced")}
+    begin, end = "unfinished-", "-replaced"
+    found = {path: folder / path.name[len(begin) : -len(end)] for path in folder.glob(f"{begin}*{end}")}
     return {path: target for path, target in found.items() if _WRITTEN.fullmatch(target.name) and not target.exists()}
 
 

@@ -15,6 +15,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
 from promptreid.training.parameters import trained_batch_norms
 from promptreid.training.processes import gather_batch
+from promptreid.training.run_identity import describe_attributes
 from promptreid.training.stage import Stage
 from promptreid.training.stage_losses import Losses
 
@@ -172,7 +173,7 @@ class RunningStage:
         compile: Compile the encoders with torch.compile.
 
     Attributes:
-        moved: Whether a step has changed weights or buffers, as far as it got.
+        moved: Whether a step has changed weights, buffers or what a loss holds, as far as it got.
 
     Source:
         Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983.
@@ -227,17 +228,19 @@ class RunningStage:
             FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
         self.stage.check_labels(batch["person_ids"])
-        before = [] if self.moved else [buffer.clone() for buffer in self._buffers()]
+        before = None if self.moved else self._before_update()
         try:
             return self._step_on(batch, where=where, last_checkpoint=last_checkpoint)
         finally:
             self.optimizer.zero_grad()  # after an error too
-            if not self.moved:  # but BatchNorm, say, or a loss that counts
-                now = self._buffers()
-                self.moved = len(before) != len(now) or not all(map(torch.equal, before, now))
+            if not self.moved and before is not None:
+                self.moved = not _are_equal(before, self._before_update())
 
-    def _buffers(self) -> list[Tensor]:
-        return [*self.stage.model.buffers(), *self.stage.losses.buffers()]
+    def _before_update(self) -> tuple[list[Tensor], list[Any]]:
+        """All that can change before the optimiser's step: BatchNorm's statistics, say, or what a loss counts."""
+        model, losses = self.stage.model, self.stage.losses
+        tensors = [*model.buffers(), *losses.buffers(), *losses.parameters()]
+        return [tensor.detach().clone() for tensor in tensors], describe_attributes(losses.modules())
 
     def _step_on(
         self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
@@ -311,6 +314,15 @@ class RunningStage:
         for start in range(0, len(batch["person_ids"]), size):
             chunk = (batch[name][start : start + size] for name in self._batch_keys)
             yield [values.to(self._accelerator.device, non_blocking=True) for values in chunk]
+
+
+def _are_equal(before: tuple[list[Tensor], list[Any]], now: tuple[list[Tensor], list[Any]]) -> bool:
+    pairs = list(zip(before[0], now[0], strict=False))
+    return (
+        len(before[0]) == len(now[0])
+        and all(old.shape == new.shape and old.dtype == new.dtype and torch.equal(old, new) for old, new in pairs)
+        and before[1] == now[1]
+    )
 
 
 def _joined(parts: Sequence[FrozenFeatures | None]) -> FrozenFeatures | None:
