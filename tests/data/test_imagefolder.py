@@ -151,6 +151,19 @@ def test_imagefolder_table_beside_that_of_training_alone_wants_one_named(tmp_pat
         write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": 1}])
     with pytest.raises(DatasetError, match=r"has 2 tables \(train/metadata\.csv, people\.csv\); name one of them"):
         load_dataset(tmp_path)
+    data = load_dataset(tmp_path, table="train/metadata.csv")
+    assert [len(split) for split in data.splits] == [1, 0]
+
+
+@pytest.mark.parametrize("splits", [["train", "val"], ["test"]])
+def test_imagefolder_table_beside_those_of_some_splits_is_ignored_with_a_warning(
+    tmp_path: Path, splits: list[str]
+) -> None:
+    for table in [*(f"{split}/metadata.csv" for split in splits), "people.csv"]:
+        write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": len(table)}])
+    with pytest.warns(UserWarning, match=r"people\.csv in .* is ignored"):
+        data = load_dataset(tmp_path)
+    assert [split.name for split in data.splits if len(split)] == splits
 
 
 @pytest.mark.parametrize("content", ["", "name,licence\na.jpg,CC0\n", "{", "image;caption;person_id\n", "\xff"])
@@ -288,7 +301,9 @@ def test_write_imagefolder_keeps_the_file_of_a_source_that_is_gone(tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
-def test_write_imagefolder_images_in_memory_are_compared_by_their_pixels(tmp_path: Path, mode: str) -> None:
+def test_write_imagefolder_images_in_memory_are_compared_by_their_pixels(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     people = [{"image": Image.new(mode, (32, 64), 3), "text": "a man", "person_id": 1, "split": "test"}]
     folder = write_imagefolder(people, tmp_path / "own", progress=False)
     (path,) = (folder / "test").iterdir()
@@ -297,8 +312,10 @@ def test_write_imagefolder_images_in_memory_are_compared_by_their_pixels(tmp_pat
     write_imagefolder(people, folder, progress=False)
     assert path.read_bytes() == before
     people[0]["image"] = Image.new(mode, (32, 64), 4)
-    with pytest.raises(FileExistsError, match="holds other images for these rows"):
-        write_imagefolder(people, folder, progress=False)
+    for limit in (None, 100):  # above twice the limit, Pillow reads neither of them
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(FileExistsError, match="holds other images for these rows"):
+            write_imagefolder(people, folder, progress=False)
 
 
 def test_write_imagefolder_blanks_around_a_split_are_no_part_of_it(tmp_path: Path) -> None:

@@ -812,34 +812,40 @@ def test_trainer_that_failed_before_its_first_checkpoint_does_not_train_on(make:
     assert make().fit()  # as any trained model may be trained
 
 
-class Counting(torch.nn.Module):
-    """Counts its forward passes in one of three ways, or not at all."""
+class Counting(ContrastiveLoss):
+    """A loss of somebody's own, that may have counted its forward passes anywhere."""
 
-    def __init__(self, counts: str) -> None:
+
+class Recalling(ContrastiveLoss):
+    """Counts its forward passes in a buffer, as one of ours could."""
+
+    __module__ = ContrastiveLoss.__module__
+
+    def __init__(self) -> None:
         super().__init__()
-        self.counts = counts
-        self.register_buffer("buffer", torch.zeros(()))
-        self.parameter = torch.nn.Parameter(torch.zeros(()), requires_grad=False)  # as of a teacher
-        self.attribute = 0
+        self.register_buffer("count", torch.zeros(()))
 
-    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
-        if self.counts == "attribute":
-            self.attribute += 1
-        elif self.counts:
-            getattr(self, self.counts).data.add_(1)
-        return (images - texts).square().mean()
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return super().forward(*arguments)
 
 
-@pytest.mark.parametrize("counts", ["", "buffer", "parameter", "attribute"])
+def counting_function() -> Any:
+    return lambda images, texts, person_ids: (images - texts).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "moves"), [(ContrastiveLoss, False), (Recalling, True), (Counting, True), (counting_function, True)]
+)
 def test_trainer_whose_first_step_failed_trains_on_where_nothing_can_have_moved(
-    make: Any, model: PromptedCLIP, counts: str, monkeypatch: pytest.MonkeyPatch
+    make: Any, model: PromptedCLIP, loss: Any, moves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(stages=Stage("x", model, trains=["prompts"], losses={"m": Counting(counts)}, epochs=1))
+    trainer = make(stages=Stage("x", model, trains=["prompts"], losses={"m": loss()}, epochs=1))
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", Mock(side_effect=torch.OutOfMemoryError))
         with pytest.raises(torch.OutOfMemoryError):
             trainer.fit()
-    if counts:
+    if moves:
         with pytest.raises(CheckpointError, match="failed after 0 steps"):
             trainer.fit()
     else:

@@ -101,22 +101,23 @@ _TOWARDS = re.compile(rf"\b(?:{_AT})\s+$", re.IGNORECASE)
 _WALKING = re.compile(rf"\b(?:{_AT}|walk(?:ing|s)|pointing)\s+$", re.IGNORECASE)
 _OBJECT = re.compile(r"\s+(?:the|an?|his|her|their|its)\b", re.IGNORECASE)  # "left the shop"
 
-# "right behind him", "right now", "right over there", whatever stands before; but "to right there is a sign".
-_STRICT = r"now|away|after|behind|next|before|at the|(?:over )?(?:here|there)(?!\s+(?:is|are|was|were)\b)"
-_STRICT_ADVERB = re.compile(rf"\s+(?:{_STRICT})\b|-over\b", re.IGNORECASE)
-# And "walking right in front of a bus", "right under his arm", "left open".
+_END = re.compile(r"\s*(?:[.,;:!?)]|$|for\b)", re.IGNORECASE)
+
+# "right behind him", "right now", whatever stands before, and "on right over there."; but "to right there is a sign".
+_STRICT = r"now|away|after|behind|next|before|at the"
+_STRICT_ADVERB = re.compile(rf"\s+(?:{_STRICT}|(?:over )?there(?={_END.pattern}))\b|-over\b", re.IGNORECASE)
+# And "right there", "walking right in front of a bus", "right under his arm", "left open".
 _ADVERB = re.compile(
-    rf"\s+(?:{_STRICT}|beside|above|below|under|underneath|open|in front|in the (?:middle|cent(?:er|re)))\b|-over\b",
+    rf"\s+(?:{_STRICT}|(?:over )?(?:here|there)|beside|above|below|under|underneath|open|in front"
+    r"|in the (?:middle|cent(?:er|re)))\b|-over\b",
     re.IGNORECASE,
 )
 
 # "he left", "who just left", "a man just left"; "all right"; "has left", where the sentence ends or says for what.
 _LATELY = r"\s+(?:just|already|recently)"
-_VERB = re.compile(
-    rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:wo)?m[ae]n{_LATELY}|person{_LATELY})\s+$", re.IGNORECASE
-)
-_PERFECT = re.compile(rf"\b(?:has|have|had|having)(?:{_LATELY})?\s+$", re.IGNORECASE)
-_END = re.compile(r"\s*(?:[.,;:!?)]|$|for\b)", re.IGNORECASE)
+_PEOPLE = r"(?:wo)?m[ae]n|person|people|boys?|girls?|lady|guy"
+_VERB = re.compile(rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:{_PEOPLE}){_LATELY})\s+$", re.IGNORECASE)
+_PERFECT = re.compile(rf"\b(?:(?:has|have|had|having)(?:{_LATELY})?|(?:is|are)\s+just)\s+$", re.IGNORECASE)
 
 
 def mirror_caption(caption: str) -> str:

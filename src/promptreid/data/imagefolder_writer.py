@@ -84,7 +84,7 @@ def write_imagefolder(
         try:
             content, ending = _content(row["image"], f"row {index}")
         except DatasetError as error:
-            gone = isinstance(error.__cause__, FileNotFoundError)
+            gone = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
             if not gone or written is None or not _has_file(place, written[index]):
                 raise
             names.append("")  # its file stays
@@ -130,7 +130,7 @@ def _holds(path: Path, content: bytes, *, pixels: bool) -> bool:
     if not path.is_file():
         return False
     there = path.read_bytes()
-    return there == content or (pixels and _pixels(there) == _pixels(content))
+    return there == content or (pixels and (known := _pixels(there)) is not None and known == _pixels(content))
 
 
 def _pixels(content: bytes) -> Any:

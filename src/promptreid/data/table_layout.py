@@ -82,6 +82,7 @@ class TableLayout:
         problems: list[Problem] = []
         count = start = 0
         for path, split in tables:
+            split = split or _split_of(path.parent, root)
             found, wrong, number = read_table(path, split=split, read_splits=self.read_splits)
             below = path.parent.relative_to(folder)
             starts.append((start, path))
@@ -118,7 +119,7 @@ def find_split_tables(root: Path) -> list[tuple[Path, str]]:
     if whole or not root.is_dir():
         return [(path, "") for path in whole[:1]]
     folders = _split_folders(root)
-    return [(path, SPLIT_NAMES[folder.name.lower()]) for folder in folders for path in _metadata_in(folder)]
+    return [(path, _split_of(folder, root)) for folder in folders for path in _metadata_in(folder)]
 
 
 def _metadata_in(folder: Path) -> list[Path]:
@@ -127,6 +128,11 @@ def _metadata_in(folder: Path) -> list[Path]:
 
 def _split_folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_NAMES)
+
+
+def _split_of(folder: Path, root: Path) -> str:
+    """The split that a folder in `root` is for, or an empty one."""
+    return SPLIT_NAMES.get(folder.name.lower(), "") if folder.parent == root else ""
 
 
 def read_table(path: Path, *, split: str = "", read_splits: bool = True) -> tuple[list[Row], list[Problem], int]:
@@ -310,8 +316,9 @@ def _several(root: Path, tables: list[Path]) -> DatasetError:
 def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     """Refuse an imagefolder with further tables of images: nobody knows which are meant.
 
-    One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of training
-    and test, which `table=` cannot name, another one in the root is ignored with a warning.
+    One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of the
+    splits, which `table=` cannot name together, another one in the root is ignored with a warning; but not beside that
+    of training alone, which may be only a part of it.
 
     Raises:
         DatasetError: There are some.
@@ -319,7 +326,7 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     tables = [path for path, _ in chosen]
     found = [*_metadata_in(root), *(path for folder in _split_folders(root) for path in _metadata_in(folder))]
     others = [path for path in find_tables(root) if path not in found and _describes_images(path)]
-    by_split = {"train", "test"} <= {split for _, split in chosen}
+    by_split = {split for _, split in chosen} not in ({""}, {"train"})
     if not by_split:
         found += others
     if len(found) > len(tables) or len({path.parent for path in tables}) < len(tables):

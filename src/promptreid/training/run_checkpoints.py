@@ -48,7 +48,7 @@ class RunCheckpoints:
 
     Attributes:
         newest: The newest checkpoint, or None.
-        begun: Whether the run has changed the model or a loss in this process.
+        begun: Whether the run may have changed the model or a loss in this process.
     """
 
     def __init__(

@@ -165,7 +165,8 @@ def _describe_object(value: Any, within: Any) -> Any:
     if isinstance(value, PromptedCLIP):
         return named | describe(value.config.as_dict())  # the rest is kept by the run that trains it
     if isinstance(value, nn.Module):
-        inside = {**_held_in(value), **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
+        kept = {name: item for name, item in vars(value).items() if name not in _NOT_SETTINGS}
+        inside = {**kept, **dict(value.named_buffers(recurse=False)), **dict(value.named_children())}
         # Static, as compiled by TorchScript it is not there to be read.
         return named | _code(getattr_static(type(value), "forward", None)) | _each(inside, within)
     if isinstance(value, _HAPPENED):
@@ -176,15 +177,6 @@ def _describe_object(value: Any, within: Any) -> Any:
         return named | _at_most(_each(vars(value), within))
     shown = repr(value)  # such as Decimal('0.5'); of others it is an address, which says nothing
     return named if " at 0x" in shown else named | {"value": within(shown)}
-
-
-def _held_in(module: nn.Module) -> dict[str, Any]:
-    return {name: item for name, item in vars(module).items() if name not in _NOT_SETTINGS}
-
-
-def describe_attributes(modules: Iterable[nn.Module]) -> list[Any]:
-    """What modules hold now beside parameters, buffers and modules, also while it is held as it was before training."""
-    return [describe(_held_in(module)) for module in modules]
 
 
 def _each(attributes: Mapping[str, Any], within: Any) -> dict[str, Any]:

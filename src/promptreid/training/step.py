@@ -15,7 +15,6 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.batches import batch_keys
 from promptreid.training.parameters import trained_batch_norms
 from promptreid.training.processes import gather_batch
-from promptreid.training.run_identity import describe_attributes
 from promptreid.training.stage import Stage
 from promptreid.training.stage_losses import Losses
 
@@ -173,7 +172,7 @@ class RunningStage:
         compile: Compile the encoders with torch.compile.
 
     Attributes:
-        moved: Whether a step has changed weights, buffers or what a loss holds, as far as it got.
+        moved: Whether a step may have changed weights or buffers, as far as it got, or what a loss of your own holds.
 
     Source:
         Gao et al. 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983.
@@ -228,19 +227,23 @@ class RunningStage:
             FloatingPointError: A loss or the gradient is no longer finite, or in fp16 overflows at every scale.
         """
         self.stage.check_labels(batch["person_ids"])
-        before = None if self.moved else self._before_update()
+        before = [] if self.moved else [buffer.clone() for buffer in self._buffers()]
         try:
             return self._step_on(batch, where=where, last_checkpoint=last_checkpoint)
         finally:
             self.optimizer.zero_grad()  # after an error too
-            if not self.moved and before is not None:
-                self.moved = not _are_equal(before, self._before_update())
+            if not self.moved:
+                self.moved = not (self._losses_are_ours() and _are_equal(before, self._buffers()))
 
-    def _before_update(self) -> tuple[list[Tensor], list[Any]]:
-        """All that can change before the optimiser's step: BatchNorm's statistics, say, or what a loss counts."""
-        model, losses = self.stage.model, self.stage.losses
-        tensors = [*model.buffers(), *losses.buffers(), *losses.parameters()]
-        return [tensor.detach().clone() for tensor in tensors], describe_attributes(losses.modules())
+    def _buffers(self) -> list[Tensor]:
+        """What can change before the optimiser's step, as BatchNorm's statistics do."""
+        return [*self.stage.model.buffers(), *self.stage.losses.buffers()]
+
+    def _losses_are_ours(self) -> bool:
+        """Whether no loss is a class or function of another's, which could change anything of its own when called."""
+        called = (getattr(part, "function", part) for part in self.stage.losses.modules())
+        packages = {str(getattr(each, "__module__", "")).partition(".")[0] for each in called}
+        return packages <= {__name__.partition(".")[0], "torch"}
 
     def _step_on(
         self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
@@ -316,12 +319,10 @@ class RunningStage:
             yield [values.to(self._accelerator.device, non_blocking=True) for values in chunk]
 
 
-def _are_equal(before: tuple[list[Tensor], list[Any]], now: tuple[list[Tensor], list[Any]]) -> bool:
-    pairs = list(zip(before[0], now[0], strict=False))
-    return (
-        len(before[0]) == len(now[0])
-        and all(old.shape == new.shape and old.dtype == new.dtype and torch.equal(old, new) for old, new in pairs)
-        and before[1] == now[1]
+def _are_equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    pairs = zip(before, now, strict=False)
+    return len(before) == len(now) and all(
+        old.shape == new.shape and old.dtype == new.dtype and torch.equal(old, new) for old, new in pairs
     )
 
 

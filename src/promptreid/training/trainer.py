@@ -220,7 +220,7 @@ class Trainer(Undescribed):
 
         Raises:
             CheckpointError: The checkpoint to resume from is damaged or belongs to another model; or an earlier call
-                failed before the first checkpoint, and a step had changed the model or a loss.
+                failed before the first checkpoint, and a step may have changed the model or a loss.
             ValueError: Every batch of an epoch held only one person, and a loss tells those of a batch apart.
             FloatingPointError: A loss or gradient is no longer finite.
             TypeError: `evaluate` did not return numbers by name.
