@@ -5,7 +5,7 @@ python benchmarks/study/convergence_page.py
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,11 +284,17 @@ class ConvergencePage:
             blocks.append("No run has ended yet.")
         if self.rates["rates"]:
             rows = [
-                [f"`{arm}`", *(f"{rate:g}" for rate in pair), str(self.rates["runs"][arm])]
+                [f"`{arm}`", *_tuned_rates(arm, pair), str(self.rates["runs"][arm])]
                 for arm, pair in self.rates["rates"].items()
             ]
             blocks.append("## Rates\n\n" + markdown(["arm", "prompts", "encoders", "tuning runs"], rows))
         return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _tuned_rates(arm: str, rates: Sequence[float]) -> list[str]:
+    """The rates of prompts and of encoders; a dash for one that the arm does not have."""
+    has = {"first": (True, False), "last": (False, True)}.get(COURSES[arm].tuned, (True, True))
+    return [f"{rate:g}" if there else "–" for rate, there in zip(rates, has, strict=True)]
 
 
 def main() -> None:
