@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from promptreid.training.averaging import GaussianAverage
 from promptreid.training.callbacks import read_scores, scores_of
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
+from promptreid.training.stage_losses import Losses, may_change_themselves
 from promptreid.training.step import RunningStage
 from promptreid.training.trainer import Trainer
 
@@ -830,12 +832,33 @@ class Recalling(ContrastiveLoss):
         return super().forward(*arguments)
 
 
-def counting_function() -> Any:
+class WithFunction(torch.nn.Module):
+    """Somebody's loss that keeps a function of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = torch.nn.functional.mse_loss
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor, person_ids: torch.Tensor) -> torch.Tensor:
+        return self.function(images, texts)
+
+
+def function() -> Any:
     return lambda images, texts, person_ids: (images - texts).square().mean()
 
 
+def hooked() -> Any:
+    loss = ContrastiveLoss()
+    loss.register_forward_hook(lambda *_: None)
+    return loss
+
+
 @pytest.mark.parametrize(
-    ("loss", "moves"), [(ContrastiveLoss, False), (Recalling, True), (Counting, True), (counting_function, True)]
+    ("loss", "moves"),
+    [
+        (ContrastiveLoss, False),
+        *((each, True) for each in (Recalling, Counting, WithFunction, function, hooked)),
+    ],
 )
 def test_trainer_whose_first_step_failed_trains_on_where_nothing_can_have_moved(
     make: Any, model: PromptedCLIP, loss: Any, moves: bool, monkeypatch: pytest.MonkeyPatch
@@ -850,6 +873,14 @@ def test_trainer_whose_first_step_failed_trains_on_where_nothing_can_have_moved(
             trainer.fit()
     else:
         assert len(trainer.fit()) == 1
+
+
+def test_losses_compiled_by_torchscript_may_change_themselves() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TorchScript, for which newer versions of torch have others
+        loss = torch.jit.trace(WithFunction(), (torch.ones(2, 3), torch.zeros(2, 3), torch.arange(2)))
+    assert may_change_themselves(Losses({"m": loss}))
+    assert not may_change_themselves(Losses({"m": ContrastiveLoss()}))
 
 
 def test_trainer_whose_first_update_failed_does_not_train_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -887,6 +918,17 @@ def test_trainer_that_failed_before_its_first_step_trains_as_if_it_had_not(
         with pytest.raises(Killed):
             trainer.fit()
     assert without_seconds(trainer.fit()) == expected
+
+
+def test_trainer_after_a_failure_has_the_optimizer_of_its_stage_alone(make: Any) -> None:
+    counts: list[int] = []
+    trainer = make(evaluate=lambda _: counts.append(len(trainer._accelerator._optimizers)) or {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer._batches.items, "dataset", Unreadable())
+        with pytest.raises(Killed):
+            trainer.fit()
+    trainer.fit()
+    assert counts == [1] * len(counts) != []
 
 
 def with_batch_norm(model: PromptedCLIP) -> torch.nn.BatchNorm2d:

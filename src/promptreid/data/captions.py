@@ -117,7 +117,7 @@ _ADVERB = re.compile(
 _LATELY = r"\s+(?:just|already|recently)"
 _PEOPLE = r"(?:wo)?m[ae]n|person|people|boys?|girls?|lady|guy"
 _VERB = re.compile(rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:{_PEOPLE}){_LATELY})\s+$", re.IGNORECASE)
-_PERFECT = re.compile(rf"\b(?:(?:has|have|had|having)(?:{_LATELY})?|(?:is|are)\s+just)\s+$", re.IGNORECASE)
+_PERFECT = re.compile(rf"\b(?:has|have|had|having)(?:{_LATELY})?\s+$", re.IGNORECASE)
 
 
 def mirror_caption(caption: str) -> str:

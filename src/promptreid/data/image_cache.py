@@ -378,8 +378,8 @@ def _decode_bad_again(
         except OSError:  # such as a full disk; with zeros the old manifest fits again
             black = np.zeros((3, *wanted.image_size), dtype=np.uint8)
             put((digest, black) for digest in manifest["bad"] if digest in row_of)
-            if when := manifest.get("modified_ns"):
-                os.utime(target, ns=(when, when))  # or it would be compared with its digest whenever it is opened
+            with suppress(OSError, KeyError):  # or it would be compared with its digest whenever it is opened
+                os.utime(target, ns=(manifest["modified_ns"],) * 2)
             raise
 
 

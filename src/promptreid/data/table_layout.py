@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import unicodedata
 import warnings
@@ -131,8 +132,9 @@ def _split_folders(root: Path) -> list[Path]:
 
 
 def _split_of(folder: Path, root: Path) -> str:
-    """The split that a folder in `root` is for, or an empty one."""
-    return SPLIT_NAMES.get(folder.name.lower(), "") if folder.parent == root else ""
+    """The split that a folder in `root` is for, however their paths are written, or an empty one."""
+    folder = Path(os.path.abspath(folder))  # which keeps the name of a link
+    return SPLIT_NAMES.get(folder.name.lower(), "") if folder.parent.resolve() == root.resolve() else ""
 
 
 def read_table(path: Path, *, split: str = "", read_splits: bool = True) -> tuple[list[Row], list[Problem], int]:

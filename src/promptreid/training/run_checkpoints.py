@@ -106,8 +106,8 @@ class RunCheckpoints:
             if self.begun:
                 raise CheckpointError(
                     f"an earlier fit of this trainer failed after {step} step{'s' * (step != 1)}, before its first "
-                    "checkpoint, so the model no longer has the weights that the run starts from; make the model, its "
-                    "stages and the trainer again"
+                    "checkpoint, so the model, or what a loss holds, may no longer be what the run starts from; make "
+                    "the model, its stages and the trainer again"
                 )
             return None, Position()
         checkpoint = load_checkpoint(self.newest)

@@ -65,7 +65,7 @@ class Losses(nn.ModuleDict):
             raise ValueError(
                 f"the loss {name!r} has needs={needs!r}, expected a tuple of some of {', '.join(get_args(Need))}"
             )
-        super().__setitem__(name, loss if isinstance(loss, nn.Module) else _FunctionLoss(loss))
+        super().__setitem__(name, loss if isinstance(loss, nn.Module) else FunctionLoss(loss))
         self.weights.setdefault(name, 1.0)
 
     def __delitem__(self, name: str) -> None:
@@ -119,12 +119,23 @@ def _check_value(name: str, value: Any) -> None:
         raise TypeError(f"the loss {name!r} returned {found}, expected a tensor (), such as a mean over the batch")
 
 
+def may_change_themselves(losses: Losses) -> bool:
+    """Whether a loss is a class or function of somebody else's, or has hooks, and could change anything when called."""
+    parts = [*losses.modules()]
+    called = [*parts, *(part.function for part in parts if isinstance(part, FunctionLoss))]
+    hooked = any(vars(part)[hooks] for part in parts for hooks in ("_forward_hooks", "_forward_pre_hooks"))
+    return hooked or not all(str(getattr(each, "__module__", "")).startswith(_UNCHANGING) for each in called)
+
+
+_UNCHANGING = ("promptreid.", "torch.nn.", "torch._dynamo.")  # the last for a loss that is compiled
+
+
 def needs_of(loss: Any) -> tuple[Need, ...]:
     """The further inputs that a loss asks for by name."""
     return getattr(loss, "needs", ())
 
 
-class _FunctionLoss(nn.Module):
+class FunctionLoss(nn.Module):
     """A function as a module, so that all losses are kept and compared in one way."""
 
     def __init__(self, function: LossFunction) -> None:

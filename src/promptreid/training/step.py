@@ -16,7 +16,7 @@ from promptreid.training.batches import batch_keys
 from promptreid.training.parameters import trained_batch_norms
 from promptreid.training.processes import gather_batch
 from promptreid.training.stage import Stage
-from promptreid.training.stage_losses import Losses
+from promptreid.training.stage_losses import Losses, may_change_themselves
 
 _LOWEST_SCALE = 2.0**-14  # 30 overflows in a row, from where the scaler begins
 
@@ -233,17 +233,11 @@ class RunningStage:
         finally:
             self.optimizer.zero_grad()  # after an error too
             if not self.moved:
-                self.moved = not (self._losses_are_ours() and _are_equal(before, self._buffers()))
+                self.moved = may_change_themselves(self.stage.losses) or not _are_equal(before, self._buffers())
 
     def _buffers(self) -> list[Tensor]:
         """What can change before the optimiser's step, as BatchNorm's statistics do."""
         return [*self.stage.model.buffers(), *self.stage.losses.buffers()]
-
-    def _losses_are_ours(self) -> bool:
-        """Whether no loss is a class or function of another's, which could change anything of its own when called."""
-        called = (getattr(part, "function", part) for part in self.stage.losses.modules())
-        packages = {str(getattr(each, "__module__", "")).partition(".")[0] for each in called}
-        return packages <= {__name__.partition(".")[0], "torch"}
 
     def _step_on(
         self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None

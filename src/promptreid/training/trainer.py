@@ -296,6 +296,7 @@ class Trainer(Undescribed):
         return checkpoint
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
+        self._accelerator.free_memory()  # else the optimiser of a stage that failed would scale its gradients again
         running = RunningStage(
             stage,
             self._accelerator,
