@@ -172,7 +172,7 @@ def pass_on_removals(store: LanceStore, marks: Iterable[Mapping[str, Any]], *, h
         held: The keys of what it holds now, which stays.
     """
     # Removals by earlier versions have no `id`: of an image, one of them is passed on.
-    removals = {mark["path"]: "\0".join((_PASSED_ON, *mark.get("id", "").split(), mark["path"])) for mark in marks}
+    removals = {mark["path"]: "\0".join(filter(None, (_PASSED_ON, mark.get("id"), mark["path"]))) for mark in marks}
     known = removed_digests(store) if removals else frozenset[str]()
     fresh = {path: it for path, it in removals.items() if path not in held and key_digest(it) not in known}
     if not fresh:

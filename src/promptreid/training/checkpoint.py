@@ -27,7 +27,6 @@ from promptreid.training.step import RunningStage
 
 FORMAT = "promptreid-training"
 VERSION = 2  # 2 has a digest of the state, and may hold prompts without the encoders; 1 is read too
-
 TENSORS, STATE = "state.safetensors", "state.json"
 
 NEEDED = ("settings", "position", "random")

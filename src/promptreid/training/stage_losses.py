@@ -119,15 +119,16 @@ def _check_value(name: str, value: Any) -> None:
         raise TypeError(f"the loss {name!r} returned {found}, expected a tensor (), such as a mean over the batch")
 
 
+# Packages whose losses change nothing but buffers when they are called; the last wraps a loss that is compiled.
+_UNCHANGING = ("promptreid.", "torch.nn.", "torch._dynamo.")
+
+
 def may_change_themselves(losses: Losses) -> bool:
     """Whether a loss is a class or function of somebody else's, or has hooks, and could change anything when called."""
     parts = [*losses.modules()]
     called = [*parts, *(part.function for part in parts if isinstance(part, FunctionLoss))]
     hooked = any(vars(part)[hooks] for part in parts for hooks in ("_forward_hooks", "_forward_pre_hooks"))
     return hooked or not all(str(getattr(each, "__module__", "")).startswith(_UNCHANGING) for each in called)
-
-
-_UNCHANGING = ("promptreid.", "torch.nn.", "torch._dynamo.")  # the last for a loss that is compiled
 
 
 def needs_of(loss: Any) -> tuple[Need, ...]:

@@ -249,6 +249,7 @@ class Trainer(Undescribed):
                 log = stack.enter_context(closing(self._open_log()))
             held = stack.enter_context(Interruption(self._accelerator.device))
             stack.enter_context(recomputed_activations(self.model.clip, enable=self.gradient_checkpointing))
+            stack.callback(self._accelerator.free_memory)
             for stage in self.stages[self.position.stage :]:
                 self._run_stage(stage, checkpoint, log, held)
                 checkpoint = None
@@ -296,7 +297,6 @@ class Trainer(Undescribed):
         return checkpoint
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
-        self._accelerator.free_memory()  # else the optimiser of a stage that failed would scale its gradients again
         running = RunningStage(
             stage,
             self._accelerator,
@@ -314,7 +314,6 @@ class Trainer(Undescribed):
             self._end_epoch(running, log)
             if held.wanted():
                 self._leave(held)
-        self._accelerator.free_memory()
 
     def _run_epoch(self, running: RunningStage, log: RunLog, held: Interruption) -> None:
         position, steps = self.position, len(self._batches)
