@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Imported modules are garbage to nobody: accelerate collects after each stage, else half a second each time."""
+    """Imported modules are garbage to nobody: accelerate collects at each stage, else half a second each time."""
     gc.collect()
     gc.freeze()
 

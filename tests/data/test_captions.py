@@ -225,6 +225,7 @@ def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) ->
         "he walks right beside a woman",
         "walking right behind him",
         "he is all right",
+        "The strap is just right for him",
         "a left-over bag",
         "",
         "copyright",

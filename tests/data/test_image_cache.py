@@ -261,6 +261,10 @@ def test_build_image_cache_that_cannot_be_written_is_used_as_it_is(
         for _ in range(2):
             with pytest.warns(UserWarning, match=r"1 of 7 images .*3\.png"):
                 cache = build(paths, tmp_path / "cache", on_bad="skip")
+        patch.setattr(image_cache, "_decode", lambda *_: "bad")
+        patch.setattr(image_cache, "_digest", refuse)  # as slow as the pixels are many, so not whenever it is opened
+        with pytest.warns(UserWarning, match="1 of 7 images"):
+            build(paths, tmp_path / "cache", on_bad="skip")
     assert torch.equal(cache[paths[0]], fit_image(open_image(paths[0]), SIZE))
     monkeypatch.setattr(image_cache, "_build", refuse)  # the cache is still whole
     assert torch.equal(build(paths, tmp_path / "cache")[paths[3]], fit_image(open_image(paths[3]), SIZE))

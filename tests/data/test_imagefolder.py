@@ -147,7 +147,7 @@ def test_imagefolder_table_beside_those_of_the_splits_is_ignored_with_a_warning(
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("root", ["", ".", "link", "train/.."])
+@pytest.mark.parametrize("root", ["", ".", "link", "train/..", "aside/link/.."])
 @pytest.mark.parametrize("table", ["train/metadata.csv", "train/../train/metadata.csv", "{}/train/metadata.csv"])
 def test_imagefolder_named_table_has_the_split_of_its_folder_however_paths_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, table: str
@@ -156,6 +156,8 @@ def test_imagefolder_named_table_has_the_split_of_its_folder_however_paths_are_w
         write_table(tmp_path / split / "metadata.csv", [{"file_name": "a.jpg", "text": "a man", "person_id": 1}])
     monkeypatch.chdir(tmp_path)
     Path("link").symlink_to(tmp_path, target_is_directory=True)
+    Path("aside").mkdir()
+    Path("aside/link").symlink_to(tmp_path / "train", target_is_directory=True)
     data = load_dataset(root or tmp_path, table=table.format(tmp_path))
     assert [len(split) for split in data.splits] == [1, 0]
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
+from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import trainer as module
 from promptreid.training.processes import make_accelerator
@@ -179,3 +181,28 @@ def test_trainer_fp16_interrupted_and_resumed_ends_with_the_same_bits(
             fit("interrupted")
     assert fit("interrupted") == scale
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
+
+
+def test_trainer_fp16_after_a_step_that_failed_ends_with_the_bits_of_one_that_did_not(
+    make_fp16: Any, model: PromptedCLIP, schedule: TwoStageSchedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trainer(folder: str) -> Any:
+        return make_fp16({"init_scale": 64.0, "growth_interval": 2}, output_dir=tmp_path / folder)
+
+    start = copy.deepcopy((model.state_dict(), schedule[1].loss_modules.state_dict()))
+    whole = trainer("whole")
+    whole.fit()
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start[0])
+    schedule[1].loss_modules.load_state_dict(start[1])
+
+    values = iter([1.0, 1.0, math.nan])  # found in step 2 after its gradients are unscaled
+    forward = ContrastiveLoss.forward
+    failed = trainer("failed")
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveLoss, "forward", lambda *given: next(values) * forward(*given))
+        with pytest.raises(FloatingPointError, match=r"step 2 .* nan"):
+            failed.fit()
+    failed.fit()
+    assert failed._accelerator.scaler.state_dict() == whole._accelerator.scaler.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

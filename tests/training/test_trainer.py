@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from promptreid.errors import CheckpointError, MissingExtraError
 from promptreid.losses.contrastive import ContrastiveLoss
+from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import run_checkpoints
 from promptreid.training.averaging import GaussianAverage
@@ -880,7 +881,44 @@ def test_losses_compiled_by_torchscript_may_change_themselves() -> None:
         warnings.simplefilter("ignore")  # of TorchScript, for which newer versions of torch have others
         loss = torch.jit.trace(WithFunction(), (torch.ones(2, 3), torch.zeros(2, 3), torch.arange(2)))
     assert may_change_themselves(Losses({"m": loss}))
-    assert not may_change_themselves(Losses({"m": ContrastiveLoss()}))
+
+
+def parametrized(loss: torch.nn.Module) -> torch.nn.Module:
+    loss.scale = torch.nn.Parameter(torch.ones(2))
+    torch.nn.utils.parametrize.register_parametrization(loss, "scale", torch.nn.Identity())
+    return loss
+
+
+def with_another_forward(loss: torch.nn.Module) -> torch.nn.Module:
+    loss.forward = lambda images, texts, ids: images.sum()
+    return loss
+
+
+def hooked_in_backward(loss: torch.nn.Module) -> torch.nn.Module:
+    loss.register_full_backward_hook(lambda *_: None)
+    return loss
+
+
+def compiled(loss: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(loss, backend="eager")
+
+
+@pytest.mark.parametrize("make_loss", [ContrastiveLoss, lambda: CrossModalIDLoss(3, 8), torch.nn.TripletMarginLoss])
+@pytest.mark.parametrize("change", [lambda loss: loss, parametrized, compiled])
+def test_losses_of_ours_and_of_torch_change_nothing(make_loss: Any, change: Any) -> None:
+    assert not may_change_themselves(Losses({"m": change(make_loss())}))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(lambda change=change: change(Counting()) for change in (parametrized, compiled)),
+        *(lambda change=change: change(ContrastiveLoss()) for change in (with_another_forward, hooked_in_backward)),
+        lambda: torch.nn.TripletMarginWithDistanceLoss(distance_function=lambda one, other: (one - other).sum(-1)),
+    ],
+)
+def test_losses_that_run_code_of_somebody_else_may_change_themselves(loss: Any) -> None:
+    assert may_change_themselves(Losses({"m": loss()}))
 
 
 def test_trainer_whose_first_update_failed_does_not_train_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -927,8 +965,10 @@ def test_trainer_after_a_failure_has_the_optimizer_of_its_stage_alone(make: Any)
         patch.setattr(trainer._batches.items, "dataset", Unreadable())
         with pytest.raises(Killed):
             trainer.fit()
+    assert trainer._accelerator._optimizers == []
     trainer.fit()
     assert counts == [1] * len(counts) != []
+    assert trainer._accelerator._optimizers == []
 
 
 def with_batch_norm(model: PromptedCLIP) -> torch.nn.BatchNorm2d:

@@ -113,11 +113,13 @@ _ADVERB = re.compile(
     re.IGNORECASE,
 )
 
-# "he left", "who just left", "a man just left"; "all right"; "has left", where the sentence ends or says for what.
+# "he left", "who just left", "a man just left"; "all right"; "has left", where the sentence ends or says for what; "is
+# just right for him".
 _LATELY = r"\s+(?:just|already|recently)"
 _PEOPLE = r"(?:wo)?m[ae]n|person|people|boys?|girls?|lady|guy"
 _VERB = re.compile(rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:{_PEOPLE}){_LATELY})\s+$", re.IGNORECASE)
 _PERFECT = re.compile(rf"\b(?:has|have|had|having)(?:{_LATELY})?\s+$", re.IGNORECASE)
+_FITS, _FOR = re.compile(r"\b(?:is|are)\s+just\s+$", re.IGNORECASE), re.compile(r"\s+for\b", re.IGNORECASE)
 
 
 def mirror_caption(caption: str) -> str:
@@ -148,6 +150,8 @@ def _is_side(before: str, after: str) -> bool:
     if _TOWARDS.search(before):
         return _STRICT_ADVERB.match(after) is None
     if _ADVERB.match(after) or _VERB.search(before) or (_PERFECT.search(before) and _END.match(after)):
+        return False
+    if _FITS.search(before) and _FOR.match(after):
         return False
     return _OBJECT.match(after) is None or _WALKING.search(before) is not None
 

@@ -377,9 +377,11 @@ def _decode_bad_again(
             return _write_manifest(target, contents, bad, _digest(target))
         except OSError:  # such as a full disk; with zeros the old manifest fits again
             black = np.zeros((3, *wanted.image_size), dtype=np.uint8)
-            put((digest, black) for digest in manifest["bad"] if digest in row_of)
-            with suppress(OSError, KeyError):  # or it would be compared with its digest whenever it is opened
-                os.utime(target, ns=(manifest["modified_ns"],) * 2)
+            try:
+                put((digest, black) for digest in manifest["bad"] if digest in row_of)
+            finally:
+                with suppress(OSError, KeyError):  # or it would be compared with its digest whenever it is opened
+                    os.utime(target, ns=(manifest["modified_ns"],) * 2)
             raise
 
 

@@ -133,7 +133,8 @@ def _split_folders(root: Path) -> list[Path]:
 
 def _split_of(folder: Path, root: Path) -> str:
     """The split that a folder in `root` is for, however their paths are written, or an empty one."""
-    folder = Path(os.path.abspath(folder))  # which keeps the name of a link
+    if folder.name in ("", ".."):
+        folder = Path(os.path.abspath(folder))  # not of other paths, whose links would be taken for folders
     return SPLIT_NAMES.get(folder.name.lower(), "") if folder.parent.resolve() == root.resolve() else ""
 
 

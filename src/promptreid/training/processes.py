@@ -58,6 +58,15 @@ def make_accelerator(
     return accelerator
 
 
+def forget_earlier(accelerator: "Accelerator") -> None:
+    """Let accelerate hold nothing of an earlier training, for whose optimisers fp16 would unscale gradients as well."""
+    accelerator.free_memory()
+    scaler: Any = accelerator.scaler
+    if scaler is not None:
+        scaler.scale(torch.zeros((), device=accelerator.device))  # `update` needs a scaler that has been used
+        scaler.update(scaler.get_scale())  # the same scale, without what a step that failed has left
+
+
 @contextmanager
 def every_batch_a_step(accelerator: "Accelerator") -> Generator[None, None, None]:
     """Let accelerate, which knows one number of batches to a step in a process, take one to each inside the block.

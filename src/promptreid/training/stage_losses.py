@@ -1,6 +1,7 @@
 """The losses of a stage: added up by weight, and told what they need beyond a batch's features."""
 
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Losses(nn.ModuleDict):
             raise ValueError(
                 f"the loss {name!r} has needs={needs!r}, expected a tuple of some of {', '.join(get_args(Need))}"
             )
-        super().__setitem__(name, loss if isinstance(loss, nn.Module) else FunctionLoss(loss))
+        super().__setitem__(name, loss if isinstance(loss, nn.Module) else _FunctionLoss(loss))
         self.weights.setdefault(name, 1.0)
 
     def __delitem__(self, name: str) -> None:
@@ -119,16 +120,21 @@ def _check_value(name: str, value: Any) -> None:
         raise TypeError(f"the loss {name!r} returned {found}, expected a tensor (), such as a mean over the batch")
 
 
-# Packages whose losses change nothing but buffers when they are called; the last wraps a loss that is compiled.
+# Packages whose losses change nothing but buffers and temperatures when called; the last wraps a loss that is compiled.
 _UNCHANGING = ("promptreid.", "torch.nn.", "torch._dynamo.")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def may_change_themselves(losses: Losses) -> bool:
-    """Whether a loss is a class or function of somebody else's, or has hooks, and could change anything when called."""
-    parts = [*losses.modules()]
-    called = [*parts, *(part.function for part in parts if isinstance(part, FunctionLoss))]
-    hooked = any(vars(part)[hooks] for part in parts for hooks in ("_forward_hooks", "_forward_pre_hooks"))
-    return hooked or not all(str(getattr(each, "__module__", "")).startswith(_UNCHANGING) for each in called)
+    """Whether a loss runs code of somebody else's, which could change anything: a class, function or hook."""
+    return any(map(_is_foreign, losses.modules()))
+
+
+def _is_foreign(part: nn.Module) -> bool:
+    classes = takewhile(lambda base: base is not nn.Module, type(part).__mro__)  # one that is parametrised is derived
+    functions = (value for value in vars(part).values() if callable(value))
+    known = all(str(getattr(code, "__module__", "")).startswith(_UNCHANGING) for code in (*classes, *functions))
+    return not known or any(vars(part)[hooks] for hooks in _HOOKS)
 
 
 def needs_of(loss: Any) -> tuple[Need, ...]:
@@ -136,7 +142,7 @@ def needs_of(loss: Any) -> tuple[Need, ...]:
     return getattr(loss, "needs", ())
 
 
-class FunctionLoss(nn.Module):
+class _FunctionLoss(nn.Module):
     """A function as a module, so that all losses are kept and compared in one way."""
 
     def __init__(self, function: LossFunction) -> None:

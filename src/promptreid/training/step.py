@@ -157,8 +157,8 @@ def _last(checkpoint: object | None) -> str:
 class RunningStage:
     """A stage in training, with its optimiser, scheduler and gradient scaler.
 
-    It begins without gradients and without the optimiser of another stage, which in fp16 would scale gradients again. A
-    step leaves no gradients, whether it succeeds or fails.
+    It begins without gradients, and a step leaves none, whether it succeeds or fails. In a loop of your own in fp16,
+    call `forget_earlier` before another stage, else accelerate unscales its gradients once for each optimiser so far.
 
     With a `chunk_size` smaller than the batch, gradients are cached (GradCache). First every chunk is encoded and
     nothing but its features is kept; then the loss of the whole batch gives the gradient of each feature; last every
@@ -188,7 +188,6 @@ class RunningStage:
         chunk_size: int | None = None,
         compile: bool = False,
     ) -> None:
-        accelerator.free_memory()
         stage.prepare()
         for parameter in (*stage.model.parameters(), *stage.losses.parameters()):
             parameter.grad = None  # else the first step would add what another run or loop left there

@@ -36,6 +36,7 @@ from promptreid.training.processes import (
     every_batch_a_step,
     failing_together,
     first_rank,
+    forget_earlier,
     in_precision,
     make_accelerator,
 )
@@ -297,6 +298,7 @@ class Trainer(Undescribed):
         return checkpoint
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, log: RunLog, held: Interruption) -> None:
+        forget_earlier(self._accelerator)
         running = RunningStage(
             stage,
             self._accelerator,
