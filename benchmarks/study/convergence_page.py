@@ -157,13 +157,13 @@ class ConvergencePage:
         if not all(self._is_complete(number, "pd", "direct") for number in (50, 400)):
             return ""
         few, many = (gains(self.by_identities[number], "pd", "direct") for number in (50, 400))
-        found = paired_difference(few, many)
+        found = paired_difference(many, few)
         words = {
-            1: "With fewer identities PD does better against direct fine-tuning",
+            1: "With fewer identities PD does worse against direct fine-tuning",
             0: "No dependence on the number of identities was found",
-            -1: "With fewer identities PD does worse against direct fine-tuning",
+            -1: "With fewer identities PD does better against direct fine-tuning",
         }[direction(found)]
-        return f"{words} (50 less 400: {points(found)})."
+        return f"{words} (400 less 50: {points(found)})."
 
     def comparisons(self, pairs: Iterable[tuple[str, str]]) -> str:
         """Rank-1 of one arm less that of another at each number of identities; empty without a pair."""

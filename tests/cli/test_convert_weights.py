@@ -42,7 +42,7 @@ def test_convert_says_what_the_file_is_and_writes_a_folder_for_every_command(sma
     assert code == 0
     assert "IRRA, ViT-B-16, images of 256 x 128, QuickGELU" in printed
     assert "left out: classifier, cross_attn" in printed
-    assert f"use it with --model local-dir:{tmp_path / 'again'}" in printed
+    assert f"use it with --model local-dir:{tmp_path / 'again'} --image-size 256 128\n" in printed
     code, scores, _ = call("evaluate", drawn, "--model", f"local-dir:{tmp_path / 'out'}", "--json")
     assert code == 0
     assert scores["scores"]["rank1"] >= 0
@@ -59,6 +59,10 @@ def test_public_checkpoint_is_scored_as_its_own_model_is(small, call, tmp_path, 
     code, found, errors = call("evaluate", drawn, *arguments)
     assert (code, errors) == (0, "")
     assert found["scores"] == json.loads(json.dumps(expected))
+    code, _, errors = call("evaluate", drawn, *arguments, "--image-size", 64, 32)
+    assert code == 0
+    assert "best.pth is IRRA's, trained on images of 384 x 128, and is resized to 64 x 32" in errors
+    assert "give 384 x 128 as --image-size to keep them" in errors
 
 
 def test_convert_to_transformers_and_back(small, call, tmp_path):

@@ -157,6 +157,11 @@ def test_field_checkpoint_gives_its_encoders_activation_size_and_statistics(tmp_
     assert model.eval_transform.mean[0] == pytest.approx(0.485 if imagenet else 0.48145466)
     assert model.eval_transform.interpolation == ("bicubic" if imagenet else "bilinear")
     assert preprocess_config(again)["mean"][0] == model.eval_transform.mean[0]
+    height, width = SIZES[kind]
+    message = rf"best\.pth is {kind}'s, .* of {height} x {width}, and is resized to 64 x 32, .* image_s"
+    with pytest.warns(UserWarning, match=message) as caught:
+        load_clip(NAME, pretrained=str(tmp_path / "best.pth"), image_size=(64, 32))
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def irra_features(weights, images, tokens):

@@ -270,7 +270,7 @@ def test_page_words_each_outcome_as_the_protocol_does(page):
     assert "and is behind it at 400 identities (−5.0 points" in answer
     assert "direct fine-tuning is not significantly different from PD at 100 identities" in answer
     assert "and is ahead of it at 400 identities" in answer
-    assert "With fewer identities PD does better against direct fine-tuning (50 less 400: +25.0 points" in answer
+    assert "With fewer identities PD does better against direct fine-tuning (400 less 50: −25.0 points" in answer
     text = made.text()
     assert "![Best validation mAP so far by epoch of the encoders at 400 identities" in text
     assert "| 97.5 % |" in text

@@ -7,6 +7,7 @@ from typing import Any
 from promptreid.cli.argument_types import folder_to_write, whole
 from promptreid.cli.options import LARGEST_SIDE
 from promptreid.cli.output import Output
+from promptreid.defaults import IMAGE_SIZE
 
 DESCRIPTION = """Read weights of any common format (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,
 TBPS-CLIP's, CLIP-ReID's; recognised from the content, without running code) and write an ordinary open_clip
@@ -57,7 +58,8 @@ def run(console: Output, /, *, source: str, output: Path, model: str | None, **o
     console.say(f"{source}: {made.title}, {made.name}, images of {height} x {width}, {activation}")
     if made.left_out:
         console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
-    console.say(f"written: {made.folder}; use it with --model local-dir:{made.folder}")
+    size = "" if (height, width) == IMAGE_SIZE else f" --image-size {height} {width}"
+    console.say(f"written: {made.folder}; use it with --model local-dir:{made.folder}{size}")
     if not made.loads_in_open_clip:
         console.note(f"warning: plain open_clip does not build this model for {height} x {width}; promptreid does")
     return 0

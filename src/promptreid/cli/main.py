@@ -85,7 +85,7 @@ _ADVICE = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, _IN_A_SHELL))})(
 # Python's arguments; what stands behind them tells them from a path of the same name.
 _PYTHON_NAMES = re.compile(
     r"(?<![\w./-])(?:seed(?= is )"
-    r"|(?:batch_size|image_size|num_workers|learning_rate|prompt_length)(?= is | was | \d| \(|, or |, such ))"
+    r"|(?:batch_size|image_size|num_workers|learning_rate|prompt_length)(?= is | was | \d| \(|, or |, such | to keep ))"
 )
 # What the operating system answers where the disk or the memory is at fault, and not a path.
 _MACHINE_ERRORS = {

@@ -3,6 +3,7 @@
 import importlib
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ def load_clip(
             own, see `docs/weights.md`; `None` for random weights, or for those of `name`. Tags and repositories are
             downloaded on first use.
         image_size: (height, width) in pixels; pedestrian crops are usually (384, 128). `None` for what the weights
-            were saved at.
+            were saved at; by default they are resized, with a warning where a re-identification project trained them.
         weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
             `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
         quick_gelu: Whether weights in a *file* were trained with QuickGELU; `None` for what the file or the
@@ -227,7 +228,7 @@ def load_clip(
         quick_gelu = None  # the name and the tag say it
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
-        load = partial(_load_file, name, saved=saved, given=quick_gelu, cache=cache)
+        load = partial(_load_file, name, size=size, saved=saved, given=quick_gelu, cache=cache)
         if names_repository(pretrained):
             clip, config, commit = with_model(pretrained, cache, lambda path: (*load(path), commit_of(path)))
             pretrained = f"{pretrained.partition('@')[0]}@{commit}"
@@ -317,12 +318,24 @@ def _load_file(
     name: str,
     path: Path,
     *,
+    size: tuple[int, int] | None,
     saved: tuple[int, int] | None,
     given: bool | None,
     cache: str | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Make a model that open_clip has a configuration of, with weights from a file, at the size they were saved at."""
+    """Make a model that open_clip has a configuration of, with weights from a file, at the size they were saved at.
+
+    If the project that trained them did so at another `size` than they will be used at, there is a warning.
+    """
     checkpoint = read_checkpoint(path)
+    trained = checkpoint.trained_size
+    if size is not None and trained is not None and size != trained:
+        own = f"{trained[0]} x {trained[1]}"
+        warnings.warn(
+            f"{path} is {checkpoint.title}'s, trained on images of {own}, and is resized to {size[0]} x {size[1]}, "
+            f"which changes its scores; give {own} as image_size to keep them",
+            stacklevel=3,
+        )
     quick = choose_quick_gelu(name, str(path), given=given, saved=checkpoint.quick_gelu)
     config = _config_to_make(name, quick)
     text = config.get("text_cfg", {})

@@ -55,6 +55,7 @@ class Checkpoint:
         title: Whose kind of checkpoint it is.
         quick_gelu: Whether it was trained with QuickGELU; `None` if nothing says it.
         saved_size: (height, width) it was saved at; `None` if nothing says it.
+        trained_size: The same of the project that trained it, where its kind tells it.
         preprocess: open_clip's preprocessing, as far as it is known.
         left_out: Names in the file that are not weights of the two encoders.
         file: The tensors, not read yet; `None` for another framework's file, which open_clip reads.
@@ -68,6 +69,7 @@ class Checkpoint:
     title: str = "another framework's"
     quick_gelu: bool | None = None
     saved_size: tuple[int, int] | None = None
+    trained_size: tuple[int, int] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict[str, Any])
     left_out: tuple[str, ...] = ()
     file: WeightFile | None = None
@@ -132,6 +134,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         title=kind.title,
         quick_gelu=kind.quick_gelu if quick is None else quick,
         saved_size=size or told,
+        trained_size=told,
         preprocess={**kind.preprocess, **stated},
         left_out=tuple(sorted(short.keys() - {name for name in short if kind.name(name) is not None})),
         file=file,
