@@ -39,27 +39,35 @@ def mot_boxes(path: Path) -> Iterator[Box]:
     """Boxes of a MOTChallenge file, which counts from 1; without those that it marks as ignored or as no pedestrian."""
     with path.open(newline="", encoding="utf-8") as stream:
         for number, row in enumerate(csv.reader(stream, skipinitialspace=True), start=1):
+            if not row:
+                continue
             try:
                 left, top, width, height = map(float, row[2:6])
-                frame, track = int(row[0]), row[1]
+                frame, track, confidence = int(row[0]), row[1], float(row[6]) if len(row) > 6 else 1.0
             except ValueError as error:
                 raise ValueError(
                     f"{path}, line {number}: {error}; expected frame,track,left,top,width,height"
                 ) from error
-            is_ignored = len(row) > 6 and float(row[6]) == 0
             is_other = len(row) == 9 and row[7] != PEDESTRIAN  # only the ground truth has nine columns
-            if not is_ignored and not is_other and (frame - 1) % EVERY == 0:
-                yield Box(str(frame), track, left - 1, top - 1, width, height)
+            if confidence != 0 and not is_other and (frame - 1) % EVERY == 0:
+                person = f"line{number}" if float(track) < 0 else track  # a detector knows no tracks and writes -1
+                yield Box(str(frame), person, left - 1, top - 1, width, height)
 
 
 def coco_boxes(path: Path) -> Iterator[Box]:
     """Boxes of the persons in a COCO file."""
     content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"images", "categories", "annotations"} <= content.keys():
+        raise ValueError(
+            f"{path} has no images, categories and annotations, as COCO's annotations do; put a detector's list of "
+            "results into such a file"
+        )
     names = {image["id"]: image["file_name"] for image in content["images"]}
     persons = {category["id"] for category in content["categories"] if category["name"] == PERSON}
     for found in content["annotations"]:
         if found["category_id"] in persons and not found.get("iscrowd"):
-            yield Box(names[found["image_id"]], str(found.get("track_id", found["id"])), *found["bbox"])
+            person = found["track_id"] if "track_id" in found else found["id"]
+            yield Box(names[found["image_id"]], str(person), *found["bbox"])
 
 
 def cut(frames: Path, boxes: Iterator[Box], crops: Path) -> int:
@@ -67,7 +75,7 @@ def cut(frames: Path, boxes: Iterator[Box], crops: Path) -> int:
     images = {path.name: path for path in sorted(frames.iterdir()) if path.is_file()}
     numbered = {str(int(digits[-1])): path for name, path in images.items() if (digits := re.findall(r"\d+", name))}
     crops.mkdir(parents=True, exist_ok=True)
-    count = 0
+    written: set[Path] = set()
     for box in boxes:
         path = images.get(Path(box.frame).name) or numbered.get(box.frame)
         if path is None:
@@ -77,10 +85,12 @@ def cut(frames: Path, boxes: Iterator[Box], crops: Path) -> int:
             right = min(image.width, round(box.left + box.width))
             bottom = min(image.height, round(box.top + box.height))
             if bottom - top >= SMALLEST[0] and right - left >= SMALLEST[1]:
-                crop = image.convert("RGB").crop((left, top, right, bottom))
-                crop.save(crops / f"{path.stem}_{box.person}.jpg", quality=95)
-                count += 1
-    return count
+                target = crops / f"{path.stem}_{box.person}.jpg"
+                if target in written:
+                    raise ValueError(f"frame {path.name} has two boxes of person {box.person}; one crop would be lost")
+                image.convert("RGB").crop((left, top, right, bottom)).save(target, quality=95)
+                written.add(target)
+    return len(written)
 
 
 def main() -> None:
@@ -95,4 +105,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error}")

@@ -4,8 +4,8 @@
     python examples/index_on_ray.py crops s3://bucket/crops
 
 Every machine must see the folder under the same name, and have the object store's credentials in its environment. Ray
-restarts an actor that dies; images that it had committed are not encoded again. Without a Ray cluster this runs on all
-processors of one machine; if that is all you need, `torchrun` is enough (docs/scale.md).
+restarts an actor that dies; images that it had committed are not encoded again. Without a Ray cluster this runs
+on `ACTORS` processors of one machine; if that is all you need, `torchrun` is enough (docs/scale.md).
 """
 
 import sys
@@ -16,6 +16,7 @@ import ray
 
 from promptreid import load_prompts
 from promptreid.data.image_files import walk_images
+from promptreid.errors import DatasetError
 from promptreid.retrieval.filling import COMMIT_ROWS
 from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts
@@ -40,13 +41,19 @@ class Indexer:
 
 def main() -> None:
     """Make the store, fill it, and build its index."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     folder, url = Path(sys.argv[1]).resolve(), sys.argv[2]
+    try:
+        paths = list(walk_images(folder))  # before anything is made
+    except DatasetError as error:
+        raise SystemExit(f"error: {error}") from None
     try:
         gallery = StoredGallery.create(url, load_prompts(MODEL), notes={"model": {"model": MODEL}})
     except FileExistsError:
         gallery = StoredGallery.load(url)
     images = ray.data.from_items(
-        [{"path": str(path), "folder": path.parent.relative_to(folder).as_posix()} for path in walk_images(folder)]
+        [{"path": str(path), "folder": path.parent.relative_to(folder).as_posix()} for path in paths]
     )
     done = images.map_batches(
         Indexer,

@@ -7,6 +7,7 @@
 
 `BATCH_SIZE` counts the pairs of a step over all processes. Each process encodes its share; the contrastive loss then
 compares every image with every caption of the whole batch, so the number of GPUs does not change what is learned.
+Install the extra first: pip install "promptreid[train]".
 """
 
 import torch

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, load_prompts, push_prompts, save_prompts
 from promptreid.data import load_dataset
+from promptreid.errors import PromptReidError
 from promptreid.hub.card import CardDetails
 from promptreid.synthetic import write_generated
 
@@ -38,4 +39,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PromptReidError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -10,20 +10,22 @@ biometric data: read docs/responsible_use.md before you search them.
 import sys
 from pathlib import Path
 
-from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
+from promptreid import Gallery, load_prompts
+from promptreid.errors import PromptReidError
 from promptreid.synthetic import write_generated
+from promptreid.towers.tiny import tiny_prompts
 
 OUTPUT = Path("runs/search_folder")
 SENTENCE = "a woman in a red top and blue jeans with a black backpack"
 HOW_MANY = 5
-MODEL, PRETRAINED, IMAGE_SIZE = "promptreid-tiny", "generated_v3", (96, 48)  # or load_prompts("your-folder")
+MODEL = tiny_prompts()  # or a folder that save_prompts wrote, or "user/name" on the Hub
 
 
 def main() -> None:
     """Encode the folder once, keep its features, search."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else write_generated(OUTPUT / "data", num_identities=(2, 2, 24))
     sentence = sys.argv[2] if len(sys.argv) > 2 else SENTENCE
-    model = PromptedCLIP(load_clip(MODEL, pretrained=PRETRAINED, image_size=IMAGE_SIZE), PromptConfig()).eval()
+    model = load_prompts(MODEL)
 
     gallery = Gallery.build(model, folder)
     gallery.save(OUTPUT / "gallery")  # the next time: Gallery.load(OUTPUT / "gallery", model)
@@ -33,4 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PromptReidError, OSError) as error:
+        sys.exit(f"error: {error}")

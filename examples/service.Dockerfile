@@ -4,6 +4,7 @@
 #     docker run --rm -p 127.0.0.1:8000:8000 --user "$(id -u)" -e SERVICE_TOKEN=a-long-secret \
 #         -v "$PWD/gallery:/data/gallery:ro" promptreid-service
 #
+# A gallery with an audit log is written to: leave its :ro out.
 # With your own prompts: -v "$PWD/run/model:/data/model:ro" -e SERVICE_MODEL=/data/model
 FROM python:3.12-slim
 RUN pip install --no-cache-dir "uv>=0.7"

@@ -121,7 +121,10 @@ def main() -> None:
     except (PromptReidError, OSError, ValueError) as error:
         advice = f"SERVICE_MODEL must be the model that made {GALLERY}, a folder or USER/NAME"
         raise SystemExit(f"error: {error}; {advice}") from None
-    gallery.search("a person", k=1)  # the first search is slower than the others
+    try:
+        gallery.search("a person", k=1)  # the first search is slower than the others
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
     try:
         uvicorn.run(make_app(gallery, token=TOKEN), host=HOST, port=int(PORT))
     except SystemExit:  # uvicorn has printed why

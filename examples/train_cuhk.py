@@ -9,13 +9,14 @@ Without --data-root it draws a dataset and adapts the small base that ships; suc
 import argparse
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from promptreid import Gallery, Recipe, adapt
 from promptreid.adaptation import load_and_verify
 from promptreid.cli.train_model import add_training_arguments, complete_training_arguments, make_model
 from promptreid.data.reader import load_cuhk_pedes
-from promptreid.errors import PromptReidError
+from promptreid.errors import PromptReidError, missing_extra
 from promptreid.evaluation.evaluate import score_table
 from promptreid.evaluation.pictures.ranking import draw_ranking, rank_captions
 from promptreid.files import write_sealed_json
@@ -53,7 +54,9 @@ def main() -> None:
     settings = {name: value for name, value in vars(given).items() if name not in NOT_SETTINGS}
     settings["data"] = str(given.data_root or "generated")
 
-    # Data and model first: errors in them are found before anything is written.
+    # What is missing or wrong is found before anything is written.
+    if find_spec("matplotlib") is None:
+        raise missing_extra("examples/train_cuhk.py", "matplotlib", "viz")
     data = given.data_root and load_cuhk_pedes(given.data_root)
     model = make_model(vars(given), cameras=data.train.cameras if data else CAMERA_NAMES)
     claim_folder(output, settings, note="settings.json", sole=True)

@@ -1,8 +1,8 @@
 """Installs this checkout with extras and dependency groups, by any pip: `make install`.
 
-From pip 25.1 on, `pip install --group dev -e ".[all]"` does that and installs the demo's packages; the pip that comes
-with Python 3.10 to 3.13 does not know groups. With `--cpu`, uv installs instead, with torch's builds for the CPU: about
-1 GB instead of 5.5 GB.
+From pip 25.1 on, `pip install --group dev -e ".[all]"` does that and installs the packages of the demo and of stores;
+the pip that comes with Python 3.10 to 3.13 does not know groups. With `--cpu`, uv installs instead, with torch's builds
+for the CPU: about 1 GB instead of 5.5 GB.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import os
 from promptreid import load_prompts
 from promptreid.demo.app import launch
 
-GALLERY = os.environ.get("DEMO_GALLERY")  # a folder of crops inside the Space, or an index of one
+GALLERY = os.environ.get("DEMO_GALLERY") or None  # a folder of crops inside the Space, or an index of one
 PROMPTS = os.environ.get("DEMO_PROMPTS")  # a folder that save_prompts wrote, or a repository of prompts on the Hub
 IN_A_SPACE = os.environ.get("SYSTEM") == "spaces"  # there the page must be reached from outside, at port 7860
 

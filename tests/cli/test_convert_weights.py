@@ -59,10 +59,19 @@ def test_public_checkpoint_is_scored_as_its_own_model_is(small, call, tmp_path, 
     code, found, errors = call("evaluate", drawn, *arguments)
     assert (code, errors) == (0, "")
     assert found["scores"] == json.loads(json.dumps(expected))
-    code, _, errors = call("evaluate", drawn, *arguments, "--image-size", 64, 32)
+
+
+def test_checkpoint_of_another_size_is_said_to_be_once(small, call, tmp_path, drawn):
+    irra(load_clip(NAME, image_size=(256, 128), quick_gelu=True), tmp_path / "best.pth")
+    arguments = ("--model", NAME, "--pretrained", tmp_path / "best.pth")
+    code, _, errors = call("index", drawn, "--output", tmp_path / "own", *arguments)
     assert code == 0
-    assert "best.pth is IRRA's, trained on images of 384 x 128, and is resized to 64 x 32" in errors
-    assert "give 384 x 128 as --image-size to keep them" in errors
+    assert "trained on images of 256 x 128, and is resized to 384 x 128" in errors
+    assert "give 256 x 128 as --image-size to keep them" in errors
+    code, _, errors = call("search", tmp_path / "own", "a man")
+    assert (code, "resized" in errors) == (0, False)
+    code, printed, _ = call("convert", tmp_path / "best.pth", tmp_path / "out")
+    assert f"use it with --model local-dir:{tmp_path / 'out'} --image-size 256 128\n" in printed
 
 
 def test_convert_to_transformers_and_back(small, call, tmp_path):

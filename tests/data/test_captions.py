@@ -226,6 +226,7 @@ def test_mirror_caption_exchanges_sides_and_back(caption: str, mirrored: str) ->
         "walking right behind him",
         "he is all right",
         "The strap is just right for him",
+        "the coats look just right for her, it's just right for her",
         "a left-over bag",
         "",
         "copyright",

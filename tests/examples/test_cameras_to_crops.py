@@ -91,17 +91,32 @@ def test_coco_boxes_of_persons_alone_are_cut(frames, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("row", "error", "said"),
+    ("rows", "said"),
     [
-        ((31, 1, 1, 1, 50, 100), FileNotFoundError, "no image for frame 31"),
-        ((1, 1, "x", 1, 50, 100), ValueError, "boxes.txt, line 1"),
-        ((1, 1, 5), ValueError, "expected frame,track,left,top,width,height"),
+        ([(31, 1, 1, 1, 50, 100)], "no image for frame 31"),
+        ([(1, 1, "x", 1, 50, 100)], "boxes.txt, line 1"),
+        ([(1, 1, 1, 1, 50, 100, "high")], "boxes.txt, line 1"),
+        ([(1, 1, 5)], "expected frame,track,left,top,width,height"),
+        ([(1, 1, 1, 1, 50, 100)] * 2, "000001.png has two boxes of person 1"),
     ],
 )
-def test_bad_boxes_are_named(frames, monkeypatch, capsys, row, error, said):
-    mot(row)
-    with pytest.raises(error, match=said):
+def test_bad_boxes_are_named(frames, monkeypatch, capsys, rows, said):
+    mot(*rows)
+    with pytest.raises(SystemExit, match=rf"^error: .*{said}"):
         run(monkeypatch, capsys, frames, "boxes.txt", "crops")
+
+
+def test_boxes_of_a_detector_without_tracks_are_all_cut(frames, monkeypatch, capsys):
+    mot((1, -1, 11, 21, 40, 100, 0.9), (), (1, -1, 101, 6, 30, 90, 0.8))
+    assert run(monkeypatch, capsys, frames, "boxes.txt", "crops").startswith("2 crops")
+    assert sorted(path.name for path in Path("crops").iterdir()) == ["000001_line1.jpg", "000001_line3.jpg"]
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "results.json"])
+def test_file_that_cannot_be_read_is_an_error_of_one_line(frames, monkeypatch, capsys, name):
+    Path("results.json").write_text('[{"image_id": 1, "bbox": [0, 0, 40, 100]}]', encoding="utf-8")
+    with pytest.raises(SystemExit, match=rf"^error: .*{name}"):
+        run(monkeypatch, capsys, frames, name, "crops")
 
 
 def test_another_form_is_refused(frames, monkeypatch, capsys):

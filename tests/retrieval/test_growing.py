@@ -186,6 +186,9 @@ def test_keys_with_files_or_without_images_are_refused(model):
     gallery = Gallery(model, [], torch.empty(0, model.embed_dim))
     with pytest.raises(TypeError, match="keys goes with images in memory"):
         gallery.add(["a.jpg"], keys=["a"], progress=False)
+    for odd in ({"a": 1}, b"1"):
+        with pytest.raises(TypeError, match=f"images holds {type(odd).__name__}, expected PIL images"):
+            gallery.add([odd], keys=["a"], progress=False)
     with pytest.raises(DatasetError, match="the list of images is empty"):
         gallery.add([], keys=[], progress=False)
     with pytest.raises(TypeError, match="metadata of a is 3, expected a dictionary"):

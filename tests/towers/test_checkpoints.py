@@ -157,11 +157,19 @@ def test_field_checkpoint_gives_its_encoders_activation_size_and_statistics(tmp_
     assert model.eval_transform.mean[0] == pytest.approx(0.485 if imagenet else 0.48145466)
     assert model.eval_transform.interpolation == ("bicubic" if imagenet else "bilinear")
     assert preprocess_config(again)["mean"][0] == model.eval_transform.mean[0]
-    height, width = SIZES[kind]
-    message = rf"best\.pth is {kind}'s, .* of {height} x {width}, and is resized to 64 x 32, .* image_s"
+
+
+def test_field_checkpoint_of_another_size_than_the_default_is_resized_with_a_warning(tmp_path):
+    path = str(tmp_path / "best.pth")
+    save_field(make(SIZES["TBPS-CLIP"]), "TBPS-CLIP", path)
+    message = r"best\.pth is TBPS-CLIP's, trained on images of 224 x 224, and is resized to 384 x 128, .* give 224 x"
     with pytest.warns(UserWarning, match=message) as caught:
-        load_clip(NAME, pretrained=str(tmp_path / "best.pth"), image_size=(64, 32))
+        assert load_clip(NAME, pretrained=path).visual.image_size == (384, 128)
     assert [warning.filename for warning in caught] == [__file__]
+    for asked in ((224, 224), (64, 32), (256, 128), None):  # a warning is an error here
+        load_clip(NAME, pretrained=path, image_size=asked)
+    save_field(make(SIZES["IRRA"]), "IRRA", path)
+    load_clip(NAME, pretrained=path)
 
 
 def irra_features(weights, images, tokens):

@@ -80,7 +80,7 @@ def test_two_stage_schedule_zero_identity_weight_leaves_the_loss_out(model: Prom
     ("settings", "message"),
     [
         ({"stage_one_epochs": 0, "stage_two_epochs": 0}, "nothing to train"),
-        ({"stage_one_epochs": -1}, "nothing to train"),
+        ({"stage_one_epochs": -1}, "stage_one_epochs is -1, expected at least 0"),
         ({"num_identities": 1}, "at least 2"),
         ({"temperature": 0.0}, "temperature"),
         ({"identity_weight": -1.0}, "identity_weight is -1.0"),
@@ -102,6 +102,16 @@ def test_recipe_number_that_is_not_whole_is_refused_by_name(name: str) -> None:
         Recipe(**{name: 2.0})
     given: dict[str, Any] = {name: np.int64(2)}
     assert type(getattr(Recipe(**given), name)) is int
+
+
+@pytest.mark.parametrize(
+    "name", ["stage_one_learning_rate", "temperature", "identity_weight", "warmup_share", "epsilon"]
+)
+def test_recipe_setting_that_is_no_number_is_refused_by_name(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is 'fast', expected a number"):
+        Recipe(**{name: "fast"})
+    given: dict[str, Any] = {name: np.float64(0.5)}
+    assert type(getattr(Recipe(**given), name)) is float
 
 
 def test_recipe_regularises_stage_one_as_promptsrc_and_leaves_stage_two(model: PromptedCLIP) -> None:

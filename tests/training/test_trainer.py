@@ -903,7 +903,11 @@ def compiled(loss: torch.nn.Module) -> torch.nn.Module:
     return torch.compile(loss, backend="eager")
 
 
-@pytest.mark.parametrize("make_loss", [ContrastiveLoss, lambda: CrossModalIDLoss(3, 8), torch.nn.TripletMarginLoss])
+def triplets() -> torch.nn.Module:
+    return torch.nn.TripletMarginWithDistanceLoss(distance_function=torch.nn.functional.pairwise_distance)
+
+
+@pytest.mark.parametrize("make_loss", [ContrastiveLoss, lambda: CrossModalIDLoss(3, 8), triplets])
 @pytest.mark.parametrize("change", [lambda loss: loss, parametrized, compiled])
 def test_losses_of_ours_and_of_torch_change_nothing(make_loss: Any, change: Any) -> None:
     assert not may_change_themselves(Losses({"m": change(make_loss())}))

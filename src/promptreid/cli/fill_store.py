@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model
+from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model, notes_of
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
 from promptreid.errors import counted, shell_word
@@ -86,8 +86,7 @@ def _open_or_make(console: Output, work: StoreWork, model: ModelArguments) -> "S
     choice = chosen_model(model)
     note_model(console, choice, work.folder)
     encoder = load_model(choice, device=model["device"])
-    # The commit, so that a later push to the repository does not make the store unusable.
-    notes = {"model": {**choice.as_dict(), "revision": encoder.commit or choice.revision}}
+    notes = {"model": notes_of(choice, encoder)}
     storage = "float16" if work.storage == "float16" else "float32"
     try:
         return StoredGallery.create(work.store, encoder, storage=storage, notes=notes)

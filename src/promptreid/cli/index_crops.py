@@ -22,6 +22,7 @@ from promptreid.cli.options import (
     chosen_model,
     load_model,
     note_model,
+    notes_of,
     refuse_unused,
 )
 from promptreid.cli.output import Output
@@ -247,8 +248,7 @@ def _open_or_make(
     note_model(console, choice, folder.resolve())
     encoder = load_model(choice, device=device)
     gallery = Gallery(encoder, [], torch.empty(0, encoder.embed_dim, dtype=getattr(torch, storage or "float32")))
-    # The commit, so that a later push to the repository does not make the index unusable.
-    gallery.notes["model"] = {**choice.as_dict(), "revision": encoder.commit or choice.revision}
+    gallery.notes["model"] = notes_of(choice, encoder)
     try:
         gallery.save(output, exist_ok=False)
     except FileExistsError:  # another process has made it in the meantime

@@ -220,6 +220,15 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     return choice
 
 
+def notes_of(choice: ModelChoice, model: "PromptedCLIP") -> dict[str, Any]:
+    """What a gallery notes, so that the same model is made again.
+
+    With the commit, as somebody may push to the repository, and the image size, which would be asked about each time.
+    """
+    size = None if choice.is_saved else list(model.image_size)
+    return {**choice.as_dict(), "image_size": size, "revision": model.commit or choice.revision}
+
+
 def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:
     """Say which model is used, and warn where the shipped one is about to look at what may be photographs."""
     console.say(f"model: {choice.model}")

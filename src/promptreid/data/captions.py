@@ -119,7 +119,8 @@ _LATELY = r"\s+(?:just|already|recently)"
 _PEOPLE = r"(?:wo)?m[ae]n|person|people|boys?|girls?|lady|guy"
 _VERB = re.compile(rf"\b(?:all|(?:s?he|they|who)(?:['’]s)?(?:{_LATELY})?|(?:{_PEOPLE}){_LATELY})\s+$", re.IGNORECASE)
 _PERFECT = re.compile(rf"\b(?:has|have|had|having)(?:{_LATELY})?\s+$", re.IGNORECASE)
-_FITS, _FOR = re.compile(r"\b(?:is|are)\s+just\s+$", re.IGNORECASE), re.compile(r"\s+for\b", re.IGNORECASE)
+_FITS = re.compile(r"\b(?:is|are|was|were|it['’]s|looks?)\s+just\s+$", re.IGNORECASE)
+_FOR = re.compile(r"\s+for\b", re.IGNORECASE)
 
 
 def mirror_caption(caption: str) -> str:

@@ -320,22 +320,24 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     """Refuse an imagefolder with further tables of images: nobody knows which are meant.
 
     One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of the
-    splits, which `table=` cannot name together, another one in the root is ignored with a warning; but not beside that
-    of training alone, which may be only a part of it.
+    splits, which `table=` cannot name together, another one is ignored with a warning; but not beside that of training
+    alone, which may be only a part of it.
 
     Raises:
         DatasetError: There are some.
     """
     tables = [path for path, _ in chosen]
     found = [*_metadata_in(root), *(path for folder in _split_folders(root) for path in _metadata_in(folder))]
-    others = [path for path in find_tables(root) if path not in found and _describes_images(path)]
+    beside = (path for folder in (root, *_split_folders(root)) for path in find_tables(folder))
+    others = [path for path in beside if path not in found and _describes_images(path)]
     by_split = {split for _, split in chosen} not in ({""}, {"train"})
     if not by_split:
         found += others
     if len(found) > len(tables) or len({path.parent for path in tables}) < len(tables):
         raise _several(root, found)
     if by_split and others:
-        names, are = ", ".join(path.name for path in others), "is" if len(others) == 1 else "are"
+        names = ", ".join(path.relative_to(root).as_posix() for path in others)
+        are = "is" if len(others) == 1 else "are"
         read = ", ".join(path.relative_to(root).as_posix() for path in tables)
         warnings.warn(
             f"{names} in {root} {are} ignored: the tables of the splits are read ({read}); to read another one, name "

@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         DatasetError: An image cannot be read.
         TypeError: `model` or `split` is something else, as when a whole dataset is given.
-        ValueError: Features are not finite.
+        ValueError: Features are not finite, or `batch_size` is below 1.
         MissingExtraError: `output_dir` is given and matplotlib is not installed.
     """
     encoded = encode_split(model, split, batch_size=batch_size, num_workers=num_workers, progress=progress)

@@ -82,8 +82,8 @@ class ContrastiveLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: The temperature is not positive or too small, `same_person` or `similarity` is unknown, or shapes
-            differ.
+        ValueError: The temperature is not positive or too small, or learnable and not within 0.01 and 1; `same_person`
+            or `similarity` is unknown; or shapes differ.
 
     Example:
         >>> import torch
@@ -148,7 +148,8 @@ class SDMLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: The temperature or epsilon is not positive or too small, or shapes differ.
+        ValueError: The temperature or epsilon is not positive or too small, a learnable temperature is not within 0.01
+            and 1, or shapes differ.
 
     Example:
         >>> import torch

@@ -43,8 +43,8 @@ class CrossModalIDLoss(nn.Module):
         - returns: ()
 
     Raises:
-        ValueError: Fewer than two identities, smoothing outside [0, 1), an unknown classifier, shapes differ, labels
-            out of range.
+        ValueError: Fewer than two identities, smoothing outside [0, 1), an unknown classifier, a scale that is not
+            positive, shapes differ, labels out of range.
         TypeError: `num_identities` is not a whole number.
 
     Example:

@@ -78,6 +78,7 @@ class PromptedCLIP(nn.Module):
         ValueError: The model is on the meta device, the configuration does not fit the towers, or its prompts have more
             numbers than a file of them may have: 2**23 = 8,388,608, or 2**27 = 134,217,728 of coupled and grouped ones.
             Your own kinds have no limit.
+        TypeError: `config` is no `PromptConfig`.
 
     Example:
         >>> import torch

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -99,7 +100,7 @@ def keyed_images(images: Any, keys: Sequence[str], metadata: Sequence[Metadata] 
     """Images in memory, each with the key that stands for its path.
 
     Raises:
-        TypeError: One is a file's name, or a key is not text.
+        TypeError: One is a file's name or no image, or a key is not text.
         ValueError: There is not one key, and one entry of metadata, per image, or a key is empty.
     """
     single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
@@ -107,6 +108,8 @@ def keyed_images(images: Any, keys: Sequence[str], metadata: Sequence[Metadata] 
     keys = check_keys(keys, len(given), "images")
     if any(isinstance(image, str | Path | ImageRecord) for image in given):
         raise TypeError("keys goes with images in memory, such as PIL images and uint8 arrays; leave it out for files")
+    if odd := [image for image in given if not isinstance(image, Image.Image | np.ndarray | Tensor)]:
+        raise TypeError(f"images holds {type(odd[0]).__name__}, expected PIL images, uint8 arrays or uint8 tensors")
     known = known_metadata(keys, metadata)
     return [ImageFile(key, more, image) for key, more, image in zip(keys, known, given, strict=True)]
 

@@ -217,8 +217,8 @@ class Gallery:
         Images that were removed earlier come back if they are given one by one; those of a folder stay out.
 
         Args:
-            images: The images; with `keys` PIL images or uint8 arrays (H, W, 3), such as crops that a detector has
-                just made.
+            images: The images; with `keys` PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W), such as crops
+                that a detector has just made.
             keys: What to call images that are not files, such as `"cam_a/000017"`: their `path` in a hit.
             metadata: What is known of each.
             **options: Those of `build`.

@@ -37,6 +37,7 @@ class Conversion:
         title: Whose kind of checkpoint the source is.
         name: open_clip's name of the architecture, or `local-dir:` where the configuration of the source made it.
         image_size: (height, width) in pixels.
+        trained_size: The size that the project which trained it used, where that is known.
         quick_gelu: Whether the model computes QuickGELU.
         left_out: Names in the source that are not weights of the two encoders.
         loads_in_open_clip: Whether plain open_clip loads the folder too, at this image size.
@@ -46,6 +47,7 @@ class Conversion:
     title: str
     name: str
     image_size: tuple[int, int]
+    trained_size: tuple[int, int] | None
     quick_gelu: bool
     left_out: tuple[str, ...]
     loads_in_open_clip: bool
@@ -127,6 +129,7 @@ def convert_weights(
         title=f"the tag {source!r}" if checkpoint is None else checkpoint.title,
         name=name,
         image_size=image_size_of(clip),
+        trained_size=None if checkpoint is None else checkpoint.trained_size,
         quick_gelu=uses_quick_gelu(clip),
         left_out=() if checkpoint is None else checkpoint.left_out,
         loads_in_open_clip=loads_in_plain_open_clip(config["model_cfg"], shapes),

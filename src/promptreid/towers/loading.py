@@ -44,6 +44,7 @@ from promptreid.towers.names import (
 from promptreid.towers.tiny import tiny_weights
 from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
+    Checkpoint,
     check_finite,
     load_checkpoint,
     load_weights,
@@ -178,7 +179,8 @@ def load_clip(
             own, see `docs/weights.md`; `None` for random weights, or for those of `name`. Tags and repositories are
             downloaded on first use.
         image_size: (height, width) in pixels; pedestrian crops are usually (384, 128). `None` for what the weights
-            were saved at; by default they are resized, with a warning where a re-identification project trained them.
+            were saved at. If it is left out, a checkpoint that a re-identification project trained at another size is
+            resized with a warning.
         weights_size: (height, width) that a weight *file* was saved at; `None` reads it from the
             `open_clip_config.json` beside the file, or takes the grid for a square if it can be one.
         quick_gelu: Whether weights in a *file* were trained with QuickGELU; `None` for what the file or the
@@ -228,13 +230,22 @@ def load_clip(
         quick_gelu = None  # the name and the tag say it
         clip = _load_named(name, pretrained, config, cache=cache)
     else:
-        load = partial(_load_file, name, size=size, saved=saved, given=quick_gelu, cache=cache)
+        load = partial(_load_file, name, saved=saved, given=quick_gelu, cache=cache)
         if names_repository(pretrained):
-            clip, config, commit = with_model(pretrained, cache, lambda path: (*load(path), commit_of(path)))
-            pretrained = f"{pretrained.partition('@')[0]}@{commit}"
+            clip, config, file = with_model(pretrained, cache, load)
+            pretrained = f"{pretrained.partition('@')[0]}@{commit_of(file.path)}"
         else:
-            clip, config = load(Path(pretrained))
+            clip, config, file = load(Path(pretrained))
         quick_gelu = bool(config.get("quick_gelu"))
+        own = file.trained_size
+        # Only where nobody asked for a size: who chose one, or makes a base again, knows it.
+        if image_size is IMAGE_SIZE and saved is None and own is not None and own == file.saved_size != IMAGE_SIZE:
+            warnings.warn(
+                f"{pretrained} is {file.title}'s, trained on images of {own[0]} x {own[1]}, and is resized to "
+                f"{IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, which changes its scores; give {own[0]} x {own[1]} as image_size "
+                "to keep them",
+                stacklevel=2,
+            )
     if size is not None:
         if not patch and not is_repository(name):
             check_patch(name, size, patch_grid_of(clip).patch)
@@ -318,24 +329,15 @@ def _load_file(
     name: str,
     path: Path,
     *,
-    size: tuple[int, int] | None,
     saved: tuple[int, int] | None,
     given: bool | None,
     cache: str | None,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, dict[str, Any], Checkpoint]:
     """Make a model that open_clip has a configuration of, with weights from a file, at the size they were saved at.
 
-    If the project that trained them did so at another `size` than they will be used at, there is a warning.
+    Also returns its configuration and what kind of checkpoint it is.
     """
     checkpoint = read_checkpoint(path)
-    trained = checkpoint.trained_size
-    if size is not None and trained is not None and size != trained:
-        own = f"{trained[0]} x {trained[1]}"
-        warnings.warn(
-            f"{path} is {checkpoint.title}'s, trained on images of {own}, and is resized to {size[0]} x {size[1]}, "
-            f"which changes its scores; give {own} as image_size to keep them",
-            stacklevel=3,
-        )
     quick = choose_quick_gelu(name, str(path), given=given, saved=checkpoint.quick_gelu)
     config = _config_to_make(name, quick)
     text = config.get("text_cfg", {})
@@ -348,7 +350,7 @@ def _load_file(
         )
     clip = _load_named(name, checkpoint.base, config, cache=cache)
     load_checkpoint(clip, checkpoint, saved_size=saved)
-    return clip, config
+    return clip, config, checkpoint
 
 
 def _load_named(name: str, tag: str | None, config: Mapping[str, Any], *, cache: str | None) -> nn.Module:

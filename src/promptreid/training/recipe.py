@@ -16,9 +16,15 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Algorithm, Stage
-from promptreid.values import check_choice, optional_whole_number, whole_number
+from promptreid.values import check_choice, optional_whole_number, real_number, whole_number
 
 Matching = Literal["contrastive", "sdm", "nitc"]
+
+
+_NUMBERS = (
+    "stage_one_learning_rate", "stage_two_learning_rate", "temperature", "self_consistency", "identity_weight",
+    "label_smoothing", "weight_decay", "layer_decay", "warmup_share", "epsilon",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,8 @@ class Recipe:
         epsilon: Added to its denominator.
 
     Raises:
-        ValueError: A setting is out of range.
-        TypeError: A count is not a whole number.
+        ValueError: A setting is out of range; those of losses and optimisers are refused when a stage is made.
+        TypeError: A count is not a whole number, or another setting no number.
 
     Example:
         >>> from promptreid import PromptedCLIP, load_clip
@@ -96,7 +102,9 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_identities", optional_whole_number("num_identities", self.num_identities))
         for name in ("stage_one_epochs", "stage_two_epochs"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum=0))
+        for name in _NUMBERS:
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
         if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:

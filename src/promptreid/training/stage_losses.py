@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
+from types import BuiltinFunctionType
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -132,7 +133,8 @@ def may_change_themselves(losses: Losses) -> bool:
 
 def _is_foreign(part: nn.Module) -> bool:
     classes = takewhile(lambda base: base is not nn.Module, type(part).__mro__)  # one that is parametrised is derived
-    functions = (value for value in vars(part).values() if callable(value))
+    held = (value for value in vars(part).values() if callable(value))
+    functions = (value for value in held if not isinstance(value, BuiltinFunctionType))  # as many of torch's are
     known = all(str(getattr(code, "__module__", "")).startswith(_UNCHANGING) for code in (*classes, *functions))
     return not known or any(vars(part)[hooks] for hooks in _HOOKS)
 

@@ -115,7 +115,7 @@ class Trainer(Undescribed):
 
     Example:
         ```python
-        schedule = TwoStageSchedule(model, num_identities=data.num_identities)
+        schedule = TwoStageSchedule(model, num_identities=data.train.num_identities)
         trainer = Trainer(model, schedule, train_data=pairs, batch_size=64, output_dir="runs/first")
         history = trainer.fit()
         ```
