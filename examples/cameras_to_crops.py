@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,14 +44,16 @@ def mot_boxes(path: Path) -> Iterator[Box]:
                 continue
             try:
                 left, top, width, height = map(float, row[2:6])
-                frame, track, confidence = int(row[0]), row[1], float(row[6]) if len(row) > 6 else 1.0
+                frame, track, confidence = int(row[0]), row[1].strip(), float(row[6]) if len(row) > 6 else 1.0
+                if not all(map(isfinite, (left, top, width, height))):
+                    raise ValueError("a number of the box is not finite")
             except ValueError as error:
                 raise ValueError(
                     f"{path}, line {number}: {error}; expected frame,track,left,top,width,height"
                 ) from error
             is_other = len(row) == 9 and row[7] != PEDESTRIAN  # only the ground truth has nine columns
             if confidence != 0 and not is_other and (frame - 1) % EVERY == 0:
-                person = f"line{number}" if float(track) < 0 else track  # a detector knows no tracks and writes -1
+                person = f"line{number}" if track in ("", "-1") else track  # a detector knows no tracks and writes -1
                 yield Box(str(frame), person, left - 1, top - 1, width, height)
 
 
@@ -63,11 +66,17 @@ def coco_boxes(path: Path) -> Iterator[Box]:
             "results into such a file"
         )
     names = {image["id"]: image["file_name"] for image in content["images"]}
-    persons = {category["id"] for category in content["categories"] if category["name"] == PERSON}
+    persons = {category["id"] for category in content["categories"] if category.get("name") == PERSON}
     for found in content["annotations"]:
         if found["category_id"] in persons and not found.get("iscrowd"):
-            person = found["track_id"] if "track_id" in found else found["id"]
-            yield Box(names[found["image_id"]], str(person), *found["bbox"])
+            person = found["id"] if found.get("track_id", -1) in (None, -1) else found["track_id"]
+            try:
+                left, top, width, height = map(float, found["bbox"])
+                yield Box(names[found["image_id"]], str(person), left, top, width, height)
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{path}, annotation {found['id']}: expected the image_id of an image, and a bbox of four numbers"
+                ) from error
 
 
 def cut(frames: Path, boxes: Iterator[Box], crops: Path) -> int:
@@ -107,5 +116,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -48,6 +48,8 @@ def main() -> None:
         paths = list(walk_images(folder))  # before anything is made
     except DatasetError as error:
         raise SystemExit(f"error: {error}") from None
+    if not paths:
+        raise SystemExit(f"error: there is no image in {folder}")
     try:
         gallery = StoredGallery.create(url, load_prompts(MODEL), notes={"model": {"model": MODEL}})
     except FileExistsError:

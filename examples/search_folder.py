@@ -37,5 +37,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (PromptReidError, OSError) as error:
+    except (PromptReidError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -55,8 +55,9 @@ def main() -> None:
     settings["data"] = str(given.data_root or "generated")
 
     # What is missing or wrong is found before anything is written.
-    if find_spec("matplotlib") is None:
-        raise missing_extra("examples/train_cuhk.py", "matplotlib", "viz")
+    for package, extra in (("accelerate", "train"), ("matplotlib", "viz")):
+        if find_spec(package) is None:
+            raise missing_extra("examples/train_cuhk.py", package, extra)
     data = given.data_root and load_cuhk_pedes(given.data_root)
     model = make_model(vars(given), cameras=data.train.cameras if data else CAMERA_NAMES)
     claim_folder(output, settings, note="settings.json", sole=True)

@@ -70,8 +70,15 @@ def test_checkpoint_of_another_size_is_said_to_be_once(small, call, tmp_path, dr
     assert "give 256 x 128 as --image-size to keep them" in errors
     code, _, errors = call("search", tmp_path / "own", "a man")
     assert (code, "resized" in errors) == (0, False)
-    code, printed, _ = call("convert", tmp_path / "best.pth", tmp_path / "out")
-    assert f"use it with --model local-dir:{tmp_path / 'out'} --image-size 256 128\n" in printed
+    short = ("--epochs", 0, 1, "--prompt-length", 0, "--batch-size", 16)
+    code, _, errors = call("train", drawn, "--output", tmp_path / "run", *arguments, *short)
+    assert (code, "resized to 384 x 128" in errors) == (0, True), errors
+    for source, folder in (("best.pth", "out"), ("out", "again")):
+        code, printed, _ = call("convert", tmp_path / source, tmp_path / folder)
+        assert f"use it with --model local-dir:{tmp_path / folder} --image-size 256 128\n" in printed
+    save_file(load_clip(NAME, image_size=(224, 224)).state_dict(), tmp_path / "a.safetensors")
+    code, printed, _ = call("convert", tmp_path / "a.safetensors", tmp_path / "square", "--no-quick-gelu")
+    assert f"use it with --model local-dir:{tmp_path / 'square'}\n" in printed
 
 
 def test_convert_to_transformers_and_back(small, call, tmp_path):

@@ -171,11 +171,16 @@ def test_imagefolder_table_beside_that_of_training_alone_wants_one_named(tmp_pat
     assert [len(split) for split in data.splits] == [1, 0]
 
 
-def test_imagefolder_table_of_another_name_in_a_split_folder_is_not_left_out_silently(tmp_path: Path) -> None:
-    for table in ("train/metadata.csv", "test/people.csv"):
+@pytest.mark.parametrize("first", ["train/metadata.csv", "metadata.csv", "people.csv"])
+def test_imagefolder_table_of_another_name_in_a_split_folder_is_not_left_out_silently(
+    tmp_path: Path, first: str
+) -> None:
+    for table in (first, "test/people.csv"):
         write_table(tmp_path / table, [{"file_name": "a.jpg", "text": "a man", "person_id": 1}])
-    with pytest.raises(DatasetError, match=r"2 tables \(train/metadata\.csv, test/people\.csv\); name one of them"):
+    with pytest.raises(DatasetError, match=rf"2 tables \({first}, test/people\.csv\); name one of them"):
         load_dataset(tmp_path)
+    if not first.startswith("train"):
+        return
     write_table(tmp_path / "val/metadata.csv", [{"file_name": "a.jpg", "text": "a man", "person_id": 2}])
     with pytest.warns(UserWarning, match=r"test/people\.csv in .* is ignored"):
         load_dataset(tmp_path)

@@ -171,10 +171,11 @@ def test_bad_input_is_one_clear_line_before_anything_is_written(case, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_missing_matplotlib_is_said_before_anything_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("package", "extra"), [("accelerate", "train"), ("matplotlib", "viz")])
+def test_missing_extra_is_said_before_anything_is_written(tmp_path, monkeypatch, package, extra):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--quick"])
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match=r'needs matplotlib: pip install "promptreid\[viz\]"'):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf'needs {package}: pip install "promptreid\[{extra}\]"'):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert [*tmp_path.iterdir()] == []

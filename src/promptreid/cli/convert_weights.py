@@ -58,8 +58,9 @@ def run(console: Output, /, *, source: str, output: Path, model: str | None, **o
     console.say(f"{source}: {made.title}, {made.name}, images of {height} x {width}, {activation}")
     if made.left_out:
         console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
-    own = options["image_size"] or made.trained_size  # an ordinary CLIP's 224 x 224 is not how it is to be used
-    size = "" if own in (None, IMAGE_SIZE) else f" --image-size {height} {width}"
+    # An ordinary CLIP is square, and resized for people; any other size is how this model is to be used.
+    is_own = bool(options["image_size"] or made.trained_size) or height != width
+    size = f" --image-size {height} {width}" if is_own and made.image_size != IMAGE_SIZE else ""
     console.say(f"written: {made.folder}; use it with --model local-dir:{made.folder}{size}")
     if not made.loads_in_open_clip:
         console.note(f"warning: plain open_clip does not build this model for {height} x {width}; promptreid does")

@@ -223,10 +223,12 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
 def notes_of(choice: ModelChoice, model: "PromptedCLIP") -> dict[str, Any]:
     """What a gallery notes, so that the same model is made again.
 
-    With the commit, as somebody may push to the repository, and the image size, which would be asked about each time.
+    With commits, as somebody may push to a repository, and with the image size, else a warning of it would come back.
     """
-    size = None if choice.is_saved else list(model.image_size)
-    return {**choice.as_dict(), "image_size": size, "revision": model.commit or choice.revision}
+    noted = {**choice.as_dict(), "revision": model.commit or choice.revision}
+    if choice.is_saved or model.source is None:
+        return noted
+    return noted | {"pretrained": model.source.pretrained, "image_size": list(model.image_size)}
 
 
 def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from promptreid.cli.argument_types import folder_to_read, folder_to_write, positive, positive_or_none, whole
 from promptreid.cli.model_names import check_listed, check_names, check_start
@@ -349,12 +349,11 @@ def make_model(arguments: TrainingArguments, *, way: str = "pd", cameras: Sequen
             "--prompt-kind grouped has prompts for each camera, but the annotation names none; give its records a "
             'field "camera"'
         )
-    height, width = arguments["image_size"] or IMAGE_SIZE
     torch.manual_seed(arguments["seed"])
     clip = load_clip(
         arguments["model"],
         pretrained=arguments["pretrained"],
-        image_size=(height, width),
+        image_size=cast("tuple[int, int]", arguments["image_size"] or IMAGE_SIZE),
         device=check_device(arguments["device"]),
     )
     length = arguments["prompt_length"]

@@ -73,10 +73,9 @@ class TableLayout:
             DatasetError: There is no table, or more than one and none is named, or it cannot be read.
         """
         tables = [] if self.table is not None else find_split_tables(root)
-        if tables:
+        tables = tables or [(_find_table(root, self.table), "")]
+        if self.table is None:
             _check_no_others(root, tables)
-        else:
-            tables = [(_find_table(root, self.table), "")]
         folder = tables[0][0].parent if len(tables) == 1 and not tables[0][1] else root
         starts: list[tuple[int, Path]] = []
         rows: list[Row] = []

@@ -237,9 +237,9 @@ def load_clip(
         else:
             clip, config, file = load(Path(pretrained))
         quick_gelu = bool(config.get("quick_gelu"))
-        own = file.trained_size
+        own = file.trained_size and (saved or file.saved_size)
         # Only where nobody asked for a size: who chose one, or makes a base again, knows it.
-        if image_size is IMAGE_SIZE and saved is None and own is not None and own == file.saved_size != IMAGE_SIZE:
+        if image_size is IMAGE_SIZE and own and own != IMAGE_SIZE:
             warnings.warn(
                 f"{pretrained} is {file.title}'s, trained on images of {own[0]} x {own[1]}, and is resized to "
                 f"{IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, which changes its scores; give {own[0]} x {own[1]} as image_size "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, cast, get_args, overload
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.parameters import Trains
 from promptreid.training.stage import STAGE_ONE, STAGE_TWO, Algorithm, Stage
-from promptreid.values import check_choice, optional_whole_number, real_number, whole_number
+from promptreid.values import check_choice, optional_whole_number, real_number, shown, whole_number
 
 Matching = Literal["contrastive", "sdm", "nitc"]
 
@@ -25,6 +25,12 @@ _NUMBERS = (
     "stage_one_learning_rate", "stage_two_learning_rate", "temperature", "self_consistency", "identity_weight",
     "label_smoothing", "weight_decay", "layer_decay", "warmup_share", "epsilon",
 )  # fmt: skip
+
+
+def _number(name: str, value: Any) -> int | float:
+    """A plain number; an integer stays one, since a run that is resumed is compared by how its losses are written."""
+    number = real_number(name, value)
+    return value if type(value) is int else number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,13 @@ class Recipe:
         for name in ("stage_one_epochs", "stage_two_epochs"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum=0))
         for name in _NUMBERS:
-            object.__setattr__(self, name, real_number(name, getattr(self, name)))
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if self.max_norm is not None:
+            object.__setattr__(self, "max_norm", _number("max_norm", self.max_norm))
+        given: Any = self.betas
+        if not isinstance(given, Sequence) or len(cast("Sequence[Any]", given)) != 2:
+            raise TypeError(f"betas is {shown(self.betas)}, expected two numbers")
+        object.__setattr__(self, "betas", tuple(_number("betas", beta) for beta in self.betas))
         if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:
