@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from promptreid import load_prompts
-from promptreid.data.image_files import walk_images
+from promptreid.data.image_files import list_images, no_images_in
 from promptreid.errors import DatasetError
 from promptreid.retrieval.filling import COMMIT_ROWS
 from promptreid.retrieval.stored_gallery import StoredGallery
@@ -45,11 +45,11 @@ def main() -> None:
         raise SystemExit(__doc__)
     folder, url = Path(sys.argv[1]).resolve(), sys.argv[2]
     try:
-        paths = list(walk_images(folder))  # before anything is made
+        paths = list_images(folder)  # before anything is made
     except DatasetError as error:
         raise SystemExit(f"error: {error}") from None
     if not paths:
-        raise SystemExit(f"error: there is no image in {folder}")
+        raise SystemExit(f"error: {no_images_in(folder)}")
     try:
         gallery = StoredGallery.create(url, load_prompts(MODEL), notes={"model": {"model": MODEL}})
     except FileExistsError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from promptreid import Gallery, Recipe, adapt
 from promptreid.adaptation import load_and_verify
-from promptreid.cli.train_model import add_training_arguments, complete_training_arguments, make_model
+from promptreid.cli.train_model import NEEDS, add_training_arguments, complete_training_arguments, make_model
 from promptreid.data.reader import load_cuhk_pedes
 from promptreid.errors import PromptReidError, missing_extra
 from promptreid.evaluation.evaluate import score_table
@@ -55,7 +55,7 @@ def main() -> None:
     settings["data"] = str(given.data_root or "generated")
 
     # What is missing or wrong is found before anything is written.
-    for package, extra in (("accelerate", "train"), ("matplotlib", "viz")):
+    for _, package, extra in NEEDS:
         if find_spec(package) is None:
             raise missing_extra("examples/train_cuhk.py", package, extra)
     data = given.data_root and load_cuhk_pedes(given.data_root)

@@ -237,13 +237,13 @@ def load_clip(
         else:
             clip, config, file = load(Path(pretrained))
         quick_gelu = bool(config.get("quick_gelu"))
-        own = file.trained_size and (saved or file.saved_size)
-        # Only where nobody asked for a size: who chose one, or makes a base again, knows it.
-        if image_size is IMAGE_SIZE and own and own != IMAGE_SIZE:
+        trained = file.trained_size and (saved or file.saved_size)
+        # `is`, as an equal size was asked for: by somebody who knows it, or by a base that is made again.
+        if image_size is IMAGE_SIZE and trained and trained != IMAGE_SIZE:
+            own = f"{trained[0]} x {trained[1]}"
             warnings.warn(
-                f"{pretrained} is {file.title}'s, trained on images of {own[0]} x {own[1]}, and is resized to "
-                f"{IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, which changes its scores; give {own[0]} x {own[1]} as image_size "
-                "to keep them",
+                f"{pretrained} is {file.title}'s, trained on images of {own}, and is resized to {IMAGE_SIZE[0]} x "
+                f"{IMAGE_SIZE[1]}, which changes its scores; give {own} as image_size to keep them",
                 stacklevel=2,
             )
     if size is not None:
