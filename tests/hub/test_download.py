@@ -425,7 +425,7 @@ def base(hub, tiny):
 
     from safetensors.torch import save
 
-    from promptreid.towers.loading import model_config, preprocess_config
+    from promptreid.towers.source import model_config, preprocess_config
 
     clip = tiny()
     huggingface_hub.HfApi(token=BOB).create_repo("bob/base", private=False)

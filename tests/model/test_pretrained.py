@@ -22,7 +22,7 @@ from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_lookup
 from promptreid.model.publishing import files_to_push
 from promptreid.towers.converting import convert_weights
-from promptreid.towers.loading import ClipSource
+from promptreid.towers.source import ClipSource
 from promptreid.towers.tiny import tiny_prompts
 
 SIZE = (32, 16)

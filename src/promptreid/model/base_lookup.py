@@ -20,15 +20,9 @@ from promptreid.towers.fingerprint import (
     weights_match,
     without_tensors,
 )
-from promptreid.towers.loading import (
-    ClipSource,
-    current_digests,
-    load_clip,
-    load_clip_from_config,
-    source_of,
-    weight_shapes,
-)
+from promptreid.towers.loading import load_clip, load_clip_from_config, weight_shapes
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
+from promptreid.towers.source import ClipSource, current_digests, source_of
 from promptreid.towers.tower import PixelTower, image_size_of, uses_quick_gelu
 
 Origin = Literal["made", "given", "held"]

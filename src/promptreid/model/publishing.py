@@ -26,8 +26,9 @@ from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, PublishedURL, upload_
 from promptreid.model.base_lookup import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.downloading import is_pinned
-from promptreid.towers.loading import ClipSource, loads_in_plain_open_clip
+from promptreid.towers.loading import loads_in_plain_open_clip
 from promptreid.towers.names import is_listed_model, is_listed_tag, license_of, listed_as, published_at
+from promptreid.towers.source import ClipSource
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP

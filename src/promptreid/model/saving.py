@@ -21,8 +21,9 @@ from promptreid.towers.fingerprint import (
     weights_changed,
     without_tensors,
 )
-from promptreid.towers.loading import ClipSource, model_config, preprocess_config, source_of, unlike_source
+from promptreid.towers.loading import unlike_source
 from promptreid.towers.names import is_listed_tag
+from promptreid.towers.source import ClipSource, model_config, preprocess_config, source_of
 from promptreid.towers.tower import uses_quick_gelu
 from promptreid.version import __version__
 

@@ -19,8 +19,9 @@ from promptreid.towers.downloading import (
     download_model,
     names_repository,
 )
-from promptreid.towers.loading import load_clip, loads_in_plain_open_clip, model_config, preprocess_config
+from promptreid.towers.loading import load_clip, loads_in_plain_open_clip
 from promptreid.towers.names import is_listed_tag, is_repository, names_that_fit
+from promptreid.towers.source import model_config, preprocess_config
 from promptreid.towers.tower import image_preprocessing_of, image_size_of, uses_quick_gelu
 from promptreid.towers.transformers_names import to_transformers
 from promptreid.towers.weights import Checkpoint, read_checkpoint, weights_in

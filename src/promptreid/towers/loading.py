@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from promptreid.towers.downloading import (
     with_tagged_weights,
 )
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.fingerprint import WeightDigests, resized_keys, weight_digests, weight_marks
+from promptreid.towers.fingerprint import resized_keys, weight_digests
 from promptreid.towers.modes import making_models
 from promptreid.towers.names import (
     check_image_size,
@@ -41,6 +40,7 @@ from promptreid.towers.names import (
     needs_quick_gelu,
     pretrained_name,
 )
+from promptreid.towers.source import ClipSource, loaded_digests, model_config, source_of, stamp
 from promptreid.towers.tiny import tiny_weights
 from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
@@ -53,104 +53,6 @@ from promptreid.towers.weights import (
     saved_image_size,
     weights_in,
 )
-
-
-@dataclass(frozen=True)
-class ClipSource:
-    """Where an open_clip model came from: what is needed to make it again.
-
-    Attributes:
-        name: open_clip's name of the architecture, such as `"ViT-B-16"`, or `"hf-hub:user/repo@commit"` or
-            `"local-dir:…"`.
-        pretrained: open_clip's tag or a file's path; `None` for random weights.
-        image_size: (height, width) in pixels.
-        weights_size: The same of a file's weights, where `load_clip` was told.
-        quick_gelu: Whether a file's weights were trained with QuickGELU; `None` where the rest says it. Sources that
-            differ only in this are equal, since the model itself tells.
-    """
-
-    name: str
-    pretrained: str | None
-    image_size: tuple[int, int]
-    weights_size: tuple[int, int] | None = None
-    quick_gelu: bool | None = field(default=None, compare=False)
-
-    @property
-    def commit(self) -> str | None:
-        """The commit of the Hub repository; `None` where the name has none."""
-        return self.name.partition("@")[2] or None if self.name.startswith("hf-hub:") else None
-
-
-def stamp(
-    clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any], *, digests: WeightDigests | None = None
-) -> nn.Module:
-    """Let `clip` remember its source, its configuration and what its weights were, outside of its state."""
-    object.__setattr__(clip, "promptreid_source", source)
-    object.__setattr__(clip, "promptreid_model_cfg", model_cfg)
-    object.__setattr__(clip, "promptreid_digests", digests)
-    if digests is not None:
-        object.__setattr__(clip, "promptreid_read", (weight_marks(clip), digests))
-    return clip
-
-
-def current_digests(clip: nn.Module) -> WeightDigests:
-    """`weight_digests` of a model, which are made again only if something was written to its weights since."""
-    marks, digests = getattr(clip, "promptreid_read", (None, {}))
-    now = weight_marks(clip)
-    if now != marks:
-        digests = weight_digests(clip)
-        object.__setattr__(clip, "promptreid_read", (now, digests))
-    return digests
-
-
-def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
-    """The format of the weights from `source` as `load_clip` found them; nothing if the caller names them.
-
-    `None` for random weights, which nobody can make again.
-    """
-    if source is None or (source.pretrained is None and not is_repository(source.name)):
-        return None
-    known: WeightDigests | None = getattr(clip, "promptreid_digests", None)
-    return known if known is not None and source == source_of(clip) else {}
-
-
-def source_of(clip: nn.Module) -> ClipSource | None:
-    """Where `clip` came from, or `None` if it was not made by `load_clip`."""
-    return getattr(clip, "promptreid_source", None)
-
-
-def model_config(clip: nn.Module) -> dict[str, Any]:
-    """open_clip's configuration of `clip`, at the image size it has now.
-
-    Raises:
-        ValueError: The model was not made by `load_clip`, so its configuration is not known.
-    """
-    config = stated_config(clip)
-    if config is None:
-        raise ValueError(
-            "this open_clip model does not know its own configuration; make it with promptreid.load_clip(name, ...) "
-            "to be able to save its weights"
-        )
-    config = deepcopy(config)
-    config["vision_cfg"]["image_size"] = list(image_size_of(clip))
-    return config
-
-
-def stated_config(clip: nn.Module) -> dict[str, Any] | None:
-    """open_clip's configuration that `clip` was made from; `None` if `load_clip` did not make it."""
-    return getattr(clip, "promptreid_model_cfg", None)
-
-
-def stated_context_length(clip: nn.Module) -> int | None:
-    """L, tokens of a caption, by the configuration that `clip` was made from; `None` if nothing says it."""
-    config = stated_config(clip) or {}
-    return config.get("text_cfg", {}).get("context_length")
-
-
-def preprocess_config(clip: nn.Module) -> dict[str, Any]:
-    """open_clip's preprocessing of `clip` (mean, std, size, …), squashing and never cropping a person."""
-    stated = dict(getattr(clip.visual, "preprocess_cfg", None) or {})
-    return {**stated, "size": list(image_size_of(clip)), "resize_mode": "squash"}
 
 
 def load_clip(
@@ -431,7 +333,7 @@ def unlike_source(clip: nn.Module, source: ClipSource) -> tuple[list[str], list[
     architecture of that name is made without memory, if open_clip has one.
     """
     own = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
-    told, known = source != source_of(clip), getattr(clip, "promptreid_digests", None)
+    told, known = source != source_of(clip), loaded_digests(clip)
     if known is not None and not told:
         return sorted(own.keys() - known.keys()), sorted(known.keys() - own.keys())
     config = ({} if is_repository(source.name) else config_of(source.name)) if told else model_config(clip)
