@@ -12,7 +12,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -43,18 +43,15 @@ def mot_boxes(path: Path) -> Iterator[Box]:
             if not row:
                 continue
             try:
-                left, top, width, height = map(float, row[2:6])
-                frame, track, confidence = int(row[0]), row[1].strip(), float(row[6]) if len(row) > 6 else 1.0
-                if not all(map(isfinite, (left, top, width, height))):
-                    raise ValueError("a number of the box is not finite")
+                left, top, width, height = numbers_of(row[2:6])
+                frame, confidence = int(row[0]), float(row[6]) if len(row) > 6 else 1.0
             except ValueError as error:
                 raise ValueError(
                     f"{path}, line {number}: {error}; expected frame,track,left,top,width,height"
                 ) from error
             is_other = len(row) == 9 and row[7] != PEDESTRIAN  # only the ground truth has nine columns
             if confidence != 0 and not is_other and (frame - 1) % EVERY == 0:
-                person = f"line{number}" if track in ("", "-1") else track  # a detector knows no tracks and writes -1
-                yield Box(str(frame), person, left - 1, top - 1, width, height)
+                yield Box(str(frame), track_of(row[1]) or f"line{number}", left - 1, top - 1, width, height)
 
 
 def coco_boxes(path: Path) -> Iterator[Box]:
@@ -65,18 +62,38 @@ def coco_boxes(path: Path) -> Iterator[Box]:
             f"{path} has no images, categories and annotations, as COCO's annotations do; put a detector's list of "
             "results into such a file"
         )
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    persons = {category["id"] for category in content["categories"] if category.get("name") == PERSON}
-    for found in content["annotations"]:
-        if found["category_id"] in persons and not found.get("iscrowd"):
-            person = found["id"] if found.get("track_id", -1) in (None, -1) else found["track_id"]
-            try:
-                left, top, width, height = map(float, found["bbox"])
-                yield Box(names[found["image_id"]], str(person), left, top, width, height)
-            except (TypeError, ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{path}, annotation {found['id']}: expected the image_id of an image, and a bbox of four numbers"
-                ) from error
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        persons = {category["id"] for category in content["categories"] if category["name"] == PERSON}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: every image needs an id and a file_name, every category an id and a name") from error
+    for number, found in enumerate(content["annotations"], start=1):
+        try:
+            if found["category_id"] in persons and not found.get("iscrowd"):
+                person = track_of(found.get("track_id")) or str(found.get("id", f"annotation{number}"))
+                yield Box(names[found["image_id"]], person, *numbers_of(found["bbox"]))
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path}, annotation {number} from the top: expected a category_id, the image_id of an image, and a "
+                "bbox of four numbers"
+            ) from error
+
+
+def track_of(given: object) -> str | None:
+    """The track as text; none where there is nothing or -1, as a detector that knows no tracks writes."""
+    track = "" if given is None else str(given).strip()
+    try:
+        return track if track and float(track) >= 0 else None
+    except ValueError:  # a name
+        return track
+
+
+def numbers_of(box: Iterable[float | str]) -> tuple[float, float, float, float]:
+    """Left, top, width and height."""
+    left, top, width, height = map(float, box)
+    if not all(map(isfinite, (left, top, width, height))):
+        raise ValueError("a number of the box is not finite")
+    return left, top, width, height
 
 
 def cut(frames: Path, boxes: Iterator[Box], crops: Path) -> int:

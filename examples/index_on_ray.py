@@ -29,8 +29,9 @@ GPUS_EACH = 0  # 1 where there are GPUs
 class Indexer:
     """One model, which puts the images that it is given into the store."""
 
-    def __init__(self, model: str, url: str) -> None:
-        self.gallery = StoredGallery.load(url, load_prompts(model, device="cuda" if GPUS_EACH else "cpu"))
+    def __init__(self, model: str, revision: str | None, url: str) -> None:
+        device = "cuda" if GPUS_EACH else "cpu"
+        self.gallery = StoredGallery.load(url, load_prompts(model, revision=revision, device=device))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode those images that the store does not have yet."""
@@ -50,16 +51,20 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     if not paths:
         raise SystemExit(f"error: {no_images_in(folder)}")
+    model = load_prompts(MODEL)
+    noted = {"model": MODEL, "revision": model.commit}  # a repository may be pushed to later
     try:
-        gallery = StoredGallery.create(url, load_prompts(MODEL), notes={"model": {"model": MODEL}})
+        gallery = StoredGallery.create(url, model, notes={"model": noted})
     except FileExistsError:
         gallery = StoredGallery.load(url)
+        if gallery.notes.get("model", {}).get("model") == MODEL:
+            noted = gallery.notes["model"]
     images = ray.data.from_items(
         [{"path": str(path), "folder": path.parent.relative_to(folder).as_posix()} for path in paths]
     )
     done = images.map_batches(
         Indexer,
-        fn_constructor_args=(MODEL, url),
+        fn_constructor_args=(MODEL, noted.get("revision"), url),
         batch_size=COMMIT_ROWS,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=ACTORS),

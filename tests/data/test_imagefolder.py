@@ -186,6 +186,16 @@ def test_imagefolder_table_of_another_name_in_a_split_folder_is_not_left_out_sil
         load_dataset(tmp_path)
 
 
+def test_imagefolder_table_in_a_split_folder_is_refused_even_where_the_first_row_of_the_other_is_bad(
+    tmp_path: Path,
+) -> None:
+    row = {"file_name": "a.jpg", "text": "a man", "person_id": 1}
+    write_table(tmp_path / "people.jsonl", [{"file_name": "b.jpg", "person_id": 1}, row])
+    write_table(tmp_path / "test/people.csv", [row])
+    with pytest.raises(DatasetError, match=r"has 2 tables \(people\.jsonl, test/people\.csv\)"):
+        load_dataset(tmp_path, on_bad="skip")
+
+
 @pytest.mark.parametrize("splits", [["train", "val"], ["test"]])
 def test_imagefolder_table_beside_those_of_some_splits_is_ignored_with_a_warning(
     tmp_path: Path, splits: list[str]

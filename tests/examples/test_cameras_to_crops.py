@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "cameras_to_crops.py"
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 # Left, top, width, height from (0, 0): two persons who stand still.
 PEOPLE = {"1": ((10, 20, 40, 100), RED), "2": ((100, 5, 30, 90), BLUE)}
+FRAME = {"id": 1, "file_name": "img1/000003.png"}
 
 
 @pytest.fixture
@@ -72,18 +73,21 @@ def test_box_beyond_the_frame_is_clipped_and_a_small_one_left_out(frames, monkey
         assert crop.size == (39, 79)  # it begins 21 and 11 pixels before the frame
 
 
+def coco(*annotations, image=FRAME):
+    content = {
+        "images": [image],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
+        "annotations": annotations,
+    }
+    Path("boxes.json").write_text(json.dumps(content), encoding="utf-8")
+
+
 def test_coco_boxes_of_persons_alone_are_cut(frames, monkeypatch, capsys):
-    boxes = [
+    coco(
         {"id": 7, "image_id": 1, "category_id": 1, "bbox": PEOPLE["1"][0]},
         {"id": 8, "image_id": 1, "category_id": 2, "bbox": PEOPLE["2"][0]},
         {"id": 9, "image_id": 1, "category_id": 1, "bbox": [0, 0, 160, 128], "iscrowd": 1},
-    ]
-    content = {
-        "images": [{"id": 1, "file_name": "img1/000003.png"}],
-        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
-        "annotations": boxes,
-    }
-    Path("boxes.json").write_text(json.dumps(content), encoding="utf-8")
+    )
     assert run(monkeypatch, capsys, frames, "boxes.json", "crops").startswith("1 crops")
     with Image.open("crops/000003_7.jpg") as crop:
         assert crop.size == (40, 100)
@@ -96,6 +100,7 @@ def test_coco_boxes_of_persons_alone_are_cut(frames, monkeypatch, capsys):
         ([(31, 1, 1, 1, 50, 100)], "no image for frame 31"),
         ([(1, 1, "x", 1, 50, 100)], "boxes.txt, line 1"),
         ([(1, 1, 1, 1, 50, 100, "high")], "boxes.txt, line 1"),
+        ([(1, 1, 1, "inf", 50, 100)], "boxes.txt, line 1: a number of the box is not finite"),
         ([(1, 1, 5)], "expected frame,track,left,top,width,height"),
         ([(1, 1, 1, 1, 50, 100)] * 2, "000001.png has two boxes of person 1"),
     ],
@@ -106,10 +111,37 @@ def test_bad_boxes_are_named(frames, monkeypatch, capsys, rows, said):
         run(monkeypatch, capsys, frames, "boxes.txt", "crops")
 
 
-def test_boxes_of_a_detector_without_tracks_are_all_cut(frames, monkeypatch, capsys):
-    mot((1, -1, 11, 21, 40, 100, 0.9), (), (1, -1, 101, 6, 30, 90, 0.8))
-    assert run(monkeypatch, capsys, frames, "boxes.txt", "crops").startswith("2 crops")
-    assert sorted(path.name for path in Path("crops").iterdir()) == ["000001_line1.jpg", "000001_line3.jpg"]
+@pytest.mark.parametrize(
+    "harmed",
+    [{"bbox": [0, 0, 40]}, {"bbox": [0, 0, float("inf"), 100]}, {"bbox": None}, {"image_id": 2}, {"category_id": []}],
+)
+def test_bad_annotation_of_coco_is_named(frames, monkeypatch, capsys, harmed):
+    good = {"image_id": 1, "category_id": 1, "bbox": PEOPLE["1"][0]}
+    coco(good, good | harmed)
+    with pytest.raises(SystemExit, match=r"^error: boxes.json, annotation 2 from the top: expected a category_id"):
+        run(monkeypatch, capsys, frames, "boxes.json", "crops")
+
+
+def test_images_of_coco_without_an_id_are_refused(frames, monkeypatch, capsys):
+    coco(image={"file_name": "000003.png"})
+    with pytest.raises(SystemExit, match=r"^error: boxes.json: every image needs an id"):
+        run(monkeypatch, capsys, frames, "boxes.json", "crops")
+
+
+@pytest.mark.parametrize("unknown", ["-1", "-1.0", ""])
+def test_boxes_of_a_detector_without_tracks_are_all_cut(frames, monkeypatch, capsys, unknown):
+    mot((1, unknown, 11, 21, 40, 100, 0.9), (), (1, unknown, 101, 6, 30, 90, 0.8), (1, " anna", 11, 21, 40, 100))
+    assert run(monkeypatch, capsys, frames, "boxes.txt", "crops").startswith("3 crops")
+    assert {path.stem for path in Path("crops").iterdir()} == {"000001_line1", "000001_line3", "000001_anna"}
+
+
+def test_results_of_a_detector_in_coco_form_are_all_cut(frames, monkeypatch, capsys):
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box, _ in PEOPLE.values()]
+    coco(*boxes, boxes[0] | {"id": 5}, boxes[0] | {"id": 6, "track_id": -1}, boxes[0] | {"id": 7, "track_id": 70})
+    assert run(monkeypatch, capsys, frames, "boxes.json", "crops").startswith("5 crops")
+    assert {path.stem.removeprefix("000003_") for path in Path("crops").iterdir()} == {
+        "annotation1", "annotation2", "5", "6", "70"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "results.json"])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from promptreid import PromptedCLIP, load_clip, load_prompts, push_prompts
-from promptreid.cli.options import ModelChoice, load_model
+from promptreid.cli.options import ModelChoice, load_model, notes_of
 from promptreid.errors import CheckpointError, HubError, WeightsError
 from promptreid.towers.converting import convert_weights
 from promptreid.towers.families import resize_images
@@ -160,6 +160,17 @@ def test_source_is_pinned_to_the_commit_so_that_it_is_made_again_as_it_was(hub, 
     again = load_clip(source.name, pretrained=source.pretrained, image_size=source.image_size)
     assert same_weights(again, clip)
     assert not same_weights(load_clip("ViT-B-16", pretrained="bob/whole", image_size=(64, 64)), clip)
+
+
+def test_gallery_notes_the_commit_of_a_repository_of_weights(hub, foreign, zoo):
+    clip, commit = foreign
+    choice = ModelChoice("ViT-B-16", "bob/whole", (64, 64))
+    noted = notes_of(choice, load_model(choice, device="cpu"))
+    assert (noted["pretrained"], noted["image_size"]) == (f"bob/whole@{commit}", [64, 64])
+    changed = {name: value + 1 for name, value in to_transformers(clip).state_dict().items()}
+    publish(hub, "bob/whole", {"model.safetensors": save(changed)})
+    again = load_model(ModelChoice(noted["model"], noted["pretrained"], (64, 64)), device="cpu")
+    assert same_weights(again.clip, clip)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -110,9 +110,9 @@ def test_recipe_number_that_is_not_whole_is_refused_by_name(name: str) -> None:
 def test_recipe_setting_that_is_no_number_is_refused_by_name(name: str) -> None:
     with pytest.raises(TypeError, match=rf"{name} is 'fast', expected a number"):
         Recipe(**{name: "fast"})
-    for value in (np.float64(0.5), 1):
+    for value, kind in ((np.float64(0.5), float), (1, int), (np.int64(1), int), (torch.tensor(1), int)):
         given: dict[str, Any] = {name: value}
-        assert type(getattr(Recipe(**given), name)) is (int if value == 1 else float)
+        assert type(getattr(Recipe(**given), name)) is kind
 
 
 def test_recipe_clipping_and_betas_that_are_no_numbers_are_refused_by_name() -> None:
@@ -120,13 +120,16 @@ def test_recipe_clipping_and_betas_that_are_no_numbers_are_refused_by_name() -> 
     for given, words in (({"max_norm": "fast"}, "max_norm is 'fast'"), ({"betas": ("a", 1)}, "betas is 'a'")):
         with pytest.raises(TypeError, match=rf"{words}, expected a number"):
             Recipe(**given)
-    for betas in (None, 0.9, (0.9,)):
+    for betas in (None, 0.9, (0.9,), np.array([0.9])):
         given = {"betas": betas}
         with pytest.raises(TypeError, match=r"betas is .*, expected two numbers"):
             Recipe(**given)
     given = {"max_norm": np.float32(1), "betas": [np.float32(0.5), 0.999]}
     recipe = Recipe(**given)
     assert (type(recipe.max_norm), recipe.betas) == (float, (0.5, 0.999))
+    for betas in (np.array([0.5, 0.75]), torch.tensor([0.5, 0.75])):
+        given = {"betas": betas}
+        assert Recipe(**given).betas == (0.5, 0.75)
 
 
 def test_recipe_regularises_stage_one_as_promptsrc_and_leaves_stage_two(model: PromptedCLIP) -> None:

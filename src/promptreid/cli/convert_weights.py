@@ -58,10 +58,14 @@ def run(console: Output, /, *, source: str, output: Path, model: str | None, **o
     console.say(f"{source}: {made.title}, {made.name}, images of {height} x {width}, {activation}")
     if made.left_out:
         console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
-    # An ordinary CLIP is square, and resized for people; any other size is how this model is to be used.
-    is_own = bool(options["image_size"] or made.trained_size) or height != width
-    size = f" --image-size {height} {width}" if is_own and made.image_size != IMAGE_SIZE else ""
-    console.say(f"written: {made.folder}; use it with --model local-dir:{made.folder}{size}")
+    own = f"--image-size {height} {width}"
+    use = f"use it with --model local-dir:{made.folder}"
+    if made.image_size != IMAGE_SIZE:
+        # An ordinary CLIP is square, and resized for people; any other size is how this model is to be used.
+        is_for_people = bool(options["image_size"] or made.trained_size) or height != width
+        resized = f", which resizes it to {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]} unless you add {own}"
+        use += f" {own}" if is_for_people else resized
+    console.say(f"written: {made.folder}; {use}")
     if not made.loads_in_open_clip:
         console.note(f"warning: plain open_clip does not build this model for {height} x {width}; promptreid does")
     return 0

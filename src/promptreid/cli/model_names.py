@@ -4,7 +4,8 @@ from pathlib import Path
 
 from promptreid.towers.tiny import TINY_NAME
 
-BARE = ("hf-hub:", "local-dir:")  # open_clip's repositories, which hold no prompts
+FOLDER = "local-dir:"
+BARE = ("hf-hub:", FOLDER)  # open_clip's repositories, which hold no prompts
 
 
 def check_names(model: str, pretrained: str | None) -> None:

@@ -4,12 +4,12 @@ import argparse
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from promptreid.cli.argument_types import folder_to_read, saved_model, some_path, whole
-from promptreid.cli.model_names import BARE, check_listed, check_names, check_not_a_file
+from promptreid.cli.model_names import BARE, FOLDER, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
 from promptreid.errors import HubError
@@ -193,7 +193,7 @@ def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataA
 
 
 def chosen_model(options: ModelArguments) -> ModelChoice:
-    """The model that the arguments name; a folder by its full path, so that it is found from anywhere.
+    """The model that the arguments name; folders and files by their full paths, to be found from anywhere.
 
     Raises:
         ValueError: Weights or a size are given for a model that brings its own, or open_clip has no such name or tag.
@@ -217,7 +217,18 @@ def chosen_model(options: ModelArguments) -> ModelChoice:
     at_revision(choice.model, choice.revision)
     check_listed(choice.model, choice.pretrained, without="without weights it finds nothing")
     check_names(choice.model, choice.pretrained)
-    return choice
+    return _with_full_paths(choice)
+
+
+def _with_full_paths(choice: ModelChoice) -> ModelChoice:
+    from promptreid.towers.names import is_listed_tag
+
+    model, pretrained = choice.model, choice.pretrained
+    if model.startswith(FOLDER):
+        model = FOLDER + str(Path(model.removeprefix(FOLDER)).resolve())
+    if pretrained is not None and not is_listed_tag(model, pretrained) and Path(pretrained).exists():
+        pretrained = str(Path(pretrained).resolve())
+    return replace(choice, model=model, pretrained=pretrained)
 
 
 def notes_of(choice: ModelChoice, model: "PromptedCLIP") -> dict[str, Any]:

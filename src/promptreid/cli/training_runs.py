@@ -82,6 +82,8 @@ class Training:
         arguments["seed"] = seed
         with failing_together():
             model = make_model(arguments, way=way, cameras=self.data.train.cameras)
+        # The same size, and from now on one that is asked for: that weights are resized is said once.
+        self.arguments["image_size"] = model.image_size
         make_stages: Any = {} if way == "pd" else {"make_stages": ablation.stages}
         recipe = ablation.recipe(self.recipe)
         used = ("batch_size", "steps_per_epoch", "seed", "device", "num_workers")

@@ -316,7 +316,7 @@ def _several(root: Path, tables: list[Path]) -> DatasetError:
 
 
 def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
-    """Refuse an imagefolder with further tables of images: nobody knows which are meant.
+    """Refuse a folder with further tables of images: nobody knows which are meant.
 
     One table for each split belongs to the layout, and tables of other columns may lie beside. Beside those of the
     splits, which `table=` cannot name together, another one is ignored with a warning; but not beside that of training
@@ -326,7 +326,8 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
         DatasetError: There are some.
     """
     tables = [path for path, _ in chosen]
-    found = [*_metadata_in(root), *(path for folder in _split_folders(root) for path in _metadata_in(folder))]
+    metadata = [path for folder in (root, *_split_folders(root)) for path in _metadata_in(folder)]
+    found = list(dict.fromkeys([*tables, *metadata]))
     beside = (path for folder in (root, *_split_folders(root)) for path in find_tables(folder))
     others = [path for path in beside if path not in found and _describes_images(path)]
     by_split = {split for _, split in chosen} not in ({""}, {"train"})

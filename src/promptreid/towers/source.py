@@ -65,9 +65,10 @@ def loaded_digests(clip: nn.Module) -> WeightDigests | None:
 
 
 def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
-    """`loaded_digests` of a model that was loaded from `source`; none where only the caller says that it was.
+    """`loaded_digests` of a model that was loaded from `source`.
 
-    `None` for random weights, which nobody can make again.
+    An empty dictionary where they are not known, as when only the caller says where it is from; `None` for random
+    weights, which nobody can make again.
     """
     if source is None or (source.pretrained is None and not is_repository(source.name)):
         return None

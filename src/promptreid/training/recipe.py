@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 from torch import nn
 
@@ -30,7 +31,9 @@ _NUMBERS = (
 def _number(name: str, value: Any) -> int | float:
     """A plain number; an integer stays one, since a run that is resumed is compared by how its losses are written."""
     number = real_number(name, value)
-    return value if type(value) is int else number
+    with suppress(TypeError):
+        return whole_number(name, value)
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,11 @@ class Recipe:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if self.max_norm is not None:
             object.__setattr__(self, "max_norm", _number("max_norm", self.max_norm))
-        given: Any = self.betas
-        if not isinstance(given, Sequence) or len(cast("Sequence[Any]", given)) != 2:
-            raise TypeError(f"betas is {shown(self.betas)}, expected two numbers")
-        object.__setattr__(self, "betas", tuple(_number("betas", beta) for beta in self.betas))
+        try:
+            first, second = self.betas
+        except (TypeError, ValueError):
+            raise TypeError(f"betas is {shown(self.betas)}, expected two numbers, such as (0.9, 0.999)") from None
+        object.__setattr__(self, "betas", (_number("betas", first), _number("betas", second)))
         if self.num_identities is not None and self.num_identities < 2:
             raise ValueError(f"num_identities is {self.num_identities}; telling persons apart needs at least 2")
         if not 0 <= self.warmup_share < 1:
