@@ -15,7 +15,7 @@ from pathlib import Path
 from _bench import RESULTS, made_with, make_parser, report, spread
 from promptreid import PromptConfig, PromptedCLIP, load_clip, load_prompts, save_prompts
 from promptreid.towers.fingerprint import weight_digests
-from promptreid.towers.source import ClipSource, model_config, stamp
+from promptreid.towers.loading import ClipSource, model_config, stamp
 
 ROUNDS = 8
 MODEL, IMAGE_SIZE = "ViT-B-16", (384, 128)

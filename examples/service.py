@@ -12,6 +12,7 @@ this computer, and on any other address it requires SERVICE_TOKEN, which clients
 Read docs/responsible_use.md before you serve images of real people.
 """
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Annotated, Any
 
 try:
     import uvicorn
-    from fastapi import Depends, FastAPI, HTTPException, Query
-    from fastapi.responses import RedirectResponse
+    from fastapi import Depends, FastAPI, HTTPException, Query, Request
+    from fastapi.encoders import jsonable_encoder
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, RedirectResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 except ModuleNotFoundError as missing:
     raise SystemExit(f'error: no {missing.name} is installed: pip install "fastapi>=0.115" "uvicorn>=0.30"') from None
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptreid import Gallery, load_prompts
 from promptreid.errors import CheckpointError, PromptReidError
@@ -42,13 +45,47 @@ Sentence = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 Hits = Annotated[int, Field(ge=1, le=MOST_HITS)]
 
 
-class Search(BaseModel):
+class Asked(BaseModel):
+    """What every search takes; an unknown name, such as one with a typing error, is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Hits = 10
+    threshold: float | None = None
+
+
+class OneSearch(Asked):
+    """The parameters of a search for one sentence."""
+
+    sentence: Sentence
+
+
+class Search(Asked):
     """The body of a search."""
 
     sentences: list[Sentence] = Field(min_length=1, max_length=MOST_SENTENCES)
-    k: Hits = 10
-    threshold: float | None = None
     where: dict[str, Any] | None = Field(None, description='metadata to filter by, such as {"folder": "imgs/cam_a"}')
+
+
+class Ascii(JSONResponse):
+    """JSON in ASCII: a file's name may hold bytes that are not text, which UTF-8 cannot hold."""
+
+    def render(self, content: Any) -> bytes:
+        """The response's bytes."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def refused(_: Request, error: Any) -> Ascii:
+    """The response to a request that is refused, which may have what is not UTF-8 in it too."""
+    if isinstance(error, HTTPException):
+        return Ascii({"detail": error.detail}, error.status_code, error.headers)
+    return Ascii({"detail": jsonable_encoder(error.errors())}, 422)
+
+
+def refuse_parameters(request: Request) -> None:
+    """Refuse parameters in an address that takes none."""
+    if request.query_params:
+        raise HTTPException(422, f"this address takes no parameters, and has {', '.join(request.query_params)}")
 
 
 def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
@@ -66,9 +103,12 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
             raise HTTPException(401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(title="promptreid", dependencies=[Depends(check_token)])
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(RequestValidationError, refused)
+    without = [Depends(refuse_parameters)]
     one_at_a_time = Lock()  # a search has all cores; two side by side would both be slower
 
-    def answer(search: Search) -> dict[str, Any]:
+    def answer(search: Search) -> Ascii:
         try:
             with one_at_a_time:  # all sentences are encoded as one batch
                 found = gallery.search(search.sentences, search.k, threshold=search.threshold, where=search.where)
@@ -77,26 +117,22 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
         except (TypeError, ValueError) as error:
             raise HTTPException(422, str(error)) from error
         pairs = zip(search.sentences, found, strict=True)
-        return {"results": [{"query": query, "hits": [hit.as_dict() for hit in hits]} for query, hits in pairs]}
+        return Ascii({"results": [{"query": query, "hits": [hit.as_dict() for hit in hits]} for query, hits in pairs]})
 
     # For those who open the address in a browser: the page of all requests.
     app.add_route("/", lambda _: RedirectResponse("docs"), include_in_schema=False)
 
     # Functions without `async` run in threads, so that the service answers /health during a search.
-    @app.get("/health")
+    @app.get("/health", dependencies=without)
     def health() -> dict[str, int]:
         return {"images": len(gallery)}
 
     @app.get("/search")
-    def search_one(
-        sentence: Annotated[str, Query(min_length=1, max_length=MOST_LETTERS)],
-        k: Annotated[int, Query(ge=1, le=MOST_HITS)] = 10,
-        threshold: float | None = None,
-    ) -> dict[str, Any]:
-        return answer(Search(sentences=[sentence], k=k, threshold=threshold))
+    def search_one(asked: Annotated[OneSearch, Query()]) -> Ascii:
+        return answer(Search(sentences=[asked.sentence], k=asked.k, threshold=asked.threshold))
 
-    @app.post("/search")
-    def search_many(search: Search) -> dict[str, Any]:
+    @app.post("/search", dependencies=without)
+    def search_many(search: Search) -> Ascii:
         return answer(search)
 
     return app
@@ -110,6 +146,9 @@ def main() -> None:
     """
     if HOST not in ("127.0.0.1", "localhost", "::1") and not TOKEN:
         raise SystemExit(f"error: SERVICE_HOST is {HOST}, which others can reach: set SERVICE_TOKEN to a long secret")
+    if not (TOKEN.isascii() and TOKEN.isprintable()) or TOKEN.strip() != TOKEN:
+        advice = "set it to ASCII letters, digits and signs, without spaces around them"
+        raise SystemExit(f"error: SERVICE_TOKEN holds what a header cannot carry; {advice}")
     if not PORT.isdecimal() or not 0 < int(PORT) < 65536:
         raise SystemExit(f"error: SERVICE_PORT is {PORT}, expected 1 to 65535")
     if not Path(GALLERY, "gallery.json").is_file():

@@ -174,6 +174,25 @@ def test_adapt_runs_other_stages_with_settings_of_their_own_and_looks_at_the_tes
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_adapt_that_diverges_says_in_which_stage_and_what_is_to_be_deleted(
+    data: ReIDDataset, tmp_path: Path, validated: bool
+) -> None:
+    wild = RECIPE.with_stages(epochs=(1, 1), learning_rates=(5e-3, 1e9))
+    used = data if validated else replace(data, val=None)
+    with pytest.raises(FloatingPointError) as found:
+        adapt(make_model(), used, wild, output_dir=tmp_path, **QUIET, steps_per_epoch=1)
+    if validated:
+        assert "step 0 (stage stage_two, epoch 1) left a model that cannot be scored" in str(found.value)
+        assert "its epoch is not kept, and there is no checkpoint yet" in str(found.value)
+    else:
+        assert "stage two left a model whose features are NaN or infinity: training diverged" in str(found.value)
+        assert f"or once {tmp_path / 'stage_two'}, which keeps that model, is deleted" in str(found.value)
+        shutil.rmtree(tmp_path / "stage_two")
+    calm = wild.with_stages(learning_rates=(5e-3, 3e-4))
+    assert adapt(make_model(), used, calm, output_dir=tmp_path, **QUIET, steps_per_epoch=1).model_dir is not None
+
+
 def test_adapt_without_stages_scores_the_bare_model(data: ReIDDataset, tmp_path: Path) -> None:
     result = adapt(make_model(), data, output_dir=tmp_path, make_stages=lambda *_: [], evaluate_test="last", save=False)
     assert list(result.scores) == ["zero_shot"]

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,11 @@ def test_what_a_terminal_cannot_print_is_escaped():
 @pytest.mark.parametrize("word", ["gallery", "my crops", "it's", "$HOME", "a;b", "s3://bucket/crops"])
 def test_shell_gets_back_the_word_that_was_quoted(word):
     assert shlex.split(f"promptreid index {shell_word(word)}") == ["promptreid", "index", word]
+
+
+def test_path_that_begins_with_a_dash_is_no_option_where_it_is_pasted():
+    assert (shell_word(Path("-gal")), shell_word(Path("-my gal"))) == ("./-gal", "'./-my gal'")
+    assert (shell_word("-a woman"), shell_word(Path("gal/-x"))) == ("'-a woman'", "gal/-x")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from promptreid.training.run_folder import claim_folder, whole_run
 from promptreid.training.run_identity import run_identity
 from promptreid.training.stage import Stage, as_stages
 from promptreid.training.trainer import Trainer
-from promptreid.values import check_choice
+from promptreid.values import check_choice, given_path
 
 _NOTE = "identity.json"
 
@@ -170,6 +170,7 @@ def adapt(
     Raises:
         ValueError: Two stages have the same name, or a setting is out of range.
         CheckpointError: `output_dir` holds another run.
+        FloatingPointError: Training diverged.
         FileExistsError: Its folder `model/` holds another model, or the weights that are to be trained.
         TimeoutError: Another process has a run in `output_dir`.
         TypeError: `model` or `data`, or what `make_stages` returned, is something else, or a number is none.
@@ -192,7 +193,7 @@ def adapt(
     states = [ZERO_SHOT, *(stage.name for stage in stages)]
     _check_different(states)
     wanted = {"always": states, "last": states[-1:], "never": []}[evaluate_test]
-    folder = Path(output_dir)
+    folder = given_path("output_dir", output_dir)
     settings = _with_defaults(settings, model, data, cache_dir, progress=progress)
     with ExitStack() as held:
         with failing_together():
@@ -225,6 +226,7 @@ def adapt(
             rules[stage.name] = _rule(histories[stage.name], on_validation=trainer.on_validation)
             if stage.name in wanted:
                 encoded[stage.name] = encode()
+                _check_finite(encoded[stage.name], stage, trainer.folder.path)
 
         scores = {state: score(split) for state, split in encoded.items()}
         saved = folder / "model" if save else None
@@ -234,6 +236,16 @@ def adapt(
                 save_prompts(model, result.model_dir, overwrite=True)
             write_sealed_json(folder / "results.json", result.as_dict())
         return result
+
+
+def _check_finite(encoded: EncodedSplit, stage: Stage, folder: Path) -> None:
+    if encoded.image_features.isfinite().all() and encoded.text_features.isfinite().all():
+        return
+    raise FloatingPointError(
+        f"{spoken(stage.name)} left a model whose features are NaN or infinity: training diverged. Lower its learning "
+        f"rate or clip the gradient (max_norm), in another output_dir, or once {folder}, which keeps that model, is "
+        "deleted"
+    )
 
 
 def _check_different(states: Sequence[str]) -> None:

@@ -21,5 +21,10 @@ OnBad = Literal["strict", "skip"]  # what is done with records and images that c
 
 
 def is_store(place: Path | str) -> bool:
-    """Whether this is a store, by its address or by what is in the folder, and not a gallery's folder."""
+    """Whether this is a store, by its address or by what is in the folder."""
     return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE))
+
+
+def is_gallery(place: Path | str) -> bool:
+    """Whether this is a gallery's folder; earlier versions let a store be made in one."""
+    return os.path.isfile(os.path.join(place, GALLERY_FILE))  # to pathlib, a sentence is too long a name

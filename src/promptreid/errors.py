@@ -24,6 +24,10 @@ class DatasetError(PromptReidError, ValueError):
     """A dataset's files are missing, malformed or contradict each other."""
 
 
+class NotFiniteError(PromptReidError, ValueError):
+    """Features hold NaN or infinity, as those of a model whose training diverged."""
+
+
 class CheckpointError(PromptReidError, ValueError):
     """A file of prompts, weights or training state is corrupt, foreign or does not fit."""
 
@@ -142,8 +146,12 @@ def shell_word(text: object) -> str:
     Example:
         >>> print("promptreid index", shell_word("new crops"), "--output", shell_word("gallery"))
         promptreid index 'new crops' --output gallery
+        >>> print(shell_word(Path("-crops")))  # or it would be taken for an option
+        ./-crops
     """
     word = str(text)
+    if isinstance(text, Path) and word.startswith("-"):
+        word = f".{os.sep}{word}"
     if os.name != "nt":
         return shlex.quote(word)
     # cmd.exe takes single quotes for letters, and PowerShell takes double quotes too.

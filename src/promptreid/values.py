@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, cast
 
 
@@ -87,6 +88,21 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}")
+
+
+def given_path(argument: str, path: str | Path) -> Path:
+    """A path as an argument gives it; an empty text would mean the working folder.
+
+    Args:
+        argument: Its name, for the error.
+        path: The path.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if isinstance(path, str) and not path.strip():
+        raise ValueError(f'{argument} is empty; give a path ("." is the working folder)')
+    return Path(path)
 
 
 def digits_as_integer(text: str) -> int | None:

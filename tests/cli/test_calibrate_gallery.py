@@ -39,6 +39,10 @@ def test_calibrate_says_what_the_threshold_costs_and_what_to_type(index, drawn, 
             ["--split", "val"],
             "of 1 persons. Calibrate on captions and images of at least two, or without labels: promptreid calibrate",
         ),  # one person
+        (
+            ["--split", "test", "--false-alarms", "0.04"],
+            "24 labelled sentences are too few for a rate of 0.04; give a split with 25 or more, or calibrate without",
+        ),
         (["--split", "test", "--false-alarms", "1"], "'1', expected a share from 0 to below 1, such as 0.05"),
         (["--split", "test", "--false-alarms", "often"], "'often', expected a share"),
     ],

@@ -1,5 +1,8 @@
 """`promptreid check` of your own folder, and what `train` and `evaluate` do with the same options."""
 
+import errno
+import os
+
 import pytest
 from PIL import Image
 
@@ -9,15 +12,17 @@ ROWS = ["a.jpg,a man,1", "b.jpg,a woman,2", "c.jpg,a boy,3", "d.jpg,a girl,4"]
 @pytest.fixture
 def own(tmp_path):
     """A folder of four images, and a function that writes a table into it."""
+    folder = tmp_path / "own"
+    folder.mkdir()
     for name in "abcd":
-        Image.new("RGB", (16, 32)).save(tmp_path / f"{name}.jpg")
+        Image.new("RGB", (16, 32)).save(folder / f"{name}.jpg")
 
     def write(rows, *, splits=(), name="people.csv"):
         columns = "image,caption,person_id"
         lines = [f"{columns},split" if splits else columns]
         lines += [f"{row},{split}" for row, split in zip(rows, splits, strict=True)] if splits else rows
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return tmp_path
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return folder
 
     return write
 
@@ -58,3 +63,24 @@ def test_check_divides_the_persons_as_train_does(call, own, tmp_path, monkeypatc
     for words in (("check", root), ("train", root, "--output", tmp_path / "other")):
         code, _, notes = call(*words, "--split-seed", "1")
         assert (code, "--split-seed would do nothing here" in notes) == (2, True)
+
+
+def test_check_of_an_index_refuses_what_is_only_for_data(call, tmp_path, monkeypatch):
+    (tmp_path / "gallery.json").write_text("{}", encoding="utf-8")
+    for words in (["--tokenizer", "RN50"], ["--tokenizer", "ViT-B-16"], ["--limit", "3"], ["--limit", "0"]):
+        code, _, notes = call("check", tmp_path, *words)
+        assert (code, f"{words[0]} would do nothing here: {tmp_path} is an index" in notes) == (2, True)
+
+
+def test_check_of_a_folder_that_cannot_be_read_names_it(call, tmp_path, monkeypatch):
+    """The superuser may read every folder, so it is only said that it cannot be."""
+    look = os.stat
+
+    def refuse(path, *more, **options):
+        if str(path).startswith(f"{tmp_path}{os.sep}"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    code, _, notes = call("check", tmp_path)
+    assert (code, f"the folder {tmp_path} cannot be read (Permission denied: " in notes) == (2, True), notes

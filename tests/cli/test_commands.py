@@ -1,6 +1,7 @@
 """The commands as a person and as a script call them."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -325,6 +326,42 @@ def test_gallery_that_is_being_built_is_added_to_but_not_replaced(call, drawn, t
     assert "leave --model out to use promptreid-tiny-adapted, or make another gallery" in answers[0][2]
     assert "exists already and keeps its storage" in answers[1][2]
     assert (code, answer["added"], answer["images"]) == (0, 3, 5)
+
+
+def test_removal_says_what_it_removed_and_waits_for_the_restoration(call, drawn, tmp_path):
+    crops, own = tmp_path / "crops", tmp_path / "own"
+    crops.mkdir()
+    for number, image in enumerate(sorted((drawn / "imgs").rglob("*.jpg"))[:13]):
+        shutil.copyfile(image, crops / f"{number:02}.jpg")
+    assert call("index", crops, "--output", own)[0] == 0
+    code, _, notes = call("index", "--output", own, "--remove", 0, "--restore", crops / "01.jpg")
+    assert (code, "was not removed from the gallery" in notes, len(Gallery.load(own))) == (2, True, 13)
+    _, text, _ = call("index", "--output", own, "--remove", crops / "0[01].jpg")
+    assert text.splitlines()[0] == f"removed 2 images; 11 are left in {own}:"
+    assert text.splitlines()[1:3] == [f"  {crops / '00.jpg'}", f"  {crops / '01.jpg'}"]
+    answer = call("index", "--output", own, "--remove", f"{crops}/*", "--restore", crops / "01.jpg", "--json")[1]
+    assert (answer["restored"], answer["removed"], len(answer["removed_images"])) == (1, 11, 11)
+
+
+@pytest.mark.parametrize("option", ["--threads", "--batch-size"])
+def test_encoding_options_where_nothing_is_encoded_are_refused(call, index, option):
+    code, _, notes = call("index", "--output", index, "--compact", option, 4)
+    assert (code, f"{option} would do nothing here: give it with a folder" in notes) == (2, True)
+
+
+def test_index_of_a_folder_that_cannot_be_read_says_so(call, drawn, tmp_path, monkeypatch):
+    real = os.scandir
+    (tmp_path / "crops" / "closed").mkdir(parents=True)
+    for closed in (tmp_path / "crops", tmp_path / "crops" / "closed"):
+
+        def scandir(path=".", closed=closed):
+            if os.fspath(path) == str(closed):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own")
+        assert (code, f"the folder {closed} cannot be read (Permission denied)" in notes) == (2, True), notes
 
 
 def test_index_of_a_folder_and_removal_at_once_are_refused(call, drawn, index):

@@ -20,6 +20,14 @@ def test_patterns_stand_for_the_values_that_images_have():
     assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
 
 
+def test_value_that_reads_as_a_pattern_stands_for_itself_too():
+    metadata = [{"folder": "cam[1]"}, {"folder": "cam1"}, {"folder": "what?"}, {"folder": "what1"}]
+    gallery = Gallery(None, ["a", "b", "c", "d"], torch.eye(4), metadata=metadata)
+    assert as_where([("folder", "cam[1]")], gallery) == {"folder": ["cam[1]", "cam1"]}
+    assert as_where([("folder", "what?")], gallery) == {"folder": ["what?", "what1"]}
+    assert as_where([("folder", "cam[2]")], gallery) == {"folder": ["cam[2]"]}
+
+
 @pytest.mark.parametrize("number", ["1" + "0" * 20, pytest.param("9" * 400, id="no float")])
 def test_numbers_of_any_size_are_compared_as_numbers(number):
     metadata = [{"day": 3}, {"day": 2, "id": int(number)}, {"id": 4}]

@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip
+from promptreid import PromptConfig, PromptedCLIP, evaluate, load_clip, save_prompts
 from promptreid.data.reader import load_dataset
+from promptreid.hub.manifest import PROMPTS
+from promptreid.hub.prompt_files import MANIFEST
+from promptreid.towers import converting
 
 NAME, SIZE = "ViT-B-16", (384, 128)
 
@@ -46,6 +49,22 @@ def test_convert_says_what_the_file_is_and_writes_a_folder_for_every_command(sma
     code, scores, _ = call("evaluate", drawn, "--model", f"local-dir:{tmp_path / 'out'}", "--json")
     assert code == 0
     assert scores["scores"]["rank1"] >= 0
+
+
+def test_prompts_of_a_saved_model_are_said_to_be_left_out(call, tmp_path):
+    model = PromptedCLIP(load_clip("promptreid-tiny", pretrained="generated", image_size=(96, 48)))
+    save_prompts(model, tmp_path / "model", encoders="always")
+    assert {MANIFEST, PROMPTS} == {converting.PROMPTS_CONFIG, converting.PROMPTS}
+    code, printed, _ = call("convert", tmp_path / "model", tmp_path / "out")
+    assert (code, "left out: prompts\n" in printed) == (0, True)
+    assert f"the prompts of {tmp_path / 'model'} are not in it: --model {tmp_path / 'model'} uses encoders" in printed
+    assert converting.convert_weights(str(tmp_path / "model"), tmp_path / "again").left_out == ("prompts.safetensors",)
+    (tmp_path / "model" / MANIFEST).unlink()
+    code, printed, _ = call("convert", tmp_path / "model", tmp_path / "plain")
+    assert (code, "left out" in printed) == (0, False)
+    for words in ((tmp_path / "model", ""), ("", tmp_path / "new")):
+        with pytest.raises(ValueError, match="is empty; give a path"):
+            converting.convert_weights(*map(str, words))
 
 
 def test_public_checkpoint_is_scored_as_its_own_model_is(small, call, tmp_path, drawn):

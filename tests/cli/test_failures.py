@@ -23,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError
 import promptreid
 from promptreid import Gallery
 from promptreid.cli import evaluate_model, index_crops, search_gallery, serve_demo, train_model
-from promptreid.cli.main import _IN_A_SHELL, _in_a_shell, build_parser, main
+from promptreid.cli.main import _FIRST_NAMES, _IN_A_SHELL, _in_a_shell, build_parser, main
 from promptreid.cli.output import Output
 from promptreid.errors import HubError, WeightsError
 
@@ -163,6 +163,12 @@ def test_sentence_that_begins_with_a_dash_stands_behind_two(call):
     assert (settings.sentence, settings.k) == ("-a woman", 3)
 
 
+@pytest.mark.parametrize("words", [["-k", "3", "--", "-gal", "-a"], ["-k", "3", "--", "--json", "-a"]])
+def test_first_argument_that_begins_with_a_dash_stands_behind_two(words):
+    settings = build_parser().parse_args(["search", *words])
+    assert (str(settings.index), settings.sentence, settings.k, settings.json) == (words[3], "-a", 3, False)
+
+
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """A folder to work in, with one of everything that an argument may wrongly name."""
@@ -172,6 +178,7 @@ def places(tmp_path, monkeypatch):
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "prompt_config.json").touch()
     (tmp_path / "data").mkdir()
+    (tmp_path / "-dash").mkdir()
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "gallery.json").touch()
     os.mkfifo(tmp_path / "pipe")
@@ -197,6 +204,16 @@ WORK = [
         ("a man in red", 'put the sentence in quotation marks: promptreid try "a man in red"'),
         ("serach gallery", "did you mean search?"),
         ("evaluate data --split tests", "did you mean test?"),
+        ("train data --output out --batch_size 8", "--batch_size 8; did you mean --batch-size?; see promptreid train"),
+        ("train data --output out --Batch-Size=8", "--Batch-Size=8; did you mean --batch-size?; see"),
+        ("train data --output out --lr 1 1", "--lr 1 1; did you mean --learning-rates?; see"),
+        ("search gallery 'a man' --top-k 3", "--top-k 3; did you mean -k?; see promptreid search"),
+        ("check data --top-k 3", "unrecognized arguments: --top-k 3; see promptreid check"),
+        ("index -dash --output out", "unrecognized arguments: -dash; did you mean ./-dash?; see promptreid index"),
+        ("index -dish --output out", "unrecognized arguments: -dish; see promptreid index"),
+        ("train data --output out --epochs 2", "argument --epochs: expected 2 arguments: --epochs ONE TWO; see"),
+        ("train data --output out --image-size 384x128", "expected 2 arguments: --image-size H W; see promptreid tr"),
+        ("train data --output", "argument --output: expected one argument; see promptreid train --help"),
         ("search gallery a b", 'put the sentence in quotation marks: "a b"; see promptreid search --help'),
         ("check nowhere", "argument root is nowhere, but there is no folder of that name"),
         ("check ''", "argument root is empty; give a path"),
@@ -239,6 +256,13 @@ WORK = [
         ("train data --output out --model ViT-B-16 --pretrained opnai", "no pretrained weights tagged"),
         ("train data --output out --model ViT-B-16", "--model ViT-B-16 needs --pretrained TAG"),
         ("train data --output out --device cuda:99", "--device cuda:99 cannot be used here"),
+        ("train data --output out --project mine", "--project would do nothing here: it goes with --tracker NAME"),
+        (
+            "train data --output out --epochs 0 1 --average-prompts --self-consistency 1",
+            "--self-consistency and --average-prompts would do nothing here: it goes with stage 1, which has no epochs",
+        ),
+        ("train data --output out --algorithm sgd --epsilon 1", "--epsilon would do nothing here: sgd has no denom"),
+        ("train data --output out --split 80,10,10", "--split is '80,10,10', expected percent of the persons"),
         ("evaluate nowhere", "argument root is nowhere, but there is no folder"),
         ("evaluate data --batch-size 0", "argument --batch-size is 0, expected at least 1"),
         ("evaluate data --batch-size 2.5", "argument --batch-size: invalid int value: '2.5'"),
@@ -333,6 +357,29 @@ def test_advice_that_is_rewritten_for_the_shell_is_in_a_message():
 
 
 @pytest.mark.parametrize(
+    ("message", "in_the_shell"),
+    [
+        ("text_length is 99999, expected at most 4096", "--prompt-length is 99999, expected at most 4096"),
+        ("depth is 99, but this tower has 4 blocks", "--prompt-depth is 99, but this tower has 4 blocks"),
+        ("image_dir is 'd/cuhk', but", "--image-dir is 'd/cuhk', but"),
+        ("layout is 'csv', expected one of", "--layout is 'csv', expected one of"),
+        ("split is '80,10,10', expected", "--split is '80,10,10', expected"),
+        ("layout is a file; give its folder", "layout is a file; give its folder"),
+        ("t.csv, line 2: split is 'Train', expected one of", "t.csv, line 2: split is 'Train', expected one of"),
+        ("layouts is 'a'", "layouts is 'a'"),
+    ],
+)
+def test_python_names_at_the_beginning_of_a_message_are_options(message, in_the_shell):
+    assert _in_a_shell(message) == in_the_shell
+
+
+def test_options_that_python_names_become_are_those_of_train(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert set(re.findall(r"--[\w-]+", capsys.readouterr().out)) >= set(_FIRST_NAMES.values())
+
+
+@pytest.mark.parametrize(
     ("command", "module", "words", "package", "extra"),
     [
         ("train", train_model, ["data", "--output", "run"], "accelerate", "train"),
@@ -399,7 +446,7 @@ def test_a_folder_of_a_model_that_is_not_there_is_named_beside_the_hub(call, dra
     def unreachable(name, **settings):
         raise HubError("the Hub cannot be reached") from OSError("no route")
 
-    monkeypatch.setattr("promptreid.model.prompted_clip.load_prompts", unreachable)
+    monkeypatch.setattr("promptreid.hub.transfer.download_prompts", unreachable)
     code, _, notes = call("evaluate", drawn, "--model", "runs/model")
     assert (code, notes) == (5, "error: the Hub cannot be reached; there is no folder runs/model here either\n")
 
@@ -489,6 +536,7 @@ def test_a_signal_ends_a_real_index_with_a_gallery_that_is_whole(call, drawn, si
     assert (found, answer["exit_code"]) == (code, code), errors
     assert answer["error"].startswith(f"stopped by {name}; what was finished is kept")
     assert "Traceback" not in errors
-    assert {path: path.read_bytes() for path in gallery.rglob("*") if path.is_file() and path in before} == before
-    assert len(Gallery.load(gallery)) == len(crops)
+    kept = {path: content for path, content in before.items() if path.name != "gallery.json"}
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert len(Gallery.load(gallery)) >= len(crops)  # and what was encoded by then
     assert call("index", some, "--output", gallery, "--json")[1]["exit_code"] == 0

@@ -163,6 +163,17 @@ def test_a_file_of_sentences_is_a_table_of_hits(call, index, tmp_path):
         assert drawing.height > 600  # a row a sentence
 
 
+@pytest.mark.posix
+def test_a_table_of_odd_names_is_read_as_it_was_written(call, index, tmp_path):
+    gallery = Gallery.load(shutil.copytree(index, tmp_path / "index"))
+    keys = ["s3://b/two\nlines", "s3://b/a\rreturn", 's3://b/"quoted", yes']
+    gallery.add_features(gallery.features[:3], keys, metadata=[{"folder": "odd"}] * 3)
+    words = ["search", gallery.directory, "a man\r in\nred", "--csv", "--where", "folder=odd"]
+    rows = list(csv.DictReader(io.StringIO(call(*words)[1], newline="")))
+    assert [row["query"] for row in rows] == ["a man\r in\nred"] * 3
+    assert {row["path"] for row in rows} == set(keys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -256,6 +267,31 @@ def test_a_gallery_that_is_not_there_is_guessed(call, index, tmp_path, monkeypat
     (tmp_path / "data").mkdir()
     code, _, notes = call("calibrate", "data", "gallery")
     assert (code, notes) == (2, "error: the gallery comes first: promptreid calibrate gallery data\n")
+
+
+def test_what_is_searched_and_is_no_gallery_says_what_it_is(call, drawn, index, tmp_path, monkeypatch):
+    image = next((drawn / "imgs").rglob("*.jpg"))
+    code, _, notes = call("search", image, "a man")
+    assert (code, notes) == (2, f"error: {image} is a file; give the gallery's folder, which promptreid index makes\n")
+    Image.new("L", (20_000, 8)).save(tmp_path / "wide.png")
+    code, _, notes = call("search", index, "--image", tmp_path / "wide.png")
+    assert (code, "is not a crop of a person; give another image\n" in notes, "record" in notes) == (2, True, False)
+    empty = Gallery.load(shutil.copytree(index, tmp_path / "my index"))
+    empty.remove(list(empty.paths))
+    more = f"is empty; add images first: promptreid index CROPS --output '{empty.directory}'"
+    for words in (["search", empty.directory, "a man"], ["calibrate", empty.directory]):
+        code, _, notes = call(*words)
+        assert (code, more in notes) == (2, True), notes
+    real = os.stat
+
+    def stat(path, *given, **options):
+        if os.fspath(path) == str(index / "gallery.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *given, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    code, _, notes = call("search", index, "a man")
+    assert (code, f"error: the gallery {index} cannot be read (Permission denied); ask" in notes) == (2, True), notes
 
 
 def test_a_gallery_of_another_model_names_the_command(call, drawn, index, tmp_path):

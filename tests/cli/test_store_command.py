@@ -72,6 +72,7 @@ def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path
     lines = call("search", store, "a man", "-k", "1", "--csv", "--where", f"folder={folder[:3]}*")[1].splitlines()
     assert lines[0] == "query,rank,score,id,path,missing,folder"
     assert call("search", store, "a man", "--where", "folder=nowhere")[0] == 2
+    assert "encoded by promptreid-tiny-adapted\n" in call("store", "info", store)[1]
     assert answer(call("store", "optimize", store, "--json"))["images"] == total
     erased = answer(call("store", "erase", store, found["hits"][0]["path"], "--json"))
     assert (erased["images"], erased["proven"]) == (1, True)
@@ -81,6 +82,59 @@ def test_store_is_filled_by_parts_searched_and_erased_from(call, drawn, tmp_path
     assert "nothing is left of them" in out
     assert call("store", "erase", store)[0] == call("store", "info", store, "--alone")[0] == 2
     assert call("store", "info", tmp_path / "nothing")[0] == 2
+
+
+@pytest.fixture
+def gallery_and_store(call, drawn, tmp_path):
+    """A gallery and a store of six crops, which may be in one folder, as earlier versions allowed."""
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for path in sorted((drawn / "imgs").rglob("*.jpg"))[:6]:
+        shutil.copyfile(path, crops / path.name)
+    assert call("index", crops, "--output", tmp_path / "own")[0] == 0
+    assert call("index", crops, "--store", tmp_path / "store")[0] == 0
+    return crops, tmp_path / "own", tmp_path / "store"
+
+
+def test_gallery_and_store_need_folders_of_their_own(call, gallery_and_store):
+    crops, gallery, store = gallery_and_store
+    for option, place, found in (("--store", gallery, "a gallery"), ("--output", store, "a store")):
+        code, _, errors = call("index", crops, option, place)
+        assert (code, f"error: {option} is {place}, which is {found}; a " in errors) == (2, True)
+    for words, advice in (
+        (["index", "--output", store, "--remove", "a.jpg"], f"promptreid store erase {store} IMAGE removes"),
+        (["store", "info", gallery], f"is a gallery, not a store; promptreid check {gallery} looks at it"),
+        (["store", "erase", gallery, "a.jpg"], f"promptreid index --output {gallery} --remove IMAGE removes"),
+        (["store", "optimize", gallery], f"promptreid index --output {gallery} --compact joins"),
+        (["store", "restore", gallery, "a.jpg"], f"promptreid index --output {gallery} --restore IMAGE lets"),
+        (["store", "log", gallery], "is the file audit.jsonl in it"),
+    ):
+        code, _, errors = call(*words)
+        assert (code, advice in errors) == (2, True), errors
+    assert not list(gallery.glob("*.lance"))
+    assert not (store / "gallery.json").exists()
+
+
+def test_folder_that_holds_a_gallery_and_a_store_is_not_guessed_at(call, gallery_and_store):
+    crops, gallery, store = gallery_and_store
+    shutil.copytree(gallery, store, dirs_exist_ok=True)
+    for words in (
+        ["search", store, "a man"],
+        ["calibrate", store],
+        ["index", crops, "--output", store],
+        ["index", crops, "--store", store],
+    ):
+        code, _, errors = call(*words)
+        assert (code, "holds a gallery and a store" in errors) == (2, True), errors
+    assert call("index", "--output", store, "--remove", 0)[0] == 0  # from the gallery
+    assert call("store", "erase", store, crops / sorted(crops.iterdir())[0])[0] == 0  # from the store
+    for table in store.glob("*.lance"):
+        (store / "moved").mkdir(exist_ok=True)
+        table.rename(store / "moved" / table.name)
+    assert answer(call("search", store / "moved", "a man", "--json"))["hits"]
+    assert answer(call("search", store, "a man", "--json"))["hits"]
 
 
 def answer(called):

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 
 from promptreid.adaptation import Adaptation
 from promptreid.cli.options import check_device, joined_processes
@@ -170,6 +171,24 @@ def test_train_writes_down_how_it_divided_the_persons(
     assert (code, "--seed would do nothing here: --seeds already lists every seed" in notes) == (2, True)
 
 
+def test_train_writes_down_the_names_of_the_persons_it_divided(
+    call: Any, tmp_path: Path, fake_runs: list[tuple[str, int]]
+) -> None:
+    names = ("Zoe", "Änne", "7", "Bo")
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in names:
+        Image.new("RGB", (16, 32)).save(root / f"{name}.jpg")
+    rows = "".join(f"{name}.jpg,a person,{name}\n" for name in names)
+    (root / "people.csv").write_text(f"image,caption,person_id\n{rows}", encoding="utf-8")
+    assert call("train", root, "--output", tmp_path / "run", "--split", "50/0/50", "--seeds", 0)[0] == 0
+    written = read_sealed_json(tmp_path / "run" / "split.json")
+    by_number = dict(enumerate(sorted(names)))
+    assert written["names"] == {
+        split: [by_number[number] for number in numbers] for split, numbers in written["persons"].items()
+    }
+
+
 def test_one_person_to_train_on_is_told_with_its_folder(call: Any, drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "data")
     annotation = tmp_path / "data" / "reid_raw.json"
@@ -224,6 +243,64 @@ def test_refused_run_keeps_the_split_of_the_other(
     code, _, notes = call(*command, "75/0/25")
     assert (code, "holds another run" in notes) == (2, True)
     assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
+
+
+def test_resuming_with_another_division_names_it_before_the_data_are_read(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", drawn, "--output", tmp_path / "run", "--seeds", 0, "--split"]
+    assert call(*command, "50/0/50")[0] == 0
+    assert call(*command, "50.0/0/50.0")[0] == 0  # the same
+    monkeypatch.setattr("promptreid.data.reader.load_dataset", lambda *_, **__: pytest.fail("it began to work"))
+    code, _, notes = call(*command, "75/0/25", "--split-seed", 3)
+    assert code == 2
+    assert "run holds another run: --split was 50.0/0/50.0, is 75/0/25; --split-seed was 0, is 3. Divide the" in notes
+    monkeypatch.undo()
+    (tmp_path / "run" / "split.json").write_text("{}")
+    code, _, notes = call(*command, "75/0/25")
+    assert "holds another run: data." in notes  # as ever
+
+
+def test_run_among_the_images_is_refused_and_one_that_was_begun_there_resumes(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, images = tmp_path / "data", tmp_path / "images"
+    shutil.copytree(drawn, data)
+    shutil.move(data / "imgs", images)
+    monkeypatch.chdir(tmp_path)
+    words = ("--seeds", 0, "--image-dir", "images", "--output")
+    for output, found in (
+        ("data", "is the dataset's folder, data"),
+        ("data/run", "is in the dataset's folder, data"),
+        (".", "is above the dataset's folder, data"),
+        ("images/cam/run", "is in the folder of the images, images"),
+    ):
+        code, _, notes = call("train", "data", *words, output)
+        assert code == 2
+        assert f"error: --output is {output}, which {found}: its figures would be taken for people later" in notes
+        assert notes.endswith("such as --output run\n")
+    assert fake_runs == []
+    assert not list(data.glob("r*/"))
+    monkeypatch.chdir(data)
+    assert "such as --output ../run\n" in call("train", ".", "--image-dir", "../images", "--output", "run")[2]
+    (data / "run" / "pd" / "seed-0" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    write_sealed_json(data / "run" / "comparison-settings.json", {})
+    call("train", ".", "--seeds", 0, "--image-dir", "../images", "--output", "run")
+    assert fake_runs == [("pd", 0)]
+
+
+def test_data_without_splits_say_how_a_divided_run_is_scored_again(call: Any, drawn: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn / "imgs", data)
+    first = next(data.rglob("*.jpg")).relative_to(data)
+    (data / "t.csv").write_text(f"image,caption,person_id\n{first},a man,1\n")
+    code, _, notes = call("evaluate", data)
+    assert (code, "1 of 1 images have no split. Add a column split of train, val, test; after train" in notes) == (
+        2,
+        True,
+    )
+    assert "split.json in the run's folder lists whom it drew" in notes
+    assert "--split 80/10/10" not in notes
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_load_folder_test_rows_alone_give_an_empty_training_split(write_csv: Cal
         ("a.jpg,a man,,test", "line 2: person_id is '', expected a number or a name"),
         (",a man,3,test", "line 2: image is '', expected a path below crops/"),
         ("../a.jpg,a man,3,test", "line 2: image '../a.jpg' leaves the folder crops/"),
-        ("/a.jpg,a man,3,test", "line 2: image '/a.jpg' leaves the folder crops/"),
+        ("/a.jpg,a man,3,test", "line 2: image '/a.jpg' leaves the folder crops/; copy the image there, and give its"),
         ("C:\\a.jpg,a man,3,test", "leaves the folder crops/"),
         ("..\\a.jpg,a man,3,test", "leaves the folder crops/"),
         ("a.jpg,a man,3", "line 2: has no split"),
@@ -311,10 +311,26 @@ def test_load_folder_hidden_files_are_no_tables(folder: Path, write_csv: Callabl
         load_dataset(folder)
 
 
-@pytest.mark.parametrize("table", ["gone.csv", "a.jpg"])
-def test_load_folder_named_table_that_is_none_raises(folder: Path, table: str) -> None:
+def test_load_folder_named_table_that_is_missing_or_of_another_format_raises(folder: Path) -> None:
+    (folder / "t.tsv").write_text(HEADER.replace(",", "\t"), encoding="utf-8")
     with pytest.raises(DatasetError, match=r"there is no table .*give a \.csv or \.jsonl file with image, caption"):
-        load_folder(folder, table=table)
+        load_folder(folder, table="gone.csv")
+    for table in ("t.tsv", "a.jpg"):
+        words = (
+            rf"{re.escape(table)} is not a table that can be read, .*; save it as a \.csv or \.jsonl file with image"
+        )
+        with pytest.raises(DatasetError, match=words):
+            load_folder(folder, table=table)
+
+
+def test_load_folder_without_a_table_names_other_files_before_images(folder: Path) -> None:
+    for number in range(12):
+        (folder / f"{number}.jpg").touch()
+    (folder / "t.tsv").touch()
+    with pytest.raises(DatasetError, match=r"\(found: t\.tsv, 0\.jpg, .* and 8 more\)"):
+        load_folder(folder)
+    with pytest.raises(DatasetError, match=r"\(found: t\.tsv, 0\.jpg, "):
+        load_dataset(folder)
 
 
 def test_load_folder_no_folder_raises(tmp_path: Path) -> None:
@@ -358,3 +374,139 @@ def test_load_folder_any_path_stays_inside_or_is_refused(folder: Path, path: Any
     else:
         assert record.path.resolve().is_relative_to(folder.resolve())
         assert record.path.is_file()
+
+
+@pytest.mark.parametrize(
+    "path", ["{}/deep/c.jpg", "../crops/deep/c.jpg", "deep/../deep/c.jpg", "{}/../crops/deep/c.jpg"]
+)
+def test_load_folder_path_inside_that_is_not_relative_is_given_as_it_should_be(
+    folder: Path, write_csv: Callable[..., Path], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(f"{path.format(folder)},a man,3,test\n")
+    monkeypatch.chdir(folder.parent)
+    for root in (folder, Path("crops")):
+        with pytest.raises(DatasetError, match=r"is not relative to the folder crops/; write 'deep/c\.jpg'; leave"):
+            load_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("image,caption,caption,person_id,split", "caption"),
+        ("file_name,text,text,label", "text"),
+        ("image,caption,person_id,camera,camera", "camera"),
+    ],
+)
+def test_load_folder_two_columns_of_one_name_are_refused(
+    folder: Path, write_csv: Callable[..., Path], header: str, name: str
+) -> None:
+    values = {"image": "a.jpg", "file_name": "a.jpg", "person_id": "3", "label": "3", "split": "test"}
+    row = ",".join(values.get(column, "a man") for column in header.split(","))
+    words = (
+        rf"people\.csv has more than one column {name}; keep one of a name, and write one row for each caption of an"
+    )
+    with pytest.raises(DatasetError, match=words):
+        load_folder(write_csv(row + "\n", header=header + "\n"))
+    # Beside another table it is one of images, which is not passed over.
+    (folder / "test").mkdir()
+    (folder / "people.csv").rename(folder / "test" / "people.csv")
+    (folder / "other.csv").write_text(HEADER + "a.jpg,a man,3,test\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"has 2 tables \(other\.csv, test/people\.csv\)"):
+        load_folder(folder)
+
+
+def test_load_folder_unread_columns_may_have_one_name(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test,x,y,,\n", header="image,caption,person_id,split,note,note,,\n")
+    assert load_folder(root).test.captions == ["a man"]
+
+
+def test_load_folder_two_parquet_columns_of_one_name_are_refused(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ["image", "caption", "caption", "person_id"]
+    parquet.write_table(pyarrow.table([["a.jpg"], ["a man"], ["he walks"], [1]], names=names), folder / "t.parquet")
+    with pytest.raises(DatasetError, match=r"t\.parquet has more than one column caption; keep one of a name"):
+        load_folder(folder, table="t.parquet")
+
+
+def test_load_folder_json_line_that_repeats_a_key_is_refused(folder: Path) -> None:
+    line = '{"image": "a.jpg", "caption": "a man", "caption": "%s", "person_id": 1, "split": "test"}\n'
+    (folder / "people.jsonl").write_text(line % "he walks", encoding="utf-8")
+    with pytest.raises(
+        DatasetError, match=r"line 1: has 'caption' more than once, with different values; write it onc"
+    ):
+        load_folder(folder)
+    (folder / "people.jsonl").write_text(line % "a man", encoding="utf-8")
+    assert load_folder(folder).test.captions == ["a man"]
+
+
+CAMERA_HEADER = "image,caption,person_id,split,camera\n"
+
+
+def test_load_folder_rows_of_one_image_name_two_cameras_raises(write_csv: Callable[..., Path]) -> None:
+    rows = "a.jpg,a man,3,test,\na.jpg,he walks,3,test,east\nb.jpg,x,4,test,west\na.jpg,he stands,3,test,west\n"
+    root = write_csv(rows, header=CAMERA_HEADER)
+    words = r"line 5: image 'a\.jpg' is in line 3 already, from camera 'east' and here from 'west'$"
+    with pytest.raises(DatasetError, match=words):
+        load_folder(root)
+    (problem, *_) = check_dataset(root, images=False, progress=False).errors[1:]
+    assert (problem.kind, problem.position, problem.path) == ("conflict", 5, "a.jpg")
+
+
+def test_load_folder_camera_is_that_of_the_first_row_that_names_one(write_csv: Callable[..., Path]) -> None:
+    rows = "a.jpg,a man,3,test,\na.jpg,he walks,3,test,west\na.jpg,he stands,3,test, west\nb.jpg,x,4,test,\n"
+    records = load_folder(write_csv(rows, header=CAMERA_HEADER)).test.records
+    assert [(record.camera, len(record.captions)) for record in records] == [("west", 3), (None, 1)]
+
+
+def test_load_folder_row_of_several_lines_is_named_by_its_first(write_csv: Callable[..., Path]) -> None:
+    rows = 'a.jpg,"a man\nwho walks\n",3,test\n\n\nz.jpg,"x\ny\nz",3,test\nb.jpg,"",3,test\n'
+    root = write_csv(rows)
+    positions = {problem.kind: problem.position for problem in check_dataset(root, progress=False).problems}
+    # Line 1 is the header, 2 to 4 a.jpg, 5 and 6 are empty, 7 to 9 z.jpg, 10 b.jpg.
+    assert (positions["missing"], positions["caption"]) == (7, 10)
+
+
+def test_load_folder_quote_that_is_not_closed_is_named_by_the_line_where_it_opens(
+    write_csv: Callable[..., Path],
+) -> None:
+    root = write_csv('a.jpg,"a man,3,test\nb.jpg,a man,3,test\ndeep/c.jpg,a man,3,test\n')
+    with pytest.raises(DatasetError, match=r"people\.csv, line 2: not valid CSV \(unexpected end of data\)"):
+        load_folder(root)
+
+
+def test_load_folder_skip_counts_every_row_of_a_missing_image(folder: Path, write_csv: Callable[..., Path]) -> None:
+    rows = [f"{name},caption {number},{name},test" for number in range(3) for name in ("a.jpg", "z.jpg")]
+    root = write_csv("\n".join(rows) + "\n")
+    with pytest.warns(UserWarning, match=r"^3 of 6 lines cannot be used and are left out: .*line 3: there is no image"):
+        assert load_dataset(root, on_bad="skip").test.num_captions == 3
+    (root / "people.csv").unlink()
+    entry = {"image": "z.jpg", "caption": ["a", "b"], "person_id": 1, "split": "test"}
+    lines = [{**entry, "image": "a.jpg"}, entry]  # a line with two captions is one line
+    (root / "t.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"^1 of 2 lines cannot be used"):
+        load_dataset(root, on_bad="skip")
+
+
+def test_load_folder_empty_split_cells_are_named_and_can_be_skipped(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,3,test\nb.jpg,a man,4,\nb.jpg,he walks,4,\ndeep/c.jpg,a man,5,\n")
+    words = (
+        r"2 of 3 images have no split \(line 3, line 5\)\. Fill their split with one of train, val, test, or leave "
+        r'such records out with on_bad="skip"'
+    )
+    with pytest.raises(DatasetError, match=words):
+        load_dataset(root)
+    with pytest.warns(UserWarning, match=r"^3 of 4 lines .* left out: .*line 3: has no split; .*line 5: has no split$"):
+        assert load_dataset(root, on_bad="skip").test.captions == ["a man"]
+    report = check_dataset(root, on_bad="skip", progress=False)
+    assert [problem.position for problem in report.left_out] == [3, 5]
+    data = load_dataset(root, split="34/33/33", on_bad="skip")  # without a warning: all are divided
+    assert [len(split) for split in data.splits] == [1, 1, 1]
+
+
+def test_load_folder_names_of_persons_are_kept_by_number(write_csv: Callable[..., Path]) -> None:
+    root = write_csv("a.jpg,a man,zoe,test\nb.jpg,a man,anna,test\ndeep/c.jpg,a man,7,test\n")
+    assert load_folder(root).names == {0: "7", 1: "anna", 2: "zoe"}
+    assert load_dataset(root, split="34/33/33").names[2] == "zoe"
+    assert load_folder(write_csv("a.jpg,a man,007,test\n")).names == {}

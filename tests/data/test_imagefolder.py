@@ -16,6 +16,7 @@ from PIL import Image
 
 from promptreid.data.check import check_dataset
 from promptreid.data.imagefolder_writer import write_imagefolder
+from promptreid.data.images import open_image, to_rgb
 from promptreid.data.reader import load_dataset, load_folder
 from promptreid.errors import DatasetError
 
@@ -483,3 +484,97 @@ def test_write_imagefolder_takes_datasets_of_hugging_face(tmp_path: Path) -> Non
     data = load_dataset(write_imagefolder(whole, tmp_path / "own", progress=False))
     assert [record.person_id for record in data.train.records] == [7, 9]
     assert data.test.records[0].path.read_bytes() == image_file()  # the file itself, not decoded and encoded again
+
+
+def turned(orientation: int = 6) -> Image.Image:
+    """A JPEG that was opened and is a quarter turn from upright: 16 x 32 pixels as stored, left half red."""
+    image = Image.new("RGB", (16, 32), "white")
+    image.paste("red", (0, 0, 8, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif)
+    return Image.open(stream)
+
+
+def test_write_imagefolder_images_in_memory_are_written_upright(tmp_path: Path) -> None:
+    people = [{"image": turned(), "text": "a man", "person_id": 1, "split": "test"}]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    (path,) = load_dataset(folder).test.paths
+    assert open_image(path).tobytes() == to_rgb(turned()).tobytes()
+    with Image.open(path) as image:
+        assert image.size == (32, 16)
+    assert write_imagefolder(people, folder, progress=False) == folder
+
+
+def test_write_imagefolder_pixels_that_png_has_not_are_converted_or_refused_with_their_row(tmp_path: Path) -> None:
+    people = [*rows()]
+    for mode in ("CMYK", "YCbCr", "RGBX"):
+        image = people[1]["image"] = Image.new("RGB", (8, 8), "red").convert(mode)
+        folder = write_imagefolder(people, tmp_path / mode, progress=False)
+        with Image.open(folder / "train" / "0000001.png") as written:
+            assert written.tobytes() == to_rgb(image).tobytes()
+    for mode, words in (("F", "floating-point numbers of unknown range"), ("I", "more than 16 bits, of unknown range")):
+        people[1]["image"] = Image.new(mode, (8, 8), 3)
+        with pytest.raises(DatasetError, match=rf"the image of row 1 cannot be read: its pixels .*{words}; replace it"):
+            write_imagefolder(people, tmp_path / mode, progress=False)
+
+
+def test_write_imagefolder_file_that_is_no_image_is_named_with_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
+    people = [{"image": str(tmp_path / "notes.txt"), "text": "a man", "person_id": 1}]
+    words = r"^the image of row 0 cannot be read: cannot identify image file \(.*notes\.txt\); replace it, or leave"
+    with pytest.raises(DatasetError, match=words):
+        write_imagefolder(people, tmp_path / "own", progress=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DatasetError, match=r"the image of row 0 cannot be read: Image size .* exceeds limit"):
+        write_imagefolder(rows(), tmp_path / "own", progress=False)
+
+
+@pytest.mark.parametrize("nothing", [[], {"train": []}, iter([])])
+def test_write_imagefolder_without_rows_is_refused(tmp_path: Path, nothing: Any) -> None:
+    with pytest.raises(DatasetError, match="the dataset has no rows; give some with an image, a caption and a person"):
+        write_imagefolder(nothing, tmp_path / "own", progress=False)
+    assert not (tmp_path / "own").exists()
+
+
+def with_cameras() -> list[dict[str, Any]]:
+    return [{**row, "camera": camera} for row, camera in zip(rows(), ("gate", 7, None), strict=True)]
+
+
+def test_write_imagefolder_keeps_the_cameras(tmp_path: Path) -> None:
+    folder = write_imagefolder(with_cameras(), tmp_path / "own", progress=False)
+    data = load_dataset(folder)
+    assert [record.camera for split in data.splits for record in split.records] == ["gate", "7", None]
+    assert write_imagefolder(with_cameras(), folder, progress=False) == folder
+    with pytest.raises(FileExistsError, match="holds another dataset"):
+        write_imagefolder(rows(), folder, progress=False)
+
+
+def test_write_imagefolder_adds_the_cameras_to_a_folder_of_an_earlier_version(tmp_path: Path) -> None:
+    source = tmp_path / "a.jpg"
+    source.write_bytes(image_file())
+    people = [*with_cameras()]
+    people[0]["image"] = str(source)
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    table = folder / "metadata.jsonl"
+    complete = table.read_text(encoding="utf-8")
+    assert complete.count('"camera"') == 2
+    lines = [
+        {key: value for key, value in json.loads(line).items() if key != "camera"} for line in complete.splitlines()
+    ]
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    source.unlink()  # what was written of it stays, under its name
+    write_imagefolder(people, folder, progress=False)
+    assert table.read_text(encoding="utf-8") == complete
+
+
+def test_write_imagefolder_names_the_columns_that_it_does_not_write(tmp_path: Path) -> None:
+    people = [{**row, "width": 3, "url": object()} for row in rows()]
+    with pytest.warns(
+        UserWarning, match="^columns that are not written, as load_dataset does not read them: url, width$"
+    ) as caught:
+        write_imagefolder(people, tmp_path / "own", progress=False)
+    assert [warning.filename for warning in caught] == [__file__]

@@ -50,6 +50,8 @@ BROKEN: dict[str, tuple[str, bytes]] = {
     "a small bomb": ("oversized", encoded(Image.new("1", (9_000, 9_000)), "PNG")),
     "a bomb": ("oversized", encoded(Image.new("1", (16_000, 16_000)), "PNG")),
     "floats": ("unreadable", encoded(Image.fromarray(np.ones((16, 8), dtype=np.float32)), "TIFF")),
+    "32 bits that hold 8": ("unreadable", encoded(Image.fromarray(np.full((16, 8), 207, dtype=np.int32)), "TIFF")),
+    "16 bits with a sign": ("unreadable", encoded(Image.fromarray(np.full((16, 8), 207, dtype=np.int16)), "TIFF")),
     "32 bits": ("unreadable", encoded(Image.fromarray(np.full((16, 8), 2**30, dtype=np.int32)), "TIFF")),
 }
 
@@ -80,6 +82,9 @@ SOUND: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "grey": (encoded(Image.new("L", (8, 16), 250)), (250, 250, 250)),
     "cmyk": (encoded(Image.new("CMYK", (8, 16), (0, 0, 0, 0))), (255, 255, 255)),
     "16 bits": (sixteen_bit(), (128, 128, 128)),
+    "16 bits in TIFF": (encoded(Image.fromarray(np.full((16, 8), 32_896, dtype=np.uint16)), "TIFF"), (128, 128, 128)),
+    "16 bits in PGM": (b"P5 8 16 65535\n" + b"\x80\x80" * 128, (128, 128, 128)),
+    "12 bits in PGM": (b"P5 8 16 4095\n" + b"\x0f\xff" * 128, (255, 255, 255)),
     "palette": (encoded(Image.new("RGB", (8, 16), (255, 0, 0)).convert("P"), "PNG"), (255, 0, 0)),
     "palette with transparency": (
         encoded(Image.new("RGB", (8, 16), (255, 0, 0)).convert("P"), "PNG", transparency=b"\x00\x80"),

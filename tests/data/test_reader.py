@@ -1,6 +1,8 @@
 """Loaders of the three layouts, of a layout from outside, and load_dataset, which recognises them."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from promptreid.data import layouts
 from promptreid.data.annotation import Annotation, parse_entry
 from promptreid.data.check import check_dataset
 from promptreid.data.layouts import CUHK_PEDES, ICFG_PEDES, RSTPREID, JsonLayout
-from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid
+from promptreid.data.reader import load_cuhk_pedes, load_dataset, load_icfg_pedes, load_rstpreid, read_dataset
 from promptreid.data.records import SPLITS
 from promptreid.errors import DatasetError
 
@@ -284,7 +286,9 @@ def test_load_dataset_caption_all_is_explained(tmp_path: Path) -> None:
 
 
 def test_load_dataset_no_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"there is no folder .*nowhere; give a dataset's folder, or its parent"):
+    with pytest.raises(
+        DatasetError, match=r"there is no folder .*nowhere; give a dataset's folder, or the parent of a p"
+    ):
         load_dataset(tmp_path / "nowhere")
 
 
@@ -432,7 +436,7 @@ def test_load_dataset_split_files_are_parsed_once(write_benchmark: Write, monkey
     root = write_benchmark("RSTPReid")
     split_up(root, root, keep_split=True)
     parsed: list[str] = []
-    monkeypatch.setattr(layouts.json, "loads", lambda text: parsed.append(text) or json.JSONDecoder().decode(text))
+    monkeypatch.setattr(layouts.json, "loads", lambda text, **_: parsed.append(text) or json.JSONDecoder().decode(text))
     assert load_dataset(root).name == "RSTPReid"
     assert len(parsed) == len(set(parsed)) == 3
 
@@ -631,3 +635,46 @@ def test_table_may_have_a_column_of_cameras(tmp_path: Path, draw_picture: Callab
     )
     dataset = load_dataset(tmp_path)
     assert (dataset.train.cameras, dataset.test.cameras) == (("gate",), ())
+
+
+def test_json_records_of_one_image_that_name_two_cameras_are_a_conflict(write_cuhk: Write, entries: list[dict]) -> None:
+    root = write_cuhk([*entries, {**entries[0], "camera": "east"}, {**entries[1], "camera": "cam_b"}])
+    report = check_dataset(root, progress=False)
+    assert [problem.kind for problem in report.problems] == ["conflict", "duplicate"]
+    words = "record 10: image 'cam_a/0000.png' is in record 0 already, from camera 'cam_a' and here from 'east'"
+    assert report.problems[0].message.endswith(words)
+    with pytest.raises(DatasetError, match="from camera 'cam_a' and here from 'east'"):
+        load_dataset(root)
+
+
+def test_json_record_that_repeats_a_key_is_refused_by_its_number(write_cuhk: Write, entries: list[dict]) -> None:
+    root = write_cuhk(entries)
+    annotation = root / "reid_raw.json"
+    text = annotation.read_text(encoding="utf-8")
+    annotation.write_text(text.replace('"id": 21', '"id": 22, "id": 21', 1), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"record 6: has 'id' more than once, with different values; write it once"):
+        load_dataset(root)
+    annotation.write_text(text.replace('"id": 21', '"id": 21, "id": 21'), encoding="utf-8")
+    assert load_dataset(root).val
+
+
+@pytest.mark.parametrize("inner", ["", "CUHK-PEDES", "imgs"])
+def test_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_cuhk: Write, entries: list[dict], inner: str
+) -> None:
+    """The superuser may read every folder, so it is only said that it cannot be."""
+    write_cuhk(entries)
+    root = tmp_path if inner == "CUHK-PEDES" else tmp_path / "CUHK-PEDES"
+    closed, look = str(root / inner), os.stat
+
+    def refuse(path: Any, *more: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(os.path.join(closed, "")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    if inner == "imgs":  # not looked into while the annotation is read
+        assert read_dataset(root).num_entries == 10
+        return
+    with pytest.raises(DatasetError, match=rf"the folder {root} cannot be read \(Permission denied: {closed}.*; is it"):
+        load_dataset(root)

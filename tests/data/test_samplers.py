@@ -102,9 +102,12 @@ def test_epoch_sampler_processes_share_every_batch() -> None:
         assert sorted(index for part in parts for index in part) == sorted(batch)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 11])
-def test_epoch_sampler_batch_that_does_not_fit_raises(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"batch_size is {batch_size}, but the dataset has 10 items; give 1 to 10"):
+@pytest.mark.parametrize(
+    ("batch_size", "words"),
+    [(0, "expected at least 1"), (-1, "expected at least 1"), (11, "but the dataset has 10 items; give at most 10")],
+)
+def test_epoch_sampler_batch_that_does_not_fit_raises(batch_size: int, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"batch_size is {batch_size}, {words}"):
         EpochSampler(10, batch_size=batch_size)
 
 

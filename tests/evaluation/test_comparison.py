@@ -58,3 +58,14 @@ def test_tables_for_a_screen_a_readme_and_a_paper(tmp_path):
     assert [path.name for path in written] == ["comparison.json", "comparison.md", "comparison.tex"]
     single = Comparison({"pd": SeedScores({0: {"rank1": 0.5}})}, {})
     assert single.table().splitlines()[1] == "pd      1   50.00"
+
+
+def test_caption_of_a_paper_shows_every_sign_of_a_name():
+    single = Comparison({"pd": SeedScores({0: {"rank1": 0.5}})}, {"pd": "a^b"})
+    latex = single.latex(caption=r"wei:rd | #1 ^~%_&$ {x} <y> \z")
+    shown = (
+        r"wei:rd \textbar{} \#1 \textasciicircum{}\textasciitilde{}\%\_\&\$ \{x\} \textless{}y\textgreater{} "
+        r"\textbackslash{}z."
+    )
+    assert rf"\caption{{{shown} Text to image" in latex
+    assert r"a\textasciicircum{}b & 1" in latex

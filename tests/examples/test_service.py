@@ -86,12 +86,40 @@ def test_threshold_that_nothing_reaches_gives_no_hits(client):
         ({"sentences": ["  "]}, "empty"),
         ({"sentences": ["a man"], "k": 0}, "greater than or equal to 1"),
         ({"sentences": ["a man"], "where": {"camera": 3}}, "camera"),
+        ({"sentences": ["a man"], "limit": 0.99}, "limit"),
+        ({"sentences": ["a man"], "were": {"person_id": 1}}, "were"),
     ],
 )
 def test_mistake_of_the_client_is_422_and_says_what(client, body, said):
     answer = client.post("/search", json=body)
     assert answer.status_code == 422
     assert said in answer.text
+
+
+@pytest.mark.parametrize("name", ["K", "were", "where", "limit"])
+def test_parameter_that_is_unknown_or_would_do_nothing_is_422(client, name):
+    answer = client.get("/search", params={"sentence": "a man", name: "1"})
+    assert (answer.status_code, name in answer.text) == (422, True)
+    for asked in (
+        client.post("/search", params={"k": 1}, json={"sentences": ["a man"]}),
+        client.get("/health", params={"k": 1}),
+    ):
+        assert asked.status_code == 422
+        assert asked.json()["detail"] == "this address takes no parameters, and has k"
+
+
+def test_names_that_are_not_utf_8_are_answered_in_ascii(service, gallery):
+    from starlette.testclient import TestClient
+
+    odd = Gallery(gallery.model, ["br\udcfc.jpg"], gallery.features[:1], metadata=[{"folder": "c\udce9"}])
+    with TestClient(service.make_app(odd), raise_server_exceptions=False) as client:
+        answer = client.get("/search", params={"sentence": "a man"})
+        assert (answer.status_code, b"br\\udcfc.jpg" in answer.content) == (200, True)
+        (hit,) = answer.json()["results"][0]["hits"]
+        assert (hit["path"], hit["metadata"]) == ("br\udcfc.jpg", {"folder": "c\udce9"})
+        for body in (b'{"sentences": ["a \\ud800"]}', b'{"sentences": ["a"], "where": {"folder": "\\ud800"}}'):
+            answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, b"ud800" in answer.content) == (422, True), answer.content
 
 
 def test_damaged_gallery_is_no_mistake_of_the_client(client, gallery, monkeypatch):
@@ -135,6 +163,8 @@ def test_address_that_others_reach_needs_a_token(service, monkeypatch):
     ("settings", "words"),
     [
         ({"GALLERY": "none"}, "no gallery in none; make one: promptreid index CROPS --output none"),
+        ({"TOKEN": "sécret"}, "SERVICE_TOKEN holds what a header cannot carry; set it to ASCII"),
+        ({"TOKEN": "secret\n"}, "SERVICE_TOKEN holds what a header cannot carry; set it to ASCII"),
         ({"PORT": "80a"}, "SERVICE_PORT is 80a, expected 1 to 65535"),
         ({"PORT": "80000"}, "SERVICE_PORT is 80000"),
         ({"MODEL": "no-such-folder"}, "SERVICE_MODEL must be the model that made "),

@@ -20,7 +20,7 @@ from promptreid.towers.fingerprint import (
     weights_changed,
     without_tensors,
 )
-from promptreid.towers.source import ClipSource, stamp
+from promptreid.towers.loading import ClipSource, stamp
 
 
 def test_fingerprint_takes_the_middle_of_each_tensor_and_even_places_of_the_whole():

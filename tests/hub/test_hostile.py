@@ -13,7 +13,7 @@ from promptreid import load_clip, load_prompts, save_prompts
 from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import _checksum
-from promptreid.towers.source import ClipSource
+from promptreid.towers.loading import ClipSource
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from promptreid.errors import CheckpointError
 from promptreid.hub import manifest as manifest_module
 from promptreid.hub.manifest import FORMAT_VERSION, parse_manifest
 from promptreid.prompts import config as config_module
-from promptreid.towers.source import ClipSource
+from promptreid.towers.loading import ClipSource
 
 
 def edited(manifest, **changes) -> bytes:

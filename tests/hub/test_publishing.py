@@ -20,8 +20,8 @@ from promptreid.errors import CheckpointError, HubError
 from promptreid.files import separate_tensors
 from promptreid.hub.card import CardDetails, is_untouched
 from promptreid.model.publishing import push_prompts, write_card
-from promptreid.towers.loading import loads_in_plain_open_clip
-from promptreid.towers.source import model_config, preprocess_config
+from promptreid.towers.empty_models import loads_in_plain_open_clip
+from promptreid.towers.loading import model_config, preprocess_config
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
 # huggingface_hub 2.4 uploads in a way that its own HTTP library deprecates.

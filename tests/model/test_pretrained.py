@@ -20,9 +20,9 @@ from promptreid.errors import AttachmentError, CheckpointError
 from promptreid.files import file_digest
 from promptreid.hub.manifest import parse_manifest
 from promptreid.model import base_lookup
-from promptreid.model.publishing import files_to_push
+from promptreid.model.publishing import files_to_push, write_card
 from promptreid.towers.converting import convert_weights
-from promptreid.towers.source import ClipSource
+from promptreid.towers.loading import ClipSource
 from promptreid.towers.tiny import tiny_prompts
 
 SIZE = (32, 16)
@@ -251,6 +251,32 @@ def test_loading_leaves_the_prompts_as_they_are_and_starts_none(folder, monkeypa
 
     monkeypatch.setattr("promptreid.prompts.block_tokens.start_states", fail)
     load_prompts(folder)
+
+
+def test_folder_without_a_name_is_not_the_working_folder(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("", " "):
+        with pytest.raises(ValueError, match=r'directory is empty; give a path \("\." is the working folder\)'):
+            save_prompts(model, name)
+    assert not list(tmp_path.iterdir())
+    save_prompts(model, ".")
+    for read, argument in ((load_prompts, "source"), (lambda name: push_prompts(name, "a/b"), "model")):
+        with pytest.raises(ValueError, match=f"{argument} is empty"):
+            read("")
+    with pytest.raises(ValueError, match="folder is empty"):
+        write_card("")
+    assert load_prompts(".").image_size == model.image_size
+
+
+def test_file_in_place_of_its_folder_is_said_to_be_one(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_prompts(model, "pp/a")
+    for name in ("pp/a/prompts.safetensors", tmp_path / "pp" / "a" / "prompt_config.json"):
+        with pytest.raises(FileNotFoundError, match=r"is a file; give the folder that it is in, .*pp/a$"):
+            load_prompts(name)
+    (tmp_path / "pp" / "file").touch()
+    with pytest.raises(FileNotFoundError, match=r"pp/file is a file; give the folder that it is in, pp$"):
+        load_prompts("pp/file")
 
 
 def test_folder_that_is_none_is_refused(tmp_path, model):

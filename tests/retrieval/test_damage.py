@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from promptreid import Gallery
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest
+from promptreid.retrieval import gallery_files
 from promptreid.retrieval.gallery_files import check_gallery
 
 
@@ -117,6 +118,25 @@ def test_files_of_the_user_in_a_galleries_folder_stay(gallery):
     gallery.remove(0)
     Gallery.load(gallery.directory)
     assert [path.read_text() for path in own] == ["mine"] * len(own)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_gallery_that_cannot_be_written_is_named(gallery, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(gallery.directory / "gallery.lock"))
+
+    monkeypatch.setattr(gallery_files, "locked", refuse)
+    with pytest.raises(OSError, match=rf"the gallery {gallery.directory} cannot be written \({os.strerror(number)}\)"):
+        gallery.remove(0)
+
+
+def test_gallery_whose_description_cannot_be_read_is_not_called_damaged(gallery, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(CheckpointError, match=r"gallery\.json cannot be read \(Permission denied\); ask its owner"):
+        Gallery.load(gallery.directory)
 
 
 def test_export_removes_what_a_killed_export_left(gallery, tmp_path):

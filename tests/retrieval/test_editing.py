@@ -117,9 +117,44 @@ def test_build_where_a_process_was_killed_that_built_replaces_what_it_left(model
     assert sorted(path.name for path in target.glob("*.lock")) == ["gallery.lock"]
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_was_encoded_when_it_is_interrupted_is_kept(model, index, folder, monkeypatch, kind):
+    names = ("new/a.jpg", "new/b.jpg", "new/c.jpg")
+    new = [another_image(folder, name) for name in names]
+    real = editing.encode_images
+
+    def encode(*given, **options):
+        for count, batch in enumerate(real(*given, **options)):
+            if count == 2:
+                raise kind
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editing, "encode_images", encode)
+        with pytest.raises(kind):
+            index.update(folder, batch_size=1, progress=False)
+    assert [path in Gallery.load(index.directory).paths for path in new] == [True, True, False]
+    assert index.update(folder, progress=False).added == 1
+
+
+def test_write_that_is_interrupted_is_not_begun_again(model, index, folder, monkeypatch):
+    another_image(folder, "new/a.jpg")
+    writes = []
+
+    def interrupted(*given, **options):
+        writes.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(editing, "_WRITE_EVERY_SECONDS", -1)
+    monkeypatch.setattr(editing, "_put", lambda store, table, batches, **_: batches and interrupted(batches))
+    with pytest.raises(KeyboardInterrupt):
+        index.update(folder, progress=False)
+    assert len(writes) == 1
+
+
 def test_build_that_finds_nothing_readable_is_refused(model, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="none of the 1 images can be read"):
+    with pytest.raises(DatasetError, match=r"none of the 1 images can be read: .*broken.png cannot be read "):
         Gallery.build(model, tmp_path, progress=False)
 
 

@@ -5,6 +5,7 @@ import stat
 
 import pytest
 import torch
+from PIL import Image
 
 from promptreid import Gallery, PromptConfig, PromptedCLIP, load_clip
 from promptreid.data.images import open_image
@@ -56,8 +57,15 @@ def test_build_leaves_unreadable_images_out_and_names_them(model, folder):
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "notes.txt").write_text("no image either")
-    with pytest.warns(UserWarning, match=r"2 of 26 images cannot be read and are left out: .*broken.jpg, .*empty.png"):
+    Image.new("L", (20_000, 8)).save(folder / "wide.png")
+    Image.new("F", (8, 16)).save(folder / "floats.tiff")
+    with pytest.warns(UserWarning, match="cannot be read") as warned:
         gallery = Gallery.build(model, folder, batch_size=3, progress=False)
+    (said,) = [str(warning.message) for warning in warned]
+    assert said.startswith("4 of 28 images cannot be read and are left out: ")
+    assert f"{folder / 'broken.jpg'} cannot be read (cannot identify image file); {folder / 'empty.png'} " in said
+    assert f"{folder / 'floats.tiff'} cannot be read (its pixels are floating-point numbers of unknown range)" in said
+    assert f"{folder / 'wide.png'} has 20000 x 8 pixels, more than 16384 on a side" in said
     assert len(gallery) == 24
 
 

@@ -82,6 +82,8 @@ def test_filter_asks_a_function_about_a_value(gallery):
             {"camera": lambda name: name == "roof"},
             "the function for camera is true for no image; known are: yard, gate",
         ),
+        ({"camera": ""}, "has camera ''; known are: yard, gate"),
+        ({"camera": []}, "has camera one of no values, as the list is empty; known are: yard, gate"),
         (lambda known: known["hour"] > 20, "true for no image; the metadata have the keys camera, hour"),
     ],
 )
@@ -89,6 +91,18 @@ def test_filter_that_nothing_passes_is_not_a_search_without_a_match(gallery, whe
     with pytest.raises(ValueError, match=words):
         gallery.search(torch.ones(4), where=where)
     assert gallery.search(torch.ones(4), where={"camera": "yard"}, threshold=0.99) == []
+
+
+@pytest.mark.parametrize("where", ["hour=8", 8, ["hour"]])
+def test_filter_of_another_kind_says_what_it_takes(gallery, where):
+    words = r"where is .*, expected conditions by key, such as \{'folder': 'cam_a'\}, or a function"
+    for ask in (
+        lambda: gallery.search(torch.ones(4), where=where),
+        lambda: gallery.check_filter(where),
+        lambda: gallery.remove(where=where),
+    ):
+        with pytest.raises(TypeError, match=words):
+            ask()
 
 
 def test_filter_whose_conditions_match_no_image_together_names_them():

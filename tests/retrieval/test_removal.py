@@ -162,6 +162,16 @@ def test_remove_takes_patterns_whose_star_stays_in_its_folder():
         gallery.remove("b/*")
 
 
+def test_folder_that_reads_as_a_pattern_is_meant_by_its_name():
+    names = ["cam[1]/1.jpg", "cam[1]/2.png", "cam1/3.jpg", "cam[2]/[4].jpg", "cam2/4.jpg"]
+    gallery = gallery_of(*names)
+    assert gallery.remove("cam[1]/*.jpg") == 1
+    assert gallery.remove("cam[2]/[4].jpg") == 1
+    assert [str(path) for path in gallery.paths] == ["cam[1]/2.png", "cam1/3.jpg", "cam2/4.jpg"]
+    assert gallery.restore("cam[1]/*") == 1
+    assert gallery.remove("cam[12]/*.jpg") == 2
+
+
 WILD = [("set [1]", "set 1"), ("what?", "what1"), ("a*b", "a-b"), ("a**b", "a-b"), ("[!x]", "y")]
 
 

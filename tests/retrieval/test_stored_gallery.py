@@ -88,7 +88,8 @@ def test_changed_new_and_unreadable_files(gallery, folder):
     first.write_bytes(second.read_bytes())
     third.write_bytes(b"no image")
     (folder / "new.jpg").write_bytes(second.read_bytes())
-    with pytest.warns(UserWarning, match="1 of 25 images cannot be read"):
+    why = rf"1 of 25 images cannot be read and are left out: {third} cannot be read \(cannot identify image file\)"
+    with pytest.warns(UserWarning, match=why):
         changes = gallery.update(folder, progress=False)
     assert (changes.added, changes.changed, changes.unchanged, changes.removed) == (1, 1, 22, 1)
     assert changes.unreadable == (str(third),)
@@ -270,6 +271,8 @@ def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):
     gallery.update(folder, progress=False)
     with pytest.raises(ValueError, match=r"no image of the store has folder x; known are, among others: \w"):
         gallery.search("a man", where={"folder": "x"})
+    with pytest.raises(ValueError, match=r"has folder \['i\?gs'\]; .*; of patterns a store takes only a beginning"):
+        gallery.search("a man", where={"folder": ["i?gs"]})
     with pytest.raises(ValueError, match="no image of the store has camera; known are: folder"):
         gallery.search("a man", where={"camera": "x"})
     with pytest.raises(ValueError, match="cannot call a function"):
@@ -322,6 +325,36 @@ def test_gallery_is_copied_into_a_store_and_an_interrupted_copy_completed(model,
     other = Gallery(None, ["a"], torch.eye(1, model.embed_dim))
     with pytest.raises(FileExistsError, match="holds a store already"):
         other.to_store(tmp_path / "copy")
+
+
+def test_gallery_and_store_are_not_made_in_each_others_folder(gallery, model, folder, tmp_path):
+    store, own = tmp_path / "store", Gallery.build(model, folder, directory=tmp_path / "own", progress=False)
+    for make in (
+        lambda: StoredGallery.create(tmp_path / "own", model),
+        lambda: own.to_store(tmp_path / "own"),
+        lambda: own.to_store(f"{tmp_path}/own/"),
+    ):
+        with pytest.raises(FileExistsError, match=r"own holds a gallery, .*; choose another place, or open"):
+            make()
+    for make in (lambda: own.save(store), lambda: Gallery.build(model, folder, directory=store, progress=False)):
+        with pytest.raises(FileExistsError, match=r"store holds a store, .*; choose another folder, or open"):
+            make()
+    with pytest.raises(StoreError, match=r"no store in .*own; it holds a gallery: Gallery\.load opens it"):
+        StoredGallery.load(tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"no gallery in .*store .*; it holds a store: StoredGallery\.load opens"):
+        Gallery.load(store)
+    assert not list(own.directory.glob("*.lance"))
+    assert not (store / "gallery.json").exists()
+
+
+def test_gallery_and_store_in_one_folder_as_earlier_versions_allowed_can_still_be_written(model, folder, tmp_path):
+    own = Gallery.build(model, folder, progress=False)
+    own.to_store(tmp_path / "both")
+    own.save(tmp_path / "own")
+    shutil.copytree(tmp_path / "own", tmp_path / "both", dirs_exist_ok=True)
+    both = Gallery.load(tmp_path / "both", model)
+    assert both.remove(0) == 1
+    assert len(both.to_store(tmp_path / "both")) == len(both) == 23
 
 
 def test_copy_again_takes_out_what_was_removed_from_the_gallery_since(model, folder, tmp_path):
@@ -443,6 +476,13 @@ def test_removal_takes_the_arguments_of_a_gallery_and_removes_the_same(gallery, 
     store, other = both_kinds(gallery, TIMES)
     assert store.remove(**asked) == other.remove(**asked)
     assert keys_of(store) == sorted(map(str, other.paths))
+
+
+def test_folder_that_reads_as_a_pattern_is_meant_by_its_name(gallery):
+    keys = ["cam[1]/1.jpg", "cam1/2.jpg"]
+    gallery.add_features(unit(2, gallery.store.dimensions), keys)
+    assert gallery.remove("cam[1]/*") == 1
+    assert keys_of(gallery) == ["cam1/2.jpg"]
 
 
 @pytest.mark.parametrize("name", ["set [1]", "a*b"])

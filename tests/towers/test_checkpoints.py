@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from promptreid import PromptedCLIP, load_clip
 from promptreid.errors import CheckpointError, WeightsError
-from promptreid.towers.source import model_config, preprocess_config
+from promptreid.towers.loading import model_config, preprocess_config
 from promptreid.towers.weights import read_checkpoint
 
 NAME = "ViT-B-16"

@@ -13,8 +13,7 @@ from promptreid import load_clip
 from promptreid.errors import CheckpointError
 from promptreid.towers import loading
 from promptreid.towers.families.open_clip_vit import resize_grid
-from promptreid.towers.loading import load_clip_from_config
-from promptreid.towers.source import ClipSource, model_config, preprocess_config, source_of
+from promptreid.towers.loading import ClipSource, load_clip_from_config, model_config, preprocess_config, source_of
 from promptreid.towers.weights import load_weights
 
 TINY = Path(loading.__file__).parent / "tiny" / "promptreid-tiny.safetensors"

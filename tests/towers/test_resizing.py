@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from promptreid import load_clip
 from promptreid.towers.families import patch_grid_of, resize_images
 from promptreid.towers.families.open_clip_vit import resize_grid
-from promptreid.towers.loading import load_clip_from_config
-from promptreid.towers.source import model_config, preprocess_config
+from promptreid.towers.loading import load_clip_from_config, model_config, preprocess_config
 from promptreid.towers.weights import load_weights
 
 TOWERS = {

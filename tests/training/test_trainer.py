@@ -20,12 +20,14 @@ import torch
 from accelerate import Accelerator
 
 from promptreid.errors import CheckpointError, MissingExtraError
+from promptreid.evaluation.metrics import compute_metrics
 from promptreid.losses.contrastive import ContrastiveLoss
 from promptreid.losses.cross_modal_id import CrossModalIDLoss
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.training import run_checkpoints
 from promptreid.training.averaging import GaussianAverage
 from promptreid.training.callbacks import read_scores, scores_of
+from promptreid.training.checkpoint import list_checkpoints
 from promptreid.training.recipe import Recipe, TwoStageSchedule
 from promptreid.training.stage import Stage
 from promptreid.training.stage_losses import Losses, may_change_themselves
@@ -434,6 +436,26 @@ def test_trainer_non_finite_loss_names_the_last_good_checkpoint(make: Any, model
         make(stages=[stage]).fit()
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_trainer_whose_steps_leave_no_finite_features_names_them_and_keeps_no_such_epoch(
+    make: Any, model: PromptedCLIP, tmp_path: Path, epoch: int
+) -> None:
+    def evaluate(model: PromptedCLIP) -> dict[str, float]:
+        nonlocal epoch
+        epoch -= 1
+        features = torch.ones(4, 8) if epoch else torch.full((4, 8), math.nan)
+        return compute_metrics(features, features, torch.arange(4), torch.arange(4)).as_dict()
+
+    stage = Stage("wild", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()}, epochs=3)
+    trainer = make(stages=[stage], evaluate=evaluate, evaluate_every_epoch=True)
+    last = {1: "there is no checkpoint yet", 2: r"the last good checkpoint is .*step-000000002"}[epoch]
+    free = {1: "$", 2: rf", in another output_dir, or once {re.escape(str(tmp_path / 'run'))} is deleted$"}[epoch]
+    words = rf"step {2 * epoch - 1} \(stage wild, epoch {epoch}\) left a model .*4 of 4 query_features hold NaN.*{last}"
+    with pytest.raises(FloatingPointError, match=rf"{words}\. Lower the learning rate.*fp16{free}"):
+        trainer.fit()
+    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == (trainer.last_checkpoint is not None)
+
+
 def test_trainer_keeps_as_many_checkpoints_as_asked(make: Any, tmp_path: Path) -> None:
     trainer = make(checkpoint_every_steps=1, keep_checkpoints=3)
     with stopped_at(trainer, 7), pytest.raises(Killed):
@@ -544,7 +566,8 @@ def test_trainer_that_would_fill_the_disk_is_refused_before_it_begins(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 11}, "give 1 to 10"),
+        ({"batch_size": 11}, "give at most 10"),
+        ({"output_dir": ""}, "output_dir is empty"),
         ({"stages": []}, "at least one Stage"),
         ({"seed": -1}, "seed is -1"),
         ({"best_metric": "mAP"}, "needs evaluate"),

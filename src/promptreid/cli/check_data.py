@@ -33,14 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-images", action="store_true", help="only check that images exist: much faster")
     parser.add_argument(
         "--tokenizer",
-        default=CLIP,
         metavar="MODEL",
         help="the open_clip model (hf-hub:USER/NAME@REVISION too) that captions must not be too long for; default "
-        "%(default)s, whose 77 tokens most CLIP models share",
+        f"{CLIP}, whose 77 tokens most CLIP models share",
     )
-    parser.add_argument(
-        "--limit", type=whole(0), default=SHOWN, help="messages shown of each kind; default %(default)s"
-    )
+    parser.add_argument("--limit", type=whole(0), help=f"messages shown of each kind; default {SHOWN}")
 
 
 def run(
@@ -49,28 +46,31 @@ def run(
     *,
     root: Path,
     no_images: bool,
-    tokenizer: str,
-    limit: int,
+    tokenizer: str | None,
+    limit: int | None,
     **reading: "Unpack[DividedDataArguments]",
 ) -> int:
     """Check the dataset, or the gallery."""
     from promptreid.data.check import check_dataset
+    from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import holds_dataset
     from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of
 
-    has_gallery, has_data = exists(root), holds_dataset(root)
+    with explained_if_closed(root):
+        has_gallery, has_data = exists(root), holds_dataset(root)
     if has_gallery and has_data:
         console.note(f"note: {root} holds a gallery too, which is not checked; better make it in a folder of its own")
     elif has_gallery:
         given = {**reading, "no_images": no_images, "on_bad": reading["on_bad"] == "skip"}
+        given |= {"tokenizer": tokenizer is not None, "limit": limit is not None}
         refuse_unused(given, f"{root} is an index, and not a dataset")
         return _check_gallery(console, root)
     check_division(reading["split"], reading["split_seed"])
     report = check_dataset(
-        root, images=not no_images, tokenizer=tokenizer_of(tokenizer), progress=console.progress, **reading
+        root, images=not no_images, tokenizer=tokenizer_of(tokenizer or CLIP), progress=console.progress, **reading
     )
-    for line in report.lines(limit=limit):
+    for line in report.lines(limit=SHOWN if limit is None else limit):
         console.say(line)
     console.record(**report.as_dict())
     return 0 if report.ok else 1

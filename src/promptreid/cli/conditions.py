@@ -29,7 +29,8 @@ def key_and_value(text: str) -> tuple[str, str]:
 def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text.
 
-    A value with `*`, `?` or `[` is a pattern for the values that images have; in a store only a beginning with `*` is.
+    A value with `*`, `?` or `[` is a pattern for the values that images have, and stands for itself too where an image
+    has it; in a store only a beginning with `*` is one.
     """
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
@@ -45,7 +46,8 @@ def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
     if dots and (start or end):
         return [text, *_ranges(start or None, end or None, Between)]
     if gallery is not None and any(sign in text.removesuffix("*") for sign in "*?["):
-        return [name for name in gallery.values_of(key) if isinstance(name, str) and fnmatchcase(name, text)] or [text]
+        names = [name for name in gallery.values_of(key) if isinstance(name, str)]
+        return [name for name in names if name == text or fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]
     return [text, *(number for number in (_number(text),) if isinstance(number, int))]

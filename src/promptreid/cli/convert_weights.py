@@ -8,6 +8,7 @@ from promptreid.cli.argument_types import folder_to_write, whole
 from promptreid.cli.options import LARGEST_SIDE
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE
+from promptreid.errors import shell_word
 
 DESCRIPTION = """Read weights of any common format (OpenAI's, training checkpoints, transformers', IRRA's, RDE's,
 TBPS-CLIP's, CLIP-ReID's; recognised from the content, without running code) and write an ordinary open_clip
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(console: Output, /, *, source: str, output: Path, model: str | None, **options: Any) -> int:
     """Convert the weights."""
-    from promptreid.towers.converting import convert_weights
+    from promptreid.towers.converting import PROMPTS, convert_weights
 
     for size in ("image_size", "weights_size"):
         options[size] = options[size] and tuple(options[size])
@@ -58,6 +59,11 @@ def run(console: Output, /, *, source: str, output: Path, model: str | None, **o
     console.say(f"{source}: {made.title}, {made.name}, images of {height} x {width}, {activation}")
     if made.left_out:
         console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
+    if PROMPTS in made.left_out:
+        console.say(
+            f"the prompts of {source} are not in it: --model {shell_word(source)} uses encoders and prompts together, "
+            "and promptreid export writes both as ONNX files"
+        )
     own = f"--image-size {height} {width}"
     use = f"use it with --model local-dir:{made.folder}"
     if made.image_size != IMAGE_SIZE:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from promptreid.cli.options import ModelArguments, chosen_model, load_model, note_model, notes_of
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
+from promptreid.defaults import is_gallery, is_store
 from promptreid.errors import counted, shell_word
 
 if TYPE_CHECKING:
+    from promptreid.model.encoding import EncodingOptions
     from promptreid.retrieval.editing import Changes, Prune
     from promptreid.retrieval.stored_gallery import StoredGallery
 
@@ -33,8 +35,7 @@ class StoreWork:
     shard: tuple[int, int] | None
     storage: str | None
     prune: "Prune"
-    batch_size: int
-    num_threads: int
+    encoding: "EncodingOptions"
 
 
 def index_into_store(console: Output, work: StoreWork, model: ModelArguments) -> int:
@@ -47,9 +48,7 @@ def index_into_store(console: Output, work: StoreWork, model: ModelArguments) ->
         work.folder,
         shard=shard,
         prune=work.prune,
-        batch_size=work.batch_size,
-        num_threads=work.num_threads,
-        progress=console.progress,
+        **work.encoding,
     )
     images = len(gallery)
     console.record(
@@ -95,7 +94,7 @@ def _open_or_make(console: Output, work: StoreWork, model: ModelArguments) -> "S
 
 
 def check_own_folder(option: str, place: Path, images: Path) -> None:
-    """Refuse a new gallery or store among images or in a dataset, whose folder would then be taken for one.
+    """Refuse a new gallery or store among images, in a dataset or one in the other, which would then be taken for it.
 
     Args:
         option: `--output` or `--store`.
@@ -103,13 +102,15 @@ def check_own_folder(option: str, place: Path, images: Path) -> None:
         images: The folder of images that is to be indexed.
 
     Raises:
-        ValueError: `place` holds `images`, other images or a dataset.
+        ValueError: `place` holds `images`, other images or a dataset, or is a store or a gallery.
     """
     from promptreid.data.image_files import IMAGE_ENDINGS
     from promptreid.data.reader import holds_dataset
 
     found = ""
-    if images.resolve().is_relative_to(place.resolve()):
+    if is_store(place) or is_gallery(place):
+        found = "a store" if is_store(place) else "a gallery"
+    elif images.resolve().is_relative_to(place.resolve()):
         found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
     elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.glob("[!.]*")):
         found = "a folder of images"

@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from promptreid.cli.argument_types import (
     file_to_write,
@@ -27,7 +27,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_THREADS
+from promptreid.defaults import BATCH_SIZE, NUM_THREADS, is_gallery, is_store
 from promptreid.errors import DatasetError, counted, printable, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 from promptreid.values import digits_as_integer
@@ -35,6 +35,7 @@ from promptreid.values import digits_as_integer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from promptreid.model.encoding import EncodingOptions
     from promptreid.retrieval.editing import Changes
     from promptreid.retrieval.gallery import Gallery
 
@@ -95,10 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write features to a .parquet or .npz file too",
     )
-    parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, help="images at a time; default %(default)s")
-    parser.add_argument(
-        "--threads", type=whole(1), default=NUM_THREADS, help="threads that read images ahead; default %(default)s"
-    )
+    # Without a default, to tell an option that is given and would do nothing.
+    parser.add_argument("--batch-size", type=whole(1), help=f"images at a time; default {BATCH_SIZE}")
+    parser.add_argument("--threads", type=whole(1), help=f"threads that read images ahead; default {NUM_THREADS}")
 
 
 def run(
@@ -116,8 +116,8 @@ def run(
     prune: bool,
     prune_anyway: bool,
     storage: str | None,
-    batch_size: int,
-    threads: int,
+    batch_size: int | None,
+    threads: int | None,
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Make or update the index."""
@@ -132,15 +132,14 @@ def run(
         if folder is None:
             raise ValueError(f"give the folder of images to index: promptreid index FOLDER --store {store}")
         pruned = "anyway" if prune_anyway else prune
-        work = StoreWork(folder.resolve(), store, shard, storage, pruned, batch_size=batch_size, num_threads=threads)
+        work = StoreWork(folder.resolve(), store, shard, storage, pruned, _encoding(console, batch_size, threads))
         return index_into_store(console, work, model)
     refuse_unused({"shard": shard}, "it goes with --store; a folder's index is made by one process")
     if folder is None:
-        unused = {"prune": prune, "prune_anyway": prune_anyway, "storage": storage, **model}
+        unused: dict[str, Any] = {"prune": prune, "prune_anyway": prune_anyway, "storage": storage, **model}
+        unused |= {"batch_size": batch_size, "threads": threads}
         refuse_unused(unused, "give it with a folder of images to index")
-        from promptreid.retrieval.gallery import Gallery
-
-        gallery = Gallery.load(output)
+        gallery = _there(output)
         _edit(console, gallery, remove or [], restore or [])
     else:
         gallery, is_new = _open_or_make(console, folder, output, storage, model)
@@ -148,15 +147,13 @@ def run(
         changes = gallery.update(
             folder.resolve(),
             prune="anyway" if prune_anyway else prune,
-            batch_size=batch_size,
-            num_threads=threads,
-            progress=console.progress,
+            **_encoding(console, batch_size, threads),
         )
         console.record(**asdict(changes))
         if len(gallery) == 0 and changes.unreadable and not (changes.excluded or changes.unchanged or changes.removed):
             raise DatasetError(
-                f"none of the images in {folder.resolve()} can be read; the warning above names the first ten: copy "
-                "them again, or give another folder"
+                f"none of the images in {folder.resolve()} can be read; the warning above says of the first "
+                "ten why; mend them, or give another folder"
             )
         console.say(*_summary(gallery, changes, is_new=is_new))
         console.say(*_left_out(changes, f"promptreid index {shell_word(folder)} --output {shell_word(output)}", output))
@@ -168,6 +165,26 @@ def run(
         console.say(f"features are in {gallery.export(export)}")
     console.record(index=str(output), images=len(gallery), dimensions=gallery.features.shape[1])
     return 0
+
+
+def _encoding(console: Output, batch_size: int | None, threads: int | None) -> "EncodingOptions":
+    return {
+        "batch_size": batch_size or BATCH_SIZE,
+        "num_threads": threads or NUM_THREADS,
+        "progress": console.progress,
+    }
+
+
+def _there(output: Path) -> "Gallery":
+    """The gallery in `output`, without its model."""
+    if is_store(output) and not is_gallery(output):
+        raise ValueError(
+            f"--output is {output}, which is a store; promptreid store erase {shell_word(output)} IMAGE removes images "
+            "from it, and promptreid store --help says what else can be done"
+        )
+    from promptreid.retrieval.gallery import Gallery
+
+    return Gallery.load(output)
 
 
 def _note_others(console: Output, gallery: "Gallery", folder: Path, *, is_pruned: bool) -> None:
@@ -198,15 +215,19 @@ def _calibrate(console: Output, gallery: "Gallery") -> None:
 
 def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[str]) -> None:
     """Remove images from the gallery, and let removed ones be indexed again."""
-    if remove:
-        removed = gallery.remove([_number_or_path(name) for name in remove])
-        console.say(f"removed {counted(removed, 'image')}; {len(gallery)} are left in {gallery.directory}")
-        console.record(removed=removed)
-    if restore:
+    if restore:  # first: it is refused where one was not removed, and what is removed is gone
         restored = gallery.restore(restore)
         command = f"promptreid index FOLDER --output {shell_word(gallery.directory)}"
         console.say(f"{_are(restored)} indexed again by the next {command}")
         console.record(restored=restored)
+    if remove:
+        held = dict(zip(gallery.ids.tolist(), map(str, gallery.paths), strict=True))
+        removed = gallery.remove([_number_or_path(name) for name in remove])
+        left = set(gallery.ids.tolist())
+        names = tuple(path for number, path in held.items() if number not in left)
+        console.say(f"removed {counted(removed, 'image')}; {len(gallery)} are left in {gallery.directory}:")
+        console.say(*_first(names))
+        console.record(removed=removed, removed_images=names)
 
 
 def _number_or_path(text: str) -> int | str:
@@ -223,11 +244,8 @@ def _open_or_make(
     An empty one, as a run leaves it that found no image it could read, binds nobody to its model or storage, unless
     another process is filling it just now.
     """
-    if not (output / GALLERY_FILE).is_file():
-        if not any(names for _, _, names in os.walk(folder)):  # at once, before torch is imported
-            raise DatasetError(
-                f"{folder} has no images, nor any other file, in it; give the folder that holds the crops"
-            )
+    if not is_gallery(output):
+        _check_holds_files(folder)  # at once, before torch is imported
         check_own_folder("--output", output, folder)
     import torch
 
@@ -254,6 +272,20 @@ def _open_or_make(
     except FileExistsError:  # another process has made it in the meantime
         return cast("Gallery", open_gallery(output, model)), False
     return gallery, True
+
+
+def _check_holds_files(folder: Path) -> None:
+    """Refuse a folder without any file in it or below.
+
+    Raises:
+        DatasetError: There is none, or none that can be seen.
+    """
+    closed: list[OSError] = []
+    if any(names for _, _, names in os.walk(folder, onerror=closed.append)):
+        return
+    if closed:
+        raise DatasetError(f"the folder {closed[0].filename} cannot be read ({closed[0].strerror}); may you read it?")
+    raise DatasetError(f"{folder} has no images, nor any other file, in it; give the folder that holds the crops")
 
 
 def _left_out(changes: "Changes", command: str, output: Path) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import dis
 import errno
 import logging
+import os
 import re
 import signal
 import sys
@@ -55,8 +56,10 @@ _ALSO = {
     "validate": "check", "verify": "check", "serve": "demo", "app": "demo", "publish": "push", "upload": "push",
     "encode": "index", "build": "index", "embed": "index", "threshold": "calibrate",
 }  # fmt: skip
+_ALSO_OPTIONS = {"--lr": "--learning-rates", "--top-k": "-k", "--topk": "-k"}
 _TYPE_ERROR = re.compile(r"^(argument [^:]*): is ")
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+_TOO_FEW = re.compile(r"^argument (\S+): expected \d+ arguments?$")
 # Advice in the library's messages, and its form for the shell. Each key is a phrase that no path is, so that the paths
 # beside it stay as they are; a test checks that each is in a message.
 _IN_A_SHELL = {
@@ -74,6 +77,7 @@ _IN_A_SHELL = {
     "else quick_gelu=False": "else --no-quick-gelu",
     "pass cache_dir=": "set HF_HUB_CACHE",
     "another output_dir": "another --output",
+    "clip the gradient (max_norm)": "clip the gradient (--max-norm)",
     "an output_dir that": "an --output that",
     "another branch by revision=": "another branch by --revision",
     "erase with alone=True": "erase with --alone",
@@ -87,6 +91,20 @@ _PYTHON_NAMES = re.compile(
     r"(?<![\w./-])(?:seed(?= is )"
     r"|(?:batch_size|image_size|num_workers|learning_rate|prompt_length)(?= is | was | \d| \(|, or |, such | to keep ))"
 )
+# Others have another name in the shell, or are plain words: only at the beginning of a message, before a number or a
+# quoted text, as other words follow a path of that name.
+_FIRST_NAMES = {
+    "text_length": "--prompt-length",
+    "vision_length": "--prompt-length",
+    "text_depth": "--prompt-depth",
+    "vision_depth": "--prompt-depth",
+    "depth": "--prompt-depth",
+    "image_dir": "--image-dir",
+    "layout": "--layout",
+    "split": "--split",
+    "table": "--table",
+}
+_FIRST_NAME = re.compile(rf"^(?:{'|'.join(_FIRST_NAMES)})(?= is ['\"\d-])")
 # What the operating system answers where the disk or the memory is at fault, and not a path.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
@@ -126,9 +144,12 @@ class _Parser(argparse.ArgumentParser):
     """Reports mistakes in the arguments as all others are reported, in JSON too."""
 
     def error(self, message: str) -> NoReturn:
-        wrong = _CHOICES.search(message)
+        wrong, few = _CHOICES.search(message), _TOO_FEW.search(message)
         near = _meant(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else None
         advice = f"; did you mean {near}?" if near else ""
+        if few:
+            wanted = next((each.metavar for each in self._actions if few[1] in each.option_strings), None)
+            advice = f": {few[1]} {' '.join(wanted)}" if isinstance(wanted, tuple) else ""
         message = _TYPE_ERROR.sub(r"\1 is ", message)
         raise UsageError(f"{message}{advice}; see {self.prog} --help")
 
@@ -145,10 +166,17 @@ def _meant(word: str, known: list[str]) -> str | None:
     return near[0] if near else None
 
 
+class _Plain(str):
+    """A word behind `--`: never an option, though it may begin with a dash."""
+
+
 class _CommandParser(_Parser):
     """Takes positional arguments behind options too, and names its own help."""
 
     _is_mixing = False
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        return None if isinstance(arg_string, _Plain) else super()._parse_optional(arg_string)
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
@@ -156,16 +184,29 @@ class _CommandParser(_Parser):
         if self._is_mixing:  # argparse calls this once for the options, once for the rest
             return super().parse_known_args(args, namespace)
         self._is_mixing = True
+        words = list(args)
+        if "--" in words:  # argparse forgets it between the two
+            at = words.index("--")
+            words[at:] = map(_Plain, words[at + 1 :])
         try:
-            settings, unknown = self.parse_known_intermixed_args(args, namespace)
+            settings, unknown = self.parse_known_intermixed_args(words, namespace)
         finally:
             self._is_mixing = False
         sentence = getattr(settings, "sentence", None)
         if unknown and sentence and not any(word.startswith("-") for word in unknown):
             self.error(f'put the sentence in quotation marks: "{" ".join([sentence, *unknown])}"')
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant_by(unknown)}")
         return settings, unknown
+
+    def _meant_by(self, unknown: Sequence[str]) -> str:
+        """What unknown arguments with a dash probably mean, as advice: options, or paths."""
+        options = [name for action in self._actions for name in action.option_strings]
+        paths = [f"./{word}" for word in unknown if word.startswith("-") and os.path.lexists(word)]
+        names = [word.partition("=")[0].lower().replace("_", "-") for word in unknown if word.startswith("--")]
+        names = [_ALSO_OPTIONS.get(name, name) for name in names]
+        meant = [near for name in names for near in get_close_matches(name, options, n=1, cutoff=0.7)] + paths
+        return f"; did you mean {' and '.join(meant)}?" if meant else ""
 
 
 def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
@@ -301,6 +342,7 @@ def _own_words(error: Exception) -> str:
 def _in_a_shell(words: str) -> str:
     """Return an error's message with command-line options in place of Python's arguments."""
     words = _ADVICE.sub(lambda found: _IN_A_SHELL[found[0]], words)
+    words = _FIRST_NAME.sub(lambda found: _FIRST_NAMES[found[0]], words)
     return _PYTHON_NAMES.sub(lambda found: f"--{found[0].replace('_', '-')}", words)
 
 

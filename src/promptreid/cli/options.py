@@ -12,7 +12,7 @@ from promptreid.cli.argument_types import folder_to_read, saved_model, some_path
 from promptreid.cli.model_names import BARE, FOLDER, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
-from promptreid.errors import HubError
+from promptreid.errors import DatasetError
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 2048
 LARGEST_SEED = 2**32 - 1  # numpy takes no more
+# How a message about data without splits begins to advise what only `check` and `train` do: to divide them.
+_TO_DIVIDE = "Add a column split of "
 _BEST_DEVICE = "cuda if there is a GPU, else cpu"
 
 
@@ -169,9 +171,13 @@ def add_division_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_division(split: str | None, split_seed: int) -> None:
-    """Refuse the seed of a division that is not made."""
+    """Refuse shares that are none, and the seed of a division that is not made."""
     if split is None:
         refuse_unused({"split_seed": split_seed}, "it draws the division of --split, such as --split 80/10/10")
+        return
+    from promptreid.data.reader import split_shares
+
+    split_shares(split)
 
 
 def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataArguments]") -> tuple[str, "ReIDSplit"]:
@@ -179,12 +185,22 @@ def load_split(console: Output, root: Path, split: str, **reading: "Unpack[DataA
 
     Raises:
         ValueError: The dataset has no such split.
+        DatasetError: Its records name no splits, or are malformed.
     """
     from promptreid.data.images import keep_readable
     from promptreid.data.reader import load_dataset
 
     on_bad = reading["on_bad"]
-    data = load_dataset(root, **reading)
+    try:
+        data = load_dataset(root, **reading)
+    except DatasetError as error:
+        what, undivided, _ = str(error).partition(_TO_DIVIDE)
+        if not undivided:
+            raise
+        raise DatasetError(
+            f"{what}Add a column split of train, val, test; after train --split, split.json in the run's folder lists "
+            "whom it drew for each. Or in Python: evaluate(model, load_dataset(folder, split=...).test)"
+        ) from error
     splits = {found.name: found for found in data.splits}
     if split not in splits:
         raise ValueError(f"{data.name} has no {split} split; it has {', '.join(splits)}")
@@ -356,8 +372,5 @@ def load_model(choice: ModelChoice, *, device: str | None) -> "PromptedCLIP":
 def _load_saved(choice: ModelChoice, device: str) -> "PromptedCLIP":
     from promptreid.model.prompted_clip import load_prompts
 
-    try:
-        source = tiny_prompts() if choice.model == TINY_ADAPTED else choice.model
-        return load_prompts(source, revision=choice.revision, device=device)
-    except HubError as error:  # what was meant as a path is asked for there, too
-        raise HubError(f"{error}; there is no folder {choice.model} here either") from error
+    source = tiny_prompts() if choice.model == TINY_ADAPTED else choice.model
+    return load_prompts(source, revision=choice.revision, device=device)

@@ -25,8 +25,8 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
-from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS, is_store
-from promptreid.errors import CheckpointError, ModelMismatchError, counted, shell_word
+from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS, STORE_TABLE, is_gallery, is_store
+from promptreid.errors import CheckpointError, DatasetError, ModelMismatchError, counted, shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_where_argument(
         parser,
         "only images with this, such as folder=cam_a; hour=8..17 and time=2026-11-26.. are ranges, "
-        "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a",
+        "'folder=roof/*' is what begins with roof/, and 'folder=*_a' what ends with _a, which a store does not take",
     )
     parser.add_argument(
         "--exact", action="store_true", help="in a store, compare every image instead of those that its index proposes"
@@ -117,14 +117,12 @@ def run(
         check_gallery_folder(Path(index), "search", sentence)
         refuse_unused({"exact": exact}, "it goes with a store; in a folder every image is compared")
     sentences = None if queries is None else read_sentences(queries)
-    from promptreid.data.images import open_image
     from promptreid.model.encoding import check_words
 
     check_words(sentence, name="the query")
-    shown = sentence if image is None else open_image(image)
-    search = _Search(
-        console, open_gallery(index, model, where, threshold), k, threshold, where, as_csv=csv, exact=exact
-    )
+    shown = sentence if image is None else _opened_image(image)
+    gallery = open_gallery(index, model, where, threshold, searched=True)
+    search = _Search(console, gallery, k, threshold, where, as_csv=csv, exact=exact)
     if shown is not None:
         answers = [search.answer(shown, title=sentence or f"like {image and image.name}", is_image=image is not None)]
         console.record(query=answers[0].query, **search.entry(answers[0]))
@@ -137,6 +135,15 @@ def run(
     if picture is not None:
         _draw(console, search, picture, [answer for answer in answers if answer.hits])
     return 0 if any(answer.hits for answer in answers) else 1
+
+
+def _opened_image(path: Path) -> Any:
+    from promptreid.data.images import open_image
+
+    try:
+        return open_image(path)
+    except DatasetError as error:  # whose advice, behind the last semicolon, is for the image of a dataset's record
+        raise DatasetError(f"{str(error).rpartition('; ')[0]}; give another image") from error
 
 
 def _as_dict(calibration: "Calibration | None") -> dict[str, Any] | None:
@@ -273,8 +280,8 @@ def _gone(hit: "Hit") -> bool:
 
 def _row(values: Sequence[Any]) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="").writerow(values)
-    return stream.getvalue()
+    csv.writer(stream, lineterminator="\r\n").writerow(values)  # before 3.13, what is not in it would not be quoted
+    return stream.getvalue().removesuffix("\r\n")
 
 
 def _draw(console: Output, search: _Search, picture: Path, answers: Sequence[_Answer]) -> None:
@@ -302,23 +309,33 @@ def check_gallery_folder(folder: Path, command: str, second: object) -> None:
         second: The second argument, which may be the gallery instead.
 
     Raises:
-        ValueError: The folder has no gallery.
+        ValueError: The folder has no gallery, or cannot be read.
     """
-    if _has_gallery(folder):
+    if is_gallery(folder):
         return
+    _refuse_closed(folder)
     named = shell_word(folder)
-    if second is not None and _has_gallery(str(second)):
+    if second is not None and is_gallery(str(second)):
         raise ValueError(f"the gallery comes first: promptreid {command} {shell_word(second)} {named}")
     with suppress(OSError):
-        galleries = {path.name: path for path in folder.parent.iterdir() if _has_gallery(path)}
+        galleries = {path.name: path for path in folder.parent.iterdir() if is_gallery(path)}
         for near in get_close_matches(folder.name, galleries, n=1):
             raise ValueError(f"there is no gallery in {folder}; did you mean {galleries[near]}?")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the gallery's folder, which promptreid index makes")
     given = f"{named} --output gallery" if folder.is_dir() else f"CROPS --output {named}"
     raise ValueError(f"there is no gallery in {folder}; make one of a folder of crops: promptreid index {given}")
 
 
-def _has_gallery(folder: Path | str) -> bool:
-    return os.path.isfile(os.path.join(folder, GALLERY_FILE))  # to pathlib, a sentence is too long a name
+def _refuse_closed(folder: Path) -> None:
+    try:
+        os.stat(folder / GALLERY_FILE)
+    except PermissionError as error:
+        raise ValueError(
+            f"the gallery {folder} cannot be read ({error.strerror}); ask its owner to let you read it"
+        ) from error
+    except (OSError, ValueError):  # no such file; a sentence, which is too long a name
+        pass
 
 
 def open_gallery(
@@ -326,6 +343,8 @@ def open_gallery(
     options: ModelArguments,
     where: Sequence[tuple[str, str]] = (),
     threshold: float | str | None = None,
+    *,
+    searched: bool = False,
 ) -> "Gallery | StoredGallery":
     """Load an index with the model that made it, or with the one that the arguments name.
 
@@ -334,11 +353,18 @@ def open_gallery(
         options: The model's.
         where: Conditions that an image must be able to fulfil, or the model is not loaded.
         threshold: `"calibrated"` for an index that must have been.
+        searched: Refuse an index without images, before the model is loaded.
 
     Raises:
         CheckpointError: The index is damaged or of another model.
-        ValueError: The index does not say which model made it, or options are given that go with another one.
+        ValueError: The index does not say which model made it, options are given that go with another one, or the
+            folder holds a gallery and a store.
     """
+    if is_store(directory) and is_gallery(directory):
+        raise ValueError(
+            f"{directory} holds a gallery and a store, as earlier versions allowed, and it is unclear which is meant; "
+            f"move the store, {STORE_TABLE} and every other folder whose name ends in .lance, to a folder of its own"
+        )
     from promptreid.retrieval.gallery import Gallery
     from promptreid.retrieval.gallery_state import lowest_score
     from promptreid.retrieval.stored_gallery import StoredGallery
@@ -348,6 +374,10 @@ def open_gallery(
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}
         refuse_unused(own, f"{directory} goes with the model that made it, or with --model")
     gallery = load(directory)
+    if searched and len(gallery) == 0:
+        option = "--store" if is_store(directory) else "--output"
+        more = f"promptreid index CROPS {option} {shell_word(directory)}"
+        raise ValueError(f"{directory} is empty; add images first: {more}")
     for condition in where:
         gallery.check_filter(as_where([condition], _listed(gallery)))
     lowest_score(gallery.calibration, threshold)

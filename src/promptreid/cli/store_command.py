@@ -10,6 +10,7 @@ from promptreid.cli.argument_types import gallery_place
 from promptreid.cli.conditions import add_where_argument, as_where
 from promptreid.cli.options import refuse_unused
 from promptreid.cli.output import Output
+from promptreid.defaults import is_gallery, is_store
 from promptreid.errors import printable, shell_word
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ joins its files and builds its index; run it in one process, from time to time; 
 them, and proves it; `log` writes the audit log, if one is kept. Exit code 1 if it cannot be proven that nothing is
 left."""
 NEEDS = [(None, "lancedb", "store")]
+
+_FOR_A_GALLERY = {
+    "info": "promptreid check {gallery} looks at it",
+    "optimize": "promptreid index --output {gallery} --compact joins its files",
+    "erase": "promptreid index --output {gallery} --remove IMAGE removes images from it",
+    "restore": "promptreid index --output {gallery} --restore IMAGE lets images in again",
+    "log": "its log, if one is kept, is the file audit.jsonl in it",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +55,9 @@ def run(
         refuse_unused({"where": where, "alone": alone}, "it goes with promptreid store erase")
     if (action in ("erase", "restore")) != bool(images or where) or (images and where):
         raise ValueError(f"give promptreid store {action} {_wanted(action)}")
+    if is_gallery(store) and not is_store(store):
+        named = shell_word(store)
+        raise ValueError(f"{store} is a gallery, not a store; {_FOR_A_GALLERY[action].format(gallery=named)}")
     from promptreid.retrieval.stored_gallery import StoredGallery
 
     gallery = StoredGallery.load(store)

@@ -1,6 +1,7 @@
 """`promptreid train`: adapts a model to a dataset, in both stages."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.defaults import BATCH_SIZE, IMAGE_SIZE, OnBad
-from promptreid.errors import shell_word
+from promptreid.errors import CheckpointError, shell_word
 from promptreid.prompts.config import PROMPT_FORMS, PromptConfig, PromptForm
 from promptreid.towers.tiny import TINY_NAME
 
@@ -47,6 +48,8 @@ WAYS = (
 ALGORITHMS = ("adamw", "adam", "sgd")  # those of Stage, which would import torch
 MATCHINGS = ("contrastive", "sdm", "nitc")  # those of Recipe, which would import torch
 NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
+_PROJECT = "promptreid"
+_SPLIT_NOTE = "split.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracker", action="append", metavar="NAME", help="wandb, mlflow, tensorboard or another; may be repeated"
     )
-    parser.add_argument(
-        "--project", default="promptreid", help="under which trackers keep the run; default %(default)s"
-    )
+    parser.add_argument("--project", metavar="NAME", help=f"under which trackers keep the run; default {_PROJECT}")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +201,7 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     recipe = _with_options(recipe, given)
     if recipe.stage_one_epochs == recipe.stage_two_epochs == 0:
         raise ValueError("--epochs is 0 0, so there is nothing to train; give at least one epoch to one of the stages")
+    _refuse_unused(recipe, given)
     if recipe.stage_one_epochs and not given["prompt_length"]:
         raise ValueError("--prompt-length is 0, expected at least 1: stage 1 trains only prompts")
     pretrained = given["pretrained"] or preset.pretrained
@@ -214,6 +216,14 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
     complete["epochs"] = (recipe.stage_one_epochs, recipe.stage_two_epochs)
     complete["learning_rates"] = (recipe.stage_one_learning_rate, recipe.stage_two_learning_rate)
     return complete, recipe
+
+
+def _refuse_unused(recipe: "Recipe", given: TrainingArguments) -> None:
+    if not recipe.stage_one_epochs:
+        of_stage_one = {name: given[name] for name in ("self_consistency", "average_prompts")}
+        refuse_unused(of_stage_one, "it goes with stage 1, which has no epochs")
+    if recipe.algorithm == "sgd":
+        refuse_unused({"epsilon": given["epsilon"]}, "sgd has no denominator")
 
 
 def _with_options(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
@@ -240,7 +250,7 @@ def run(
     seeds: Sequence[int] | None,
     compare: Sequence[str] | None,
     tracker: Sequence[str] | None,
-    project: str,
+    project: str | None,
     **given: "Unpack[TrainingArguments]",
 ) -> int:
     """Train the model, or several."""
@@ -250,10 +260,13 @@ def run(
 
     _check_each_once("--seeds", seeds or ())
     _check_each_once("--compare", compare or ())
-    _check_output(output, several=seeds is not None or compare is not None)
+    _check_output(output, root, image_dir, several=seeds is not None or compare is not None)
+    if not tracker:
+        refuse_unused({"project": project}, "it goes with --tracker NAME")
     if seeds is not None and given["seed"]:
         refuse_unused({"seed": given["seed"]}, "--seeds already lists every seed")
     check_division(split, split_seed)
+    _check_divided_alike(output, split, split_seed)
     arguments, recipe = complete_training_arguments(given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():
@@ -262,8 +275,8 @@ def run(
             )
             data = _load(console, root, reading)
         console.say(data.summary())
-        options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ()), "project": project}
-        options["progress"] = not console.as_json
+        options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ())}
+        options |= {"project": project or _PROJECT, "progress": not console.as_json}
         training = Training(console, data, arguments, recipe, options)
         if seeds is None and compare is None:
             training.run(output)
@@ -281,12 +294,51 @@ def _check_each_once(option: str, values: Sequence[object]) -> None:
         raise ValueError(f"{option} has {twice[0]} more than once; give each once")
 
 
-def _check_output(output: Path, *, several: bool) -> None:
-    """Refuse a comparison in the folder of a single run, and the reverse, which would overwrite its figures."""
+def _check_output(output: Path, root: Path, image_dir: Path | None, *, several: bool) -> None:
+    """Refuse a comparison in the folder of a single run, and the reverse, which would overwrite its figures.
+
+    And a new run among the images, whose figures `promptreid index` would take for people later.
+    """
     if several and holds_run(output):
         raise ValueError(f"--output {output} holds a single run; give another folder, such as --output compared")
     if not several and holds_comparison(output):
         raise ValueError(f"--output {output} holds the runs of --seeds or --compare; give another folder for this run")
+    if holds_run(output) or holds_comparison(output):
+        return  # that an earlier version began there
+    place = output.resolve()
+    for folder, noun in ((root, "the dataset's folder"), (image_dir, "the folder of the images")):
+        held = place if folder is None else folder.resolve()
+        if folder is not None and (place.is_relative_to(held) or held.is_relative_to(place)):
+            where = "is" if place == held else "is in" if place.is_relative_to(held) else "is above"
+            beside = shell_word(Path(os.path.relpath(held.parent / "run")))
+            raise ValueError(
+                f"--output is {output}, which {where} {noun}, {folder}: its figures would be taken for people later. A "
+                f"run needs a folder of its own, such as --output {beside}"
+            )
+
+
+def _check_divided_alike(output: Path, split: str | None, seed: int) -> None:
+    """Refuse to resume a run with another division, which would else be told as files and counts that differ."""
+    from promptreid.data.reader import split_shares
+    from promptreid.files import read_sealed_json
+
+    note = output / _SPLIT_NOTE
+    if split is None or not note.is_file() or not (holds_run(output) or holds_comparison(output)):
+        return
+    shares = split_shares(split)
+    try:
+        found = read_sealed_json(note)
+        before, first_seed = found["split"], found["seed"]
+        alike = split_shares(before) == shares
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # a note that is damaged decides nothing
+    different = [] if alike else [f"--split was {before}, is {split}"]
+    different += [] if first_seed == seed else [f"--split-seed was {first_seed}, is {seed}"]
+    if different:
+        raise CheckpointError(
+            f"{output} holds another run: {'; '.join(different)}. Divide the persons as before to resume it, or give "
+            "another --output"
+        )
 
 
 def holds_run(folder: Path) -> bool:
@@ -318,12 +370,15 @@ def _load(console: Output, root: Path, reading: DividedDataArguments) -> "ReIDDa
 
 
 def _write_split(folder: Path, data: "ReIDDataset", shares: str, seed: int) -> None:
-    """Which persons are in which split, as they were drawn."""
+    """Which persons are in which split, as they were drawn; with their names where the table has names."""
     from promptreid.files import write_sealed_json
 
     persons = {each.name: sorted(each.labels) for each in data.splits}
+    note: dict[str, Any] = {"split": shares, "seed": seed, "persons": persons}
+    if data.names:
+        note["names"] = {split: [data.names[person] for person in numbers] for split, numbers in persons.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_sealed_json(folder / "split.json", {"split": shares, "seed": seed, "persons": persons}, indent=None)
+    write_sealed_json(folder / _SPLIT_NOTE, note, indent=None)
 
 
 def make_model(arguments: TrainingArguments, *, way: str = "pd", cameras: Sequence[str] = ()) -> "PromptedCLIP":

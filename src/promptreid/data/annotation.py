@@ -5,14 +5,14 @@ import re
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from numbers import Integral
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from promptreid.data.image_files import ImageLookup, leaves_folder
+from promptreid.data.image_files import ImageLookup, below, leaves_folder
 from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import (
     SPLITS,
@@ -22,7 +22,7 @@ from promptreid.data.records import (
     split_conflicts,
     split_counts,
 )
-from promptreid.errors import counted, printable
+from promptreid.errors import counted, listed, printable
 from promptreid.values import fits_int64, shown
 
 # The splits by the names that other tools and Hugging Face's folders give them.
@@ -32,6 +32,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 MEANT = "did you mean "
+SKIP = 'leave such records out with on_bad="skip" (on the command line --on-bad skip)'
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Annotation:
         position_name: What a position is: `"record"`, or `"line"` in CSV and JSONL.
         path_key: The field that holds an image's path.
         files: Where there are several annotation files, the position of the first record of each, and the file.
+        num_rows: Of each position whose record was made of several entries of the file, how many.
+        names: Identity number to name, where the file has names and the reader numbered them.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Annotation:
     position_name: str = "record"
     path_key: str = "file_path"
     files: Sequence[tuple[int, Path]] = ()
+    num_rows: Mapping[int, int] = field(default_factory=dict[int, int], repr=False)
+    names: Mapping[int, str] = field(default_factory=dict[int, str], repr=False)
 
     @classmethod
     def of_entries(
@@ -142,14 +147,17 @@ class Annotation:
         return replace(self, records=[record for _, record in kept], positions=[position for position, _ in kept])
 
 
-def leave_out_bad(annotation: Annotation) -> tuple[Annotation, list[Problem]]:
+def leave_out_bad(annotation: Annotation, *, splits_needed: bool = True) -> tuple[Annotation, list[Problem]]:
     """The annotation without the records that have errors themselves, and the errors.
 
     What is wrong between records (a person in two splits, an image of two persons) is not such an error: nobody knows
-    which of them to leave out.
+    which of them to leave out. To have no split is one, if splits are needed, where others have theirs.
     """
     found = [*annotation.problems, *_image_problems(annotation)]
     left_out = [problem for problem in found if problem.kind in LEFT_OUT]
+    unsplit = annotation.unsplit()
+    if splits_needed and len(unsplit) < len(annotation.records):
+        left_out += [annotation.problem("record", "has no split", position) for position in sorted(unsplit)]
     remaining = annotation.without({problem.position for problem in left_out if problem.position is not None})
     return replace(remaining, problems=[each for each in annotation.problems if each.kind not in LEFT_OUT]), left_out
 
@@ -189,7 +197,8 @@ def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stackl
     """Count and name, in one warning, the records that were left out."""
     if not left_out:
         return
-    records = len({problem.position for problem in left_out})
+    places = {problem.position for problem in left_out}
+    records = sum(1 if place is None else annotation.num_rows.get(place, 1) for place in places)
     first = "; ".join(problem.message for problem in left_out[:10])
     more = f"; and {len(left_out) - 10:,} more" if len(left_out) > 10 else ""
     warnings.warn(
@@ -201,18 +210,23 @@ def warn_left_out(annotation: Annotation, left_out: Sequence[Problem], *, stackl
 
 def structural_problems(annotation: Annotation) -> Iterator[Problem]:
     """Problems of the well-formed records: images, duplicates, persons in two splits, empty splits, counts."""
-    unsplit = annotation.unsplit()
     # Persons who could not be divided are a problem already.
-    if unsplit and not any(problem.kind == "split" for problem in annotation.problems):
-        yield Problem(
-            "split",
-            f"{annotation.path}: {len(unsplit):,} of {len(annotation.records):,} images have no split. Add a column "
-            f'split of {", ".join(SPLITS)}, or let the persons be divided: split="80/10/10" (of promptreid check and '
-            "train: --split 80/10/10)",
-        )
+    if annotation.unsplit() and not any(problem.kind == "split" for problem in annotation.problems):
+        yield _without_split(annotation)
     yield from _image_problems(annotation)
     yield from _repeated_images(annotation)
     yield from _split_problems(annotation)
+
+
+def _without_split(annotation: Annotation) -> Problem:
+    unsplit, splits = sorted(annotation.unsplit()), ", ".join(SPLITS)
+    count = f"{len(unsplit):,} of {len(annotation.records):,} images have no split"
+    if len(unsplit) < len(annotation.records):
+        where = listed([annotation.near(position) for position in unsplit])
+        advice = f"Fill their split with one of {splits}, or {SKIP}"
+        return Problem("split", f"{annotation.path}: {count} ({where}). {advice}")
+    advice = f'Add a column split of {splits}, or let the persons be divided: split="80/10/10" (of promptreid check '
+    return Problem("split", f"{annotation.path}: {count}. {advice}and train: --split 80/10/10)")
 
 
 def _split_problems(annotation: Annotation) -> Iterator[Problem]:
@@ -267,9 +281,16 @@ def _repeated_images(annotation: Annotation) -> Iterator[Problem]:
             what += f", as person {earlier.person_id} and here as {record.person_id}"
         elif in_two_splits(earlier, record):
             what += f", in split {earlier.split} and here in {record.split}"
+        elif earlier.camera and record.camera and earlier.camera != record.camera:
+            what += f", {two_cameras(earlier.camera, record.camera)}"
         else:
             kind = "duplicate"
         yield annotation.problem(kind, what, position, path)
+
+
+def two_cameras(first: str, second: str) -> str:
+    """What is said of an image that is given to two cameras."""
+    return f"from camera {shown_value(first)} and here from {shown_value(second)}"
 
 
 def parse_entry(
@@ -284,6 +305,8 @@ def parse_entry(
         read_split: Whether its split is read; else the record has none.
     """
     keys = (*(("split",) if read_split else ()), "captions", image_key, "id")
+    if isinstance(entry, RepeatedKeyError):
+        return [Problem("record", str(entry))]
     if not isinstance(entry, dict):
         return [Problem("record", f"is {type(entry).__name__}, expected an object with {', '.join(keys)}")]
     fields = cast("dict[str, Any]", entry)
@@ -292,7 +315,7 @@ def parse_entry(
     checks = {
         "split": split_problem,
         "id": _id_problem,
-        image_key: lambda path: path_problem(image_key, path, images.name),
+        image_key: lambda path: path_problem(image_key, path, images),
         "captions": _captions_problem,
     }
     for key, check in checks.items():
@@ -308,6 +331,20 @@ def parse_entry(
         fields["split"] if read_split else "",
         camera_name(fields.get("camera")),
     )
+
+
+class RepeatedKeyError(ValueError):
+    """What stands for a JSON object that says two things under one key, of which `json` would keep the last."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKeyError:
+    """A JSON object as `json` makes it (`object_pairs_hook`), or the error that stands for it."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for key, value in pairs:
+            if value != made[key]:
+                return RepeatedKeyError(f"has {shown_value(key)} more than once, with different values; write it once")
+    return made
 
 
 def camera_problems(camera: Any) -> list[Problem]:
@@ -332,12 +369,17 @@ def split_problem(split: Any) -> Problem | None:
     return Problem("record", f"split is {shown_value(split)}, expected one of {', '.join(SPLITS)}{advice}")
 
 
-def path_problem(key: str, path: Any, folder: str) -> Problem | None:
-    """The error in the path of an image, or `None`."""
+def path_problem(key: str, path: Any, folder: Path) -> Problem | None:
+    """The error in the path of an image, which begins at a folder, or `None`."""
     if not isinstance(path, str) or not PurePosixPath(path).name:
-        return Problem("record", f"{key} is {shown_value(path)}, expected a path below {folder}/")
+        return Problem("record", f"{key} is {shown_value(path)}, expected a path below {folder.name}/")
     if leaves_folder(path):
-        return Problem("path", f"{key} {shown_value(path)} leaves the folder {folder}/")
+        inside, what = below(folder, path), f"{key} {shown_value(path)}"
+        if inside is not None:
+            return Problem("path", f"{what} is not relative to the folder {folder.name}/; write {shown_value(inside)}")
+        return Problem(
+            "path", f"{what} leaves the folder {folder.name}/; copy the image there, and give its path below"
+        )
     try:
         os.fsencode(path)
     except UnicodeEncodeError:

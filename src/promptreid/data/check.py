@@ -37,7 +37,7 @@ def check_dataset(
     not text, or longer than the context, and counts that are not the published ones.
 
     Args:
-        root: The folder of CUHK-PEDES, ICFG-PEDES, RSTPReid or your own data, or its parent.
+        root: The folder of your own data, or that of CUHK-PEDES, ICFG-PEDES or RSTPReid or its parent.
         layout: As for `load_dataset`.
         images: Open every image; if false, only look whether it is there.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation.

@@ -3,13 +3,14 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Literal
 
 from PIL import Image, features
 
-from promptreid.errors import DatasetError, found_in, printable
+from promptreid.errors import DatasetError, found_in, listed, printable
 from promptreid.files import check_plain, open_file
 
 Presence = Literal["present", "missing", "outside"]
@@ -27,6 +28,16 @@ def leaves_folder(path: str) -> bool:
     posix, windows = PurePosixPath(path), PureWindowsPath(path)
     anchored = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return anchored or ".." in posix.parts or ".." in windows.parts or "\0" in path
+
+
+def below(folder: Path, path: str) -> str | None:
+    """A path that is absolute or climbs with `..`, as one below the folder if it leads there, else `None`."""
+    for base in (os.path.abspath(folder), os.path.realpath(folder)):
+        full = PurePath(os.path.normpath(os.path.join(base, path)))
+        inside = full.relative_to(base).as_posix() if full.is_relative_to(base) else ".."
+        if inside != os.curdir and not leaves_folder(inside):
+            return inside
+    return None
 
 
 class ImageLookup:
@@ -119,6 +130,36 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
     return sorted(walk_images(folder, unreadable=unreadable))
 
 
+@contextmanager
+def explained_if_closed(folder: Path) -> Generator[None, None, None]:
+    """Name the folder where what is done with its files in the block fails because it, or one in it, cannot be read.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    try:
+        if folder.is_dir():
+            os.stat(os.path.join(folder, os.curdir))  # for Python 3.14, whose pathlib takes files in it for missing
+        yield
+    except PermissionError as error:
+        raise _closed(folder, f" ({error.strerror}: {printable(error.filename or folder)})") from error
+
+
+def _closed(folder: Path, why: str = "") -> DatasetError:
+    return DatasetError(f"the folder {printable(folder)} cannot be read{why}; is it mounted, and may you read it?")
+
+
+def found_beside_images(folder: Path) -> str:
+    """The first names in a folder for an error about its annotation: files that are no images come first."""
+    try:
+        names = sorted(
+            (path.name.lower().endswith(IMAGE_ENDINGS) or path.is_dir(), path.name) for path in folder.iterdir()
+        )
+    except OSError:
+        return found_in(folder)
+    return printable(listed([name for _, name in names], most=8)) or "nothing"
+
+
 def no_images_in(folder: Path) -> DatasetError:
     """The error for a folder in which `list_images` finds nothing, to be raised by the caller."""
     return DatasetError(
@@ -145,7 +186,7 @@ def walk_images(folder: str | Path, *, unreadable: list[str] | None = None) -> I
             elif reason:
                 left_out[path] = reason
     if str(root) in closed:
-        raise DatasetError(f"the folder {root} cannot be read; is it mounted, and may you read it?")
+        raise _closed(root)
     if closed:
         first = ", ".join(printable(path) for path in closed[:10])
         warnings.warn(f"{len(closed)} folders or files cannot be looked into and are left out: {first}", stacklevel=3)

@@ -2,23 +2,26 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from promptreid.data.annotation import SPLIT_NAMES
+from promptreid.data.images import identify, to_rgb, upright
 from promptreid.data.table_layout import METADATA, lines_of
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, listed, printable
 from promptreid.files import write_bytes_atomically
 from promptreid.values import real_number, whole_number
 
 _TABLE = METADATA[1]  # metadata.jsonl
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
 def write_imagefolder(
@@ -32,14 +35,16 @@ def write_imagefolder(
 ) -> Path:
     """Write a `Dataset` or `DatasetDict` of Hugging Face's `datasets` as images with a `metadata.jsonl`.
 
-    Image files are copied unchanged, byte for byte; images that exist only in memory become PNG. A folder that holds
+    Image files are copied unchanged, byte for byte; images that exist only in memory become PNG, turned as their EXIF
+    data say, and RGB where PNG has no such pixels. A column `camera` is written too; one warning names the columns
+    that are not. A folder that holds
     these rows already is used again: its images are compared, and those that have been deleted are written. If an
     image's own file is gone by then, what was written of it stays.
 
     Args:
-        dataset: Rows with an image, a caption or a list of them, a person, and perhaps a column `split`; or such rows
-            by the split's name (`train`, `validation`, `test` and their usual variants). They are read twice, and
-            made a list if they can be read only once.
+        dataset: Rows with an image, a caption or a list of them, a person, and perhaps the columns `split` and
+            `camera`; or such rows by the split's name (`train`, `validation`, `test` and their usual variants). They
+            are read twice, and made a list if they can be read only once.
         folder: Where to write; made if it does not exist.
         image: Column of the image: an `Image` feature, a PIL image, or a path.
         caption: Column of the caption or captions.
@@ -50,8 +55,8 @@ def write_imagefolder(
         The folder, for `load_dataset`.
 
     Raises:
-        DatasetError: A row lacks a column, cannot be written as JSON, or its image cannot be read; the message names
-            the row.
+        DatasetError: A row lacks a column, cannot be written as JSON, or its image cannot be read or has pixels of
+            unknown range; the message names the row. Or there are no rows.
         FileExistsError: The folder holds another dataset, or other images for these rows.
         ValueError: A split has an unknown name.
 
@@ -65,16 +70,21 @@ def write_imagefolder(
     """
     place = Path(folder)
     columns = {"image": image, "text": caption, "person_id": person_id}
-    table = place / _TABLE
     dataset = _readable_twice(dataset)
     # Without the images, which may be more than memory holds: they are read again below, one by one.
-    described = [_as_read(row, index) for index, row in enumerate(_rows(dataset, columns))]
-    written = _table_rows(table) if table.is_file() else None
-    if written is not None and [_without_file(row) for row in written] != described:
-        raise _another(place)
+    others: set[str] = set()
+    described = [_as_read(row, index) for index, row in enumerate(_rows(dataset, columns, others))]
+    if not described:
+        raise DatasetError("the dataset has no rows; give some with an image, a caption and a person each")
+    if others:
+        warnings.warn(
+            f"columns that are not written, as load_dataset does not read them: {listed(sorted(others), most=10)}",
+            stacklevel=2,
+        )
+    written, is_current = _rows_in(place, described)
     names: list[str] = []
     bar = tqdm(
-        _rows(dataset, columns),
+        _rows(dataset, columns, others),
         total=len(described),
         desc="writing images" if written is None else "comparing images",
         unit="image",
@@ -87,7 +97,7 @@ def write_imagefolder(
             gone = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
             if not gone or written is None or not _has_file(place, written[index]):
                 raise
-            names.append("")  # its file stays
+            names.append(written[index]["file_name"])  # which stays
             continue
         names.append(f"{row.get('split', 'images')}/{index:07d}{ending}")
         path = place / names[index]
@@ -97,8 +107,8 @@ def write_imagefolder(
             raise _another(place, "other images for these rows")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes_atomically(path, content)
-    if written is None:
-        _write_table(table, names, described)  # last: it says that all images are there
+    if not is_current:
+        _write_table(place / _TABLE, names, described)  # last: it says that all images are there
     return place
 
 
@@ -120,8 +130,28 @@ def _another(place: Path, what: str = "another dataset") -> FileExistsError:
     return FileExistsError(f"{place} holds {what}; give a new folder, or load it with load_dataset")
 
 
-def _has_file(place: Path, row: dict[str, Any] | None) -> bool:
-    name = (row or {}).get("file_name")
+def _rows_in(place: Path, described: list[dict[str, Any]]) -> tuple[list[dict[str, Any]] | None, bool]:
+    """The described rows with the files that a folder's table has for them, and whether the table is as they are.
+
+    Tables of earlier versions have no cameras. `None` if there is no table.
+
+    Raises:
+        FileExistsError: The table has other rows.
+    """
+    if not (place / _TABLE).is_file():
+        return None, False
+    found = _table_rows(place / _TABLE)
+    if found is None:
+        raise _another(place)
+    rows = _without("file_name", found)
+    if rows != described and rows != _without("camera", described):
+        raise _another(place)
+    written = [{"file_name": row.get("file_name"), **known} for row, known in zip(found, described, strict=True)]
+    return written, rows == described
+
+
+def _has_file(place: Path, row: dict[str, Any]) -> bool:
+    name = row.get("file_name")
     return isinstance(name, str) and (place / name).is_file()
 
 
@@ -159,42 +189,41 @@ def _number(name: str, value: Any) -> int | float:
     return real_number(name, value)
 
 
-def _table_rows(table: Path) -> list[dict[str, Any] | None]:
-    """The rows of a table; `None` for what is no row of ours."""
+def _table_rows(table: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table; `None` if any is no row of ours."""
     try:
         found = [row for _, row in lines_of(table)]
     except UnicodeDecodeError:
-        return [None]
-    return [cast("dict[str, Any]", row) if isinstance(row, dict) else None for row in found]
+        return None
+    return cast("list[dict[str, Any]]", found) if all(isinstance(row, dict) for row in found) else None
 
 
-def _without_file(row: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a row says of its image, other than the file."""
-    return row and {name: value for name, value in row.items() if name != "file_name"}
+def _without(column: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != column} for row in rows]
 
 
-def _rows(dataset: Any, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Every row by our names, with the split that is known of it."""
+def _rows(dataset: Any, columns: Mapping[str, str], others: set[str]) -> Iterator[dict[str, Any]]:
+    """Every row by our names, with the split and the camera that are known of it; `others` gets the other columns."""
     if not isinstance(dataset, Mapping):
-        yield from _rows_of(dataset, columns, None)
+        yield from _rows_of(dataset, columns, None, others)
         return
     for name, part in cast("Mapping[str, Any]", dataset).items():
         if name.lower() not in SPLIT_NAMES:
             raise ValueError(_unknown(name))
-        yield from _rows_of(part, columns, SPLIT_NAMES[name.lower()])
+        yield from _rows_of(part, columns, SPLIT_NAMES[name.lower()], others)
 
 
-_EMPTY = ("None", "nan", "<NA>")  # cells without a value, of which pandas has two kinds
+_EMPTY = ("", "None", "nan", "<NA>")  # cells without a value, of which pandas has two kinds
 
 
-def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterator[dict[str, Any]]:
-    class_name = None
+def _rows_of(part: Any, columns: Mapping[str, str], split: str | None, others: set[str]) -> Iterator[dict[str, Any]]:
+    features: Mapping[str, Any] = {}
     if hasattr(part, "cast_column"):  # a Dataset: its images as they are stored, not decoded
         from datasets import Image as ImageFeature  # pyright: ignore[reportMissingImports]
 
         if isinstance(part.features[columns["image"]], ImageFeature):
             part = part.cast_column(columns["image"], ImageFeature(decode=False))
-        class_name = getattr(part.features.get("split"), "int2str", None)  # where the split is a ClassLabel
+        features = part.features
     for index, row in enumerate(part):
         missing = [column for column in columns.values() if row.get(column) is None]
         if missing:
@@ -202,16 +231,22 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None) -> Iterat
                 f"row {index} of {split or 'the dataset'} has no {', '.join(missing)} (found: {', '.join(row)}); name "
                 "the columns: image=, caption=, person_id="
             )
+        others.update({*row} - {*columns.values(), "split", "camera"})
         made = {name: row[column] for name, column in columns.items()}
-        stated = row.get("split")
-        if class_name and stated is not None:
-            stated = class_name(stated) if stated >= 0 else None  # -1 where a row has no class
-        stated = str(stated).strip()
-        stated = "" if stated in _EMPTY else stated
-        named = split or SPLIT_NAMES.get(stated.lower(), "")
-        if stated and not named:
-            raise ValueError(f"row {index}: {_unknown(stated)}; or leave out the column, and divide persons by chance")
-        yield made | ({"split": named} if named else {})
+        stated, camera = (_stated(row.get(column), features.get(column)) for column in ("split", "camera"))
+        named = split or SPLIT_NAMES.get(str(stated).strip().lower(), "")
+        if stated is not None and not named:
+            what = _unknown(str(stated).strip())
+            raise ValueError(f"row {index}: {what}; or leave out the column, and divide persons by chance")
+        yield made | ({"split": named} if named else {}) | ({} if camera is None else {"camera": camera})
+
+
+def _stated(value: Any, feature: Any) -> Any:
+    """The value of a cell, by its name where it is of a `ClassLabel`; `None` for an empty one."""
+    class_name = getattr(feature, "int2str", None)
+    if class_name and value is not None:
+        value = class_name(value) if value >= 0 else None  # -1 where a row has no class
+    return None if str(value).strip() in _EMPTY else value
 
 
 def _unknown(split: str) -> str:
@@ -220,14 +255,20 @@ def _unknown(split: str) -> str:
 
 def _content(image: Any, where: str) -> tuple[bytes, str]:
     """An image's file and the ending of its name."""
-    if isinstance(image, Image.Image):
-        stream = io.BytesIO()
-        image.save(stream, format="PNG")
-        return stream.getvalue(), ".png"
-    fields = cast("Mapping[str, Any]", image) if isinstance(image, Mapping) else {"path": image}
+    path = None
     try:
+        if isinstance(image, Image.Image):
+            stream = io.BytesIO()
+            (upright(image) if image.mode in _PNG_MODES else to_rgb(image)).save(stream, format="PNG")
+            return stream.getvalue(), ".png"
+        fields = cast("Mapping[str, Any]", image) if isinstance(image, Mapping) else {"path": image}
+        path = fields.get("path")
         content = fields.get("bytes") or Path(fields["path"]).read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
+        with identify(io.BytesIO(content)) as opened:
             return content, _ENDINGS.get(opened.format or "", ".img")
-    except (OSError, TypeError, KeyError, UnidentifiedImageError) as error:
-        raise DatasetError(f"the image of {where} cannot be read: {error}") from error
+    except Exception as error:  # of many kinds, as in open_image
+        words = str(error)
+        if isinstance(path, str | Path) and str(path) not in words:
+            words += f" ({path})"
+        advice = "replace it, or leave the row out"
+        raise DatasetError(f"the image of {where} cannot be read: {printable(words)}; {advice}") from error

@@ -71,7 +71,7 @@ def open_image(path: Any) -> Image.Image:
     source: AbstractContextManager[Any]
     try:
         source = nullcontext(path) if hasattr(path, "read") else open_file(path)
-        with source as stream, _identify(stream) as image:
+        with source as stream, identify(stream) as image:
             problem = _size_problem(image)
             if problem is None:
                 return _decode(image)
@@ -137,8 +137,12 @@ def map_in_threads(
                 yield result
 
 
-def _identify(stream: BinaryIO) -> Image.Image:
-    """Open an image as Pillow does; where that does not know the format, say what it is."""
+def identify(stream: BinaryIO) -> Image.Image:
+    """Open an image as Pillow does; where that does not know the format, say what it is.
+
+    Raises:
+        ValueError: Pillow does not know it.
+    """
     try:
         return Image.open(stream)
     except UnidentifiedImageError as error:
@@ -151,7 +155,7 @@ def _decode(image: Image.Image) -> Image.Image:
     """The pixels as RGB, upright, and few enough."""
     if (factor := _reduction(image)) > 1:
         image.draft(None, (image.width // factor, image.height // factor))  # only JPEG can
-    rgb = _convert(_upright(image))
+    rgb = _convert(upright(image))
     return rgb.reduce(_reduction(rgb))
 
 
@@ -161,7 +165,7 @@ def _reduction(image: Image.Image) -> int:
 
 def _content_problems(path: Path, stream: BinaryIO) -> list[Problem]:
     try:
-        with _identify(stream) as image:
+        with identify(stream) as image:
             size = _size_problem(image)
             if size is not None:
                 return [size]
@@ -212,10 +216,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Its pixels are of unknown range.
     """
-    return _convert(_upright(image))
+    return _convert(upright(image))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The image, turned as its EXIF data says."""
     # Not ImageOps.exif_transpose, which also writes these data anew, and fails where they are damaged.
     image.load()  # by which a TIFF is turned
@@ -234,10 +238,10 @@ def _convert(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F":
         raise _UnknownRangeError("its pixels are floating-point numbers of unknown range")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of which Pillow makes 16 bits
+        raise _UnknownRangeError("its pixels have more than 16 bits, of unknown range")
     if image.mode.startswith("I"):  # 16 bits: convert() would cut at 255 and give white
         values = np.asarray(image)
-        if values.max() > 0xFFFF or values.min() < 0:
-            raise _UnknownRangeError("its pixels have more than 16 bits")
         image = Image.fromarray((values // 257).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of palettes with transparency

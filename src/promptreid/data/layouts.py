@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value
+from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value, without_repeats
+from promptreid.data.image_files import found_beside_images
 from promptreid.data.problems import Problem
 from promptreid.data.records import (
     ANNOTATIONS,
@@ -18,7 +19,7 @@ from promptreid.data.records import (
     is_synthetic,
     with_parent,
 )
-from promptreid.errors import DatasetError, found_in
+from promptreid.errors import DatasetError
 
 IMAGES = "imgs"
 
@@ -37,7 +38,7 @@ def read_entries(path: Path) -> list[Any]:
         DatasetError: The file is not UTF-8, not JSON, or not a list of records that is not empty.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         what = "cannot be read" if isinstance(error, OSError) else "is not valid JSON"
         what = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else what
@@ -207,8 +208,8 @@ class JsonLayout:
         if self.holds_useless_annotation(root):
             raise DatasetError(f"{root} has {self.useless_annotation}, {self.useless_reason}")
         raise DatasetError(
-            f"{root} has no {names} (found: {found_in(root)}). Give the folder of {self.name}, which holds {names} and "
-            f"{IMAGES}/, or its parent; the authors provide the dataset on request"
+            f"{root} has no {names} (found: {found_beside_images(root)}). Give the folder of {self.name}, which "
+            f"holds {names} and {IMAGES}/, or its parent; the authors provide the dataset on request"
         )
 
 

@@ -14,7 +14,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "caption": ("error", "captions that are empty or not text"),
     "path": ("error", "paths that leave the image folder"),
     "split": ("error", "splits that are empty, share a person or cannot be trained on"),
-    "conflict": ("error", "images that are given to two persons or two splits"),
+    "conflict": ("error", "images that are given to two persons, splits or cameras"),
     "missing": ("error", "images missing"),
     "empty file": ("error", "image files of zero bytes"),
     "unreadable": ("error", "images that cannot be read"),

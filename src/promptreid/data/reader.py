@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from promptreid.data.annotation import (
     MEANT,
+    SKIP,
     Annotation,
     backslash_advice,
     divided,
@@ -16,6 +17,7 @@ from promptreid.data.annotation import (
     structural_problems,
     warn_left_out,
 )
+from promptreid.data.image_files import explained_if_closed, found_beside_images
 from promptreid.data.images import check_on_bad
 from promptreid.data.layouts import (
     ANNOTATIONS,
@@ -33,7 +35,7 @@ from promptreid.data.problems import LEFT_OUT, Problem
 from promptreid.data.records import ReIDDataset, count_mismatches, split_records
 from promptreid.data.table_layout import TableLayout, find_split_tables, find_tables
 from promptreid.defaults import OnBad
-from promptreid.errors import DatasetError, counted, found_in, printable
+from promptreid.errors import DatasetError, counted, printable
 from promptreid.values import check_choice
 
 FOLDER = "folder"
@@ -55,7 +57,7 @@ def load_dataset(
     """Load CUHK-PEDES, ICFG-PEDES, RSTPReid or your own folder, recognised from the files that are there.
 
     Args:
-        root: The dataset's folder, or its parent.
+        root: The dataset's folder; of a published dataset its parent will do.
         layout: One of `"CUHK-PEDES"`, `"ICFG-PEDES"`, `"RSTPReid"` and `"folder"`, or your own `Layout`; `None`
             to recognise it.
         image_dir: The folder that the images' paths begin at; `None` for `imgs/` beside the annotation, or beside the
@@ -171,16 +173,17 @@ def read_dataset(
     if table is not None:
         layout = _with_table(layout, table)
     read = cache(read_entries)  # what is looked into to recognise a dataset is not read again
-    if layout is None:
-        layout = LAYOUTS[_find_layout(Path(root), read)]
-    if isinstance(layout, JsonLayout | TableLayout) and not read_splits:
-        layout = replace(layout, read_splits=False)
-    if isinstance(layout, JsonLayout):
-        chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))
-        return chosen.read(Path(root), read=read)
-    if image_dir is not None:
-        raise ValueError(f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder")
-    return layout.read(Path(root))
+    with explained_if_closed(Path(root)):
+        if layout is None:
+            layout = LAYOUTS[_find_layout(Path(root), read)]
+        if isinstance(layout, JsonLayout | TableLayout) and not read_splits:
+            layout = replace(layout, read_splits=False)
+        if isinstance(layout, JsonLayout):
+            chosen = layout if image_dir is None else replace(layout, image_dir=Path(image_dir))
+            return chosen.read(Path(root), read=read)
+        if image_dir is None:
+            return layout.read(Path(root))
+    raise ValueError(f"image_dir is {str(image_dir)!r}, but only the paths of a JSON annotation begin at a folder")
 
 
 def _with_table(layout: Layout | None, table: str | Path) -> TableLayout:
@@ -201,7 +204,7 @@ def holds_dataset(root: Path) -> bool:
 
 def _find_layout(root: Path, read: ReadEntries) -> str:
     if not root.is_dir():
-        raise DatasetError(f"there is no folder {root}; give a dataset's folder, or its parent")
+        raise DatasetError(f"there is no folder {root}; give a dataset's folder, or the parent of a published one's")
     found = {name: layout.find(root) for name, layout in PUBLISHED.items()}
     found = {name: files for name, files in found.items() if PUBLISHED[name].claims(files, read)}
     # A dataset that lies in the folder itself takes precedence over those in its sub-folders.
@@ -221,9 +224,9 @@ def _find_layout(root: Path, read: ReadEntries) -> str:
         )
     files = "; ".join(f"{name}: {' or '.join(layout.annotations)}" for name, layout in PUBLISHED.items())
     raise DatasetError(
-        f"{root} holds no dataset that is known here (found: {found_in(root)}). Expected one of these files, with "
-        f"imgs/ beside it ({files}; or {', '.join(SPLIT_FILES.values())}), or your own .csv or .jsonl table, or an "
-        "imagefolder with metadata.jsonl"
+        f"{root} holds no dataset that is known here (found: {found_beside_images(root)}). Expected one of these "
+        f"files, with imgs/ beside it ({files}; or {', '.join(SPLIT_FILES.values())}), or your own .csv or .jsonl "
+        "table, or an imagefolder with metadata.jsonl"
     )
 
 
@@ -236,7 +239,7 @@ def chosen_records(
     """
     left_out: list[Problem] = []
     if on_bad == "skip":
-        annotation, left_out = leave_out_bad(annotation)
+        annotation, left_out = leave_out_bad(annotation, splits_needed=shares is None)
     return annotation if shares is None else divided(annotation, shares, seed=split_seed), left_out
 
 
@@ -278,6 +281,7 @@ def build_dataset(
         required=annotation.required,
         published=annotation.published,
     )
+    dataset = replace(dataset, names=annotation.names)
     if check_counts and annotation.published is not None:
         differing = count_mismatches({split.name: split.counts for split in dataset.splits}, annotation.published)
         if differing:
@@ -287,9 +291,6 @@ def build_dataset(
                 stacklevel=3,
             )
     return dataset
-
-
-_SKIP = 'leave such records out with on_bad="skip" (on the command line --on-bad skip)'
 
 
 def _errors(problems: Iterable[Problem]) -> list[Problem]:
@@ -302,7 +303,7 @@ def _raise_first(errors: Sequence[Problem]) -> None:
         count = f" (and {counted(more, 'more error')}; promptreid.data.check_dataset lists all of them)" if more else ""
         # Who leaves out records for a name of the split that was meant well loses the whole split.
         own = all(error.kind in LEFT_OUT for error in errors) and MEANT not in errors[0].message
-        raise DatasetError(f"{errors[0].message}{count}{'; ' + _SKIP if own else ''}")
+        raise DatasetError(f"{errors[0].message}{count}{'; ' + SKIP if own else ''}")
 
 
 def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
@@ -313,5 +314,5 @@ def _missing_images(annotation: Annotation, missing: Sequence[Problem]) -> str:
     first = ", ".join(printable(path) for path in paths[:10])
     return (
         f"{len(missing)} of {len(annotation.records)} images are missing below {annotation.images} ({counts}); "
-        f"first: {first}{backslash_advice(paths) or f'. Unpack every archive of the dataset there, or {_SKIP}'}"
+        f"first: {first}{backslash_advice(paths) or f'. Unpack every archive of the dataset there, or {SKIP}'}"
     )

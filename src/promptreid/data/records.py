@@ -238,6 +238,7 @@ class ReIDDataset:
         val: Images that choose the checkpoint, or `None` where the dataset has none.
         test: Images of persons that are in no other split.
         published: The counts its authors publish, or `None` where there are none to hold it against.
+        names: Identity number to name, where a table names its persons and the reader numbered them; else empty.
     """
 
     name: str
@@ -246,6 +247,7 @@ class ReIDDataset:
     val: ReIDSplit | None
     test: ReIDSplit
     published: PublishedCounts | None = field(default=None, repr=False)
+    names: Mapping[int, str] = field(default_factory=dict[int, str], repr=False, compare=False)
 
     @property
     def splits(self) -> tuple[ReIDSplit, ...]:

@@ -88,9 +88,9 @@ class EpochSampler(_ResumableSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        length, batch_size = whole_number("length", length), whole_number("batch_size", batch_size)
-        if batch_size < 1 or batch_size > length:
-            raise ValueError(f"batch_size is {batch_size}, but the dataset has {length} items; give 1 to {length}")
+        length, batch_size = whole_number("length", length), whole_number("batch_size", batch_size, minimum=1)
+        if batch_size > length:
+            raise ValueError(f"batch_size is {batch_size}, but the dataset has {length} items; give at most {length}")
         full, last = divmod(length, batch_size)
         share = slice(rank, None, num_replicas)
         batches = full + (last > 0 and not drop_last)

@@ -6,14 +6,16 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from promptreid.data.annotation import (
     SPLIT_NAMES,
     Annotation,
+    RepeatedKeyError,
     as_integer,
     camera_name,
     camera_problems,
@@ -21,10 +23,13 @@ from promptreid.data.annotation import (
     path_problem,
     shown_value,
     split_problem,
+    two_cameras,
+    without_repeats,
 )
+from promptreid.data.image_files import found_beside_images
 from promptreid.data.problems import Problem
 from promptreid.data.records import ImageRecord
-from promptreid.errors import DatasetError, found_in, missing_extra
+from promptreid.errors import DatasetError, missing_extra
 
 COLUMNS = ("image", "caption", "person_id", "split")
 
@@ -40,7 +45,7 @@ METADATA = tuple(f"metadata{ending}" for ending in (*TABLE_ENDINGS, ".parquet"))
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: an image with one of its captions.
+    """One line of a table, by the number of its first one in the file: an image with one of its captions.
 
     `person` is the identity: a whole number, or a name; `split` is empty where the table does not say. A table may have
     a further column `camera`.
@@ -91,19 +96,22 @@ class TableLayout:
             count += number
             # One line more, or the last position of this table would be that before the first one of the next.
             start += 1 + max([*(row.line for row in found), *(each.position or 0 for each in wrong)])
-        records, positions = _merge(rows, folder, starts, problems)
+        numbers, names = _number_persons(rows)
+        records, num_rows = _merge(rows, numbers, folder, starts, problems)
         return Annotation(
             name=folder.resolve().name,
             path=tables[0][0],
             images=folder,
             records=records,
-            positions=positions,
+            positions=list(num_rows),
             problems=problems,
             num_entries=count,
             required=(),
             position_name="line",
             path_key="image",
             files=starts if len(starts) > 1 else (),
+            num_rows={position: count for position, count in num_rows.items() if count > 1},
+            names=names,
         )
 
 
@@ -208,13 +216,23 @@ def lines_of(path: Path) -> Iterator[tuple[int, Any]]:
                 if text.strip():
                     yield line, _json(text)
             return
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            _check_header(path, reader.fieldnames)
-            for values in reader:
-                yield reader.line_num, values
-        except csv.Error as error:
-            raise DatasetError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
+        yield from _csv_rows(path, csv.reader(stream, strict=True))
+
+
+def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """The first line of each row, and its fields as `csv.DictReader` gives them, which tells the last line only."""
+    line = 1
+    try:
+        names = next(reader, [])
+        _check_header(path, names)
+        line = reader.line_num + 1
+        for values in reader:
+            if values:
+                more = {None: values[len(names) :]} if len(values) > len(names) else {}
+                yield line, dict(zip_longest(names, values[: len(names)])) | more
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {line}: not valid CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> list[Any]:
@@ -223,6 +241,7 @@ def _parquet_rows(path: Path) -> list[Any]:
     except ImportError as error:
         raise missing_extra(f"reading {path}", "pyarrow", "parquet") from error
     try:
+        _check_repeats(path, parquet.read_schema(path).names)
         return parquet.read_table(path).to_pylist()
     except ArrowInvalid as error:
         raise DatasetError(f"{path} is not a Parquet file ({error}); copy it again") from error
@@ -230,13 +249,12 @@ def _parquet_rows(path: Path) -> list[Any]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         return error
 
 
-def _check_header(path: Path, names: Any) -> None:
-    found = [str(name) for name in names or ()]
+def _check_header(path: Path, found: list[str]) -> None:
     ours = {*found, *(_ALSO[name] for name in found if name in _ALSO)}
     missing = [name for name in COLUMNS[:-1] if name not in ours]
     if missing:
@@ -245,9 +263,27 @@ def _check_header(path: Path, names: Any) -> None:
             f"{path}, line 1: the header is {', '.join(map(repr, found)) or 'missing'}, which has no "
             f"{', '.join(missing)}; expected the columns {', '.join(COLUMNS)}{hint}"
         )
+    _check_repeats(path, found)
+
+
+class _RepeatedColumnError(DatasetError):
+    """A table of images whose header has a name twice."""
+
+
+def _check_repeats(path: Path, names: list[str]) -> None:
+    """Refuse two columns of one name, of which only one would be read; those that are not read may be anything."""
+    read = (*COLUMNS, *_ALSO, "camera")
+    repeated = sorted({name for name in names if name in read and names.count(name) > 1})
+    if repeated:
+        raise _RepeatedColumnError(
+            f"{path} has more than one column {', '.join(repeated)}; keep one of a name, and write one row for each "
+            "caption of an image"
+        )
 
 
 def _parse(line: int, values: Any, path: Path) -> Row | list[Problem]:
+    if isinstance(values, RepeatedKeyError):
+        return [Problem("record", str(values))]
     if not isinstance(values, dict):
         what = f"is not valid JSON ({values})" if isinstance(values, Exception) else f"is {type(values).__name__}"
         return [Problem("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
@@ -274,7 +310,7 @@ def _identity(person: Any) -> str:
 
 def _field_problem(key: str, value: Any, folder: Path) -> Problem | None:
     if key == "image":
-        return path_problem("image", value, folder.name)
+        return path_problem("image", value, folder)
     if key == "split":
         return split_problem(value) if value else None
     if key == "caption":
@@ -290,10 +326,12 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
         raise DatasetError(f"there is no folder {root}; give the folder of images that holds the table")
     if table is not None:
         path = Path(table) if Path(table).is_absolute() else root / table
-        if not path.is_file() or path.suffix.lower() not in (*TABLE_ENDINGS, ".parquet"):
+        wanted = f"a .csv or .jsonl file with {', '.join(COLUMNS)}"
+        if not path.is_file():
+            raise DatasetError(f"there is no table {path}; give {wanted}, by its path below {root}")
+        if path.suffix.lower() not in (*TABLE_ENDINGS, ".parquet"):
             raise DatasetError(
-                f"there is no table {path}; give a .csv or .jsonl file with {', '.join(COLUMNS)}, by its path below "
-                f"{root}"
+                f"{path} is not a table that can be read, by the ending of its name; save it as {wanted}"
             )
         return path
     tables = find_tables(root)
@@ -302,7 +340,7 @@ def _find_table(root: Path, table: str | Path | None) -> Path:
     if tables:
         raise _several(root, tables)
     raise DatasetError(
-        f"{root} has no .csv or .jsonl file (found: {found_in(root)}); write a table with the columns "
+        f"{root} has no .csv or .jsonl file (found: {found_beside_images(root)}); write a table with the columns "
         f"{', '.join(COLUMNS)}, one row for each image and caption"
     )
 
@@ -350,40 +388,59 @@ def _describes_images(path: Path) -> bool:
     """Whether a table has our columns, or Hugging Face's."""
     try:
         _, first = next(lines_of(path), (0, None))
+    except _RepeatedColumnError:
+        return True
     except (DatasetError, OSError, UnicodeDecodeError):
         return False
     return isinstance(first, dict) and set(COLUMNS[:-1]) <= _with_our_names(first).keys()
 
 
 def _merge(
-    rows: list[Row], folder: Path, starts: list[tuple[int, Path]], problems: list[Problem]
-) -> tuple[list[ImageRecord], list[int]]:
-    """One record an image, with the captions of all its rows; a row that contradicts an earlier one is a problem."""
-    numbers = _number_persons(rows)
-    first: dict[tuple[str, str, str], Row] = {}
-    captions: dict[tuple[str, str, str], list[str]] = {}
+    rows: list[Row], numbers: Mapping[str, int], folder: Path, starts: list[tuple[int, Path]], problems: list[Problem]
+) -> tuple[list[ImageRecord], dict[int, int]]:
+    """One record an image, with the captions of all its rows; a row that contradicts an earlier one is a problem.
+
+    Returns:
+        The records, and of each the line where its first row begins, with the number of its rows.
+    """
+    merged: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        key = (str(row.image), row.person, row.split)
-        sentences = captions.setdefault(key, [])
-        before = first.setdefault(key, row)
-        if row.caption in sentences:
-            start, path = next(part for part in reversed(starts) if part[0] < row.line)
-            line = f", {before.line - start} or below" if before.line > start else ""
-            what = f"image {str(row.image)!r} has this very caption in an earlier line{line}"
-            where = f"{path}, line {row.line - start}:"
-            problems.append(Problem("duplicate", what).located(where, row.line, str(row.image)))
-        else:
-            sentences.append(row.caption)
-    records = [
-        ImageRecord(folder / row.image, numbers[row.person], tuple(captions[key]), row.split, row.camera)
-        for key, row in first.items()
-    ]
-    return records, [row.line for row in first.values()]
+        merged.setdefault((str(row.image), row.person, row.split), []).append(row)
+    found = (problem for group in merged.values() for problem in _contradictions(group, starts))
+    problems += sorted(found, key=lambda problem: problem.position or 0)
+    records: list[ImageRecord] = []
+    num_rows: dict[int, int] = {}
+    for group in merged.values():
+        first = group[0]
+        captions = tuple(dict.fromkeys(row.caption for row in group))
+        camera = next((row.camera for row in group if row.camera), None)
+        records.append(ImageRecord(folder / first.image, numbers[first.person], captions, first.split, camera))
+        num_rows[first.line] = len({row.line for row in group})
+    return records, num_rows
 
 
-def _number_persons(rows: list[Row]) -> dict[str, int]:
-    """Identities as numbers: the written ones, if all are numbers, else positions in the alphabet."""
+def _contradictions(group: list[Row], starts: list[tuple[int, Path]]) -> Iterator[Problem]:
+    """What rows of one image repeat, or say otherwise than an earlier one."""
+    captions: set[str] = set()
+    known = group[0]  # the first row that names the camera, if there is one
+    for row in group:
+        image = str(row.image)
+        start, path = next(part for part in reversed(starts) if part[0] < row.line)
+        if row.caption in captions:
+            line = f", {group[0].line - start} or below" if group[0].line > start else ""
+            what = f"image {image!r} has this very caption in an earlier line{line}"
+            yield Problem("duplicate", what).located(f"{path}, line {row.line - start}:", row.line, image)
+        captions.add(row.caption)
+        known = known if known.camera else row
+        if row.camera and known.camera and row.camera != known.camera:
+            near = f"line {known.line - start}" if known.line > start else "an earlier table"
+            what = f"image {image!r} is in {near} already, {two_cameras(known.camera, row.camera)}"
+            yield Problem("conflict", what).located(f"{path}, line {row.line - start}:", row.line, image)
+
+
+def _number_persons(rows: list[Row]) -> tuple[dict[str, int], dict[int, str]]:
+    """Identities as numbers: the written ones, if all are numbers, else positions in the alphabet; and these names."""
     names = sorted({row.person for row in rows})
     if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
-        return {name: int(name) for name in names}
-    return {name: number for number, name in enumerate(names)}
+        return {name: int(name) for name in names}, {}
+    return {name: number for number, name in enumerate(names)}, dict(enumerate(names))

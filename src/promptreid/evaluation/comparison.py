@@ -11,7 +11,10 @@ from promptreid.files import write_bytes_atomically, write_sealed_json
 from promptreid.scores import METRICS, shared_metrics, shown_score
 from promptreid.training.seeds import SeedScores
 
-_LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
+_NAMED = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: rf"\text{name}{{}}" for sign, name in _NAMED.items()}
+)
 _CHOSEN = "rank1"  # what the differences are of
 
 

@@ -14,6 +14,7 @@ from promptreid.evaluation.splits import EncodedSplit, encode_split, is_main_pro
 from promptreid.files import write_sealed_json
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.scores import shared_metrics, shown_score
+from promptreid.values import given_path
 from promptreid.version import __version__
 
 __all__ = ["EncodedSplit", "Evaluation", "encode_split", "evaluate", "score", "score_table", "write_evaluation"]
@@ -114,7 +115,7 @@ def write_evaluation(output_dir: str | Path, encoded: EncodedSplit, scores: Eval
     Raises:
         MissingExtraError: matplotlib is not installed; `metrics.json` is written all the same.
     """
-    folder = Path(output_dir)
+    folder = given_path("output_dir", output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "split": encoded.split.name,

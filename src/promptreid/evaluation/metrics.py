@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptreid.errors import NotFiniteError
 from promptreid.evaluation.ranks import CACHED_BYTES, UNUSED, Positives, rank_positives
 from promptreid.scores import METRICS, RANKS
 from promptreid.values import optional_whole_number, whole_number
@@ -326,7 +327,7 @@ def _check_features(name: str, features: Tensor, ids: Tensor) -> None:
     _check_ids(name, ids, len(features))
     if not bool(features.isfinite().all()):
         bad = int((~features.isfinite().all(dim=1)).sum())
-        raise ValueError(f"{bad} of {len(features)} {name}_features hold NaN or infinity; did training diverge?")
+        raise NotFiniteError(f"{bad} of {len(features)} {name}_features hold NaN or infinity; did training diverge?")
 
 
 def _check_ids(name: str, ids: Tensor, count: int) -> None:

@@ -12,8 +12,8 @@ from promptreid.errors import CheckpointError, CorruptFileError
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.downloading import CONFIG_NAME, SAFE_WEIGHTS
 from promptreid.towers.fingerprint import check_weight_checks, pack_fingerprint, unpack_fingerprint
+from promptreid.towers.loading import ClipSource
 from promptreid.towers.names import is_listed_tag, is_repository
-from promptreid.towers.source import ClipSource
 
 # The files that a digest can be of; only the first is always there.
 PROMPTS = "prompts.safetensors"

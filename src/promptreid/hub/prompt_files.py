@@ -16,8 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from promptreid.errors import CheckpointError, CorruptFileError
-from promptreid.files import file_digest, locked, rename_over, write_bytes_atomically, write_tensors_atomically
+from promptreid.errors import CheckpointError, CorruptFileError, HubError
+from promptreid.files import (
+    file_digest,
+    locked,
+    rename_over,
+    write_bytes_atomically,
+    write_tensors_atomically,
+)
 from promptreid.hub.manifest import (
     ENCODERS,
     ENCODERS_CONFIG,
@@ -28,9 +34,10 @@ from promptreid.hub.manifest import (
     parse_manifest,
     parse_object,
 )
-from promptreid.hub.repository import Repository
+from promptreid.hub.repository import Repository, is_not_found
 from promptreid.prompts.config import MOST_LAYERS
 from promptreid.towers.weights import check_architecture
+from promptreid.values import given_path
 
 MANIFEST = "prompt_config.json"
 FILES = (MANIFEST, PROMPTS, ENCODERS_CONFIG, ENCODERS)
@@ -397,23 +404,13 @@ def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
     Raises:
         FileNotFoundError: There is no such folder, and it is not a repository's id either.
         TypeError: The name is neither text nor a path.
-        ValueError: A revision was given for a folder.
+        ValueError: A revision was given for a folder, or the name is empty.
         HubError: The repository, its revision or a file is not there, or the Hub cannot be reached.
         CheckpointError: The files are corrupt, foreign or newer than this library.
     """
-    name = repository.name
-    if not isinstance(name, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"source is {type(name).__name__}, which is neither a folder nor the id of a Hub repository")
-    folder = Path(name)
-    if folder.is_dir():
-        if repository.revision is not None:
-            raise ValueError(f"{folder} is a folder, which has no revision {repository.revision!r}; leave revision out")
+    folder = _folder_of(repository)
+    if folder is not None:
         return read_prompt_files(folder, with_encoders=with_encoders)
-    if isinstance(name, Path) or folder.exists() or not _REPOSITORY_ID.fullmatch(name):
-        raise FileNotFoundError(
-            f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
-            "as 'user/name'"
-        )
     from promptreid.hub.transfer import download_prompts  # which a folder does not need
 
     def read(*, again: bool) -> PromptFiles:
@@ -426,3 +423,27 @@ def read_prompts(repository: Repository, *, with_encoders: bool) -> PromptFiles:
         if repository.local_files_only:
             raise
         return read(again=True)
+    except HubError as error:
+        if not is_not_found(error.__cause__):
+            raise
+        raise HubError(f"{error}; there is no folder {repository.name} here either") from error.__cause__
+
+
+def _folder_of(repository: Repository) -> Path | None:
+    """The folder that is meant; `None` where it is a repository."""
+    name = repository.name
+    if not isinstance(name, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"source is {type(name).__name__}, which is neither a folder nor the id of a Hub repository")
+    folder = given_path("source", name)
+    if folder.is_dir():
+        if repository.revision is not None:
+            raise ValueError(f"{folder} is a folder, which has no revision {repository.revision!r}; leave revision out")
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} is a file; give the folder that it is in, {folder.parent}")
+    if isinstance(name, Path) or not _REPOSITORY_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"there is no folder {folder}; give a folder that save_prompts wrote, or the id of a Hub repository such "
+            "as 'user/name'"
+        )
+    return None

@@ -176,6 +176,12 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, OfflineModeIsEnabled) or _is_transient(error)
 
 
+def is_not_found(error: BaseException | None) -> bool:
+    """Whether nothing is known of a repository of that name, as where a folder was meant."""
+    unknown = RepositoryNotFoundError | LocalEntryNotFoundError
+    return isinstance(error, unknown) or (error is not None and is_unreachable(error))
+
+
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may work a little later."""
     if isinstance(error, OfflineModeIsEnabled) or _is_full(error):

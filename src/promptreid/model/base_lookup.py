@@ -12,6 +12,7 @@ from promptreid.errors import CheckpointError, HubError, UnsupportedTowerError, 
 from promptreid.hub.manifest import ENCODERS_CONFIG, PromptManifest
 from promptreid.hub.prompt_files import PromptFiles, SavedEncoders, read_weights
 from promptreid.hub.repository import TRANSPORT_ERRORS
+from promptreid.towers.empty_models import weight_shapes
 from promptreid.towers.families import find_text_tower, find_vision_tower
 from promptreid.towers.fingerprint import (
     fingerprint,
@@ -20,9 +21,8 @@ from promptreid.towers.fingerprint import (
     weights_match,
     without_tensors,
 )
-from promptreid.towers.loading import load_clip, load_clip_from_config, weight_shapes
+from promptreid.towers.loading import ClipSource, current_digests, load_clip, load_clip_from_config, source_of
 from promptreid.towers.names import architecture_of, is_listed_model, is_listed_tag, without_choices
-from promptreid.towers.source import ClipSource, current_digests, source_of
 from promptreid.towers.tower import PixelTower, image_size_of, uses_quick_gelu
 
 Origin = Literal["made", "given", "held"]

@@ -13,6 +13,7 @@ from promptreid.files import rename_over, write_json_atomically
 from promptreid.towers.initial_states import probe_images, probe_tokens
 from promptreid.towers.modes import evaluating
 from promptreid.towers.tower import image_preprocessing_of
+from promptreid.values import given_path
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
@@ -42,7 +43,7 @@ def export_onnx(model: "PromptedCLIP", directory: str | Path) -> list[Path]:
 
     Raises:
         MissingExtraError: The extra `onnx` is not installed.
-        ValueError: The model is not float32 on the CPU.
+        ValueError: The model is not float32 on the CPU, or `directory` is empty.
         WeightsError: onnxruntime gives other features.
     """
     try:
@@ -56,7 +57,7 @@ def export_onnx(model: "PromptedCLIP", directory: str | Path) -> list[Path]:
             f"the model is {parameter.dtype} on {parameter.device}, expected torch.float32 on the CPU: "
             "model.float().cpu()"
         )
-    folder = Path(directory)
+    folder = given_path("directory", directory)
     folder.mkdir(parents=True, exist_ok=True)
     encoders = {
         IMAGE_ENCODER: (_Encoder(model, "image"), probe_images(model.clip)),

@@ -25,7 +25,7 @@ from promptreid.model.vision import ImageGroups, PromptedVisionEncoder
 from promptreid.model.wrapping import Setup, sample_base, wrap
 from promptreid.prompts.config import PromptConfig
 from promptreid.towers.fingerprint import WeightDigests
-from promptreid.towers.source import ClipSource, digests_of, source_of
+from promptreid.towers.loading import ClipSource, digests_of, source_of
 from promptreid.towers.tokenizer import tokenizer_for
 from promptreid.towers.tower import feature_size_of, image_preprocessing_of, image_size_of
 

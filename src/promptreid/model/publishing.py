@@ -26,9 +26,10 @@ from promptreid.hub.transfer import COUNTED, COUNTED_TEXT, PublishedURL, upload_
 from promptreid.model.base_lookup import check_shapes
 from promptreid.model.saving import Encoders, save_prompts
 from promptreid.towers.downloading import is_pinned
-from promptreid.towers.loading import loads_in_plain_open_clip
+from promptreid.towers.empty_models import loads_in_plain_open_clip
+from promptreid.towers.loading import ClipSource
 from promptreid.towers.names import is_listed_model, is_listed_tag, license_of, listed_as, published_at
-from promptreid.towers.source import ClipSource
+from promptreid.values import given_path
 
 if TYPE_CHECKING:
     from promptreid.model.prompted_clip import PromptedCLIP
@@ -90,7 +91,7 @@ def push_prompts(
             raise TypeError(f"{name} is {value!r}, expected True or False")
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(model, str | Path):
-            folder = Path(model)
+            folder = given_path("model", model)
         else:
             # Nobody else has the folder that the base is from.
             source: ClipSource | None = getattr(model, "source", None)
@@ -126,7 +127,7 @@ def files_to_push(
         ValueError: Nobody else could make the base, or the folder has its own card and `metrics` or `details`
             are given.
     """
-    folder = Path(folder)
+    folder = given_path("folder", folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give a model, or what save_prompts wrote")
     files = read_prompt_files(folder)
@@ -166,7 +167,7 @@ def write_card(
         CheckpointError: The folder is damaged.
         ValueError: A score is not a fraction, or the text holds an access token.
     """
-    folder = Path(folder)
+    folder = given_path("folder", folder)
     files, path = read_prompt_files(folder), folder / CARD
     if not path.exists() or is_untouched(_own_card(path, None, None)):
         write_bytes_atomically(path, _card(files, files.manifest, UNPUBLISHED, metrics, details).encode())

@@ -13,6 +13,7 @@ from promptreid.hub.prompt_files import FILES, MANIFEST, check_replaceable, is_f
 from promptreid.model.base_lookup import make_base
 from promptreid.model.encoding import check_prompted
 from promptreid.towers.adapters import merge_adapters
+from promptreid.towers.empty_models import unlike_source
 from promptreid.towers.fingerprint import (
     WeightDigests,
     fingerprint,
@@ -21,10 +22,10 @@ from promptreid.towers.fingerprint import (
     weights_changed,
     without_tensors,
 )
-from promptreid.towers.loading import unlike_source
+from promptreid.towers.loading import ClipSource, model_config, preprocess_config, source_of
 from promptreid.towers.names import is_listed_tag
-from promptreid.towers.source import ClipSource, model_config, preprocess_config, source_of
 from promptreid.towers.tower import uses_quick_gelu
+from promptreid.values import given_path
 from promptreid.version import __version__
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def save_prompts(
         OSError: The disk is full, or the folder cannot be written.
         TypeError: `model` is not a `PromptedCLIP`.
         ValueError: It is not known where the open_clip model came from, something to be saved is not finite, or
-            `encoders` is unknown; or PEFT's layers cannot be merged, or others were added; or prompts were detached.
+            `encoders` is unknown or `directory` empty; or PEFT's layers cannot be merged, or others were added; or
+            prompts were detached.
 
     Example:
         >>> import tempfile
@@ -78,7 +80,7 @@ def save_prompts(
         (96, 48)
     """
     source = _check_saveable(model, encoders)
-    directory = Path(directory)
+    directory = given_path("directory", directory)
     check_destination(directory, source, overwrite=overwrite)
     clip = _plain_clip(model, source)
     digests = weight_digests(clip)

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptreid.data.image_files import list_images, no_images_in
+from promptreid.data.image_files import first_reasons, list_images, no_images_in
+from promptreid.data.images import inspect_image
 from promptreid.data.records import ImageRecord, ReIDSplit
-from promptreid.errors import DatasetError, printable
+from promptreid.errors import DatasetError
 from promptreid.model.encoding import EncodedImages, EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.encode import check_features
@@ -187,20 +188,26 @@ def add_images(
     new = [file for file in files if file.path not in excluded]
     unreadable, since = _encode(store, model, new, named=named, **options)
     if new and len(unreadable) == len(new):
-        raise DatasetError(f"none of the {len(new)} images can be read; first: {', '.join(unreadable[:10])}")
-    _warn_unreadable(unreadable, len(files))
+        raise DatasetError(f"none of the {len(new)} images can be read: {why_unreadable(unreadable)}")
+    warn_unreadable(unreadable, len(files))
     added = len(new) - len(unreadable) - len(since)
     return Changes(added=added, unreadable=unreadable, excluded=(*excluded, *since))
 
 
-def _warn_unreadable(unreadable: Sequence[str], total: int) -> None:
-    """Count and name unreadable images in one warning."""
+def warn_unreadable(unreadable: Sequence[str], total: int) -> None:
+    """Count unreadable images in one warning, which says of the first ones why."""
     if unreadable:
-        first = ", ".join(printable(path) for path in unreadable[:10])
-        warnings.warn(
-            f"{len(unreadable)} of {total} images cannot be read and are left out: {first}; copy them again",
-            stacklevel=4,
-        )
+        count = f"{len(unreadable)} of {total} images cannot be read and are left out"
+        warnings.warn(f"{count}: {why_unreadable(unreadable)}", stacklevel=4)
+
+
+def why_unreadable(paths: Sequence[str]) -> str:
+    """The first ten images that could not be read, each with its reason, which their files are asked for again."""
+    reasons = dict.fromkeys(map(Path, paths), "")
+    for path in list(reasons)[:10]:
+        errors = [problem.message for problem in inspect_image(path).problems if problem.severity == "error"]
+        reasons[path] = errors[0] if errors else "could not be read, and can be now"
+    return first_reasons(reasons)
 
 
 def _check_new(store: GalleryState, paths: Sequence[str]) -> None:
@@ -274,7 +281,7 @@ def update_images(
     stale = [os.path.abspath(file.path) for file in changed if file.path in lost and file_stamp(file.path)[0] >= 0]
     going = [*absent, *stale] if prune else stale
     removed = store.change(removed=[int(table.ids[known[path]]) for path in going]) if going else 0
-    _warn_unreadable(unreadable, len(files))
+    warn_unreadable(unreadable, len(files))
     return Changes(
         added=sum(file.path not in lost for file in new),
         changed=sum(file.path not in lost for file in changed),
@@ -306,7 +313,7 @@ def _encode(
     named: bool = False,
     **options: "Unpack[EncodingOptions]",
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Encode files and save them, at intervals and at the end.
+    """Encode files and save them, at intervals and at the end; on Ctrl-C or a signal, those that are encoded by then.
 
     Returns:
         Those that cannot be read, and those that others removed in the meantime, which stay out unless they are `named`
@@ -315,24 +322,33 @@ def _encode(
     unreadable: list[str] = []
     removed: list[str] = []
     waiting: list[EncodedImages] = []
-    # What changes while it is encoded must look changed at the next update, so files are looked at before.
-    paths, metadata = [file.path for file in files], [file.metadata for file in files]
-    keyed = any(file.image is not None for file in files)
-    table = (
-        ImageTable.of_keys(paths, metadata=metadata) if keyed else ImageTable.of(paths, first_id=0, metadata=metadata)
-    )
+    table = _table_of(files)
     written, pause = time.monotonic(), _WRITE_EVERY_SECONDS
     images = [file.path if file.image is None else file.image for file in files]
-    for batch in encode_images(model, images, groups=image_groups(files, model), **options):
-        unreadable += [table.paths[position] for position in batch.unreadable]
-        waiting.append(batch)
-        if store.directory is not None and time.monotonic() - written > pause:
-            begin = time.monotonic()
-            removed += _put(store, table, waiting, named=named)
-            waiting, written = [], time.monotonic()
-            pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
+    try:
+        for batch in encode_images(model, images, groups=image_groups(files, model), **options):
+            unreadable += [table.paths[position] for position in batch.unreadable]
+            waiting.append(batch)
+            if store.directory is not None and time.monotonic() - written > pause:
+                begin = time.monotonic()
+                full, waiting = waiting, []  # what interrupts the write, or the wait for it, does not begin it again
+                removed += _put(store, table, full, named=named)
+                written = time.monotonic()
+                pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
+    except (KeyboardInterrupt, SystemExit):
+        if store.directory is not None:
+            _put(store, table, waiting, named=named)
+        raise
     removed += _put(store, table, waiting, named=named)
     return tuple(unreadable), tuple(removed)
+
+
+def _table_of(files: Sequence[ImageFile]) -> ImageTable:
+    """The files as they are now: what changes while it is encoded must look changed at the next update."""
+    paths, metadata = [file.path for file in files], [file.metadata for file in files]
+    if any(file.image is not None for file in files):
+        return ImageTable.of_keys(paths, metadata=metadata)
+    return ImageTable.of(paths, first_id=0, metadata=metadata)
 
 
 def image_groups(files: Sequence[ImageFile], model: PromptedCLIP) -> list[str | None] | None:

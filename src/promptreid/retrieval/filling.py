@@ -28,6 +28,7 @@ from promptreid.retrieval.editing import (
     check_pruning,
     find_images,
     image_groups,
+    warn_unreadable,
 )
 from promptreid.retrieval.filters import Metadata
 from promptreid.retrieval.lance_filters import from_stored, quoted
@@ -102,8 +103,9 @@ def fill(
         if root is None:
             raise DatasetError("there are no images to add; give their folder, or a list of files")
         raise no_images_in(root)
-    filling.warn_unreadable()
-    return filling.changes(pruned=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
+    changes = filling.changes(pruned=0 if pruning is None else pruning.apply(anyway=prune == "anyway"))
+    warn_unreadable(changes.unreadable, filling.seen)
+    return changes
 
 
 def put_in(store: LanceStore, images: ImageTable, features: Tensor) -> None:
@@ -160,13 +162,6 @@ class _Filling:
             self._store.log_action("remove", images=len(there))
             self._store.delete_keys(there)
             self._removed += len(there)
-
-    def warn_unreadable(self) -> None:
-        """Name what was left out."""
-        if self._unreadable:
-            first = ", ".join(printable(path) for path in self._unreadable[:10])
-            count = f"{len(self._unreadable)} of {self.seen} images"
-            warnings.warn(f"{count} cannot be read and are left out: {first}; copy them again", stacklevel=4)
 
     def changes(self, *, pruned: int) -> Changes:
         """The counts of what was done."""

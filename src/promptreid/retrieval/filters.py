@@ -118,6 +118,19 @@ def _conditions(value: Any) -> tuple[Condition, ...]:
     return ((AnyOf(values),) if values or not special else ()) + tuple(special)
 
 
+def check_where(where: Any) -> None:
+    """Refuse what is no filter.
+
+    Raises:
+        TypeError: It is neither conditions by key nor a function.
+    """
+    if not isinstance(where, Mapping) and not callable(where):
+        raise TypeError(
+            f"where is {where!r}, expected conditions by key, such as {{'folder': 'cam_a'}}, or a function of an "
+            "image's metadata"
+        )
+
+
 def matcher(where: Where) -> Callable[[Metadata], bool]:
     """A filter as a function of an image's metadata.
 

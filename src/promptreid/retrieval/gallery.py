@@ -123,8 +123,8 @@ class Gallery:
 
         Raises:
             DatasetError: There is no image, or none that can be read.
-            FileExistsError: `directory` holds a gallery already, or somebody is building one there; an empty one that
-                was abandoned is replaced.
+            FileExistsError: `directory` holds a store, or a gallery already, or somebody is building one there; an
+                empty one that was abandoned is replaced.
             ValueError: A setting is out of range, or the model gives NaN or infinity.
             TypeError: Metadata or notes are of a kind that JSON does not take, or arguments are swapped.
         """
@@ -374,7 +374,7 @@ class Gallery:
         Raises:
             ValueError: The gallery is empty, `k` is less than 1, a sentence is empty or the name of an image, features
                 are not finite, no image passes `where`, or the gallery was never calibrated.
-            TypeError: A query is of another kind, or `k` is not an integer.
+            TypeError: A query or `where` is of another kind, or `k` is not an integer.
             DatasetError: An image cannot be read.
             CheckpointError: Features of the gallery are damaged.
             OSError: The audit log cannot be written; then nothing is returned.
@@ -404,8 +404,8 @@ class Gallery:
             progress: Show progress bars.
 
         Raises:
-            ValueError: The gallery has no model or no image, the split has only one person, there are too few
-                sentences, or both are given.
+            ValueError: The gallery has no model or no image, the split has only one person, there are fewer sentences
+                than 1 / `false_alarm_rate`, or both are given.
         """
         index = self._store.snapshot()[1]
         chosen = choose_threshold(
@@ -437,7 +437,8 @@ class Gallery:
 
         Raises:
             ValueError: No folder is given and the gallery is not bound to one.
-            FileExistsError: The folder holds another gallery, or one that is being built, and `exist_ok` is `False`.
+            FileExistsError: The folder holds a store; or another gallery, or one that is being built, and `exist_ok` is
+                `False`.
             CheckpointError: Another process has changed the gallery since it was loaded.
             OSError: The files cannot be written; what was there is untouched.
         """
@@ -466,7 +467,7 @@ class Gallery:
             storage_options: LanceDB's for the object store, over what the environment says.
 
         Raises:
-            FileExistsError: A store of another model is there.
+            FileExistsError: A store of another model is there, or a gallery.
             StoreError: The place cannot be reached or refuses.
             MissingExtraError: LanceDB is not installed.
         """

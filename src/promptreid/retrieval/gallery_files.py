@@ -5,6 +5,7 @@ names those that are valid. To add is to write one more segment and a new descri
 segment again without the image; what the description does not name any more is deleted at once.
 """
 
+import errno
 import json
 import re
 import secrets
@@ -18,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError
 
-from promptreid.defaults import GALLERY_FILE
+from promptreid.defaults import GALLERY_FILE, is_store
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
@@ -84,6 +85,28 @@ def is_free(folder: Path) -> bool:
 
 
 @contextmanager
+def writing(folder: Path) -> Generator[None, None, None]:
+    """Let nobody else write a gallery in the block.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK, action=f"writing the gallery {folder}"))
+        except TimeoutError:
+            raise
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise PermissionError(
+                f"the gallery {folder} cannot be written ({error.strerror}); it is another user's, or on a disk that "
+                "is read-only: copy it to a folder of yours"
+            ) from error
+        yield
+
+
+@contextmanager
 def building(folder: Path) -> Generator[None, None, None]:
     """Mark the gallery in a folder as being built in the block, however long it has no image.
 
@@ -127,11 +150,16 @@ def write_gallery(
         The same with its files, and the new description; its `generation` names this state, as no other is named.
 
     Raises:
-        FileExistsError: There is a gallery, and this one `is_new`.
+        FileExistsError: There is a gallery, and this one `is_new`; or there is a store.
     """
     json_bytes(description["header"].get("notes"))
+    if is_store(folder) and not exists(folder):  # where earlier versions let both be, the gallery can still be written
+        raise FileExistsError(
+            f"{folder} holds a store, whose images a search would find in place of the gallery's; choose another "
+            "folder, or open the store: StoredGallery.load"
+        )
     make_private_folder(folder)
-    with locked(folder / LOCK, action=f"writing the gallery {folder}"):
+    with writing(folder):
         if is_new and not is_free(folder):
             being_built = ", which is being built" if _is_being_built(folder) else ""
             raise FileExistsError(
@@ -306,11 +334,14 @@ def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / _DESCRIPTION
     if not path.is_file():
-        raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); build one and save it there")
+        advice = "it holds a store: StoredGallery.load opens it" if is_store(folder) else "build one and save it there"
+        raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); {advice}")
     try:
         content = path.read_bytes()
         description = json.loads(content)
         version = description["format_version"]
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); ask its owner to let you read it") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no readable gallery ({path}: {error}); build it again") from error
     if version not in (_FIRST_VERSION, FORMAT_VERSION):

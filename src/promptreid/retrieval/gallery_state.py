@@ -18,13 +18,12 @@ from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.evaluation.calibration import Calibration, calibrate_threshold, calibrate_without_labels
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
-from promptreid.files import locked, make_private_folder
+from promptreid.files import make_private_folder
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.audit import log_action, search_details
 from promptreid.retrieval.encode import Query, encode_queries, is_one_query
-from promptreid.retrieval.filters import Where
+from promptreid.retrieval.filters import Where, check_where
 from promptreid.retrieval.gallery_files import (
-    LOCK,
     building,
     checked_header,
     clean,
@@ -34,6 +33,7 @@ from promptreid.retrieval.gallery_files import (
     read_gallery,
     write_gallery,
     write_while_locked,
+    writing,
 )
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.segment_files import Segment
@@ -99,7 +99,7 @@ class GalleryState:
                 yield
                 return
             make_private_folder(self.directory)
-            with locked(self.directory / LOCK, action=f"writing the gallery {self.directory}"):
+            with writing(self.directory):
                 self._turns += 1
                 try:
                     self._take_in()
@@ -270,6 +270,8 @@ def search_store(
 ) -> list[Hit] | list[list[Hit]]:
     """The hits of the query, or of each of several, the best first, none below `lowest`; logged if asked for."""
     k = whole_number("k", k, minimum=1)
+    if where is not None:
+        check_where(where)
     query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
     exact, index = store.snapshot()
     if len(exact) == 0:
@@ -320,13 +322,15 @@ def choose_threshold(
         raise ValueError("give a labelled split or sentences, not both; a split has its own sentences")
     if split is not None:
         encoded = encode_split(model, split, progress=progress)
-        return calibrate_threshold(
+        chosen = calibrate_threshold(
             encoded.text_features,
             encoded.image_features,
             encoded.text_ids,
             encoded.image_ids,
             false_alarm_rate=false_alarm_rate,
         )
+        _check_enough(chosen, false_alarm_rate)
+        return chosen
     if images == 0:
         raise ValueError("the gallery is empty; add images first")
     if sentences is None:
@@ -335,6 +339,16 @@ def choose_threshold(
         sentences = describe_people(STRANGERS)
     features = model.encode(list(sentences), progress=progress)
     return calibrate_without_labels(best_scores(features), gallery_size=images, false_alarm_rate=false_alarm_rate)
+
+
+def _check_enough(chosen: Calibration, rate: float) -> None:
+    """Refuse labelled data of so few sentences that none of them may be a false alarm: no rate is measured by them."""
+    least = 2 if rate == 0 else math.ceil(1 / rate)
+    if chosen.num_queries < least:
+        raise ValueError(
+            f"{chosen.num_queries} labelled sentences are too few for a rate of {rate:g}; give a split with {least} or "
+            "more, or calibrate without labels: gallery.calibrate()"
+        )
 
 
 def threshold_in_words(calibration: Calibration) -> str:

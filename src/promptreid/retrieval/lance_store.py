@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from promptreid.defaults import STORE_TABLE
-from promptreid.errors import StoreError
+from promptreid.defaults import STORE_TABLE, is_gallery
+from promptreid.errors import StoreError, shell_word
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.retrieval.audit import audit_line, not_logged
 from promptreid.retrieval.encode import check_features, check_unit_length
@@ -102,7 +102,7 @@ class LanceStore:
             storage_options: LanceDB's for the object store, over what the environment says.
 
         Raises:
-            FileExistsError: There is one already.
+            FileExistsError: There is one already, or a gallery.
             StoreError: The place cannot be reached or refuses.
             MissingExtraError: LanceDB is not installed.
         """
@@ -113,6 +113,11 @@ class LanceStore:
             )
         if has_store(place):
             raise FileExistsError(f"{place.url} holds a store already; open it, or choose another place")
+        if is_gallery(place.url):
+            raise FileExistsError(
+                f"{place.url} holds a gallery, which a search would not find beside a store; choose another place, or "
+                "open the gallery: Gallery.load"
+            )
         kept = {"format": FORMAT, "dimensions": dimensions, "storage": storage, "notes": {}, **(header or {})}
         make_store_folder(place, (IMAGES, REMOVED))
         connection = place.connect()
@@ -133,7 +138,7 @@ class LanceStore:
         place = Place.of(url, storage_options)
         require_lance()
         if not has_store(place):
-            raise StoreError(f"there is no store in {place.url}; make one: promptreid index CROPS --store {place.url}")
+            raise StoreError(f"there is no store in {place.url}; {_instead_of_a_store(place)}")
         with in_our_words(place.url):
             return cls(place, place.connect().open_table(IMAGES))
 
@@ -411,6 +416,13 @@ def index_partitions(data: Any) -> int | None:
         if list(index.field_names) == [VECTOR]:
             return int(data.stats.index_stats(index.name)["indices"][0]["num_partitions"])
     return None
+
+
+def _instead_of_a_store(place: Place) -> str:
+    """What to do where there is no store."""
+    if is_gallery(place.url):
+        return "it holds a gallery: Gallery.load opens it, and promptreid index --output changes it"
+    return f"make one: promptreid index CROPS --store {shell_word(place.url)}"
 
 
 def _make_table(connection: Any, name: str, schema: Any) -> None:

@@ -1,6 +1,7 @@
 """Keeps a store in order: joins files, builds and refreshes indexes, and describes its state."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -64,7 +65,7 @@ def describe(store: LanceStore) -> StoreInfo:
             images=data.count_rows(),
             dimensions=header["dimensions"],
             storage=header["storage"],
-            model=(header.get("model") or {}).get("name"),
+            model=_model_name(header),
             calibrated=bool(header.get("calibration")),
             keys=tuple(store.keys),
             fragments=len(fragments),
@@ -74,6 +75,13 @@ def describe(store: LanceStore) -> StoreInfo:
             versions=len(data.versions()),
             num_bytes=sum(sum(batch["size_bytes"].to_pylist()) for batch in data.all_files()),
         )
+
+
+def _model_name(header: Mapping[str, Any]) -> str | None:
+    """The name by which the command line loads the model, else that of its base."""
+    noted = header.get("notes", {}).get("model")
+    name = noted.get("model") if isinstance(noted, dict) else None
+    return name if isinstance(name, str) else (header.get("model") or {}).get("name")
 
 
 def _is_of_features(index: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from promptreid.errors import listed
 from promptreid.files import file_digest
-from promptreid.retrieval.filters import Where
+from promptreid.retrieval.filters import Where, check_where
 from promptreid.retrieval.gallery_state import GalleryState
 from promptreid.retrieval.table import ImageTable, check_passes, file_stamp
 from promptreid.values import fits_int64
@@ -47,6 +47,8 @@ def remove_images(
     Their paths and the digests of their files are kept, so that a later update does not bring them back.
     """
     check_named(images, where, older_than)
+    if where is not None:
+        check_where(where)
     with store.turn():
         if images is not None:
             ids = _ids_of(store, images)
@@ -236,13 +238,21 @@ def image_number(image: Any) -> int:
 
 
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
-    """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not."""
+    """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not.
+
+    What is called so, be it an image or the folder of a pattern, such as `cam[1]/*`, comes before what it stands for.
+    """
     path = os.path.abspath(image)
     if path in paths:
         return [path]
     if not is_pattern(os.fsdecode(image)):
         return []
     pattern = absolute_pattern(image)
+    literal = os.path.join(glob.escape(os.path.dirname(path)), os.path.basename(pattern))
+    return _matches(paths, literal) or _matches(paths, pattern)
+
+
+def _matches(paths: Collection[str], pattern: str) -> list[str]:
     depth = pattern.count(os.sep)
     return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
 

@@ -27,6 +27,7 @@ from promptreid.retrieval.gallery_state import (
     kept_calibration,
     lowest_score,
 )
+from promptreid.retrieval.lance_connection import Place
 from promptreid.retrieval.lance_filters import column_name, from_cell, key_of
 from promptreid.retrieval.lance_removal import (
     Erasure,
@@ -36,9 +37,9 @@ from promptreid.retrieval.lance_removal import (
     pass_on_removals,
     remove,
 )
-from promptreid.retrieval.lance_store import LanceStore
+from promptreid.retrieval.lance_store import LanceStore, has_store
 from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
-from promptreid.retrieval.removal import Images, check_named
+from promptreid.retrieval.removal import Images, check_named, is_pattern
 from promptreid.retrieval.table import ImageTable
 from promptreid.values import whole_number
 
@@ -103,7 +104,7 @@ class StoredGallery:
             storage_options: LanceDB's for the object store, over what the environment says.
 
         Raises:
-            FileExistsError: There is a store already.
+            FileExistsError: There is a store already, or a gallery.
             StoreError: The place cannot be reached or refuses.
             MissingExtraError: LanceDB is not installed.
         """
@@ -256,7 +257,9 @@ class StoredGallery:
                 raise ValueError(f"no image of the store has {key}; known are: {', '.join(self.keys) or 'none'}")
             if not self.store.count({key: value}):
                 known = listed(self._values(key), most=20)
-                raise ValueError(f"no image of the store has {key} {value}; known are, among others: {known}")
+                raise ValueError(
+                    f"no image of the store has {key} {value}; known are, among others: {known}{_no_pattern(value)}"
+                )
         if where is not None:
             names = ", ".join(where) if isinstance(where, Mapping) else "a function"
             raise ValueError(
@@ -363,6 +366,14 @@ class StoredGallery:
         return describe(self.store)
 
 
+def _no_pattern(value: Any) -> str:
+    """What is said of a value that looks like a pattern, which a store takes for what it is."""
+    values: list[Any] = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+    if not any(isinstance(one, str) and is_pattern(one) for one in values):
+        return ""
+    return "; of patterns a store takes only a beginning, such as Prefix('cam'), or 'cam*' on the command line"
+
+
 def copy_to_store(
     gallery: GalleryState,
     model: PromptedCLIP | None,
@@ -378,6 +389,8 @@ def copy_to_store(
             url, dimensions=exact.dimensions, storage=storage, header=kept, storage_options=storage_options
         )
     except FileExistsError:
+        if not has_store(Place.of(url, storage_options)):  # but a gallery
+            raise
         store = LanceStore.open(url, storage_options=storage_options)
         if store.header.get("model") != header.get("model") or store.dimensions != exact.dimensions:
             raise

@@ -17,7 +17,7 @@ from torch import Tensor
 from promptreid.errors import listed
 from promptreid.files import portable
 from promptreid.retrieval.columns import Arrays, Columns, Ints, Texts
-from promptreid.retrieval.filters import AnyOf, Between, Metadata, Prefix, Where, conditions
+from promptreid.retrieval.filters import AnyOf, Between, Metadata, Prefix, Where, check_where, conditions
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,9 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
 
     Raises:
         ValueError: Nothing passes; names what is unknown, and what is known.
+        TypeError: It is no filter.
     """
+    check_where(where)
     if any(table.columns.mask(where).any() for table in tables):
         return
     for key, some in conditions(where).items() if isinstance(where, Mapping) else ():
@@ -297,8 +299,10 @@ def check_passes(tables: Sequence[ImageTable], where: Where) -> None:
             raise ValueError(f"no image of the gallery has {key}; known are: {', '.join(keys) or 'none'}")
         if any(column.mask(condition).any() for column in columns for condition in some):
             continue
-        if wanted := " or ".join(dict.fromkeys(text for condition in some for text in _words(condition))):
+        if all(isinstance(condition, AnyOf | Between | Prefix) for condition in some):
+            wanted = " or ".join(dict.fromkeys(text for condition in some for text in _words(condition)))
             known = list(dict.fromkeys(map(str, known_values(tables, key))))
+            wanted = wanted or "one of no values, as the list is empty"
             raise ValueError(f"no image of the gallery has {key} {wanted}; known are: {listed(known, most=20)}")
     raise ValueError(f"{_why_none_passes(tables, where)}; the gallery was not searched")
 
@@ -326,7 +330,7 @@ def known_values(tables: Sequence[ImageTable], key: str) -> list[Any]:
 def _words(condition: Any) -> list[str]:
     """The values that a condition asks for, in words; nothing for a function."""
     if isinstance(condition, AnyOf):
-        return list(dict.fromkeys(map(str, condition.values)))
+        return list(dict.fromkeys("''" if value == "" else str(value) for value in condition.values))
     return [str(condition)] if isinstance(condition, Between | Prefix) else []
 
 

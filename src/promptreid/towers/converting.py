@@ -19,14 +19,18 @@ from promptreid.towers.downloading import (
     download_model,
     names_repository,
 )
-from promptreid.towers.loading import load_clip, loads_in_plain_open_clip
+from promptreid.towers.empty_models import loads_in_plain_open_clip
+from promptreid.towers.loading import load_clip, model_config, preprocess_config
 from promptreid.towers.names import is_listed_tag, is_repository, names_that_fit
-from promptreid.towers.source import model_config, preprocess_config
 from promptreid.towers.tower import image_preprocessing_of, image_size_of, uses_quick_gelu
 from promptreid.towers.transformers_names import to_transformers
 from promptreid.towers.weights import Checkpoint, read_checkpoint, weights_in
+from promptreid.values import given_path
 
 Target = Literal["open_clip", "transformers"]
+
+# Of a folder that `save_prompts` wrote, as `promptreid.hub` names them.
+PROMPTS_CONFIG, PROMPTS = "prompt_config.json", "prompts.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Conversion:
         image_size: (height, width) in pixels.
         trained_size: The size that the project which trained it used, where that is known.
         quick_gelu: Whether the model computes QuickGELU.
-        left_out: Names in the source that are not weights of the two encoders.
+        left_out: Names in the source that are not weights of the two encoders; `prompts.safetensors` for the prompts of
+            a folder that `save_prompts` wrote.
         loads_in_open_clip: Whether plain open_clip loads the folder too, at this image size.
     """
 
@@ -85,7 +90,7 @@ def convert_weights(
         FileExistsError: The folder holds a model already.
         NotADirectoryError: `folder` is a file.
         FileNotFoundError: There is no such file, and it is not the name of a repository; or a folder has no weights.
-        ValueError: The architecture is not known, or an argument does not fit it.
+        ValueError: The architecture is not known, or an argument does not fit it, or a path is empty.
         WeightsError: The weights are damaged, of an unknown kind, or not the architecture's.
         HubError: A repository cannot be downloaded.
         UnsupportedTowerError: transformers has no such towers.
@@ -100,7 +105,8 @@ def convert_weights(
         >>> load_clip(f"local-dir:{folder}", image_size=(96, 48)).visual.image_size
         (96, 48)
     """
-    folder = Path(folder)
+    folder = given_path("folder", folder)
+    given_path("source", source)
     if to not in ("open_clip", "transformers"):
         raise ValueError(f'to is {to!r}, expected "open_clip" or "transformers"')
     if (folder / (CONFIG_NAME if to == "open_clip" else FOREIGN_CONFIG_NAME)).exists() and not overwrite:
@@ -132,9 +138,14 @@ def convert_weights(
         image_size=image_size_of(clip),
         trained_size=None if checkpoint is None else checkpoint.trained_size,
         quick_gelu=uses_quick_gelu(clip),
-        left_out=() if checkpoint is None else checkpoint.left_out,
+        left_out=() if checkpoint is None else (*checkpoint.left_out, *_prompts_beside(checkpoint.path)),
         loads_in_open_clip=loads_in_plain_open_clip(config["model_cfg"], shapes),
     )
+
+
+def _prompts_beside(weights: Path) -> tuple[str, ...]:
+    """The file of prompts that belongs to saved weights, which an ordinary folder has no place for."""
+    return (PROMPTS,) if all((weights.parent / name).is_file() for name in (PROMPTS_CONFIG, PROMPTS)) else ()
 
 
 def _find(source: str, name: str | None) -> Checkpoint | None:

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from promptreid.towers.downloading import (
     with_tagged_weights,
 )
 from promptreid.towers.families import patch_grid_of, resize_images
-from promptreid.towers.fingerprint import resized_keys, weight_digests
+from promptreid.towers.fingerprint import WeightDigests, weight_digests, weight_marks
 from promptreid.towers.modes import making_models
 from promptreid.towers.names import (
     check_image_size,
@@ -40,7 +41,6 @@ from promptreid.towers.names import (
     needs_quick_gelu,
     pretrained_name,
 )
-from promptreid.towers.source import ClipSource, loaded_digests, model_config, source_of, stamp
 from promptreid.towers.tiny import tiny_weights
 from promptreid.towers.tower import fill_unset_parameters, image_size_of
 from promptreid.towers.weights import (
@@ -53,6 +53,110 @@ from promptreid.towers.weights import (
     saved_image_size,
     weights_in,
 )
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where an open_clip model came from: what is needed to make it again.
+
+    Attributes:
+        name: open_clip's name of the architecture, such as `"ViT-B-16"`, or `"hf-hub:user/repo@commit"` or
+            `"local-dir:…"`.
+        pretrained: open_clip's tag or a file's path; `None` for random weights.
+        image_size: (height, width) in pixels.
+        weights_size: The same of a file's weights, where `load_clip` was told.
+        quick_gelu: Whether a file's weights were trained with QuickGELU; `None` where the rest says it. Sources that
+            differ only in this are equal, since the model itself tells.
+    """
+
+    name: str
+    pretrained: str | None
+    image_size: tuple[int, int]
+    weights_size: tuple[int, int] | None = None
+    quick_gelu: bool | None = field(default=None, compare=False)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the Hub repository; `None` where the name has none."""
+        return self.name.partition("@")[2] or None if self.name.startswith("hf-hub:") else None
+
+
+def stamp(
+    clip: nn.Module, source: ClipSource | None, model_cfg: dict[str, Any], *, digests: WeightDigests | None = None
+) -> nn.Module:
+    """Let `clip` remember its source, its configuration and what its weights were, outside of its state."""
+    object.__setattr__(clip, "promptreid_source", source)
+    object.__setattr__(clip, "promptreid_model_cfg", model_cfg)
+    object.__setattr__(clip, "promptreid_digests", digests)
+    if digests is not None:
+        object.__setattr__(clip, "promptreid_read", (weight_marks(clip), digests))
+    return clip
+
+
+def current_digests(clip: nn.Module) -> WeightDigests:
+    """`weight_digests` of a model, which are made again only if something was written to its weights since."""
+    marks, digests = getattr(clip, "promptreid_read", (None, {}))
+    now = weight_marks(clip)
+    if now != marks:
+        digests = weight_digests(clip)
+        object.__setattr__(clip, "promptreid_read", (now, digests))
+    return digests
+
+
+def loaded_digests(clip: nn.Module) -> WeightDigests | None:
+    """`weight_digests` of a model as they were loaded; `None` for random ones, or if `load_clip` did not make it."""
+    return getattr(clip, "promptreid_digests", None)
+
+
+def digests_of(clip: nn.Module, source: ClipSource | None) -> WeightDigests | None:
+    """`loaded_digests` of a model that was loaded from `source`.
+
+    An empty dictionary where they are not known, as when only the caller says where it is from; `None` for random
+    weights, which nobody can make again.
+    """
+    if source is None or (source.pretrained is None and not is_repository(source.name)):
+        return None
+    known = loaded_digests(clip)
+    return known if known is not None and source == source_of(clip) else {}
+
+
+def source_of(clip: nn.Module) -> ClipSource | None:
+    """Where `clip` came from, or `None` if it was not made by `load_clip`."""
+    return getattr(clip, "promptreid_source", None)
+
+
+def model_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's configuration of `clip`, at the image size it has now.
+
+    Raises:
+        ValueError: The model was not made by `load_clip`, so its configuration is not known.
+    """
+    config = stated_config(clip)
+    if config is None:
+        raise ValueError(
+            "this open_clip model does not know its own configuration; make it with promptreid.load_clip(name, ...) "
+            "to be able to save its weights"
+        )
+    config = deepcopy(config)
+    config["vision_cfg"]["image_size"] = list(image_size_of(clip))
+    return config
+
+
+def stated_config(clip: nn.Module) -> dict[str, Any] | None:
+    """open_clip's configuration that `clip` was made from; `None` if `load_clip` did not make it."""
+    return getattr(clip, "promptreid_model_cfg", None)
+
+
+def stated_context_length(clip: nn.Module) -> int | None:
+    """L, tokens of a caption, by the configuration that `clip` was made from; `None` if nothing says it."""
+    config = stated_config(clip) or {}
+    return config.get("text_cfg", {}).get("context_length")
+
+
+def preprocess_config(clip: nn.Module) -> dict[str, Any]:
+    """open_clip's preprocessing of `clip` (mean, std, size, …), squashing and never cropping a person."""
+    stated = dict(getattr(clip.visual, "preprocess_cfg", None) or {})
+    return {**stated, "size": list(image_size_of(clip)), "resize_mode": "squash"}
 
 
 def load_clip(
@@ -309,58 +413,3 @@ def _load_repository(name: str, pretrained: str | None, cache: str | None) -> tu
         name = f"{name.partition('@')[0]}@{commit_of(folder / CONFIG_NAME)}"
         with_model(name.split(":", 1)[1], cache, load)  # of the commit that the configuration is from
     return clip, stored, name
-
-
-def loads_in_plain_open_clip(model_cfg: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether open_clip itself makes a model of these weights at their image size, and the model takes such images.
-
-    It is tried, at no cost in memory: of the families whose positions are resized, only some are built for rectangles.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.device("meta"), making_models():
-            (Path(folder) / CONFIG_NAME).write_text(json.dumps({"model_cfg": model_cfg}), encoding="utf-8")
-            clip: Any = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False, device="meta")
-            clip.eval().encode_image(torch.empty(1, 3, *saved_image_size(model_cfg)))
-    except Exception:  # of any kind: each library has its own
-        return False
-    return {name: tuple(value.shape) for name, value in clip.state_dict().items()} == dict(shapes)
-
-
-def unlike_source(clip: nn.Module, source: ClipSource) -> tuple[list[str], list[str]]:
-    """Names of weights that `clip` has and a model from `source` does not, or in another shape; and the reverse.
-
-    Where `load_clip` made the model from there, the names are known. Where the caller says where it is from, the
-    architecture of that name is made without memory, if open_clip has one.
-    """
-    own = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
-    told, known = source != source_of(clip), loaded_digests(clip)
-    if known is not None and not told:
-        return sorted(own.keys() - known.keys()), sorted(known.keys() - own.keys())
-    config = ({} if is_repository(source.name) else config_of(source.name)) if told else model_config(clip)
-    expected = weight_shapes(config) if "embed_dim" in config else None
-    if expected is None:
-        return [], []
-    # Others, such as masks, may follow from the image size, which is compared by itself.
-    fixed = {name for name, _ in clip.named_parameters() if told and not name.endswith(resized_keys())}
-    other = {name for name in fixed & expected.keys() if own[name] != expected[name]}
-    return sorted(own.keys() - expected.keys() | other), sorted(expected.keys() - own.keys() | other)
-
-
-def weight_shapes(model_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Name and shape of every weight of an architecture, at no cost in memory.
-
-    Args:
-        model_cfg: open_clip's model configuration.
-
-    Returns:
-        The shapes; `None` if the architecture cannot be made without memory, or without network.
-
-    Raises:
-        TypeError, ValueError, KeyError: It is not a model configuration.
-    """
-    try:
-        with torch.device("meta"):
-            empty = make_from_config(model_cfg, preprocess_cfg={}, image_size=None, device="meta")
-    except (NotImplementedError, RuntimeError, OSError):  # the last where transformers asks the Hub and gets no answer
-        return None
-    return {name: tuple(value.shape) for name, value in empty.state_dict().items()}

@@ -11,9 +11,8 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
 from promptreid.errors import HubError, explain_missing_transformers
-from promptreid.towers.loading import repository_folder
+from promptreid.towers.loading import repository_folder, stated_config, stated_context_length
 from promptreid.towers.names import check_name, is_repository
-from promptreid.towers.source import stated_config, stated_context_length
 from promptreid.towers.weights import read_config
 
 _PEEK_FACTOR = 2

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from promptreid.errors import NotFiniteError
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import evaluating
 from promptreid.training.batches import preserved_randomness
@@ -40,16 +41,20 @@ def scores_of(
         evaluate: The callback.
         model: The model.
         best_metric: The score that chooses, if one does.
-        keep_epoch: Called before an error is raised, so that it does not cost the epoch that was to be scored.
+        keep_epoch: Called before an error is raised, so that it does not cost the epoch that was to be scored, but not
+            where its weights are at fault.
         processes: Number of processes.
 
     Raises:
         TypeError: `evaluate` did not return numbers by name.
         ValueError: The score that chooses is missing or not finite.
+        NotFiniteError: `evaluate` found that the model's features are not.
     """
     try:
         with undisturbed(model):
             found = evaluate(model)
+    except NotFiniteError:
+        raise
     except Exception:
         if processes == 1:  # the others do not know of it, and a checkpoint is written by all together
             keep_epoch()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def check_chunk_size(stages: Sequence[Stage], chunk_size: int | None, *, share: 
             )
 
 
-def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: object | None) -> None:
+def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: Path | None) -> None:
     """Stop a run whose losses or gradient are no longer finite, before they reach the weights.
 
     Raises:
@@ -132,12 +133,26 @@ def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: o
     if all(math.isfinite(number) for number in numbers.values()):
         return
     raise FloatingPointError(
-        f"{where} gave {dict(numbers)}; the weights are still those before it, and {_last(last_checkpoint)}. Lower the "
-        "learning rate, clip the gradient (max_norm), or use bf16 instead of fp16"
+        f"{where} gave {dict(numbers)}; the weights are still those before it, and {_last(last_checkpoint)}. {_REMEDY}"
+        f"{_elsewhere(last_checkpoint)}"
     )
 
 
-def check_scale(scale: float, *, where: str, last_checkpoint: object | None) -> None:
+def diverged(found: object, *, where: str, last_checkpoint: Path | None) -> FloatingPointError:
+    """The error for a model whose features are not finite once its steps were taken, to be raised by the caller.
+
+    Args:
+        found: What was found.
+        where: Names the last step.
+        last_checkpoint: The newest one, of before the epoch.
+    """
+    return FloatingPointError(
+        f"{where} left a model that cannot be scored ({found}); its epoch is not kept, and {_last(last_checkpoint)}. "
+        f"{_REMEDY}{_elsewhere(last_checkpoint)}"
+    )
+
+
+def check_scale(scale: float, *, where: str, last_checkpoint: Path | None) -> None:
     """Stop a run in fp16 whose gradients overflow step after step, at every scale.
 
     Raises:
@@ -146,12 +161,20 @@ def check_scale(scale: float, *, where: str, last_checkpoint: object | None) -> 
     if scale < _LOWEST_SCALE:
         raise FloatingPointError(
             f"{where}: the gradient overflows in fp16 although it is scaled by {scale:.1e} only, so no step is taken; "
-            f"{_last(last_checkpoint)}. Use bf16 instead"
+            f"{_last(last_checkpoint)}. Use bf16 instead{_elsewhere(last_checkpoint)}"
         )
 
 
-def _last(checkpoint: object | None) -> str:
+_REMEDY = "Lower the learning rate, clip the gradient (max_norm), or use bf16 instead of fp16"
+
+
+def _last(checkpoint: Path | None) -> str:
     return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+
+
+def _elsewhere(checkpoint: Path | None) -> str:
+    """Where a run with other settings can begin."""
+    return "" if checkpoint is None else f", in another output_dir, or once {checkpoint.parent.parent} is deleted"
 
 
 class RunningStage:
@@ -210,7 +233,7 @@ class RunningStage:
         return float(self.scheduler.get_last_lr()[0])
 
     def step(
-        self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
+        self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: Path | None
     ) -> tuple[dict[str, float], float, bool]:
         """Train on one batch.
 
@@ -241,7 +264,7 @@ class RunningStage:
         return [*self.stage.model.buffers(), *self.stage.losses.buffers()]
 
     def _step_on(
-        self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: object | None
+        self, batch: Mapping[str, Tensor], *, where: str, last_checkpoint: Path | None
     ) -> tuple[dict[str, float], float, bool]:
         losses = self.backward(batch)
         longest = math.inf if self.stage.max_norm is None else self.stage.max_norm

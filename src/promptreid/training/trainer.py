@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptreid.errors import spoken
+from promptreid.errors import NotFiniteError, spoken
 from promptreid.model.encoding import check_prompted
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.modes import recomputed_activations
@@ -44,8 +44,8 @@ from promptreid.training.run_checkpoints import RunCheckpoints
 from promptreid.training.run_folder import RunFolder
 from promptreid.training.run_identity import Undescribed, evaluate_identity, run_identity, settings_held
 from promptreid.training.stage import Stage, as_stages
-from promptreid.training.step import RunningStage, check_chunk_size
-from promptreid.values import optional_whole_number, whole_number
+from promptreid.training.step import RunningStage, check_chunk_size, diverged
+from promptreid.values import given_path, optional_whole_number, whole_number
 
 _log = logging.getLogger("promptreid.training")
 
@@ -155,7 +155,7 @@ class Trainer(Undescribed):
         self.model = model
         self.stages: list[Stage] = stages
         kept = whole_number("keep_checkpoints", keep_checkpoints, minimum=1)
-        self.folder: RunFolder = RunFolder(output_dir, keep=kept)
+        self.folder: RunFolder = RunFolder(given_path("output_dir", output_dir), keep=kept)
         self.seed: int = whole_number("seed", seed, minimum=0)
         self.chunk_size: int | None = optional_whole_number("chunk_size", chunk_size, minimum=1)
         self.gradient_checkpointing = gradient_checkpointing
@@ -223,7 +223,7 @@ class Trainer(Undescribed):
             CheckpointError: The checkpoint to resume from is damaged or belongs to another model; or an earlier call
                 failed before the first checkpoint, and a step may have changed the model or a loss.
             ValueError: Every batch of an epoch held only one person, and a loss tells those of a batch apart.
-            FloatingPointError: A loss or gradient is no longer finite.
+            FloatingPointError: A loss or gradient is no longer finite, or the features that an epoch's steps lead to.
             TypeError: `evaluate` did not return numbers by name.
             TimeoutError: Another process trains in `output_dir`.
             SystemExit: Ctrl-C, SIGTERM or SIGHUP; a checkpoint has been written.
@@ -377,13 +377,7 @@ class Trainer(Undescribed):
             if last:
                 stage.average.load_into(stage.named_parameters())
         if self.evaluate is not None and (last or self.evaluate_every_epoch):
-            entry["scores"] = scores_of(
-                self.evaluate,
-                self.model,
-                best_metric=self.best_metric,
-                keep_epoch=keep_epoch,
-                processes=self._accelerator.num_processes,
-            )
+            entry["scores"] = self._scores(self.evaluate, keep_epoch)
             if (last or stage.average is None) and position.improves(entry, self.best_metric):
                 self._keep(entry)
         if last:
@@ -396,6 +390,21 @@ class Trainer(Undescribed):
         self._checkpoints.save(self.model, self.stages, position, None if last else running)
         log.write_epoch(entry)
         self._display.end_epoch(index, entry, is_best=is_best)
+
+    def _scores(self, evaluate: Evaluate, keep_epoch: Callable[[], None]) -> dict[str, float]:
+        position = self.position
+        try:
+            return scores_of(
+                evaluate,
+                self.model,
+                best_metric=self.best_metric,
+                keep_epoch=keep_epoch,
+                processes=self._accelerator.num_processes,
+            )
+        except NotFiniteError as error:
+            name = self.stages[position.stage].name
+            where = f"step {position.step - 1} (stage {name}, epoch {position.epoch + 1})"
+            raise diverged(error, where=where, last_checkpoint=self.last_checkpoint) from error
 
     def _keep(self, entry: dict[str, Any]) -> None:
         """Keep the weights as the best so far."""

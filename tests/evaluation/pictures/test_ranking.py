@@ -1,10 +1,14 @@
 """Pictures of rankings."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from promptreid.evaluation.pictures import ranking as ranking_module
+from promptreid.evaluation.pictures.canvas import new_figure, save_figure
 from promptreid.evaluation.pictures.ranking import Ranking, draw_ranking, rank_captions
 from promptreid.evaluation.splits import EncodedSplit
 
@@ -89,3 +93,50 @@ def test_draw_ranking_of_a_missing_crop_is_an_empty_frame(tmp_path):
     paths = [tmp_path / "gone.jpg", tmp_path / "there_$x_$.png"]
     with Image.open(draw_ranking(tmp_path / "a.png", [Ranking("a man", paths, [0.5, 0.4])])) as drawing:
         assert (255, 0, 0) in {colour for _, colour in drawing.convert("RGB").getcolors(10**6)}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["a man with a very red coat and " * 70, "x" * 900, "é" * 900, "word\n\tand " * 300, "a man", "$5 and $6 " * 200],
+)
+def test_sentence_of_any_length_leaves_the_crops_their_size(split, tmp_path, monkeypatch, sentence):
+    figures = []
+    save = ranking_module.save_figure
+
+    def kept(figure, path):
+        figures.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(ranking_module, "save_figure", kept)
+    paths = [split.records[0].path]
+    draw_ranking(tmp_path / "long.png", [Ranking(sentence, paths, [0.5]), Ranking("a woman", paths, [0.5])])
+    rows = figures[0].subfigs
+    text = rows[0]._suptitle.get_text()
+    assert (text.count("\n") < 3, text.endswith("”")) == (True, True)
+    assert text.endswith("…”") == (len(sentence) > 200)
+    first, second = (row.axes[0].get_window_extent() for row in rows)
+    assert first.height == pytest.approx(second.height, rel=0.06)
+    assert rows[0]._suptitle.get_window_extent().y0 > first.y1
+
+
+def test_letters_that_the_font_lacks_are_told_once_with_what_helps(split, tmp_path):
+    rankings = [
+        Ranking(caption, [split.records[0].path], [0.5]) for caption in ("一个女人 " * 50, "红色外套, 黑色的包")
+    ]
+    with pytest.warns(UserWarning, match="the font of the figure") as found:
+        draw_ranking(tmp_path / "a.png", rankings)
+    (told,) = [str(each.message) for each in found]
+    assert told.startswith(
+        "the font of the figure, DejaVu Sans, does not have 一, 个, 女, 人, 红, 色, 外, 套 and others"
+    )
+    assert 'matplotlib.rcParams["font.family"] = [' in told
+    assert "Glyph" not in told
+
+
+def test_other_warnings_of_a_figure_are_passed_on(tmp_path, monkeypatch):
+    figure = new_figure(2, 2)
+    monkeypatch.setattr(
+        figure, "savefig", lambda *_, **__: warnings.warn("something else", RuntimeWarning, stacklevel=1)
+    )
+    with pytest.warns(RuntimeWarning, match="something else"):
+        save_figure(figure, tmp_path / "a.png")

@@ -1,6 +1,8 @@
 """The basis of all figures: matplotlib without a screen, and files written atomically."""
 
 import io
+import re
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from promptreid.files import write_bytes_atomically
 GREEN, VERMILION, BLUE, SKY, ORANGE, GREY = "#009E73", "#D55E00", "#0072B2", "#56B4E9", "#E69F00", "#666666"
 
 _INK = "#010203"  # stands for the colour of a page's text
+_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from font\(s\) (.*)\.")
 
 
 def new_figure(width_inches: float, height_inches: float) -> Any:
@@ -46,7 +49,7 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
     stream = io.StringIO()
     with rc_context({**dict.fromkeys(inked, _INK), "svg.hashsalt": "promptreid"}):
         draw(figure)
-        with _taken_literally(figure):
+        with _taken_literally(figure), _missing_letters_told_once():
             figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
@@ -55,7 +58,7 @@ def figure_as_svg(draw: Callable[[Any], None], width_inches: float, height_inche
 def save_figure(figure: Any, path: str | Path, *, mode: int = 0o644) -> Path:
     """Write a figure as PNG, whole or not at all; dollar signs in its texts enclose no formula, but in tick labels."""
     stream = io.BytesIO()
-    with _taken_literally(figure):
+    with _taken_literally(figure), _missing_letters_told_once():
         figure.savefig(stream, format="png")
     write_bytes_atomically(Path(path), stream.getvalue(), mode=mode)
     return Path(path)
@@ -78,3 +81,26 @@ def _taken_literally(figure: Any) -> Generator[None, None, None]:
     finally:
         for text, content in before.items():
             text.set_text(content)
+
+
+@contextmanager
+def _missing_letters_told_once() -> Generator[None, None, None]:
+    """Give one warning for all letters that the font lacks, of which matplotlib warns one by one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    letters: dict[str, str] = {}
+    for each in caught:
+        if found := _NO_GLYPH.match(str(each.message)):
+            letters[chr(int(found[1]))] = found[2]
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if letters:
+        font = next(iter(letters.values()))
+        more = " and others" if len(letters) > 8 else ""
+        warnings.warn(
+            f"the font of the figure, {font}, does not have {', '.join(list(letters)[:8])}{more}, and draws boxes; "
+            'add one that does: matplotlib.rcParams["font.family"] = ["DejaVu Sans", "Noto Sans CJK SC"], or a file '
+            "matplotlibrc in the working folder with the line font.family: DejaVu Sans, Noto Sans CJK SC",
+            stacklevel=5,
+        )

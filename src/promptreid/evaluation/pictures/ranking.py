@@ -1,15 +1,20 @@
 """A figure of what was found: query sentences, ranked crops, right or wrong."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 from promptreid.data.images import open_image
 from promptreid.defaults import NUM_HITS
 from promptreid.errors import DatasetError, printable
 from promptreid.evaluation.pictures.canvas import GREEN, GREY, VERMILION, new_figure, save_figure
 from promptreid.evaluation.splits import EncodedSplit
+
+_LINES = 3  # of a sentence, so that the crops below it keep their size
+_LETTERS_PER_INCH = 13.0  # of 9 points, on average; a Chinese one is as wide as two
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = 
     """Draw one row a sentence: right crops framed green with a tick, wrong ones orange with a cross.
 
     Where nobody knows what is right the frames are grey. Below each crop are its score and the name of its file; a file
-    that cannot be read any more is an empty frame that says so.
+    that cannot be read any more is an empty frame that says so. A sentence of more than three lines is cut.
 
     Args:
         path: PNG file to write.
@@ -73,12 +78,15 @@ def draw_ranking(path: str | Path, rankings: Sequence[Ranking], *, title: str = 
     if not rankings:
         raise ValueError("rankings is empty, give at least one")
     columns = max(4, *(len(ranking.paths) for ranking in rankings))
-    figure = new_figure(1.05 * columns, 2.75 * len(rankings) + (0.4 if title else 0))
+    width = 1.05 * columns
+    sentences = [_wrapped(f"“{ranking.caption}”", width) for ranking in rankings]
+    heights = [2.6 + 0.15 * len(lines) for lines in sentences]
+    figure = new_figure(width, sum(heights) + (0.4 if title else 0))
     if title:
         figure.suptitle(title, fontsize=11)
-    rows: Any = figure.subfigures(len(rankings), 1, squeeze=False)[:, 0]
-    for row, ranking in zip(rows, rankings, strict=True):
-        row.suptitle(f"“{ranking.caption}”", fontsize=9, wrap=True, x=0.01, ha="left")
+    rows: Any = figure.subfigures(len(rankings), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, ranking, lines in zip(rows, rankings, sentences, strict=True):
+        row.suptitle("\n".join(lines), fontsize=9, wrap=True, x=0.01, ha="left")
         axes = row.subplots(1, columns, squeeze=False)[0]
         for rank, axis in enumerate(axes):
             axis.axis("off")
@@ -109,6 +117,13 @@ def _draw_crop(axis: Any, ranking: Ranking, rank: int) -> None:
     place = {"xy": (0.5, 0), "xytext": (0, -15), "xycoords": "axes fraction", "textcoords": "offset points"}
     axis.annotate(_shortened(ranking.paths[rank]), **place, fontsize=5, color=GREY, ha="center", va="top")
     axis.set_title(str(rank + 1), fontsize=7, pad=2)
+
+
+def _wrapped(sentence: str, inches: float) -> list[str]:
+    """The lines of a sentence, the last one ending in … where there would be more."""
+    wide = sum(east_asian_width(letter) in "WF" for letter in sentence)
+    per_line = int(_LETTERS_PER_INCH * inches * len(sentence) / (len(sentence) + wide))
+    return textwrap.wrap(sentence, per_line, max_lines=_LINES, placeholder="…”")
 
 
 def _shortened(path: Path, longest: int = 24) -> str:
