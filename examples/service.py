@@ -31,6 +31,7 @@ except ModuleNotFoundError as missing:
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptreid import Gallery, load_prompts
+from promptreid.defaults import is_store
 from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.towers.tiny import tiny_prompts
 
@@ -79,7 +80,9 @@ def refused(_: Request, error: Any) -> Ascii:
     """The response to a request that is refused, which may have what is not UTF-8 in it too."""
     if isinstance(error, HTTPException):
         return Ascii({"detail": error.detail}, error.status_code, error.headers)
-    return Ascii({"detail": jsonable_encoder(error.errors())}, 422)
+    # Without the input, which may be a number that JSON has not, such as NaN.
+    faults = [{name: fault[name] for name in ("type", "loc", "msg")} for fault in error.errors()]
+    return Ascii({"detail": jsonable_encoder(faults)}, 422)
 
 
 def refuse_parameters(request: Request) -> None:
@@ -105,7 +108,6 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
     app = FastAPI(title="promptreid", dependencies=[Depends(check_token)])
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, refused)
-    without = [Depends(refuse_parameters)]
     one_at_a_time = Lock()  # a search has all cores; two side by side would both be slower
 
     def answer(search: Search) -> Ascii:
@@ -123,7 +125,7 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
     app.add_route("/", lambda _: RedirectResponse("docs"), include_in_schema=False)
 
     # Functions without `async` run in threads, so that the service answers /health during a search.
-    @app.get("/health", dependencies=without)
+    @app.get("/health")
     def health() -> dict[str, int]:
         return {"images": len(gallery)}
 
@@ -131,7 +133,7 @@ def make_app(gallery: Gallery, *, token: str = "") -> FastAPI:
     def search_one(asked: Annotated[OneSearch, Query()]) -> Ascii:
         return answer(Search(sentences=[asked.sentence], k=asked.k, threshold=asked.threshold))
 
-    @app.post("/search", dependencies=without)
+    @app.post("/search", dependencies=[Depends(refuse_parameters)])
     def search_many(search: Search) -> Ascii:
         return answer(search)
 
@@ -151,6 +153,8 @@ def main() -> None:
         raise SystemExit(f"error: SERVICE_TOKEN holds what a header cannot carry; {advice}")
     if not PORT.isdecimal() or not 0 < int(PORT) < 65536:
         raise SystemExit(f"error: SERVICE_PORT is {PORT}, expected 1 to 65535")
+    if is_store(GALLERY):
+        raise SystemExit(f"error: {GALLERY} is a store, and this serves a gallery: set SERVICE_GALLERY to one")
     if not Path(GALLERY, "gallery.json").is_file():
         advice = f"make one: promptreid index CROPS --output {GALLERY}, or set SERVICE_GALLERY to another"
         raise SystemExit(f"error: there is no gallery in {GALLERY}; {advice}")

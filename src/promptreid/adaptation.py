@@ -226,7 +226,7 @@ def adapt(
             rules[stage.name] = _rule(histories[stage.name], on_validation=trainer.on_validation)
             if stage.name in wanted:
                 encoded[stage.name] = encode()
-                _check_finite(encoded[stage.name], stage, trainer.folder.path)
+                _check_finite(encoded[stage.name], stage)
 
         scores = {state: score(split) for state, split in encoded.items()}
         saved = folder / "model" if save else None
@@ -238,13 +238,12 @@ def adapt(
         return result
 
 
-def _check_finite(encoded: EncodedSplit, stage: Stage, folder: Path) -> None:
+def _check_finite(encoded: EncodedSplit, stage: Stage) -> None:
     if encoded.image_features.isfinite().all() and encoded.text_features.isfinite().all():
         return
     raise FloatingPointError(
         f"{spoken(stage.name)} left a model whose features are NaN or infinity: training diverged. Lower its learning "
-        f"rate or clip the gradient (max_norm), in another output_dir, or once {folder}, which keeps that model, is "
-        "deleted"
+        "rate or clip the gradient (max_norm), in another output_dir"
     )
 
 

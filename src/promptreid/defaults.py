@@ -21,8 +21,11 @@ OnBad = Literal["strict", "skip"]  # what is done with records and images that c
 
 
 def is_store(place: Path | str) -> bool:
-    """Whether this is a store, by its address or by what is in the folder."""
-    return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE))
+    """Whether this is a store, by its address or by what is in the folder.
+
+    Only a table that has a version makes one: whoever makes a store makes the table's folder first.
+    """
+    return "://" in str(place) or os.path.isdir(os.path.join(place, STORE_TABLE, "_versions"))
 
 
 def is_gallery(place: Path | str) -> bool:

@@ -241,7 +241,7 @@ def test_index_again_encodes_only_what_is_new(call, drawn, index, tmp_path):
     assert call("index", crops, "--output", tmp_path / "own", "--prune", "--json")[1]["removed"] == 1
     code, text, _ = call("index", "--output", tmp_path / "own", "--remove", crops.resolve() / "new.jpg", 5)
     assert code == 0
-    assert "removed 2 images; 30 are left" in text
+    assert "30 images are left" in text
 
 
 def test_index_lists_every_picture_that_it_cannot_read(call, drawn, tmp_path):
@@ -268,7 +268,9 @@ def test_index_of_nothing_that_can_be_read_is_refused(call, drawn, tmp_path):
     other = ["--model", "promptreid-tiny", "--storage", "float16"]
     code, answer, _ = call("index", tmp_path / "crops", "--output", tmp_path / "own", *other, "--json")
     assert (code, answer["images"]) == (0, 1)
-    assert call("index", tmp_path / "crops", "--output", tmp_path / "own", *other)[0] == 2
+    assert call("index", tmp_path / "crops", "--output", tmp_path / "own", *other)[0] == 0  # as a killed run resumes
+    code, _, notes = call("index", tmp_path / "crops", "--output", tmp_path / "own", "--storage", "float32")
+    assert (code, "exists already and keeps its storage, float16; leave --storage out" in notes) == (2, True)
 
 
 def test_index_of_what_was_removed_on_purpose_says_how_to_restore_it(call, drawn, tmp_path):
@@ -337,10 +339,27 @@ def test_removal_says_what_it_removed_and_waits_for_the_restoration(call, drawn,
     code, _, notes = call("index", "--output", own, "--remove", 0, "--restore", crops / "01.jpg")
     assert (code, "was not removed from the gallery" in notes, len(Gallery.load(own))) == (2, True, 13)
     _, text, _ = call("index", "--output", own, "--remove", crops / "0[01].jpg")
-    assert text.splitlines()[0] == f"removed 2 images; 11 are left in {own}:"
-    assert text.splitlines()[1:3] == [f"  {crops / '00.jpg'}", f"  {crops / '01.jpg'}"]
+    assert text.splitlines() == [
+        "removed 2 images:", f"  {crops / '00.jpg'}", f"  {crops / '01.jpg'}", f"11 images are left in {own}",
+    ]  # fmt: skip
+    code, _, notes = call("index", "--output", own, "--remove", "nothere.jpg", "--restore", crops / "01.jpg")
+    assert (code, "the gallery has no image 'nothere.jpg'" in notes) == (2, True)
     answer = call("index", "--output", own, "--remove", f"{crops}/*", "--restore", crops / "01.jpg", "--json")[1]
     assert (answer["restored"], answer["removed"], len(answer["removed_images"])) == (1, 11, 11)
+    assert call("index", crops, "--output", own, "--json")[1]["added"] == 1
+    assert call("index", "--output", own, "--restore", f"{crops}/*", "--json")[1]["restored"] == 12
+    assert call("index", crops, "--output", own, "--json")[1]["added"] == 12
+    one = crops / "05.jpg"
+    answer = call("index", "--output", own, "--remove", one, "--restore", one, "--json")[1]
+    assert (answer["restored"], answer["removed"], answer["removed_images"]) == (1, 1, [str(one)])
+    assert call("index", crops, "--output", own, "--json")[1]["added"] == 1
+
+
+def test_removed_address_is_named_as_it_was_given(call, tmp_path):
+    gallery = Gallery(None, ["a"], torch.eye(1))
+    gallery.save(tmp_path / "own")
+    gallery.add_features(torch.eye(1), ["s3://b/x.jpg"])
+    assert "\n  s3://b/x.jpg\n" in call("index", "--output", tmp_path / "own", "--remove", "s3://b/x.jpg")[1]
 
 
 @pytest.mark.parametrize("option", ["--threads", "--batch-size"])
@@ -559,7 +578,8 @@ def test_index_names_what_is_gone_and_what_was_removed(call, drawn, tmp_path):
     call("index", crops, "--output", own)
     gone, removed = sorted(crops.rglob("*.jpg"))[:2]
     gone.unlink()
-    assert "removed 1 image; 5 are left" in call("index", "--output", own, "--remove", crops / "*" / removed.name)[1]
+    text = call("index", "--output", own, "--remove", crops / "*" / removed.name)[1]
+    assert text == f"removed 1 image:\n  {removed}\n5 images are left in {own}\n"
     text = call("index", crops, "--output", own)[1]
     assert f"1 indexed image is no longer on the disk; promptreid index {crops} --output {own} --prune removes" in text
     assert f"1 image is left out, as removed earlier; promptreid index --output {own} --restore IMAGE" in text

@@ -28,6 +28,14 @@ def test_value_that_reads_as_a_pattern_stands_for_itself_too():
     assert as_where([("folder", "cam[2]")], gallery) == {"folder": ["cam[2]"]}
 
 
+def test_beginning_that_reads_as_a_pattern_is_one_where_an_image_has_it():
+    metadata = [{"folder": "cam[1]/sub"}, {"folder": "cam1/sub"}, {"folder": "cam2/sub"}]
+    gallery = Gallery(None, ["a", "b", "c"], torch.eye(3), metadata=metadata)
+    where = [("folder", "cam[1]/*")]
+    assert as_where(where, gallery) == as_where(where, None) == {"folder": [Prefix("cam[1]/")]}
+    assert as_where([("folder", "cam[2]/*")], gallery) == {"folder": ["cam2/sub"]}
+
+
 @pytest.mark.parametrize("number", ["1" + "0" * 20, pytest.param("9" * 400, id="no float")])
 def test_numbers_of_any_size_are_compared_as_numbers(number):
     metadata = [{"day": 3}, {"day": 2, "id": int(number)}, {"id": 4}]

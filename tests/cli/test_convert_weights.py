@@ -59,6 +59,10 @@ def test_prompts_of_a_saved_model_are_said_to_be_left_out(call, tmp_path):
     assert (code, "left out: prompts\n" in printed) == (0, True)
     assert f"the prompts of {tmp_path / 'model'} are not in it: --model {tmp_path / 'model'} uses encoders" in printed
     assert converting.convert_weights(str(tmp_path / "model"), tmp_path / "again").left_out == ("prompts.safetensors",)
+    printed = call("convert", f"local-dir:{tmp_path / 'model'}", tmp_path / "other")[1]
+    assert f"--model {tmp_path / 'model'} uses encoders" in printed
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    assert "left out" not in call("convert", weights, tmp_path / "weights")[1]
     (tmp_path / "model" / MANIFEST).unlink()
     code, printed, _ = call("convert", tmp_path / "model", tmp_path / "plain")
     assert (code, "left out" in printed) == (0, False)

@@ -169,6 +169,15 @@ def test_first_argument_that_begins_with_a_dash_stands_behind_two(words):
     assert (str(settings.index), settings.sentence, settings.k, settings.json) == (words[3], "-a", 3, False)
 
 
+@pytest.mark.parametrize("option", ["--remove", "--restore"])
+def test_two_dashes_end_an_option_of_several_values(option, tmp_path):
+    settings = build_parser().parse_args(["index", "--output", "g", option, "a.jpg", "b.jpg", "--", str(tmp_path)])
+    assert (settings.folder, getattr(settings, option[2:])) == (tmp_path, ["a.jpg", "b.jpg"])
+    settings = build_parser().parse_args(["train", "--output", "r", "--seeds", "0", "1", "--", str(tmp_path)])
+    assert (settings.root, settings.seeds) == (tmp_path, [0, 1])
+    assert "\0" not in "".join(vars(settings))
+
+
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """A folder to work in, with one of everything that an argument may wrongly name."""
@@ -207,6 +216,8 @@ WORK = [
         ("train data --output out --batch_size 8", "--batch_size 8; did you mean --batch-size?; see promptreid train"),
         ("train data --output out --Batch-Size=8", "--Batch-Size=8; did you mean --batch-size?; see"),
         ("train data --output out --lr 1 1", "--lr 1 1; did you mean --learning-rates?; see"),
+        ("search -- gallery 'a man' --json", "unrecognized arguments: --json; options stand before --; see promptr"),
+        ("search --picture -- gallery 'a man'", "argument --picture: expected one argument"),
         ("search gallery 'a man' --top-k 3", "--top-k 3; did you mean -k?; see promptreid search"),
         ("check data --top-k 3", "unrecognized arguments: --top-k 3; see promptreid check"),
         ("index -dash --output out", "unrecognized arguments: -dash; did you mean ./-dash?; see promptreid index"),
@@ -259,7 +270,11 @@ WORK = [
         ("train data --output out --project mine", "--project would do nothing here: it goes with --tracker NAME"),
         (
             "train data --output out --epochs 0 1 --average-prompts --self-consistency 1",
-            "--self-consistency and --average-prompts would do nothing here: it goes with stage 1, which has no epochs",
+            "--self-consistency and --average-prompts would do nothing here: they are of stage 1, which has no epochs",
+        ),
+        (
+            "train data --output out --epochs 0 1 --prompt-length 0 --prompt-depth 3",
+            "--prompt-depth would do nothing here: --prompt-length is 0, so there are no prompts",
         ),
         ("train data --output out --algorithm sgd --epsilon 1", "--epsilon would do nothing here: sgd has no denom"),
         ("train data --output out --split 80,10,10", "--split is '80,10,10', expected percent of the persons"),

@@ -279,7 +279,9 @@ def test_what_is_searched_and_is_no_gallery_says_what_it_is(call, drawn, index, 
     empty = Gallery.load(shutil.copytree(index, tmp_path / "my index"))
     empty.remove(list(empty.paths))
     more = f"is empty; add images first: promptreid index CROPS --output '{empty.directory}'"
-    for words in (["search", empty.directory, "a man"], ["calibrate", empty.directory]):
+    assert call("calibrate", empty.directory, drawn, "--split", "test")[0] == 0  # which asks only the labelled images
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda name: name)
+    for words in (["search", empty.directory, "a man"], ["calibrate", empty.directory], ["demo", empty.directory]):
         code, _, notes = call(*words)
         assert (code, more in notes) == (2, True), notes
     real = os.stat
@@ -292,6 +294,8 @@ def test_what_is_searched_and_is_no_gallery_says_what_it_is(call, drawn, index, 
     monkeypatch.setattr(os, "stat", stat)
     code, _, notes = call("search", index, "a man")
     assert (code, f"error: the gallery {index} cannot be read (Permission denied); ask" in notes) == (2, True), notes
+    code, _, notes = call("index", "--output", index, "--compact")
+    assert (code, f"{index / 'gallery.json'} cannot be read (Permission denied); ask" in notes) == (2, True), notes
 
 
 def test_a_gallery_of_another_model_names_the_command(call, drawn, index, tmp_path):

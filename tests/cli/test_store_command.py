@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from promptreid.cli.fill_store import shard_of_text
+from promptreid.demo import app
 from promptreid.demo.sources import open_indexed
 
 
@@ -117,12 +118,16 @@ def test_gallery_and_store_need_folders_of_their_own(call, gallery_and_store):
     assert not (store / "gallery.json").exists()
 
 
-def test_folder_that_holds_a_gallery_and_a_store_is_not_guessed_at(call, gallery_and_store):
+def test_folder_that_holds_a_gallery_and_a_store_is_not_guessed_at(call, gallery_and_store, monkeypatch):
     crops, gallery, store = gallery_and_store
+    monkeypatch.setattr("promptreid.cli.main.find_spec", lambda name: name)
     shutil.copytree(gallery, store, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="holds a gallery and a store"):
+        app._open(store, None, crops, progress=False)
     for words in (
         ["search", store, "a man"],
         ["calibrate", store],
+        ["demo", store],
         ["index", crops, "--output", store],
         ["index", crops, "--store", store],
     ):
@@ -135,6 +140,38 @@ def test_folder_that_holds_a_gallery_and_a_store_is_not_guessed_at(call, gallery
         table.rename(store / "moved" / table.name)
     assert answer(call("search", store / "moved", "a man", "--json"))["hits"]
     assert answer(call("search", store, "a man", "--json"))["hits"]
+
+
+def test_store_whose_making_was_killed_or_that_another_makes_just_now_is_filled(call, drawn, tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    pytest.importorskip("lance")
+    from promptreid.retrieval import lance_store
+
+    (tmp_path / "store" / "images.lance").mkdir(parents=True)
+    assert call("search", tmp_path / "store", "a man")[0] == 2
+    crops = next(path for path in sorted((drawn / "imgs").rglob("*")) if path.is_dir() and list(path.glob("*.jpg")))
+    first = answer(call("index", crops, "--store", tmp_path / "store", "--shard", "0/2", "--json"))
+    answers = iter([False])  # it is not there yet when the second looks for it, and is a moment later
+    real = lance_store.has_store
+    monkeypatch.setattr(lance_store, "has_store", lambda place: next(answers, None) is None and real(place))
+    second = answer(call("index", crops, "--store", tmp_path / "store", "--shard", "1/2", "--json"))
+    assert second["images"] == first["added"] + second["added"]
+
+
+def test_check_of_a_store_says_what_it_is(call, gallery_and_store):
+    _, gallery, store = gallery_and_store
+    code, _, errors = call("check", store)
+    assert (code, errors) == (2, f"error: {store} is a store; promptreid store info {store} looks at it\n")
+    shutil.copytree(store, gallery, dirs_exist_ok=True)
+    code, text, errors = call("check", gallery)
+    assert (code, "is whole" in text) == (0, True)
+    assert f"note: {gallery} holds a store too, which is not checked; promptreid store info" in errors
+
+
+def test_filter_that_a_store_does_not_take_says_so(call, gallery_and_store):
+    *_, store = gallery_and_store
+    code, _, errors = call("store", "erase", store, "--where", "folder=cam?")
+    assert (code, "of patterns a store takes only a beginning" in errors) == (2, True)
 
 
 def answer(called):

@@ -1,6 +1,7 @@
 """The options of `promptreid train` that say how it trains: what the recipe becomes."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -245,6 +246,17 @@ def test_refused_run_keeps_the_split_of_the_other(
     assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
 
 
+def test_run_that_is_interrupted_has_its_division_written_down(
+    call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(Training, "_adapt", killed)
+    assert call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50")[0] == 5
+    assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
+
+
 def test_resuming_with_another_division_names_it_before_the_data_are_read(
     call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +291,18 @@ def test_run_among_the_images_is_refused_and_one_that_was_begun_there_resumes(
         assert code == 2
         assert f"error: --output is {output}, which {found}: its figures would be taken for people later" in notes
         assert notes.endswith("such as --output run\n")
+    (data / "sub").mkdir()
+    outer = call("train", "data/sub", "--seeds", 0, "--image-dir", "data", "--output", "data/sub/run")[2]
+    assert outer.endswith("such as --output run\n")
     assert fake_runs == []
-    assert not list(data.glob("r*/"))
+    assert not [path for path in data.glob("r*") if path.is_dir()]
+    shutil.copytree(drawn, tmp_path / "project" / "CUHK-PEDES")
+    assert call("train", "project", "--seeds", 0, "--output", "project/run")[0] == 0  # beside the dataset
+    assert fake_runs == [("pd", 0)]
+    fake_runs.clear()
+    assert (
+        "--output is data/cam, which is in the dataset's folder" in call("evaluate", "data", "--output", "data/cam")[2]
+    )
     monkeypatch.chdir(data)
     assert "such as --output ../run\n" in call("train", ".", "--image-dir", "../images", "--output", "run")[2]
     (data / "run" / "pd" / "seed-0" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)

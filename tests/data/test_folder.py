@@ -1,6 +1,7 @@
 """load_folder: your own pictures with a CSV or JSONL table."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -376,17 +377,57 @@ def test_load_folder_any_path_stays_inside_or_is_refused(folder: Path, path: Any
         assert record.path.is_file()
 
 
+NOT_RELATIVE = "is not relative to the folder crops/"
+
+
 @pytest.mark.parametrize(
-    "path", ["{}/deep/c.jpg", "../crops/deep/c.jpg", "deep/../deep/c.jpg", "{}/../crops/deep/c.jpg"]
+    ("path", "words"),
+    [
+        ("{}/deep/c.jpg", NOT_RELATIVE),
+        ("../crops/deep/c.jpg", r"has \.\. in it"),
+        ("deep/../deep/c.jpg", r"has \.\. in it"),
+        ("{}/../crops/deep/c.jpg", r"has \.\. in it"),
+    ],
 )
-def test_load_folder_path_inside_that_is_not_relative_is_given_as_it_should_be(
-    folder: Path, write_csv: Callable[..., Path], path: str, monkeypatch: pytest.MonkeyPatch
+def test_load_folder_path_inside_that_is_not_plain_is_given_as_it_should_be(
+    folder: Path, write_csv: Callable[..., Path], path: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_csv(f"{path.format(folder)},a man,3,test\n")
     monkeypatch.chdir(folder.parent)
     for root in (folder, Path("crops")):
-        with pytest.raises(DatasetError, match=r"is not relative to the folder crops/; write 'deep/c\.jpg'; leave"):
+        with pytest.raises(DatasetError, match=rf"' {words}; write 'deep/c\.jpg'; leave"):
             load_folder(root)
+
+
+def test_load_folder_many_absolute_paths_look_up_the_folder_once(
+    folder: Path, write_csv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+    for name in ("realpath", "abspath"):
+        look = getattr(os.path, name)
+        monkeypatch.setattr(os.path, name, lambda path, look=look, **known: looked.append(path) or look(path, **known))
+
+    def lookups(count: int) -> int:
+        write_csv("".join(f"{folder}/{number}.jpg,a man,3,test\n/x/{number}.jpg,x,3,test\n" for number in range(count)))
+        looked.clear()
+        with pytest.raises(DatasetError, match=rf"{NOT_RELATIVE}; write '0\.jpg' \(and {2 * count - 1} more errors"):
+            load_folder(folder)
+        return len(looked)
+
+    lookups(5)
+    assert lookups(20) == lookups(10)
+
+
+def test_load_folder_relative_folder_is_looked_up_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        folder = tmp_path / place / "crops"
+        folder.mkdir(parents=True)
+        (folder / "people.csv").write_text(f"{HEADER}{folder}/c.jpg,a man,3,test\n", encoding="utf-8")
+        monkeypatch.chdir(folder.parent)
+        with pytest.raises(DatasetError, match=rf"{NOT_RELATIVE}; write 'c\.jpg'"):
+            load_folder("crops")
 
 
 @pytest.mark.parametrize(
@@ -420,6 +461,14 @@ def test_load_folder_unread_columns_may_have_one_name(write_csv: Callable[..., P
     assert load_folder(root).test.captions == ["a man"]
 
 
+@pytest.mark.parametrize("name", ["file_name", "text", "label"])
+def test_load_folder_columns_of_hugging_face_beside_ours_are_not_read_and_may_be_repeated(
+    write_csv: Callable[..., Path], name: str
+) -> None:
+    root = write_csv("a.jpg,a man,3,test,x,y\n", header=f"image,caption,person_id,split,{name},{name}\n")
+    assert load_folder(root).test.captions == ["a man"]
+
+
 def test_load_folder_two_parquet_columns_of_one_name_are_refused(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -441,6 +490,34 @@ def test_load_folder_json_line_that_repeats_a_key_is_refused(folder: Path) -> No
     assert load_folder(folder).test.captions == ["a man"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ('"note": 1, "note": 2', ""),
+        ('"label": 1, "label": 2', ""),
+        ('"meta": {"a": 1, "a": 2}', ""),
+        ('"camera": "east", "camera": "west"', "camera"),
+        ('"image": "b.jpg"', "image"),
+        ('"split": "train"', "split"),
+    ],
+)
+def test_load_folder_json_line_may_repeat_what_is_not_read(folder: Path, fields: str, key: str) -> None:
+    line = f'{{"image": "a.jpg", "caption": "a man", "person_id": 1, "split": "test", {fields}}}\n'
+    (folder / "people.jsonl").write_text(line, encoding="utf-8")
+    if not key:
+        assert load_folder(folder).test.captions == ["a man"]
+        return
+    with pytest.raises(DatasetError, match=rf"line 1: has '{key}' more than once, with different values; write it onc"):
+        load_folder(folder)
+
+
+def test_load_folder_json_line_may_repeat_the_split_where_persons_are_divided(folder: Path) -> None:
+    line = '{"image": "%s", "caption": "a man", "person_id": "%s", "split": "test", "split": "train"}\n'
+    lines = "".join(line % (name, name) for name in ("a.jpg", "b.jpg", "deep/c.jpg"))
+    (folder / "people.jsonl").write_text(lines, encoding="utf-8")
+    assert [len(split) for split in load_dataset(folder, split="34/33/33").splits] == [1, 1, 1]
+
+
 CAMERA_HEADER = "image,caption,person_id,split,camera\n"
 
 
@@ -458,6 +535,31 @@ def test_load_folder_camera_is_that_of_the_first_row_that_names_one(write_csv: C
     rows = "a.jpg,a man,3,test,\na.jpg,he walks,3,test,west\na.jpg,he stands,3,test, west\nb.jpg,x,4,test,\n"
     records = load_folder(write_csv(rows, header=CAMERA_HEADER)).test.records
     assert [(record.camera, len(record.captions)) for record in records] == [("west", 3), (None, 1)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_load_folder_camera_that_pandas_made_a_decimal_is_a_whole_number(folder: Path, ending: str) -> None:
+    cameras = (1.0, float("nan"), None)
+    lines = [
+        {"image": name, "caption": "a man", "person_id": 3, "split": "test", "camera": camera}
+        for name, camera in zip(("a.jpg", "b.jpg", "deep/c.jpg"), cameras, strict=True)
+    ]
+    table = folder / f"t.{ending}"
+    if ending == "jsonl":
+        table.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(lines), table)
+    records = load_folder(folder, table=table.name).test.records
+    assert [record.camera for record in records] == ["1", None, None]
+
+
+@pytest.mark.parametrize("camera", ["2.5", "Infinity", "true", "[1]"])
+def test_load_folder_camera_that_is_no_name_is_refused(folder: Path, camera: str) -> None:
+    line = f'{{"image": "a.jpg", "caption": "a man", "person_id": 3, "split": "test", "camera": {camera}}}'
+    (folder / "t.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"t\.jsonl, line 1: camera is .*, expected a name or a whole number"):
+        load_folder(folder)
 
 
 def test_load_folder_row_of_several_lines_is_named_by_its_first(write_csv: Callable[..., Path]) -> None:

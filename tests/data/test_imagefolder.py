@@ -578,3 +578,53 @@ def test_write_imagefolder_names_the_columns_that_it_does_not_write(tmp_path: Pa
     ) as caught:
         write_imagefolder(people, tmp_path / "own", progress=False)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("cameras", "expected"),
+    [
+        ((1.0, float("nan"), None), ["1", None, None]),
+        ((np.float32(1), np.float64("nan"), np.int64(2)), ["1", None, "2"]),
+        ((torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(2)), ["1", None, "2"]),
+        (("01", "1.0", " "), ["01", "1.0", None]),
+    ],
+)
+def test_write_imagefolder_whole_cameras_are_integers_and_gaps_are_none(
+    tmp_path: Path, cameras: tuple[Any, ...], expected: list[str | None]
+) -> None:
+    people = [{**row, "camera": camera} for row, camera in zip(rows(), cameras, strict=True)]
+    folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert [record.camera for split in load_dataset(folder).splits for record in split.records] == expected
+    assert "1.0," not in (folder / "metadata.jsonl").read_text(encoding="utf-8")
+    assert write_imagefolder(people, folder, progress=False) == folder
+
+
+@pytest.mark.parametrize("camera", [2.5, [1, 2], b"x", True, float("inf"), {"name": "gate"}, np.arange(3)])
+def test_write_imagefolder_column_camera_of_another_kind_is_not_written(tmp_path: Path, camera: Any) -> None:
+    people = [{**row, "camera": value} for row, value in zip(rows(), ("gate", camera, None), strict=True)]
+    words = (
+        r"^columns that are not written, as load_dataset does not read them: camera \(not all of them names or whole"
+    )
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=words):
+            folder = write_imagefolder(people, tmp_path / "own", progress=False)
+    assert [split.cameras for split in load_dataset(folder).splits] == [(), ()]
+    assert "camera" not in (folder / "metadata.jsonl").read_text(encoding="utf-8")
+
+
+def test_write_imagefolder_extra_cells_of_a_table_are_named(tmp_path: Path) -> None:
+    people = [{**row, "url": "x", None: ["more", "cells"]} for row in rows()]
+    with pytest.warns(UserWarning, match="does not read them: None, url$"):
+        write_imagefolder(cast("Any", people), tmp_path / "own", progress=False)
+    with pytest.raises(DatasetError, match=r"row 0 of the dataset has no text \(found: image, .*, url, None\)"):
+        write_imagefolder(cast("Any", [{**people[0], "text": None}]), tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_write_imagefolder_without_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="folder is empty; give a path"):
+        write_imagefolder(rows(), empty, progress=False)
+    assert not list(tmp_path.iterdir())

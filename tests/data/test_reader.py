@@ -624,7 +624,7 @@ def test_published_layouts_find_the_camera_in_the_path(
     assert parse(entry, None).camera == camera
     assert parse({**entry, "camera": 7}, None).camera == "7", "what the record says comes first"
     (problem,) = parse({**entry, "camera": [7]}, None)
-    assert problem.message == "camera is [7], expected a name or a number"
+    assert problem.message == "camera is [7], expected a name or a whole number"
 
 
 def test_table_may_have_a_column_of_cameras(tmp_path: Path, draw_picture: Callable) -> None:
@@ -656,6 +656,19 @@ def test_json_record_that_repeats_a_key_is_refused_by_its_number(write_cuhk: Wri
         load_dataset(root)
     annotation.write_text(text.replace('"id": 21', '"id": 21, "id": 21'), encoding="utf-8")
     assert load_dataset(root).val
+    annotation.write_text(text.replace('"id": 21', '"id": 21, "note": 1, "note": 2'), encoding="utf-8")
+    assert load_dataset(root).val
+
+
+@pytest.mark.parametrize(("key", "other"), [("file_path", "x/9.jpg"), ("split", "test")])
+def test_split_file_that_repeats_a_key_is_refused_by_its_record(write_benchmark: Write, key: str, other: str) -> None:
+    root = write_benchmark("ICFG-PEDES")
+    split_up(root, root, keep_split=True)
+    file = root / "train_reid.json"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(f'"{key}"', f'"{key}": "{other}", "{key}"', 1), encoding="utf-8")
+    with pytest.raises(DatasetError, match=rf"train_reid\.json, record 0: has '{key}' more than once, with different"):
+        load_dataset(root)
 
 
 @pytest.mark.parametrize("inner", ["", "CUHK-PEDES", "imgs"])
@@ -678,3 +691,39 @@ def test_folder_that_cannot_be_read_is_named(
         return
     with pytest.raises(DatasetError, match=rf"the folder {root} cannot be read \(Permission denied: {closed}.*; is it"):
         load_dataset(root)
+
+
+def refuse_below(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the system say that nothing in a folder can be looked at; the superuser may read every one."""
+    look = os.stat
+
+    def refuse(path: Any, *more: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(os.path.join(folder, "")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+
+def test_closed_folder_of_a_table_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, other = tmp_path / "data", tmp_path / "data2"
+    root.mkdir()
+    other.mkdir()
+    refuse_below(monkeypatch, other)
+    words = rf"the folder {other} cannot be read \(Permission denied: {other}/t\.csv\); is it"
+    with pytest.raises(DatasetError, match=words):
+        load_dataset(root, table=other / "t.csv")
+
+
+def test_closed_folder_of_images_elsewhere_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_cuhk: Write, entries: list[dict]
+) -> None:
+    root, other = write_cuhk(entries), tmp_path / "disk"
+    refuse_below(monkeypatch, other)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=rf"the folder {other} cannot be read \(Permission denied: {other}/imgs\)"):
+        load_dataset(root, image_dir=other / "imgs")
+    # The folder itself, whichever way it is written.
+    refuse_below(monkeypatch, root)
+    with pytest.raises(DatasetError, match=r"the folder CUHK-PEDES cannot be read \(Permission denied: /.*people"):
+        load_dataset("CUHK-PEDES", table=root / "people.csv")

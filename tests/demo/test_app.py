@@ -41,7 +41,7 @@ def test_start_without_folder_says_so_before_anything_is_made(tmp_path: Path, mo
 def test_start_opens_a_store_by_its_address_or_folder(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "folder" / "images.lance").mkdir(parents=True)
+    (tmp_path / "folder" / "images.lance" / "_versions").mkdir(parents=True)
     url = place if "://" in place else str(tmp_path / place)
     asked: list[str] = []
 

@@ -65,7 +65,7 @@ def run_here(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_commands_of_the_pages_work_in_order_as_pasted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(try_search, "PEOPLE", (20, 2, 3))
+    monkeypatch.setattr(try_search, "PEOPLE", (20, 5, 3))
     seen: set[str] = set()
     for page in PASTED:
         for line in commands(page):

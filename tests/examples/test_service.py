@@ -100,12 +100,19 @@ def test_mistake_of_the_client_is_422_and_says_what(client, body, said):
 def test_parameter_that_is_unknown_or_would_do_nothing_is_422(client, name):
     answer = client.get("/search", params={"sentence": "a man", name: "1"})
     assert (answer.status_code, name in answer.text) == (422, True)
-    for asked in (
-        client.post("/search", params={"k": 1}, json={"sentences": ["a man"]}),
-        client.get("/health", params={"k": 1}),
-    ):
-        assert asked.status_code == 422
-        assert asked.json()["detail"] == "this address takes no parameters, and has k"
+    asked = client.post("/search", params={"k": 1}, json={"sentences": ["a man"]})
+    assert asked.status_code == 422
+    assert asked.json()["detail"] == "this address takes no parameters, and has k"
+
+
+@pytest.mark.parametrize("body", [b'{"sentences": ["a"], "k": NaN}', b'{"sentences": ["a"], "x": 1e999}'])
+def test_number_that_json_has_not_is_422(service, gallery, body):
+    from starlette.testclient import TestClient
+
+    with TestClient(service.make_app(gallery), raise_server_exceptions=False) as client:
+        answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "sentences" not in answer.text  # the fault alone
 
 
 def test_names_that_are_not_utf_8_are_answered_in_ascii(service, gallery):
@@ -138,7 +145,8 @@ def test_address_in_a_browser_leads_to_the_page_of_requests(client):
 
 
 def test_health_counts_the_images(client, gallery):
-    assert client.get("/health").json() == {"images": len(gallery)}
+    for address in ("/health", "/health?_=1"):  # as monitors ask, past a cache
+        assert client.get(address).json() == {"images": len(gallery)}
 
 
 @pytest.mark.parametrize("sent", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "sécret".encode()}])
@@ -176,6 +184,13 @@ def test_what_cannot_be_served_is_one_line(service, saved, tmp_path, monkeypatch
     for name, value in settings.items():
         monkeypatch.setattr(service, name, value)
     with pytest.raises(SystemExit, match=re.escape(words)):
+        service.main()
+
+
+def test_store_is_not_served(service, tmp_path, monkeypatch):
+    (tmp_path / "images.lance" / "_versions").mkdir(parents=True)
+    monkeypatch.setattr(service, "GALLERY", str(tmp_path))
+    with pytest.raises(SystemExit, match="is a store, and this serves a gallery: set SERVICE_GALLERY to one"):
         service.main()
 
 

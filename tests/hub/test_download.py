@@ -13,6 +13,7 @@ import torch
 from promptreid import PromptedCLIP, load_clip, load_prompts
 from promptreid.errors import CheckpointError, HubError
 from promptreid.hub.prompt_files import write_prompt_files
+from promptreid.hub.repository import is_not_found
 from promptreid.model.publishing import push_prompts
 
 ALICE, BOB = "hf_aliceAliceAlice0", "hf_bobBobBobBobBob1"
@@ -597,6 +598,13 @@ def test_bare_base_is_loaded_from_one_commit_which_is_kept(hub, base, tmp_path, 
     assert torch.equal(newest.text_projection, base.text_projection + 1)
     with pytest.raises(CheckpointError, match="its weights differ"):
         load_prompts(tmp_path / "m", model=newest)
+
+
+def test_gated_repository_is_not_taken_for_a_missing_folder():
+    kinds = huggingface_hub.errors
+    # Without a response, whose class depends on the version.
+    assert not is_not_found(kinds.GatedRepoError.__new__(kinds.GatedRepoError))
+    assert is_not_found(kinds.RepositoryNotFoundError.__new__(kinds.RepositoryNotFoundError))
 
 
 def test_index_of_a_bare_base_keeps_its_commit(hub, base, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from promptreid import Gallery
 from promptreid.errors import CheckpointError, DatasetError
 from promptreid.retrieval import editing, gallery_files, segment_files
+from promptreid.retrieval.gallery_files import writing
 from promptreid.synthetic.sentences import describe_people
 
 
@@ -135,6 +137,23 @@ def test_what_was_encoded_when_it_is_interrupted_is_kept(model, index, folder, m
             index.update(folder, batch_size=1, progress=False)
     assert [path in Gallery.load(index.directory).paths for path in new] == [True, True, False]
     assert index.update(folder, progress=False).added == 1
+
+
+def test_interrupted_update_does_not_wait_for_another_writer(index, folder, monkeypatch):
+    another_image(folder, "new/a.jpg")
+    real = editing.encode_images
+    with ExitStack() as other:
+
+        def encode(*given, **options):
+            yield from real(*given, **options)
+            other.enter_context(writing(index.directory))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(editing, "encode_images", encode)
+        monkeypatch.setattr(editing, "_LAST_WAIT_SECONDS", 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            index.update(folder, progress=False)
+    assert len(Gallery.load(index.directory)) == 24
 
 
 def test_write_that_is_interrupted_is_not_begun_again(model, index, folder, monkeypatch):

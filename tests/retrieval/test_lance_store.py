@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from promptreid import Gallery
+from promptreid.defaults import is_store
 from promptreid.errors import MissingExtraError, StoreError, StoreUnreachableError
 from promptreid.retrieval import lance_connection, lance_store
 from promptreid.retrieval.filters import Between, Prefix, matcher
@@ -406,6 +407,13 @@ def test_search_goes_on_where_files_were_cleaned_up_meanwhile(store):
     store.replace(images(["a"]), features(1))
     lance_store_rewrite(store)
     assert keys_of(reader) == ["a"]
+
+
+def test_store_whose_making_was_killed_is_none_yet(tmp_path):
+    (tmp_path / "images.lance").mkdir()
+    assert not is_store(tmp_path)
+    LanceStore.create(tmp_path, dimensions=DIMENSIONS)
+    assert is_store(tmp_path)
 
 
 def lance_store_rewrite(store):

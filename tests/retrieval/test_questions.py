@@ -56,6 +56,14 @@ def test_search_by_the_name_of_an_image_is_refused(gallery):
         gallery.search(Path("nothere.jpg"))
 
 
+def test_search_by_an_image_that_cannot_be_used_advises_another(shipped, gallery, tmp_path):
+    Image.new("L", (20_000, 8)).save(tmp_path / "wide.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("wide.png", "broken.png"):
+        with pytest.raises(DatasetError, match=rf"{name} [^;]*; give another image$"):
+            encode.encode_queries(shipped[0], tmp_path / name, dimensions=128)
+
+
 def test_search_by_an_open_image_turns_it_as_the_same_file_is_turned(shipped, folder, tmp_path):
     model = shipped[0]
     with Image.open(next(folder.rglob("*.jpg"))) as image:

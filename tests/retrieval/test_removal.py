@@ -172,6 +172,31 @@ def test_folder_that_reads_as_a_pattern_is_meant_by_its_name():
     assert gallery.remove("cam[12]/*.jpg") == 2
 
 
+def test_each_part_of_a_pattern_that_something_is_called_by_means_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "cam[1]/sub/s.jpg",
+        "cam1/sub/s.jpg",
+        "cam1/t.png",
+        "a/cam[1]/x[1].jpg",
+        "a/cam1/x1.jpg",
+        "b/cam1/x[1].jpg",
+    ]
+    gallery = gallery_of(*names)
+    for nothing in ("cam[1]/*.png", "cam[1]/**/t.png", "cam[1]", "*/cam[1]/x1.jpg"):
+        with pytest.raises(KeyError, match="the gallery has no image"):
+            gallery.remove(nothing)
+    assert gallery.remove("cam[1]/**/s.jpg") == 1
+    assert gallery.remove("*/cam[1]/*.jpg") == 1
+    assert gallery.remove("**/x[1].jpg") == 1
+    assert [str(path) for path in gallery.paths] == ["cam1/sub/s.jpg", "cam1/t.png", "a/cam1/x1.jpg"]
+    (tmp_path / "cam[1]").mkdir()  # of which the gallery has nothing any more
+    with pytest.raises(KeyError, match="the gallery has no image"):
+        gallery.remove("cam[1]/*.png")
+    (tmp_path / "cam[1]").rmdir()
+    assert gallery.remove("cam[1]/*.png") == 1
+
+
 WILD = [("set [1]", "set 1"), ("what?", "what1"), ("a*b", "a-b"), ("a**b", "a-b"), ("[!x]", "y")]
 
 

@@ -146,6 +146,24 @@ def test_rows_are_committed_once_they_are_many_or_have_waited(monkeypatch):
     assert len(store.commits) == 3
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_waits_to_be_committed_when_it_is_interrupted_is_kept(gallery, folder, monkeypatch, kind):
+    real = filling.encode_images
+
+    def encode(*given, **options):
+        for count, batch in enumerate(real(*given, **options)):
+            if count == 2:
+                raise kind
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "encode_images", encode)
+        with pytest.raises(kind):
+            gallery.update(folder, batch_size=3, progress=False)
+    assert len(gallery) == 6
+    assert gallery.update(folder, progress=False).added == 18
+
+
 def test_grouped_prompts_are_told_the_camera_as_in_a_gallery(folder, tmp_path):
     cameras = tuple(sorted(path.name for path in folder.iterdir()))
     clip = load_clip("promptreid-tiny", pretrained="generated", image_size=(32, 16))
@@ -277,6 +295,16 @@ def test_filter_that_nothing_passes_is_told_from_no_match(gallery, folder):
         gallery.search("a man", where={"camera": "x"})
     with pytest.raises(ValueError, match="cannot call a function"):
         gallery.search("a man", where={"folder": str.isupper})
+    for refused in (
+        lambda: gallery.search("a man", where="h=1"),
+        lambda: gallery.check_filter(["h"]),
+        lambda: gallery.remove(where="h=1"),
+        lambda: gallery.erase(where="h=1"),
+    ):
+        with pytest.raises(TypeError, match=r"where is .*h.*, expected conditions by key, such as {'folder'"):
+            refused()
+    with pytest.raises(ValueError, match=r"'folder': 'i\?gs'.*nothing was erased.*; of patterns a store takes only a"):
+        gallery.erase(where={"folder": "i?gs"})
     assert gallery.search("a man", threshold=1.0) == []
 
 
@@ -483,6 +511,15 @@ def test_folder_that_reads_as_a_pattern_is_meant_by_its_name(gallery):
     gallery.add_features(unit(2, gallery.store.dimensions), keys)
     assert gallery.remove("cam[1]/*") == 1
     assert keys_of(gallery) == ["cam1/2.jpg"]
+
+
+def test_each_part_of_a_pattern_that_something_is_called_by_means_that(gallery, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gallery.add_features(unit(3, gallery.store.dimensions), ["cam[1]/sub/s.jpg", "cam1/sub/s.jpg", "cam1/t.png"])
+    with pytest.raises(KeyError, match="the store has no image"):
+        gallery.erase("cam[1]/*.png")
+    assert gallery.erase("cam[1]/**/s.jpg").images == 1
+    assert keys_of(gallery) == ["cam1/sub/s.jpg", "cam1/t.png"]
 
 
 @pytest.mark.parametrize("name", ["set [1]", "a*b"])

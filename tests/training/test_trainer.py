@@ -448,10 +448,9 @@ def test_trainer_whose_steps_leave_no_finite_features_names_them_and_keeps_no_su
 
     stage = Stage("wild", model, trains=["prompts"], losses={"contrastive": ContrastiveLoss()}, epochs=3)
     trainer = make(stages=[stage], evaluate=evaluate, evaluate_every_epoch=True)
-    last = {1: "there is no checkpoint yet", 2: r"the last good checkpoint is .*step-000000002"}[epoch]
-    free = {1: "$", 2: rf", in another output_dir, or once {re.escape(str(tmp_path / 'run'))} is deleted$"}[epoch]
+    last = {1: "there is no checkpoint yet", 2: r"the last checkpoint is .*step-000000002"}[epoch]
     words = rf"step {2 * epoch - 1} \(stage wild, epoch {epoch}\) left a model .*4 of 4 query_features hold NaN.*{last}"
-    with pytest.raises(FloatingPointError, match=rf"{words}\. Lower the learning rate.*fp16{free}"):
+    with pytest.raises(FloatingPointError, match=rf"{words}\. Lower the learning rate.*fp16, in another output_dir$"):
         trainer.fit()
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == (trainer.last_checkpoint is not None)
 

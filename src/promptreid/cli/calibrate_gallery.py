@@ -89,7 +89,7 @@ def run(
         refuse_unused({"queries": queries}, "a dataset has its own sentences")
         split = split or "val"
         name, wanted = load_split(console, root, split, layout=layout, image_dir=image_dir, table=table, on_bad=on_bad)
-    gallery = open_gallery(index, model, searched=True)
+    gallery = open_gallery(index, model, searched=root is None)
     chosen = gallery.calibrate(wanted, sentences=sentences, false_alarm_rate=false_alarms, progress=console.progress)
     console.record(index=str(index), data=name, split=split, calibration=asdict(chosen))
     console.say(f"threshold {chosen.threshold:.3f}, {threshold_in_words(chosen)}")

@@ -13,6 +13,8 @@ from promptreid.cli.options import (
     refuse_unused,
 )
 from promptreid.cli.output import Output
+from promptreid.defaults import is_store
+from promptreid.errors import shell_word
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,6 +61,11 @@ def run(
 
     with explained_if_closed(root):
         has_gallery, has_data = exists(root), holds_dataset(root)
+    if is_store(root):
+        advice = f"promptreid store info {shell_word(root)} looks at it"
+        if not (has_gallery or has_data):
+            raise ValueError(f"{root} is a store; {advice}")
+        console.note(f"note: {root} holds a store too, which is not checked; {advice}")
     if has_gallery and has_data:
         console.note(f"note: {root} holds a gallery too, which is not checked; better make it in a folder of its own")
     elif has_gallery:

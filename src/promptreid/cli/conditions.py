@@ -30,7 +30,7 @@ def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -
     """Values by key; a key given twice allows either value, and a number matches as number and as text.
 
     A value with `*`, `?` or `[` is a pattern for the values that images have, and stands for itself too where an image
-    has it; in a store only a beginning with `*` is one.
+    has it; in a store only a beginning with `*` is one, and in a gallery too where a value begins so.
     """
     wanted: dict[str, list[Any]] = {}
     for key, value in conditions:
@@ -47,7 +47,8 @@ def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
         return [text, *_ranges(start or None, end or None, Between)]
     if gallery is not None and any(sign in text.removesuffix("*") for sign in "*?["):
         names = [name for name in gallery.values_of(key) if isinstance(name, str)]
-        return [name for name in names if name == text or fnmatchcase(name, text)] or [text]
+        if not (text.endswith("*") and any(name.startswith(text[:-1]) for name in names)):
+            return [name for name in names if name == text or fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]
     return [text, *(number for number in (_number(text),) if isinstance(number, int))]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from promptreid.cli.argument_types import folder_to_write, whole
+from promptreid.cli.model_names import FOLDER
 from promptreid.cli.options import LARGEST_SIDE
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE
@@ -61,8 +62,8 @@ def run(console: Output, /, *, source: str, output: Path, model: str | None, **o
         console.say(f"left out: {', '.join(sorted({name.split('.')[0] for name in made.left_out}))}")
     if PROMPTS in made.left_out:
         console.say(
-            f"the prompts of {source} are not in it: --model {shell_word(source)} uses encoders and prompts together, "
-            "and promptreid export writes both as ONNX files"
+            f"the prompts of {source} are not in it: --model {shell_word(source.removeprefix(FOLDER))} uses encoders "
+            "and prompts together, and promptreid export writes both as ONNX files"
         )
     own = f"--image-size {height} {width}"
     use = f"use it with --model local-dir:{made.folder}"

@@ -9,6 +9,7 @@ from promptreid.cli.options import (
     ModelArguments,
     add_data_arguments,
     add_model_arguments,
+    check_apart,
     check_device,
     chosen_model,
     joined_processes,
@@ -58,6 +59,8 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""
+    if output is not None:
+        check_apart(output, root, image_dir)
     choice = chosen_model(model)
     from promptreid.evaluation.evaluate import evaluate, score_table
 

@@ -94,7 +94,9 @@ def _open_or_make(console: Output, work: StoreWork, model: ModelArguments) -> "S
 
 
 def check_own_folder(option: str, place: Path, images: Path) -> None:
-    """Refuse a new gallery or store among images, in a dataset or one in the other, which would then be taken for it.
+    """Refuse a new gallery or store in a folder of images, a dataset, a gallery or a store.
+
+    A store is no obstacle to a store: another process has made it in the meantime.
 
     Args:
         option: `--output` or `--store`.
@@ -102,14 +104,16 @@ def check_own_folder(option: str, place: Path, images: Path) -> None:
         images: The folder of images that is to be indexed.
 
     Raises:
-        ValueError: `place` holds `images`, other images or a dataset, or is a store or a gallery.
+        ValueError: `place` holds `images`, other images or a dataset, or is a gallery or, for a gallery, a store.
     """
     from promptreid.data.image_files import IMAGE_ENDINGS
     from promptreid.data.reader import holds_dataset
 
     found = ""
-    if is_store(place) or is_gallery(place):
-        found = "a store" if is_store(place) else "a gallery"
+    if is_store(place) and option == "--output":
+        found = "a store"
+    elif is_gallery(place):
+        found = "a gallery"
     elif images.resolve().is_relative_to(place.resolve()):
         found = "the folder of the images" if images.samefile(place) else f"above the folder of the images, {images}"
     elif place.is_dir() and any(path.suffix.lower() in IMAGE_ENDINGS for path in place.glob("[!.]*")):

@@ -215,19 +215,15 @@ def _calibrate(console: Output, gallery: "Gallery") -> None:
 
 def _edit(console: Output, gallery: "Gallery", remove: list[str], restore: list[str]) -> None:
     """Remove images from the gallery, and let removed ones be indexed again."""
-    if restore:  # first: it is refused where one was not removed, and what is removed is gone
-        restored = gallery.restore(restore)
+    removed, restored = gallery.edit(remove=[_number_or_path(name) for name in remove], restore=restore)
+    if remove:
+        console.say(f"removed {counted(len(removed), 'image')}:", *_first(tuple(removed)))
+        console.say(f"{_are(len(gallery))} left in {gallery.directory}")
+        console.record(removed=len(removed), removed_images=removed)
+    if restore:
         command = f"promptreid index FOLDER --output {shell_word(gallery.directory)}"
         console.say(f"{_are(restored)} indexed again by the next {command}")
         console.record(restored=restored)
-    if remove:
-        held = dict(zip(gallery.ids.tolist(), map(str, gallery.paths), strict=True))
-        removed = gallery.remove([_number_or_path(name) for name in remove])
-        left = set(gallery.ids.tolist())
-        names = tuple(path for number, path in held.items() if number not in left)
-        console.say(f"removed {counted(removed, 'image')}; {len(gallery)} are left in {gallery.directory}:")
-        console.say(*_first(names))
-        console.record(removed=removed, removed_images=names)
 
 
 def _number_or_path(text: str) -> int | str:
@@ -251,12 +247,17 @@ def _open_or_make(
 
     from promptreid.retrieval.editing import find_images
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_files import exists, is_free
+    from promptreid.retrieval.gallery_files import entry_on_disk, exists, is_free
 
     chosen = storage is not None or model["model"] is not None
     if exists(output) and not (chosen and is_free(output)):
-        if storage is not None:
-            raise ValueError(f"{output} exists already and keeps its storage; give --output for a new index")
+        kept = entry_on_disk(output, "storage")  # which galleries of 0.1.0 do not name
+        if storage not in (None, kept):
+            named = f", {kept}" if kept else ""
+            raise ValueError(
+                f"{output} exists already and keeps its storage{named}; leave --storage out, or give --output for a "
+                "new index"
+            )
         return cast("Gallery", open_gallery(output, model)), False
     choice = chosen_model(model)
     device = check_device(model["device"])

@@ -56,6 +56,7 @@ _ALSO = {
     "validate": "check", "verify": "check", "serve": "demo", "app": "demo", "publish": "push", "upload": "push",
     "encode": "index", "build": "index", "embed": "index", "threshold": "calibrate",
 }  # fmt: skip
+_BEHIND = "--\0"  # an option that nobody can type
 _ALSO_OPTIONS = {"--lr": "--learning-rates", "--top-k": "-k", "--topk": "-k"}
 _TYPE_ERROR = re.compile(r"^(argument [^:]*): is ")
 _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
@@ -170,10 +171,22 @@ class _Plain(str):
     """A word behind `--`: never an option, though it may begin with a dash."""
 
 
+class _NothingMore(argparse.Action):
+    """Stands for `--`, which ends an option of several values, and which argparse forgets in the meantime."""
+
+    def __call__(self, *_: Any) -> None:
+        """Do nothing."""
+
+
 class _CommandParser(_Parser):
     """Takes positional arguments behind options too, and names its own help."""
 
     _is_mixing = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        hidden: dict[str, Any] = dict.fromkeys(("dest", "default", "help"), argparse.SUPPRESS)
+        self.add_argument(_BEHIND, action=_NothingMore, nargs=0, **hidden)
 
     def _parse_optional(self, arg_string: str) -> Any:
         return None if isinstance(arg_string, _Plain) else super()._parse_optional(arg_string)
@@ -185,9 +198,9 @@ class _CommandParser(_Parser):
             return super().parse_known_args(args, namespace)
         self._is_mixing = True
         words = list(args)
-        if "--" in words:  # argparse forgets it between the two
+        if "--" in words:
             at = words.index("--")
-            words[at:] = map(_Plain, words[at + 1 :])
+            words[at:] = [_BEHIND, *map(_Plain, words[at + 1 :])]
         try:
             settings, unknown = self.parse_known_intermixed_args(words, namespace)
         finally:
@@ -196,7 +209,9 @@ class _CommandParser(_Parser):
         if unknown and sentence and not any(word.startswith("-") for word in unknown):
             self.error(f'put the sentence in quotation marks: "{" ".join([sentence, *unknown])}"')
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant_by(unknown)}")
+            plain = any(isinstance(word, _Plain) and word.startswith("-") for word in unknown)
+            advice = "; options stand before --" if plain else self._meant_by(unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         return settings, unknown
 
     def _meant_by(self, unknown: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from promptreid.cli.argument_types import folder_to_read, saved_model, some_path
 from promptreid.cli.model_names import BARE, FOLDER, check_listed, check_names, check_not_a_file
 from promptreid.cli.output import Output
 from promptreid.defaults import IMAGE_SIZE, SYNTHETIC_STAMP, OnBad
-from promptreid.errors import DatasetError
+from promptreid.errors import DatasetError, shell_word
 from promptreid.towers.tiny import TINY_ADAPTED, TINY_IMAGE_SIZE, TINY_NAME, TINY_TAG, tiny_prompts
 
 if TYPE_CHECKING:
@@ -256,6 +256,33 @@ def notes_of(choice: ModelChoice, model: "PromptedCLIP") -> dict[str, Any]:
     if choice.is_saved or model.source is None:
         return noted
     return noted | {"pretrained": model.source.pretrained, "image_size": list(model.image_size)}
+
+
+def check_apart(output: Path, root: Path, image_dir: Path | None) -> None:
+    """Refuse to write figures among the images, where `promptreid index` would take them for people later.
+
+    Args:
+        output: `--output`.
+        root: The dataset's folder, or its parent, where another folder of it may well be meant.
+        image_dir: `--image-dir`.
+
+    Raises:
+        ValueError: `output` is one of these folders, or lies in or above it.
+    """
+    from promptreid.data.reader import dataset_folder
+
+    nouns = {dataset_folder(root): "the dataset's folder"}
+    nouns |= {} if image_dir is None else {image_dir: "the folder of the images"}
+    places = {folder: folder.resolve() for folder in nouns}
+    place, outermost = output.resolve(), min(places.values(), key=lambda held: len(held.parts))
+    for folder, held in places.items():
+        if place.is_relative_to(held) or held.is_relative_to(place):
+            where = "is" if place == held else "is in" if place.is_relative_to(held) else "is above"
+            beside = shell_word(Path(os.path.relpath(outermost.parent / "run")))
+            raise ValueError(
+                f"--output is {output}, which {where} {nouns[folder]}, {folder}: its figures would be taken for people "
+                f"later. It needs a folder of its own, such as --output {beside}"
+            )
 
 
 def note_model(console: Output, choice: ModelChoice, folder: Path) -> None:

@@ -25,7 +25,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output, print_line
 from promptreid.cli.typed_sentences import at_terminal, in_parts, read_sentences, typed_sentences
-from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS, STORE_TABLE, is_gallery, is_store
+from promptreid.defaults import BATCH_SIZE, GALLERY_FILE, NUM_HITS, is_gallery, is_store
 from promptreid.errors import CheckpointError, DatasetError, ModelMismatchError, counted, shell_word
 
 if TYPE_CHECKING:
@@ -139,11 +139,12 @@ def run(
 
 def _opened_image(path: Path) -> Any:
     from promptreid.data.images import open_image
+    from promptreid.retrieval.encode import unusable_query
 
     try:
         return open_image(path)
-    except DatasetError as error:  # whose advice, behind the last semicolon, is for the image of a dataset's record
-        raise DatasetError(f"{str(error).rpartition('; ')[0]}; give another image") from error
+    except DatasetError as error:
+        raise unusable_query(error) from error
 
 
 def _as_dict(calibration: "Calibration | None") -> dict[str, Any] | None:
@@ -360,15 +361,12 @@ def open_gallery(
         ValueError: The index does not say which model made it, options are given that go with another one, or the
             folder holds a gallery and a store.
     """
-    if is_store(directory) and is_gallery(directory):
-        raise ValueError(
-            f"{directory} holds a gallery and a store, as earlier versions allowed, and it is unclear which is meant; "
-            f"move the store, {STORE_TABLE} and every other folder whose name ends in .lance, to a folder of its own"
-        )
     from promptreid.retrieval.gallery import Gallery
+    from promptreid.retrieval.gallery_files import check_one_kind
     from promptreid.retrieval.gallery_state import lowest_score
     from promptreid.retrieval.stored_gallery import StoredGallery
 
+    check_one_kind(directory)
     load = StoredGallery.load if is_store(directory) else Gallery.load
     if options["model"] is None:
         own = {name: options[name] for name in ("pretrained", "image_size", "revision")}

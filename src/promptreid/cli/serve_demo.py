@@ -19,7 +19,7 @@ from promptreid.cli.options import (
 )
 from promptreid.cli.output import Output
 from promptreid.cli.search_gallery import open_gallery
-from promptreid.defaults import GALLERY_FILE, is_store
+from promptreid.defaults import is_gallery, is_store
 from promptreid.errors import shell_word
 from promptreid.towers.tiny import TINY_ADAPTED
 
@@ -82,8 +82,8 @@ def run(
     options: dict[str, Any] = {
         "host": host, "port": port, "auth": pairs, "open_browser": open, "announce": announce,
     }  # fmt: skip
-    if gallery is not None and (is_store(gallery) or Path(gallery, GALLERY_FILE).is_file()):
-        launch(open_gallery(gallery, model), **options)
+    if gallery is not None and (is_store(gallery) or is_gallery(gallery)):
+        launch(open_gallery(gallery, model, searched=True), **options)
         return 0
     choice, device = chosen_model(model), check_device(model["device"])
     if gallery is not None:

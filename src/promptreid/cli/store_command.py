@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "store", type=gallery_place, metavar="URL", help="a folder, s3://BUCKET/NAME or gs://BUCKET/NAME"
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="images to erase, or to allow again: paths")
-    add_where_argument(parser, "erase all images with this instead, as in promptreid search")
+    add_where_argument(
+        parser,
+        "erase all images with this instead, as in promptreid search; of patterns "
+        "only a beginning, such as 'folder=roof/*'",
+    )
     parser.add_argument(
         "--alone",
         action="store_true",

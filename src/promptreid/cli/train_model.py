@@ -1,7 +1,6 @@
 """`promptreid train`: adapts a model to a dataset, in both stages."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from promptreid.cli.options import (
     add_division_arguments,
     add_revision_argument,
     at_revision,
+    check_apart,
     check_device,
     check_division,
     joined_processes,
@@ -221,7 +221,9 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
 def _refuse_unused(recipe: "Recipe", given: TrainingArguments) -> None:
     if not recipe.stage_one_epochs:
         of_stage_one = {name: given[name] for name in ("self_consistency", "average_prompts")}
-        refuse_unused(of_stage_one, "it goes with stage 1, which has no epochs")
+        refuse_unused(of_stage_one, "they are of stage 1, which has no epochs")
+    if not given["prompt_length"]:
+        refuse_unused({"prompt_depth": given["prompt_depth"]}, "--prompt-length is 0, so there are no prompts")
     if recipe.algorithm == "sgd":
         refuse_unused({"epsilon": given["epsilon"]}, "sgd has no denominator")
 
@@ -278,11 +280,13 @@ def run(
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ())}
         options |= {"project": project or _PROJECT, "progress": not console.as_json}
         training = Training(console, data, arguments, recipe, options)
+        # Before, so that a run that is interrupted has it, and after: one that is refused must not change it.
+        if split is not None and is_main_process() and not (holds_run(output) or holds_comparison(output)):
+            _write_split(output, data, split, split_seed)
         if seeds is None and compare is None:
             training.run(output)
         else:
             training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
-        # A run that is refused must not change the note of the one that is there.
         if split is not None and is_main_process():
             _write_split(output, data, split, split_seed)
     return 0
@@ -305,16 +309,7 @@ def _check_output(output: Path, root: Path, image_dir: Path | None, *, several: 
         raise ValueError(f"--output {output} holds the runs of --seeds or --compare; give another folder for this run")
     if holds_run(output) or holds_comparison(output):
         return  # that an earlier version began there
-    place = output.resolve()
-    for folder, noun in ((root, "the dataset's folder"), (image_dir, "the folder of the images")):
-        held = place if folder is None else folder.resolve()
-        if folder is not None and (place.is_relative_to(held) or held.is_relative_to(place)):
-            where = "is" if place == held else "is in" if place.is_relative_to(held) else "is above"
-            beside = shell_word(Path(os.path.relpath(held.parent / "run")))
-            raise ValueError(
-                f"--output is {output}, which {where} {noun}, {folder}: its figures would be taken for people later. A "
-                f"run needs a folder of its own, such as --output {beside}"
-            )
+    check_apart(output, root, image_dir)
 
 
 def _check_divided_alike(output: Path, split: str | None, seed: int) -> None:

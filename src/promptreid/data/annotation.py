@@ -1,5 +1,6 @@
 """Annotations: records that were read from a dataset's files, and everything that is wrong with them."""
 
+import math
 import os
 import re
 import warnings
@@ -9,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from numbers import Integral
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
 from promptreid.data.image_files import ImageLookup, below, leaves_folder
-from promptreid.data.problems import LEFT_OUT, Problem
+from promptreid.data.problems import LEFT_OUT, Problem, repeated_keys
 from promptreid.data.records import (
     SPLITS,
     ImageRecord,
@@ -305,11 +306,11 @@ def parse_entry(
         read_split: Whether its split is read; else the record has none.
     """
     keys = (*(("split",) if read_split else ()), "captions", image_key, "id")
-    if isinstance(entry, RepeatedKeyError):
-        return [Problem("record", str(entry))]
     if not isinstance(entry, dict):
         return [Problem("record", f"is {type(entry).__name__}, expected an object with {', '.join(keys)}")]
     fields = cast("dict[str, Any]", entry)
+    if repeated := repeated_keys(fields, keys):
+        return repeated
     missing = [key for key in keys if key not in fields]
     problems = [Problem("record", f"has no {', '.join(missing)}")] if missing else []
     checks = {
@@ -333,31 +334,26 @@ def parse_entry(
     )
 
 
-class RepeatedKeyError(ValueError):
-    """What stands for a JSON object that says two things under one key, of which `json` would keep the last."""
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKeyError:
-    """A JSON object as `json` makes it (`object_pairs_hook`), or the error that stands for it."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        for key, value in pairs:
-            if value != made[key]:
-                return RepeatedKeyError(f"has {shown_value(key)} more than once, with different values; write it once")
-    return made
-
-
 def camera_problems(camera: Any) -> list[Problem]:
-    """The error in the name of a camera, or `None`; text, an integer or nothing are valid."""
-    right = camera is None or (not isinstance(camera, bool) and isinstance(camera, str | Integral))
-    return [] if right else [Problem("record", f"camera is {shown_value(camera)}, expected a name or a number")]
+    """The error in the name of a camera; text, a whole number (also `1.0`) or nothing (also NaN) are valid."""
+    plain = plain_camera(camera)
+    right = plain is None or (not isinstance(plain, bool) and isinstance(plain, str | Integral))
+    return [] if right else [Problem("record", f"camera is {shown_value(camera)}, expected a name or a whole number")]
 
 
-def camera_name(camera: str | int | None) -> str | None:
+def camera_name(camera: str | float | None) -> str | None:
     """The name of a camera as text; `None` where it is not known, as in an empty cell of a table."""
-    if camera is None:
+    plain = plain_camera(camera)
+    if plain is None:
         return None
-    return camera.strip() or None if isinstance(camera, str) else str(int(camera))
+    return plain.strip() or None if isinstance(plain, str) else str(int(plain))
+
+
+def plain_camera(camera: Any) -> Any:
+    """A camera without what pandas makes of integers with gaps: 1 for `1.0`, `None` for NaN."""
+    if not isinstance(camera, float):
+        return camera
+    return None if math.isnan(camera) else as_integer(camera)
 
 
 def split_problem(split: Any) -> Problem | None:
@@ -376,7 +372,9 @@ def path_problem(key: str, path: Any, folder: Path) -> Problem | None:
     if leaves_folder(path):
         inside, what = below(folder, path), f"{key} {shown_value(path)}"
         if inside is not None:
-            return Problem("path", f"{what} is not relative to the folder {folder.name}/; write {shown_value(inside)}")
+            climbs = ".." in PurePath(path).parts
+            wrong = "has .. in it" if climbs else f"is not relative to the folder {folder.name}/"
+            return Problem("path", f"{what} {wrong}; write {shown_value(inside)}")
         return Problem(
             "path", f"{what} leaves the folder {folder.name}/; copy the image there, and give its path below"
         )

@@ -5,7 +5,8 @@ import re
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Literal
 
 from PIL import Image, features
@@ -32,12 +33,20 @@ def leaves_folder(path: str) -> bool:
 
 def below(folder: Path, path: str) -> str | None:
     """A path that is absolute or climbs with `..`, as one below the folder if it leads there, else `None`."""
-    for base in (os.path.abspath(folder), os.path.realpath(folder)):
-        full = PurePath(os.path.normpath(os.path.join(base, path)))
-        inside = full.relative_to(base).as_posix() if full.is_relative_to(base) else ".."
-        if inside != os.curdir and not leaves_folder(inside):
-            return inside
+    for base in _bases(folder, "" if folder.is_absolute() else os.getcwd()):
+        full = os.path.normpath(os.path.join(base, path))
+        if os.path.normcase(full).startswith(os.path.normcase(base)):
+            inside = full[len(base) :].replace(os.sep, "/")
+            if inside and not leaves_folder(inside):
+                return inside
     return None
+
+
+@lru_cache(maxsize=16)  # a table may have a hundred thousand such paths
+def _bases(folder: Path, working_folder: str) -> list[str]:
+    """How the absolute paths in a folder begin, as it is written and, where that differs, without links."""
+    full = os.path.join(working_folder, folder)
+    return list(dict.fromkeys(os.path.join(find(full), "") for find in (os.path.abspath, os.path.realpath)))
 
 
 class ImageLookup:
@@ -134,6 +143,8 @@ def list_images(folder: str | Path, *, unreadable: list[str] | None = None) -> l
 def explained_if_closed(folder: Path) -> Generator[None, None, None]:
     """Name the folder where what is done with its files in the block fails because it, or one in it, cannot be read.
 
+    Of a file that lies elsewhere, the folder that it is in is named.
+
     Raises:
         DatasetError: It cannot be read.
     """
@@ -142,7 +153,10 @@ def explained_if_closed(folder: Path) -> Generator[None, None, None]:
             os.stat(os.path.join(folder, os.curdir))  # for Python 3.14, whose pathlib takes files in it for missing
         yield
     except PermissionError as error:
-        raise _closed(folder, f" ({error.strerror}: {printable(error.filename or folder)})") from error
+        path = error.filename if isinstance(error.filename, str) else folder
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+        closed = folder if inside else Path(path).parent
+        raise _closed(closed, f" ({error.strerror}: {printable(error.filename or folder)})") from error
 
 
 def _closed(folder: Path, why: str = "") -> DatasetError:

@@ -12,15 +12,16 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
-from promptreid.data.annotation import SPLIT_NAMES
+from promptreid.data.annotation import SPLIT_NAMES, camera_problems, plain_camera
 from promptreid.data.images import identify, to_rgb, upright
 from promptreid.data.table_layout import METADATA, lines_of
 from promptreid.errors import DatasetError, listed, printable
 from promptreid.files import write_bytes_atomically
-from promptreid.values import real_number, whole_number
+from promptreid.values import given_path, real_number, whole_number
 
 _TABLE = METADATA[1]  # metadata.jsonl
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+_NO_CAMERAS = "camera (not all of them names or whole numbers)"
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
@@ -36,10 +37,10 @@ def write_imagefolder(
     """Write a `Dataset` or `DatasetDict` of Hugging Face's `datasets` as images with a `metadata.jsonl`.
 
     Image files are copied unchanged, byte for byte; images that exist only in memory become PNG, turned as their EXIF
-    data say, and RGB where PNG has no such pixels. A column `camera` is written too; one warning names the columns
-    that are not. A folder that holds
-    these rows already is used again: its images are compared, and those that have been deleted are written. If an
-    image's own file is gone by then, what was written of it stays.
+    data say, and RGB where PNG has no such pixels. A column `camera` of names or whole numbers is written too; one
+    warning names the columns that are not. A folder that holds these rows already is used again: its images are
+    compared, and those that have been deleted are written. If an image's own file is gone by then, what was written
+    of it stays.
 
     Args:
         dataset: Rows with an image, a caption or a list of them, a person, and perhaps the columns `split` and
@@ -58,7 +59,7 @@ def write_imagefolder(
         DatasetError: A row lacks a column, cannot be written as JSON, or its image cannot be read or has pixels of
             unknown range; the message names the row. Or there are no rows.
         FileExistsError: The folder holds another dataset, or other images for these rows.
-        ValueError: A split has an unknown name.
+        ValueError: A split has an unknown name, or `folder` is empty.
 
     Example:
         ```python
@@ -68,19 +69,19 @@ def write_imagefolder(
         people = load_dataset(write_imagefolder(load_from_hub("user/people"), "people"))
         ```
     """
-    place = Path(folder)
+    place = given_path("folder", folder)
     columns = {"image": image, "text": caption, "person_id": person_id}
     dataset = _readable_twice(dataset)
     # Without the images, which may be more than memory holds: they are read again below, one by one.
     others: set[str] = set()
     described = [_as_read(row, index) for index, row in enumerate(_rows(dataset, columns, others))]
+    if _NO_CAMERAS in others:
+        described = _without("camera", described)
     if not described:
         raise DatasetError("the dataset has no rows; give some with an image, a caption and a person each")
     if others:
-        warnings.warn(
-            f"columns that are not written, as load_dataset does not read them: {listed(sorted(others), most=10)}",
-            stacklevel=2,
-        )
+        unread = listed(sorted(map(str, others)), most=10)
+        warnings.warn(f"columns that are not written, as load_dataset does not read them: {unread}", stacklevel=2)
     written, is_current = _rows_in(place, described)
     names: list[str] = []
     bar = tqdm(
@@ -228,12 +229,16 @@ def _rows_of(part: Any, columns: Mapping[str, str], split: str | None, others: s
         missing = [column for column in columns.values() if row.get(column) is None]
         if missing:
             raise DatasetError(
-                f"row {index} of {split or 'the dataset'} has no {', '.join(missing)} (found: {', '.join(row)}); name "
-                "the columns: image=, caption=, person_id="
+                f"row {index} of {split or 'the dataset'} has no {', '.join(missing)} (found: "
+                f"{', '.join(map(str, row))}); name the columns: image=, caption=, person_id="
             )
         others.update({*row} - {*columns.values(), "split", "camera"})
         made = {name: row[column] for name, column in columns.items()}
         stated, camera = (_stated(row.get(column), features.get(column)) for column in ("split", "camera"))
+        camera = _camera(camera)
+        if camera_problems(camera):
+            others.add(_NO_CAMERAS)
+            camera = None
         named = split or SPLIT_NAMES.get(str(stated).strip().lower(), "")
         if stated is not None and not named:
             what = _unknown(str(stated).strip())
@@ -247,6 +252,13 @@ def _stated(value: Any, feature: Any) -> Any:
     if class_name and value is not None:
         value = class_name(value) if value >= 0 else None  # -1 where a row has no class
     return None if str(value).strip() in _EMPTY else value
+
+
+def _camera(value: Any) -> Any:
+    """A camera as it is written: numbers of numpy's and tensors as plain ones, whole ones as integers."""
+    with suppress(TypeError, ValueError):
+        value = _number("camera", value)
+    return plain_camera(value)
 
 
 def _unknown(split: str) -> str:

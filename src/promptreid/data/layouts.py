@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value, without_repeats
+from promptreid.data.annotation import Annotation, id_remark, parse_entry, shown_value
 from promptreid.data.image_files import found_beside_images
-from promptreid.data.problems import Problem
+from promptreid.data.problems import Problem, RepeatedKeyError, repeated_keys, without_repeats
 from promptreid.data.records import (
     ANNOTATIONS,
     SPLITS,
@@ -126,7 +126,8 @@ class JsonLayout:
             return bool(files)
         entries = read(files[0])
         records = [cast("dict[str, Any]", entry) for entry in entries[:100] if isinstance(entry, dict)]
-        paths = [str(record.get(SPLIT_FILES_KEY, record.get(self.image_key, ""))) for record in records]
+        found = [record.get(SPLIT_FILES_KEY, record.get(self.image_key, "")) for record in records]
+        paths = [str(path) for path in found if not isinstance(path, RepeatedKeyError)]
         tops = {path.partition("/")[0] if "/" in path else "" for path in paths}
         return bool(tops) and tops <= set(self.top_folders)
 
@@ -175,7 +176,8 @@ class JsonLayout:
             key = self.image_key if self.image_key in fields else SPLIT_FILES_KEY
             stated = fields.get("split", split)
             if stated != split and self.read_splits:
-                return [Problem("record", f"split is {shown_value(stated)}, in a file of the {split} split")]
+                what = f"split is {shown_value(stated)}, in a file of the {split} split"
+                return repeated_keys(fields, ["split"]) or [Problem("record", what)]
             return parse_entry({**fields, "split": split}, images, image_key=key, read_split=self.read_splits)
 
         return parse_with_camera

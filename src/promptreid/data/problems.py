@@ -1,10 +1,12 @@
 """The problems that a check of a dataset finds."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from promptreid.values import shown
 
 Severity = Literal["error", "warning"]
 
@@ -68,6 +70,27 @@ class Problem:
             "record": self.position,
             "path": self.path,
         }
+
+
+class RepeatedKeyError(ValueError):
+    """What stands for the values of a JSON object's key that says two things, of which `json` would keep the last."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as `json` makes it (`object_pairs_hook`), with the error as value of a key that says two things."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for key in {key for key, value in pairs if value != made[key]}:
+            made[key] = RepeatedKeyError(
+                f"has {shown(key, longest=200)} more than once, with different values; write it once"
+            )
+    return made
+
+
+def repeated_keys(fields: Mapping[Any, Any], read: Iterable[str]) -> list[Problem]:
+    """The errors of the keys that say two things, of those that are read and the camera."""
+    found = (fields.get(key) for key in (*read, "camera"))
+    return [Problem("record", str(value)) for value in found if isinstance(value, RepeatedKeyError)]
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,12 @@ def _with_table(layout: Layout | None, table: str | Path) -> TableLayout:
     raise ValueError(f"table is {str(table)!r}, but {other}; leave out one of them")
 
 
+def dataset_folder(root: Path) -> Path:
+    """The folder of the dataset that `root` is or, if it is the parent of a published one's, holds."""
+    found = [files[0].parent for layout in PUBLISHED.values() if (files := layout.find(root))]
+    return next((place.parent if place.name == ANNOTATIONS else place for place in found), root)
+
+
 def holds_dataset(root: Path) -> bool:
     """Whether an annotation of a published dataset or of an imagefolder is there; other tables may be anything."""
     return any(layout.find(root) for layout in PUBLISHED.values()) or bool(find_split_tables(root))

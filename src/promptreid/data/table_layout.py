@@ -15,7 +15,6 @@ from typing import Any, cast
 from promptreid.data.annotation import (
     SPLIT_NAMES,
     Annotation,
-    RepeatedKeyError,
     as_integer,
     camera_name,
     camera_problems,
@@ -24,10 +23,9 @@ from promptreid.data.annotation import (
     shown_value,
     split_problem,
     two_cameras,
-    without_repeats,
 )
 from promptreid.data.image_files import found_beside_images
-from promptreid.data.problems import Problem
+from promptreid.data.problems import Problem, repeated_keys, without_repeats
 from promptreid.data.records import ImageRecord
 from promptreid.errors import DatasetError, missing_extra
 
@@ -272,7 +270,7 @@ class _RepeatedColumnError(DatasetError):
 
 def _check_repeats(path: Path, names: list[str]) -> None:
     """Refuse two columns of one name, of which only one would be read; those that are not read may be anything."""
-    read = (*COLUMNS, *_ALSO, "camera")
+    read = (*COLUMNS, *(name for name, ours in _ALSO.items() if ours not in names), "camera")
     repeated = sorted({name for name in names if name in read and names.count(name) > 1})
     if repeated:
         raise _RepeatedColumnError(
@@ -282,12 +280,12 @@ def _check_repeats(path: Path, names: list[str]) -> None:
 
 
 def _parse(line: int, values: Any, path: Path) -> Row | list[Problem]:
-    if isinstance(values, RepeatedKeyError):
-        return [Problem("record", str(values))]
     if not isinstance(values, dict):
         what = f"is not valid JSON ({values})" if isinstance(values, Exception) else f"is {type(values).__name__}"
         return [Problem("record", f"{what}, expected an object with {', '.join(COLUMNS)}")]
     fields = cast("dict[Any, Any]", values)
+    if repeated := repeated_keys(fields, COLUMNS):
+        return repeated
     problems: list[Problem] = []
     if None in fields:
         problems.append(Problem("record", f"has {len(fields[None])} values too many; quote captions that have commas"))

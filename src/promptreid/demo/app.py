@@ -23,6 +23,7 @@ from promptreid.demo.sources import Opened, SearchedGallery, draw_people, encode
 from promptreid.errors import DatasetError, ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.retrieval.gallery import Gallery
+from promptreid.retrieval.gallery_files import check_one_kind
 from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts
 
@@ -115,8 +116,8 @@ def start(
         CheckpointError: The gallery or store is damaged or of another model.
         StoreError: The store cannot be reached or opened.
         ServingError: The port is taken, the host unknown, or this process is already serving a page.
-        ValueError: There is no such port, or no store has such an address, a user or password is empty, or the gallery
-            was loaded without a model.
+        ValueError: There is no such port, or no store has such an address, a user or password is empty, the gallery
+            was loaded without a model, or the folder holds a gallery and a store.
 
     Example:
         >>> with start("gallery/") as page:  # doctest: +SKIP
@@ -158,7 +159,9 @@ def _open(
         if len(gallery) == 0:
             raise DatasetError("the gallery is empty; add images first")
         return open_indexed(gallery)
-    stored = gallery is not None and is_store(os.fspath(gallery))
+    if gallery is not None:
+        check_one_kind(gallery)
+    stored = gallery is not None and is_store(gallery)
     if gallery is not None and not stored and not Path(gallery).is_dir():
         raise DatasetError(f"there is no folder {gallery}; give a gallery, or a folder of images")
     model = (load_prompts(tiny_prompts()) if model is None else model).eval()

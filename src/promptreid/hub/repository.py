@@ -178,6 +178,8 @@ def is_unreachable(error: BaseException) -> bool:
 
 def is_not_found(error: BaseException | None) -> bool:
     """Whether nothing is known of a repository of that name, as where a folder was meant."""
+    if isinstance(error, GatedRepoError):  # a kind of RepositoryNotFoundError, of one that is there
+        return False
     unknown = RepositoryNotFoundError | LocalEntryNotFoundError
     return isinstance(error, unknown) or (error is not None and is_unreachable(error))
 

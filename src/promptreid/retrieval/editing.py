@@ -5,6 +5,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,9 @@ CAMERA = "camera"  # key of an image's metadata: its camera, which grouped promp
 # Between two writes of a long run at least this long, and at least this many times as long as the last write took.
 _WRITE_EVERY_SECONDS = 60.0
 _WRITE_SHARE = 20.0
+
+# How long an interrupted run waits for another writer to keep what it has encoded: a second signal may be ignored.
+_LAST_WAIT_SECONDS = 5.0
 
 # More than this share of a gallery is not pruned unasked.
 _PRUNED_SHARE = 4
@@ -313,7 +317,10 @@ def _encode(
     named: bool = False,
     **options: "Unpack[EncodingOptions]",
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Encode files and save them, at intervals and at the end; on Ctrl-C or a signal, those that are encoded by then.
+    """Encode files and save them, at intervals and at the end.
+
+    Where Ctrl-C or a signal that is raised as an exit ends it, those are saved that are encoded by then, unless they
+    were just being written or another process is writing.
 
     Returns:
         Those that cannot be read, and those that others removed in the meantime, which stay out unless they are `named`
@@ -336,8 +343,9 @@ def _encode(
                 written = time.monotonic()
                 pause = max(_WRITE_EVERY_SECONDS, _WRITE_SHARE * (written - begin))
     except (KeyboardInterrupt, SystemExit):
-        if store.directory is not None:
-            _put(store, table, waiting, named=named)
+        if store.directory is not None and waiting:
+            with suppress(TimeoutError), store.turn(timeout_seconds=_LAST_WAIT_SECONDS):
+                _put(store, table, waiting, named=named)
         raise
     removed += _put(store, table, waiting, named=named)
     return tuple(unreadable), tuple(removed)

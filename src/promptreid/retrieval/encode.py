@@ -1,5 +1,6 @@
 """Turns queries into features; and says which model made those of a gallery."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from promptreid.errors import CheckpointError, ModelMismatchError
+from promptreid.errors import CheckpointError, DatasetError, ModelMismatchError
 from promptreid.model.encoding import check_finite, check_words
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.towers.fingerprint import fingerprint, same_fingerprint
@@ -18,6 +19,9 @@ Query = str | Path | Image.Image
 
 # Rounding to float16 changes a feature's length by less.
 _LENGTH_ERROR = 1e-2
+
+# How the error of an image ends that advises what to do with its record in a dataset.
+_OF_A_RECORD = re.compile(r"; [^;]*\brecord( out)?$")
 
 
 def is_one_query(query: object) -> bool:
@@ -64,8 +68,16 @@ def _query_features(model: PromptedCLIP, items: Sequence[Query]) -> Tensor:
     images = [position for position, item in enumerate(items) if not isinstance(item, str)]
     for positions in (sentences, images):
         if positions:
-            features[positions] = model.encode([items[position] for position in positions], progress=False)
+            try:
+                features[positions] = model.encode([items[position] for position in positions], progress=False)
+            except DatasetError as error:
+                raise unusable_query(error) from error
     return features
+
+
+def unusable_query(error: DatasetError) -> DatasetError:
+    """The error of an image that is searched by, whose advice is for one that a dataset has a record of."""
+    return DatasetError(_OF_A_RECORD.sub("; give another image", str(error)))
 
 
 def _check_query_features(features: Tensor, dimensions: int) -> Tensor:

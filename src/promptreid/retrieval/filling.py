@@ -5,6 +5,7 @@ import time
 import warnings
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from promptreid.data.image_files import no_images_in, walk_images
 from promptreid.data.records import ReIDSplit
-from promptreid.errors import DatasetError, counted, printable
+from promptreid.errors import DatasetError, StoreError, counted, printable
 from promptreid.model.encoding import EncodingOptions, encode_images
 from promptreid.model.prompted_clip import PromptedCLIP
 from promptreid.retrieval.editing import (
@@ -96,8 +97,13 @@ def fill(
     root = Path(images) if isinstance(images, str | Path) else None
     pruning = _Pruning(store, root) if prune and part[0] == 0 else None
     filling = _Filling(store, model, options)
-    for files in _parts_of(_each(images, metadata, pruning), part, filling):
-        filling.take(files)
+    try:
+        for files in _parts_of(_each(images, metadata, pruning), part, filling):
+            filling.take(files)
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(StoreError):
+            filling.commits.flush()
+        raise
     filling.commits.flush()
     if filling.seen == 0:
         if root is None:

@@ -39,7 +39,7 @@ from promptreid.retrieval.gallery_state import (
     search_store,
 )
 from promptreid.retrieval.index import ExactIndex, Index
-from promptreid.retrieval.removal import Images, remove_images, restore_images
+from promptreid.retrieval.removal import Images, edit_images, remove_images, restore_images
 from promptreid.retrieval.table import Hit, ImageTable, check_passes, known_values
 from promptreid.values import check_choice
 
@@ -332,6 +332,17 @@ class Gallery:
             KeyError: One was not removed; then nothing is changed.
         """
         return restore_images(self._store, images)
+
+    def edit(self, *, remove: Images = (), restore: Images = ()) -> tuple[list[str], int]:
+        """`remove` images and then `restore` some, of which those may be, for example to encode them again.
+
+        Returns:
+            The paths of the removed images, as they were given, and how many removals were forgotten.
+
+        Raises:
+            KeyError: One is not in the gallery, or one to restore was not removed; then nothing is changed.
+        """
+        return edit_images(self._store, remove, restore)
 
     @overload
     def search(

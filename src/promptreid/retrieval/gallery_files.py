@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError
 
-from promptreid.defaults import GALLERY_FILE, is_store
+from promptreid.defaults import GALLERY_FILE, STORE_TABLE, is_gallery, is_store
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
@@ -75,6 +75,19 @@ def exists(folder: Path) -> bool:
     return (folder / _DESCRIPTION).is_file()
 
 
+def check_one_kind(place: Path | str) -> None:
+    """Refuse a folder that holds a gallery and a store.
+
+    Raises:
+        ValueError: It does.
+    """
+    if is_store(place) and is_gallery(place):
+        raise ValueError(
+            f"{place} holds a gallery and a store, as earlier versions allowed, and it is unclear which is meant; "
+            f"move the store, {STORE_TABLE} and every other folder whose name ends in .lance, to a folder of its own"
+        )
+
+
 def is_free(folder: Path) -> bool:
     """Whether the folder holds no gallery, or one that nobody is building, without images and anything to remember."""
     if not exists(folder):
@@ -85,15 +98,17 @@ def is_free(folder: Path) -> bool:
 
 
 @contextmanager
-def writing(folder: Path) -> Generator[None, None, None]:
-    """Let nobody else write a gallery in the block.
+def writing(folder: Path, *, timeout_seconds: float = -1) -> Generator[None, None, None]:
+    """Let nobody else write a gallery in the block; waits for another process so long, for ever if negative.
 
     Raises:
+        TimeoutError: Another process has been writing for so long.
         OSError: The folder cannot be written.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / LOCK, action=f"writing the gallery {folder}"))
+            action = f"writing the gallery {folder}"
+            stack.enter_context(locked(folder / LOCK, action=action, timeout_seconds=timeout_seconds))
         except TimeoutError:
             raise
         except OSError as error:
@@ -333,13 +348,15 @@ def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / _DESCRIPTION
-    if not path.is_file():
-        advice = "it holds a store: StoredGallery.load opens it" if is_store(folder) else "build one and save it there"
-        raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); {advice}")
     try:
+        if not path.is_file():  # which raises in a folder that is closed
+            raise FileNotFoundError(str(path))
         content = path.read_bytes()
         description = json.loads(content)
         version = description["format_version"]
+    except FileNotFoundError as error:
+        advice = "it holds a store: StoredGallery.load opens it" if is_store(folder) else "build one and save it there"
+        raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); {advice}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); ask its owner to let you read it") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -89,17 +89,23 @@ class GalleryState:
         return first
 
     @contextmanager
-    def turn(self) -> Generator[None, None, None]:
+    def turn(self, *, timeout_seconds: float = -1) -> Generator[None, None, None]:
         """Let nobody else write in the block, which begins with what others have written since.
 
         Writers take turns: what is decided in the block, such as which images are new, holds until it ends.
+
+        Args:
+            timeout_seconds: How long to wait for another process, for ever if negative.
+
+        Raises:
+            TimeoutError: Another process has been writing for so long.
         """
         with self._turn:
             if self.directory is None or self._turns:
                 yield
                 return
             make_private_folder(self.directory)
-            with writing(self.directory):
+            with writing(self.directory, timeout_seconds=timeout_seconds):
                 self._turns += 1
                 try:
                     self._take_in()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, conditions
+from promptreid.retrieval.filters import AnyOf, Between, Condition, Prefix, Where, check_where, conditions
 from promptreid.values import fits_int64
 
 # "large": integers beyond 64 bits, as text in their order.
@@ -119,12 +119,14 @@ def sql_filter(where: Where, columns: Collection[str]) -> str:
         columns: The store's.
 
     Raises:
+        TypeError: It is no filter.
         ValueError: It is a function, or has one in it, which no engine could call.
 
     Example:
         >>> sql_filter({"camera": ["a", "b"], "hour": (8, 17)}, ["text_camera", "integer_hour"])
         "(text_camera IN ('a', 'b')) AND (integer_hour >= 8 AND integer_hour <= 17)"
     """
+    check_where(where)
     if not isinstance(where, Mapping):
         raise ValueError(f"where is {where!r}; {_NO_FUNCTIONS}")
     parts = [_any(_key_terms(key, some, columns)) for key, some in conditions(where).items()]

@@ -118,11 +118,21 @@ def passing_keys(store: LanceStore, where: Where | None, older_than: date | time
             found = [key for key, is_old in zip(found, old, strict=True) if is_old]
         keys += map(from_stored, found)
     if not keys and limit is None:
+        values = dict(where) if isinstance(where, Mapping) else {}
+        hint = next(filter(None, map(pattern_hint, values.values())), "")
         raise ValueError(
-            f"no image of the store passes {dict(where) if isinstance(where, Mapping) else where}; nothing was erased. "
-            "A search with the same filter names the values that images have"
+            f"no image of the store passes {values}; nothing was erased. A search with the same filter names the "
+            f"values that images have{hint}"
         )
     return keys
+
+
+def pattern_hint(value: Any) -> str:
+    """What is said of a value that looks like a pattern, which a store takes for what it is."""
+    values: list[Any] = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+    if not any(isinstance(one, str) and is_pattern(one) for one in values):
+        return ""
+    return "; of patterns a store takes only a beginning, such as Prefix('cam'), or 'cam*' on the command line"
 
 
 def _times(batch: Any, columns: Sequence[str]) -> NDArray[np.float64]:

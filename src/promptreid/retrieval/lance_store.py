@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from promptreid.defaults import STORE_TABLE, is_gallery
+from promptreid.defaults import STORE_TABLE, is_gallery, is_store
 from promptreid.errors import StoreError, shell_word
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.retrieval.audit import audit_line, not_logged
@@ -444,7 +444,7 @@ def has_store(place: Place) -> bool:
     """
     require_lance()
     if place.folder is not None:
-        return Path(place.table(IMAGES), "_versions").is_dir()
+        return is_store(place.url)
     connection = place.connect()
     try:
         connection.open_table(IMAGES)

@@ -4,7 +4,7 @@ import glob
 import math
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -59,13 +59,16 @@ def remove_images(
                 check_passes(tables, where)
             ids = [number for table in tables for number in _passing(table, where, limit)]
         if ids:
-            table = store.exact.chosen(ids)
-            found = (_mark(table, row) for row in range(len(table)))
-            # What retention removes is gone from the disk as a rule, and need not be remembered then.
-            new = [mark for mark in found if older_than is None or not is_gone(mark["path"])]
-            marks = {mark["path"]: mark for mark in [*store.header.get("removed", []), *new]}
-            store.change(removed=ids, header={"removed": list(marks.values())} if new else None)
+            _take_out(store, store.exact.chosen(ids), is_retention=older_than is not None)
     return len(ids)
+
+
+def _take_out(store: GalleryState, table: ImageTable, *, is_retention: bool = False) -> None:
+    found = (_mark(table, row) for row in range(len(table)))
+    # What retention removes is gone from the disk as a rule, and need not be remembered then.
+    new = [mark for mark in found if not (is_retention and is_gone(mark["path"]))]
+    marks = {mark["path"]: mark for mark in [*store.header.get("removed", []), *new]}
+    store.change(removed=table.ids.tolist(), header={"removed": list(marks.values())} if new else None)
 
 
 def check_named(images: Any, where: Where | None, older_than: date | timedelta | None) -> None:
@@ -166,19 +169,36 @@ def moment_before(older_than: Any) -> float:
 def restore_images(store: GalleryState, images: Images) -> int:
     """Forget that images were removed, by path or pattern, so that an update takes them in again."""
     with store.turn():
-        marks: dict[str, Any] = {mark["path"]: mark for mark in store.header.get("removed", [])}
-        found: set[str] = set()
-        for image in listed_images(images):
-            if not isinstance(image, str | bytes | os.PathLike):
-                raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
-            image = os.fsdecode(image)
-            matching = matching_paths(marks, image)
-            if not matching:
-                known = listed(list(marks), most=20)
-                raise KeyError(f"{image!r} was not removed from the gallery; removed were: {known or 'none'}")
-            found.update(matching)
+        found = _marked({mark["path"]: None for mark in store.header.get("removed", [])}, images)
         forget(store, found)
     return len(found)
+
+
+def _marked(marks: Mapping[str, None], images: Images) -> set[str]:
+    """The paths of removed images that are named; all of them were removed, or it is a `KeyError`."""
+    found: set[str] = set()
+    for image in listed_images(images):
+        if not isinstance(image, str | bytes | os.PathLike):
+            raise TypeError(f"{image!r} is {type(image).__name__}, expected an image's path, or a pattern of paths")
+        image = os.fsdecode(image)
+        matching = matching_paths(marks, image)
+        if not matching:
+            known = listed(list(marks), most=20)
+            raise KeyError(f"{image!r} was not removed from the gallery; removed were: {known or 'none'}")
+        found.update(matching)
+    return found
+
+
+def edit_images(store: GalleryState, remove: Images, restore: Images) -> tuple[list[str], int]:
+    """Remove images, and forget the removal of others or of the same; see `Gallery.edit`."""
+    with store.turn():
+        removed = store.exact.chosen(_ids_of(store, remove))
+        marked = [mark["path"] for mark in store.header.get("removed", [])]
+        restored = _marked(dict.fromkeys([*marked, *map(os.path.abspath, removed.paths)]), restore)
+        if len(removed):
+            _take_out(store, removed)
+        forget(store, restored)
+    return list(removed.paths), len(restored)
 
 
 def forget(store: GalleryState, paths: Collection[str]) -> None:
@@ -240,21 +260,48 @@ def image_number(image: Any) -> int:
 def matching_paths(paths: Collection[str], image: str | os.PathLike[str]) -> list[str]:
     """The absolute paths that a path or a pattern matches; `*` stays in its folder, `**` does not.
 
-    What is called so, be it an image or the folder of a pattern, such as `cam[1]/*`, comes before what it stands for.
+    A part by which a folder or image at its place is called means only that: `cam[1]/*` not what is in `cam1`.
     """
     path = os.path.abspath(image)
     if path in paths:
         return [path]
     if not is_pattern(os.fsdecode(image)):
         return []
-    pattern = absolute_pattern(image)
-    literal = os.path.join(glob.escape(os.path.dirname(path)), os.path.basename(pattern))
-    return _matches(paths, literal) or _matches(paths, pattern)
-
-
-def _matches(paths: Collection[str], pattern: str) -> list[str]:
+    pattern = _settled(paths, path.split(os.sep), absolute_pattern(image).split(os.sep))
     depth = pattern.count(os.sep)
     return [path for path in paths if fnmatchcase(path, pattern) and ("**" in pattern or path.count(os.sep) == depth)]
+
+
+def _settled(paths: Collection[str], names: list[str], parts: list[str]) -> str:
+    """A pattern in which the parts that are names are escaped; `names` are its parts as they were given."""
+    parts, is_plain = list(parts), True
+    for at, (name, part) in enumerate(zip(names, parts, strict=True)):
+        if part != name or not is_pattern(part):  # the working folder's are escaped already
+            continue
+        if _is_folder_or_image(paths, os.sep.join(names[: at + 1])) if is_plain else _is_below(paths, parts[:at], name):
+            parts[at] = glob.escape(part)
+        else:
+            is_plain = False
+    return os.sep.join(parts)
+
+
+def _is_folder_or_image(paths: Collection[str], name: str) -> bool:
+    """Whether an absolute path is one of these, above one, or on the disk, though nothing of it may be known."""
+    return os.path.lexists(name) or any(
+        path.startswith(name) and path[len(name) :][:1] in ("", os.sep) for path in paths
+    )
+
+
+def _is_below(paths: Collection[str], parents: list[str], name: str) -> bool:
+    """Whether something in a folder that a pattern matches has this name."""
+    pattern, depth = os.sep.join(parents), len(parents)
+    for path in paths:
+        if os.sep + name in path:
+            pieces = path.split(os.sep)
+            places = range(len(pieces)) if "**" in pattern else range(depth, min(depth + 1, len(pieces)))
+            if any(pieces[at] == name and fnmatchcase(os.sep.join(pieces[:at]), pattern) for at in places):
+                return True
+    return False
 
 
 def absolute_pattern(image: str | os.PathLike[str]) -> str:

@@ -19,7 +19,7 @@ from promptreid.retrieval.audit import search_details
 from promptreid.retrieval.editing import Changes, ImageSource, Prune, check_keys, known_metadata
 from promptreid.retrieval.encode import Query, check_identity, encode_queries, is_one_query, model_identity, needed
 from promptreid.retrieval.filling import Shard, fill, put_in
-from promptreid.retrieval.filters import Metadata, Where, plain_metadata
+from promptreid.retrieval.filters import Metadata, Where, check_where, plain_metadata
 from promptreid.retrieval.gallery_files import Storage
 from promptreid.retrieval.gallery_state import (
     GalleryState,
@@ -35,11 +35,12 @@ from promptreid.retrieval.lance_removal import (
     forget_removed,
     named_keys,
     pass_on_removals,
+    pattern_hint,
     remove,
 )
 from promptreid.retrieval.lance_store import LanceStore, has_store
 from promptreid.retrieval.lance_upkeep import KEPT, StoreInfo, describe, optimize
-from promptreid.retrieval.removal import Images, check_named, is_pattern
+from promptreid.retrieval.removal import Images, check_named
 from promptreid.retrieval.table import ImageTable
 from promptreid.values import whole_number
 
@@ -233,6 +234,8 @@ class StoredGallery:
             StoreError: The store cannot be read, or its audit log not be written; then nothing is returned.
         """
         lowest, k = lowest_score(self.calibration, threshold, query), whole_number("k", k, minimum=1)
+        if where is not None:
+            check_where(where)
         query = as_tensor(query, "query") if isinstance(query, np.ndarray) else query
         queries = encode_queries(self.model, query, dimensions=self.store.dimensions)
         found = self.store.nearest(queries, k, where=where, exact=exact)
@@ -258,7 +261,7 @@ class StoredGallery:
             if not self.store.count({key: value}):
                 known = listed(self._values(key), most=20)
                 raise ValueError(
-                    f"no image of the store has {key} {value}; known are, among others: {known}{_no_pattern(value)}"
+                    f"no image of the store has {key} {value}; known are, among others: {known}{pattern_hint(value)}"
                 )
         if where is not None:
             names = ", ".join(where) if isinstance(where, Mapping) else "a function"
@@ -364,14 +367,6 @@ class StoredGallery:
     def info(self) -> StoreInfo:
         """The state of the store."""
         return describe(self.store)
-
-
-def _no_pattern(value: Any) -> str:
-    """What is said of a value that looks like a pattern, which a store takes for what it is."""
-    values: list[Any] = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-    if not any(isinstance(one, str) and is_pattern(one) for one in values):
-        return ""
-    return "; of patterns a store takes only a beginning, such as Prefix('cam'), or 'cam*' on the command line"
 
 
 def copy_to_store(

@@ -44,8 +44,8 @@ class Conversion:
         image_size: (height, width) in pixels.
         trained_size: The size that the project which trained it used, where that is known.
         quick_gelu: Whether the model computes QuickGELU.
-        left_out: Names in the source that are not weights of the two encoders; `prompts.safetensors` for the prompts of
-            a folder that `save_prompts` wrote.
+        left_out: Names in the source that are not weights of the two encoders; `prompts.safetensors` where the source
+            is a folder that `save_prompts` wrote.
         loads_in_open_clip: Whether plain open_clip loads the folder too, at this image size.
     """
 
@@ -138,23 +138,28 @@ def convert_weights(
         image_size=image_size_of(clip),
         trained_size=None if checkpoint is None else checkpoint.trained_size,
         quick_gelu=uses_quick_gelu(clip),
-        left_out=() if checkpoint is None else (*checkpoint.left_out, *_prompts_beside(checkpoint.path)),
+        left_out=() if checkpoint is None else (*checkpoint.left_out, *_prompts_in(_local(source))),
         loads_in_open_clip=loads_in_plain_open_clip(config["model_cfg"], shapes),
     )
 
 
-def _prompts_beside(weights: Path) -> tuple[str, ...]:
-    """The file of prompts that belongs to saved weights, which an ordinary folder has no place for."""
-    return (PROMPTS,) if all((weights.parent / name).is_file() for name in (PROMPTS_CONFIG, PROMPTS)) else ()
+def _prompts_in(folder: Path) -> tuple[str, ...]:
+    """The prompts of a folder that `save_prompts` wrote, which an ordinary one has no place for."""
+    return (PROMPTS,) if all((folder / name).is_file() for name in (PROMPTS_CONFIG, PROMPTS)) else ()
+
+
+def _local(source: str) -> Path:
+    """The folder or file that a source names, if it is one here."""
+    return Path(source.split(":", 1)[1] if is_repository(source) else source)
 
 
 def _find(source: str, name: str | None) -> Checkpoint | None:
     """The weights that a source names, on this machine; `None` for a tag."""
     if name is not None and is_listed_tag(name, source):
         return None
+    if _local(source).exists():
+        return read_checkpoint(_local(source))
     location = source.split(":", 1)[1] if is_repository(source) else source
-    if Path(location).exists():
-        return read_checkpoint(Path(location))
     if not names_repository(location):
         raise FileNotFoundError(
             f"there is no {location}, and it is not the name of a Hub repository, USER/NAME; check the path"

@@ -41,8 +41,8 @@ def scores_of(
         evaluate: The callback.
         model: The model.
         best_metric: The score that chooses, if one does.
-        keep_epoch: Called before an error is raised, so that it does not cost the epoch that was to be scored, but not
-            where its weights are at fault.
+        keep_epoch: Called before an error is raised, so that it does not cost the epoch that was to be scored. Not
+            where features are not finite: then it is taken that training diverged.
         processes: Number of processes.
 
     Raises:

@@ -133,8 +133,8 @@ def check_finite(numbers: Mapping[str, float], *, where: str, last_checkpoint: P
     if all(math.isfinite(number) for number in numbers.values()):
         return
     raise FloatingPointError(
-        f"{where} gave {dict(numbers)}; the weights are still those before it, and {_last(last_checkpoint)}. {_REMEDY}"
-        f"{_elsewhere(last_checkpoint)}"
+        f"{where} gave {dict(numbers)}; the weights are still those before it, and "
+        f"{_named(last_checkpoint, 'last good')}. {_REMEDY}"
     )
 
 
@@ -144,11 +144,12 @@ def diverged(found: object, *, where: str, last_checkpoint: Path | None) -> Floa
     Args:
         found: What was found.
         where: Names the last step.
-        last_checkpoint: The newest one, of before the epoch.
+        last_checkpoint: The newest one.
     """
     return FloatingPointError(
-        f"{where} left a model that cannot be scored ({found}); its epoch is not kept, and {_last(last_checkpoint)}. "
-        f"{_REMEDY}{_elsewhere(last_checkpoint)}"
+        f"{where} left a model that cannot be scored ({found}); its epoch is not kept, and "
+        # Which may be of this very epoch, so that nobody knows how good it is.
+        f"{_named(last_checkpoint, 'last')}. {_REMEDY}"
     )
 
 
@@ -161,20 +162,15 @@ def check_scale(scale: float, *, where: str, last_checkpoint: Path | None) -> No
     if scale < _LOWEST_SCALE:
         raise FloatingPointError(
             f"{where}: the gradient overflows in fp16 although it is scaled by {scale:.1e} only, so no step is taken; "
-            f"{_last(last_checkpoint)}. Use bf16 instead{_elsewhere(last_checkpoint)}"
+            f"{_named(last_checkpoint, 'last good')}. Use bf16 instead, in another output_dir"
         )
 
 
-_REMEDY = "Lower the learning rate, clip the gradient (max_norm), or use bf16 instead of fp16"
+_REMEDY = "Lower the learning rate, clip the gradient (max_norm), or use bf16 instead of fp16, in another output_dir"
 
 
-def _last(checkpoint: Path | None) -> str:
-    return "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
-
-
-def _elsewhere(checkpoint: Path | None) -> str:
-    """Where a run with other settings can begin."""
-    return "" if checkpoint is None else f", in another output_dir, or once {checkpoint.parent.parent} is deleted"
+def _named(checkpoint: Path | None, which: str) -> str:
+    return "there is no checkpoint yet" if checkpoint is None else f"the {which} checkpoint is {checkpoint}"
 
 
 class RunningStage:

@@ -119,6 +119,26 @@ def test_sentence_of_any_length_leaves_the_crops_their_size(split, tmp_path, mon
     assert rows[0]._suptitle.get_window_extent().y0 > first.y1
 
 
+def test_sentence_without_spaces_fills_its_three_lines():
+    lines = ranking_module._wrapped("“" + "一" * 420 + "”", 4.2)
+    assert len(lines) == 3
+    assert min(map(len, lines)) > 0.9 * max(map(len, lines))
+
+
+def test_letters_are_told_once_by_older_versions_of_matplotlib_too(tmp_path, monkeypatch):
+    figure = new_figure(2, 2)
+    words = "Glyph {} (\\N{{CJK UNIFIED IDEOGRAPH}}) missing from current font."
+
+    def warn(*_, **__):
+        for number in (0x4E00, 0x7EA2):
+            warnings.warn(words.format(number), UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(figure, "savefig", warn)
+    with pytest.warns(UserWarning, match="the font of the figure does not have 一, 红, and draws boxes") as found:
+        save_figure(figure, tmp_path / "a.png")
+    assert len(found) == 1
+
+
 def test_letters_that_the_font_lacks_are_told_once_with_what_helps(split, tmp_path):
     rankings = [
         Ranking(caption, [split.records[0].path], [0.5]) for caption in ("一个女人 " * 50, "红色外套, 黑色的包")

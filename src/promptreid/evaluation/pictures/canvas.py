@@ -15,7 +15,7 @@ from promptreid.files import write_bytes_atomically
 GREEN, VERMILION, BLUE, SKY, ORANGE, GREY = "#009E73", "#D55E00", "#0072B2", "#56B4E9", "#E69F00", "#666666"
 
 _INK = "#010203"  # stands for the colour of a page's text
-_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from font\(s\) (.*)\.")
+_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from (?:font\(s\) (.*)|current font)\.")  # matplotlib 3.8 names none
 
 
 def new_figure(width_inches: float, height_inches: float) -> Any:
@@ -89,7 +89,7 @@ def _missing_letters_told_once() -> Generator[None, None, None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    letters: dict[str, str] = {}
+    letters: dict[str, str | None] = {}
     for each in caught:
         if found := _NO_GLYPH.match(str(each.message)):
             letters[chr(int(found[1]))] = found[2]
@@ -97,9 +97,10 @@ def _missing_letters_told_once() -> Generator[None, None, None]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     if letters:
         font = next(iter(letters.values()))
+        named = f", {font}," if font else ""
         more = " and others" if len(letters) > 8 else ""
         warnings.warn(
-            f"the font of the figure, {font}, does not have {', '.join(list(letters)[:8])}{more}, and draws boxes; "
+            f"the font of the figure{named} does not have {', '.join(list(letters)[:8])}{more}, and draws boxes; "
             'add one that does: matplotlib.rcParams["font.family"] = ["DejaVu Sans", "Noto Sans CJK SC"], or a file '
             "matplotlibrc in the working folder with the line font.family: DejaVu Sans, Noto Sans CJK SC",
             stacklevel=5,

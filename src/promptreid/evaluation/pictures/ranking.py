@@ -123,7 +123,13 @@ def _wrapped(sentence: str, inches: float) -> list[str]:
     """The lines of a sentence, the last one ending in … where there would be more."""
     wide = sum(east_asian_width(letter) in "WF" for letter in sentence)
     per_line = int(_LETTERS_PER_INCH * inches * len(sentence) / (len(sentence) + wide))
-    return textwrap.wrap(sentence, per_line, max_lines=_LINES, placeholder="…”")
+    lines = textwrap.wrap(sentence, per_line)
+    if len(lines) > _LINES:
+        last = lines[_LINES - 1]
+        if len(last) > per_line - 2:
+            last = last[: per_line - 2].rpartition(" ")[0] or last[: per_line - 2]
+        lines = [*lines[: _LINES - 1], f"{last}…”"]
+    return lines
 
 
 def _shortened(path: Path, longest: int = 24) -> str:
