@@ -15,7 +15,6 @@ Read docs/responsible_use.md before you serve images of real people.
 import json
 import os
 import secrets
-from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
 
@@ -31,7 +30,7 @@ except ModuleNotFoundError as missing:
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptreid import Gallery, load_prompts
-from promptreid.defaults import is_store
+from promptreid.defaults import is_gallery, is_store
 from promptreid.errors import CheckpointError, PromptReidError
 from promptreid.towers.tiny import tiny_prompts
 
@@ -153,9 +152,9 @@ def main() -> None:
         raise SystemExit(f"error: SERVICE_TOKEN holds what a header cannot carry; {advice}")
     if not PORT.isdecimal() or not 0 < int(PORT) < 65536:
         raise SystemExit(f"error: SERVICE_PORT is {PORT}, expected 1 to 65535")
-    if is_store(GALLERY):
+    if is_store(GALLERY) and not is_gallery(GALLERY):
         raise SystemExit(f"error: {GALLERY} is a store, and this serves a gallery: set SERVICE_GALLERY to one")
-    if not Path(GALLERY, "gallery.json").is_file():
+    if not is_gallery(GALLERY):
         advice = f"make one: promptreid index CROPS --output {GALLERY}, or set SERVICE_GALLERY to another"
         raise SystemExit(f"error: there is no gallery in {GALLERY}; {advice}")
     print(f"loading {MODEL} and {GALLERY}", flush=True)  # which takes seconds

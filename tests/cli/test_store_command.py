@@ -162,6 +162,9 @@ def test_check_of_a_store_says_what_it_is(call, gallery_and_store):
     _, gallery, store = gallery_and_store
     code, _, errors = call("check", store)
     assert (code, errors) == (2, f"error: {store} is a store; promptreid store info {store} looks at it\n")
+    (store / "people.csv").write_text("image,caption,person_id,split\na.jpg,a man,1,train\n")
+    assert "images missing" in call("check", store)[1]  # a dataset, then
+    (store / "people.csv").unlink()
     shutil.copytree(store, gallery, dirs_exist_ok=True)
     code, text, errors = call("check", gallery)
     assert (code, "is whole" in text) == (0, True)

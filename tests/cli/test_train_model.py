@@ -1,7 +1,6 @@
 """The options of `promptreid train` that say how it trains: what the recipe becomes."""
 
 import argparse
-import errno
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from promptreid.cli.train_model import (
     make_model,
 )
 from promptreid.cli.training_runs import Training
+from promptreid.errors import CheckpointError
 from promptreid.evaluation.evaluate import Evaluation
 from promptreid.evaluation.metrics import RetrievalMetrics
 from promptreid.files import read_sealed_json, write_sealed_json
@@ -249,11 +249,18 @@ def test_refused_run_keeps_the_split_of_the_other(
 def test_run_that_is_interrupted_has_its_division_written_down(
     call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.ENOSPC, "disk full")
+    def ends(how: BaseException) -> int:
+        def adapt(*_: Any, **__: Any) -> Any:
+            raise how
 
-    monkeypatch.setattr(Training, "_adapt", killed)
-    assert call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50")[0] == 5
+        monkeypatch.setattr(Training, "_adapt", adapt)
+        return call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50")[0]
+
+    (tmp_path / "run" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    for refusal in (TimeoutError("another process is training"), CheckpointError("another run")):
+        ends(refusal)
+        assert not (tmp_path / "run" / "split.json").exists()
+    assert ends(SystemExit(143)) == 143
     assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
 
 
@@ -284,7 +291,6 @@ def test_run_among_the_images_is_refused_and_one_that_was_begun_there_resumes(
     for output, found in (
         ("data", "is the dataset's folder, data"),
         ("data/run", "is in the dataset's folder, data"),
-        (".", "is above the dataset's folder, data"),
         ("images/cam/run", "is in the folder of the images, images"),
     ):
         code, _, notes = call("train", "data", *words, output)
@@ -300,9 +306,12 @@ def test_run_among_the_images_is_refused_and_one_that_was_begun_there_resumes(
     assert call("train", "project", "--seeds", 0, "--output", "project/run")[0] == 0  # beside the dataset
     assert fake_runs == [("pd", 0)]
     fake_runs.clear()
-    assert (
-        "--output is data/cam, which is in the dataset's folder" in call("evaluate", "data", "--output", "data/cam")[2]
-    )
+    (data / "cam").mkdir()
+    evaluated = ("evaluate", "data", "--image-dir", "images", "--output", "data/cam")
+    assert "--output is data/cam, which is in the dataset's folder" in call(*evaluated)[2]
+    (data / "cam" / "metrics.json").touch()  # by an earlier version
+    assert call(*evaluated)[0] == 0
+    shutil.rmtree(data / "cam")
     monkeypatch.chdir(data)
     assert "such as --output ../run\n" in call("train", ".", "--image-dir", "../images", "--output", "run")[2]
     (data / "run" / "pd" / "seed-0" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)

@@ -56,6 +56,7 @@ def run(
     from promptreid.data.check import check_dataset
     from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import holds_dataset
+    from promptreid.data.table_layout import find_tables
     from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of
 
@@ -63,7 +64,7 @@ def run(
         has_gallery, has_data = exists(root), holds_dataset(root)
     if is_store(root):
         advice = f"promptreid store info {shell_word(root)} looks at it"
-        if not (has_gallery or has_data):
+        if not (has_gallery or has_data or find_tables(root) or reading["layout"] or reading["table"]):
             raise ValueError(f"{root} is a store; {advice}")
         console.note(f"note: {root} holds a store too, which is not checked; {advice}")
     if has_gallery and has_data:

@@ -59,7 +59,7 @@ def run(
     **model: "Unpack[ModelArguments]",
 ) -> int:
     """Evaluate the model."""
-    if output is not None:
+    if output is not None and not (output / "metrics.json").exists():  # as an earlier version wrote there
         check_apart(output, root, image_dir)
     choice = chosen_model(model)
     from promptreid.evaluation.evaluate import evaluate, score_table

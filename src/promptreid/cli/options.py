@@ -267,17 +267,19 @@ def check_apart(output: Path, root: Path, image_dir: Path | None) -> None:
         image_dir: `--image-dir`.
 
     Raises:
-        ValueError: `output` is one of these folders, or lies in or above it.
+        ValueError: `output` is one of these folders, or lies in it.
     """
+    from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import dataset_folder
 
-    nouns = {dataset_folder(root): "the dataset's folder"}
+    with explained_if_closed(root):
+        nouns = {dataset_folder(root): "the dataset's folder"}
     nouns |= {} if image_dir is None else {image_dir: "the folder of the images"}
     places = {folder: folder.resolve() for folder in nouns}
     place, outermost = output.resolve(), min(places.values(), key=lambda held: len(held.parts))
     for folder, held in places.items():
-        if place.is_relative_to(held) or held.is_relative_to(place):
-            where = "is" if place == held else "is in" if place.is_relative_to(held) else "is above"
+        if place.is_relative_to(held):
+            where = "is" if place == held else "is in"
             beside = shell_word(Path(os.path.relpath(outermost.parent / "run")))
             raise ValueError(
                 f"--output is {output}, which {where} {nouns[folder]}, {folder}: its figures would be taken for people "

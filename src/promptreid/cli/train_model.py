@@ -280,15 +280,19 @@ def run(
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ())}
         options |= {"project": project or _PROJECT, "progress": not console.as_json}
         training = Training(console, data, arguments, recipe, options)
-        # Before, so that a run that is interrupted has it, and after: one that is refused must not change it.
-        if split is not None and is_main_process() and not (holds_run(output) or holds_comparison(output)):
-            _write_split(output, data, split, split_seed)
-        if seeds is None and compare is None:
-            training.run(output)
-        else:
-            training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
-        if split is not None and is_main_process():
-            _write_split(output, data, split, split_seed)
+        is_noted = split is not None and is_main_process()
+        try:
+            if seeds is None and compare is None:
+                training.run(output)
+            else:
+                training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
+        except SystemExit:  # interrupted, with a checkpoint
+            if is_noted and (holds_run(output) or holds_comparison(output)):
+                _write_split(output, data, str(split), split_seed)
+            raise
+        # A run that is refused must not change the note of the one that is there.
+        if is_noted:
+            _write_split(output, data, str(split), split_seed)
     return 0
 
 
