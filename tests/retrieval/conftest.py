@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -38,3 +39,25 @@ def locked_folder(monkeypatch):
         monkeypatch.setattr(os, "scandir", scandir)
 
     return lock
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A block in which a module's encoding is ended by an exception of this kind after two batches."""
+
+    @contextmanager
+    def ending(module, kind):
+        real = module.encode_images
+
+        def encode(*given, **options):
+            for count, batch in enumerate(real(*given, **options)):
+                if count == 2:
+                    raise kind
+                yield batch
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "encode_images", encode)
+            with pytest.raises(kind):
+                yield
+
+    return ending

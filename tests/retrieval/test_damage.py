@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from promptreid import Gallery
 from promptreid.errors import CheckpointError
 from promptreid.files import file_digest
-from promptreid.retrieval import gallery_files
+from promptreid.retrieval import gallery_folder
 from promptreid.retrieval.gallery_files import check_gallery
 
 
@@ -125,7 +125,7 @@ def test_gallery_that_cannot_be_written_is_named(gallery, monkeypatch, number):
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number), str(gallery.directory / "gallery.lock"))
 
-    monkeypatch.setattr(gallery_files, "locked", refuse)
+    monkeypatch.setattr(gallery_folder, "locked", refuse)
     with pytest.raises(OSError, match=rf"the gallery {gallery.directory} cannot be written \({os.strerror(number)}\)"):
         gallery.remove(0)
 

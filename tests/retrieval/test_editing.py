@@ -14,7 +14,7 @@ from PIL import Image
 from promptreid import Gallery
 from promptreid.errors import CheckpointError, DatasetError
 from promptreid.retrieval import editing, gallery_files, segment_files
-from promptreid.retrieval.gallery_files import writing
+from promptreid.retrieval.gallery_folder import writing
 from promptreid.synthetic.sentences import describe_people
 
 
@@ -120,21 +120,11 @@ def test_build_where_a_process_was_killed_that_built_replaces_what_it_left(model
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_was_encoded_when_it_is_interrupted_is_kept(model, index, folder, monkeypatch, kind):
+def test_what_was_encoded_when_it_is_interrupted_is_kept(model, index, folder, interrupted, kind):
     names = ("new/a.jpg", "new/b.jpg", "new/c.jpg")
     new = [another_image(folder, name) for name in names]
-    real = editing.encode_images
-
-    def encode(*given, **options):
-        for count, batch in enumerate(real(*given, **options)):
-            if count == 2:
-                raise kind
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(editing, "encode_images", encode)
-        with pytest.raises(kind):
-            index.update(folder, batch_size=1, progress=False)
+    with interrupted(editing, kind):
+        index.update(folder, batch_size=1, progress=False)
     assert [path in Gallery.load(index.directory).paths for path in new] == [True, True, False]
     assert index.update(folder, progress=False).added == 1
 

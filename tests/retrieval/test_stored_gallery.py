@@ -147,19 +147,9 @@ def test_rows_are_committed_once_they_are_many_or_have_waited(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_waits_to_be_committed_when_it_is_interrupted_is_kept(gallery, folder, monkeypatch, kind):
-    real = filling.encode_images
-
-    def encode(*given, **options):
-        for count, batch in enumerate(real(*given, **options)):
-            if count == 2:
-                raise kind
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(filling, "encode_images", encode)
-        with pytest.raises(kind):
-            gallery.update(folder, batch_size=3, progress=False)
+def test_what_waits_to_be_committed_when_it_is_interrupted_is_kept(gallery, folder, interrupted, kind):
+    with interrupted(filling, kind):
+        gallery.update(folder, batch_size=3, progress=False)
     assert len(gallery) == 6
     assert gallery.update(folder, progress=False).added == 18
 

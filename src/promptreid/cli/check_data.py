@@ -13,7 +13,7 @@ from promptreid.cli.options import (
     refuse_unused,
 )
 from promptreid.cli.output import Output
-from promptreid.defaults import is_store
+from promptreid.defaults import is_gallery, is_store
 from promptreid.errors import shell_word
 
 if TYPE_CHECKING:
@@ -57,11 +57,10 @@ def run(
     from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import holds_dataset
     from promptreid.data.table_layout import find_tables
-    from promptreid.retrieval.gallery_files import exists
     from promptreid.towers.tokenizer import tokenizer_of
 
     with explained_if_closed(root):
-        has_gallery, has_data = exists(root), holds_dataset(root)
+        has_gallery, has_data = is_gallery(root), holds_dataset(root)
     if is_store(root):
         advice = f"promptreid store info {shell_word(root)} looks at it"
         if not (has_gallery or has_data or find_tables(root) or reading["layout"] or reading["table"]):

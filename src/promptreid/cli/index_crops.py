@@ -247,10 +247,10 @@ def _open_or_make(
 
     from promptreid.retrieval.editing import find_images
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_files import entry_on_disk, exists, is_free
+    from promptreid.retrieval.gallery_folder import entry_on_disk, is_free
 
     chosen = storage is not None or model["model"] is not None
-    if exists(output) and not (chosen and is_free(output)):
+    if is_gallery(output) and not (chosen and is_free(output)):
         kept = entry_on_disk(output, "storage")  # which galleries of 0.1.0 do not name
         if storage not in (None, kept):
             named = f", {kept}" if kept else ""

@@ -362,7 +362,7 @@ def open_gallery(
             folder holds a gallery and a store.
     """
     from promptreid.retrieval.gallery import Gallery
-    from promptreid.retrieval.gallery_files import check_one_kind
+    from promptreid.retrieval.gallery_folder import check_one_kind
     from promptreid.retrieval.gallery_state import lowest_score
     from promptreid.retrieval.stored_gallery import StoredGallery
 

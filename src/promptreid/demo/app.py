@@ -23,7 +23,7 @@ from promptreid.demo.sources import Opened, SearchedGallery, draw_people, encode
 from promptreid.errors import DatasetError, ServingError, missing_extra
 from promptreid.model.prompted_clip import PromptedCLIP, load_prompts
 from promptreid.retrieval.gallery import Gallery
-from promptreid.retrieval.gallery_files import check_one_kind
+from promptreid.retrieval.gallery_folder import check_one_kind
 from promptreid.retrieval.stored_gallery import StoredGallery
 from promptreid.towers.tiny import tiny_prompts
 

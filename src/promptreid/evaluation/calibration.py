@@ -120,7 +120,7 @@ def calibrate_without_labels(
     """
     _check_rate(false_alarm_rate)
     best = torch.tensor(list(best_scores), dtype=torch.float32)
-    least = 2 if false_alarm_rate == 0 else math.ceil(1 / false_alarm_rate)
+    least = fewest_sentences(false_alarm_rate)
     if len(best) < least:
         raise ValueError(
             f"{len(best)} sentences are too few for a rate of {false_alarm_rate:g}; give {least} or more, of people "
@@ -130,6 +130,11 @@ def calibrate_without_labels(
         raise ValueError("best_scores hold NaN or infinity, expected cosine similarities")
     threshold = _lowest_reached_by(best, false_alarm_rate)
     return Calibration(float(threshold), float((best >= threshold).double().mean()), None, len(best), gallery_size)
+
+
+def fewest_sentences(false_alarm_rate: float) -> int:
+    """How many sentences measure a rate of false alarms at least: of fewer, none may be one."""
+    return 2 if false_alarm_rate == 0 else math.ceil(1 / false_alarm_rate)
 
 
 def _check_rate(false_alarm_rate: float) -> None:

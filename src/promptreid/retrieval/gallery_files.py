@@ -5,13 +5,12 @@ names those that are valid. To add is to write one more segment and a new descri
 segment again without the image; what the description does not name any more is deleted at once.
 """
 
-import errno
 import json
 import re
 import secrets
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +18,7 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError
 
-from promptreid.defaults import GALLERY_FILE, STORE_TABLE, is_gallery, is_store
+from promptreid.defaults import GALLERY_FILE, is_gallery, is_store
 from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
@@ -31,6 +30,15 @@ from promptreid.files import (
     write_bytes_atomically,
 )
 from promptreid.retrieval.encode import in_kept_precision, rows_of_other_length
+from promptreid.retrieval.gallery_folder import (
+    BUILDING,
+    LOCK,
+    building,
+    entry_on_disk,
+    is_being_built,
+    is_free,
+    writing,
+)
 from promptreid.retrieval.index import ExactIndex
 from promptreid.retrieval.segment_files import (
     FILE_NAME,
@@ -47,7 +55,7 @@ from promptreid.values import as_json
 
 FORMAT_VERSION = 2
 
-_DESCRIPTION, LOCK = GALLERY_FILE, "gallery.lock"
+_DESCRIPTION = GALLERY_FILE
 
 # The one form before segments: all features in one file, paths and metadata in the description.
 _FIRST_VERSION = 1
@@ -58,9 +66,8 @@ _SEAL = b'{"sha256": "%s", '
 
 # The files of a gallery, what killed writers of ours leave of them, and what safetensors leaves when it is killed.
 _WRITTEN = rf"{FILE_NAME}|removed-[0-9a-f]{{16}}\.json"
-_BUILDING = r"building-[0-9a-f]{16}\.lock"
 _OURS = re.compile(
-    rf"{_WRITTEN}|{_BUILDING}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}"
+    rf"{_WRITTEN}|{BUILDING}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}"
 )
 
 # How often a reader looks again when a writer has just replaced the files under it.
@@ -68,77 +75,6 @@ _ATTEMPTS = 10
 
 Storage = Literal["float32", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
-
-
-def exists(folder: Path) -> bool:
-    """Whether the folder holds a gallery."""
-    return (folder / _DESCRIPTION).is_file()
-
-
-def check_one_kind(place: Path | str) -> None:
-    """Refuse a folder that holds a gallery and a store.
-
-    Raises:
-        ValueError: It does.
-    """
-    if is_store(place) and is_gallery(place):
-        raise ValueError(
-            f"{place} holds a gallery and a store, as earlier versions allowed, and it is unclear which is meant; "
-            f"move the store, {STORE_TABLE} and every other folder whose name ends in .lance, to a folder of its own"
-        )
-
-
-def is_free(folder: Path) -> bool:
-    """Whether the folder holds no gallery, or one that nobody is building, without images and anything to remember."""
-    if not exists(folder):
-        return True
-    header = entry_on_disk(folder, "header")
-    kept = entry_on_disk(folder, "removed_file"), isinstance(header, dict) and header.get("audit")
-    return entry_on_disk(folder, "segments") == [] and not any(kept) and not _is_being_built(folder)
-
-
-@contextmanager
-def writing(folder: Path, *, timeout_seconds: float = -1) -> Generator[None, None, None]:
-    """Let nobody else write a gallery in the block; waits for another process so long, for ever if negative.
-
-    Raises:
-        TimeoutError: Another process has been writing for so long.
-        OSError: The folder cannot be written.
-    """
-    with ExitStack() as stack:
-        try:
-            action = f"writing the gallery {folder}"
-            stack.enter_context(locked(folder / LOCK, action=action, timeout_seconds=timeout_seconds))
-        except TimeoutError:
-            raise
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            raise PermissionError(
-                f"the gallery {folder} cannot be written ({error.strerror}); it is another user's, or on a disk that "
-                "is read-only: copy it to a folder of yours"
-            ) from error
-        yield
-
-
-@contextmanager
-def building(folder: Path) -> Generator[None, None, None]:
-    """Mark the gallery in a folder as being built in the block, however long it has no image.
-
-    The mark is the lock of a file of its own, so that several may build at a time, and it goes with the process. The
-    block begins while the folder's lock is held, or what looks for marks could take this one for that of a killed one.
-    """
-    mark = folder / f"building-{secrets.token_hex(8)}.lock"
-    try:
-        with locked(mark, action=f"building the gallery {folder}"):
-            yield
-    finally:
-        with suppress(OSError):
-            mark.unlink()
-
-
-def _is_being_built(folder: Path) -> bool:
-    return any(re.fullmatch(_BUILDING, path.name) and is_locked(path) for path in folder.glob("*.lock"))
 
 
 def write_gallery(
@@ -168,7 +104,9 @@ def write_gallery(
         FileExistsError: There is a gallery, and this one `is_new`; or there is a store.
     """
     json_bytes(description["header"].get("notes"))
-    if is_store(folder) and not exists(folder):  # where earlier versions let both be, the gallery can still be written
+    if is_store(folder) and not is_gallery(
+        folder
+    ):  # where earlier versions let both be, the gallery can still be written
         raise FileExistsError(
             f"{folder} holds a store, whose images a search would find in place of the gallery's; choose another "
             "folder, or open the store: StoredGallery.load"
@@ -176,7 +114,7 @@ def write_gallery(
     make_private_folder(folder)
     with writing(folder):
         if is_new and not is_free(folder):
-            being_built = ", which is being built" if _is_being_built(folder) else ""
+            being_built = ", which is being built" if is_being_built(folder) else ""
             raise FileExistsError(
                 f"{folder} holds a gallery already{being_built}; update it (Gallery.load, then update), or choose "
                 "another folder"
@@ -400,14 +338,6 @@ def _fits_first_version(description: dict[str, Any]) -> bool:
         and isinstance(metadata, list)
         and all(isinstance(entry, dict) for entry in cast("list[Any]", metadata))
     )
-
-
-def entry_on_disk(folder: Path, name: str) -> Any:
-    """One entry of the description as it is on the disk now; `None` if that cannot be read."""
-    try:
-        return json.loads((folder / _DESCRIPTION).read_bytes())[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def names_of(exact: ExactIndex, description: Mapping[str, Any]) -> set[str]:

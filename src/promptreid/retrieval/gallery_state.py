@@ -15,7 +15,12 @@ from torch import Tensor
 
 from promptreid.data.records import ReIDSplit
 from promptreid.errors import CheckpointError, PromptReidError
-from promptreid.evaluation.calibration import Calibration, calibrate_threshold, calibrate_without_labels
+from promptreid.evaluation.calibration import (
+    Calibration,
+    calibrate_threshold,
+    calibrate_without_labels,
+    fewest_sentences,
+)
 from promptreid.evaluation.metrics import Array, as_tensor
 from promptreid.evaluation.splits import encode_split
 from promptreid.files import make_private_folder
@@ -24,17 +29,15 @@ from promptreid.retrieval.audit import log_action, search_details
 from promptreid.retrieval.encode import Query, encode_queries, is_one_query
 from promptreid.retrieval.filters import Where, check_where
 from promptreid.retrieval.gallery_files import (
-    building,
     checked_header,
     clean,
-    entry_on_disk,
     json_bytes,
     names_of,
     read_gallery,
     write_gallery,
     write_while_locked,
-    writing,
 )
+from promptreid.retrieval.gallery_folder import building, entry_on_disk, writing
 from promptreid.retrieval.index import ExactIndex, Index
 from promptreid.retrieval.segment_files import Segment
 from promptreid.retrieval.table import Hit, ImageTable, check_passes
@@ -348,8 +351,8 @@ def choose_threshold(
 
 
 def _check_enough(chosen: Calibration, rate: float) -> None:
-    """Refuse labelled data of so few sentences that none of them may be a false alarm: no rate is measured by them."""
-    least = 2 if rate == 0 else math.ceil(1 / rate)
+    """Refuse labelled data of so few sentences that no rate is measured by them."""
+    least = fewest_sentences(rate)
     if chosen.num_queries < least:
         raise ValueError(
             f"{chosen.num_queries} labelled sentences are too few for a rate of {rate:g}; give a split with {least} or "

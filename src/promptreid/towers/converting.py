@@ -138,7 +138,7 @@ def convert_weights(
         image_size=image_size_of(clip),
         trained_size=None if checkpoint is None else checkpoint.trained_size,
         quick_gelu=uses_quick_gelu(clip),
-        left_out=() if checkpoint is None else (*checkpoint.left_out, *_prompts_in(_local(source))),
+        left_out=() if checkpoint is None else (*checkpoint.left_out, *_prompts_in(Path(_location(source)))),
         loads_in_open_clip=loads_in_plain_open_clip(config["model_cfg"], shapes),
     )
 
@@ -148,18 +148,18 @@ def _prompts_in(folder: Path) -> tuple[str, ...]:
     return (PROMPTS,) if all((folder / name).is_file() for name in (PROMPTS_CONFIG, PROMPTS)) else ()
 
 
-def _local(source: str) -> Path:
-    """The folder or file that a source names, if it is one here."""
-    return Path(source.split(":", 1)[1] if is_repository(source) else source)
+def _location(source: str) -> str:
+    """The folder, file or Hub repository that a source names."""
+    return source.split(":", 1)[1] if is_repository(source) else source
 
 
 def _find(source: str, name: str | None) -> Checkpoint | None:
     """The weights that a source names, on this machine; `None` for a tag."""
     if name is not None and is_listed_tag(name, source):
         return None
-    if _local(source).exists():
-        return read_checkpoint(_local(source))
-    location = source.split(":", 1)[1] if is_repository(source) else source
+    location = _location(source)
+    if Path(location).exists():
+        return read_checkpoint(Path(location))
     if not names_repository(location):
         raise FileNotFoundError(
             f"there is no {location}, and it is not the name of a Hub repository, USER/NAME; check the path"
