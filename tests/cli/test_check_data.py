@@ -72,6 +72,15 @@ def test_check_of_an_index_refuses_what_is_only_for_data(call, tmp_path, monkeyp
         assert (code, f"{words[0]} would do nothing here: {tmp_path} is an index" in notes) == (2, True)
 
 
+@pytest.mark.parametrize("words", [(), ("--table", "people.csv"), ("--layout", "folder")])
+def test_table_of_images_beside_an_index_is_checked(call, tmp_path, words):
+    (tmp_path / "gallery.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "people.csv").write_text("image,caption,person_id,split\na.jpg,a man,1,train\n")
+    code, text, notes = call("check", tmp_path, *words)
+    assert (code, "images missing" in text) == (1, True)
+    assert f"note: {tmp_path} holds a gallery too" in notes
+
+
 def test_check_of_a_folder_that_cannot_be_read_names_it(call, tmp_path, monkeypatch):
     """The superuser may read every folder, so it is only said that it cannot be."""
     look = os.stat

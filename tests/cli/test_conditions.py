@@ -20,11 +20,11 @@ def test_patterns_stand_for_the_values_that_images_have():
     assert as_where([("day", "9" * 5000)], gallery) == {"day": ["9" * 5000]}
 
 
-def test_value_that_reads_as_a_pattern_stands_for_itself_too():
+def test_value_that_reads_as_a_pattern_stands_only_for_itself_where_an_image_has_it():
     metadata = [{"folder": "cam[1]"}, {"folder": "cam1"}, {"folder": "what?"}, {"folder": "what1"}]
     gallery = Gallery(None, ["a", "b", "c", "d"], torch.eye(4), metadata=metadata)
-    assert as_where([("folder", "cam[1]")], gallery) == {"folder": ["cam[1]", "cam1"]}
-    assert as_where([("folder", "what?")], gallery) == {"folder": ["what?", "what1"]}
+    assert as_where([("folder", "cam[1]")], gallery) == {"folder": ["cam[1]"]}
+    assert as_where([("folder", "what?")], gallery) == {"folder": ["what?"]}
     assert as_where([("folder", "cam[2]")], gallery) == {"folder": ["cam[2]"]}
 
 

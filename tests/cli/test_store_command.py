@@ -164,6 +164,9 @@ def test_check_of_a_store_says_what_it_is(call, gallery_and_store):
     assert (code, errors) == (2, f"error: {store} is a store; promptreid store info {store} looks at it\n")
     (store / "people.csv").write_text("image,caption,person_id,split\na.jpg,a man,1,train\n")
     assert "images missing" in call("check", store)[1]  # a dataset, then
+    assert "images missing" in call("check", store, "--table", "people.csv")[1]
+    (store / "people.csv").write_text("path,score\na.jpg,1\n")
+    assert f"{store} is a store; " in call("check", store)[2]
     (store / "people.csv").unlink()
     shutil.copytree(store, gallery, dirs_exist_ok=True)
     code, text, errors = call("check", gallery)

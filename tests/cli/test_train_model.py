@@ -25,7 +25,6 @@ from promptreid.cli.train_model import (
     make_model,
 )
 from promptreid.cli.training_runs import Training
-from promptreid.errors import CheckpointError
 from promptreid.evaluation.evaluate import Evaluation
 from promptreid.evaluation.metrics import RetrievalMetrics
 from promptreid.files import read_sealed_json, write_sealed_json
@@ -225,6 +224,23 @@ def test_comparison_that_never_began_binds_no_other(
     assert (code, fake_runs) == (0, [("pd", 0)]), notes
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["direct", "joint", "--average-prompts"], "--average-prompts would do nothing here: stage 1 is in no way"),
+        (["direct", "--self-consistency", "1"], "--self-consistency would do nothing here: stage 1 is in no way"),
+        (["direct", "norms_stage_one", "--prompt-depth", "1"], "--prompt-depth would do nothing here: --compare dir"),
+    ],
+)
+def test_option_that_no_compared_way_uses_is_refused(
+    call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]], words: list[str], message: str
+) -> None:
+    code, _, notes = call("train", drawn, "--output", tmp_path / "all", "--compare", *words)
+    assert (code, message in notes) == (2, True), notes
+    assert call("train", drawn, "--output", tmp_path / "all", "--compare", "pd", *words)[0] == 0
+    assert ("pd", 0) in fake_runs
+
+
 def test_single_run_and_comparison_are_not_mixed_in_a_folder(
     call: Any, drawn: Path, tmp_path: Path, fake_runs: list[tuple[str, int]]
 ) -> None:
@@ -246,22 +262,31 @@ def test_refused_run_keeps_the_split_of_the_other(
     assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
 
 
-def test_run_that_is_interrupted_has_its_division_written_down(
-    call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt(), OSError(28, "No space left"), MemoryError()])
+def test_run_that_ends_early_has_its_division_written_down_once_the_folder_is_its_own(
+    call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
 ) -> None:
-    def ends(how: BaseException) -> int:
-        def adapt(*_: Any, **__: Any) -> Any:
-            raise how
+    def ends(*_: Any, **__: Any) -> Any:
+        raise end
 
-        monkeypatch.setattr(Training, "_adapt", adapt)
-        return call("train", drawn, "--output", tmp_path / "run", "--split", "50/0/50")[0]
+    def run(division: str) -> tuple[int, str]:
+        words = ("--epochs", 1, 1, "--split", division)
+        code, _, notes = call("train", drawn, "--output", tmp_path / "run", *words)
+        return code, notes
 
+    note = tmp_path / "run" / "split.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("promptreid.adaptation.claim_folder", ends)
+        run("50/0/50")
+    assert not note.exists()
+    monkeypatch.setattr("promptreid.adaptation.encode_split", ends)  # the first work after it
+    run("50/0/50")
+    assert read_sealed_json(note)["split"] == "50/0/50"
     (tmp_path / "run" / "stage_one" / "checkpoints" / "step-000000001").mkdir(parents=True)
-    for refusal in (TimeoutError("another process is training"), CheckpointError("another run")):
-        ends(refusal)
-        assert not (tmp_path / "run" / "split.json").exists()
-    assert ends(SystemExit(143)) == 143
-    assert read_sealed_json(tmp_path / "run" / "split.json")["split"] == "50/0/50"
+    note.unlink()
+    code, notes = run("75/0/25")
+    assert (code, "run holds another run: data" in notes) == (2, True), notes
+    assert not note.exists()
 
 
 def test_resuming_with_another_division_names_it_before_the_data_are_read(
@@ -318,6 +343,18 @@ def test_run_among_the_images_is_refused_and_one_that_was_begun_there_resumes(
     write_sealed_json(data / "run" / "comparison-settings.json", {})
     call("train", ".", "--seeds", 0, "--image-dir", "../images", "--output", "run")
     assert fake_runs == [("pd", 0)]
+
+
+def test_output_beside_data_that_cannot_be_read_names_their_folder(
+    call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(drawn / "inner"))
+
+    monkeypatch.setattr("promptreid.data.reader.dataset_folder", refuse)
+    for command in ("train", "evaluate"):
+        code, _, notes = call(command, drawn, "--output", tmp_path / "run")
+        assert (code, f"the folder {drawn} cannot be read (Permission denied: " in notes) == (2, True), notes
 
 
 def test_data_without_splits_say_how_a_divided_run_is_scored_again(call: Any, drawn: Path, tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_start_without_images_is_refused(model: PromptedCLIP, stood_in: list[Any
     assert stood_in == []
 
 
+def test_start_of_an_empty_gallery_names_its_folder(model: PromptedCLIP, tmp_path: Path, stood_in: list[Any]) -> None:
+    gallery = Gallery(model, [], torch.empty(0, model.embed_dim))
+    gallery.save(tmp_path / "empty")
+    with pytest.raises(DatasetError, match=re.escape(f"{tmp_path / 'empty'} is empty; add images first")):
+        app.start(gallery)
+    assert stood_in == []
+
+
 @pytest.mark.parametrize(
     ("host", "auth", "trusted"),
     [

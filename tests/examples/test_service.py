@@ -127,6 +127,7 @@ def test_names_that_are_not_utf_8_are_answered_in_ascii(service, gallery):
         for body in (b'{"sentences": ["a \\ud800"]}', b'{"sentences": ["a"], "where": {"folder": "\\ud800"}}'):
             answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
             assert (answer.status_code, answer.content.isascii()) == (422, True), answer.content
+        assert b"ud800" in answer.content  # which the second is told
 
 
 def test_damaged_gallery_is_no_mistake_of_the_client(client, gallery, monkeypatch):

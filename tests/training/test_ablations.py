@@ -82,6 +82,17 @@ def test_ablation_of_a_model_with_other_prompts_is_refused(clip: torch.nn.Module
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("way", ABLATIONS)
+def test_ablation_has_stage_one_where_its_settings_are_used(
+    clip: torch.nn.Module, recipe: Recipe, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation, used = ABLATIONS[way], []
+    adapted = Recipe.domain_adaptation
+    monkeypatch.setattr(Recipe, "domain_adaptation", lambda *all, **more: used.append(way) or adapted(*all, **more))
+    ablation.stages(PromptedCLIP(clip, ablation.config(PromptConfig())), recipe)
+    assert bool(used) == ablation.has_stage_one
+
+
 def test_head_warm_up_hands_its_head_on(clip: torch.nn.Module, recipe: Recipe) -> None:
     head, direct = ablations.direct_after_head_warm_up(make_model(clip, NONE), recipe)
     assert head.loss_modules["identity"] is direct.loss_modules["identity"]

@@ -56,14 +56,15 @@ def run(
     from promptreid.data.check import check_dataset
     from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import holds_dataset
-    from promptreid.data.table_layout import find_tables
+    from promptreid.data.table_layout import describes_images, find_tables
     from promptreid.towers.tokenizer import tokenizer_of
 
     with explained_if_closed(root):
-        has_gallery, has_data = is_gallery(root), holds_dataset(root)
+        tables = find_tables(root) if reading["table"] is None else [root / reading["table"]]
+        has_gallery, has_data = is_gallery(root), holds_dataset(root) or any(map(describes_images, tables))
     if is_store(root):
         advice = f"promptreid store info {shell_word(root)} looks at it"
-        if not (has_gallery or has_data or find_tables(root) or reading["layout"] or reading["table"]):
+        if not (has_gallery or has_data):
             raise ValueError(f"{root} is a store; {advice}")
         console.note(f"note: {root} holds a store too, which is not checked; {advice}")
     if has_gallery and has_data:

@@ -29,7 +29,7 @@ def key_and_value(text: str) -> tuple[str, str]:
 def as_where(conditions: Sequence[tuple[str, str]], gallery: "Gallery | None") -> dict[str, list[Any]]:
     """Values by key; a key given twice allows either value, and a number matches as number and as text.
 
-    A value with `*`, `?` or `[` is a pattern for the values that images have, and stands for itself too where an image
+    A value with `*`, `?` or `[` is a pattern for the values that images have, and stands only for itself where an image
     has it; in a store only a beginning with `*` is one, and in a gallery too where a value begins so.
     """
     wanted: dict[str, list[Any]] = {}
@@ -48,7 +48,7 @@ def _values(text: str, key: str, gallery: "Gallery | None") -> list[Any]:
     if gallery is not None and any(sign in text.removesuffix("*") for sign in "*?["):
         names = [name for name in gallery.values_of(key) if isinstance(name, str)]
         if not (text.endswith("*") and any(name.startswith(text[:-1]) for name in names)):
-            return [name for name in names if name == text or fnmatchcase(name, text)] or [text]
+            return [text] if text in names else [name for name in names if fnmatchcase(name, text)] or [text]
     if text.endswith("*"):
         return [Prefix(text[:-1])]
     return [text, *(number for number in (_number(text),) if isinstance(number, int))]

@@ -268,6 +268,7 @@ def check_apart(output: Path, root: Path, image_dir: Path | None) -> None:
 
     Raises:
         ValueError: `output` is one of these folders, or lies in it.
+        DatasetError: The dataset's folder cannot be read.
     """
     from promptreid.data.image_files import explained_if_closed
     from promptreid.data.reader import dataset_folder

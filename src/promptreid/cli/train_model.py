@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -50,6 +51,7 @@ MATCHINGS = ("contrastive", "sdm", "nitc")  # those of Recipe, which would impor
 NEEDS = [(None, "accelerate", "train"), (None, "matplotlib", "viz")]
 _PROJECT = "promptreid"
 _SPLIT_NOTE = "split.json"
+_OF_STAGE_ONE = ("self_consistency", "average_prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,12 +222,23 @@ def complete_training_arguments(given: TrainingArguments) -> tuple[TrainingArgum
 
 def _refuse_unused(recipe: "Recipe", given: TrainingArguments) -> None:
     if not recipe.stage_one_epochs:
-        of_stage_one = {name: given[name] for name in ("self_consistency", "average_prompts")}
+        of_stage_one = {name: given[name] for name in _OF_STAGE_ONE}
         refuse_unused(of_stage_one, "they are of stage 1, which has no epochs")
     if not given["prompt_length"]:
         refuse_unused({"prompt_depth": given["prompt_depth"]}, "--prompt-length is 0, so there are no prompts")
     if recipe.algorithm == "sgd":
         refuse_unused({"epsilon": given["epsilon"]}, "sgd has no denominator")
+
+
+def _refuse_unused_by(ways: Sequence[str], given: TrainingArguments) -> None:
+    from promptreid.training.ablations import ABLATIONS
+
+    ablations = [ABLATIONS[way] for way in ways]
+    if not any(each.has_stage_one for each in ablations):
+        of_stage_one = {name: given[name] for name in _OF_STAGE_ONE}
+        refuse_unused(of_stage_one, f"stage 1 is in no way of --compare {' '.join(ways)}")
+    if all(each.prompts == "none" for each in ablations):
+        refuse_unused({"prompt_depth": given["prompt_depth"]}, f"--compare {' '.join(ways)} has no prompts")
 
 
 def _with_options(recipe: "Recipe", given: TrainingArguments) -> "Recipe":
@@ -257,7 +270,6 @@ def run(
 ) -> int:
     """Train the model, or several."""
     from promptreid.cli.training_runs import Training
-    from promptreid.evaluation.splits import is_main_process
     from promptreid.training.processes import failing_together
 
     _check_each_once("--seeds", seeds or ())
@@ -270,6 +282,8 @@ def run(
     check_division(split, split_seed)
     _check_divided_alike(output, split, split_seed)
     arguments, recipe = complete_training_arguments(given)
+    if compare is not None:
+        _refuse_unused_by(compare, given)
     with joined_processes(console, str(arguments["device"])):
         with failing_together():
             reading = DividedDataArguments(
@@ -279,20 +293,13 @@ def run(
         console.say(data.summary())
         options: dict[str, Any] = {"cache_dir": cache_images, "trackers": tuple(tracker or ())}
         options |= {"project": project or _PROJECT, "progress": not console.as_json}
-        training = Training(console, data, arguments, recipe, options)
-        is_noted = split is not None and is_main_process()
-        try:
-            if seeds is None and compare is None:
-                training.run(output)
-            else:
-                training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
-        except SystemExit:  # interrupted, with a checkpoint
-            if is_noted and (holds_run(output) or holds_comparison(output)):
-                _write_split(output, data, str(split), split_seed)
-            raise
         # A run that is refused must not change the note of the one that is there.
-        if is_noted:
-            _write_split(output, data, str(split), split_seed)
+        write_division = partial(_write_division, output, data, split, split_seed)
+        training = Training(console, data, arguments, recipe, options, on_claimed=write_division)
+        if seeds is None and compare is None:
+            training.run(output)
+        else:
+            training.compare(output, seeds or (arguments["seed"],), compare or ("pd",))
     return 0
 
 
@@ -368,10 +375,12 @@ def _load(console: Output, root: Path, reading: DividedDataArguments) -> "ReIDDa
     return data
 
 
-def _write_split(folder: Path, data: "ReIDDataset", shares: str, seed: int) -> None:
-    """Which persons are in which split, as they were drawn; with their names where the table has names."""
+def _write_division(folder: Path, data: "ReIDDataset", shares: str | None, seed: int) -> None:
+    """Note which persons `--split` drew for which split; with their names where the table has names."""
     from promptreid.files import write_sealed_json
 
+    if shares is None:
+        return
     persons = {each.name: sorted(each.labels) for each in data.splits}
     note: dict[str, Any] = {"split": shares, "seed": seed, "persons": persons}
     if data.names:

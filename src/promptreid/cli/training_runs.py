@@ -1,7 +1,7 @@
 """The runs of `promptreid train`: one, or several ways of training under several seeds, each with what it leaves."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from promptreid.training.processes import failing_together
 from promptreid.training.recipe import Recipe
 from promptreid.training.run_folder import claim_folder
 from promptreid.training.seeds import SeedScores, run_seeds
+from promptreid.training.stage import Stage
 
 _TERMS_OF_DRAWINGS = """\
 This model was adapted to drawings of people who do not exist, which promptreid made with their captions: no terms of a
@@ -35,28 +36,44 @@ _NOTE = "comparison-settings.json"
 
 @dataclass(frozen=True)
 class Training:
-    """The settings that all runs of a command share."""
+    """The settings that all runs of a command share.
+
+    Attributes:
+        console: Where results go.
+        data: The dataset.
+        arguments: Complete ones.
+        recipe: The numbers of the stages.
+        options: Further settings of `adapt`.
+        on_claimed: Called by the main process once it is sure that the folder holds no other run, before anything is
+            trained; maybe more than once.
+    """
 
     console: Output
     data: ReIDDataset
     arguments: TrainingArguments
     recipe: Recipe
     options: dict[str, Any]
+    on_claimed: Callable[[], None]
 
     def run(self, output: Path) -> None:
         """One run: trained, scored, drawn and reported."""
-        result = self._adapt(output, "pd", self.arguments["seed"])
+
+        def claimed(_: Stage) -> dict[str, Any]:
+            with failing_together():
+                if is_main_process():
+                    self.on_claimed()
+            return {}
+
+        result = self._adapt(output, "pd", self.arguments["seed"], stage_settings=claimed)
         self.console.record(**result.as_dict())
         self._say(result, output)
 
     def compare(self, output: Path, seeds: Sequence[int], ways: Sequence[str]) -> None:
         """Several ways of training under several seeds; a run that has ended is not run again."""
-        if is_main_process():
-            facts = {name: value for name, value in self.arguments.items() if name in _ALIKE}
-            facts |= {"recipe": asdict(self.recipe), "data": self.data.identity()}
-            if not holds_comparison(output):  # the settings of a comparison that was refused bind nobody
-                (output / _NOTE).unlink(missing_ok=True)
-            claim_folder(output, facts, note=_NOTE)
+        with failing_together():
+            if is_main_process():
+                self._claim(output)
+                self.on_claimed()
         found: dict[str, SeedScores] = {}
         for way in ways:
             self.console.say(f"{way}: {ABLATIONS[way].label}; seeds {', '.join(map(str, seeds))}")
@@ -70,13 +87,20 @@ class Training:
         self.console.say(*comparison.table().split("\n"))
         self.console.say(f"comparison.md, .tex, .json, curves.png and each run's report.html are in {output}")
 
+    def _claim(self, output: Path) -> None:
+        facts = {name: value for name, value in self.arguments.items() if name in _ALIKE}
+        facts |= {"recipe": asdict(self.recipe), "data": self.data.identity()}
+        if not holds_comparison(output):  # the settings of a comparison that was refused bind nobody
+            (output / _NOTE).unlink(missing_ok=True)
+        claim_folder(output, facts, note=_NOTE)
+
     def _scores_of(self, way: str, seed: int, folder: Path) -> dict[str, float]:
         result = self._adapt(folder, way, seed)
         scores = list(result.scores.values())[-1].text_to_image.as_dict()
         self.console.say(f"{way}, seed {seed}: {_shown(scores)}")
         return scores
 
-    def _adapt(self, folder: Path, way: str, seed: int) -> Adaptation:
+    def _adapt(self, folder: Path, way: str, seed: int, **settings: Any) -> Adaptation:
         ablation = ABLATIONS[way]
         arguments = self.arguments.copy()
         arguments["seed"] = seed
@@ -95,6 +119,7 @@ class Training:
             **make_stages,
             **{name: arguments[name] for name in used},
             **self.options,
+            **settings,
         )
         if is_main_process():
             _write_figures(folder, result)

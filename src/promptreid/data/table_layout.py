@@ -365,7 +365,7 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
     metadata = [path for folder in (root, *_split_folders(root)) for path in _metadata_in(folder)]
     found = list(dict.fromkeys([*tables, *metadata]))
     beside = (path for folder in (root, *_split_folders(root)) for path in find_tables(folder))
-    others = [path for path in beside if path not in found and _describes_images(path)]
+    others = [path for path in beside if path not in found and describes_images(path)]
     by_split = {split for _, split in chosen} not in ({""}, {"train"})
     if not by_split:
         found += others
@@ -382,7 +382,7 @@ def _check_no_others(root: Path, chosen: list[tuple[Path, str]]) -> None:
         )
 
 
-def _describes_images(path: Path) -> bool:
+def describes_images(path: Path) -> bool:
     """Whether a table has our columns, or Hugging Face's."""
     try:
         _, first = next(lines_of(path), (0, None))

@@ -157,7 +157,8 @@ def _open(
     """The gallery of the page, in any of the accepted forms."""
     if gallery is not None and not isinstance(gallery, str | os.PathLike):
         if len(gallery) == 0:
-            raise DatasetError("the gallery is empty; add images first")
+            place = getattr(gallery, "directory", None) or getattr(gallery, "url", None) or "the gallery"
+            raise DatasetError(f"{place} is empty; add images first, by promptreid index or in Python")
         return open_indexed(gallery)
     if gallery is not None:
         check_one_kind(gallery)

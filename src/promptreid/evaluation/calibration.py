@@ -133,7 +133,7 @@ def calibrate_without_labels(
 
 
 def fewest_sentences(false_alarm_rate: float) -> int:
-    """How many sentences measure a rate of false alarms at least: of fewer, none may be one."""
+    """The fewest sentences that can measure a rate of false alarms: with fewer, not one may be a false alarm."""
     return 2 if false_alarm_rate == 0 else math.ceil(1 / false_alarm_rate)
 
 

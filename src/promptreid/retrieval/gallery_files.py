@@ -23,7 +23,6 @@ from promptreid.errors import CheckpointError
 from promptreid.files import (
     file_digest,
     is_locked,
-    locked,
     make_private_folder,
     open_file,
     read_tensors,
@@ -31,8 +30,7 @@ from promptreid.files import (
 )
 from promptreid.retrieval.encode import in_kept_precision, rows_of_other_length
 from promptreid.retrieval.gallery_folder import (
-    BUILDING,
-    LOCK,
+    MARK_NAME,
     building,
     entry_on_disk,
     is_being_built,
@@ -55,8 +53,6 @@ from promptreid.values import as_json
 
 FORMAT_VERSION = 2
 
-_DESCRIPTION = GALLERY_FILE
-
 # The one form before segments: all features in one file, paths and metadata in the description.
 _FIRST_VERSION = 1
 _FIRST_TENSORS = {"features": 2, "ids": 1, "sizes": 1, "modified_ns": 1}
@@ -67,7 +63,7 @@ _SEAL = b'{"sha256": "%s", '
 # The files of a gallery, what killed writers of ours leave of them, and what safetensors leaves when it is killed.
 _WRITTEN = rf"{FILE_NAME}|removed-[0-9a-f]{{16}}\.json"
 _OURS = re.compile(
-    rf"{_WRITTEN}|{BUILDING}|\.({_WRITTEN}|{re.escape(_DESCRIPTION)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}"
+    rf"{_WRITTEN}|{MARK_NAME}|\.({_WRITTEN}|{re.escape(GALLERY_FILE)})-[0-9a-f]{{16}}|\.tmp[0-9A-Za-z]{{6}}"
 )
 
 # How often a reader looks again when a writer has just replaced the files under it.
@@ -104,9 +100,8 @@ def write_gallery(
         FileExistsError: There is a gallery, and this one `is_new`; or there is a store.
     """
     json_bytes(description["header"].get("notes"))
-    if is_store(folder) and not is_gallery(
-        folder
-    ):  # where earlier versions let both be, the gallery can still be written
+    # Where earlier versions let both be, the gallery can still be written.
+    if is_store(folder) and not is_gallery(folder):
         raise FileExistsError(
             f"{folder} holds a store, whose images a search would find in place of the gallery's; choose another "
             "folder, or open the store: StoredGallery.load"
@@ -154,7 +149,7 @@ def write_while_locked(
             "segments": [segment.files for segment in segments],
         }
         body = json_bytes(new)
-        write_bytes_atomically(folder / _DESCRIPTION, _seal(body) + body[1:], mode=0o600)
+        write_bytes_atomically(folder / GALLERY_FILE, _seal(body) + body[1:], mode=0o600)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             remove_files(folder, [segment.files for segment in written if segment.files])
@@ -260,7 +255,7 @@ def _read_removed(folder: Path, files: Mapping[str, Any]) -> list[Any]:
         content = stream.read()
     if sha256(content).hexdigest() != files["sha256"]:
         raise CheckpointError(
-            f"{path} is damaged (its SHA-256 is not the one that {_DESCRIPTION} holds); build the gallery again"
+            f"{path} is damaged (its SHA-256 is not the one that {GALLERY_FILE} holds); build the gallery again"
         )
     return json.loads(content)
 
@@ -279,13 +274,13 @@ def _read_first_version(folder: Path, description: dict[str, Any]) -> ExactIndex
     lengths = {len(paths), len(metadata), *(len(value) for value in tensors.values())}
     fits = found == _FIRST_TENSORS and len(lengths) == 1 and tensors["features"].is_floating_point()
     if not fits or len(tensors["ids"].unique()) != len(paths) or tensors["ids"].dtype != torch.int64:
-        raise CheckpointError(f"{folder}: {path.name} does not fit {_DESCRIPTION}; build it again")
+        raise CheckpointError(f"{folder}: {path.name} does not fit {GALLERY_FILE}; build it again")
     table = ImageTable(paths, tensors["ids"], tensors["sizes"], tensors["modified_ns"], metadata)
     return ExactIndex(table, in_kept_precision(tensors["features"]))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / _DESCRIPTION
+    path = folder / GALLERY_FILE
     try:
         if not path.is_file():  # which raises in a folder that is closed
             raise FileNotFoundError(str(path))
@@ -294,7 +289,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         version = description["format_version"]
     except FileNotFoundError as error:
         advice = "it holds a store: StoredGallery.load opens it" if is_store(folder) else "build one and save it there"
-        raise CheckpointError(f"there is no gallery in {folder} (no {_DESCRIPTION}); {advice}") from error
+        raise CheckpointError(f"there is no gallery in {folder} (no {GALLERY_FILE}); {advice}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); ask its owner to let you read it") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -367,7 +362,7 @@ def _remove(paths: Sequence[Path]) -> list[Path]:
 def clean(folder: Path, kept: set[str], generation: str) -> None:
     """Delete files of killed writers, which may hold features to be removed, unless another process is writing."""
     if _leftovers(folder, kept):
-        with suppress(OSError), locked(folder / LOCK, action=f"writing the gallery {folder}", timeout_seconds=0):
+        with suppress(OSError), writing(folder, timeout_seconds=0):
             if entry_on_disk(folder, "generation") == generation:
                 _remove(_leftovers(folder, kept))
 
@@ -390,7 +385,7 @@ def check_gallery(folder: Path) -> tuple[list[str], list[str]]:
         notes.append(f"{folder} was written by 0.1.0, without checksums; the next change to it adds them")
     elif noted != file_digest(folder / description["features_file"]):
         problems.append(
-            f"{description['features_file']} is damaged: its SHA-256 is not the one that {_DESCRIPTION} holds"
+            f"{description['features_file']} is damaged: its SHA-256 is not the one that {GALLERY_FILE} holds"
         )
     wrong = [segment.images.paths[row] for segment in exact.segments for row in rows_of_other_length(segment.features)]
     if wrong:

@@ -12,8 +12,8 @@ from typing import Any
 from promptreid.defaults import GALLERY_FILE, STORE_TABLE, is_gallery, is_store
 from promptreid.files import is_locked, locked
 
-LOCK = "gallery.lock"
-BUILDING = r"building-[0-9a-f]{16}\.lock"  # the marks of those who build
+_LOCK = "gallery.lock"
+MARK_NAME = r"building-[0-9a-f]{16}\.lock"  # the marks of those who build
 
 
 def check_one_kind(place: Path | str) -> None:
@@ -49,7 +49,7 @@ def writing(folder: Path, *, timeout_seconds: float = -1) -> Generator[None, Non
     with ExitStack() as stack:
         try:
             action = f"writing the gallery {folder}"
-            stack.enter_context(locked(folder / LOCK, action=action, timeout_seconds=timeout_seconds))
+            stack.enter_context(locked(folder / _LOCK, action=action, timeout_seconds=timeout_seconds))
         except TimeoutError:
             raise
         except OSError as error:
@@ -80,7 +80,7 @@ def building(folder: Path) -> Generator[None, None, None]:
 
 def is_being_built(folder: Path) -> bool:
     """Whether somebody is building a gallery there, which may have no image yet."""
-    return any(re.fullmatch(BUILDING, path.name) and is_locked(path) for path in folder.glob("*.lock"))
+    return any(re.fullmatch(MARK_NAME, path.name) and is_locked(path) for path in folder.glob("*.lock"))
 
 
 def entry_on_disk(folder: Path, name: str) -> Any:

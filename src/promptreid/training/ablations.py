@@ -115,12 +115,14 @@ class Ablation:
         stages: From model and recipe to the stages.
         prompts: Which towers of the model carry prompts.
         whole: Whether its one stage takes the epochs of both, so that all ways see the data as often.
+        has_stage_one: Whether one of its stages is the recipe's `domain_adaptation`.
     """
 
     label: str
     stages: Callable[[PromptedCLIP, Recipe], Sequence[Stage]]
     prompts: Literal["both", "text", "image", "none"] = "both"
     whole: bool = False
+    has_stage_one: bool = True
 
     def config(self, config: PromptConfig) -> PromptConfig:
         """A prompt setup with no prompts in the towers that carry none here."""
@@ -138,11 +140,19 @@ class Ablation:
 
 ABLATIONS: dict[str, Ablation] = {
     "pd": Ablation("Prompt Decoupling", two_stages),
-    "direct": Ablation("direct fine-tuning, epochs of both stages", direct_fine_tuning, "none", whole=True),
-    "direct_short": Ablation("direct fine-tuning, epochs of stage two", direct_fine_tuning, "none"),
-    "direct_id_warmup": Ablation("direct after a warm-up of the identity head", direct_after_head_warm_up, "none"),
+    "direct": Ablation(
+        "direct fine-tuning, epochs of both stages", direct_fine_tuning, "none", whole=True, has_stage_one=False
+    ),
+    "direct_short": Ablation(
+        "direct fine-tuning, epochs of stage two", direct_fine_tuning, "none", has_stage_one=False
+    ),
+    "direct_id_warmup": Ablation(
+        "direct after a warm-up of the identity head", direct_after_head_warm_up, "none", has_stage_one=False
+    ),
     "stage_one": Ablation("stage one alone", prompts_only),
-    "joint": Ablation("prompts and encoders together, epochs of both stages", joint_one_stage, whole=True),
+    "joint": Ablation(
+        "prompts and encoders together, epochs of both stages", joint_one_stage, whole=True, has_stage_one=False
+    ),
     "prompts_both": Ablation("prompts train in both stages", prompts_in_both_stages),
     "pd_no_id": Ablation("two stages without the identity loss", stage_two_without_identity),
     "text_prompts": Ablation("two stages, text prompts alone", text_prompts_only, "text"),
