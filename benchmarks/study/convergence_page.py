@@ -54,8 +54,8 @@ QUESTIONS = (
         "Which part does the work",
         "`pd_no_id` is `pd` without the identity loss; `joint` trains prompts and encoders at once. Exploratory; the "
         "two were tuned over more runs than `pd` and `direct` ([rates](convergence_tables.md#rates)), and at 50, 200 "
-        "and 400 identities run on a CPU, those on a GPU ([why](protocol_convergence.md#notes-after-its-date)). Of such "
-        "intervals one in twenty leaves out 0 by chance.",
+        "and 400 identities run on a CPU, those on a GPU ([why](protocol_convergence.md#notes-after-its-date)). Of "
+        "such intervals one in twenty leaves out 0 by chance.",
         (("pd", "pd_no_id"), ("pd", "joint"), ("joint", "direct")),
     ),
     (
