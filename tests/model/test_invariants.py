@@ -157,6 +157,10 @@ def test_disabled_in_one_thread_leaves_another_prompted(clip, images):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's, of its own formulas
 @pytest.mark.parametrize("gradients", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_forward_derivatives_and_batches_of_transforms_are_those_of_single_passes(clip, images, gradients):
+    with gradients():
+        one = torch.ones(1)
+        if jvp(torch.sin, (one,), (one,))[1] == 0:
+            pytest.skip("torch 2.6 has no forward derivatives in inference mode")
     model = PromptedCLIP(clip.double()).eval()
     images, change = images.double(), torch.randn(5, 3, 32, 16, dtype=torch.float64)
     prompts = torch.randn(3, *model.vision.prompts.tokens.shape, dtype=torch.float64)
