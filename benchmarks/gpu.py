@@ -44,26 +44,35 @@ def parts(device: str, folder: Path, jobs: int) -> list[Part]:
     """What to do, in order."""
     study = ROOT / "benchmarks/study/convergence.py"
     if device == "cpu":
-        small = ("--model", "promptreid-tiny", "--image-size", "96", "48", "--batch-sizes", "8", "--steps", "1")
-        own = ("--results", folder / "convergence", "--tuning-results", folder / "tuning")
-        tried = ("--rates", folder / "rates.json", "--persons", "8", "3", "4", "--most-epochs", "1")
+        small = ("--model", "promptreid-tiny", "--image-size", "96", "48")
+        own = ("--results", folder / "convergence", "--scratch", folder / "scratch")
         return [
             _part("tests", 600, "-m", "pytest", "-q", ROOT / "tests/gpu", "-m", "slow"),
-            _part("training_throughput", 300, _bench("training_throughput"), "--device", "cpu", *small, "--rounds", "1",
+            _part("limit", 120, _bench("limit"), *small, "--batch-size", "2", "--rounds", "1", "--side", "64",
+                  "--output", folder / "limit.json"),
+            _backbones_speed(300, "cpu", 2, folder, "--rounds", "1", "--only", "prompted"),
+            _part("training_throughput", 300, _bench("training_throughput"), "--device", "cpu", *small,
+                  "--batch-sizes", "8", "--steps", "1", "--rounds", "1",
                   "--output", folder / "training_throughput.json"),
-            _part("study", 300, study, "run", "--parts", "few", "--jobs", "1", *own, *tried,
-                  "--scratch", folder / "scratch"),
+            _part("study", 600, study, "run", "--parts", "few", "--jobs", "1", *own, "--persons", "8", "3", "4",
+                  "--most-epochs", "1"),
         ]  # fmt: skip
     return [
         _part("tests", 150, "-m", "pytest", "-q", ROOT / "tests/gpu", ROOT / "tests/evaluation", "-m", "gpu"),
         _part("limit", 60, _bench("limit"), "--device", "cuda", "--batch-size", "256", "--precision", "bf16",
               "--side", "8192", "--output", folder / "limit.json"),
-        _part("backbones_speed", 150, _bench("backbones_speed"), "--device", "cuda", "--rounds", "4",
-              "--batch-size", "64", "--precision", "bf16", "--output", folder / "backbones_speed.json"),
+        _backbones_speed(120, "cuda", 64, folder, "--rounds", "4"),
         _part("training_throughput", 120, _bench("training_throughput"), "--device", "cuda", "--rounds", "3",
               "--steps", "10", "--output", folder / "training_throughput.json"),
+        _backbones_speed(120, "cuda", 256, folder, "--rounds", "4"),
         _part("study", 3600, study, "all", "--device", "cuda", "--jobs", jobs),
     ]  # fmt: skip
+
+
+def _backbones_speed(most_seconds: float, device: str, batch_size: int, folder: Path, *words: object) -> Part:
+    name = f"backbones_speed_{batch_size}"
+    settings = ("--device", device, "--batch-size", batch_size, "--precision", "bf16", *words)
+    return _part(name, most_seconds, _bench("backbones_speed"), *settings, "--output", folder / f"{name}.json")
 
 
 def _part(name: str, most_seconds: float, *words: object) -> Part:
@@ -101,6 +110,7 @@ def main() -> None:
     parser.set_defaults(output=RESULTS / "gpu")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
+    parser.add_argument("--spent", type=float, default=0.0, help="seconds of them already gone, such as to install")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -127,7 +137,7 @@ def main() -> None:
     for part in planned:
         if arguments.only and part.name not in arguments.only:
             continue
-        left = 60 * arguments.minutes - (time.monotonic() - started)
+        left = 60 * arguments.minutes - arguments.spent - (time.monotonic() - started)
         if left < 5:
             found: dict[str, object] = {"ended": "not begun, as the time was up"}
         else:

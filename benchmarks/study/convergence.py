@@ -205,6 +205,8 @@ def side_by_side(arguments: argparse.Namespace) -> Iterator[ProcessPoolExecutor]
 def perform_missing(runs: Iterable[LongRun], arguments: argparse.Namespace) -> None:
     """Perform the runs without a result, several at a time, in order."""
     left = [run for run in runs if read_result(run, arguments.results) is None]
+    if not left:
+        return
     with side_by_side(arguments) as pool:
         # Data are drawn once a seed, before processes would draw the same ones side by side.
         seeds = {run.seed: run for run in left}.values()
@@ -311,9 +313,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if arguments.jobs < 1:
         parser.error(f"--jobs is {arguments.jobs}, expected at least 1")
-    tried = arguments.persons or arguments.most_epochs
-    if tried and {arguments.results.resolve(), arguments.rates.resolve()} & {RESULTS.resolve(), RATES.resolve()}:
-        parser.error("--persons and --most-epochs try it out; give --results, --tuning-results and --rates of its own")
+    if arguments.task != "hours" and (arguments.persons or arguments.most_epochs):
+        kept = {"--results": (arguments.results, RESULTS)}
+        if arguments.task in ("tune", "all"):
+            kept |= {
+                "--tuning-results": (arguments.tuning_results, TUNING_RESULTS),
+                "--rates": (arguments.rates, RATES),
+            }
+        same = [name for name, (given, committed) in kept.items() if given.resolve() == committed.resolve()]
+        if same:
+            parser.error(f"--persons and --most-epochs try it out; give {' and '.join(same)} of its own")
     changes = {"persons": tuple(arguments.persons)} if arguments.persons else {}
     arguments.limits = Limits(most_epochs=arguments.most_epochs, **changes)
     return arguments

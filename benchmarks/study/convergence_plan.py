@@ -35,6 +35,10 @@ class Course:
     prompts: PromptConfig
     tuned: Tuned
 
+    def most_epochs(self, stage: str) -> int:
+        """Those of a stage, by its name: stage 1 is `stage_one`, and everything else a last stage."""
+        return self.epochs[0 if stage == "stage_one" else 1]
+
 
 def _deep(length: int) -> PromptConfig:
     return PromptConfig(text_length=length, vision_length=length)

@@ -1,7 +1,7 @@
 """Learning curves of runs to convergence: validation mAP by epoch, of stages that end at different epochs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,42 @@ def mean_curve(histories: Sequence[Entries]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*whole, strict=True)]
 
 
-def draw_curves(path: Path, results: Results, colours: Mapping[str, str]) -> Path:
-    """Mean curves of some arms: epochs of the encoders from 1 on, those of prompts alone before 0."""
-    drawn = new_figure(6.0, 3.2)
-    axes = drawn.subplots()
+def draw_curves(path: Path, conditions: Mapping[str, Results], colours: Mapping[str, str]) -> Path:
+    """Mean curves of some arms, a panel a condition, two in a row.
+
+    Epochs of the last stage count from 1 on, those of a stage before it are below 0.
+    """
+    rows = math.ceil(len(conditions) / 2)
+    drawn = new_figure(4.0 * min(2, len(conditions)), 0.4 + 2.6 * rows)
+    panels = drawn.subplots(rows, min(2, len(conditions)), squeeze=False).flatten()
+    for panel, (title, results) in zip(panels, conditions.items(), strict=False):
+        _draw_panel(panel, results, colours)
+        panel.set_title(title, fontsize="medium")
+    for panel in panels[len(conditions) :]:
+        panel.axis("off")
+    two_stages = any(len(stages_of(run["history"])) > 1 for run in _runs(conditions, colours))
+    drawn.supxlabel("epoch; below 0: stage 1" if two_stages else "epoch", fontsize="medium")
+    drawn.supylabel("best validation mAP so far, %", fontsize="medium")
+    shown = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    drawn.legend(shown.values(), shown.keys(), frameon=False, ncols=len(shown), loc="outside upper center")
+    return save_figure(drawn, path)
+
+
+def _runs(conditions: Mapping[str, Results], arms: Iterable[str]) -> list[dict[str, Any]]:
+    return [run for results in conditions.values() for arm in arms for run in results.get(arm, {}).values()]
+
+
+def _draw_panel(axes: Any, results: Results, colours: Mapping[str, str]) -> None:
     for arm, colour in colours.items():
         stages = [stages_of(run["history"]) for run in results.get(arm, {}).values()]
         if not stages:
             continue
-        prompts = mean_curve([first for first, *others in stages if others])
-        encoders = mean_curve([last for *_, last in stages])
-        epochs = [*range(-len(prompts), 0), *range(1, len(encoders) + 1)]
-        axes.plot(epochs, [100 * value for value in (*prompts, *encoders)], color=colour, label=arm)
-    axes.axvline(0, color="0.8", linewidth=1)
-    axes.set_xlabel("epochs of the encoders; before 0, of prompts alone")
-    axes.set_ylabel("best validation mAP so far, %")
-    axes.legend(frameon=False)
-    return save_figure(drawn, path)
+        first = mean_curve([one for one, *others in stages if others])
+        last = mean_curve([entries for *_, entries in stages])
+        epochs = [*range(-len(first), 0), *range(1, len(last) + 1)]
+        axes.plot(epochs, [100 * value for value in (*first, *last)], color=colour, label=arm)
+        if first:
+            axes.axvline(0, color="0.8", linewidth=1)
 
 
 def lead_by_epoch(results: Results, arm: str, baseline: str) -> dict[int, list[float]]:
@@ -157,16 +176,60 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def epochs_table(results: Results, arms: Iterable[str]) -> str:
-    """How many epochs each stage used, and which was the best."""
+def epochs_table(results: Results, most_epochs: Mapping[str, Callable[[str], int]], patience: int) -> str:
+    """How many epochs each stage used, which was the best, and how many runs were cut short.
+
+    Args:
+        results: Of one condition.
+        most_epochs: Arm → what gives the most epochs of a stage by its name; arms that were not run are left out.
+        patience: Epochs without a better score after which a stage ends.
+    """
     rows: list[list[str]] = []
-    for arm in arms:
+    for arm, most in most_epochs.items():
         stages: dict[str, list[Entries]] = {}
-        for run in results[arm].values():
+        for run in results.get(arm, {}).values():
             for entries in stages_of(run["history"]):
                 stages.setdefault(entries[0]["stage"], []).append(entries)
         for name, runs in stages.items():
             mean, std = mean_and_std([len(entries) for entries in runs])
             best, _ = mean_and_std([best_epoch(entries) for entries in runs])
-            rows.append([f"`{arm}`", name.replace("_", " "), f"{mean:.1f} ± {std:.1f}", f"{best:.1f}"])
-    return markdown(["arm", "stage", "epochs used", "best epoch"], rows) if rows else ""
+            cut = sum(is_cut_short(entries, most(name), patience) for entries in runs)
+            rows.append(
+                [f"`{arm}`", name.replace("_", " "), f"{mean:.1f} ± {std:.1f}", f"{best:.1f}", f"{cut} of {len(runs)}"]
+            )
+    head = ["arm", "stage", "epochs used", "best epoch", "cut short"]
+    return markdown(head, rows) if rows else ""
+
+
+def is_cut_short(entries: Entries, most: int, patience: int) -> bool:
+    """Whether a stage used all its epochs and was still within its patience.
+
+    Example:
+        >>> rising = [{"epoch": n, "scores": {"mAP": n / 10}} for n in (1, 2, 3)]
+        >>> is_cut_short(rising, 3, 2), is_cut_short(rising, 60, 2)
+        (True, False)
+    """
+    return len(entries) >= most and len(entries) - best_epoch(entries) < patience
+
+
+def steps_table(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
+    """Steps that each stage of some arms used, by number of identities; arms that were not run are left out."""
+    columns: dict[str, dict[int, list[int]]] = {}
+    for arm in arms:
+        for number, results in by_identities.items():
+            for run in results.get(arm, {}).values():
+                stages = stages_of(run["history"])
+                for entries in stages:
+                    name = f"`{arm}`" + (f", {entries[0]['stage'].replace('_', ' ')}" if len(stages) > 1 else "")
+                    steps = sum(entry["steps"] for entry in entries)
+                    columns.setdefault(name, {}).setdefault(number, []).append(steps)
+    numbers = sorted({number for found in columns.values() for number in found})
+    rows = [[str(number), *(_steps_cell(found.get(number, [])) for found in columns.values())] for number in numbers]
+    return markdown(["identities", *columns], rows) if rows else ""
+
+
+def _steps_cell(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    mean, std = mean_and_std(steps)
+    return f"{mean:,.0f} ± {std:,.0f}"

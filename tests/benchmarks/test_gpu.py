@@ -28,6 +28,11 @@ def test_a_part_records_how_it_ended_and_where(run_parts):
     assert all({"machine", "versions", "date", "settings"} <= part.keys() for part in parts.values())
 
 
+def test_time_already_spent_counts(run_parts):
+    parts = run_parts("--minutes", "1", "--spent", "60")
+    assert {part["ended"] for part in parts.values()} == {"not begun, as the time was up"}
+
+
 def test_only_keeps_the_results_of_the_other_parts(run_parts, tmp_path):
     run_parts()
     (tmp_path / "gpu.json").write_text(json.dumps({"parts": {"first": {"ended": "before"}}}))

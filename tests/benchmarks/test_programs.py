@@ -122,13 +122,18 @@ def test_each_precision_of_the_speed_of_backbones_keeps_its_machine(command, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_gpu_in_small_runs_every_part(command, tmp_path):
+    import backbones_speed
+
     command("gpu", ["--device", "cpu", "--minutes", "20", "--output", tmp_path])
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert {name: part["ended"] for name, part in record["parts"].items()} == {
-        "tests": 0, "training_throughput": 0, "study": 0,
+        "tests": 0, "limit": 0, "backbones_speed_2": 0, "training_throughput": 0, "study": 0,
     }  # fmt: skip
     assert all(part["versions"]["torch"] for part in record["parts"].values())
     assert json.loads((tmp_path / "training_throughput.json").read_text())["by_batch_size"]
+    assert backbones_speed.PROMPTED in json.loads((tmp_path / "backbones_speed_2.json").read_text())["bf16"]
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "convergence").rglob("*.json")]
+    assert {run["run"]["arm"] for run in runs if run["history"]} == {"direct", "direct_more", "pd"}
 
 
 def test_gpu_whose_time_is_up_says_what_was_not_begun(command, tmp_path):

@@ -1,4 +1,4 @@
-"""The study at convergence on a handful of persons: stopping, results, tuning, and the sentences of its page."""
+"""The study at convergence on a handful of persons: stopping, results and tuning."""
 
 import argparse
 import json
@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from matplotlib.axes import Axes
 
 import convergence
-import convergence_page
 import curves
-from comparison import Difference
 from convergence_plan import COURSES, TUNED_TOGETHER, Limits, LongRun, parts
 from promptreid import PromptedCLIP, Stage, load_clip
 from promptreid.losses.contrastive import ContrastiveLoss
@@ -197,10 +194,22 @@ def test_tuning_gives_every_arm_the_same_number_of_runs_and_is_not_done_twice(
     assert set(json.loads((tmp_path / "rates.json").read_text())["runs"].values()) == {5}
 
 
-def test_trying_out_must_not_write_among_the_committed_results(capsys):
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["run"], "give --results of its own"),
+        (["all", "--results", "own"], "give --tuning-results and --rates of its own"),
+    ],
+)
+def test_trying_out_must_not_write_among_the_committed_results(capsys, words, named):
     with pytest.raises(SystemExit):
-        convergence.parse(["run", "--most-epochs", "2"])
-    assert "give --results" in capsys.readouterr().err
+        convergence.parse([*words, "--most-epochs", "2"])
+    assert named in capsys.readouterr().err
+
+
+def test_trying_out_may_read_the_committed_rates():
+    arguments = convergence.parse(["run", "--most-epochs", "2", "--results", "own"])
+    assert arguments.limits.most_epochs == 2
 
 
 @pytest.mark.slow
@@ -215,163 +224,6 @@ def test_the_whole_study_in_small_in_two_processes_and_its_page(monkeypatch, tmp
     assert len(list((tmp_path / "results").rglob("*.json"))) == 32
 
 
-def made_up(arm, run, rank1):
-    metrics = {name: rank1 for name in ("rank1", "rank5", "rank10", "mAP", "mINP")}
-    history = [
-        {"stage": stage, "epoch": epoch, "steps": 1, "seconds": 1.0, "scores": {"mAP": rank1 * epoch / 3}}
-        for stage in (("stage_one", "stage_two") if arm.startswith("pd") else ("direct_fine_tuning",))
-        for epoch in (1, 2, 3)
-    ]
-    return {
-        "run": convergence.settings_of(run),
-        "seconds": 1.0,
-        "history": history,
-        "validation": metrics,
-        "test": {**metrics, "image_to_text": metrics},
-        "rank1_by_person": {str(person): rank1 + 0.01 * (person % 3) for person in range(20)},
-        "made_with": convergence.made_with(),
-    }
-
-
-@pytest.fixture
-def page(tmp_path):
-    """Makes the page from Rank-1 by arm and number of identities."""
-
-    def make(scores, *, base=None):
-        rates = {"rates": dict.fromkeys(COURSES, (5e-3, 1e-3)), "runs": dict.fromkeys(COURSES, 5)}
-        for runs in parts(rates, base=base).values():
-            for run in runs:
-                rank1 = scores.get((run.arm, run.identities, run.base)[: 2 if run.base == "shipped" else 3])
-                if rank1 is not None:
-                    path = run.path(tmp_path)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(made_up(run.arm, run, rank1)))
-        plots = tmp_path / "plots"
-        plots.mkdir(exist_ok=True)
-        return convergence_page.ConvergencePage(rates, tmp_path, plots)
-
-    return make
-
-
-def test_page_without_a_run_says_so_and_lists_every_part(page):
-    text = page({}).text()
-    assert "**Not finished.**" in text
-    assert "- `primary_100`: 0 of 20 runs" in text
-    assert "- `better_base`: 0 of 30 runs" in text
-
-
-def test_page_words_each_outcome_as_the_protocol_does(page):
-    scores = {("direct", 100): 0.3, ("pd", 100): 0.4, ("direct_more", 100): 0.4}
-    scores |= {("direct", 400): 0.5, ("pd", 400): 0.45, ("direct_more", 400): 0.6}
-    scores |= {("direct", 50): 0.2, ("pd", 50): 0.4}
-    made = page(scores)
-    answer = made.answer()
-    assert "PD beats direct fine-tuning at 100 identities (+10.0 points, +10.0 to +10.0)" in answer
-    assert "and is behind it at 400 identities (−5.0 points" in answer
-    assert "direct fine-tuning is not significantly different from PD at 100 identities" in answer
-    assert "and is ahead of it at 400 identities" in answer
-    assert "With fewer identities PD does better against direct fine-tuning (400 less 50: −25.0 points" in answer
-    text = made.text()
-    assert "![Best validation mAP so far by epoch of the encoders at 400 identities" in text
-    assert "| 97.5 % |" in text
-    assert "| `direct` | direct fine tuning | 3.0 ± 0.0 | 3.0 |" in made.appendix()
-
-
-def test_page_compares_with_a_better_base_by_seed_and_person(page):
-    scores = {("direct", 100): 0.3, ("pd", 100): 0.3, ("zero_shot", 100): 0.1}
-    scores |= {("direct", 100, "abcd1234"): 0.5, ("pd", 100, "abcd1234"): 0.6, ("zero_shot", 100, "abcd1234"): 0.4}
-    made = page(scores, base="abcd1234")
-    assert "| 100 | 40.00 ± 0.00 | 50.00 ± 0.00 | 60.00 ± 0.00 | 5 |" in made.better_base()
-    assert "| +10.0 points, +10.0 to +10.0 |" in made.better_base()
-    assert "is not significantly different from direct fine-tuning at 100" in made.answer()
-    assert "- `better_base`: 15 of 30 runs" in made.text()
-
-
-def test_page_with_half_of_the_primary_comparison_says_what_is_missing(page):
-    answer = page({("direct", 100): 0.3, ("pd", 100): 0.3}).answer()
-    assert "PD is not significantly different from direct fine-tuning at 100 identities" in answer
-    assert "The comparison at 400 identities is not finished yet." in answer
-
-
-def test_page_says_nothing_before_the_last_seed(page, tmp_path):
-    made = page({("direct", 100): 0.3, ("pd", 100): 0.4})
-    next(tmp_path.glob("identities100/pd-seed4.json")).unlink()
-    again = convergence_page.ConvergencePage(made.rates, tmp_path, made.plots)
-    assert "**Not finished.**" in again.answer()
-    assert "| 100 | `pd` | 40.00 ± 0.00 | `direct` | 30.00 ± 0.00 | 4 |" in again.text()
-
-
-def test_page_has_a_table_for_each_question_that_was_run(page):
-    scores = {("direct", 100): 0.3, ("pd", 100): 0.4, ("joint", 100): 0.35}
-    text = page(scores).text()
-    assert "| 100 | `pd` | 40.00 ± 0.00 | `joint` | 35.00 ± 0.00 | 5 | +5.00 ± 0.00 |" in text
-    assert "How far prompts alone get" not in text
-    text = page({**scores, ("prompts_4", 100): 0.1, ("zero_shot", 100): 0.05}).text()
-    assert "| 100 | `prompts_4` | 10.00 ± 0.00 | `zero_shot` | 5.00 ± 0.00 | 5 |" in text
-    assert "`prompts_64` |" not in text
-
-
-def test_curves_of_all_arms_begin_with_the_encoders(page, monkeypatch):
-    drawn, plot = {}, Axes.plot
-
-    def look(axes, x, y, **style):
-        drawn[style["label"]] = (x, y)
-        return plot(axes, x, y, **style)
-
-    monkeypatch.setattr(Axes, "plot", look)
-    page({("direct", 100): 0.3, ("pd", 100): 0.4}).curves(100)
-    assert drawn["direct"][0] == [1, 2, 3]
-    assert drawn["pd"][0] == [-3, -2, -1, 1, 2, 3]
-    assert drawn["pd"][1] == pytest.approx([40 * epoch / 3 for epoch in (1, 2, 3, 1, 2, 3)])
-
-
-def with_curves(*scores):
-    histories = [
-        [{"stage": "last", "epoch": n, "scores": {"mAP": mAP}} for n, mAP in enumerate(one, 1)] for one in scores
-    ]
-    return {seed: {"history": history} for seed, history in enumerate(histories)}
-
-
-def test_lead_by_epoch_compares_the_best_so_far_of_both_arms():
-    results = {"pd": with_curves([0.3, 0.4], [0.4, 0.4, 0.6]), "direct": with_curves([0.2, 0.5, 0.1], [0.3, 0.5])}
-    leads = curves.lead_by_epoch(results, "pd", "direct")
-    assert leads[1] == pytest.approx([0.1, 0.1])
-    assert leads[2] == pytest.approx([-0.1, -0.1])
-    assert leads[3] == leads[60] == pytest.approx([-0.1, 0.1])  # what came last is not the best
-    assert (
-        curves.lead_by_epoch({**results, "pd": {0: {"history": [{"stage": "last", "epoch": 1}]}}}, "pd", "direct") == {}
-    )
-
-
-def test_lead_section_names_who_leads_where():
-    direct = with_curves([0.2, 0.5], [0.3, 0.59])
-    few = {"pd": with_curves([0.3, 0.4], [0.4, 0.5]), "direct": direct}
-    many = {"pd": with_curves([0.1, 0.5], [0.2, 0.58]), "direct": direct}
-    one = {"pd": with_curves([0.1]), "direct": with_curves([0.2])}
-    text = curves.lead_section({50: few, 100: few, 200: one, 400: many}, "pd", "direct")
-    first, third, last = text.split("\n")[0].split("; ")
-    assert (
-        first
-        == "After 1 epoch of the encoders `pd` leads at 50 and 100 identities and `direct` leads at 400 identities"
-    )
-    assert third == "after 3 epochs of the encoders `direct` leads at 50 and 100 identities"
-    assert last == "after 60 epochs of the encoders `direct` leads at 50 and 100 identities."
-    assert "| 50 | 2 | **+10.0 ± 0.0** | **−9.5 ± 0.7** |" in text
-    assert "| 200 | 1 | −10.0 ± 0.0 |" in text
-    assert "| 400 | 2 | **−10.0 ± 0.0** | −0.5 ± 0.7 |" in text
-    nowhere = {"pd": with_curves([0.1], [0.2]), "direct": with_curves([0.2], [0.1])}
-    assert "no difference is found at any number of identities" in curves.lead_section({50: nowhere}, "pd", "direct")
-    assert curves.lead_section({}, "pd", "direct") == ""
-
-
-def test_leads_of_a_comparison_that_is_not_complete_are_left_out(page, tmp_path):
-    made = page({("direct", 100): 0.3, ("pd", 100): 0.4, ("direct", 50): 0.3, ("pd", 50): 0.4})
-    next(tmp_path.glob("identities100/pd-seed4.json")).unlink()
-    again = convergence_page.ConvergencePage(made.rates, tmp_path, made.plots)
-    assert "leads at 50 identities" in again.lead()
-    assert "| 100 |" not in again.lead()
-
-
 def test_workers_end_with_their_parent_and_use_all_of_float32(monkeypatch):
     called = []
     monkeypatch.setattr(convergence, "end_with_parent", lambda: called.append(1))
@@ -379,7 +231,3 @@ def test_workers_end_with_their_parent_and_use_all_of_float32(monkeypatch):
     convergence.prepare_worker()
     assert called == [1]
     assert not torch.backends.cudnn.allow_tf32
-
-
-def test_points_have_a_true_minus():
-    assert convergence_page.points(Difference(-0.01, 0, -0.02, 0, 3)) == "−1.0 points, −2.0 to +0.0"

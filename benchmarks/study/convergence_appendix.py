@@ -1,0 +1,176 @@
+"""The appendix of the study at convergence: its further questions, and all scores, epochs, curves and rates."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparison import Results, have_a_pair, rank1_difference
+from convergence_blocks import (
+    BUILT,
+    COMMAND,
+    LIMITS,
+    NEITHER,
+    comparison_table,
+    cut_short,
+    every,
+    not_by_seeds_alone,
+    points,
+)
+from convergence_plan import COURSES
+from convergence_results import ConvergenceResults
+from curves import draw_curves, epochs_table, lead_section
+from promptreid.evaluation.pictures.canvas import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
+from promptreid.towers.tiny import TINY_FOLDER
+from tables import cell, difference_cells, figure, made_by, markdown, score_table
+
+OF_ENCODERS = {"direct": VERMILION, "direct_more": GREY, "pd": BLUE, "pd_no_id": SKY, "joint": GREEN}
+OF_PROMPTS = {"prompts_4": SKY, "prompts_16": BLUE, "prompts_64": ORANGE}
+
+INTRODUCTION = f"""# Evidence at convergence: appendix
+
+{BUILT}
+
+The further questions of [the study](convergence.md), and all its scores. Comparisons here are exploratory, with 95 %
+intervals: with no true difference, about one in twenty excludes 0. From version 2 at 50, 200 and 400 identities,
+`zero_shot`, `direct`, `direct_more` and `pd` ran on a GPU; everything else ran on CPUs
+([why](protocol_convergence.md#notes-after-its-date)). Scores are in percent on the test split: mean ± standard
+deviation over seeds."""
+
+# Title, what the arms are, and what is compared with what.
+QUESTIONS = (
+    (
+        "What the identity loss adds",
+        "`pd_no_id` is `pd` with the contrastive loss alone in stage 2. It was tuned later, over more runs, and its "
+        "best [rates](#rates) are lower in both stages: the difference is not that of the loss alone.",
+        (("pd", "pd_no_id"),),
+    ),
+    (
+        "What the decoupling adds",
+        "`joint` trains prompts and encoders at once, with the losses of stage 2. It was tuned together with "
+        "`pd_no_id`, over more runs than `pd` and `direct` ([rates](#rates)).",
+        (("pd", "joint"), ("joint", "direct")),
+    ),
+    (
+        "How far prompts alone get",
+        "Prompts of a frozen model, 4, 16 or 64 a block in both towers, for at most 120 epochs.",
+        (
+            ("prompts_4", "zero_shot"), ("prompts_4", "direct"), ("prompts_16", "prompts_4"),
+            ("prompts_64", "prompts_16"), ("prompts_64", "direct"),
+        ),
+    ),
+)  # fmt: skip
+
+ABOUT_LEADS = """\
+The epochs in this table were chosen after the results were in. It gives the best validation mAP so far of `pd` less
+that of `direct`, in points, after so many epochs of the encoders, in **bold** where the 95 % interval over seeds
+(Student's t) excludes 0. By then `pd` has had its stage 1. It trains encoders at a lower rate ([rates](#rates)), which
+alone could explain a lead of `direct` in early epochs."""
+
+
+class ConvergenceAppendix:
+    """What does not stand on the page.
+
+    Args:
+        found: The results.
+        plots: Folder for the figures.
+    """
+
+    def __init__(self, found: ConvergenceResults, plots: Path) -> None:
+        self.found, self.plots = found, plots
+        self.results = {number: results for number, results in found.from_version_2.items() if results}
+
+    def question(self, title: str, arms: str, pairs: Sequence[tuple[str, str]]) -> str:
+        """What the arms are, their comparisons, and what weakens these; empty for a question that was not run."""
+        table = comparison_table(self.results, pairs, levels=False)
+        if not table:
+            return ""
+        new = dict.fromkeys(arm for pair in pairs for arm in pair if arm not in ("zero_shot", "direct", "pd"))
+        said = " ".join(filter(None, [not_by_seeds_alone(self.results, pairs), cut_short(self.results, new)]))
+        return f"## {title}\n\n{arms}\n\n{table}\n\n{said}"
+
+    def better_base(self) -> str:
+        """The comparison from the better base, and how its difference compares with that from version 2."""
+        rows: list[list[str]] = []
+        shown: dict[int, Results] = {}
+        for number, results in self.found.from_better_base.items():
+            arms = ("zero_shot", "direct", "pd")
+            if not have_a_pair(results, "pd", "direct") or not results.get("zero_shot"):
+                continue
+            scores = [cell([run["test"]["rank1"] for run in results[arm].values()]) for arm in arms]
+            difference = difference_cells(rank1_difference(results, "pd", "direct"), neither=NEITHER)
+            change = self.found.change_from_version_2(number)
+            rows.append([str(number), *scores, *difference, points(change) if change else "–"])
+            shown[number] = results
+        if not rows:
+            return ""
+        head = ["identities", "`zero_shot`", "`direct`", "`pd`", "seeds", "difference, points", "interval", "verdict"]
+        weak = " ".join([not_by_seeds_alone(shown, [("pd", "direct")]), cut_short(shown, ("direct", "pd"))]).strip()
+        return "\n\n".join(
+            [
+                "## From a better base",
+                f"The same runs from {self._base()}. Rates are those tuned on version 2, which may suit one arm better "
+                "than the other here. The last column gives how much larger the difference is than from version 2, "
+                "paired by seed and person.",
+                markdown([*head, "change from version 2"], rows),
+                weak,
+                made_by(every(shown), f"{COMMAND} --parts better_base", minutes=False),
+            ]
+        )
+
+    def _base(self) -> str:
+        record = json.loads((TINY_FOLDER / "training-v3.json").read_text(encoding="utf-8"))
+        if not record["weights_sha256"].startswith(str(self.found.better)):
+            return f"other weights, `{self.found.better}`"
+        steps = f"{record['settings']['further']:,} further steps of its own pretraining"
+        return f"[version 3 of the base](synthetic.md#promptreid-tiny), {steps} without any of these people"
+
+    def lead(self) -> str:
+        """By epochs of the encoders, who is ahead on validation."""
+        section = lead_section(self.found.complete("pd", "direct"), "pd", "direct")
+        return f"## Who leads after how many epochs\n\n{ABOUT_LEADS}\n\n{section}" if section else ""
+
+    def curves(self) -> str:
+        """The learning curves of all arms, by number of identities."""
+        better = {number: results for number, results in self.found.from_better_base.items() if results}
+        drawn = (
+            ("encoders", self.results, OF_ENCODERS, "of the arms that train encoders; stage 1 is below 0"),
+            ("prompts", self.results, OF_PROMPTS, "of prompts alone"),
+            ("better_base", better, OF_ENCODERS, "from the better base; stage 1 is below 0"),
+        )
+        figures: list[str] = []
+        for name, by_identities, colours, what in drawn:
+            panels = {f"{n} identities": found for n, found in by_identities.items() if found.keys() & colours.keys()}
+            if panels:
+                path = draw_curves(self.plots / f"convergence_{name}.png", panels, colours)
+                figures.append(figure(path, f"Best validation mAP so far after each epoch, mean over seeds, {what}"))
+        return "\n\n".join(["## Learning curves", *figures]) if figures else ""
+
+    def scores(self) -> str:
+        """What every arm is, and by number of identities its scores and the epochs that it used."""
+        arms = markdown(["arm", "what it is"], [[f"`{name}`", course.purpose] for name, course in COURSES.items()])
+        blocks = ["## Arms", arms, "*Cut short*: runs that used all epochs of a stage and were still within patience."]
+        for number, results in self.results.items():
+            shown = [arm for arm in COURSES if results.get(arm)]
+            most = {arm: COURSES[arm].most_epochs for arm in shown}
+            blocks += [f"## {number} identities", score_table(results, shown)]
+            blocks += [score_table(results, shown, direction="image to text")]
+            blocks += [epochs_table(results, most, LIMITS.patience)]
+        return "\n\n".join(filter(None, blocks))
+
+    def rates(self) -> str:
+        """The tuned rates."""
+        tuned, runs = self.found.rates["rates"], self.found.rates["runs"]
+        rows = [[f"`{arm}`", *_tuned_rates(arm, pair), str(runs[arm])] for arm, pair in tuned.items()]
+        return "## Rates\n\n" + markdown(["arm", "prompts", "encoders", "tuning runs"], rows) if rows else ""
+
+    def text(self) -> str:
+        """The whole appendix."""
+        blocks = [INTRODUCTION, *(self.question(*question) for question in QUESTIONS), self.better_base()]
+        blocks += [self.lead(), self.curves(), "" if self.results else "No run has ended yet."]
+        return "\n\n".join(filter(None, [*blocks, self.scores(), self.rates()])) + "\n"
+
+
+def _tuned_rates(arm: str, rates: Sequence[float]) -> list[str]:
+    """The rates of prompts and of encoders; a dash for one that the arm does not have."""
+    has = {"first": (True, False), "last": (False, True)}.get(COURSES[arm].tuned, (True, True))
+    return [f"{rate:g}" if there else "–" for rate, there in zip(rates, has, strict=True)]

@@ -1,0 +1,127 @@
+"""The sentences and tables that the study's page and its appendix are made of."""
+
+from collections.abc import Iterable, Mapping
+
+from comparison import Difference, Results, gains, have_a_pair, mean_and_std, rank1_difference
+from convergence_plan import COURSES, Limits
+from convergence_results import PRIMARY_LEVEL, PRIMARY_NUMBERS
+from curves import is_cut_short, listed, sign, stages_of
+from tables import cell, difference_cells, markdown
+
+COMMAND = "python benchmarks/study/convergence.py run"
+NEITHER = "not significantly different"
+LIMITS = Limits()
+BUILT = """*Built by `python benchmarks/study/convergence_page.py` from `benchmarks/results/convergence`; not edited by
+hand.*"""
+
+
+def points(found: Difference) -> str:
+    """A difference with its interval, in points of Rank-1.
+
+    Example:
+        >>> points(Difference(0.012, 0.01, -0.004, 0.03, 5))
+        '+1.2 points, −0.4 to +3.0'
+    """
+    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (found.mean, found.low, found.high))
+    return f"{mean} points, {low} to {high}"
+
+
+def direction(found: Difference) -> int:
+    """1 where it is above 0, -1 below, 0 where its interval holds 0."""
+    return 0 if not found.found else 1 if found.mean > 0 else -1
+
+
+def joined(differences: Mapping[int, Difference], words: Mapping[int, str], other: str, *, brief: bool = False) -> str:
+    """What holds at every number of identities, those with the same words together; `other` is named once.
+
+    Args:
+        differences: By number of identities.
+        words: What is said of a difference above 0 (1), below (-1) or of neither (0).
+        other: What stands after the words.
+        brief: Give no intervals that hold 0.
+
+    Example:
+        >>> none, some = Difference(0.0, 0.01, -0.01, 0.01, 3), Difference(0.02, 0.01, 0.01, 0.03, 3)
+        >>> joined({50: none, 100: none, 400: some}, {1: "beats", 0: "equals"}, "the rest", brief=True)
+        'equals the rest at 50 and 100 identities and beats it at 400 identities (+2.0 points, +1.0 to +3.0)'
+    """
+    groups: dict[int, dict[int, Difference]] = {}
+    for identities, found in differences.items():
+        groups.setdefault(direction(found), {})[identities] = found
+    said: list[str] = []
+    for way, group in groups.items():
+        places = [f"at {identities} identities ({points(found)})" for identities, found in group.items()]
+        if brief and not way:
+            places = [f"at {listed(list(map(str, group)))} identities"]
+        said.append(f"{words[way]} {'it' if said else other} {listed(places)}")
+    return listed(said)
+
+
+def comparison_table(by_identities: Mapping[int, Results], pairs: Iterable[tuple[str, str]], *, levels: bool) -> str:
+    """Rank-1 of one arm less that of another at each number of identities; empty without a pair.
+
+    Args:
+        by_identities: Results by number of identities.
+        pairs: Arm and baseline.
+        levels: Give each interval's level: the primary comparison's is above 95 %.
+    """
+    rows: list[list[str]] = []
+    for arm, baseline in pairs:
+        for number, results in by_identities.items():
+            if not have_a_pair(results, arm, baseline):
+                continue
+            level = PRIMARY_LEVEL if (arm, baseline) == ("pd", "direct") and number in PRIMARY_NUMBERS else 0.95
+            one, other = ([run["test"]["rank1"] for run in results[name].values()] for name in (arm, baseline))
+            cells = difference_cells(rank1_difference(results, arm, baseline, level=level), neither=NEITHER)
+            row = [str(number), f"`{arm}`", cell(one), f"`{baseline}`", cell(other), *cells]
+            rows.append([*row, f"{100 * level:g} %"] if levels else row)
+    head = ["identities", "arm", "Rank-1", "baseline", "Rank-1", "seeds", "difference, points", "interval", "verdict"]
+    return markdown([*head, "level"] if levels else head, rows) if rows else ""
+
+
+def not_by_seeds_alone(by_identities: Mapping[int, Results], pairs: Iterable[tuple[str, str]]) -> str:
+    """The differences that the bootstrap finds and Student's t over the seeds does not; empty without one."""
+    places: list[str] = []
+    for arm, baseline in pairs:
+        numbers: list[str] = []
+        for number, results in by_identities.items():
+            if have_a_pair(results, arm, baseline) and rank1_difference(results, arm, baseline).found:
+                seeds = [mean_and_std(list(persons.values()))[0] for persons in gains(results, arm, baseline).values()]
+                if not sign(seeds):
+                    numbers.append(str(number))
+        if numbers:
+            places.append(f"`{arm}` less `{baseline}` at {listed(numbers)} identities")
+    if not places:
+        return ""
+    return (
+        f"Student's t over the seeds alone, a stricter test with so few of them, does not find {' or '.join(places)}."
+    )
+
+
+def cut_short(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
+    """Which runs used all epochs of a stage and were still within their patience."""
+    places: list[str] = []
+    for arm in arms:
+        counts: list[str] = []
+        for number, results in by_identities.items():
+            runs = list(results.get(arm, {}).values())
+            cut = sum(_is_cut(run["history"], arm) for run in runs)
+            if cut:
+                counts.append(f"{cut} of {len(runs)} at {number}")
+        if counts:
+            places.append(f"`{arm}` {listed(counts)} identities")
+    if not places:
+        return "No run was cut short by its most epochs."
+    return f"Some runs were cut short by their most epochs, and more might have improved them: {'; '.join(places)}."
+
+
+def _is_cut(history: Iterable[dict[str, object]], arm: str) -> bool:
+    return any(
+        is_cut_short(entries, COURSES[arm].most_epochs(entries[0]["stage"]), LIMITS.patience)
+        for entries in stages_of(history)
+    )
+
+
+def every(by_identities: Mapping[int, Results]) -> Results:
+    """Results of all numbers of identities as of one condition, to name what made them."""
+    return {f"{arm} {number}": seeds for number, found in by_identities.items() for arm, seeds in found.items()}
