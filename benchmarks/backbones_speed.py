@@ -286,7 +286,7 @@ def main() -> None:
             if comparison == "kinds":
                 found["kinds"]["machine_was_shared"] = arguments.shared
             results[name] |= found
-        write_json(path, results)
+            write_json(path, results)
     if arguments.device == "cuda":
         results["compiled"] = compiled_ratios(rounds, batch_size)
         write_json(path, results)

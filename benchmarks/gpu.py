@@ -110,7 +110,7 @@ def main() -> None:
     parser.set_defaults(output=RESULTS / "gpu")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything; default %(default)s")
-    parser.add_argument("--spent", type=float, default=0.0, help="seconds of them already gone, such as to install")
+    parser.add_argument("--spent", type=float, default=0.0, help="seconds already used, such as by the installation")
     parser.add_argument(
         "--jobs",
         type=int,

@@ -1,5 +1,6 @@
 """Results read back and compared: paired differences, with a bootstrap over seeds and the identities within them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from runs import read_result
 
 Results = dict[str, dict[int, dict[str, Any]]]  # arm → seed → result
 Scores = Mapping[int, float]  # person id → mean score of the queries about that person
+# Student's t at 97.5 %, by the number of seeds, of which the protocols have at most five in a comparison.
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,20 @@ def _bootstrap(differences: list[NDArray[np.float64]], draws: int, random: np.ra
         persons = random.integers(len(values), size=(int(here.sum()), len(values)))
         means[here] = values[persons].mean(axis=1)
     return means.mean(axis=1)
+
+
+def direction_over_seeds(values: Sequence[float]) -> int:
+    """1 where the 95 % interval of the mean over seeds, by Student's t, is above 0, -1 where below, else 0.
+
+    Example:
+        >>> direction_over_seeds([0.03, 0.031]), direction_over_seeds([0.03, -0.01]), direction_over_seeds([-0.03])
+        (1, 0, 0)
+    """
+    if len(values) < 2:
+        return 0
+    mean, std = mean_and_std(values)
+    half = T_QUANTILES[len(values)] * std / math.sqrt(len(values))
+    return 0 if abs(mean) <= half else 1 if mean > 0 else -1
 
 
 def gather(runs: Iterable[Run], folder: Path) -> Results:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 from comparison import Results, have_a_pair, rank1_difference
 from convergence_blocks import (
+    BETTER_BASE,
     BUILT,
     COMMAND,
+    DECOUPLING,
+    EXPLORATORY,
+    IDENTITY_LOSS,
     LIMITS,
     NEITHER,
+    PROMPTS_ALONE,
     comparison_table,
     cut_short,
     every,
@@ -30,28 +35,27 @@ INTRODUCTION = f"""# Evidence at convergence: appendix
 
 {BUILT}
 
-The further questions of [the study](convergence.md), and all its scores. Comparisons here are exploratory, with 95 %
-intervals: with no true difference, about one in twenty excludes 0. From version 2 at 50, 200 and 400 identities,
-`zero_shot`, `direct`, `direct_more` and `pd` ran on a GPU; everything else ran on CPUs
-([why](protocol_convergence.md#notes-after-its-date)). Scores are in percent on the test split: mean ± standard
-deviation over seeds."""
+The further questions of [the study](convergence.md), and all its scores. Comparisons here are {EXPLORATORY}.
+From version 2 at 50, 200 and 400 identities, `zero_shot`, `direct`, `direct_more` and `pd` ran on a GPU; everything
+else ran on CPUs ([why](protocol_convergence.md#notes-after-its-date)). Scores are in percent on the test split: mean ±
+standard deviation over seeds."""
 
 # Title, what the arms are, and what is compared with what.
 QUESTIONS = (
     (
-        "What the identity loss adds",
+        IDENTITY_LOSS,
         "`pd_no_id` is `pd` with the contrastive loss alone in stage 2. It was tuned later, over more runs, and its "
         "best [rates](#rates) are lower in both stages: the difference is not that of the loss alone.",
         (("pd", "pd_no_id"),),
     ),
     (
-        "What the decoupling adds",
+        DECOUPLING,
         "`joint` trains prompts and encoders at once, with the losses of stage 2. It was tuned together with "
         "`pd_no_id`, over more runs than `pd` and `direct` ([rates](#rates)).",
         (("pd", "joint"), ("joint", "direct")),
     ),
     (
-        "How far prompts alone get",
+        PROMPTS_ALONE,
         "Prompts of a frozen model, 4, 16 or 64 a block in both towers, for at most 120 epochs.",
         (
             ("prompts_4", "zero_shot"), ("prompts_4", "direct"), ("prompts_16", "prompts_4"),
@@ -77,7 +81,7 @@ class ConvergenceAppendix:
 
     def __init__(self, found: ConvergenceResults, plots: Path) -> None:
         self.found, self.plots = found, plots
-        self.results = {number: results for number, results in found.from_version_2.items() if results}
+        self.results = found.from_version_2
 
     def question(self, title: str, arms: str, pairs: Sequence[tuple[str, str]]) -> str:
         """What the arms are, their comparisons, and what weakens these; empty for a question that was not run."""
@@ -107,10 +111,10 @@ class ConvergenceAppendix:
         weak = " ".join([not_by_seeds_alone(shown, [("pd", "direct")]), cut_short(shown, ("direct", "pd"))]).strip()
         return "\n\n".join(
             [
-                "## From a better base",
-                f"The same runs from {self._base()}. Rates are those tuned on version 2, which may suit one arm better "
-                "than the other here. The last column gives how much larger the difference is than from version 2, "
-                "paired by seed and person.",
+                f"## {BETTER_BASE}",
+                f"`zero_shot`, `direct` and `pd` again, from {self._base()}. Rates are those tuned on version 2, which "
+                "may suit one arm better than the other here. The last column gives how much larger the difference is "
+                "than from version 2, paired by seed and person.",
                 markdown([*head, "change from version 2"], rows),
                 weak,
                 made_by(every(shown), f"{COMMAND} --parts better_base", minutes=False),
@@ -131,11 +135,10 @@ class ConvergenceAppendix:
 
     def curves(self) -> str:
         """The learning curves of all arms, by number of identities."""
-        better = {number: results for number, results in self.found.from_better_base.items() if results}
         drawn = (
             ("encoders", self.results, OF_ENCODERS, "of the arms that train encoders; stage 1 is below 0"),
             ("prompts", self.results, OF_PROMPTS, "of prompts alone"),
-            ("better_base", better, OF_ENCODERS, "from the better base; stage 1 is below 0"),
+            ("better_base", self.found.from_better_base, OF_ENCODERS, "from the better base; stage 1 is below 0"),
         )
         figures: list[str] = []
         for name, by_identities, colours, what in drawn:
@@ -146,9 +149,8 @@ class ConvergenceAppendix:
         return "\n\n".join(["## Learning curves", *figures]) if figures else ""
 
     def scores(self) -> str:
-        """What every arm is, and by number of identities its scores and the epochs that it used."""
-        arms = markdown(["arm", "what it is"], [[f"`{name}`", course.purpose] for name, course in COURSES.items()])
-        blocks = ["## Arms", arms, "*Cut short*: runs that used all epochs of a stage and were still within patience."]
+        """By number of identities, all scores and the epochs that were used."""
+        blocks: list[str] = []
         for number, results in self.results.items():
             shown = [arm for arm in COURSES if results.get(arm)]
             most = {arm: COURSES[arm].most_epochs for arm in shown}
@@ -156,6 +158,12 @@ class ConvergenceAppendix:
             blocks += [score_table(results, shown, direction="image to text")]
             blocks += [epochs_table(results, most, LIMITS.patience)]
         return "\n\n".join(filter(None, blocks))
+
+    @staticmethod
+    def arms() -> str:
+        """What every arm is."""
+        rows = [[f"`{name}`", course.purpose] for name, course in COURSES.items()]
+        return "## Arms\n\n" + markdown(["arm", "what it is"], rows)
 
     def rates(self) -> str:
         """The tuned rates."""
@@ -165,7 +173,7 @@ class ConvergenceAppendix:
 
     def text(self) -> str:
         """The whole appendix."""
-        blocks = [INTRODUCTION, *(self.question(*question) for question in QUESTIONS), self.better_base()]
+        blocks = [INTRODUCTION, self.arms(), *(self.question(*question) for question in QUESTIONS), self.better_base()]
         blocks += [self.lead(), self.curves(), "" if self.results else "No run has ended yet."]
         return "\n\n".join(filter(None, [*blocks, self.scores(), self.rates()])) + "\n"
 

@@ -2,15 +2,26 @@
 
 from collections.abc import Iterable, Mapping
 
-from comparison import Difference, Results, gains, have_a_pair, mean_and_std, rank1_difference
+from comparison import (
+    Difference,
+    Results,
+    direction_over_seeds,
+    gains,
+    have_a_pair,
+    mean_and_std,
+    rank1_difference,
+)
 from convergence_plan import COURSES, Limits
 from convergence_results import PRIMARY_LEVEL, PRIMARY_NUMBERS
-from curves import is_cut_short, listed, sign, stages_of
-from tables import cell, difference_cells, markdown
+from curves import is_cut_short, stages_of
+from tables import cell, difference_cells, listed, markdown
 
 COMMAND = "python benchmarks/study/convergence.py run"
 NEITHER = "not significantly different"
 LIMITS = Limits()
+IDENTITY_LOSS, DECOUPLING = "What the identity loss adds", "What the decoupling adds"
+PROMPTS_ALONE, BETTER_BASE = "How far prompts alone get", "From a better base"  # titles of the appendix
+EXPLORATORY = "exploratory, with 95 % intervals: with no true difference, nominally one in twenty excludes 0"
 BUILT = """*Built by `python benchmarks/study/convergence_page.py` from `benchmarks/results/convergence`; not edited by
 hand.*"""
 
@@ -31,19 +42,18 @@ def direction(found: Difference) -> int:
     return 0 if not found.found else 1 if found.mean > 0 else -1
 
 
-def joined(differences: Mapping[int, Difference], words: Mapping[int, str], other: str, *, brief: bool = False) -> str:
+def joined(differences: Mapping[int, Difference], words: Mapping[int, str], other: str) -> str:
     """What holds at every number of identities, those with the same words together; `other` is named once.
 
     Args:
         differences: By number of identities.
         words: What is said of a difference above 0 (1), below (-1) or of neither (0).
         other: What stands after the words.
-        brief: Give no intervals that hold 0.
 
     Example:
-        >>> none, some = Difference(0.0, 0.01, -0.01, 0.01, 3), Difference(0.02, 0.01, 0.01, 0.03, 3)
-        >>> joined({50: none, 100: none, 400: some}, {1: "beats", 0: "equals"}, "the rest", brief=True)
-        'equals the rest at 50 and 100 identities and beats it at 400 identities (+2.0 points, +1.0 to +3.0)'
+        >>> none = Difference(0.0, 0.01, -0.01, 0.01, 3)
+        >>> joined({50: none}, {1: "beats", 0: "equals"}, "it all")
+        'equals it all at 50 identities (+0.0 points, −1.0 to +1.0)'
     """
     groups: dict[int, dict[int, Difference]] = {}
     for identities, found in differences.items():
@@ -51,8 +61,6 @@ def joined(differences: Mapping[int, Difference], words: Mapping[int, str], othe
     said: list[str] = []
     for way, group in groups.items():
         places = [f"at {identities} identities ({points(found)})" for identities, found in group.items()]
-        if brief and not way:
-            places = [f"at {listed(list(map(str, group)))} identities"]
         said.append(f"{words[way]} {'it' if said else other} {listed(places)}")
     return listed(said)
 
@@ -71,7 +79,8 @@ def comparison_table(by_identities: Mapping[int, Results], pairs: Iterable[tuple
             if not have_a_pair(results, arm, baseline):
                 continue
             level = PRIMARY_LEVEL if (arm, baseline) == ("pd", "direct") and number in PRIMARY_NUMBERS else 0.95
-            one, other = ([run["test"]["rank1"] for run in results[name].values()] for name in (arm, baseline))
+            seeds = results[arm].keys() & results[baseline].keys()
+            one, other = ([results[name][seed]["test"]["rank1"] for seed in seeds] for name in (arm, baseline))
             cells = difference_cells(rank1_difference(results, arm, baseline, level=level), neither=NEITHER)
             row = [str(number), f"`{arm}`", cell(one), f"`{baseline}`", cell(other), *cells]
             rows.append([*row, f"{100 * level:g} %"] if levels else row)
@@ -87,15 +96,14 @@ def not_by_seeds_alone(by_identities: Mapping[int, Results], pairs: Iterable[tup
         for number, results in by_identities.items():
             if have_a_pair(results, arm, baseline) and rank1_difference(results, arm, baseline).found:
                 seeds = [mean_and_std(list(persons.values()))[0] for persons in gains(results, arm, baseline).values()]
-                if not sign(seeds):
+                if not direction_over_seeds(seeds):
                     numbers.append(str(number))
         if numbers:
             places.append(f"`{arm}` less `{baseline}` at {listed(numbers)} identities")
     if not places:
         return ""
-    return (
-        f"Student's t over the seeds alone, a stricter test with so few of them, does not find {' or '.join(places)}."
-    )
+    said = "A t-test over seeds alone, stricter with so few, does not confirm the difference of"
+    return f"{said} {' or of '.join(places)}."
 
 
 def cut_short(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
@@ -111,8 +119,9 @@ def cut_short(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
         if counts:
             places.append(f"`{arm}` {listed(counts)} identities")
     if not places:
-        return "No run was cut short by its most epochs."
-    return f"Some runs were cut short by their most epochs, and more might have improved them: {'; '.join(places)}."
+        return "No run reached its epoch limit while still within patience."
+    said = "Some runs reached their epoch limit while still within patience, and more might have helped"
+    return f"{said}: {'; '.join(places)}."
 
 
 def _is_cut(history: Iterable[dict[str, object]], arm: str) -> bool:

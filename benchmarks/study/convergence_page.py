@@ -6,21 +6,26 @@ python benchmarks/study/convergence_page.py
 import argparse
 from pathlib import Path
 
-from comparison import paired_difference
 from convergence_appendix import ConvergenceAppendix
 from convergence_blocks import (
+    BETTER_BASE,
     BUILT,
     COMMAND,
+    DECOUPLING,
+    EXPLORATORY,
+    IDENTITY_LOSS,
     LIMITS,
     NEITHER,
+    PROMPTS_ALONE,
     comparison_table,
     cut_short,
     direction,
     every,
     joined,
+    not_by_seeds_alone,
     points,
 )
-from convergence_plan import EVERY_ARM, PRIMARY, RATES, RESULTS, parts, read_rates
+from convergence_plan import COURSES, EVERY_ARM, PRIMARY, RATES, RESULTS, parts, read_rates
 from convergence_results import PRIMARY_LEVEL, PRIMARY_NUMBERS, ConvergenceResults
 from curves import draw_curves, steps_table
 from page import DOCS
@@ -29,50 +34,52 @@ from tables import figure, made_by
 
 COLOURS = {"direct": VERMILION, "direct_more": GREY, "pd": BLUE}
 
+MOST, MORE = COURSES["direct"].epochs[1], COURSES["direct_more"].epochs[1]  # epochs of the encoders
+
 INTRODUCTION = f"""# Evidence at convergence
 
 {BUILT}
 
 Prompt Decoupling, `pd`, first tunes prompts of frozen encoders (stage 1), then the encoders behind frozen prompts
-(stage 2). Direct fine-tuning, `direct`, trains the encoders without prompts. The [first study](evidence.md) stopped
-after 360 steps; this one trains until validation no longer improves, or for 60 epochs a stage, with 50 to 400
-identities. It has the same synthetic pedestrians and the same small base, version 2. The
-[protocol](protocol_convergence.md) was committed before the first run. Nothing here is about photographs."""
+(stage 2). Direct fine-tuning, `direct`, trains the encoders without prompts; `direct_more` may do so for as many epochs
+as both stages of `pd` together. The [first study](evidence.md) stopped after 360 steps; this one trains until
+validation no longer improves, or for {MOST} epochs a stage, with 50 to 400 identities. It has the same synthetic
+pedestrians and the same small base, version 2. The [protocol](protocol_convergence.md) was committed before the first
+run. Nothing here is about photographs."""
 
 # What stands above a table, and what is compared with what.
 TABLES = (
     (
-        "With equal epochs of the encoders, at most 60. The rows at 97.5 % are the primary comparison, the others "
-        "exploratory. Rank-1 in percent, mean ± standard deviation over seeds.",
+        f"With the same limit, {MOST} epochs of the encoders. The rows at 97.5 % are the primary comparison, the "
+        "others exploratory. Rank-1 in percent, mean ± standard deviation over seeds.",
         ("pd", "direct"),
     ),
     (
-        "With the epochs of stage 1 for direct fine-tuning too: `direct_more` may train for 120, at a rate of "
-        "its own. Exploratory.",
+        f"With a limit of {MORE} epochs for direct fine-tuning, at a rate tuned for it. Exploratory.",
         ("pd", "direct_more"),
     ),
 )
 
 HOW = f"""\
-- **Data**: 4 drawn images a person, each with 2 captions, {LIMITS.image_size[0]} × {LIMITS.image_size[1]} pixels.
-  Trained on the first *n* of {LIMITS.persons[0]} persons, validated on {LIMITS.persons[1]} others, and tested on
-  {LIMITS.persons[2]} others, once, at the end.
-- **Training**: batches of {LIMITS.batch_size} pairs; the rate warms up over a twelfth of the most epochs and falls to 0
-  as a cosine. A stage ends when validation mAP has not improved for {LIMITS.patience} epochs, or at its most epochs,
-  and keeps the weights of its best epoch.
-- **Rates** were tuned for each arm, on another seed, with 100 identities alone
-  ([rates](convergence_tables.md#rates)). Arms are compared at their own rates.
-- **Intervals**: of the difference in Rank-1, paired by seed and person, from a bootstrap that draws seeds, and persons
-  within each.
-- **Epochs, steps and time**: arms may use equally many epochs, and each stage ends when it no longer improves. The
-  steps that were used are below: direct fine-tuning left steps, and so time, unused."""
+- **Data**: {LIMITS.images_per_identity} drawn images a person, each with 2 captions,
+  {LIMITS.image_size[0]} × {LIMITS.image_size[1]} pixels. Trained on the first *n* of {LIMITS.persons[0]} persons,
+  validated on {LIMITS.persons[1]} others, and tested on {LIMITS.persons[2]} others, once, at the end.
+- **Training**: batches of {LIMITS.batch_size} pairs; the rate warms up over a twelfth of the epoch limit and falls to
+  0 as a cosine. A stage ends when validation mAP has not improved for {LIMITS.patience} epochs, or at its limit, and
+  keeps the weights of its best epoch.
+- **Rates** were tuned per arm on a separate seed, with 100 identities only ([rates](convergence_tables.md#rates)).
+  Arms are compared at their own rates.
+- **Intervals** are bootstrap intervals of the difference in Rank-1, resampling seeds, and then persons within each.
+- **Epochs, steps and time**: arms have equal limits and stop early, so they differ in the steps that they use. Most
+  runs of `direct_more` used less than the limit of `direct`: with it, a longer schedule and another rate are tested
+  more than longer training."""
 
-# What else was asked: where it stands in the appendix, its comparison, and what is said above 0, below and of neither.
+# What else was asked: its title in the appendix, and the comparison that answers it.
 ELSE = (
-    ("what the identity loss adds", "PD", ("pd", "pd_no_id"), "PD without the identity loss"),
-    ("what the decoupling adds", "PD", ("pd", "joint"), "prompts and encoders trained at once"),
-    ("how far prompts alone get", "Four prompts a block alone", ("prompts_4", "zero_shot"), "the untrained model"),
-    ("how far prompts alone get", "Four prompts a block alone", ("prompts_4", "direct"), "direct fine-tuning"),
+    (IDENTITY_LOSS, "PD is", ("pd", "pd_no_id"), "PD without the identity loss"),
+    (DECOUPLING, "PD is", ("pd", "joint"), "prompts and encoders trained at once"),
+    (PROMPTS_ALONE, "Four prompts a block alone are", ("prompts_4", "zero_shot"), "the untrained model"),
+    (PROMPTS_ALONE, "Four prompts a block alone are", ("prompts_4", "direct"), "direct fine-tuning"),
 )
 WAYS = {1: "ahead of", 0: f"{NEITHER} from", -1: "behind"}
 
@@ -104,10 +111,9 @@ class ConvergencePage:
         return "\n".join(filter(None, [first, second, self._trend(), left]))
 
     def _trend(self) -> str:
-        gains = self.found.gains("pd", "direct")
-        if not {50, 400} <= gains.keys():
+        found = self.found.trend()
+        if found is None:
             return ""
-        found = paired_difference(gains[400], gains[50])
         words = {
             1: "With fewer identities PD does worse against direct fine-tuning",
             0: "No dependence on the number of identities was found",
@@ -122,7 +128,9 @@ class ConvergencePage:
         if not shown:
             return ""
         path = draw_curves(self.plots / "convergence.png", shown, COLOURS)
-        return figure(path, "Best validation mAP so far after each epoch, mean over seeds; stage 1 of PD is below 0")
+        return figure(
+            path, "Best validation mAP so far after each epoch, mean over seeds; negative epochs are stage 1 of PD"
+        )
 
     def comparison(self) -> str:
         """The tables of the primary comparison and of that with more epochs."""
@@ -131,20 +139,18 @@ class ConvergencePage:
         return "\n\n".join(["## PD against direct fine-tuning", *shown]) if shown else ""
 
     def what_else(self) -> str:
-        """A sentence for each further question that was run, with its place in the appendix."""
+        """A sentence for each further question that was answered, with its place in the appendix."""
         lines: list[str] = []
         for title, subject, (arm, baseline), other in ELSE:
             found = self.found.differences(arm, baseline)
             if found:
-                verb = "is" if subject == "PD" else "are"
-                said = joined(found, {way: f"{verb} {words}" for way, words in WAYS.items()}, other, brief=True)
-                lines.append(f"- {subject} {said} ([{title}]({_place(title)})).")
+                weak = not_by_seeds_alone(self.found.complete(arm, baseline), [(arm, baseline)])
+                lines.append(_item(title, f"{subject} {joined(found, WAYS, other)}", weak))
         if base := self._better_base():
             lines.append(base)
         if not lines:
             return ""
-        head = "Exploratory, with 95 % intervals: with no true difference, about one in twenty excludes 0."
-        return "\n".join(["## What else was found", "", head, "", *lines])
+        return "\n".join(["## What else was found", "", f"These are {EXPLORATORY}.", "", *lines])
 
     def _better_base(self) -> str:
         found = self.found.differences_from_better_base()
@@ -152,15 +158,15 @@ class ConvergencePage:
         known = {number: change for number, change in changes.items() if change is not None}
         if not known:
             return ""
-        said = joined(found, {way: f"is {words}" for way, words in WAYS.items()}, "direct fine-tuning")
-        ways = {1: "is larger than", 0: f"is {NEITHER} from", -1: "is smaller than"}
+        said = joined(found, WAYS, "direct fine-tuning")
+        ways = {1: "larger than", 0: f"{NEITHER} from", -1: "smaller than"}
         changed = joined(known, ways, "that from version 2")
-        title = "from a better base"
-        return f"- From a better base, PD {said}; the difference {changed} ([{title}]({_place(title)}))."
+        weak = not_by_seeds_alone(self.found.from_better_base, [("pd", "direct")])
+        return _item(BETTER_BASE, f"From a better base, PD is {said}; the difference is {changed}", weak)
 
     def how(self) -> str:
         """Data, training and statistics, and the steps that were used."""
-        results = {number: found for number, found in self.found.from_version_2.items() if found}
+        results = self.found.from_version_2
         if not results:
             return ""
         table = steps_table(results, PRIMARY[1:])
@@ -184,12 +190,13 @@ class ConvergencePage:
     def text(self) -> str:
         """The whole page."""
         blocks = [INTRODUCTION, "## What was found", self.answer(), self.curves(), self.comparison()]
-        blocks += [self.what_else(), self.how(), self.not_run()]
+        blocks += [self.how(), self.what_else(), self.not_run()]
         return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _place(title: str) -> str:
-    return f"convergence_tables.md#{title.replace(' ', '-')}"
+def _item(title: str, said: str, weak: str) -> str:
+    link = f"[{title[0].lower()}{title[1:]}](convergence_tables.md#{title.lower().replace(' ', '-')})"
+    return f"- {said} ({link}). {weak}".rstrip()
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from comparison import Difference, Results, gains, gather, have_a_pair, paired_difference, rank1_difference
+from comparison import Difference, Results, gains, gather, paired_difference, rank1_difference
 from convergence_plan import LongRun, parts
 
 PRIMARY_LEVEL = 0.975  # two comparisons, so that both hold together at 95 %
@@ -44,15 +44,16 @@ class ConvergenceResults:
         self.from_better_base = self._gather([run for run in runs if run.base != "shipped"])
 
     def _gather(self, runs: list[LongRun]) -> dict[int, Results]:
-        return {
+        every = {
             number: gather([run for run in runs if run.identities == number], self.folder)  # pyright: ignore[reportArgumentType]
             for number in sorted({run.identities for run in runs})
         }
+        return {number: results for number, results in every.items() if results}
 
     def is_complete(self, number: int, arm: str, baseline: str) -> bool:
         """Whether every planned seed has both arms: no sentence is written while some are missing."""
         planned = {run.seed for run in self._shipped if run.identities == number}
-        return bool(planned) and gains(self.from_version_2.get(number, {}), arm, baseline).keys() >= planned
+        return bool(planned) and _shared_seeds(self.from_version_2.get(number, {}), arm, baseline) >= planned
 
     def complete(self, arm: str, baseline: str) -> dict[int, Results]:
         """Results at the numbers of identities where every planned seed has both arms."""
@@ -61,10 +62,6 @@ class ConvergenceResults:
             for number, results in self.from_version_2.items()
             if self.is_complete(number, arm, baseline)
         }
-
-    def gains(self, arm: str, baseline: str) -> dict[int, dict[int, dict[int, float]]]:
-        """Number of identities → seed → person → Rank-1 of `arm` less that of `baseline`, where both are complete."""
-        return {number: gains(results, arm, baseline) for number, results in self.complete(arm, baseline).items()}
 
     def differences(
         self, arm: str, baseline: str, numbers: Iterable[int] | None = None, *, level: float = 0.95
@@ -76,12 +73,19 @@ class ConvergenceResults:
             if numbers is None or number in numbers
         }
 
+    def trend(self) -> Difference | None:
+        """`pd` less `direct` at 400 identities, less that at 50; None where one of them is not complete."""
+        few, many = (gains(self.from_version_2.get(number, {}), "pd", "direct") for number in (50, 400))
+        both = all(self.is_complete(number, "pd", "direct") for number in (50, 400))
+        return paired_difference(many, few) if both else None
+
     def differences_from_better_base(self) -> dict[int, Difference]:
-        """Rank-1 of `pd` less that of `direct` from the better base, by number of identities."""
+        """Rank-1 of `pd` less that of `direct` from the better base, where every planned seed has both."""
+        planned = {run.seed for run in self.parts["better_base"]}
         return {
             number: rank1_difference(results, "pd", "direct")
             for number, results in self.from_better_base.items()
-            if have_a_pair(results, "pd", "direct")
+            if _shared_seeds(results, "pd", "direct") >= planned
         }
 
     def change_from_version_2(self, number: int) -> Difference | None:
@@ -89,3 +93,7 @@ class ConvergenceResults:
         better = gains(self.from_better_base.get(number, {}), "pd", "direct")
         before = gains(self.from_version_2.get(number, {}), "pd", "direct")
         return paired_difference(better, before) if better.keys() & before.keys() else None
+
+
+def _shared_seeds(results: Results, arm: str, baseline: str) -> set[int]:
+    return results.get(arm, {}).keys() & results.get(baseline, {}).keys()

@@ -6,15 +6,13 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-from comparison import Results, mean_and_std
+from comparison import Results, direction_over_seeds, mean_and_std
 from promptreid.evaluation.pictures.canvas import new_figure, save_figure
-from tables import markdown
+from tables import listed, markdown
 
 Entries = list[dict[str, Any]]  # of a run's history
 TABLE_EPOCHS = (1, 2, 3, 5, 10, 20, 40, 60)  # of the encoders
 SENTENCE_EPOCHS = (1, 3, 60)
-# Student's t at 97.5 %, by the number of seeds, of which the protocol has at most five.
-T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def stages_of(history: Iterable[dict[str, Any]]) -> list[Entries]:
@@ -115,20 +113,6 @@ def lead_by_epoch(results: Results, arm: str, baseline: str) -> dict[int, list[f
     return {epoch: [lead[epoch - 1] for lead in leads] for epoch in TABLE_EPOCHS} if leads else {}
 
 
-def sign(values: Sequence[float]) -> int:
-    """1 where the 95 % interval of the mean over seeds, by Student's t, is above 0, -1 where below, else 0.
-
-    Example:
-        >>> sign([0.03, 0.031]), sign([0.03, -0.01]), sign([-0.03])
-        (1, 0, 0)
-    """
-    if len(values) < 2:
-        return 0
-    mean, std = mean_and_std(values)
-    half = T_QUANTILES[len(values)] * std / math.sqrt(len(values))
-    return 0 if abs(mean) <= half else 1 if mean > 0 else -1
-
-
 def lead_section(by_identities: Mapping[int, Results], arm: str, baseline: str) -> str:
     """Who has the better weights after how many epochs of the encoders: sentences and a table; empty without a run.
 
@@ -152,28 +136,18 @@ def lead_section(by_identities: Mapping[int, Results], arm: str, baseline: str) 
 def _lead_cell(values: Sequence[float]) -> str:
     mean, std = mean_and_std(values)
     text = f"{round(100 * mean, 1) + 0.0:+.1f} ± {100 * std:.1f}".replace("-", "−")  # + 0.0: zero has no minus
-    return f"**{text}**" if sign(values) else text
+    return f"**{text}**" if direction_over_seeds(values) else text
 
 
 def lead_sentence(found: Mapping[int, Mapping[int, Sequence[float]]], epoch: int, arm: str, baseline: str) -> str:
     """Who leads after an epoch, and at which numbers of identities."""
     leading: dict[str, list[str]] = {arm: [], baseline: []}
     for number, leads in found.items():
-        if sign(leads[epoch]):
-            leading[arm if sign(leads[epoch]) > 0 else baseline].append(str(number))
+        if way := direction_over_seeds(leads[epoch]):
+            leading[arm if way > 0 else baseline].append(str(number))
     parts = [f"`{name}` leads at {listed(numbers)} identities" for name, numbers in leading.items() if numbers]
     after = f"after {epoch} {'epoch' if epoch == 1 else 'epochs'} of the encoders"
     return f"{after} {' and '.join(parts) or 'no difference is found at any number of identities'}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a sentence lists them.
-
-    Example:
-        >>> listed(["50"]), listed(["50", "100", "200"])
-        ('50', '50, 100 and 200')
-    """
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def epochs_table(results: Results, most_epochs: Mapping[str, Callable[[str], int]], patience: int) -> str:

@@ -22,6 +22,16 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    Example:
+        >>> listed(["50"]), listed(["50", "100", "200"])
+        ('50', '50, 100 and 200')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def score_table(results: Results, arms: Iterable[str], *, direction: str = "text to image") -> str:
     """For each arm that was run, mean ± standard deviation over seeds of every metric of a direction."""
     rows: list[list[str]] = []

@@ -80,7 +80,7 @@ def test_page_words_each_outcome_as_the_protocol_does(found, tmp_path):
     assert (tmp_path / "convergence.png").is_file()
     assert "| 97.5 % |" in text
     assert "| 100 | 3 ± 0 | 3 ± 0 | 3 ± 0 | 3 ± 0 |" in text
-    assert "No run was cut short" in text
+    assert "No run reached its epoch limit" in text
     appendix = ConvergenceAppendix(page.found, tmp_path).text()
     assert "| `direct` | direct fine tuning | 3.0 ± 0.0 | 3.0 | 0 of 5 |" in appendix
 
@@ -128,6 +128,23 @@ def test_further_questions_have_a_sentence_on_the_page_and_a_table_in_the_append
     assert "`prompts_64` |" not in text.split("## Arms")[0]
 
 
+def test_both_columns_of_a_comparison_are_of_the_seeds_that_both_arms_have():
+    def run(rank1):
+        return {"test": {"rank1": rank1}, "rank1_by_person": {"1": rank1}}
+
+    results = {"pd": {0: run(0.4), 1: run(0.5), 2: run(0.9)}, "joint": {0: run(0.3), 1: run(0.4), 3: run(0.1)}}
+    table = convergence_blocks.comparison_table({100: results}, [("pd", "joint")], levels=False)
+    assert "| 100 | `pd` | 45.00 ± 7.07 | `joint` | 35.00 ± 7.07 | 2 | +10.00 ± 0.00 |" in table
+
+
+def test_page_says_nothing_of_a_better_base_before_its_last_seed(found, tmp_path):
+    scores = {(arm, 100, *base): 0.3 for arm in ("zero_shot", "direct", "pd") for base in ((), ("abcd1234",))}
+    assert "From a better base" in ConvergencePage(found(scores, base="abcd1234"), tmp_path).what_else()
+    (tmp_path / "identities100-base-abcd1234/pd-seed4.json").unlink()
+    again = ConvergenceResults(found({}, base="abcd1234").rates, tmp_path)
+    assert "From a better base" not in ConvergencePage(again, tmp_path).what_else()
+
+
 def test_pages_name_the_runs_that_their_most_epochs_cut_short(found, tmp_path):
     results = found({("direct", 100): 0.3, ("pd", 100): 0.4, ("joint", 100): 0.4}, epochs=60)
     page, appendix = ConvergencePage(results, tmp_path), ConvergenceAppendix(results, tmp_path)
@@ -144,7 +161,7 @@ def test_a_difference_that_few_seeds_alone_do_not_find_is_named():
 
     results = {"pd": {0: run(0.4), 1: run(0.31), 2: run(0.33)}, "joint": {n: run(0.3) for n in range(3)}}
     said = convergence_blocks.not_by_seeds_alone({100: results}, [("pd", "joint")])
-    assert "does not find `pd` less `joint` at 100 identities." in said
+    assert "does not confirm the difference of `pd` less `joint` at 100 identities." in said
     results["pd"] = {0: run(0.32), 1: run(0.325), 2: run(0.33)}
     assert convergence_blocks.not_by_seeds_alone({100: results}, [("pd", "joint")]) == ""
 
