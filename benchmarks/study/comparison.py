@@ -137,9 +137,14 @@ def gather(runs: Iterable[Run], folder: Path) -> Results:
     return dict(results)
 
 
+def shared_seeds(results: Results, arm: str, baseline: str) -> set[int]:
+    """The seeds that both arms were run on."""
+    return results.get(arm, {}).keys() & results.get(baseline, {}).keys()
+
+
 def have_a_pair(results: Results, arm: str, baseline: str) -> bool:
     """Whether there is a seed that both arms were run on."""
-    return bool(results.get(arm, {}).keys() & results.get(baseline, {}).keys())
+    return bool(shared_seeds(results, arm, baseline))
 
 
 def rank1_difference(results: Results, arm: str, baseline: str, *, level: float = 0.95) -> Difference:

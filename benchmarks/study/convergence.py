@@ -322,7 +322,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
             }
         same = [name for name, (given, committed) in kept.items() if given.resolve() == committed.resolve()]
         if same:
-            parser.error(f"--persons and --most-epochs try it out; give {' and '.join(same)} of its own")
+            parser.error(f"--persons and --most-epochs try the study out: give another path with {' and '.join(same)}")
     changes = {"persons": tuple(arguments.persons)} if arguments.persons else {}
     arguments.limits = Limits(most_epochs=arguments.most_epochs, **changes)
     return arguments

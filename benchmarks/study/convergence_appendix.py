@@ -9,19 +9,17 @@ from convergence_blocks import (
     BETTER_BASE,
     BUILT,
     COMMAND,
-    DECOUPLING,
     EXPLORATORY,
-    IDENTITY_LOSS,
-    LIMITS,
     NEITHER,
-    PROMPTS_ALONE,
+    QUESTIONS,
+    Question,
     comparison_table,
-    cut_short,
+    ended_by_limits,
     every,
     not_by_seeds_alone,
     points,
 )
-from convergence_plan import COURSES
+from convergence_plan import COURSES, PRIMARY
 from convergence_results import ConvergenceResults
 from curves import draw_curves, epochs_table, lead_section
 from promptreid.evaluation.pictures.canvas import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
@@ -39,30 +37,6 @@ The further questions of [the study](convergence.md), and all its scores. Compar
 From version 2 at 50, 200 and 400 identities, `zero_shot`, `direct`, `direct_more` and `pd` ran on a GPU; everything
 else ran on CPUs ([why](protocol_convergence.md#notes-after-its-date)). Scores are in percent on the test split: mean ±
 standard deviation over seeds."""
-
-# Title, what the arms are, and what is compared with what.
-QUESTIONS = (
-    (
-        IDENTITY_LOSS,
-        "`pd_no_id` is `pd` with the contrastive loss alone in stage 2. It was tuned later, over more runs, and its "
-        "best [rates](#rates) are lower in both stages: the difference is not that of the loss alone.",
-        (("pd", "pd_no_id"),),
-    ),
-    (
-        DECOUPLING,
-        "`joint` trains prompts and encoders at once, with the losses of stage 2. It was tuned together with "
-        "`pd_no_id`, over more runs than `pd` and `direct` ([rates](#rates)).",
-        (("pd", "joint"), ("joint", "direct")),
-    ),
-    (
-        PROMPTS_ALONE,
-        "Prompts of a frozen model, 4, 16 or 64 a block in both towers, for at most 120 epochs.",
-        (
-            ("prompts_4", "zero_shot"), ("prompts_4", "direct"), ("prompts_16", "prompts_4"),
-            ("prompts_64", "prompts_16"), ("prompts_64", "direct"),
-        ),
-    ),
-)  # fmt: skip
 
 ABOUT_LEADS = """\
 The epochs in this table were chosen after the results were in. It gives the best validation mAP so far of `pd` less
@@ -83,14 +57,14 @@ class ConvergenceAppendix:
         self.found, self.plots = found, plots
         self.results = found.from_version_2
 
-    def question(self, title: str, arms: str, pairs: Sequence[tuple[str, str]]) -> str:
+    def answer(self, question: Question) -> str:
         """What the arms are, their comparisons, and what weakens these; empty for a question that was not run."""
-        table = comparison_table(self.results, pairs, levels=False)
+        table = comparison_table(self.results, question.pairs, levels=False)
         if not table:
             return ""
-        new = dict.fromkeys(arm for pair in pairs for arm in pair if arm not in ("zero_shot", "direct", "pd"))
-        said = " ".join(filter(None, [not_by_seeds_alone(self.results, pairs), cut_short(self.results, new)]))
-        return f"## {title}\n\n{arms}\n\n{table}\n\n{said}"
+        new = dict.fromkeys(arm for pair in question.pairs for arm in pair if arm not in PRIMARY)
+        weak = [not_by_seeds_alone(self.results, question.pairs), ended_by_limits(self.results, new)]
+        return "\n\n".join([f"## {question.title}", question.arms, table, " ".join(filter(None, weak))])
 
     def better_base(self) -> str:
         """The comparison from the better base, and how its difference compares with that from version 2."""
@@ -108,7 +82,9 @@ class ConvergenceAppendix:
         if not rows:
             return ""
         head = ["identities", "`zero_shot`", "`direct`", "`pd`", "seeds", "difference, points", "interval", "verdict"]
-        weak = " ".join([not_by_seeds_alone(shown, [("pd", "direct")]), cut_short(shown, ("direct", "pd"))]).strip()
+        weak = " ".join(
+            [not_by_seeds_alone(shown, [("pd", "direct")]), ended_by_limits(shown, ("direct", "pd"))]
+        ).strip()
         return "\n\n".join(
             [
                 f"## {BETTER_BASE}",
@@ -153,10 +129,9 @@ class ConvergenceAppendix:
         blocks: list[str] = []
         for number, results in self.results.items():
             shown = [arm for arm in COURSES if results.get(arm)]
-            most = {arm: COURSES[arm].most_epochs for arm in shown}
             blocks += [f"## {number} identities", score_table(results, shown)]
             blocks += [score_table(results, shown, direction="image to text")]
-            blocks += [epochs_table(results, most, LIMITS.patience)]
+            blocks += [epochs_table(results, shown)]
         return "\n\n".join(filter(None, blocks))
 
     @staticmethod
@@ -173,7 +148,7 @@ class ConvergenceAppendix:
 
     def text(self) -> str:
         """The whole appendix."""
-        blocks = [INTRODUCTION, self.arms(), *(self.question(*question) for question in QUESTIONS), self.better_base()]
+        blocks = [INTRODUCTION, self.arms(), *map(self.answer, QUESTIONS), self.better_base()]
         blocks += [self.lead(), self.curves(), "" if self.results else "No run has ended yet."]
         return "\n\n".join(filter(None, [*blocks, self.scores(), self.rates()])) + "\n"
 

@@ -1,6 +1,7 @@
 """The sentences and tables that the study's page and its appendix are made of."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from comparison import (
     Difference,
@@ -10,20 +11,68 @@ from comparison import (
     have_a_pair,
     mean_and_std,
     rank1_difference,
+    shared_seeds,
 )
-from convergence_plan import COURSES, Limits
+from convergence_plan import Limits
 from convergence_results import PRIMARY_LEVEL, PRIMARY_NUMBERS
-from curves import is_cut_short, stages_of
+from curves import ended_by_limit, stages_of
 from tables import cell, difference_cells, listed, markdown
 
 COMMAND = "python benchmarks/study/convergence.py run"
 NEITHER = "not significantly different"
 LIMITS = Limits()
-IDENTITY_LOSS, DECOUPLING = "What the identity loss adds", "What the decoupling adds"
-PROMPTS_ALONE, BETTER_BASE = "How far prompts alone get", "From a better base"  # titles of the appendix
+BETTER_BASE = "From a better base"  # title of a section of the appendix
 EXPLORATORY = "exploratory, with 95 % intervals: with no true difference, nominally one in twenty excludes 0"
 BUILT = """*Built by `python benchmarks/study/convergence_page.py` from `benchmarks/results/convergence`; not edited by
 hand.*"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One of the further questions.
+
+    Attributes:
+        title: Of its section in the appendix.
+        arms: What its arms are, and what to know of them.
+        pairs: Arm and baseline of each comparison.
+        sentences: Arm and baseline → how a sentence on the page begins, and what it calls the baseline.
+    """
+
+    title: str
+    arms: str
+    pairs: tuple[tuple[str, str], ...]
+    sentences: Mapping[tuple[str, str], tuple[str, str]]
+
+
+FOUR_PROMPTS = "Four prompts a block alone are"
+QUESTIONS = (
+    Question(
+        "What the identity loss adds",
+        "`pd_no_id` is `pd` with the contrastive loss alone in stage 2. It was tuned later, over more runs, and its "
+        "best [rates](#rates) are lower in both stages: the difference is not that of the loss alone.",
+        (("pd", "pd_no_id"),),
+        {("pd", "pd_no_id"): ("PD is", "PD without the identity loss")},
+    ),
+    Question(
+        "What the decoupling adds",
+        "`joint` trains prompts and encoders at once, with the losses of stage 2. It was tuned together with "
+        "`pd_no_id`, over more runs than `pd` and `direct` ([rates](#rates)).",
+        (("pd", "joint"), ("joint", "direct")),
+        {("pd", "joint"): ("PD is", "prompts and encoders trained at once")},
+    ),
+    Question(
+        "How far prompts alone get",
+        "Prompts of a frozen model, 4, 16 or 64 a block in both towers, for at most 120 epochs.",
+        (
+            ("prompts_4", "zero_shot"), ("prompts_4", "direct"), ("prompts_16", "prompts_4"),
+            ("prompts_64", "prompts_16"), ("prompts_64", "direct"),
+        ),
+        {
+            ("prompts_4", "zero_shot"): (FOUR_PROMPTS, "the untrained model"),
+            ("prompts_4", "direct"): (FOUR_PROMPTS, "direct fine-tuning"),
+        },
+    ),
+)  # fmt: skip
 
 
 def points(found: Difference) -> str:
@@ -79,7 +128,7 @@ def comparison_table(by_identities: Mapping[int, Results], pairs: Iterable[tuple
             if not have_a_pair(results, arm, baseline):
                 continue
             level = PRIMARY_LEVEL if (arm, baseline) == ("pd", "direct") and number in PRIMARY_NUMBERS else 0.95
-            seeds = results[arm].keys() & results[baseline].keys()
+            seeds = shared_seeds(results, arm, baseline)
             one, other = ([results[name][seed]["test"]["rank1"] for seed in seeds] for name in (arm, baseline))
             cells = difference_cells(rank1_difference(results, arm, baseline, level=level), neither=NEITHER)
             row = [str(number), f"`{arm}`", cell(one), f"`{baseline}`", cell(other), *cells]
@@ -106,14 +155,14 @@ def not_by_seeds_alone(by_identities: Mapping[int, Results], pairs: Iterable[tup
     return f"{said} {' or of '.join(places)}."
 
 
-def cut_short(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
-    """Which runs used all epochs of a stage and were still within their patience."""
+def ended_by_limits(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
+    """Which runs used all epochs of a stage and were still within their patience, in a sentence."""
     places: list[str] = []
     for arm in arms:
         counts: list[str] = []
         for number, results in by_identities.items():
             runs = list(results.get(arm, {}).values())
-            cut = sum(_is_cut(run["history"], arm) for run in runs)
+            cut = sum(any(ended_by_limit(arm, entries) for entries in stages_of(run["history"])) for run in runs)
             if cut:
                 counts.append(f"{cut} of {len(runs)} at {number}")
         if counts:
@@ -122,13 +171,6 @@ def cut_short(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:
         return "No run reached its epoch limit while still within patience."
     said = "Some runs reached their epoch limit while still within patience, and more might have helped"
     return f"{said}: {'; '.join(places)}."
-
-
-def _is_cut(history: Iterable[dict[str, object]], arm: str) -> bool:
-    return any(
-        is_cut_short(entries, COURSES[arm].most_epochs(entries[0]["stage"]), LIMITS.patience)
-        for entries in stages_of(history)
-    )
 
 
 def every(by_identities: Mapping[int, Results]) -> Results:

@@ -11,15 +11,13 @@ from convergence_blocks import (
     BETTER_BASE,
     BUILT,
     COMMAND,
-    DECOUPLING,
     EXPLORATORY,
-    IDENTITY_LOSS,
     LIMITS,
     NEITHER,
-    PROMPTS_ALONE,
+    QUESTIONS,
     comparison_table,
-    cut_short,
     direction,
+    ended_by_limits,
     every,
     joined,
     not_by_seeds_alone,
@@ -74,13 +72,6 @@ HOW = f"""\
   runs of `direct_more` used less than the limit of `direct`: with it, a longer schedule and another rate are tested
   more than longer training."""
 
-# What else was asked: its title in the appendix, and the comparison that answers it.
-ELSE = (
-    (IDENTITY_LOSS, "PD is", ("pd", "pd_no_id"), "PD without the identity loss"),
-    (DECOUPLING, "PD is", ("pd", "joint"), "prompts and encoders trained at once"),
-    (PROMPTS_ALONE, "Four prompts a block alone are", ("prompts_4", "zero_shot"), "the untrained model"),
-    (PROMPTS_ALONE, "Four prompts a block alone are", ("prompts_4", "direct"), "direct fine-tuning"),
-)
 WAYS = {1: "ahead of", 0: f"{NEITHER} from", -1: "behind"}
 
 
@@ -141,11 +132,11 @@ class ConvergencePage:
     def what_else(self) -> str:
         """A sentence for each further question that was answered, with its place in the appendix."""
         lines: list[str] = []
-        for title, subject, (arm, baseline), other in ELSE:
-            found = self.found.differences(arm, baseline)
-            if found:
-                weak = not_by_seeds_alone(self.found.complete(arm, baseline), [(arm, baseline)])
-                lines.append(_item(title, f"{subject} {joined(found, WAYS, other)}", weak))
+        for question in QUESTIONS:
+            for pair, (subject, baseline) in question.sentences.items():
+                if found := self.found.differences(*pair):
+                    weak = not_by_seeds_alone(self.found.complete(*pair), [pair])
+                    lines.append(_item(question.title, f"{subject} {joined(found, WAYS, baseline)}", weak))
         if base := self._better_base():
             lines.append(base)
         if not lines:
@@ -161,7 +152,7 @@ class ConvergencePage:
         said = joined(found, WAYS, "direct fine-tuning")
         ways = {1: "larger than", 0: f"{NEITHER} from", -1: "smaller than"}
         changed = joined(known, ways, "that from version 2")
-        weak = not_by_seeds_alone(self.found.from_better_base, [("pd", "direct")])
+        weak = not_by_seeds_alone({n: self.found.from_better_base[n] for n in found}, [("pd", "direct")])
         return _item(BETTER_BASE, f"From a better base, PD is {said}; the difference is {changed}", weak)
 
     def how(self) -> str:
@@ -171,7 +162,7 @@ class ConvergencePage:
             return ""
         table = steps_table(results, PRIMARY[1:])
         made = made_by(every(results), COMMAND, minutes=False)
-        used = f"Steps used, mean ± standard deviation over seeds. {cut_short(results, PRIMARY[1:])}"
+        used = f"Steps used, mean ± standard deviation over seeds. {ended_by_limits(results, PRIMARY[1:])}"
         more = "All scores, epochs, curves and rates: [the appendix](convergence_tables.md)."
         return "\n\n".join(filter(None, ["## How", HOW, used if table else "", table, made, more]))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from comparison import Difference, Results, gains, gather, paired_difference, rank1_difference
+from comparison import Difference, Results, gains, gather, paired_difference, rank1_difference, shared_seeds
 from convergence_plan import LongRun, parts
 
 PRIMARY_LEVEL = 0.975  # two comparisons, so that both hold together at 95 %
@@ -53,7 +53,7 @@ class ConvergenceResults:
     def is_complete(self, number: int, arm: str, baseline: str) -> bool:
         """Whether every planned seed has both arms: no sentence is written while some are missing."""
         planned = {run.seed for run in self._shipped if run.identities == number}
-        return bool(planned) and _shared_seeds(self.from_version_2.get(number, {}), arm, baseline) >= planned
+        return bool(planned) and shared_seeds(self.from_version_2.get(number, {}), arm, baseline) >= planned
 
     def complete(self, arm: str, baseline: str) -> dict[int, Results]:
         """Results at the numbers of identities where every planned seed has both arms."""
@@ -85,7 +85,7 @@ class ConvergenceResults:
         return {
             number: rank1_difference(results, "pd", "direct")
             for number, results in self.from_better_base.items()
-            if _shared_seeds(results, "pd", "direct") >= planned
+            if shared_seeds(results, "pd", "direct") >= planned
         }
 
     def change_from_version_2(self, number: int) -> Difference | None:
@@ -93,7 +93,3 @@ class ConvergenceResults:
         better = gains(self.from_better_base.get(number, {}), "pd", "direct")
         before = gains(self.from_version_2.get(number, {}), "pd", "direct")
         return paired_difference(better, before) if better.keys() & before.keys() else None
-
-
-def _shared_seeds(results: Results, arm: str, baseline: str) -> set[int]:
-    return results.get(arm, {}).keys() & results.get(baseline, {}).keys()

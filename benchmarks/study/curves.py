@@ -1,12 +1,13 @@
 """Learning curves of runs to convergence: validation mAP by epoch, of stages that end at different epochs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 from comparison import Results, direction_over_seeds, mean_and_std
+from convergence_plan import COURSES, Limits
 from promptreid.evaluation.pictures.canvas import new_figure, save_figure
 from tables import listed, markdown
 
@@ -74,16 +75,13 @@ def draw_curves(path: Path, conditions: Mapping[str, Results], colours: Mapping[
         panel.set_title(title, fontsize="medium")
     for panel in panels[len(conditions) :]:
         panel.axis("off")
-    two_stages = any(len(stages_of(run["history"])) > 1 for run in _runs(conditions, colours))
+    runs = [run for results in conditions.values() for arm in colours for run in results.get(arm, {}).values()]
+    two_stages = any(len(stages_of(run["history"])) > 1 for run in runs)
     drawn.supxlabel("epoch; below 0: stage 1" if two_stages else "epoch", fontsize="medium")
     drawn.supylabel("best validation mAP so far, %", fontsize="medium")
     shown = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     drawn.legend(shown.values(), shown.keys(), frameon=False, ncols=len(shown), loc="outside upper center")
     return save_figure(drawn, path)
-
-
-def _runs(conditions: Mapping[str, Results], arms: Iterable[str]) -> list[dict[str, Any]]:
-    return [run for results in conditions.values() for arm in arms for run in results.get(arm, {}).values()]
 
 
 def _draw_panel(axes: Any, results: Results, colours: Mapping[str, str]) -> None:
@@ -150,40 +148,35 @@ def lead_sentence(found: Mapping[int, Mapping[int, Sequence[float]]], epoch: int
     return f"{after} {' and '.join(parts) or 'no difference is found at any number of identities'}"
 
 
-def epochs_table(results: Results, most_epochs: Mapping[str, Callable[[str], int]], patience: int) -> str:
-    """How many epochs each stage used, which was the best, and how many runs were cut short.
-
-    Args:
-        results: Of one condition.
-        most_epochs: Arm → what gives the most epochs of a stage by its name; arms that were not run are left out.
-        patience: Epochs without a better score after which a stage ends.
-    """
+def epochs_table(results: Results, arms: Iterable[str]) -> str:
+    """How many epochs each stage used, which was the best, and how many runs their limit ended."""
     rows: list[list[str]] = []
-    for arm, most in most_epochs.items():
+    for arm in arms:
         stages: dict[str, list[Entries]] = {}
-        for run in results.get(arm, {}).values():
+        for run in results[arm].values():
             for entries in stages_of(run["history"]):
                 stages.setdefault(entries[0]["stage"], []).append(entries)
         for name, runs in stages.items():
             mean, std = mean_and_std([len(entries) for entries in runs])
             best, _ = mean_and_std([best_epoch(entries) for entries in runs])
-            cut = sum(is_cut_short(entries, most(name), patience) for entries in runs)
+            cut = sum(ended_by_limit(arm, entries) for entries in runs)
             rows.append(
                 [f"`{arm}`", name.replace("_", " "), f"{mean:.1f} ± {std:.1f}", f"{best:.1f}", f"{cut} of {len(runs)}"]
             )
-    head = ["arm", "stage", "epochs used", "best epoch", "cut short"]
+    head = ["arm", "stage", "epochs used", "best epoch", "ended by the limit"]
     return markdown(head, rows) if rows else ""
 
 
-def is_cut_short(entries: Entries, most: int, patience: int) -> bool:
-    """Whether a stage used all its epochs and was still within its patience.
+def ended_by_limit(arm: str, entries: Entries) -> bool:
+    """Whether a stage used all the epochs of its arm and was still within its patience.
 
     Example:
-        >>> rising = [{"epoch": n, "scores": {"mAP": n / 10}} for n in (1, 2, 3)]
-        >>> is_cut_short(rising, 3, 2), is_cut_short(rising, 60, 2)
-        (True, False)
+        >>> rising = [{"stage": "joint", "epoch": n, "scores": {"mAP": n / 100}} for n in range(1, 61)]
+        >>> ended_by_limit("joint", rising), ended_by_limit("joint", rising[:59]), ended_by_limit("direct_more", rising)
+        (True, False, False)
     """
-    return len(entries) >= most and len(entries) - best_epoch(entries) < patience
+    within = len(entries) - best_epoch(entries) < Limits().patience
+    return within and len(entries) >= COURSES[arm].most_epochs(entries[0]["stage"])
 
 
 def steps_table(by_identities: Mapping[int, Results], arms: Iterable[str]) -> str:

@@ -197,8 +197,8 @@ def test_tuning_gives_every_arm_the_same_number_of_runs_and_is_not_done_twice(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["run"], "give --results of its own"),
-        (["all", "--results", "own"], "give --tuning-results and --rates of its own"),
+        (["run"], "give another path with --results"),
+        (["all", "--results", "own"], "give another path with --tuning-results and --rates"),
     ],
 )
 def test_trying_out_must_not_write_among_the_committed_results(capsys, words, named):
